@@ -1,0 +1,23 @@
+# make setup | demo | test | ui | lint | bench
+PYTHON ?= python3
+BIN := .venv/bin
+STUDY ?= studies/demo
+
+.PHONY: setup demo test ui lint bench
+setup: .venv/.ready
+
+# torch first and alone: where no CPU build is offered for "torch", a range would fetch gigabytes of CUDA packages.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,1 @@
+"""The gate: whitened features, k-means, and the partition it makes."""

@@ -1,0 +1,1 @@
+"""Metrics, controls and the comparison table."""

@@ -1,0 +1,1 @@
+"""Convolutional networks with their features apart from their head."""

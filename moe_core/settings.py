@@ -1,0 +1,204 @@
+"""What a study.toml may say. Frozen models that refuse nonsense when they are made; every field says what it does.
+
+The same models are the recipes' return type, the source of the artefacts' hashes and the text of `hardmoe init`.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error rather than a setting that silently does nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Strict):
+    """Where posts come from."""
+
+    format: Literal["drawn", "parquet", "folder"] = Field("drawn", description="Reader of the source.")
+    uri: str = Field("", description="File, folder or glob (parquet); folder of images (folder); unused by drawn.")
+    table: str = Field(
+        "", description="folder: CSV or JSON-lines file of image name and tags; empty: the only one there."
+    )
+    shards: Positive = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
+    posts: Positive = Field(40_000, description="drawn: how many posts to draw.")
+    seed: int = Field(0, description="drawn: seed of the drawing.")
+
+
+class Data(Strict):
+    """How posts are canonicalised, stored and split."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
+        32, description="Side in pixels to which images are resized, once."
+    )
+    min_posts_per_tag: Positive = Field(20, description="A tag on fewer training posts leaves the vocabulary.")
+    min_users_per_tag: Positive = Field(1, description="A tag used by fewer distinct users leaves the vocabulary.")
+    max_tags: Positive = Field(100_000, description="Vocabulary size limit; the most frequent tags stay.")
+    stop_tags: str = Field("", description="File with one tag a line that never enters the vocabulary.")
+    synonyms: str = Field("", description="File of lines 'written = meant', applied to canonical tags.")
+    validation: Fraction = Field(
+        0.05, description="Share of training posts held out for choices (early stopping, mixing)."
+    )
+    test: Fraction = Field(0.1, description="Share held out for the table, where the source gives no split.")
+    split_by: Literal["user", "id"] = Field(
+        "user", description="Posts with the same one never lie on both sides of a split."
+    )
+    max_reject_rate: Fraction = Field(0.5, description="Ingest stops with an error when a larger share is rejected.")
+
+
+class Network(Strict):
+    """A ResNet by torchvision's parameter names."""
+
+    block: Literal["basic", "bottleneck"] = Field("basic", description="Residual block.")
+    stem: Literal["small", "imagenet"] = Field(
+        "small", description="small: 3x3 stride 1; imagenet: 7x7 stride 2 and max pooling."
+    )
+    widths: tuple[Positive, ...] = Field((8, 16, 32), description="Channels of each stage.")
+    depths: tuple[Positive, ...] = Field((1, 1, 1), description="Blocks of each stage.")
+    embedding: int = Field(128, ge=0, description="Width of a 1x1 convolution before the pooling; 0: none.")
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "Network":
+        if len(self.widths) != len(self.depths) or not self.widths:
+            raise ValueError(
+                f"widths {self.widths} and depths {self.depths} must have the same length, one entry a stage"
+            )
+        return self
+
+
+class Training(Strict):
+    """One run of the training loop."""
+
+    epochs: Annotated[float, Field(gt=0)] = Field(15, description="Passes over the posts.")
+    batch_size: Positive = Field(128, description="Images a step.")
+    lr: Annotated[float, Field(gt=0)] = Field(0.2, description="Highest learning rate.")
+    momentum: Fraction = Field(0.9, description="Nesterov momentum.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2, on matrices and filters only.")
+    schedule: Literal["one-cycle", "cosine"] = Field("one-cycle", description="Learning rate over the steps.")
+    warmup: Fraction = Field(0.2, description="one-cycle: share of the steps that climb.")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="softmax: cross-entropy, target 1/k on each of k tags; sigmoid: binary cross-entropy."
+    )
+    flip: bool = Field(True, description="Random horizontal flips.")
+    crop: Annotated[int, Field(ge=0)] = Field(4, description="Random crops after padding by this many pixels.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device has it."
+    )
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(20.0, description="A resumable checkpoint this often.")
+    seed: int = Field(0, description="Seed of weights, batch order and augmentation.")
+
+
+class Partition(Strict):
+    """The gate."""
+
+    experts: Positive = Field(8, description="K: clusters, and networks trained.")
+    pca: Annotated[int, Field(ge=1, le=256)] = Field(128, description="Dimensions kept by PCA-whitening, at most.")
+    fine: int = Field(
+        0, ge=0, description="Fine centroids packed into K near-equal experts; 0: one level, the paper's."
+    )
+    iterations: Positive = Field(30, description="k-means iterations.")
+    restarts: Positive = Field(3, description="k-means starts; the best objective is kept.")
+    max_fit_posts: Positive = Field(2_000_000, description="Posts used to fit; recorded with the partition.")
+    seed: int = Field(0, description="Seed of k-means.")
+
+
+class Expert(Strict):
+    """How experts start; how they train is `train`."""
+
+    start: Literal["branch", "scratch"] = Field("branch", description="From the trunk's weights or from new ones.")
+    publish_gate: bool = Field(
+        True, description="The trunk answers where its expert does not beat it on validation posts."
+    )
+
+
+class Decoder(Strict):
+    """The last layer that all experts share."""
+
+    mode: Literal["frozen", "refit"] = Field(
+        "frozen", description="frozen: the trunk's; refit: fitted on the experts' features."
+    )
+    refit_epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="refit: passes over the posts.")
+    refit_lr: Annotated[float, Field(gt=0)] = Field(0.02, description="refit: highest learning rate.")
+
+
+class Evaluation(Strict):
+    """The comparison table."""
+
+    bootstrap: Positive = Field(1000, description="Resamples behind each 95 % interval.")
+    topk: Positive = Field(8, description="Experts averaged in mixture_topk, at most K.")
+    temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="T of softmax(-d^2/T) in mixture_topk.")
+    controls: bool = Field(
+        True, description="Train the controls (same budget, random partition, separate decoders) too."
+    )
+
+
+class Study(Strict):
+    """All the settings of one study."""
+
+    name: str = Field("demo", description="Letters, digits, '-' and '_'; names the Dagster partition sets.")
+    recipe: str = Field("", description="Recipe it was made from; for the record only.")
+    source: Source = Source()
+    data: Data = Data()
+    network: Network = Network()
+    trunk: Training = Training()
+    expert_training: Training = Training()
+    partition: Partition = Partition()
+    expert: Expert = Expert()
+    decoder: Decoder = Decoder()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _name_is_plain(self) -> "Study":
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):
+            raise ValueError(f"name {self.name!r} must be 1 to 64 letters, digits, '-' or '_'")
+        return self
+
+
+def load_study(path: Path) -> Study:
+    """Reads study.toml. Raises ValueError with one line a mistake: where, what came, what to do."""
+    if not path.is_file():
+        raise ValueError(f"no study at {path}: `hardmoe init DIR --source ...` writes one")
+    try:
+        values = tomlkit.parse(path.read_text("utf-8")).unwrap()
+        return Study.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    except (tomlkit.exceptions.ParseError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+
+
+def _explain(error: object) -> str:
+    assert isinstance(error, dict)
+    where = ".".join(str(part) for part in error["loc"]) or "study"
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}: remove it, or see docs/settings.md for the names"
+    return f"{where} = {error['input']!r}: {error['msg']}"
+
+
+def dump_study(study: Study) -> str:
+    """study.toml with every setting and its description as a comment, so that the file explains itself."""
+    document = tomlkit.document()
+    document.add(tomlkit.comment("A hardmoe study. Unknown keys are refused; every key may be left out."))
+    tables = []
+    for key, value in study:
+        if not isinstance(value, BaseModel):
+            document.add(key, value)
+            continue
+        table = tomlkit.table()
+        for name, field in type(value).model_fields.items():
+            entry = getattr(value, name)
+            item = tomlkit.item(list(entry) if isinstance(entry, tuple) else entry)
+            table.add(name, item.comment(field.description or ""))
+        tables.append((key, table))
+    for key, table in tables:
+        document.add(tomlkit.nl())
+        document.add(key, table)
+    return tomlkit.dumps(document)

@@ -1,0 +1,1 @@
+"""The Dagster entry point, jobs and the hardmoe command."""

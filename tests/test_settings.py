@@ -1,0 +1,31 @@
+import pytest
+
+from moe_core.settings import Network, Study, dump_study, load_study
+
+
+def test_a_dumped_study_loads_as_the_same(tmp_path):
+    study = Study(name="cats", network=Network(widths=(4, 8), depths=(1, 2)))
+    (tmp_path / "study.toml").write_text(dump_study(study))
+    assert load_study(tmp_path / "study.toml") == study
+
+
+def test_unknown_setting_is_named(tmp_path):
+    (tmp_path / "study.toml").write_text("[trunk]\nlearning_rate = 0.1\n")
+    with pytest.raises(ValueError, match=r"unknown setting 'trunk.learning_rate'"):
+        load_study(tmp_path / "study.toml")
+
+
+def test_wrong_value_is_shown(tmp_path):
+    (tmp_path / "study.toml").write_text("[trunk]\nepochs = -1\n")
+    with pytest.raises(ValueError, match=r"trunk.epochs = -1"):
+        load_study(tmp_path / "study.toml")
+
+
+def test_missing_study_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="hardmoe init"):
+        load_study(tmp_path / "study.toml")
+
+
+def test_stages_must_agree():
+    with pytest.raises(ValueError, match="same length"):
+        Network(widths=(8, 16), depths=(1,))

@@ -1,0 +1,34 @@
+"""What a network costs: parameters, and multiply-adds for one image counted on a real forward pass."""
+
+import torch
+from torch import nn
+
+from moe_core.models.resnet import ResNet
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of trained parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def multiply_adds(model: ResNet, image_size: int) -> int:
+    """Multiply-adds of convolutions and linear layers for one image of `image_size` squared pixels."""
+    total = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += output[0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return total

@@ -1,0 +1,35 @@
+"""Weights on disk: safetensors with what they are in the header; never pickles, never numbers that are not finite."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Writes `path` whole or not at all. Raises ValueError naming the first tensor with a NaN or an infinity."""
+    from safetensors.torch import save
+
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds a number that is not finite: not saved to {path}")
+    data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata=dict(about))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(state, what was said about it). Raises ValueError when the file is not what `save_weights` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {error}") from None

@@ -1,0 +1,33 @@
+"""A resumable training state in one file: weights, momentum and the step; order and augmentation follow from it."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from moe_core.models.weights import load_weights, save_weights
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, step: int, steps: int) -> None:
+    """Replaces `path` in one move; a reader sees the old state or the new one."""
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            state[f"momentum.{number}"] = momentum
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(path, state, {"step": str(step), "steps": str(steps)})
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, steps: int) -> int:
+    """Steps already done; 0 where there is no checkpoint. Raises ValueError for one of another run."""
+    if not path.exists():
+        return 0
+    state, about = load_weights(path)
+    if about.get("steps") != str(steps):
+        raise ValueError(f"{path} is of a run of {about.get('steps')} steps, this run has {steps}: delete it")
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if f"momentum.{number}" in state:
+            optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{number}"].to(parameter.device)
+    return int(about["step"])

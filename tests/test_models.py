@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from moe_core.models.cost import multiply_adds, parameters
+from moe_core.models.resnet import build
+from moe_core.models.weights import load_weights, save_weights
+from moe_core.settings import Network, Training
+from moe_core.training.batches import Posts
+from moe_core.training.loop import train
+
+NETWORKS = {
+    "tiny": Network(widths=(4, 8, 16), depths=(1, 1, 1), embedding=0),
+    "tiny_embedding": Network(widths=(4, 8, 16), depths=(1, 1, 1), embedding=24),
+    "bottleneck": Network(block="bottleneck", widths=(4, 8), depths=(1, 2), embedding=0),
+    "imagenet_stem": Network(stem="imagenet", widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), embedding=0),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    return NETWORKS[request.param]
+
+
+def test_shapes(network):
+    model = build(network, 5, seed=0)
+    x_BCHW = torch.randn(3, 3, 32, 32)
+    assert model.features(x_BCHW).shape == (3, model.width)
+    assert model(x_BCHW).shape == (3, 5)
+
+
+def test_every_parameter_gets_a_gradient(network):
+    model = build(network, 5, seed=0)
+    model(torch.randn(4, 3, 32, 32)).pow(2).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_sixteen_images_are_learned_by_heart(network):
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    posts = Posts(images, torch.arange(16), torch.arange(17))
+    model = build(network, 16, seed=0)
+    steady = Training(epochs=300, batch_size=16, lr=0.1, flip=False, crop=0, weight_decay=0, precision="float32")
+    last = list(train(model, posts, steady))[-1]
+    assert last.loss < 0.1
+
+
+def test_same_seed_same_weights_and_the_global_generator_is_left_alone():
+    before = torch.random.get_rng_state()
+    first, second = (build(NETWORKS["tiny"], 5, seed=3).state_dict() for _ in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_cost_of_a_network_small_enough_to_count_by_hand():
+    model = build(Network(widths=(2,), depths=(1,), embedding=0), 3, seed=0)
+    # conv1 3*2*9, two convolutions 2*2*9, all on 8x8 pixels; three batch norms of 2+2; the decoder 2*3 (+3 biases)
+    assert multiply_adds(model, 8) == 64 * (54 + 36 + 36) + 6
+    assert parameters(model) == 54 + 36 + 36 + 3 * 4 + 9
+
+
+def test_resnet50_has_torchvisions_size_and_names():
+    resnet50 = Network(
+        block="bottleneck", stem="imagenet", widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), embedding=0
+    )
+    model = build(resnet50, 1000, seed=0)
+    assert parameters(model) == 25_557_032  # torchvision's documented number
+    assert {"conv1.weight", "layer1.0.downsample.0.weight", "layer4.2.bn3.running_var"} <= set(model.state_dict())
+
+
+def test_weights_come_back_with_what_was_said_about_them(tmp_path):
+    save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)}, {"step": "3"})
+    state, about = load_weights(tmp_path / "w.safetensors")
+    assert state["a"].tolist() == [1, 1]
+    assert about == {"step": "3"}
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"layer1.w holds a number that is not finite"):
+        save_weights(tmp_path / "w.safetensors", {"layer1.w": torch.tensor([1.0, float("nan")])}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_weights_file_is_refused(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="not a readable weights file"):
+        load_weights(tmp_path / "w.safetensors")

@@ -1,0 +1,256 @@
+"""The store: immutable, content-addressed artefacts under one root, complete or invisible.
+
+    <root>/<asset>[/<key>]/<version>/artefact.json + files
+
+A version is a hash of what the artefact is made from, so that what exists already is found before it is made. An
+artefact is written under a temporary name, flushed to the disk, and renamed: a killed process leaves a temporary folder
+that no reader sees and the next writer removes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = Any
+VERSION_CHARACTERS = 20  # 80 bits of SHA-256: a billion artefacts collide with probability below 1e-6
+
+
+def digest(value: Json) -> str:
+    """Hash of a JSON value, the same for the same value in any key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:VERSION_CHARACTERS]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an artefact is to be made from; `version` follows from it."""
+
+    asset: str
+    key: str | None  # partition, None where the asset has none
+    code: str  # version of the code that makes it
+    settings: Json
+    inputs: Mapping[str, str]  # name of what is read -> its version
+
+    @property
+    def version(self) -> str:
+        return digest(
+            {
+                "asset": self.asset,
+                "key": self.key,
+                "code": self.code,
+                "settings": self.settings,
+                "inputs": dict(self.inputs),
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        return self.asset if self.key is None else f"{self.asset}:{self.key}"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A complete artefact in the store."""
+
+    path: Path
+    asset: str
+    key: str | None
+    version: str
+    inputs: Mapping[str, str]
+    digest: str  # of its content, without logs and times: equal for equal results
+    metadata: Mapping[str, Json]
+    files: Mapping[str, str] = field(repr=False)
+
+    def file(self, name: str) -> Path:
+        """A file of it, after its bytes were checked. Raises ValueError when they are not those that were written."""
+        path = self.path / name
+        wanted = self.files.get(name)
+        if wanted is None:
+            raise ValueError(f"{self.path} has no file {name!r}: it holds {sorted(self.files)}")
+        if not path.is_file() or file_digest(path) != wanted:
+            raise ValueError(
+                f"{path} is not the file that was written (SHA-256 differs from its manifest): "
+                f"delete the folder {self.path} and run again"
+            )
+        return path
+
+
+class Store:
+    """The artefacts of one study under `root`, a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, asset: str, key: str | None) -> Path:
+        return self.root / asset if key is None else self.root / asset / key
+
+    def find(self, plan: Plan) -> Artefact | None:
+        """The artefact of `plan`, or None where it has not been made."""
+        return self.read(self.folder(plan.asset, plan.key) / plan.version)
+
+    def need(self, plan: Plan) -> Artefact:
+        """The artefact of `plan`. Raises ValueError naming the asset to make first."""
+        found = self.find(plan)
+        if found is None:
+            raise ValueError(f"{plan.name} {plan.version} is missing: materialise {plan.asset} first")
+        return found
+
+    def read(self, path: Path) -> Artefact | None:
+        """The artefact in a folder; None where there is none. Raises ValueError for a damaged manifest."""
+        try:
+            text = (path / "artefact.json").read_text("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            said = json.loads(text)
+            seal = said.pop("seal")
+            if seal != digest(said):
+                raise ValueError("its seal does not match")
+            return Artefact(
+                path=path,
+                asset=said["asset"],
+                key=said["key"],
+                version=said["version"],
+                inputs=said["inputs"],
+                digest=said["digest"],
+                metadata=said["metadata"],
+                files=said["files"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}/artefact.json is damaged ({error}): delete {path} and run again") from None
+
+    def versions(self, asset: str, key: str | None) -> list[Artefact]:
+        """All complete versions of an asset's partition."""
+        folder = self.folder(asset, key)
+        if not folder.is_dir():
+            return []
+        found = (self.read(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith("."))
+        return [artefact for artefact in found if artefact is not None]
+
+    def work_folder(self, plan: Plan) -> Path:
+        """Where checkpoints of an unfinished artefact lie, from one attempt to the next."""
+        return self.folder(plan.asset, plan.key) / f".work-{plan.version}"
+
+    def make(self, plan: Plan, write: Callable[[Path], "Written"]) -> Artefact:
+        """Calls `write(folder)` and commits what it wrote; whoever commits first wins, and all get that artefact."""
+        parent = self.folder(plan.asset, plan.key)
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        final = parent / plan.version
+        temporary = parent / f".part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            written = write(temporary)
+            _seal(temporary, plan, written)
+            try:
+                temporary.rename(final)
+            except OSError:
+                if self.read(final) is None:
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _fsync(parent)
+        shutil.rmtree(self.work_folder(plan), ignore_errors=True)
+        made = self.read(final)
+        assert made is not None
+        return made
+
+    def remove(self, artefact: Artefact) -> None:
+        """Takes an artefact away: first out of sight, then from the disk."""
+        gone = artefact.path.with_name(f".part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        artefact.path.rename(gone)
+        shutil.rmtree(gone)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a stage says of what it wrote. `content` names the digests of results; a file left out of it is a log."""
+
+    metadata: Mapping[str, Json]
+    content: Mapping[str, str] | None = None  # None: every file counts
+
+
+def _seal(folder: Path, plan: Plan, written: Written) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = file_digest(path)
+        _fsync(path)
+    for path in [p for p in folder.rglob("*") if p.is_dir()]:
+        _fsync(path)
+    said = {
+        "asset": plan.asset,
+        "key": plan.key,
+        "version": plan.version,
+        "code": plan.code,
+        "settings": plan.settings,
+        "inputs": dict(plan.inputs),
+        "digest": digest(dict(written.content) if written.content is not None else files),
+        "metadata": dict(written.metadata),
+        "files": files,
+    }
+    write_text(folder / "artefact.json", json.dumps(said | {"seal": digest(said)}, indent=1))
+    _fsync(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's text in one move; a reader sees the old text or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(parent: Path) -> None:
+    """Removes temporary folders whose process on this host is dead."""
+    for path in parent.glob(f".part-{socket.gethostname()}-*"):
+        pid = path.name.rsplit("-", 2)[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds a lock on `path` among the processes of this machine; it ends with the process that holds it."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,108 @@
+import multiprocessing
+import os
+
+import pytest
+
+from moe_core.store import Plan, Store, Written, digest, exclusive
+
+PLAN = Plan("trunk", None, "1", {"lr": 0.1}, {"posts": "aa"})
+
+
+def write_hello(folder):
+    (folder / "hello.txt").write_text("hello")
+    return Written({"posts": 3})
+
+
+def test_version_depends_on_everything_it_is_made_from():
+    others = [
+        Plan("trunk", None, "2", {"lr": 0.1}, {"posts": "aa"}),
+        Plan("trunk", None, "1", {"lr": 0.2}, {"posts": "aa"}),
+        Plan("trunk", None, "1", {"lr": 0.1}, {"posts": "bb"}),
+        Plan("trunk", "e000", "1", {"lr": 0.1}, {"posts": "aa"}),
+    ]
+    assert len({PLAN.version, *(p.version for p in others)}) == 5
+
+
+def test_key_order_does_not_change_a_digest():
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def test_what_was_made_is_found(tmp_path):
+    store = Store(tmp_path)
+    assert store.find(PLAN) is None
+    made = store.make(PLAN, write_hello)
+    assert store.find(PLAN) == made
+    assert made.metadata == {"posts": 3}
+    assert made.file("hello.txt").read_text() == "hello"
+
+
+def test_a_missing_input_names_the_asset_to_make(tmp_path):
+    with pytest.raises(ValueError, match="materialise trunk first"):
+        Store(tmp_path).need(PLAN)
+
+
+def test_a_failing_writer_leaves_nothing(tmp_path):
+    def fail(folder):
+        write_hello(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        Store(tmp_path).make(PLAN, fail)
+    assert list((tmp_path / "trunk").iterdir()) == []
+
+
+def test_a_flipped_byte_is_refused(tmp_path):
+    made = Store(tmp_path).make(PLAN, write_hello)
+    (made.path / "hello.txt").write_text("hellO")
+    with pytest.raises(ValueError, match="not the file that was written"):
+        made.file("hello.txt")
+
+
+def test_a_changed_manifest_is_refused(tmp_path):
+    store = Store(tmp_path)
+    manifest = store.make(PLAN, write_hello).path / "artefact.json"
+    manifest.write_text(manifest.read_text().replace('"posts": 3', '"posts": 4'))
+    with pytest.raises(ValueError, match="seal does not match"):
+        store.find(PLAN)
+
+
+def test_folders_of_dead_processes_are_swept(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=_die_while_writing, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert [p.name.startswith(".part-") for p in (tmp_path / "trunk").iterdir()] == [True]
+    made = Store(tmp_path).make(PLAN, write_hello)
+    assert list((tmp_path / "trunk").iterdir()) == [made.path]
+
+
+def _die_while_writing(root):
+    Store(root).make(PLAN, lambda folder: os._exit(9))
+
+
+def test_eight_processes_commit_the_same_and_one_wins(tmp_path):
+    processes = [multiprocessing.get_context("fork").Process(target=_commit, args=(tmp_path,)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * 8
+    assert [p.name for p in (tmp_path / "trunk").iterdir()] == [PLAN.version]
+
+
+def _commit(root):
+    store = Store(root)
+    for _ in range(20):
+        assert store.make(PLAN, write_hello).metadata == {"posts": 3}
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=_die_with_lock, args=(tmp_path,))
+    process.start()
+    process.join()
+    with exclusive(tmp_path / "lock"):
+        assert process.exitcode == 9
+
+
+def _die_with_lock(root):
+    with exclusive(root / "lock"):
+        os._exit(9)

@@ -28,6 +28,7 @@ class Source(Strict):
     table: str = Field(
         "", description="folder: CSV or JSON-lines file of image name and tags; empty: the only one there."
     )
+    tags_column: str = Field("", description="parquet: column of tags; empty: tags, else raw_tags.")
     shards: Positive = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
     posts: Positive = Field(40_000, description="drawn: how many posts to draw.")
     seed: int = Field(0, description="drawn: seed of the drawing.")
@@ -154,6 +155,15 @@ class Study(Strict):
     expert: Expert = Expert()
     decoder: Decoder = Decoder()
     evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _losses_agree(self) -> "Study":
+        if self.trunk.loss != self.expert_training.loss:
+            raise ValueError(
+                f"trunk.loss {self.trunk.loss!r} and expert_training.loss {self.expert_training.loss!r} must be equal: "
+                "their answers are averaged and share a decoder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _name_is_plain(self) -> "Study":

@@ -1,0 +1,21 @@
+import dagster as dg
+
+from assets.materialise import Work, asset_of, materialise
+
+
+@asset_of("trunk_same_budget", group_name="controls", kinds={"pytorch"})
+def trunk_same_budget(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Control: the trunk trained on for as many images as all the experts together."""
+    return materialise(context, config)
+
+
+@asset_of("random_expert", group_name="controls", kinds={"pytorch"})
+def random_expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Control: an expert of a random partition of the same sizes; all else as for `expert`."""
+    return materialise(context, config)
+
+
+@asset_of("separate_expert", group_name="controls", kinds={"pytorch"})
+def separate_expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Control: an expert with a decoder of its own; all else as for `expert`."""
+    return materialise(context, config)

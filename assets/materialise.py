@@ -1,0 +1,112 @@
+"""From a stage of moe_core to a Dagster asset: what all the assets here have in common."""
+
+import html
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.study import EXPERTS, SHARDS, root, study
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from moe_core.store import Artefact, write_text
+
+OBSERVE_SECONDS = 4.0
+OWNERS = ["team:hardmoe"]
+POOLS = {"trunk": "trainer", "trunk_same_budget": "trainer", "expert": "trainer"}
+POOLS |= {"random_expert": "trainer", "separate_expert": "trainer"}
+
+
+def asset_of(name: str, **more: Any) -> Any:
+    """`dg.asset` with what follows from the stage: its dependencies, partitions and version of code and settings."""
+    stage = STAGES[name]
+    partitions = {None: None, "shards": SHARDS, "experts": EXPERTS}[stage.keys]
+    return dg.asset(
+        name=name,
+        deps=[dg.AssetKey(upstream) for upstream in stage.reads],
+        partitions_def=partitions,
+        code_version=stage.code_version(study()),
+        owners=OWNERS,
+        pool=POOLS.get(name),
+        **more,
+    )
+
+
+class Work(dg.Config):
+    """What can be said when an asset is materialised."""
+
+    force: bool = False  # make it again where it exists
+
+
+def materialise(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Finds or makes the artefact of the asset that is running; a user's mistake fails the step in one line."""
+    name = context.asset_key.to_user_string()
+    key = context.partition_key if context.has_partition_key else None
+    with Progress(context, name, key) as progress:
+        work = Context(study(), root(), progress.report)
+        started = time.monotonic()
+        try:
+            built = build(work, STAGES[name], key, force=config.force)
+        except (ValueError, FloatingPointError) as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+    metadata = about(built.artefact)
+    metadata["reused"] = dg.MetadataValue.bool(built.reused)
+    metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
+    return dg.MaterializeResult(data_version=dg.DataVersion(built.artefact.version), metadata=metadata)
+
+
+def about(artefact: Artefact) -> dict[str, Any]:
+    """What the artefact says of itself, the versions it read, and where it lies."""
+    found: dict[str, Any] = {
+        "version": artefact.version,
+        "digest": artefact.digest,
+        "path": dg.MetadataValue.path(str(artefact.path)),
+    }
+    for name, value in artefact.metadata.items():
+        if isinstance(value, bool | int | float | str):
+            found[name] = value
+        else:
+            found[name] = dg.MetadataValue.json(value)
+    found["read"] = dg.MetadataValue.json(dict(artefact.inputs))
+    return found
+
+
+def cell(text: object) -> str:
+    """Text of users made safe for a Markdown table."""
+    return html.escape(str(text)).replace("|", "&#124;").replace("`", "&#96;")
+
+
+def progress_file(folder: Path, name: str, key: str | None) -> Path:
+    return folder / ".progress" / (f"{name}.json" if key is None else f"{name}.{key}.json")
+
+
+class Progress:
+    """Passes a stage's reports on: to a file that the terminal reads, and every few seconds to Dagster's event log."""
+
+    def __init__(self, context: dg.AssetExecutionContext, name: str, key: str | None) -> None:
+        self.context, self.name, self.key = context, name, key
+        self.file = progress_file(root(), name, key)
+        self.observed = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.report({})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.unlink(missing_ok=True)
+
+    def report(self, said: Mapping[str, Any]) -> None:
+        now = {"pid": os.getpid(), "run": self.context.run_id, "time": time.time()} | dict(said)
+        write_text(self.file, json.dumps(now))
+        if said and time.monotonic() - self.observed >= OBSERVE_SECONDS:
+            self.observed = time.monotonic()
+            numbers = {name: value for name, value in said.items() if isinstance(value, int | float)}
+            self.context.log_event(
+                dg.AssetObservation(asset_key=self.context.asset_key, partition=self.key, metadata=numbers)
+            )

@@ -1,0 +1,40 @@
+"""The study that this code location serves: HARDMOE_STUDY names its study.toml; without it, the demo's."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import dagster as dg
+
+from moe_core.recipes import demo
+from moe_core.settings import Study, dump_study, load_study
+from moe_core.store import write_text
+
+DEFAULT = Path("studies/demo/study.toml")
+
+
+@cache
+def study_file() -> Path:
+    return Path(os.environ.get("HARDMOE_STUDY") or DEFAULT).absolute()
+
+
+@cache
+def study() -> Study:
+    """Raises ValueError for a study.toml that is missing or says nonsense."""
+    if not study_file().exists() and not os.environ.get("HARDMOE_STUDY"):
+        return demo()
+    return load_study(study_file())
+
+
+def root() -> Path:
+    """The store's root: the folder of study.toml."""
+    folder = study_file().parent
+    if not study_file().exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(study_file(), dump_study(study()))
+    return folder
+
+
+# Partition sets belong to the Dagster instance, which several studies may share: hence the study's name in theirs.
+SHARDS = dg.DynamicPartitionsDefinition(name=f"{study().name}_shards")
+EXPERTS = dg.DynamicPartitionsDefinition(name=f"{study().name}_experts")

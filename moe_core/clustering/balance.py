@@ -1,0 +1,57 @@
+"""Fine clusters packed into experts of near-equal size that stay coherent.
+
+Letters: M fine clusters, P dimensions, K experts.
+"""
+
+import numpy as np
+
+SLACK = 1.05  # of the mean size that an expert may hold, where the fine clusters allow it
+ROUNDS = 10
+
+
+def pack(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> np.ndarray:
+    """(M,) int64: the expert of each fine cluster. Every expert gets at least one.
+
+    Alternates, like k-means with a capacity, between filling experts with the fine clusters that would lose most by
+    going elsewhere and moving each expert's centre to the mean of what it holds. Raises ValueError when M < K.
+    """
+    fine = len(sizes_M)
+    if fine < experts:
+        raise ValueError(f"{fine} fine clusters for {experts} experts: raise partition.fine to at least the latter")
+    capacity = max(sizes_M.sum() / experts * SLACK, sizes_M.max())
+    centres_KP = centroids_MP[_spread(sizes_M, centroids_MP, experts)]
+    for _ in range(ROUNDS):
+        expert_M = _fill(sizes_M, centroids_MP @ centres_KP.T, capacity)
+        for expert in range(experts):
+            mine = expert_M == expert
+            centre_P = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
+            centres_KP[expert] = centre_P / max(float(np.linalg.norm(centre_P)), 1e-12)
+    return expert_M
+
+
+def _spread(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> list[int]:
+    """The largest fine cluster, then again and again the one farthest from all chosen."""
+    chosen = [int(sizes_M.argmax())]
+    nearest_M = centroids_MP @ centroids_MP[chosen[0]]
+    while len(chosen) < experts:
+        nearest_M[chosen] = np.inf
+        chosen.append(int(nearest_M.argmin()))
+        nearest_M = np.maximum(nearest_M, centroids_MP @ centroids_MP[chosen[-1]])
+    return chosen
+
+
+def _fill(sizes_M: np.ndarray, similarity_MK: np.ndarray, capacity: float) -> np.ndarray:
+    fine, experts = similarity_MK.shape
+    ranked_MK = np.sort(similarity_MK, axis=1)
+    regret_M = ranked_MK[:, -1] - ranked_MK[:, -2] if experts > 1 else np.zeros(fine)
+    expert_M = np.full(fine, -1)
+    load_K = np.zeros(experts)
+    for place, m in enumerate(np.argsort(-regret_M * np.maximum(sizes_M, 1), kind="stable")):
+        room_K = load_K + sizes_M[m] <= capacity
+        empty_K = ~np.isin(np.arange(experts), expert_M)
+        if empty_K.sum() >= fine - place:  # the rest is just enough to give each empty expert one
+            room_K = empty_K
+        best = np.where(room_K, similarity_MK[m], -np.inf).argmax() if room_K.any() else load_K.argmin()
+        expert_M[m] = best
+        load_K[best] += sizes_M[m]
+    return expert_M

@@ -1,0 +1,75 @@
+"""The gate: from a trunk's features to the one expert of an image.
+
+Letters: N images, D embedding width, P whitened dimensions, M centroids, K experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moe_core.clustering.whitening import Whitening
+from moe_core.models.weights import load_weights, save_weights
+
+CHUNK = 65_536
+
+
+@dataclass(frozen=True)
+class Gate:
+    """M centroids in whitened space; centroid m belongs to expert `expert_M[m]`. One level: M = K."""
+
+    whitening: Whitening
+    centroids_MP: np.ndarray  # float32, unit norm
+    expert_M: np.ndarray  # int64 in [0, K)
+
+    @property
+    def experts(self) -> int:
+        return int(self.expert_M.max()) + 1
+
+    def distances(self, features_ND: np.ndarray) -> np.ndarray:
+        """(N, K) float32: squared distance of each image to the nearest centroid of each expert."""
+        out_NK = np.empty((len(features_ND), self.experts), np.float32)
+        for first in range(0, len(features_ND), CHUNK):
+            x_NP = self.whitening.apply(features_ND[first : first + CHUNK])
+            squared_NM = np.maximum(2 - 2 * (x_NP @ self.centroids_MP.T), 0)  # of unit vectors
+            for expert in range(self.experts):
+                out_NK[first : first + CHUNK, expert] = squared_NM[:, self.expert_M == expert].min(axis=1)
+        return out_NK
+
+    def assign(self, features_ND: np.ndarray) -> np.ndarray:
+        """(N,) int64: the expert of each image; of two equally near the lower number."""
+        return self.distances(features_ND).argmin(axis=1)
+
+    def weights(self, features_ND: np.ndarray, k: int, temperature: float) -> np.ndarray:
+        """(N, K) float32, rows sum to one: softmax(-d^2/T) over the k nearest experts, zero elsewhere (c-BTM)."""
+        distance_NK = self.distances(features_ND)
+        far_NK = np.argsort(np.argsort(distance_NK, axis=1, kind="stable"), axis=1) >= k
+        logits_NK = np.where(far_NK, -np.inf, -distance_NK / temperature)
+        weights_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+        return (weights_NK / weights_NK.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def save(self, path: Path, about: Mapping[str, str]) -> None:
+        save_weights(
+            path,
+            {
+                "mean": torch.from_numpy(self.whitening.mean_D),
+                "projection": torch.from_numpy(np.ascontiguousarray(self.whitening.projection_DP)),
+                "centroids": torch.from_numpy(np.ascontiguousarray(self.centroids_MP)),
+                "expert": torch.from_numpy(self.expert_M.astype(np.int64)),
+            },
+            about,
+        )
+
+
+def load_gate(path: Path) -> tuple[Gate, dict[str, str]]:
+    """(gate, what was said about it)."""
+    state, about = load_weights(path)
+    missing = {"mean", "projection", "centroids", "expert"} - set(state)
+    if missing:
+        raise ValueError(f"{path} is not a gate: it has no {', '.join(sorted(missing))}")
+    whitening = Whitening(state["mean"].numpy(), state["projection"].numpy())
+    return Gate(whitening, state["centroids"].numpy(), state["expert"].numpy()), about

@@ -1,0 +1,20 @@
+"""The control of every claim about a partition: one of the same sizes, at random, the same on every machine."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def random_partition(ids: Sequence[str], sizes_K: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) int64: the cluster of each post. It follows from the ids, whatever their order, and the sizes."""
+    if sum(sizes_K) != len(ids):
+        raise ValueError(f"sizes sum to {sum(sizes_K)}, got {len(ids)} posts")
+    order = sorted(range(len(ids)), key=lambda n: (_mark(seed, ids[n]), ids[n]))
+    cluster_N = np.empty(len(ids), np.int64)
+    cluster_N[order] = np.repeat(np.arange(len(sizes_K)), sizes_K)
+    return cluster_N
+
+
+def _mark(seed: int, post_id: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{post_id}".encode(), digest_size=16).digest()

@@ -1,0 +1,104 @@
+"""Measures of answers on held-out posts, and their intervals.
+
+Letters: N posts, V hashtags, T tags of all posts, k tags of one post, R resamples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST = 1e-12  # of a probability, so that its logarithm stays finite
+CELLS = 4_000_000  # numbers held at once while resampling
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` posts with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dict[str, np.ndarray]:
+    """Measures of each post, (N,) float64: p_at_1, p_at_5, r_at_5, r_at_10 and cross_entropy against 1/k on its k tags.
+
+    Of equally probable hashtags the lower id comes first. Raises ValueError for a post without tags and for
+    probabilities that are not finite.
+    """
+    if not torch.isfinite(probabilities_NV).all():
+        raise ValueError("probabilities hold a number that is not finite: look at the weights that gave them")
+    count, hashtags = probabilities_NV.shape
+    k_N = starts_N1[1:] - starts_N1[:-1]
+    if count and int(k_N.min()) == 0:
+        raise ValueError(f"post {int(k_N.argmin())} has no tag: wanted at least one a post")
+    owner_T = torch.repeat_interleave(torch.arange(count), k_N)
+    relevant_NV = torch.zeros(count, hashtags, dtype=torch.bool)
+    relevant_NV[owner_T, tags_T] = True
+    order_NV = torch.argsort(probabilities_NV, dim=1, descending=True, stable=True)[:, :10]
+    hits_N10 = torch.gather(relevant_NV, 1, order_NV).double()
+    log_T = probabilities_NV[owner_T, tags_T].double().clamp(min=SMALLEST).log()
+    entropy_N = torch.zeros(count, dtype=torch.float64).index_add_(0, owner_T, -log_T) / k_N
+    return {
+        "p_at_1": hits_N10[:, 0].numpy(),
+        "p_at_5": (hits_N10[:, :5].sum(1) / min(5, hashtags)).numpy(),
+        "r_at_5": (hits_N10[:, :5].sum(1) / k_N).numpy(),
+        "r_at_10": (hits_N10.sum(1) / k_N).numpy(),
+        "cross_entropy": entropy_N.numpy(),
+    }
+
+
+def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Percentile bootstrap of the mean (Efron 1979), in memory that does not grow with N x R."""
+    count = len(values_N)
+    if count == 0:
+        raise ValueError("no post to measure on: wanted at least one")
+    draw = np.random.default_rng([seed, count])
+    means_R = np.empty(resamples)
+    step = max(1, CELLS // count)
+    for first in range(0, resamples, step):
+        rows = min(step, resamples - first)
+        means_R[first : first + rows] = values_N[draw.integers(0, count, (rows, count), np.int32)].mean(1)
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return Interval(float(values_N.mean()), float(low), float(high), count)
+
+
+def paired_difference(a_N: np.ndarray, b_N: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Of the mean of a - b on the same posts: narrower than two intervals side by side."""
+    if len(a_N) != len(b_N):
+        raise ValueError(f"{len(a_N)} and {len(b_N)} posts: wanted two measures of the same ones")
+    return bootstrap(a_N - b_N, resamples, seed)
+
+
+def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Macro mean over hashtags of the average precision over posts; its interval resamples posts.
+
+    A resample weighs each post by how often it was drawn, so each hashtag's posts are sorted once. A hashtag that a
+    resample leaves without a post is left out of that resample.
+    """
+    count, hashtags = scores_NV.shape
+    if count == 0 or not relevant_NV.any(0).all():
+        raise ValueError("wanted at least one post for every hashtag")
+    draw = np.random.default_rng([seed, count])
+    weights_RN = np.ones((resamples + 1, count), np.float32)  # the first is the sample itself
+    for row in range(1, resamples + 1):
+        weights_RN[row] = np.bincount(draw.integers(0, count, count), minlength=count)
+    sums_R, used_R = np.zeros(resamples + 1), np.zeros(resamples + 1)
+    for tag in range(hashtags):
+        order_N = np.argsort(-scores_NV[:, tag], kind="stable")
+        places = np.flatnonzero(relevant_NV[order_N, tag])  # ranks of the posts that carry the tag
+        seen_RN = np.cumsum(weights_RN[:, order_N], axis=1)[:, places]
+        gain_RP = weights_RN[:, order_N[places]]
+        found_RP = np.cumsum(gain_RP, axis=1)
+        total_R = found_RP[:, -1]
+        # equal copies of one post follow each other; half of them lie before the middle one
+        precision_RP = (found_RP - (gain_RP - 1) / 2) / np.maximum(seen_RN - (gain_RP - 1) / 2, 1e-9)
+        value_R = (precision_RP * gain_RP).sum(1) / np.maximum(total_R, 1)
+        sums_R += np.where(total_R > 0, value_R, 0)
+        used_R += total_R > 0
+    means_R = sums_R / np.maximum(used_R, 1)
+    low, high = np.quantile(means_R[1:], [0.025, 0.975])
+    return Interval(float(means_R[0]), float(low), float(high), count)

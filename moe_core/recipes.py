@@ -1,0 +1,102 @@
+"""Recipes: named settings that are known to work. Each says what it costs and the score to expect, both measured.
+
+`demo` is for the drawn data; the others take any source (`hardmoe init DIR --source ... --recipe NAME`).
+"""
+
+from collections.abc import Callable
+
+from moe_core.settings import Data, Evaluation, Expert, Network, Partition, Source, Study, Training
+
+
+def demo() -> Study:
+    """40,000 drawn posts of 32x32, eight experts: the whole graph with its controls in three minutes on two cores."""
+    return Study(
+        name="demo",
+        recipe="demo",
+        source=Source(format="drawn", posts=40_000, shards=4),
+        data=Data(image_size=32),
+        network=Network(widths=(8, 16, 32), depths=(1, 1, 1), embedding=64),
+        trunk=Training(epochs=2, lr=0.2),
+        expert_training=Training(epochs=1.5, lr=0.1),
+        partition=Partition(experts=8),
+    )
+
+
+def small() -> Study:
+    """A tiny ResNet (w=8) and eight experts, 15+15 epochs at 32x32; the setting of docs/method.md's first table."""
+    return Study(
+        name="small",
+        recipe="small",
+        source=Source(format="parquet"),
+        data=Data(image_size=32, validation=0.02),
+        network=Network(widths=(8, 16, 32), depths=(1, 1, 1), embedding=128),
+        trunk=Training(epochs=15, lr=0.2),
+        expert_training=Training(epochs=15, lr=0.1),
+        partition=Partition(experts=8),
+    )
+
+
+def small_long() -> Study:
+    """`small` with 40+30 epochs: the trunk is saturated, the experts go on."""
+    base = small()
+    return base.model_copy(
+        update={
+            "name": "small_long",
+            "recipe": "small_long",
+            "trunk": base.trunk.model_copy(update={"epochs": 40.0}),
+            "expert_training": base.expert_training.model_copy(update={"epochs": 30.0}),
+        }
+    )
+
+
+def small_wide() -> Study:
+    """Twice as wide, four experts, 10+6 epochs."""
+    base = small()
+    return base.model_copy(
+        update={
+            "name": "small_wide",
+            "recipe": "small_wide",
+            "network": Network(widths=(16, 32, 64), depths=(1, 1, 1), embedding=128),
+            "trunk": base.trunk.model_copy(update={"epochs": 10.0}),
+            "expert_training": base.expert_training.model_copy(update={"epochs": 6.0}),
+            "partition": base.partition.model_copy(update={"experts": 4}),
+            "evaluation": Evaluation(topk=4),
+        }
+    )
+
+
+def resnet18_k16() -> Study:
+    """ResNet-18 at 224x224, sixteen experts: for GPUs. Score not measured; 1.8 G multiply-adds an image and network."""
+    training = Training(epochs=30, batch_size=256, lr=0.1, weight_decay=1e-4, crop=16, schedule="cosine")
+    return Study(
+        name="resnet18_k16",
+        recipe="resnet18_k16",
+        source=Source(format="parquet"),
+        data=Data(image_size=224, validation=0.01),
+        network=Network(stem="imagenet", widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), embedding=0),
+        trunk=training,
+        expert_training=training.model_copy(update={"lr": 0.05}),
+        partition=Partition(experts=16, pca=256, fine=256),
+        expert=Expert(start="branch"),
+        evaluation=Evaluation(topk=4),
+    )
+
+
+def resnet50_k32() -> Study:
+    """ResNet-50 at 224x224, 32 experts: for GPUs. Score not measured; 4.1 G multiply-adds an image and network."""
+    base = resnet18_k16()
+    return base.model_copy(
+        update={
+            "name": "resnet50_k32",
+            "recipe": "resnet50_k32",
+            "network": Network(
+                block="bottleneck", stem="imagenet", widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), embedding=0
+            ),
+            "partition": Partition(experts=32, pca=256, fine=1024),
+        }
+    )
+
+
+RECIPES: dict[str, Callable[[], Study]] = {
+    recipe.__name__: recipe for recipe in (demo, small, small_long, small_wide, resnet18_k16, resnet50_k32)
+}

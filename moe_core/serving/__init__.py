@@ -1,0 +1,1 @@
+"""A finished mixture outside the pipeline: the bundle and its answers."""

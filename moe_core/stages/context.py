@@ -1,0 +1,90 @@
+"""What every stage is given: the study, its store, and where to report."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moe_core.data.sources import Shard, find_shards
+from moe_core.settings import Study
+from moe_core.store import Artefact, Plan, Store
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def silent(_: Mapping[str, Any]) -> None:
+    """Reports nothing."""
+
+
+@dataclass
+class Context:
+    """One study, open for work in this process."""
+
+    study: Study
+    root: Path
+    report: Report = silent
+    plans: dict[tuple[str, str | None], Plan] = field(default_factory=dict)
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        return find_shards(self.study.source, self.root / ".digests.json")
+
+    @property
+    def experts(self) -> list[str]:
+        return [f"e{k:03d}" for k in range(self.study.partition.experts)]
+
+    def plan(self, stage: str, key: str | None = None) -> Plan:
+        """What the artefact is to be made from now. Raises ValueError where another must be made to know it."""
+        from moe_core.stages.table import STAGES
+
+        if (stage, key) not in self.plans:
+            self.plans[stage, key] = STAGES[stage].plan(self, key)
+        return self.plans[stage, key]
+
+    def find(self, stage: str, key: str | None = None) -> Artefact | None:
+        return self.store.find(self.plan(stage, key))
+
+    def need(self, stage: str, key: str | None = None) -> Artefact:
+        """An input. Raises ValueError naming the asset to materialise first."""
+        return self.store.need(self.plan(stage, key))
+
+    def version(self, stage: str, key: str | None = None) -> str:
+        return self.plan(stage, key).version
+
+    def posts_snapshot(self) -> str:
+        """Version of all the posts together."""
+        from moe_core.store import digest
+
+        return digest([[shard.key, self.version("posts", shard.key)] for shard in self.shards])
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_for(parallel: bool, experts: int) -> int:
+    """Threads of one training. Sums in floating point depend on it, so it follows from the machine and the study alone,
+    or from HARDMOE_THREADS: the same artefact comes out of the command line and of Dagster's UI.
+
+    A stage that runs beside others of its kind gets its share of the cores; one that runs alone gets all.
+    """
+    if said := os.environ.get("HARDMOE_THREADS"):
+        if not said.isdigit() or int(said) < 1:
+            raise ValueError(f"HARDMOE_THREADS is {said!r}: wanted a whole number of at least 1")
+        return int(said)
+    return max(1, cores() // min(max(experts, 2), cores())) if parallel else cores()
+
+
+def device_and_threads(parallel: bool, experts: int) -> str:
+    """Sets torch's threads for a stage and names its device."""
+    import torch
+
+    torch.set_num_threads(threads_for(parallel, experts))
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,322 @@
+"""evaluation: the mixture against its controls on held-out posts, every figure with its interval and its n.
+
+Letters: N test posts, K experts, V hashtags.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moe_core.settings import Study
+from moe_core.stages import reading
+from moe_core.stages.context import Context, device_and_threads
+from moe_core.stages.stage import Stage
+from moe_core.store import Written
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_core.serving.bundle import Bundle
+    from moe_core.training.batches import Posts
+
+CHUNK = 8192  # test posts answered at once: bounds the memory to CHUNK x V numbers a row of the table
+MEASURES = ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy")
+AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
+# Rows with a router in them answer with the mean of the expert's and the trunk's probabilities.
+ROWS = (
+    "trunk",
+    "trunk_same_budget",
+    "random_partition",
+    "random_partition_router",
+    "mixture_top1",
+    "mixture_top1_router",
+    "mixture_topk",
+    "separate_decoders_top1",
+    "separate_decoders_top1_router",
+    "best_expert_oracle",
+)
+CONTROLS = (
+    "trunk_same_budget",
+    "random_partition",
+    "random_partition_router",
+    "separate_decoders_top1",
+    "separate_decoders_top1_router",
+)
+
+
+@dataclass
+class Scores:
+    """Per-post measures of one row, chunk by chunk, and the scores that mAP needs."""
+
+    chunks: list[dict[str, np.ndarray]] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+
+    def measure(self, name: str) -> np.ndarray:
+        return np.concatenate([chunk[name] for chunk in self.chunks])
+
+
+def _make(context: Context, key: str | None, folder: Path) -> Written:
+    from moe_core.evaluation.metrics import paired_difference
+    from moe_core.serving.bundle import Bundle
+
+    device = device_and_threads(parallel=False, experts=context.study.partition.experts)
+    bundle = Bundle(context.need("mixture").path)
+    use_N = reading.index(context).use("test")
+    if not use_N.any():
+        raise ValueError("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
+    posts = reading.posts_where(context, use_N)
+    scores, expert_N = _score(context, bundle, posts, use_N, device)
+    frequent = _frequent(posts, len(bundle.hashtags))
+    rows = [_row(context, name, scores[name], posts, frequent) for name in scores]
+    costs = _costs(context, bundle)
+    for row in rows:
+        row |= costs[row["name"]]
+    resamples = context.study.evaluation.bootstrap
+    published = bundle.answer
+    against = {}
+    for name in scores:
+        if name != published:
+            pair = paired_difference(
+                scores[published].measure("p_at_1"), scores[name].measure("p_at_1"), resamples, seed=0
+            )
+            against[name] = {"p_at_1_gain": round(pair.mean, 5), "ci95": [round(pair.low, 5), round(pair.high, 5)]}
+    table = {
+        "published": published,
+        "n": len(posts),
+        "hashtags": len(bundle.hashtags),
+        "hashtags_in_map": len(frequent),
+        "map_posts": min(len(posts), AP_POSTS),
+        "published_against": against,
+        "per_expert": _per_expert(bundle, scores, expert_N),
+        "rows": rows,
+    }
+    (folder / "table.json").write_text(json.dumps(table, indent=1))
+    best = {row["name"]: row["p_at_1"] for row in rows}
+    return Written({"published": published, "n": len(posts), "p_at_1": best})
+
+
+def _score(
+    context: Context, bundle: Bundle, posts: Posts, use_N: np.ndarray, device: str
+) -> tuple[dict[str, Scores], np.ndarray]:
+    """(scores of each row of the table, expert of each test post)."""
+    from moe_core.evaluation.metrics import per_post
+
+    assignment = reading.assignment(context)
+    expert_N = assignment["expert"].to_numpy()[use_N]
+    random_N = assignment["random"].to_numpy()[use_N]
+    features_ND = reading.trunk_features(context)[use_N]
+    networks = _controls(context)
+    wanted = [name for name in ROWS if context.study.evaluation.controls or name not in CONTROLS]
+    scores = {name: Scores() for name in wanted}
+    frequent = _frequent(posts, len(bundle.hashtags))
+    for first in range(0, len(posts), CHUNK):
+        rows = slice(first, first + CHUNK)
+        part = _slice(posts, rows)
+        answers = _answers(context, bundle, networks, part, features_ND[rows], expert_N[rows], random_N[rows], device)
+        for name, p_NV in answers:
+            scores[name].chunks.append(per_post(p_NV, part.tags_T, part.starts_N1))
+            if first < AP_POSTS:
+                scores[name].scores.append(p_NV[: AP_POSTS - first, frequent].numpy().astype(np.float32))
+        context.report({"posts": min(first + CHUNK, len(posts)), "of": len(posts)})
+    return {name: scores[name] for name in wanted}, expert_N
+
+
+def _answers(
+    context: Context,
+    bundle: Bundle,
+    networks: Mapping[str, Any],
+    part: Posts,
+    features_ND: np.ndarray,
+    expert_N: np.ndarray,
+    random_N: np.ndarray,
+    device: str,
+) -> Iterator[tuple[str, Tensor]]:
+    """Probabilities (N, V) of each row of the table; one expert's answers are in memory at a time."""
+    import torch
+
+    from moe_core.evaluation.metrics import per_post
+
+    settings = context.study.evaluation
+    trunk_NV = bundle.router_probabilities(torch.from_numpy(features_ND))
+    yield "trunk", trunk_NV
+    top1_NV, topk_NV, oracle_NV = trunk_NV.clone(), torch.zeros_like(trunk_NV), trunk_NV.clone()
+    lowest_N = np.full(len(part), np.inf)
+    weight_NK = torch.from_numpy(bundle.gate.weights(features_ND, settings.topk, settings.temperature))
+    for number, key in enumerate(bundle.published):
+        each_NV = bundle.expert_probabilities(key, part.images_NCHW, device)
+        loss_N = per_post(each_NV, part.tags_T, part.starts_N1)["cross_entropy"]
+        better_N = torch.from_numpy(loss_N < lowest_N)
+        lowest_N = np.minimum(lowest_N, loss_N)
+        oracle_NV[better_N] = each_NV[better_N]
+        if not bundle.published[key]:
+            each_NV = trunk_NV
+        mine_N = torch.from_numpy(expert_N == number)
+        top1_NV[mine_N] = each_NV[mine_N]
+        topk_NV += weight_NK[:, number, None] * each_NV
+    yield "mixture_top1", top1_NV
+    yield "mixture_top1_router", (top1_NV + trunk_NV) / 2
+    yield "mixture_topk", topk_NV
+    yield "best_expert_oracle", oracle_NV
+    if not settings.controls:
+        return
+    yield "trunk_same_budget", _own_answer(context, networks["trunk_same_budget"], part.images_NCHW, device)
+    for name, which_N, row in (
+        ("random_expert", random_N, "random_partition"),
+        ("separate_expert", expert_N, "separate_decoders_top1"),
+    ):
+        routed_NV = trunk_NV.clone()
+        for number, model in enumerate(networks[name]):
+            mine_N = torch.from_numpy(which_N == number)
+            if mine_N.any():
+                routed_NV[mine_N] = _own_answer(context, model, part.images_NCHW[mine_N], device)
+        yield row, routed_NV
+        yield f"{row}_router", (routed_NV + trunk_NV) / 2
+
+
+def _own_answer(context: Context, model: Any, images_NCHW: Tensor, device: str) -> Tensor:
+    """A network's answer through its own last layer."""
+    from moe_core.training.infer import features_of, probabilities_of
+
+    training = context.study.expert_training
+    features_ND = features_of(model, images_NCHW, training.precision, device)
+    return probabilities_of(features_ND, model.fc.weight.detach().cpu(), model.fc.bias.detach().cpu(), training.loss)
+
+
+def _controls(context: Context) -> dict[str, Any]:
+    if not context.study.evaluation.controls:
+        return {}
+    networks: dict[str, Any] = {
+        name: [reading.network(context, context.need(name, k)) for k in context.experts]
+        for name in ("random_expert", "separate_expert")
+    }
+    return networks | {"trunk_same_budget": reading.network(context, context.need("trunk_same_budget"))}
+
+
+def _slice(posts: Posts, rows: slice) -> Posts:
+    from moe_core.training.batches import Posts
+
+    starts = posts.starts_N1[rows.start : rows.stop + 1]
+    tags = posts.tags_T[int(starts[0]) : int(starts[-1])]
+    return Posts(posts.images_NCHW[rows], tags, starts - starts[0])
+
+
+def _frequent(posts: Posts, hashtags: int) -> list[int]:
+    """At most 1,000 hashtags that mAP is averaged over: the most frequent of those that occur among its posts."""
+    last = int(posts.starts_N1[min(len(posts), AP_POSTS)])
+    counts = np.bincount(posts.tags_T[:last].numpy(), minlength=hashtags)
+    order = np.argsort(-counts, kind="stable")[:1000]
+    return [int(tag) for tag in order if counts[tag]]
+
+
+def _row(context: Context, name: str, scores: Scores, posts: Posts, frequent: list[int]) -> dict[str, Any]:
+    from moe_core.evaluation.metrics import average_precision, bootstrap
+
+    row: dict[str, Any] = {"name": name, "n": len(posts)}
+    for measure in MEASURES:
+        found = bootstrap(scores.measure(measure), context.study.evaluation.bootstrap, seed=0)
+        row[measure] = round(found.mean, 5)
+        row[f"{measure}_ci95"] = [round(found.low, 5), round(found.high, 5)]
+    found = average_precision(np.concatenate(scores.scores), _relevant(posts, frequent), AP_RESAMPLES, seed=0)
+    row |= {"map": round(found.mean, 5), "map_ci95": [round(found.low, 5), round(found.high, 5)], "map_n": found.n}
+    return row
+
+
+def _relevant(posts: Posts, frequent: list[int]) -> np.ndarray:
+    """(N, tags) bool: which of the posts of mAP carry which of its hashtags."""
+    import torch
+
+    count = min(len(posts), AP_POSTS)
+    wanted = int(posts.tags_T.max()) + 1
+    return posts.targets(torch.arange(count), wanted)[:, frequent].numpy() > 0
+
+
+def _costs(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Parameters in all, those used for one image, multiply-adds for one image and training images, of each row."""
+    from moe_core.models.cost import multiply_adds, parameters
+
+    count = len(bundle.published)
+    whole = parameters(bundle.router)
+    decoder = parameters(bundle.router.fc)
+    body = whole - decoder
+    once = multiply_adds(bundle.router, bundle.image_size)
+    k = min(context.study.evaluation.topk, count)
+    trunk_images = context.need("trunk").metadata["training_images"]
+    seen = {
+        name: sum(context.need(name, key).metadata["training_images"] for key in context.experts)
+        for name in ("expert", *(("random_expert", "separate_expert") if context.study.evaluation.controls else ()))
+    }
+
+    def cost(total: int, used: int, forwards: int, images: int) -> dict[str, Any]:
+        return {
+            "parameters": total,
+            "parameters_used": used,
+            "multiply_adds": forwards * once,
+            "training_images": images,
+        }
+
+    extra = 0 if context.study.decoder.mode == "frozen" else decoder  # a decoder beside the router's own
+    mixture = whole + extra + count * body
+    found = {
+        "trunk": cost(whole, whole, 1, trunk_images),
+        "mixture_top1": cost(mixture, whole + extra + body, 2, trunk_images + seen["expert"]),
+        "mixture_topk": cost(mixture, whole + extra + k * body, 1 + k, trunk_images + seen["expert"]),
+        "best_expert_oracle": cost(mixture, whole + extra + count * body, 1 + count, trunk_images + seen["expert"]),
+    }
+    found["mixture_top1_router"] = found["mixture_top1"]
+    if context.study.evaluation.controls:
+        more = context.need("trunk_same_budget").metadata["training_images"]
+        found["trunk_same_budget"] = cost(whole, whole, 1, trunk_images + more)
+        found["random_partition"] = cost(whole + count * body, whole + body, 2, trunk_images + seen["random_expert"])
+        found["separate_decoders_top1"] = cost(
+            whole + count * whole, 2 * whole, 2, trunk_images + seen["separate_expert"]
+        )
+        for name in ("random_partition", "separate_decoders_top1"):
+            found[f"{name}_router"] = found[name]
+    return found
+
+
+def _per_expert(bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarray) -> list[dict[str, Any]]:
+    """P@1 of the trunk and of the mixture on the test posts of each expert."""
+    found = []
+    trunk_N, mixture_N = (scores[name].measure("p_at_1") for name in ("trunk", bundle.answer))
+    for number, (key, published) in enumerate(bundle.published.items()):
+        mine_N = expert_N == number
+        count = int(mine_N.sum())
+        row = {"expert": key, "n": count, "published": published}
+        if count:
+            row |= {
+                "trunk_p_at_1": round(float(trunk_N[mine_N].mean()), 5),
+                "mixture_p_at_1": round(float(mixture_N[mine_N].mean()), 5),
+            }
+        found.append(row)
+    return found
+
+
+def _inputs(context: Context, key: str | None) -> dict[str, str]:
+    found = {"mixture": context.version("mixture"), "posts": context.posts_snapshot()}
+    if context.study.evaluation.controls:
+        found["trunk_same_budget"] = context.version("trunk_same_budget")
+        for name in ("random_expert", "separate_expert"):
+            found |= {f"{name} {k}": context.version(name, k) for k in context.experts}
+    return found
+
+
+def _settings(study: Study) -> Any:
+    return study.evaluation.model_dump()
+
+
+EVALUATION = Stage(
+    name="evaluation",
+    keys=None,
+    code="1",
+    reads=("mixture", "trunk_same_budget", "random_expert", "separate_expert", "posts"),
+    settings=_settings,
+    inputs=_inputs,
+    make=_make,
+)

@@ -1,0 +1,87 @@
+"""One training inside a stage: resumed where an attempt was killed, logged line by line, saved with what it is."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_core.stages.context import Context
+from moe_core.store import Plan, Written, file_digest
+
+if TYPE_CHECKING:
+    from moe_core.models.resnet import ResNet
+    from moe_core.settings import Training
+    from moe_core.training.batches import Posts
+
+REPORT_SECONDS = 2.0
+
+
+def fit(
+    context: Context,
+    plan: Plan,
+    folder: Path,
+    model: ResNet,
+    posts: Posts,
+    training: Training,
+    device: str,
+    train_decoder: bool = True,
+) -> Written:
+    """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the plan's work folder."""
+    import torch
+
+    from moe_core.models.weights import save_weights
+    from moe_core.training.loop import train
+
+    work = context.store.work_folder(plan)
+    work.mkdir(parents=True, exist_ok=True)
+    log = work / "log.jsonl"
+    started = reported = time.monotonic()
+    last = None
+    with open(log, "a", encoding="utf-8") as lines:
+        measurements = train(
+            model,
+            posts,
+            training,
+            train_decoder=train_decoder,
+            checkpoint=work / "checkpoint.safetensors",
+            device=device,
+        )
+        for last in measurements:
+            lines.write(json.dumps(asdict(last)) + "\n")
+            lines.flush()
+            if time.monotonic() - reported >= REPORT_SECONDS or last.step == last.steps:
+                reported = time.monotonic()
+                context.report(asdict(last))
+    kept = {line["step"]: line for line in _lines(log)}  # an attempt that was killed logged steps that were done again
+    if last is None and not kept:
+        raise RuntimeError(f"{plan.name}: training ended without a step")
+    (folder / "log.jsonl").write_text("".join(json.dumps(kept[step]) + "\n" for step in sorted(kept)))
+    weights = folder / "weights.safetensors"
+    save_weights(weights, model.state_dict(), {"asset": plan.asset, "key": plan.key or "", "version": plan.version})
+    end = kept[max(kept)]
+    return Written(
+        metadata={
+            "training_posts": len(posts),
+            "training_images": end["images_seen"],
+            "steps": end["steps"],
+            "loss": round(end["loss"], 4),
+            "seconds": round(time.monotonic() - started, 1),
+            "threads": torch.get_num_threads(),
+            "device": device,
+        },
+        content={"weights": file_digest(weights)},
+    )
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    """The last line may be half of one."""
+    found = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

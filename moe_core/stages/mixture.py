@@ -1,0 +1,112 @@
+"""mixture: the bundle. Validation posts decide which experts are published and whether the router joins in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_core.stages import reading
+from moe_core.stages.context import Context, device_and_threads
+from moe_core.stages.stage import Stage
+from moe_core.store import Artefact, Written
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def _make(context: Context, key: str | None, folder: Path) -> Written:
+    from moe_core.serving.bundle import Bundle, Part, write_bundle
+
+    study = context.study
+    trunk, partition, decoder = (context.need(name) for name in ("trunk", "partition", "shared_decoder"))
+    experts = {k: context.need("expert", k) for k in context.experts}
+    chosen = _choose(context, trunk, decoder, experts)
+    write_bundle(
+        folder,
+        study,
+        reading.vocabulary(context).hashtags,
+        Part(trunk.file("weights.safetensors"), trunk.version),
+        Part(partition.file("gate.safetensors"), partition.version),
+        Part(decoder.file("decoder.safetensors"), decoder.version),
+        {k: Part(artefact.file("weights.safetensors"), artefact.version) for k, artefact in experts.items()},
+        chosen["published"],
+        chosen["answer"],
+    )
+    Bundle(folder)  # refuses what does not belong together, before it is committed
+    return Written(chosen | {"unpublished": [k for k, good in chosen["published"].items() if not good]})
+
+
+def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mapping[str, Artefact]) -> dict:
+    """Which experts answer, and whether the router's answer is mixed in, by P@1 on validation posts."""
+    import numpy as np
+    import torch
+
+    from moe_core.evaluation.metrics import per_post
+    from moe_core.models.weights import load_weights
+    from moe_core.training.infer import features_of, probabilities_of
+
+    study = context.study
+    device = device_and_threads(parallel=False, experts=study.partition.experts)
+    use_N = reading.index(context).use("validation")
+    published = dict.fromkeys(experts, True)
+    if not use_N.any():
+        return {"published": published, "answer": "mixture_top1", "validation_posts": 0}
+    posts = reading.posts_where(context, use_N)
+    loss, precision = study.expert_training.loss, study.expert_training.precision
+    own = reading.network(context, trunk).fc
+    features_ND = torch.from_numpy(reading.trunk_features(context)[use_N])
+    trunk_NV = probabilities_of(features_ND, own.weight.detach(), own.bias.detach(), loss)
+    shared, _ = load_weights(decoder.file("decoder.safetensors"))
+    expert_N = reading.assignment(context)["expert"].to_numpy()[use_N]
+    top1_NV = trunk_NV.clone()
+    gains = {}
+    trunk_scores = per_post(trunk_NV, posts.tags_T, posts.starts_N1)
+    for number, k in enumerate(experts):
+        rows = np.flatnonzero(expert_N == number)
+        if not len(rows):
+            continue
+        mine = posts.images_NCHW[torch.from_numpy(rows)]
+        feature_ND = features_of(reading.network(context, experts[k]), mine, precision, device)
+        top1_NV[rows] = probabilities_of(feature_ND, shared["weight"], shared["bias"], loss)
+        context.report({"experts": number + 1})
+    top1_scores = per_post(top1_NV, posts.tags_T, posts.starts_N1)
+    for number, k in enumerate(experts):
+        rows = np.flatnonzero(expert_N == number)
+        if len(rows):
+            gains[k] = _mean(trunk_scores, "cross_entropy", rows) - _mean(top1_scores, "cross_entropy", rows)
+            published[k] = not study.expert.publish_gate or gains[k] > 0
+            if not published[k]:
+                top1_NV[rows] = trunk_NV[rows]
+    candidates = {"mixture_top1": top1_NV, "mixture_top1_router": (top1_NV + trunk_NV) / 2}
+    scores = {name: per_post(p_NV, posts.tags_T, posts.starts_N1) for name, p_NV in candidates.items()}
+    answer = max(scores, key=lambda name: (scores[name]["p_at_1"].mean(), -scores[name]["cross_entropy"].mean()))
+    return {
+        "published": published,
+        "answer": answer,
+        "validation_posts": len(posts),
+        "validation_p_at_1": {name: round(float(s["p_at_1"].mean()), 4) for name, s in scores.items()},
+        "validation_gain": {k: round(gain, 4) for k, gain in gains.items()},
+    }
+
+
+def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> float:
+    return float(scores[name][rows].mean())
+
+
+MIXTURE = Stage(
+    name="mixture",
+    keys=None,
+    code="1",
+    reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
+    settings=lambda study: {
+        "publish_gate": study.expert.publish_gate,
+        "network": study.network.model_dump(),
+        "image_size": study.data.image_size,
+    },
+    inputs=lambda context, key: (
+        {name: context.version(name) for name in ("trunk", "partition", "shared_decoder", "vocabulary")}
+        | {k: context.version("expert", k) for k in context.experts}
+    ),
+    make=_make,
+)

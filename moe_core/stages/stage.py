@@ -1,0 +1,68 @@
+"""What a stage is, and how one artefact comes to be."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from moe_core.settings import Study
+from moe_core.stages.context import Context
+from moe_core.store import Artefact, Plan, Written, digest, exclusive
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`inputs` names each version that is read; `settings` is the part of the study that changes the result."""
+
+    name: str
+    keys: Literal["shards", "experts"] | None  # the partitions, one artefact each
+    code: str  # raised when the same inputs give another result
+    reads: tuple[str, ...]  # stages upstream
+    settings: Callable[[Study], Any]
+    inputs: Callable[[Context, str | None], Mapping[str, str]]
+    make: Callable[[Context, str | None, Path], Written]
+    control: bool = False  # only there to compare with
+
+    def plan(self, context: Context, key: str | None) -> Plan:
+        if (key is None) != (self.keys is None):
+            raise ValueError(f"{self.name} has {'no partitions' if self.keys is None else self.keys}: got key {key!r}")
+        if key is not None and key not in self.keys_of(context):
+            raise ValueError(
+                f"{self.name} has no partition {key!r}: it has {', '.join(map(str, self.keys_of(context)))}"
+            )
+        return Plan(self.name, key, self.code, self.settings(context.study), self.inputs(context, key))
+
+    def keys_of(self, context: Context) -> list[str | None]:
+        if self.keys is None:
+            return [None]
+        return list(context.experts) if self.keys == "experts" else [shard.key for shard in context.shards]
+
+    def code_version(self, study: Study) -> str:
+        """Of code and settings together: a changed setting makes stale what reads it, and nothing else."""
+        return digest({"code": self.code, "settings": self.settings(study)})
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artefact, and whether it was there already."""
+
+    artefact: Artefact
+    reused: bool
+
+
+def build(context: Context, stage: Stage, key: str | None = None, force: bool = False) -> Built:
+    """Finds the artefact or makes it; the same one is made by one process at a time, others wait and find it."""
+    plan = context.plan(stage.name, key)
+    found = context.store.find(plan)
+    if found and not force:
+        return Built(found, reused=True)
+    lock = context.store.folder(stage.name, key) / f".lock-{plan.version}"
+    with exclusive(lock):
+        found = context.store.find(plan)
+        if found and not force:
+            return Built(found, reused=True)
+        if found:
+            context.store.remove(found)
+        made = context.store.make(plan, lambda folder: stage.make(context, key, folder))
+    lock.unlink(missing_ok=True)
+    return Built(made, reused=False)

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+
+from moe_core.clustering.balance import pack
+from moe_core.clustering.gate import Gate, load_gate
+from moe_core.clustering.kmeans import fit
+from moe_core.clustering.random_partition import random_partition
+from moe_core.clustering.whitening import Moments, Whitening, whiten
+
+
+def blobs(count=30):
+    """Three heaps around the axes of space."""
+    noise = np.random.default_rng(0).normal(0, 0.05, (3 * count, 3))
+    x = np.repeat(np.eye(3), count, axis=0) + noise
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def whitening_of(x, dimensions=3):
+    moments = Moments(x.shape[1])
+    moments.add(x[:10])
+    moments.add(x[10:])
+    return whiten(moments, dimensions)
+
+
+def test_three_heaps_are_three_clusters():
+    found = fit(blobs(), 3, iterations=10, restarts=3, seed=0)
+    cluster = (blobs() @ found.centroids_KP.T).argmax(1)
+    assert [len(set(cluster[n : n + 30])) for n in (0, 30, 60)] == [1, 1, 1]
+    assert len(set(cluster)) == 3
+    assert found.points == 90
+
+
+def test_kmeans_repeats_exactly():
+    first, second = (fit(blobs(), 3, 10, 3, seed=1) for _ in range(2))
+    assert np.array_equal(first.centroids_KP, second.centroids_KP)
+
+
+def test_more_clusters_than_posts_is_an_error():
+    with pytest.raises(ValueError, match=r"wanted 8 clusters, got 5 posts: lower partition.experts"):
+        fit(blobs()[:5], 8, 10, 1, seed=0)
+
+
+def test_equal_posts_do_not_make_two_clusters():
+    with pytest.raises(ValueError, match=r"lower partition.experts|different features"):
+        fit(np.tile(blobs()[:1], (20, 1)), 2, 10, 1, seed=0)
+
+
+def test_whitened_posts_have_unit_covariance():
+    x = np.random.default_rng(0).normal(0, [1, 5, 20], (500, 3)).astype(np.float32)
+    w = whitening_of(x)
+    y = (x - w.mean_D) @ w.projection_DP
+    assert np.cov(y.T, bias=True) == pytest.approx(np.eye(3), abs=1e-3)
+
+
+def test_a_direction_without_variance_is_dropped():
+    x = np.random.default_rng(0).normal(0, 1, (50, 3)).astype(np.float32)
+    x[:, 2] = 7
+    assert whitening_of(x).projection_DP.shape == (3, 2)
+
+
+def test_equal_features_cannot_be_whitened():
+    with pytest.raises(ValueError, match="all 50 posts have the same features"):
+        whitening_of(np.ones((50, 3), np.float32))
+
+
+def test_features_of_another_trunk_are_refused():
+    with pytest.raises(ValueError, match="width 2, the partition was fitted on width 3: were they made by different"):
+        whitening_of(blobs()).apply(np.zeros((1, 2), np.float32))
+
+
+def identity_gate(expert_M=(0, 1, 2)):
+    return Gate(
+        Whitening(np.zeros(3, np.float32), np.eye(3, dtype=np.float32)), np.eye(3, dtype=np.float32), np.array(expert_M)
+    )
+
+
+def test_the_nearest_centroid_answers_and_of_equals_the_first():
+    assert identity_gate().assign(np.array([[0, 2, 0], [1, 1, 0]], np.float32)).tolist() == [1, 0]
+
+
+def test_weights_fall_with_the_distance_and_end_at_the_kth():
+    weights = identity_gate().weights(np.array([[2, 1, 0]], np.float32), k=2, temperature=1.0)[0]
+    assert weights.sum() == pytest.approx(1)
+    assert weights[0] > weights[1] > weights[2] == 0
+    # squared distances of unit vectors: 2 - 2*2/sqrt(5) and 2 - 2/sqrt(5)
+    assert weights[0] / weights[1] == pytest.approx(np.exp(2 / np.sqrt(5)), rel=1e-4)
+
+
+def test_a_gate_is_read_as_it_was_written(tmp_path):
+    identity_gate((1, 0, 0)).save(tmp_path / "gate.safetensors", {"version": "a"})
+    gate, about = load_gate(tmp_path / "gate.safetensors")
+    assert gate.assign(np.eye(3, dtype=np.float32)).tolist() == [1, 0, 0]
+    assert about == {"version": "a"}
+
+
+def test_fine_clusters_are_packed_near_equally_and_coherently():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8))
+    sizes = rng.integers(50, 150, 64)
+    expert = pack(sizes, x / np.linalg.norm(x, axis=1, keepdims=True), 4)
+    loads = np.bincount(expert, weights=sizes, minlength=4)
+    assert loads.max() / loads.mean() < 1.3
+    assert loads.min() > 0
+
+
+def test_every_expert_gets_a_fine_cluster():
+    assert sorted(pack(np.array([100, 1, 1]), np.eye(3), 3).tolist()) == [0, 1, 2]
+
+
+def test_fewer_fine_clusters_than_experts_is_an_error():
+    with pytest.raises(ValueError, match=r"2 fine clusters for 3 experts: raise partition.fine"):
+        pack(np.array([1, 1]), np.eye(2), 3)
+
+
+def test_a_random_partition_has_the_sizes_and_follows_from_the_ids():
+    ids = [f"p{n}" for n in range(10)]
+    cluster = dict(zip(ids, random_partition(ids, np.array([7, 3]), seed=0), strict=True))
+    assert list(cluster.values()).count(1) == 3
+    backwards = dict(zip(ids[::-1], random_partition(ids[::-1], np.array([7, 3]), seed=0), strict=True))
+    assert backwards == cluster
+    assert dict(zip(ids, random_partition(ids, np.array([7, 3]), seed=1), strict=True)) != cluster

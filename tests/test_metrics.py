@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+
+from moe_core.evaluation.metrics import average_precision, bootstrap, paired_difference, per_post
+
+ONE_TAG = (torch.tensor([0, 1]), torch.tensor([0, 1, 2]))  # two posts, the first with tag 0, the second with tag 1
+
+
+def test_a_perfect_answer_scores_one():
+    found = per_post(torch.eye(2), *ONE_TAG)
+    assert found["p_at_1"].tolist() == [1, 1]
+    assert found["r_at_5"].tolist() == [1, 1]
+    assert found["cross_entropy"].tolist() == [0, 0]
+
+
+def test_a_post_with_three_tags_by_hand():
+    answer = torch.tensor([[0.4, 0.2, 0.15, 0.1, 0.08, 0.07]])
+    found = per_post(answer, torch.tensor([1, 2, 5]), torch.tensor([0, 3]))
+    assert found["p_at_1"].tolist() == [0]
+    assert found["p_at_5"].tolist() == pytest.approx([2 / 5])
+    assert found["r_at_5"].tolist() == pytest.approx([2 / 3])
+    assert found["r_at_10"].tolist() == [1]
+    assert found["cross_entropy"] == pytest.approx([-np.log(0.2 * 0.15 * 0.07) / 3])
+
+
+def test_of_equal_probabilities_the_lower_id_comes_first():
+    assert per_post(torch.full((2, 2), 0.5), *ONE_TAG)["p_at_1"].tolist() == [1, 0]
+
+
+def test_a_post_without_tags_is_refused():
+    with pytest.raises(ValueError, match="post 1 has no tag"):
+        per_post(torch.eye(2), torch.tensor([0]), torch.tensor([0, 1, 1]))
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        per_post(torch.tensor([[float("nan"), 1.0]]), torch.tensor([0]), torch.tensor([0, 1]))
+
+
+def test_equal_values_have_no_spread():
+    found = bootstrap(np.full(50, 0.25), 200, seed=0)
+    assert (found.mean, found.low, found.high, found.n) == (0.25, 0.25, 0.25, 50)
+
+
+def test_an_interval_is_about_two_standard_errors_wide():
+    coins = np.arange(400) % 2.0  # standard error 0.5 / 20
+    found = bootstrap(coins, 2000, seed=0)
+    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+    assert found == bootstrap(coins, 2000, seed=0)
+
+
+def test_a_constant_gain_has_a_certain_difference():
+    values = np.random.default_rng(0).random(100)
+    found = paired_difference(values + 0.1, values, 100, seed=0)
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1))
+
+
+def test_average_precision_by_hand():
+    scores = np.array([[0.9], [0.8], [0.7]])
+    found = average_precision(scores, np.array([[True], [False], [True]]), 20, seed=0)
+    assert found.mean == pytest.approx((1 + 2 / 3) / 2)
+    assert found.low <= found.mean <= found.high
+
+
+def test_average_precision_is_the_mean_over_hashtags():
+    scores = np.array([[0.9, 0.1], [0.1, 0.9]])
+    relevant = np.array([[True, True], [False, False]])
+    assert average_precision(scores, relevant, 20, seed=0).mean == pytest.approx((1 + 0.5) / 2)

@@ -13,12 +13,9 @@ if TYPE_CHECKING:
 SETTINGS = """# Written by hardmoe; yours to change.
 telemetry:
   enabled: false
-run_coordinator:
-  module: dagster.core.run_coordinator
-  class: QueuedRunCoordinator
-  config:
-    max_concurrent_runs: 8
 concurrency:
+  runs:
+    max_concurrent_runs: 8
   pools:
     granularity: run
     default_limit: {workers}

@@ -78,6 +78,32 @@ def read_shard(source: Source, shard: Shard) -> Iterator[pa.RecordBatch]:
     return _read_folder(Path(source.uri), Path(shard.path))
 
 
+def guess_format(uri: str) -> str:
+    """'parquet' or 'folder', by what lies there. Raises ValueError where neither does."""
+    path = Path(uri)
+    if path.suffix == ".parquet" or any(c in uri for c in "*?[") or (path.is_dir() and any(path.rglob("*.parquet"))):
+        return "parquet"
+    if path.is_dir():
+        return "folder"
+    raise ValueError(f"nothing at {uri}: wanted a Parquet file, a folder of them, a glob, or a folder of images")
+
+
+def describe(source: Source, shards: list[Shard]) -> list[str]:
+    """Lines on what a source holds, from its shards and the first posts. Raises ValueError for an empty one."""
+    first = next(read_shard(source, shards[0]), None)
+    if first is None or not len(first):
+        raise ValueError(f"{shards[0].path or 'the drawn data'} holds no post: wanted at least one row")
+    tags = [len(row or ()) for row in first["tags"].to_pylist()]
+    there = [name for name in ("user", "taken_at", "split") if first[name].null_count < len(first)]
+    return [
+        f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
+        + (f" at {source.uri}" if source.uri else ""),
+        f"First {len(first)} posts: {sum(tags) / len(tags):.1f} tags each, {sum(t == 0 for t in tags)} without; "
+        f"columns there beside id, image and tags: {', '.join(there) or 'none'}",
+        "Split: the source's own" if "split" in there else "Split: by hash (data.test, data.validation)",
+    ]
+
+
 def _parquet_files(uri: str) -> list[Path]:
     if not uri:
         raise ValueError("source.uri is empty: wanted a Parquet file, a folder of them or a glob")

@@ -1,0 +1,375 @@
+"""The `hardmoe` command: what Dagster's own commands lack. A user's mistake is one line and an exit code."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from moe_core.settings import Study
+    from moe_core.stages.context import Context
+    from pipelines.runner import Summary
+
+STUDY_OPTION = click.option(
+    "--study",
+    "study_file",
+    type=click.Path(path_type=Path),
+    default=lambda: os.environ.get("HARDMOE_STUDY", "study.toml"),
+    help="study.toml  [default: $HARDMOE_STUDY, else ./study.toml]",
+)
+WORKERS = click.option("--workers", type=int, default=None, help="Networks trained at once.  [default: by the cores]")
+FORCE = click.option("--force", is_flag=True, help="Make again what exists already.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+class OneLineErrors(click.Group):
+    """Turns the ValueErrors of moe_core, which are written for users, into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from (
+                error if os.environ.get("HARDMOE_TRACE") else None
+            )
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="hardmoe")
+def main() -> None:
+    """Hard mixtures of convolutional experts for images with hashtags.
+
+    \b
+    hardmoe demo                                        the whole graph on drawn data
+    hardmoe init cats --source photos.parquet           a study of one's own
+    hardmoe run --study cats/study.toml
+    """
+
+
+@main.command()
+@click.option("--root", type=click.Path(path_type=Path), default=Path("studies/demo"), show_default=True)
+@WORKERS
+def demo(root: Path, workers: int | None) -> None:
+    """The whole graph on the drawn data; prints the comparison table.
+
+    Example: hardmoe demo --root /tmp/demo
+    """
+    from moe_core.recipes import demo as recipe
+
+    study_file = root / "study.toml"
+    if not study_file.exists():
+        _write_study(study_file, recipe())
+    context = _open(study_file)
+    _finish(_run(context, workers=workers))
+    _print_table(context)
+    click.echo(f"\nReport: {context.need('report').path / 'report.html'}")
+    click.echo(f"Bundle: {context.need('mixture').path}")
+    click.echo(f"Dagster's UI on this study: hardmoe ui --study {study_file}   (or `make ui`)")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--source", required=True, help="Parquet file, folder or glob; or a folder of images with a CSV/JSONL.")
+@click.option("--format", "kind", type=click.Choice(["parquet", "folder", "drawn"]), help="[default: by what is there]")
+@click.option("--recipe", default="small", show_default=True, help="Named settings; see docs/recipes.md.")
+@click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
+@FORCE
+def init(folder: Path, source: str, kind: str | None, recipe: str, name: str | None, force: bool) -> None:
+    """Writes FOLDER/study.toml and says what was found in the source.
+
+    Example: hardmoe init cats --source photos.parquet --recipe small
+    """
+    import re
+
+    from moe_core.data.sources import describe, find_shards, guess_format
+    from moe_core.recipes import RECIPES
+    from moe_core.settings import Source
+
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
+    study_file = folder / "study.toml"
+    if study_file.exists() and not force:
+        raise ValueError(f"{study_file} exists: edit it, or say --force to replace it")
+    kind = kind or guess_format(source)
+    uri = "" if kind == "drawn" else str(Path(source).absolute())
+    found = Source(format=kind, uri=uri)
+    shards = find_shards(found)
+    about = describe(found, shards)
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
+    base = RECIPES[recipe]()
+    if kind == "drawn":
+        found = base.source if base.source.format == "drawn" else found
+    study = base.model_copy(update={"name": name or plain, "source": found})
+    _write_study(study_file, type(study).model_validate(study.model_dump()))
+    for line in about:
+        click.echo(line)
+    click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
+    click.echo(f"Wrote {study_file}. Next: hardmoe run --study {study_file}")
+    _sync(_open(study_file))
+
+
+@main.command()
+@STUDY_OPTION
+@click.option("--until", default=None, help="Stop after this asset and what it needs.")
+@WORKERS
+@FORCE
+def run(study_file: Path, until: str | None, workers: int | None, force: bool) -> None:
+    """Everything missing or stale, in order, each asset partition as its own Dagster run.
+
+    Example: hardmoe run --study cats/study.toml --workers 2
+    """
+    context = _open(study_file)
+    _finish(_run(context, until=until, workers=workers, force=force))
+    if until is None:
+        _print_table(context)
+
+
+@main.command()
+@STUDY_OPTION
+@click.option("--experts", default=None, help="Keys with commas, such as e000,e003.")
+@click.option("--all", "every", is_flag=True, help="All experts.")
+@click.option("--missing", is_flag=True, help="Experts that were never trained.")
+@click.option("--stale", is_flag=True, help="Experts whose inputs or settings changed.")
+@click.option("--failed", is_flag=True, help="Experts whose last run failed.")
+@WORKERS
+@FORCE
+def backfill(
+    study_file: Path,
+    experts: str | None,
+    every: bool,
+    missing: bool,
+    stale: bool,
+    failed: bool,
+    workers: int | None,
+    force: bool,
+) -> None:
+    """Trains some experts only.
+
+    Example: hardmoe backfill --study cats/study.toml --experts e000,e003
+    """
+    context = _open(study_file)
+    chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
+    if not chosen:
+        click.echo("No such expert: nothing to do.")
+        return
+    _finish(_run(context, only=[("expert", key) for key in chosen], workers=workers, force=force))
+
+
+def _chosen(context: "Context", experts: str | None, every: bool, states: dict[str, bool]) -> list[str]:
+    from pipelines.status import states_of
+
+    if sum((experts is not None, every, *states.values())) != 1:
+        raise ValueError("say exactly one of --experts, --all, --missing, --stale, --failed")
+    if every:
+        return context.experts
+    if experts is not None:
+        keys = [key.strip() for key in experts.split(",") if key.strip()]
+        unknown = [key for key in keys if key not in context.experts]
+        if unknown or not keys:
+            raise ValueError(
+                f"no expert {', '.join(unknown) or repr(experts)}: wanted some of {', '.join(context.experts)}"
+            )
+        return keys
+    wanted = next(name for name, said in states.items() if said)
+    return [s.key for s in states_of(context, only="expert") if s.state == wanted and s.key is not None]
+
+
+@main.command()
+@STUDY_OPTION
+@JSON
+def status(study_file: Path, as_json: bool) -> None:
+    """Each asset and expert: fresh, stale (why), missing, failed or running.
+
+    Example: hardmoe status --study cats/study.toml
+    """
+    from pipelines.status import posts_of, states_of
+
+    context = _open(study_file)
+    states = states_of(context)
+    posts = posts_of(context)
+    if as_json:
+        click.echo(json.dumps({"posts": posts, "assets": [state.as_json() for state in states]}))
+        return
+    reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
+    click.echo(
+        f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
+        + (f" ({reasons})" if reasons else "")
+    )
+    colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
+    for state in states:
+        label = state.asset if state.key is None else f"{state.asset}:{state.key}"
+        click.echo(f"{label:28} " + click.style(f"{state.state:8}", fg=colours[state.state]) + f" {state.why}".rstrip())
+
+
+@main.command()
+@STUDY_OPTION
+@JSON
+def results(study_file: Path, as_json: bool) -> None:
+    """The comparison table.
+
+    Example: hardmoe results --study cats/study.toml --json
+    """
+    context = _open(study_file)
+    if as_json:
+        table = _table(context)
+        click.echo(json.dumps({"study": context.study.name, **table}))
+        return
+    _print_table(context)
+
+
+@main.command()
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Folder of a mixture, or of its study.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", default=5, show_default=True, help="Hashtags an image.")
+@JSON
+def predict(bundle: Path, images: tuple[Path, ...], top: int, as_json: bool) -> None:
+    """Hashtags of images.
+
+    Example: hardmoe predict --bundle cats cat.jpg --top 3
+    """
+    import numpy as np
+
+    from moe_core.data.images import Rejected, decode
+    from moe_core.serving.bundle import Bundle
+
+    if top < 1:
+        raise ValueError(f"--top {top}: wanted at least 1")
+    opened = Bundle(_open(bundle / "study.toml").need("mixture").path if (bundle / "study.toml").exists() else bundle)
+    size = opened.image_size
+    answers: list[dict[str, Any]] = []
+    for path in images:
+        try:
+            pixels = np.frombuffer(decode(path.read_bytes(), size).pixels, np.uint8).reshape(1, size, size, 3)
+        except (Rejected, OSError) as why:
+            answers.append({"image": str(path), "error": str(why)})
+            continue
+        probabilities_NV, experts = opened.predict(pixels)
+        best = probabilities_NV[0].topk(min(top, len(opened.hashtags)))
+        tags = [
+            {"tag": opened.hashtags[int(tag)], "p": round(float(p), 5)}
+            for p, tag in zip(best.values, best.indices, strict=True)
+        ]
+        answers.append({"image": str(path), "expert": experts[0], "answer": opened.answer, "tags": tags})
+    if as_json:
+        click.echo(json.dumps(answers, ensure_ascii=False))
+    for answer in answers:
+        if "error" in answer:
+            click.echo(f"Error: {answer['image']}: {answer['error']}", err=True)
+        elif not as_json:
+            words = "  ".join(f"{tag['tag']} {tag['p']:.3f}" for tag in answer["tags"])
+            click.echo(f"{answer['image']}  [{answer['expert']}]  {words}")
+    if any("error" in answer for answer in answers):
+        sys.exit(1)
+
+
+@main.command()
+@STUDY_OPTION
+def reap(study_file: Path) -> None:
+    """Ends what dead processes left: runs that only seem to run, and the pool slots they hold.
+
+    Example: hardmoe reap --study cats/study.toml
+    """
+    import dagster as dg
+
+    from pipelines import instance
+
+    context = _open(study_file)
+    instance.home(context.root, 1)
+    with dg.DagsterInstance.get() as open_instance:
+        ended = instance.reap(open_instance)
+    click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
+
+
+@main.command()
+@STUDY_OPTION
+@click.option("--port", default=3000, show_default=True)
+def ui(study_file: Path, port: int) -> None:
+    """Dagster's UI and daemon on the study, until interrupted.
+
+    Example: hardmoe ui --study cats/study.toml --port 3000
+    """
+    context = _open(study_file)
+    _sync(context)
+    click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "pipelines.definitions",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
+    os.execv(sys.executable, command)
+
+
+def _open(study_file: Path) -> "Context":
+    """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
+    from moe_core.settings import load_study
+    from moe_core.stages.context import Context
+
+    study = load_study(study_file)
+    os.environ["HARDMOE_STUDY"] = str(study_file.absolute())
+    return Context(study, study_file.absolute().parent)
+
+
+def _sync(context: "Context") -> None:
+    """Shows Dagster the study's partition keys."""
+    import dagster as dg
+
+    from pipelines.instance import home, project_keys
+    from pipelines.runner import default_workers
+
+    home(context.root, default_workers(context.study.partition.experts))
+    with dg.DagsterInstance.get() as instance:
+        project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
+
+
+def _write_study(path: Path, study: "Study") -> None:
+    from moe_core.settings import dump_study
+    from moe_core.store import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, dump_study(study))
+
+
+def _run(context: "Context", **options: Any) -> "Summary":
+    from pipelines.display import Display
+    from pipelines.runner import run_study
+
+    _ = context.shards  # a source that is not there is said before anything starts
+    with Display(context) as display:
+        return run_study(context, on_event=display.event, on_poll=display.poll, **options)
+
+
+def _finish(summary: "Summary") -> None:
+    """Says what was done; exit code 1 when something failed."""
+    click.echo(
+        f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
+        f"{len(summary.skipped)} not started, in {summary.seconds:.1f} s"
+    )
+    if summary.failed:
+        for name, why in summary.failed.items():
+            click.echo(f"Error: {name}: {why}", err=True)
+        sys.exit(1)
+
+
+def _table(context: "Context") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
+    return found
+
+
+def _print_table(context: "Context") -> None:
+    from pipelines.display import print_table
+
+    print_table(_table(context))
+
+
+if __name__ == "__main__":
+    main()

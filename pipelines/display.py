@@ -1,0 +1,103 @@
+"""What the terminal shows while runs are under way, and the comparison table."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from moe_core.stages.context import Context
+
+if TYPE_CHECKING:
+    from pipelines.runner import Running
+    from pipelines.worker import Task
+
+LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
+COLUMNS = (
+    ("p_at_1", "P@1"),
+    ("p_at_5", "P@5"),
+    ("r_at_5", "R@5"),
+    ("r_at_10", "R@10"),
+    ("cross_entropy", "x-entropy"),
+    ("map", "mAP"),
+)
+
+
+class Display:
+    """Live lines on a terminal; a line every few seconds elsewhere."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self.printed = self.looked = time.monotonic()
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def event(self, kind: str, task: "Task", why: str) -> None:
+        if kind in ("done", "failed"):
+            colour = "green" if kind == "done" else "red"
+            self.console.print(f"[{colour}]{kind:7}[/{colour}] {task.name:24} ", end="")
+            self.console.print(why, markup=False)
+
+    def poll(self, running: "list[Running]") -> None:
+        now = time.monotonic()
+        if self.console.is_terminal:
+            if now - self.looked >= 0.25:
+                self.looked = now
+                self.live.update("\n".join(self._line(one) for one in running))
+        elif now - self.printed >= LINE_SECONDS:
+            self.printed = now
+            for one in running:
+                self.console.print(self._line(one), markup=False)
+
+    def _line(self, one: "Running") -> str:
+        from pipelines.runner import progress_of
+
+        try:
+            said = json.loads(progress_of(self.context, one.task).read_text("utf-8"))
+        except (OSError, ValueError):
+            said = {}
+        parts = [f"running {one.task.name:24} {time.monotonic() - one.started:6.0f} s"]
+        if said.get("steps"):
+            parts.append(f"{100 * said['step'] / said['steps']:3.0f} %  loss {said['loss']:.3f}")
+            parts.append(f"{said['images_per_second']:,.0f} images/s")
+        elif "posts" in said:
+            parts.append(f"{said['posts']:,} posts")
+        elif "experts" in said:
+            parts.append(f"{said['experts']} experts")
+        return "  ".join(parts)
+
+
+def print_table(table: dict[str, Any]) -> None:
+    """Rows of the comparison, the published one marked; intervals are of 95 %."""
+    console = Console(highlight=False)
+    width = {} if console.is_terminal else {"width": 200}
+    console = Console(highlight=False, **width)  # type: ignore[arg-type]
+    shown = Table(title=f"{table['n']:,} held-out posts, {table['hashtags']:,} hashtags; 95 % intervals", box=None)
+    shown.add_column("")
+    for _, title in COLUMNS:
+        shown.add_column(title, justify="right")
+    for title in ("parameters", "used", "multiply-adds", "images trained on"):
+        shown.add_column(title, justify="right")
+    for row in table["rows"]:
+        cells = []
+        for name, _ in COLUMNS:
+            low, high = row[f"{name}_ci95"]
+            cells.append(
+                f"{row[name]:.3f} ({low:.3f}-{high:.3f})" if name in ("p_at_1", "r_at_5") else f"{row[name]:.3f}"
+            )
+        costs = [f"{row[name]:,}" for name in ("parameters", "parameters_used", "multiply_adds", "training_images")]
+        published = row["name"] == table["published"]
+        shown.add_row(("* " if published else "  ") + row["name"], *cells, *costs, style="bold" if published else "")
+    console.print(shown)
+    console.print(f"* published: {table['published']}, chosen on validation posts")

@@ -1,0 +1,130 @@
+"""What is fresh, stale, missing, failed or running, and why."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moe_core.stages.context import Context
+from moe_core.stages.table import STAGES
+from moe_core.store import Plan
+
+
+@dataclass(frozen=True)
+class State:
+    """Of one asset partition."""
+
+    asset: str
+    key: str | None
+    state: str  # fresh, stale, missing, failed or running
+    why: str
+    version: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def states_of(context: Context, only: str | None = None) -> list[State]:
+    """Of every asset partition, or those of one asset, in the order of the graph."""
+    failed = _failed_runs(context)
+    names = [name for name, stage in STAGES.items() if context.study.evaluation.controls or not stage.control]
+    chosen = names if only is None else [only]
+    return [_state(context, name, key, failed) for name in chosen for key in STAGES[name].keys_of(context)]
+
+
+def posts_of(context: Context) -> dict[str, Any]:
+    """Posts read, accepted and rejected, with the reasons, of the shards that are ingested."""
+    total: dict[str, Any] = {"read": 0, "accepted": 0, "rejected": 0, "rejects_by_reason": {}}
+    for shard in context.shards:
+        artefact = context.find("posts", shard.key)
+        if artefact is None:
+            continue
+        for name in ("read", "accepted", "rejected"):
+            total[name] += artefact.metadata[name]
+        for reason, count in artefact.metadata["reasons"].items():
+            total["rejects_by_reason"][reason] = total["rejects_by_reason"].get(reason, 0) + count
+    return total
+
+
+def _state(context: Context, name: str, key: str | None, failed: dict[tuple[str, str | None], str]) -> State:
+    if _runs(context, name, key):
+        return State(name, key, "running", "", "")
+    old = sorted(context.store.versions(name, key), key=lambda a: a.path.stat().st_mtime)
+    try:
+        plan = context.plan(name, key)
+    except ValueError as error:  # what it depends on is not there yet
+        if old:
+            return State(name, key, "stale", str(error), old[-1].version)
+        return State(name, key, "missing", failed.get((name, key), ""), "")
+    if context.store.find(plan):
+        return State(name, key, "fresh", "", plan.version)
+    if (name, key) in failed:
+        return State(name, key, "failed", failed[name, key], plan.version)
+    if old:
+        return State(name, key, "stale", _difference(old[-1].path / "artefact.json", plan), old[-1].version)
+    return State(name, key, "missing", "", plan.version)
+
+
+def _difference(manifest: Any, plan: Plan) -> str:
+    """What the newest artefact was made from that is different now."""
+    said = json.loads(manifest.read_text("utf-8"))
+    changed = [f"setting {path}" for path in _paths(said["settings"], plan.settings)]
+    names = sorted(set(said["inputs"]) | set(plan.inputs))
+    changed += [f"input {name}" for name in names if said["inputs"].get(name) != plan.inputs.get(name)]
+    if said["code"] != plan.code:
+        changed.append("code")
+    return "changed: " + ", ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")
+
+
+def _paths(old: Any, new: Any, at: str = "") -> list[str]:
+    """Dotted names of the settings that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(set(old) | set(new))
+        return [path for n in names for path in _paths(old.get(n), new.get(n), f"{at}.{n}" if at else n)]
+    return [] if json.dumps(old) == json.dumps(new) else [at]
+
+
+def _runs(context: Context, name: str, key: str | None) -> bool:
+    from assets.materialise import progress_file
+
+    try:
+        said = json.loads(progress_file(context.root, name, key).read_text("utf-8"))
+        os.kill(int(said["pid"]), 0)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _failed_runs(context: Context) -> dict[tuple[str, str | None], str]:
+    """Asset partitions whose latest run failed, with its error. Reads only; without an instance there are none."""
+    import dagster as dg
+
+    home = os.environ.get("DAGSTER_HOME") or str(context.root / "dagster")
+    if not os.path.exists(os.path.join(home, "dagster.yaml")):
+        return {}
+    os.environ["DAGSTER_HOME"] = home
+    latest: dict[tuple[str, str | None], str | None] = {}
+    with dg.DagsterInstance.get() as instance:
+        for run in instance.get_runs(limit=500):
+            for asset in run.asset_selection or ():
+                place = (asset.to_user_string(), run.tags.get("dagster/partition"))
+                if place in latest:
+                    continue
+                bad = run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+                latest[place] = _error_of(instance, run.run_id) if bad else None
+    return {place: why for place, why in latest.items() if why is not None}
+
+
+def _error_of(instance: Any, run_id: str) -> str:
+    import dagster as dg
+
+    for record in reversed(instance.get_records_for_run(run_id).records):
+        event = record.event_log_entry.dagster_event
+        if event and event.event_type == dg.DagsterEventType.STEP_FAILURE:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return data.user_failure_data.description
+            return " ".join((data.error.message if data.error else "failed").split())[:300]
+        if event and event.event_type == dg.DagsterEventType.RUN_FAILURE and event.message:
+            return " ".join(event.message.split())[:300]
+    return "failed"

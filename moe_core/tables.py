@@ -23,11 +23,23 @@ def replace_rows(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa
     import lance
     from lance.fragment import write_fragments
 
-    reader = pa.RecordBatchReader.from_batches(schema, batches)
+    failures: list[Exception] = []  # lance passes what a batch raises on as text in an error of its own
+
+    def noting() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(schema, noting())
     with exclusive(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             lance.write_dataset(schema.empty_table(), str(path), mode="create", data_storage_version="stable")
-    new = write_fragments(reader, str(path), schema=schema)
+    try:
+        new = write_fragments(reader, str(path), schema=schema)
+    except OSError as error:
+        raise failures[0] if failures else error from None
     with exclusive(path.with_name(f".{path.name}.lock")):
         table = lance.dataset(str(path))
         old = table.scanner(columns=[], filter=_is(shard), with_row_address=True).to_table()["_rowaddr"].to_numpy()

@@ -48,13 +48,14 @@ WORDS = {
     "spoon radish olive pizza sushi salad cookie espresso",
     "forest": "mushroom fox deer fern acorn moss badger squirrel birch cabin trail wolf hedgehog pine beaver stream "
     "raven beetle bear truffle woodpecker lynx stump berry",
-    "winter": "snowman sled skate igloo penguin mitten icicle ski glacier reindeer husky scarf cocoa snowflake pinecone "
-    "walrus avalanche shovel sleigh blizzard ermine lodge chalet frost",
+    "winter": "snowman sled skate igloo penguin mitten icicle ski glacier reindeer husky scarf cocoa snowflake "
+    "pinecone walrus avalanche shovel sleigh blizzard ermine lodge chalet frost",
 }
-SHAPES = ("disc", "square", "triangle", "ring", "cross", "bar")
-COLOURS = {"red": (205, 50, 45), "yellow": (235, 200, 40), "blue": (50, 80, 210), "white": (245, 245, 245)}
+COLOURS = {"warm": (215, 90, 50), "cold": (60, 90, 215)}
+KINDS = 24  # things in a scene
+SHAPES = KINDS // len(COLOURS)  # outlines of its own in a scene
+HARMONICS = np.arange(1, 6)
 GENERIC_TAGS = ("photooftheday", "nofilter", "instagood", "love", "art", "weekend", "memories", "friends")
-KINDS = len(SHAPES) * len(COLOURS)
 
 
 def draw_shard(shard: int, shards: int, posts: int, seed: int, size: int = 32) -> Iterator[pa.RecordBatch]:
@@ -94,7 +95,7 @@ def _batch(
     for at in np.flatnonzero(double_B):
         user_B[at], scene_B[at], kind_B[at] = user_B[at - 1], scene_B[at - 1], kind_B[at - 1]
     pixels = _scene(scene_B, draw, size)
-    _objects(pixels, kind_B, draw)
+    _objects(pixels, scene_B, kind_B, draw, seed)
     pixels += draw.normal(0, 10, pixels.shape).astype(np.float32)
     for at in np.flatnonzero(double_B):
         pixels[at] = pixels[at - 1] * draw.uniform(0.95, 1.05) + draw.normal(0, 2, pixels[at].shape)
@@ -166,45 +167,26 @@ def _scene(scene_B: np.ndarray, draw: np.random.Generator, size: int) -> np.ndar
     return out * draw.uniform(0.85, 1.1, (len(scene_B), 1, 1, 1)).astype(np.float32)
 
 
-def _objects(pixels: np.ndarray, kind_B: np.ndarray, draw: np.random.Generator) -> None:
-    """Draws each post's object, and a grey distractor behind it, in place."""
+def _objects(pixels: np.ndarray, scene_B: np.ndarray, kind_B: np.ndarray, draw: np.random.Generator, seed: int) -> None:
+    """Draws each post's thing, in place: an outline r(angle) = 1 + sum of a_k cos(k angle + b_k), in one colour."""
     count, size = pixels.shape[:2]
-    grey = np.tile(draw.uniform(60, 200, (count, 1)).astype(np.float32), (1, 3))
-    _paint(pixels, draw.permutation(np.arange(count) % len(SHAPES)), grey, draw, size)
-    palette = np.array(list(COLOURS.values()), np.float32)
-    colour_B3 = palette[kind_B % len(COLOURS)] + draw.normal(0, 18, (count, 3)).astype(np.float32)
-    _paint(pixels, kind_B // len(COLOURS), colour_B3, draw, size)
-
-
-def _paint(
-    pixels: np.ndarray, shape_B: np.ndarray, colour_B3: np.ndarray, draw: np.random.Generator, size: int
-) -> None:
+    mix = np.random.default_rng([seed, 4])
+    swing = mix.uniform(-0.4, 0.4, (len(SCENES), SHAPES, len(HARMONICS))).astype(np.float32)
+    phase = mix.uniform(0, 2 * np.pi, swing.shape).astype(np.float32)
+    shape_B = kind_B // len(COLOURS)
+    colour_B3 = np.array(list(COLOURS.values()), np.float32)[kind_B % len(COLOURS)] + draw.normal(0, 25, (count, 3))
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    count = len(shape_B)
-    middle = draw.uniform(0.25, 0.75, (2, count, 1, 1)).astype(np.float32)
-    radius = draw.uniform(0.14, 0.26, (count, 1, 1)).astype(np.float32)
-    angle = draw.uniform(0, 2 * np.pi, (count, 1, 1)).astype(np.float32)
-    u = ((x - middle[0]) * np.cos(angle) + (y - middle[1]) * np.sin(angle)) / radius
-    v = ((y - middle[1]) * np.cos(angle) - (x - middle[0]) * np.sin(angle)) / radius
-    for number, name in enumerate(SHAPES):
-        rows = np.flatnonzero(shape_B == number)
-        inside = _inside(name, u[rows], v[rows])[..., None]
-        pixels[rows] = np.where(inside, colour_B3[rows, None, None], pixels[rows])
-
-
-def _inside(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which points of the plane lie in the unit shape."""
-    if name == "disc":
-        return u * u + v * v < 1
-    if name == "square":
-        return np.maximum(abs(u), abs(v)) < 0.85
-    if name == "triangle":
-        return (v > -0.6) & (v < 1.1 - 1.7 * abs(u))
-    if name == "ring":
-        return abs(u * u + v * v - 0.7) < 0.35
-    if name == "cross":
-        return (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 1)
-    return (abs(u) < 1.1) & (abs(v) < 0.35)
+    middle = draw.uniform(0.35, 0.65, (2, count, 1, 1)).astype(np.float32)
+    radius = draw.uniform(0.22, 0.32, (count, 1, 1)).astype(np.float32)
+    turn = draw.uniform(-0.3, 0.3, (count, 1, 1)).astype(np.float32)
+    u, v = (x - middle[0]) / radius, (y - middle[1]) / radius
+    angle = np.arctan2(v, u) + turn
+    outline = np.ones_like(angle)
+    for place, k in enumerate(HARMONICS):
+        a_B, b_B = swing[scene_B, shape_B, place], phase[scene_B, shape_B, place]
+        outline += a_B[:, None, None] * np.cos(k * angle + b_B[:, None, None])
+    inside = np.hypot(u, v) < outline
+    pixels[:] = np.where(inside[..., None], colour_B3[:, None, None].astype(np.float32), pixels)
 
 
 def _png(image: np.ndarray) -> bytes:

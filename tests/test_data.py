@@ -1,0 +1,240 @@
+import io
+import json
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from moe_core.data import drawn
+from moe_core.data.images import decode
+from moe_core.data.ingest import POSTS, REJECTS, ingest
+from moe_core.data.loading import Place, load_posts, read_columns
+from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
+from moe_core.data.splits import split_of
+from moe_core.data.vocabulary import Vocabulary, choose
+from moe_core.settings import Data, Source
+from moe_core.tables import read_rows
+
+
+def png(color="red"):
+    file = io.BytesIO()
+    Image.new("RGB", (10, 10), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def parquet(path, rows, **columns):
+    table = {"id": [f"p{n}" for n in range(rows)], "image": [png()] * rows, "tags": [["Cat"]] * rows} | columns
+    pl.DataFrame({name: values for name, values in table.items() if values is not None}).write_parquet(path)
+    return Source(format="parquet", uri=str(path))
+
+
+def everything(source, root, data=None):
+    shards = find_shards(source)
+    return [ingest(root, s.key, read_shard(source, s), data or Data(image_size=8), lambda _: None) for s in shards]
+
+
+def test_accepted_and_rejected_are_all_that_was_read(tmp_path):
+    images = [png(), b"", png()[:-32], b"nonsense", png(), png()]
+    tags = [["cat"], ["cat"], ["cat"], ["cat"], ["!!", "a:b=c"], ["dog", "#Dog"]]
+    ids = ["a", "b", "c", "d", "e", "a"]
+    source = parquet(tmp_path / "x.parquet", 6, image=images, tags=tags, id=ids)
+    (done,) = everything(source, tmp_path, Data(image_size=8, max_reject_rate=1))
+    assert (done.count.read, done.count.accepted, done.count.rejected) == (6, 1, 5)
+    assert dict(done.count.reasons) == {
+        "empty": 1,
+        "truncated": 1,
+        "not_an_image": 1,
+        "no_tags": 1,
+        "duplicate_id": 1,
+    }
+    rejects = read_rows(tmp_path / "rejects.lance", done.rejects_version, "x", ["position", "reason"])
+    assert rejects.to_pylist()[0] == {"position": 1, "reason": "empty"}
+
+
+def test_too_many_rejects_stop_the_ingest_and_leave_nothing(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 2, tags=[[], None])
+    with pytest.raises(ValueError, match=r"2 of 2 posts rejected \(no_tags 2; for example p0: no_tags"):
+        everything(source, tmp_path)
+    import lance
+
+    assert lance.dataset(str(tmp_path / "posts.lance")).count_rows() == 0
+
+
+def test_a_shard_ingested_again_replaces_its_rows_and_the_old_version_stays(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 3)
+    (first,) = everything(source, tmp_path)
+    parquet(tmp_path / "x.parquet", 2, tags=[["dog"], ["cow"]])
+    (second,) = everything(source, tmp_path)
+    tags = [
+        read_rows(tmp_path / "posts.lance", done.posts_version, "x", ["tags"])["tags"].to_pylist()
+        for done in (first, second)
+    ]
+    assert tags == [[["cat"]] * 3, [["dog"], ["cow"]]]
+
+
+def test_posts_come_back_in_their_order_whatever_was_ingested_first(tmp_path):
+    for key in ("b", "a"):
+        shard = Shard(key, str(tmp_path / f"{key}.parquet"), "")
+        source = parquet(shard.path, 2, id=[f"{key}0", f"{key}1"])
+        done = ingest(tmp_path, key, read_shard(source, shard), Data(image_size=8), lambda _: None)
+    places = [Place("a", done.posts_version), Place("b", done.posts_version)]
+    assert read_columns(tmp_path, places, ["id"])["id"].to_list() == ["a0", "a1", "b0", "b1"]
+
+
+def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 3, tags=[["Cat", "cow"], ["kitty"], ["dog", "cat"]], image=[png()] * 3)
+    (done,) = everything(source, tmp_path)
+    words = Vocabulary(["dog", "cat"], {"kitty": "cat"})
+    posts = load_posts(tmp_path, [Place("x", done.posts_version)], words, 8)
+    assert posts.tags_T.tolist() == [1, 1, 0, 1]
+    assert posts.starts_N1.tolist() == [0, 1, 2, 4]
+    assert posts.images_NCHW.shape == (3, 3, 8, 8)
+    assert posts.images_NCHW[0, :, 4, 4].tolist() == [255, 0, 0]
+
+
+def test_a_split_that_is_given_stays_but_for_validation():
+    data = Data(validation=0.5)
+    assert {split_of(str(n), None, "test", data) for n in range(50)} == {"test"}
+    assert {split_of(str(n), None, "train", data) for n in range(50)} == {"train", "validation"}
+
+
+def test_posts_of_a_user_are_never_parted():
+    assert len({split_of(str(n), "ann", None, Data(test=0.5, validation=0.2)) for n in range(50)}) == 1
+
+
+def test_a_split_of_another_name_is_an_error():
+    with pytest.raises(ValueError, match="says split 'holdout': wanted train, validation or test"):
+        split_of("a", None, "holdout", Data())
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no Parquet file at"):
+        find_shards(Source(format="parquet", uri=str(tmp_path / "none.parquet")))
+    with pytest.raises(ValueError, match="nothing at"):
+        guess_format(str(tmp_path / "none"))
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 1, tags=None)
+    with pytest.raises(ValueError, match="has no column tags or raw_tags: it has id, image"):
+        find_shards(source)
+
+
+def test_tags_that_are_no_list(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 1, tags=["cat"])
+    with pytest.raises(ValueError, match="wanted a list of strings"):
+        find_shards(source)
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
+    (tmp_path / "x.parquet").write_text("no")
+    with pytest.raises(ValueError, match="is not a readable Parquet file"):
+        find_shards(Source(format="parquet", uri=str(tmp_path)))
+
+
+def test_a_source_without_posts(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 1)
+    pq.write_table(pq.read_table(source.uri)[:0], source.uri)
+    with pytest.raises(ValueError, match="holds no post"):
+        describe(source, find_shards(source))
+
+
+def test_raw_tags_serve_where_there_are_no_tags_or_when_asked_for(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 1, raw_tags=[["a", "b"]])
+    assert next(read_shard(source, find_shards(source)[0]))["tags"].to_pylist() == [["Cat"]]
+    asked = source.model_copy(update={"tags_column": "raw_tags"})
+    assert next(read_shard(asked, find_shards(asked)[0]))["tags"].to_pylist() == [["a", "b"]]
+
+
+def test_a_shards_digest_is_of_its_content(tmp_path):
+    source = parquet(tmp_path / "x.parquet", 1)
+    (before,) = find_shards(source, tmp_path / "cache.json")
+    (again,) = find_shards(source, tmp_path / "cache.json")
+    parquet(tmp_path / "x.parquet", 2)
+    (after,) = find_shards(source, tmp_path / "cache.json")
+    assert before == again
+    assert before.digest != after.digest
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_folder_of_images_with_a_table(tmp_path, kind):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(png())
+    rows = [{"file": "sub/a.png", "tags": "cat, New York"}, {"file": "gone.png", "tags": "dog"}]
+    rows.append({"file": "../outside.png", "tags": "dog"})
+    if kind == "csv":
+        pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
+    else:
+        (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source = Source(format="folder", uri=str(tmp_path))
+    (done,) = everything(source, tmp_path / "store", Data(image_size=8, max_reject_rate=1))
+    assert dict(done.count.reasons) == {"empty": 2}
+    stored = read_rows(tmp_path / "store" / "posts.lance", done.posts_version, "t", ["id", "tags"]).to_pylist()
+    assert stored == [{"id": "sub/a.png", "tags": ["cat", "newyork"]}]
+
+
+def test_a_folder_without_a_table(tmp_path):
+    with pytest.raises(ValueError, match="has 0 tables"):
+        find_shards(Source(format="folder", uri=str(tmp_path)))
+
+
+def frame(tags, users=None):
+    return pl.DataFrame({"tags": tags, "user": users or [None] * len(tags)}, schema_overrides={"user": pl.String})
+
+
+def test_a_tag_needs_posts_and_users():
+    tags = [["cat", "spam"], ["cat", "spam"], ["cat", "dog"]]
+    kept, dropped, _ = choose(frame(tags, ["ann", "ann", "bob"]), Data(min_posts_per_tag=2, min_users_per_tag=2))
+    assert kept["tag"].to_list() == ["cat"]
+    assert dict(dropped.select("tag", "reason").iter_rows()) == {"spam": "too_few_users", "dog": "too_few_posts"}
+
+
+def test_stop_tags_synonyms_and_the_limit(tmp_path):
+    (tmp_path / "stop").write_text("#Love\n")
+    (tmp_path / "same").write_text("kitty = cat\n")
+    tags = [["cat", "love"], ["kitty"], ["dog"]]
+    data = Data(min_posts_per_tag=1, max_tags=1, stop_tags=str(tmp_path / "stop"), synonyms=str(tmp_path / "same"))
+    kept, dropped, synonyms = choose(frame(tags), data)
+    assert list(kept.select("tag", "posts").iter_rows()) == [("cat", 2)]
+    assert dict(dropped.select("tag", "reason").iter_rows()) == {"love": "stop_list", "dog": "beyond_max_tags"}
+    assert synonyms == {"kitty": "cat"}
+
+
+def test_a_vocabulary_of_nothing_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"no hashtag is left: 1 tags on 1 training posts.*lower data.min_posts_per_tag"
+    ):
+        choose(frame([["cat"]]), Data(min_posts_per_tag=2))
+
+
+def draw(shard=0, shards=2, posts=500, seed=0):
+    return [row for batch in drawn.draw_shard(shard, shards, posts, seed) for row in batch.to_pylist()]
+
+
+def test_a_seed_draws_the_same_and_another_seed_something_else():
+    assert draw() == draw()
+    assert draw()[0]["image"] != draw(seed=1)[0]["image"]
+
+
+def test_shards_are_disjoint_and_complete():
+    ids = [row["id"] for shard in range(3) for row in draw(shard, 3, posts=100)]
+    assert len(ids) == len(set(ids)) == 100
+    assert draw(0, 3, posts=1) == []
+
+
+def test_drawn_posts_have_blemishes_but_most_are_good():
+    rows = draw(0, 1, posts=2000)
+    bad = 0
+    for row in rows:
+        try:
+            decode(row["image"], 32)
+        except Exception:
+            bad += 1
+    assert 0 < bad < 40
+    counts = pl.Series([t for r in rows for t in r["tags"]]).value_counts().sort("count", descending=True)["count"]
+    assert counts[0] > 10 * counts.median()
+
+
+def test_schemas_name_their_shard_and_position():
+    assert POSTS.names[:2] == REJECTS.names[:2] == ["shard", "position"]

@@ -21,3 +21,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+demo: setup
+	$(BIN)/hardmoe demo --root $(STUDY)
+
+ui: setup
+	$(BIN)/hardmoe ui --study $(STUDY)/study.toml
+
+bench: setup
+	$(BIN)/python benchmarks/dagster_tax.py

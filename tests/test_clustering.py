@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from moe_core.clustering.assign import assign
 from moe_core.clustering.balance import pack
 from moe_core.clustering.gate import Gate, load_gate
 from moe_core.clustering.kmeans import fit
@@ -35,6 +36,31 @@ def test_kmeans_repeats_exactly():
     assert np.array_equal(first.centroids_KP, second.centroids_KP)
 
 
+def test_kmeans_does_not_depend_on_the_threads():
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            faiss.omp_set_num_threads(threads)
+            found.append(fit(blobs(), 5, 10, 3, seed=1).centroids_KP)
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert np.array_equal(*found)
+
+
+def test_every_post_is_fitted_on_where_faiss_would_sample():
+    assert fit(blobs(300), 3, 3, 1, seed=0).points == 900  # its default is 256 a centroid
+
+
+def test_the_nearest_centroid_of_each_post_whatever_the_chunk():
+    x = np.array([[0, 1], [1, 0], [1, 1]], np.float32)  # the last is as near to both
+    assert assign(x, np.eye(2, dtype=np.float32), chunk=2).tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="features have width 2, centroids have width 3"):
+        assign(x, np.eye(3, dtype=np.float32))
+
+
 def test_more_clusters_than_posts_is_an_error():
     with pytest.raises(ValueError, match=r"wanted 8 clusters, got 5 posts: lower partition.experts"):
         fit(blobs()[:5], 8, 10, 1, seed=0)
@@ -61,6 +87,18 @@ def test_a_direction_without_variance_is_dropped():
 def test_equal_features_cannot_be_whitened():
     with pytest.raises(ValueError, match="all 50 posts have the same features"):
         whitening_of(np.ones((50, 3), np.float32))
+
+
+def test_a_whitened_post_is_float32_of_unit_norm_and_the_mean_stays_zero():
+    w = Whitening(np.ones(2, np.float32), np.eye(2, dtype=np.float32))
+    y = w.apply(np.array([[4, 5], [1, 1]], np.float64))
+    assert y.dtype == np.float32
+    assert y == pytest.approx(np.array([[0.6, 0.8], [0, 0]]))
+
+
+def test_no_posts_cannot_be_whitened():
+    with pytest.raises(ValueError, match="no posts to fit on"):
+        whiten(Moments(3), 3)
 
 
 def test_features_of_another_trunk_are_refused():
@@ -101,6 +139,14 @@ def test_fine_clusters_are_packed_near_equally_and_coherently():
     loads = np.bincount(expert, weights=sizes, minlength=4)
     assert loads.max() / loads.mean() < 1.3
     assert loads.min() > 0
+
+
+def test_one_large_fine_cluster_does_not_loosen_the_other_experts():
+    x = np.random.default_rng(0).normal(size=(41, 8))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    loads = np.bincount(pack(np.array([300] + [15] * 40), x, 4), weights=[300] + [15] * 40)
+    assert loads.max() == 300
+    assert sorted(loads)[-2] <= 225 * 1.05  # 225 is the mean
 
 
 def test_every_expert_gets_a_fine_cluster():

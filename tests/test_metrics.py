@@ -38,6 +38,18 @@ def test_numbers_that_are_not_finite_are_refused():
         per_post(torch.tensor([[float("nan"), 1.0]]), torch.tensor([0]), torch.tensor([0, 1]))
 
 
+def test_three_posts_in_two_chunks_are_measured_as_in_one():
+    answer_NV = torch.tensor([[0.7, 0.3], [0.6, 0.4], [0.1, 0.9]])
+    whole = per_post(answer_NV, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 2, 4]))
+    parts = [
+        per_post(answer_NV[:2], torch.tensor([0, 1]), torch.tensor([0, 1, 2])),
+        per_post(answer_NV[2:], torch.tensor([0, 1]), torch.tensor([0, 2])),
+    ]
+    assert whole["p_at_1"].tolist() == [1, 0, 1]
+    assert whole["p_at_5"].tolist() == [0.5, 0.5, 1]  # of two hashtags in all
+    assert all(np.array_equal(whole[name], np.concatenate([part[name] for part in parts])) for name in whole)
+
+
 def test_equal_values_have_no_spread():
     found = bootstrap(np.full(50, 0.25), 200, seed=0)
     assert (found.mean, found.low, found.high, found.n) == (0.25, 0.25, 0.25, 50)
@@ -68,3 +80,26 @@ def test_average_precision_is_the_mean_over_hashtags():
     scores = np.array([[0.9, 0.1], [0.1, 0.9]])
     relevant = np.array([[True, True], [False, False]])
     assert average_precision(scores, relevant, 20, seed=0).mean == pytest.approx((1 + 0.5) / 2)
+
+
+def test_the_interval_of_average_precision_holds_its_mean_where_scores_say_nothing():
+    draw = np.random.default_rng(0)
+    found = average_precision(draw.random((2000, 40)), draw.random((2000, 40)) < 0.01, 100, seed=0)
+    assert found.low < found.mean < found.high
+
+
+def test_a_perfect_ranking_has_an_interval_of_one():
+    found = average_precision(np.arange(20)[:, None], np.arange(20)[:, None] >= 10, 20, seed=0)
+    assert (found.mean, found.low, found.high) == (1, 1, 1)
+
+
+def test_scores_and_measures_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="scores hold a number that is not finite"):
+        average_precision(np.array([[np.nan]]), np.array([[True]]), 20, seed=0)
+    with pytest.raises(ValueError, match="the measure of post 1 is not finite"):
+        bootstrap(np.array([1.0, np.nan]), 20, seed=0)
+
+
+def test_two_rows_of_other_lengths_have_no_difference():
+    with pytest.raises(ValueError, match="3 and 2 posts: wanted two measures of the same ones"):
+        paired_difference(np.ones(3), np.ones(2), 20, seed=0)

@@ -3,10 +3,10 @@ import torch
 
 from moe_core.models.cost import multiply_adds, parameters
 from moe_core.models.resnet import build
-from moe_core.models.weights import load_weights, save_weights
 from moe_core.settings import Network, Training
 from moe_core.training.batches import Posts
 from moe_core.training.loop import train
+from moe_core.weights import load_weights, save_weights
 
 NETWORKS = {
     "tiny": Network(widths=(4, 8, 16), depths=(1, 1, 1), embedding=0),

@@ -5,7 +5,7 @@ Letters: M fine clusters, P dimensions, K experts.
 
 import numpy as np
 
-SLACK = 1.05  # of the mean size that an expert may hold, where the fine clusters allow it
+SLACK = 1.05  # of the mean size that an expert may hold; a larger fine cluster gets an expert of its own
 ROUNDS = 10
 
 
@@ -18,7 +18,7 @@ def pack(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> np.ndar
     fine = len(sizes_M)
     if fine < experts:
         raise ValueError(f"{fine} fine clusters for {experts} experts: raise partition.fine to at least the latter")
-    capacity = max(sizes_M.sum() / experts * SLACK, sizes_M.max())
+    capacity = sizes_M.sum() / experts * SLACK
     centres_KP = centroids_MP[_spread(sizes_M, centroids_MP, experts)]
     for _ in range(ROUNDS):
         expert_M = _fill(sizes_M, centroids_MP @ centres_KP.T, capacity)
@@ -46,9 +46,10 @@ def _fill(sizes_M: np.ndarray, similarity_MK: np.ndarray, capacity: float) -> np
     regret_M = ranked_MK[:, -1] - ranked_MK[:, -2] if experts > 1 else np.zeros(fine)
     expert_M = np.full(fine, -1)
     load_K = np.zeros(experts)
-    for place, m in enumerate(np.argsort(-regret_M * np.maximum(sizes_M, 1), kind="stable")):
-        room_K = load_K + sizes_M[m] <= capacity
+    large_M = sizes_M > capacity  # first, while experts are empty: they must not raise the capacity of all others
+    for place, m in enumerate(np.lexsort((-regret_M * np.maximum(sizes_M, 1), ~large_M))):
         empty_K = ~np.isin(np.arange(experts), expert_M)
+        room_K = empty_K if large_M[m] else load_K + sizes_M[m] <= capacity
         if empty_K.sum() >= fine - place:  # the rest is just enough to give each empty expert one
             room_K = empty_K
         best = np.where(room_K, similarity_MK[m], -np.inf).argmax() if room_K.any() else load_K.argmin()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from moe_core.clustering.whitening import Whitening
-from moe_core.models.weights import load_weights, save_weights
+from moe_core.weights import load_weights, save_weights
 
 CHUNK = 65_536
 

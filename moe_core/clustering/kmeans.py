@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_core.clustering.assign import assign
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -45,11 +47,11 @@ def fit(x_NP: np.ndarray, clusters: int, iterations: int, restarts: int, seed: i
     norms_K = np.linalg.norm(centroids_KP, axis=1, keepdims=True)
     if not np.isfinite(centroids_KP).all() or (norms_K == 0).any():
         raise ValueError(f"k-means gave a centroid without a direction: fewer than {clusters} different features?")
-    centroids_KP = centroids_KP / norms_K
-    empty = np.flatnonzero(np.bincount((x_NP @ centroids_KP.T).argmax(1), minlength=clusters) == 0)
+    centroids_KP = (centroids_KP / norms_K).astype(np.float32)
+    empty = np.flatnonzero(np.bincount(assign(x_NP, centroids_KP), minlength=clusters) == 0)
     if len(empty):
         raise ValueError(
             f"{len(empty)} of {clusters} clusters got none of {len(x_NP)} posts: lower partition.experts "
             "(or partition.fine), or raise partition.restarts"
         )
-    return Fit(centroids_KP.astype(np.float32), float(kmeans.obj[-1]), len(x_NP))
+    return Fit(centroids_KP, float(kmeans.obj[-1]), len(x_NP))

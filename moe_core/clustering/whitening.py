@@ -25,7 +25,8 @@ class Whitening:
                 "were they made by different trunks?"
             )
         x_NP = (features_ND - self.mean_D) @ self.projection_DP
-        return x_NP / np.maximum(np.linalg.norm(x_NP, axis=1, keepdims=True), 1e-12)
+        x_NP = x_NP / np.maximum(np.linalg.norm(x_NP, axis=1, keepdims=True), 1e-12)
+        return x_NP.astype(np.float32, copy=False)
 
 
 class Moments:

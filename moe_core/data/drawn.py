@@ -19,7 +19,7 @@ VERSION = "1"  # raised when the same seed draws something else
 BATCH = 1000
 POSTS_PER_USER = 40
 DOUBLE, BROKEN, TAGLESS = 0.02, 0.005, 0.002  # shares of posts
-NAMED, SCENE_NAMED, MISTAKEN, GENERIC, OWN = 0.92, 0.25, 0.03, 0.25, 0.15  # chances of a tag
+NAMED, SCENE_NAMED, MISTAKEN, GENERIC, OWN = 0.96, 0.25, 0.02, 0.25, 0.15  # chances of a tag
 START = np.datetime64("2024-01-01", "us")
 
 SCENES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], str]] = {
@@ -96,7 +96,7 @@ def _batch(
         user_B[at], scene_B[at], kind_B[at] = user_B[at - 1], scene_B[at - 1], kind_B[at - 1]
     pixels = _scene(scene_B, draw, size)
     _objects(pixels, scene_B, kind_B, draw, seed)
-    pixels += draw.normal(0, 10, pixels.shape).astype(np.float32)
+    pixels += draw.normal(0, 12, pixels.shape).astype(np.float32)
     for at in np.flatnonzero(double_B):
         pixels[at] = pixels[at - 1] * draw.uniform(0.95, 1.05) + draw.normal(0, 2, pixels[at].shape)
     images_BSS3 = pixels.clip(0, 255).astype(np.uint8)
@@ -177,8 +177,8 @@ def _objects(pixels: np.ndarray, scene_B: np.ndarray, kind_B: np.ndarray, draw: 
     colour_B3 = np.array(list(COLOURS.values()), np.float32)[kind_B % len(COLOURS)] + draw.normal(0, 25, (count, 3))
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     middle = draw.uniform(0.35, 0.65, (2, count, 1, 1)).astype(np.float32)
-    radius = draw.uniform(0.22, 0.32, (count, 1, 1)).astype(np.float32)
-    turn = draw.uniform(-0.3, 0.3, (count, 1, 1)).astype(np.float32)
+    radius = draw.uniform(0.20, 0.31, (count, 1, 1)).astype(np.float32)
+    turn = draw.uniform(-0.4, 0.4, (count, 1, 1)).astype(np.float32)
     u, v = (x - middle[0]) / radius, (y - middle[1]) / radius
     angle = np.arctan2(v, u) + turn
     outline = np.ones_like(angle)

@@ -52,10 +52,15 @@ def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dic
 
 
 def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Percentile bootstrap of the mean (Efron 1979), in memory that does not grow with N x R."""
+    """Percentile bootstrap of the mean (Efron 1979), in memory that does not grow with N x R.
+
+    Raises ValueError for no values and for a value that is not finite.
+    """
     count = len(values_N)
     if count == 0:
         raise ValueError("no post to measure on: wanted at least one")
+    if not np.isfinite(values_N).all():
+        raise ValueError(f"the measure of post {int(np.isfinite(values_N).argmin())} is not finite")
     draw = np.random.default_rng([seed, count])
     means_R = np.empty(resamples)
     step = max(1, CELLS // count)
@@ -77,8 +82,12 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
     """Macro mean over hashtags of the average precision over posts; its interval resamples posts.
 
     A resample weighs each post by how often it was drawn, so each hashtag's posts are sorted once. A hashtag that a
-    resample leaves without a post is left out of that resample.
+    resample leaves without a post is left out of that resample. Copies of one post do not precede one another: were
+    they counted as each other's forerunners, every resample would rank better than the sample and the interval could
+    miss its own mean. Raises ValueError for scores that are not finite and for a hashtag without a post.
     """
+    if not np.isfinite(scores_NV).all():
+        raise ValueError("scores hold a number that is not finite: look at the weights that gave them")
     count, hashtags = scores_NV.shape
     if count == 0 or not relevant_NV.any(0).all():
         raise ValueError("wanted at least one post for every hashtag")
@@ -94,8 +103,8 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
         gain_RP = weights_RN[:, order_N[places]]
         found_RP = np.cumsum(gain_RP, axis=1)
         total_R = found_RP[:, -1]
-        # equal copies of one post follow each other; half of them lie before the middle one
-        precision_RP = (found_RP - (gain_RP - 1) / 2) / np.maximum(seen_RN - (gain_RP - 1) / 2, 1e-9)
+        others_RP = gain_RP - 1  # copies of the post itself; -1 where it was not drawn, and then its gain is 0
+        precision_RP = (found_RP - others_RP) / (seen_RN - others_RP)
         value_R = (precision_RP * gain_RP).sum(1) / np.maximum(total_R, 1)
         sums_R += np.where(total_R > 0, value_R, 0)
         used_R += total_R > 0

@@ -79,7 +79,7 @@ class Bundle:
     """A bundle, opened and checked. Raises ValueError for one whose parts do not belong together."""
 
     def __init__(self, folder: Path) -> None:
-        from moe_core.models.weights import load_weights
+        from moe_core.weights import load_weights
 
         self.folder = folder
         said = _manifest(folder)
@@ -116,7 +116,7 @@ class Bundle:
 
     def _check(self, part: Mapping[str, Any], asset: str | None, key: str | None) -> dict[str, str]:
         """What a file says of itself, after it was found to be the one that was put here."""
-        from moe_core.models.weights import load_weights
+        from moe_core.weights import load_weights
 
         path = self.folder / part["file"]
         if not path.is_file():
@@ -150,7 +150,7 @@ class Bundle:
 
     def _network(self, name: str) -> ResNet:
         from moe_core.models.resnet import build
-        from moe_core.models.weights import load_weights
+        from moe_core.weights import load_weights
 
         state, _ = load_weights(self.folder / name)
         model = build(self.network, len(state["fc.bias"]), seed=0)

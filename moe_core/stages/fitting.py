@@ -32,8 +32,8 @@ def fit(
     """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the plan's work folder."""
     import torch
 
-    from moe_core.models.weights import save_weights
     from moe_core.training.loop import train
+    from moe_core.weights import save_weights
 
     work = context.store.work_folder(plan)
     work.mkdir(parents=True, exist_ok=True)

@@ -43,8 +43,8 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
     import torch
 
     from moe_core.evaluation.metrics import per_post
-    from moe_core.models.weights import load_weights
     from moe_core.training.infer import features_of, probabilities_of
+    from moe_core.weights import load_weights
 
     study = context.study
     device = device_and_threads(parallel=False, experts=study.partition.experts)

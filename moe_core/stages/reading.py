@@ -69,7 +69,7 @@ def index(context: Context) -> Index:
 def network(context: Context, artefact: Artefact) -> ResNet:
     """The network of an artefact with `weights.safetensors`."""
     from moe_core.models.resnet import build
-    from moe_core.models.weights import load_weights
+    from moe_core.weights import load_weights
 
     state, _ = load_weights(artefact.file("weights.safetensors"))
     model = build(context.study.network, len(state["fc.bias"]), seed=0)

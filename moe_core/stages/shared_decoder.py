@@ -14,7 +14,7 @@ from moe_core.store import Written, file_digest
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
-    from moe_core.models.weights import save_weights
+    from moe_core.weights import save_weights
 
     study = context.study
     device = device_and_threads(parallel=False, experts=study.partition.experts)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moe_core.models.weights import load_weights, save_weights
+from moe_core.weights import load_weights, save_weights
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, step: int, steps: int) -> None:

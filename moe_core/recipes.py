@@ -9,14 +9,14 @@ from moe_core.settings import Data, Evaluation, Expert, Network, Partition, Sour
 
 
 def demo() -> Study:
-    """40,000 drawn posts and eight experts, with all controls: at most three minutes on two cores (docs/results.md)."""
+    """36,000 drawn posts and eight experts, with all controls: at most three minutes on two cores (docs/results.md)."""
     # The things drawn are not the same when mirrored, hence no flips. Experts see few posts each: small batches give
     # them steps enough.
     training = Training(epochs=9, batch_size=64, lr=0.4, flip=False, crop=1)
     return Study(
         name="demo",
         recipe="demo",
-        source=Source(format="drawn", posts=40_000, shards=4),
+        source=Source(format="drawn", posts=36_000, shards=4),
         data=Data(image_size=16),
         network=Network(widths=(8, 8, 8), depths=(1, 1, 1), embedding=48),
         trunk=training,

@@ -67,7 +67,7 @@ def test_a_changed_manifest_is_refused(tmp_path):
 
 
 def test_folders_of_dead_processes_are_swept(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=_die_while_writing, args=(tmp_path,))
+    process = multiprocessing.get_context("spawn").Process(target=_die_while_writing, args=(tmp_path,))
     process.start()
     process.join()
     assert [p.name.startswith(".part-") for p in (tmp_path / "trunk").iterdir()] == [True]
@@ -80,7 +80,7 @@ def _die_while_writing(root):
 
 
 def test_eight_processes_commit_the_same_and_one_wins(tmp_path):
-    processes = [multiprocessing.get_context("fork").Process(target=_commit, args=(tmp_path,)) for _ in range(8)]
+    processes = [multiprocessing.get_context("spawn").Process(target=_commit, args=(tmp_path,)) for _ in range(8)]
     for process in processes:
         process.start()
     for process in processes:
@@ -96,7 +96,7 @@ def _commit(root):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=_die_with_lock, args=(tmp_path,))
+    process = multiprocessing.get_context("spawn").Process(target=_die_with_lock, args=(tmp_path,))
     process.start()
     process.join()
     with exclusive(tmp_path / "lock"):

@@ -26,6 +26,7 @@ demo: setup
 	$(BIN)/hardmoe demo --root $(STUDY)
 
 ui: setup
+	[ -e $(STUDY)/study.toml ] || $(BIN)/hardmoe init $(STUDY) --source drawn --recipe demo
 	$(BIN)/hardmoe ui --study $(STUDY)/study.toml
 
 bench: setup

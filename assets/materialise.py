@@ -55,6 +55,7 @@ def materialise(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
         except (ValueError, FloatingPointError) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
     metadata = about(built.artefact)
+    metadata["posts snapshot"] = work.posts_snapshot()
     metadata["reused"] = dg.MetadataValue.bool(built.reused)
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
     return dg.MaterializeResult(data_version=dg.DataVersion(built.artefact.version), metadata=metadata)

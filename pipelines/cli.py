@@ -72,9 +72,13 @@ def demo(root: Path, workers: int | None) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--source", required=True, help="Parquet file, folder or glob; or a folder of images with a CSV/JSONL.")
+@click.option(
+    "--source",
+    required=True,
+    help="Parquet file, folder or glob; a folder of images with a CSV/JSONL; or the word drawn.",
+)
 @click.option("--format", "kind", type=click.Choice(["parquet", "folder", "drawn"]), help="[default: by what is there]")
-@click.option("--recipe", default="small", show_default=True, help="Named settings; see docs/recipes.md.")
+@click.option("--recipe", default="small", show_default=True, help="Named settings, described in moe_core/recipes.py.")
 @click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
 @FORCE
 def init(folder: Path, source: str, kind: str | None, recipe: str, name: str | None, force: bool) -> None:

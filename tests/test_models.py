@@ -3,6 +3,7 @@ import torch
 
 from moe_core.models.cost import multiply_adds, parameters
 from moe_core.models.resnet import build
+from moe_core.recipes import resnet18_k16, resnet50_k32
 from moe_core.settings import Network, Training
 from moe_core.training.batches import Posts
 from moe_core.training.loop import train
@@ -83,3 +84,14 @@ def test_a_damaged_weights_file_is_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="not a readable weights file"):
         load_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(("recipe", "weights"), [(resnet18_k16, 11_689_512), (resnet50_k32, 25_557_032)])
+def test_recipes_for_gpus_have_torchvisions_sizes_and_take_steps(recipe, weights):
+    # the numbers of parameters are torchvision's for 1,000 classes
+    model = build(recipe().network, 1000, seed=0)
+    assert parameters(model) == weights
+    size = recipe().data.image_size
+    posts = Posts(torch.randint(0, 255, (4, 3, size, size), dtype=torch.uint8), torch.arange(4), torch.arange(5))
+    training = recipe().trunk.model_copy(update={"epochs": 2, "batch_size": 2})
+    assert [m.step for m in train(model, posts, training)][-1] == 4

@@ -79,7 +79,9 @@ def read_shard(source: Source, shard: Shard) -> Iterator[pa.RecordBatch]:
 
 
 def guess_format(uri: str) -> str:
-    """'parquet' or 'folder', by what lies there. Raises ValueError where neither does."""
+    """'parquet' or 'folder', by what lies there, or 'drawn' by its name. Raises ValueError where nothing does."""
+    if uri == "drawn":
+        return "drawn"
     path = Path(uri)
     if path.suffix == ".parquet" or any(c in uri for c in "*?[") or (path.is_dir() and any(path.rglob("*.parquet"))):
         return "parquet"

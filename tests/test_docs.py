@@ -1,0 +1,31 @@
+import re
+from pathlib import Path
+
+from moe_core.recipes import RECIPES
+from moe_core.settings import Study, dump_study, load_study, settings_page
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_files_that_the_readme_names_exist():
+    links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert len(links) >= 6
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_page_of_settings_is_that_of_the_models():
+    # written by: python -c "from moe_core.settings import *; print(settings_page(), end='')" > docs/settings.md
+    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings_page()
+
+
+def test_every_recipe_is_read_back_as_it_was_written(tmp_path):
+    for name, recipe in RECIPES.items():
+        (tmp_path / "study.toml").write_text(dump_study(recipe()), "utf-8")
+        assert load_study(tmp_path / "study.toml") == recipe()
+        assert recipe().recipe == name
+
+
+def test_every_setting_says_what_it_does():
+    for model in [Study, *(field.annotation for field in Study.model_fields.values())]:
+        for name, field in getattr(model, "model_fields", {}).items():
+            assert field.description or hasattr(field.annotation, "model_fields"), name

@@ -1,0 +1,295 @@
+"""The whole graph at reduced size, through the command and real Dagster runs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from moe_core.recipes import demo
+from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+
+QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1, checkpoint_seconds=0.2)
+
+
+def small_study(**more):
+    values = {
+        "name": "tiny",
+        "source": Source(format="drawn", posts=1500, shards=2),
+        "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
+        "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
+        "trunk": QUICK,
+        "expert_training": QUICK,
+        "partition": Partition(experts=2, pca=8),
+    }
+    return demo().model_copy(update=values | more)
+
+
+def hardmoe(*arguments, check=True, **more):
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, **more)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def write(folder, study):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.toml").write_text(dump_study(study), "utf-8")
+    return folder / "study.toml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    file = write(tmp_path_factory.mktemp("finished"), small_study())
+    done = hardmoe("run", "--study", file)
+    assert " 0 failed" in done.stdout
+    return file
+
+
+def status(file):
+    return json.loads(hardmoe("status", "--study", file, "--json").stdout)
+
+
+def states(file):
+    return {(row["asset"], row["key"]): row["state"] for row in status(file)["assets"]}
+
+
+def test_everything_is_made_and_fresh(finished):
+    found = states(finished)
+    assert set(found.values()) == {"fresh"}
+    assert {asset for asset, _ in found} == set(STAGES)
+    assert [key for asset, key in found if asset == "expert"] == ["e000", "e001"]
+
+
+def test_posts_are_conserved(finished):
+    posts = status(finished)["posts"]
+    assert posts["read"] == 1500 == posts["accepted"] + posts["rejected"]
+    assert sum(posts["rejects_by_reason"].values()) == posts["rejected"] > 0
+
+
+def test_again_makes_nothing_and_trains_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.parent.rglob("weights.safetensors")}
+    done = hardmoe("run", "--study", finished)
+    assert "0 made, 22 fresh, 0 failed" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in finished.parent.rglob("weights.safetensors")}
+
+
+def test_the_table_has_every_row_with_its_interval_and_cost(finished):
+    table = json.loads(hardmoe("results", "--study", finished, "--json").stdout)
+    rows = {row["name"]: row for row in table["rows"]}
+    assert table["study"] == "tiny"
+    assert table["published"] in ("mixture_top1", "mixture_top1_router")
+    assert {"trunk", "trunk_same_budget", "random_partition", "mixture_topk", "separate_decoders_top1"} < set(rows)
+    for row in rows.values():
+        for name in ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy", "map"):
+            low, high = row[f"{name}_ci95"]
+            assert low <= row[name] <= high
+    assert rows["trunk"]["multiply_adds"] * 2 == rows["mixture_top1"]["multiply_adds"]
+    assert rows["trunk"]["training_images"] < rows["mixture_top1"]["training_images"]
+    assert rows["best_expert_oracle"]["cross_entropy"] <= rows["mixture_top1"]["cross_entropy"] + 1e-6
+
+
+def test_a_changed_setting_makes_stale_exactly_what_reads_it(finished, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(finished.parent, root)
+    study = load_study(root / "study.toml")
+    changed = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"bootstrap": 50})})
+    (root / "study.toml").write_text(dump_study(changed), "utf-8")
+    found = status(root / "study.toml")["assets"]
+    assert {row["asset"]: row["why"] for row in found if row["state"] != "fresh"} == {
+        "evaluation": "changed: setting bootstrap",
+        "report": "changed: input evaluation",
+    }
+
+
+def test_a_plain_script_makes_the_same_artefacts(finished, tmp_path):
+    file = write(tmp_path, load_study(finished))
+    context = Context(load_study(file), tmp_path)
+    through_dagster = Context(load_study(finished), finished.parent)
+    for name, stage in STAGES.items():
+        for key in stage.keys_of(context):
+            # in a process of its own, as Dagster's are: torch's threads are set once
+            code = (
+                "import sys; from pathlib import Path; from moe_core.settings import load_study\n"
+                "from moe_core.stages.context import Context; from moe_core.stages.stage import build\n"
+                "from moe_core.stages.table import STAGES; file = Path(sys.argv[1])\n"
+                "context = Context(load_study(file), file.parent)\n"
+                "for stage in STAGES.values():\n"
+                "    for key in stage.keys_of(context): build(context, stage, key)\n"
+            )
+            if name == "posts" and key == "s0000":
+                subprocess.run([sys.executable, "-c", code, str(file)], check=True)
+            assert context.need(name, key).digest == through_dagster.need(name, key).digest, (name, key)
+
+
+def test_dagster_records_each_run_with_the_versions_it_read(finished):
+    context = Context(load_study(finished), finished.parent)
+    with dg.DagsterInstance.from_config(str(finished.parent / "dagster")) as instance:
+        which = dg.AssetRecordsFilter(asset_key=dg.AssetKey("expert"), asset_partitions=["e001"])
+        (record,) = instance.fetch_materializations(which, limit=10).records
+        said = record.asset_materialization.metadata
+        assert said["version"].value == context.version("expert", "e001")
+        assert said["read"].value["trunk"] == context.version("trunk")
+        observed = instance.fetch_observations(dg.AssetKey("expert_shard"), limit=10).records
+        assert {r.partition_key for r in observed} == {"e000", "e001"}
+        assert len(instance.get_runs()) == 22
+
+
+def test_predict_names_hashtags_and_refuses_what_is_no_image(finished, tmp_path):
+    from moe_core.data.drawn import draw_shard
+
+    picture = next(draw_shard(0, 1, 3, seed=5)).to_pylist()[0]["image"]
+    (tmp_path / "a.png").write_bytes(picture)
+    (tmp_path / "b.png").write_bytes(b"no")
+    done = hardmoe(
+        "predict", "--bundle", finished.parent, tmp_path / "a.png", tmp_path / "b.png", "--json", check=False
+    )
+    good, bad = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert len(good["tags"]) == 5
+    assert good["tags"][0]["p"] >= good["tags"][1]["p"] > 0
+    assert bad["error"] == "not_an_image"
+
+
+def test_a_bundle_with_swapped_experts_is_refused(finished, tmp_path):
+    context = Context(load_study(finished), finished.parent)
+    shutil.copytree(context.need("mixture").path, tmp_path / "bundle")
+    one, two = (tmp_path / "bundle" / "experts" / f"e00{n}.safetensors" for n in (0, 1))
+    one.rename(tmp_path / "other")
+    two.rename(one)
+    (tmp_path / "other").rename(two)
+    done = hardmoe("predict", "--bundle", tmp_path / "bundle", "x.png", check=False)
+    assert done.returncode == 1
+    assert "e000.safetensors holds expert e001" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_flipped_byte_in_a_bundle_is_refused(finished, tmp_path):
+    context = Context(load_study(finished), finished.parent)
+    shutil.copytree(context.need("mixture").path, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "decoder.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    done = hardmoe("predict", "--bundle", tmp_path / "bundle", "x.png", check=False)
+    assert done.returncode == 1
+    assert "SHA-256 differs" in done.stderr
+
+
+def test_backfill_trains_the_experts_it_is_told(finished):
+    done = hardmoe("backfill", "--study", finished, "--experts", "e001", "--force")
+    assert "1 made" in done.stdout
+    assert hardmoe("backfill", "--study", finished, "--missing").stdout.startswith("No such expert")
+    wrong = hardmoe("backfill", "--study", finished, "--experts", "e009", check=False)
+    assert "no expert e009: wanted some of e000, e001" in wrong.stderr
+
+
+def test_sigkill_in_an_expert_then_again_gives_the_same_weights(finished, tmp_path):
+    """The whole tree is killed while an expert trains; what comes out later is equal to the bit."""
+    longer = small_study(
+        expert_training=QUICK.model_copy(update={"epochs": 25, "checkpoint_seconds": 0.1}),
+        evaluation=small_study().evaluation.model_copy(update={"controls": False}),
+    )
+    whole, killed = write(tmp_path / "whole", longer), write(tmp_path / "killed", longer)
+    hardmoe("run", "--study", whole, "--until", "shared_decoder")
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(killed), "--until", "shared_decoder"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(killed.parent.glob("expert/*/.work-*/checkpoint.safetensors")):
+        assert process.poll() is None, "ended before an expert had a checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)
+    assert not [p for p in Path("/proc").glob("[0-9]*/environ") if _names(p, str(killed))], "an orphan trains on"
+    assert not list(killed.parent.glob("expert/e00?/[0-9a-f]*/weights.safetensors"))
+    again = hardmoe("run", "--study", killed, "--until", "shared_decoder")
+    assert " 0 failed" in again.stdout
+    one, two = (Context(load_study(f), f.parent) for f in (whole, killed))
+    for key in one.experts:
+        assert (
+            one.need("expert", key).files["weights.safetensors"] == two.need("expert", key).files["weights.safetensors"]
+        )
+    with dg.DagsterInstance.from_config(str(killed.parent / "dagster")) as instance:
+        ended = [run.status for run in instance.get_runs()]
+        assert dg.DagsterRunStatus.FAILURE in ended
+        assert dg.DagsterRunStatus.STARTED not in ended
+
+
+def _names(environ, text):
+    try:
+        return text.encode() in environ.read_bytes()
+    except OSError:
+        return False
+
+
+def test_a_failing_asset_stops_what_needs_it_and_is_named(tmp_path):
+    file = write(tmp_path, small_study(partition=Partition(experts=5000)))
+    done = hardmoe("run", "--study", file, "--until", "expert", check=False)
+    assert done.returncode == 1
+    assert "Error: partition: partition.experts = 5000, but only" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    rows = {row["asset"]: row for row in status(file)["assets"]}
+    assert rows["partition"]["state"] == "failed"
+    assert rows["trunk"]["state"] == "fresh"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[trunk]\nlrr = 1\n", "unknown setting 'trunk.lrr'"),
+        ("[trunk]\nlr = -1\n", "trunk.lr = -1"),
+        ("not toml", "is not valid TOML"),
+        ("[source]\nformat = 'parquet'\nuri = '/nowhere/x.parquet'\n", "no Parquet file at /nowhere/x.parquet"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, text, why):
+    (tmp_path / "study.toml").write_text(text)
+    done = hardmoe("run", "--study", tmp_path / "study.toml", check=False)
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_init_explains_and_does_not_overwrite(tmp_path):
+    import polars as pl
+
+    from moe_core.data.drawn import draw_shard
+
+    pl.concat([pl.from_arrow(b) for b in draw_shard(0, 1, 50, 0)]).write_parquet(tmp_path / "x.parquet")
+    done = hardmoe("init", tmp_path / "cats", "--source", tmp_path / "x.parquet")
+    assert "Found 1 shard of format parquet" in done.stdout
+    assert load_study(tmp_path / "cats" / "study.toml").name == "cats"
+    again = hardmoe("init", tmp_path / "cats", "--source", tmp_path / "x.parquet", check=False)
+    assert again.returncode == 1
+    assert "exists: edit it" in again.stderr
+    nothing = hardmoe("init", tmp_path / "dogs", "--source", tmp_path / "none.parquet", check=False)
+    assert "no Parquet file at" in nothing.stderr
+
+
+def test_refit_scratch_and_two_levels_run_too(tmp_path):
+    study = small_study(
+        partition=Partition(experts=2, pca=8, fine=6),
+        decoder=small_study().decoder.model_copy(update={"mode": "refit"}),
+        expert=small_study().expert.model_copy(update={"start": "scratch"}),
+        evaluation=small_study().evaluation.model_copy(update={"controls": False}),
+    )
+    context = Context(study, tmp_path)
+    for stage in STAGES.values():
+        if not stage.control:
+            for key in stage.keys_of(context):
+                build(context, stage, key)
+    assert context.need("shared_decoder").metadata["loss"] > 0
+    assert context.need("partition").metadata["centroids"] == 6

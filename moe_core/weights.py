@@ -1,5 +1,6 @@
 """Weights on disk: safetensors with what they are in the header; never pickles, never numbers that are not finite."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,9 @@ def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, st
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds a number that is not finite: not saved to {path}")
-    data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata=dict(about))
+    # safetensors writes several entries in random order: one entry keeps equal weights equal files
+    metadata = {"about": json.dumps(dict(about), sort_keys=True)}
+    data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata=metadata)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(part, "wb") as file:
         file.write(data)
@@ -30,6 +33,12 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, _about(file.metadata())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable weights file: {error}") from None
+
+
+def _about(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """What `save_weights` was told; nothing for a file of another program."""
+    about: dict[str, str] = json.loads((metadata or {}).get("about", "{}"))
+    return about

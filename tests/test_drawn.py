@@ -2,11 +2,10 @@ import io
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
-from moe_core.data.drawn import draw_shard
+from moe_core.data.drawn import GENERIC_TAGS, SCENES, draw_shard
 from moe_core.data.sources import RAW
 from moe_core.data.tags import canonical_tags
 
@@ -54,7 +53,6 @@ def test_batches_have_the_schema_of_all_sources_and_at_most_a_thousand_posts():
     batches = list(draw_shard(0, 1, 1001, 0, SIZE))
     assert [len(batch) for batch in batches] == [1000, 1]
     assert all(batch.schema.equals(RAW) for batch in batches)
-    assert all(isinstance(batch, pa.RecordBatch) for batch in batches)
 
 
 def test_the_same_seed_draws_the_same_bytes():
@@ -111,9 +109,11 @@ def test_about_two_in_a_hundred_posts_repeat_the_one_before(posts, pictures):
     assert all(posts[at]["image"] != posts[at - 1]["image"] for at in repeats)
 
 
-def test_the_most_frequent_tag_is_far_above_the_median(posts):
-    counts = sorted(Counter(tag for post in posts for tag in canonical_tags(post["tags"])).values())
-    assert counts[-1] > 10 * counts[len(counts) // 2]
+def test_the_most_frequent_thing_is_far_above_the_median(posts):
+    common = {*SCENES, *GENERIC_TAGS}
+    tags = [tag for post in posts for tag in canonical_tags(post["tags"]) if not tag.startswith("byuser")]
+    counts = sorted(Counter(tag for tag in tags if tag not in common).values())
+    assert counts[-1] > 5 * counts[len(counts) // 2]  # of 24 things in a scene the first has 12 times the twelfth
 
 
 def test_scenes_things_and_generic_tags_are_two_hundred_and_eight(posts):
@@ -136,10 +136,9 @@ def test_users_post_about_forty_times_and_mostly_from_two_scenes(posts):
     for post in posts:
         users.setdefault(post["user"], []).append(canonical_tags(post["tags"]))
     assert 90 <= len(users) <= 100  # 4,000 / 40 drawn
-    scenes = {"sea", "meadow", "city", "desert", "night", "kitchen", "forest", "winter"}
     shares = []
     for tags in users.values():
-        seen = Counter(tag for row in tags for tag in row if tag in scenes)
+        seen = Counter(tag for row in tags for tag in row if tag in SCENES)
         shares.append(sum(n for _, n in seen.most_common(2)) / max(1, seen.total()))
     assert np.mean(shares) > 0.8
 

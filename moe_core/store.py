@@ -228,18 +228,22 @@ def _sweep(parent: Path) -> None:
     """Removes temporary folders whose process on this host is dead."""
     for path in parent.glob(f".part-{socket.gethostname()}-*"):
         pid = path.name.rsplit("-", 2)[1]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and not alive(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that ended and waits to be collected does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):  # gone meanwhile, or a system without /proc
+        return not Path("/proc/self").exists()
 
 
 @contextmanager

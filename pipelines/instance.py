@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.store import write_text
+from moe_core.store import alive, write_text
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -56,7 +56,7 @@ def reap(instance: "dg.DagsterInstance") -> list[str]:
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=open_states)):
         pid = run.tags.get(PID, "")
-        if run.tags.get(HOST) != socket.gethostname() or not pid.isdigit() or Path(f"/proc/{pid}").exists():
+        if run.tags.get(HOST) != socket.gethostname() or not pid.isdigit() or alive(int(pid)):
             continue
         instance.report_run_failed(run, message=f"process {pid} is gone: killed, or its machine went down")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

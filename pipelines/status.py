@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_core.stages.context import Context
 from moe_core.stages.table import STAGES
-from moe_core.store import Plan
+from moe_core.store import Plan, alive
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,9 @@ def _runs(context: Context, name: str, key: str | None) -> bool:
 
     try:
         said = json.loads(progress_file(context.root, name, key).read_text("utf-8"))
-        os.kill(int(said["pid"]), 0)
+        return alive(int(said["pid"]))
     except (OSError, ValueError, KeyError):
         return False
-    return True
 
 
 def _failed_runs(context: Context) -> dict[tuple[str, str | None], str]:

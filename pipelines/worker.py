@@ -5,9 +5,11 @@ Imported by the fork server before it forks, so that a run does not wait for tor
 
 import ctypes
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,7 +38,8 @@ class Task:
 
 def work(task: Task, run_id: str, log: Path, gpu: int | None, answer: Connection) -> None:
     """Materialises and sends the error, or an empty string. Output and Dagster's log go to the file `log`."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with the fork server
+    threading.Thread(target=_die_with_reader, args=(answer.fileno(),), daemon=True).start()  # with who wants the answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
@@ -48,6 +51,14 @@ def work(task: Task, run_id: str, log: Path, gpu: int | None, answer: Connection
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(0)  # nothing is left to do, and lance's and torch's threads need not be waited for
+
+
+def _die_with_reader(pipe: int) -> None:
+    """Kills this process when nobody is left to read from the pipe: the command was killed, so must its runs be."""
+    watch = select.poll()
+    watch.register(pipe, select.POLLERR)
+    watch.poll()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def materialise(task: Task, run_id: str) -> str:

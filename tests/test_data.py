@@ -6,8 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from moe_core.data import drawn
-from moe_core.data.images import decode
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Place, load_posts, read_columns
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
@@ -206,34 +204,6 @@ def test_a_vocabulary_of_nothing_is_an_error():
         ValueError, match=r"no hashtag is left: 1 tags on 1 training posts.*lower data.min_posts_per_tag"
     ):
         choose(frame([["cat"]]), Data(min_posts_per_tag=2))
-
-
-def draw(shard=0, shards=2, posts=500, seed=0):
-    return [row for batch in drawn.draw_shard(shard, shards, posts, seed) for row in batch.to_pylist()]
-
-
-def test_a_seed_draws_the_same_and_another_seed_something_else():
-    assert draw() == draw()
-    assert draw()[0]["image"] != draw(seed=1)[0]["image"]
-
-
-def test_shards_are_disjoint_and_complete():
-    ids = [row["id"] for shard in range(3) for row in draw(shard, 3, posts=100)]
-    assert len(ids) == len(set(ids)) == 100
-    assert draw(0, 3, posts=1) == []
-
-
-def test_drawn_posts_have_blemishes_but_most_are_good():
-    rows = draw(0, 1, posts=2000)
-    bad = 0
-    for row in rows:
-        try:
-            decode(row["image"], 32)
-        except Exception:
-            bad += 1
-    assert 0 < bad < 40
-    counts = pl.Series([t for r in rows for t in r["tags"]]).value_counts().sort("count", descending=True)["count"]
-    assert counts[0] > 10 * counts.median()
 
 
 def test_schemas_name_their_shard_and_position():

@@ -1,9 +1,9 @@
 """Drawn posts: pictures and hashtags that a seed makes, for a first run without any data of one's own.
 
-Eight kinds of scene, told apart by their colours and textures; in each, the same six shapes in the same four colours,
-but what a shape in a colour is called depends on the scene: a red disc is a buoy at sea and a poppy in a meadow. So a
-small network for everything has some 200 things to tell apart, one for a single scene two dozen. Users have favourite
-scenes and a tag of their own; tags are forgotten and mistaken; some pictures are posted twice, some are broken.
+Eight kinds of scene, told apart by their colours and textures; in each, two dozen things: twelve outlines that occur in
+that scene only, in two colours. So a small network for everything has some 200 things to tell apart, one for a single
+scene only 24. Users have favourite scenes and a tag of their own; tags are forgotten and mistaken; some pictures are
+posted twice, some are broken.
 
 Letters: B posts of a batch, S pixels a side.
 """

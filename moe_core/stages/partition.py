@@ -18,12 +18,14 @@ from moe_core.store import Written, file_digest
 if TYPE_CHECKING:
     import polars as pl
 
+ROWS = 65_536  # added to the moments at once: bounds the copy in float64
 RANDOM_SEED = 0  # of the random partition that is the control
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
     import polars as pl
 
+    from moe_core.clustering.assign import assign
     from moe_core.clustering.balance import pack
     from moe_core.clustering.gate import Gate
     from moe_core.clustering.kmeans import fit
@@ -41,14 +43,15 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             "lower partition.experts, or add posts"
         )
     moments = Moments(train_ND.shape[1])
-    moments.add(train_ND)
+    for first in range(0, len(train_ND), ROWS):
+        moments.add(train_ND[first : first + ROWS])
     whitening = whiten(moments, settings.pca)
     fitted_NP = whitening.apply(_sample(train_ND, settings.max_fit_posts, settings.seed))
     clusters = settings.fine or settings.experts
     found = fit(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
     expert_M = np.arange(clusters)
     if settings.fine:
-        nearest_N = (whitening.apply(train_ND) @ found.centroids_KP.T).argmax(axis=1)
+        nearest_N = assign(whitening.apply(train_ND), found.centroids_KP)
         expert_M = pack(np.bincount(nearest_N, minlength=clusters), found.centroids_KP, settings.experts)
     gate = Gate(whitening, found.centroids_KP, expert_M)
     expert_N = gate.assign(features_ND)

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 
-from moe_core.settings import Data, Evaluation, Expert, Network, Partition, Source, Study, Training
+from moe_core.settings import Data, Decoder, Evaluation, Expert, Network, Partition, Source, Study, Training
 
 
 def demo() -> Study:
@@ -34,8 +34,9 @@ def small() -> Study:
         data=Data(image_size=32, validation=0.02),
         network=Network(widths=(8, 16, 32), depths=(1, 1, 1), embedding=128),
         trunk=Training(epochs=15, lr=0.2),
-        expert_training=Training(epochs=15, lr=0.1),
+        expert_training=Training(epochs=15, batch_size=64, lr=0.1),
         partition=Partition(experts=8),
+        decoder=Decoder(mode="refit", refit_epochs=3, refit_lr=0.02),
     )
 
 

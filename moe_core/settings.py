@@ -118,6 +118,9 @@ class Expert(Strict):
     publish_gate: bool = Field(
         True, description="The trunk answers where its expert does not beat it on validation posts."
     )
+    router_share: Fraction = Field(
+        0.3, description="Weight of the trunk's probabilities where they are mixed into the expert's; they cost nothing."
+    )
 
 
 class Decoder(Strict):

@@ -61,6 +61,7 @@ def write_bundle(
     said = parts | {
         "format": FORMAT,
         "answer": answer,
+        "router_share": study.expert.router_share,
         "network": study.network.model_dump(mode="json"),
         "image_size": study.data.image_size,
         "loss": study.expert_training.loss,
@@ -84,6 +85,7 @@ class Bundle:
         self.folder = folder
         said = _manifest(folder)
         self.answer: str = said["answer"]
+        self.router_share: float = said["router_share"]
         self.published: dict[str, bool] = {key: part["published"] for key, part in said["experts"].items()}
         self.network = Network.model_validate(said["network"])
         self.image_size: int = said["image_size"]
@@ -195,7 +197,7 @@ class Bundle:
                 continue
             rows = torch.from_numpy(np.flatnonzero(expert_N == number))
             mine = self.expert_probabilities(key, images_NCHW[rows], device)
-            out_NV[rows] = mine if self.answer == "mixture_top1" else (mine + out_NV[rows]) / 2
+            out_NV[rows] = mine if self.answer == "mixture_top1" else mine.lerp(out_NV[rows], self.router_share)
         return out_NV, [keys[number] for number in expert_N]
 
 

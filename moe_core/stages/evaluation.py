@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CHUNK = 8192  # test posts answered at once: bounds the memory to CHUNK x V numbers a row of the table
 MEASURES = ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy")
 AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
-# Rows with a router in them answer with the mean of the expert's and the trunk's probabilities.
+# Rows with a router in them answer with expert.router_share of the trunk's probabilities, the rest the expert's.
 ROWS = (
     "trunk",
     "trunk_same_budget",
@@ -142,7 +142,7 @@ def _answers(
 
     from moe_core.evaluation.metrics import per_post
 
-    settings = context.study.evaluation
+    settings, share = context.study.evaluation, bundle.router_share
     trunk_NV = bundle.router_probabilities(torch.from_numpy(features_ND))
     yield "trunk", trunk_NV
     top1_NV, topk_NV, oracle_NV = trunk_NV.clone(), torch.zeros_like(trunk_NV), trunk_NV.clone()
@@ -160,7 +160,7 @@ def _answers(
         top1_NV[mine_N] = each_NV[mine_N]
         topk_NV += weight_NK[:, number, None] * each_NV
     yield "mixture_top1", top1_NV
-    yield "mixture_top1_router", (top1_NV + trunk_NV) / 2
+    yield "mixture_top1_router", top1_NV.lerp(trunk_NV, share)
     yield "mixture_topk", topk_NV
     yield "best_expert_oracle", oracle_NV
     if not settings.controls:
@@ -176,7 +176,7 @@ def _answers(
             if mine_N.any():
                 routed_NV[mine_N] = _own_answer(context, model, part.images_NCHW[mine_N], device)
         yield row, routed_NV
-        yield f"{row}_router", (routed_NV + trunk_NV) / 2
+        yield f"{row}_router", routed_NV.lerp(trunk_NV, share)
 
 
 def _own_answer(context: Context, model: Any, images_NCHW: Tensor, device: str) -> Tensor:

@@ -78,7 +78,7 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
             published[k] = not study.expert.publish_gate or gains[k] > 0
             if not published[k]:
                 top1_NV[rows] = trunk_NV[rows]
-    candidates = {"mixture_top1": top1_NV, "mixture_top1_router": (top1_NV + trunk_NV) / 2}
+    candidates = {"mixture_top1": top1_NV, "mixture_top1_router": top1_NV.lerp(trunk_NV, study.expert.router_share)}
     scores = {name: per_post(p_NV, posts.tags_T, posts.starts_N1) for name, p_NV in candidates.items()}
     answer = max(scores, key=lambda name: (scores[name]["p_at_1"].mean(), -scores[name]["cross_entropy"].mean()))
     return {
@@ -101,6 +101,7 @@ MIXTURE = Stage(
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=lambda study: {
         "publish_gate": study.expert.publish_gate,
+        "router_share": study.expert.router_share,
         "network": study.network.model_dump(),
         "image_size": study.data.image_size,
     },

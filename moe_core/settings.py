@@ -119,7 +119,7 @@ class Expert(Strict):
         True, description="The trunk answers where its expert does not beat it on validation posts."
     )
     router_share: Fraction = Field(
-        0.3, description="Weight of the trunk's probabilities where they are mixed into the expert's; they cost nothing."
+        0.3, description="Weight of the trunk's probabilities where they are mixed into the expert's."
     )
 
 

@@ -19,3 +19,9 @@ def random_expert(context: dg.AssetExecutionContext, config: Work) -> dg.Materia
 def separate_expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """Control: an expert with a decoder of its own; all else as for `expert`."""
     return materialise(context, config)
+
+
+@asset_of("random_decoder", group_name="controls", kinds={"pytorch"})
+def random_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Control: the shared decoder of the random partition's experts, made as `shared_decoder` is."""
+    return materialise(context, config)

@@ -9,19 +9,20 @@ from moe_core.settings import Data, Decoder, Evaluation, Expert, Network, Partit
 
 
 def demo() -> Study:
-    """36,000 drawn posts and eight experts, with all controls: at most three minutes on two cores (docs/results.md)."""
+    """20,000 drawn posts and eight experts, with all controls: at most three minutes on two cores (docs/results.md)."""
     # The things drawn are not the same when mirrored, hence no flips. Experts see few posts each: small batches give
     # them steps enough.
     training = Training(epochs=9, batch_size=64, lr=0.4, flip=False, crop=1)
     return Study(
         name="demo",
         recipe="demo",
-        source=Source(format="drawn", posts=36_000, shards=4),
+        source=Source(format="drawn", posts=20_000, shards=4),
         data=Data(image_size=16),
         network=Network(widths=(8, 8, 8), depths=(1, 1, 1), embedding=48),
         trunk=training,
         expert_training=training.model_copy(update={"epochs": 3.0, "batch_size": 32, "lr": 0.3}),
         partition=Partition(experts=8),
+        decoder=Decoder(mode="refit", refit_epochs=4, refit_lr=1.0),
     )
 
 

@@ -112,7 +112,7 @@ class Partition(Strict):
 
 
 class Expert(Strict):
-    """How experts start; how they train is `train`."""
+    """How experts start; how they train is `expert_training`."""
 
     start: Literal["branch", "scratch"] = Field("branch", description="From the trunk's weights or from new ones.")
     publish_gate: bool = Field(

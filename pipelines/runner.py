@@ -85,7 +85,6 @@ def run_study(
     alone = only is not None
     done: set[tuple[str, str | None]] = set()
     summary, running = Summary(), list[Running]()
-    known: dict[tuple[str, str | None], str] = {}
     with dg.DagsterInstance.get() as instance:
         reap(instance)
         project_keys(instance, study.name, [s.key for s in context.shards], context.experts)
@@ -96,7 +95,7 @@ def run_study(
                         waiting.remove(task)
                         summary.skipped.append(task.name)
                     elif len(running) < count and (alone or _ready(context, task, done)):
-                        if not force and _is_fresh(context, instance, task, known):
+                        if not force and _is_fresh(context, instance, task):
                             summary.fresh.append(task.name)
                             on_event("fresh", task, "")
                             done.add((task.stage, task.key))
@@ -168,9 +167,7 @@ def _ready(context: Context, task: "Task", done: set[tuple[str, str | None]]) ->
     return True
 
 
-def _is_fresh(
-    context: Context, instance: "dg.DagsterInstance", task: "Task", known: dict[tuple[str, str | None], str]
-) -> bool:
+def _is_fresh(context: Context, instance: "dg.DagsterInstance", task: "Task") -> bool:
     """The artefact is there, and it is the one that Dagster's record names."""
     return context.find(task.stage, task.key) is not None and (
         recorded_version(instance, task.stage, task.key) == context.version(task.stage, task.key)

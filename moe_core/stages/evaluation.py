@@ -191,10 +191,15 @@ def _own_answer(context: Context, model: Any, images_NCHW: Tensor, device: str) 
 def _controls(context: Context) -> dict[str, Any]:
     if not context.study.evaluation.controls:
         return {}
+    from moe_core.weights import load_weights
+
     networks: dict[str, Any] = {
         name: [reading.network(context, context.need(name, k)) for k in context.experts]
         for name in ("random_expert", "separate_expert")
     }
+    decoder, _ = load_weights(context.need("random_decoder").file("decoder.safetensors"))
+    for network in networks["random_expert"]:
+        network.fc.load_state_dict(decoder)
     return networks | {"trunk_same_budget": reading.network(context, context.need("trunk_same_budget"))}
 
 
@@ -272,7 +277,7 @@ def _costs(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     if context.study.evaluation.controls:
         more = context.need("trunk_same_budget").metadata["training_images"]
         found["trunk_same_budget"] = cost(whole, whole, 1, trunk_images + more)
-        found["random_partition"] = cost(whole + count * body, whole + body, 2, trunk_images + seen["random_expert"])
+        found["random_partition"] = cost(mixture, whole + extra + body, 2, trunk_images + seen["random_expert"])
         found["separate_decoders_top1"] = cost(
             whole + count * whole, 2 * whole, 2, trunk_images + seen["separate_expert"]
         )
@@ -301,7 +306,7 @@ def _per_expert(bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarr
 def _inputs(context: Context, key: str | None) -> dict[str, str]:
     found = {"mixture": context.version("mixture"), "posts": context.posts_snapshot()}
     if context.study.evaluation.controls:
-        found["trunk_same_budget"] = context.version("trunk_same_budget")
+        found |= {name: context.version(name) for name in ("trunk_same_budget", "random_decoder")}
         for name in ("random_expert", "separate_expert"):
             found |= {f"{name} {k}": context.version(name, k) for k in context.experts}
     return found
@@ -315,7 +320,7 @@ EVALUATION = Stage(
     name="evaluation",
     keys=None,
     code="1",
-    reads=("mixture", "trunk_same_budget", "random_expert", "separate_expert", "posts"),
+    reads=("mixture", "trunk_same_budget", "random_expert", "random_decoder", "separate_expert", "posts"),
     settings=_settings,
     inputs=_inputs,
     make=_make,

@@ -2,34 +2,55 @@
 
 `frozen`: the trunk's, against which the experts were trained. `refit`: fitted once, from the trunk's, on the experts'
 features of augmented training posts (those of clean ones are cleaner than the features of unseen posts).
+`random_decoder` is the same for the experts of the random partition, so that the control lacks nothing but the gate.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.stage import Stage
-from moe_core.store import Written, file_digest
+from moe_core.store import Artefact, Written, file_digest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def _make(context: Context, key: str | None, folder: Path) -> Written:
-    from moe_core.weights import save_weights
+def _stage(name: str, experts: str, column: str, control: bool) -> Stage:
+    """`experts`: the stage whose networks share it; `column` of the assignment: which posts are whose."""
 
-    study = context.study
-    device = device_and_threads(parallel=False, experts=study.partition.experts)
-    artefacts = {k: context.need("expert", k) for k in context.experts}  # complete, and of one partition
-    trunk = reading.network(context, context.need("trunk"))
-    metadata: dict[str, object] = {"mode": study.decoder.mode, "experts": len(artefacts), "width": trunk.width}
-    if study.decoder.mode == "refit":
-        metadata["loss"] = round(_refit(context, trunk.fc, device), 4)
-    path = folder / "decoder.safetensors"
-    about = {"asset": "shared_decoder", "version": context.version("shared_decoder"), "trunk": context.version("trunk")}
-    save_weights(path, {"weight": trunk.fc.weight, "bias": trunk.fc.bias}, about)
-    return Written(metadata, content={"decoder": file_digest(path)})
+    def make(context: Context, key: str | None, folder: Path) -> Written:
+        from moe_core.weights import save_weights
+
+        study = context.study
+        device = device_and_threads(parallel=control, experts=study.partition.experts)
+        artefacts = {k: context.need(experts, k) for k in context.experts}  # complete, and of one partition
+        trunk = reading.network(context, context.need("trunk"))
+        metadata: dict[str, object] = {"mode": study.decoder.mode, "experts": len(artefacts), "width": trunk.width}
+        if study.decoder.mode == "refit":
+            metadata["loss"] = round(_refit(context, artefacts, column, trunk.fc, device), 4)
+        path = folder / "decoder.safetensors"
+        about = {"asset": name, "version": context.version(name), "trunk": context.version("trunk")}
+        save_weights(path, {"weight": trunk.fc.weight, "bias": trunk.fc.bias}, about)
+        return Written(metadata, content={"decoder": file_digest(path)})
+
+    def inputs(context: Context, key: str | None) -> Mapping[str, str]:
+        return {"trunk": context.version("trunk")} | {k: context.version(experts, k) for k in context.experts}
+
+    def settings(study: Study) -> Any:
+        used = {"mode"} if study.decoder.mode == "frozen" else {"mode", "refit_epochs", "refit_lr"}
+        return study.decoder.model_dump(include=used)
+
+    return Stage(name, None, "1", (experts, "partition", "trunk"), settings, inputs, make, control)
 
 
-def _refit(context: Context, decoder, device: str) -> float:  # type: ignore[no-untyped-def]
+def _refit(context: Context, artefacts: Mapping[str, Artefact], column: str, decoder: nn.Linear, device: str) -> float:
+    """Fits `decoder` in place; returns the loss at the end."""
     import numpy as np
     import torch
 
@@ -40,11 +61,11 @@ def _refit(context: Context, decoder, device: str) -> float:  # type: ignore[no-
     study, training = context.study, context.study.expert_training
     use_N = reading.index(context).use("train")
     posts = reading.posts_where(context, use_N)
-    expert_N = reading.assignment(context)["expert"].to_numpy()[use_N]
+    expert_N = reading.assignment(context)[column].to_numpy()[use_N]
     features_ND = torch.empty(len(posts), decoder.in_features)
-    for number, k in enumerate(context.experts):
+    for number, artefact in enumerate(artefacts.values()):
         rows = torch.from_numpy(np.flatnonzero(expert_N == number))
-        model = reading.network(context, context.need("expert", k))
+        model = reading.network(context, artefact)
         for first in range(0, len(rows), BATCH):
             some = rows[first : first + BATCH]
             seen = augment(posts.images_NCHW[some], training.flip, training.crop, training.seed, first)
@@ -54,18 +75,5 @@ def _refit(context: Context, decoder, device: str) -> float:  # type: ignore[no-
     return refit(decoder, features_ND, posts, refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed)
 
 
-def _inputs(context: Context, key: str | None) -> Mapping[str, str]:
-    return {"trunk": context.version("trunk")} | {k: context.version("expert", k) for k in context.experts}
-
-
-SHARED_DECODER = Stage(
-    name="shared_decoder",
-    keys=None,
-    code="1",
-    reads=("expert", "partition", "trunk"),
-    settings=lambda study: study.decoder.model_dump(
-        include={"mode"} if study.decoder.mode == "frozen" else {"mode", "refit_epochs", "refit_lr"}
-    ),
-    inputs=_inputs,
-    make=_make,
-)
+SHARED_DECODER = _stage("shared_decoder", "expert", "expert", control=False)
+RANDOM_DECODER = _stage("random_decoder", "random_expert", "random", control=True)

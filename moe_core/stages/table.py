@@ -7,7 +7,7 @@ from moe_core.stages.mixture import MIXTURE
 from moe_core.stages.partition import PARTITION
 from moe_core.stages.posts import POSTS
 from moe_core.stages.report import REPORT
-from moe_core.stages.shared_decoder import SHARED_DECODER
+from moe_core.stages.shared_decoder import RANDOM_DECODER, SHARED_DECODER
 from moe_core.stages.stage import Stage
 from moe_core.stages.trunk import TRUNK, TRUNK_SAME_BUDGET
 from moe_core.stages.trunk_features import TRUNK_FEATURES
@@ -26,6 +26,7 @@ STAGES: dict[str, Stage] = {
         SEPARATE_EXPERT,
         TRUNK_SAME_BUDGET,
         SHARED_DECODER,
+        RANDOM_DECODER,
         MIXTURE,
         EVALUATION,
         EMBEDDINGS,

@@ -4,6 +4,8 @@ A reader names the version it means; a writer commits once, at the end, so a kil
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 
 from moe_core.store import exclusive
 
+PART = 16_384  # vectors read at once
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
 
 
@@ -71,32 +74,62 @@ def read_rows(path: Path, version: int, shard: str, columns: list[str]) -> pa.Ta
     return rows.select(columns)
 
 
-def write_vectors(path: Path, columns: dict[str, pa.Array], name: str, vectors_ND: np.ndarray, index: bool) -> None:
-    """A new data set of `columns` and one float32 vector a row; with a cosine index where rows are many."""
+def locate(path: Path, version: int, shard: str) -> np.ndarray:
+    """(N,) int64: the row of each of the shard's posts in that version, in their order in the source."""
+    positions, shards = _layout(path, version)
+    rows = np.flatnonzero(shards == shard)
+    return rows[np.argsort(positions[rows], kind="stable")]
+
+
+def take_rows(path: Path, version: int, rows_B: np.ndarray, columns: list[str]) -> pa.Table:
+    """Rows of a version by their number, in the order asked for."""
+    return _opened(path, version).take(rows_B, columns=columns)
+
+
+@lru_cache(maxsize=4)
+def _layout(path: Path, version: int) -> tuple[np.ndarray, np.ndarray]:
+    table = _opened(path, version).to_table(columns=["position", "shard"])
+    return table["position"].to_numpy(), table["shard"].to_numpy()
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path, version: int) -> Any:
     import lance
 
-    width = vectors_ND.shape[1]
-    flat = pa.array(np.ascontiguousarray(vectors_ND, np.float32).reshape(-1))
-    table = pa.table(columns | {name: pa.FixedSizeListArray.from_arrays(flat, width)})
-    data = lance.write_dataset(table, str(path), mode="create", data_storage_version="stable")
-    if index and len(table) >= INDEX_FROM:
-        data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(len(table) ** 0.5 / 4)))
+    return lance.dataset(str(path), version=version)
 
 
-def read_vectors(path: Path, name: str) -> np.ndarray:
-    """(N, D) float32 in the order they were written."""
+def write_vectors(path: Path, name: str, parts: Iterable[tuple[dict[str, pa.Array], np.ndarray]], index: bool) -> int:
+    """A new data set of some columns and one float32 vector a row, part by part; returns the number of rows.
+
+    With `index`, a cosine index for search where rows are many. Raises ValueError where there is no part.
+    """
     import lance
 
-    column = lance.dataset(str(path)).to_table(columns=[name])[name].combine_chunks()
-    width = column.type.list_size
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    stream = (_with_vectors(columns, name, vectors_BD) for columns, vectors_BD in parts)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError(f"no rows for {path}: wanted at least one")
+    reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+    data = lance.write_dataset(reader, str(path), mode="create", data_storage_version="stable")
+    rows = data.count_rows()
+    if index and rows >= INDEX_FROM:
+        data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(rows**0.5 / 4)))
+    return rows
 
 
-def rows_of(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of a data set that was written once."""
+def _with_vectors(columns: dict[str, pa.Array], name: str, vectors_BD: np.ndarray) -> pa.RecordBatch:
+    flat = pa.array(np.ascontiguousarray(vectors_BD, np.float32).reshape(-1))
+    return pa.record_batch(columns | {name: pa.FixedSizeListArray.from_arrays(flat, vectors_BD.shape[1])})
+
+
+def vectors_in(path: Path, name: str) -> Iterator[np.ndarray]:
+    """(B, D) float32, part by part in the order they were written."""
     import lance
 
-    return lance.dataset(str(path)).to_batches(columns=columns)
+    for batch in lance.dataset(str(path)).to_batches(columns=[name], batch_size=PART):
+        column = batch[name]
+        yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
 def _is(shard: str) -> str:

@@ -17,10 +17,10 @@ from moe_core.training.batches import Posts
 
 @dataclass(frozen=True)
 class Place:
-    """Where a shard's posts lie: a version of posts.lance."""
+    """Where a shard's posts lie: a version of posts.lance, by its pin or its number."""
 
     shard: str
-    version: int
+    version: int | str
 
 
 def read_columns(root: Path, places: Sequence[Place], columns: list[str]) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import numpy as np
 from moe_core.stages import reading
 from moe_core.stages.context import Context
 from moe_core.stages.stage import Stage
-from moe_core.store import Written, file_digest
+from moe_core.store import Artefact, Written, file_digest
 
 if TYPE_CHECKING:
     import polars as pl
@@ -118,6 +118,12 @@ def _digest_of_members(ids: np.ndarray, labels: list[str], rows_N: np.ndarray) -
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:20]
 
 
+def _ids(artefact: Artefact) -> list[str]:
+    import polars as pl
+
+    return pl.read_parquet(artefact.path / "assignment.parquet", columns=["id"])["id"].to_list()
+
+
 PARTITION = Stage(
     name="partition",
     keys=None,
@@ -128,4 +134,5 @@ PARTITION = Stage(
         f"features {shard.key}": context.version("trunk_features", shard.key) for shard in context.shards
     },
     make=_make,
+    holds=_ids,
 )

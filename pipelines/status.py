@@ -69,9 +69,8 @@ def _state(context: Context, name: str, key: str | None, failed: dict[tuple[str,
 
 def _forgotten(context: Context, artefact: Artefact) -> str:
     """Says of an artefact that it was made from posts that were taken down since."""
-    if network_name(artefact.asset, artefact.key, artefact.version) in context.forgotten.saw:
-        return "forgotten posts; "
-    return "forgotten posts; " if artefact.asset == "posts" and artefact.key in context.forgotten.shards else ""
+    name = network_name(artefact.asset, artefact.key, artefact.version)
+    return "forgotten posts; " if name in context.forgotten.saw else ""
 
 
 def _difference(manifest: Any, plan: Plan) -> str:
@@ -79,7 +78,8 @@ def _difference(manifest: Any, plan: Plan) -> str:
     said = json.loads(manifest.read_text("utf-8"))
     changed = [f"setting {path}" for path in _paths(said["settings"], plan.settings)]
     names = sorted(set(said["inputs"]) | set(plan.inputs))
-    changed += [f"input {name}" for name in names if said["inputs"].get(name) != plan.inputs.get(name)]
+    different = [name for name in names if said["inputs"].get(name) != plan.inputs.get(name)]
+    changed += ["forgotten posts" if name == "forgotten" else f"input {name}" for name in different]
     if said["code"] != plan.code:
         changed.append("code")
     return "changed: " + ", ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")

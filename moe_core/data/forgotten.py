@@ -118,11 +118,6 @@ class Forgotten:
         entry = self.entries.get((kind, self.hash(kind, text)))
         return entry.shards if entry else ()
 
-    @property
-    def shards(self) -> set[str]:
-        """All shards that a post was taken from."""
-        return {shard for entry in self.entries.values() for shard in entry.shards}
-
     def finished(self) -> "Forgotten":
         return replace(self, entries={key: replace(entry, done=True) for key, entry in self.entries.items()})
 

@@ -1,8 +1,9 @@
 """Takedown: posts leave every store, old versions and files included, and do not come back.
 
 The order is the safety: the list of the forgotten is on the disk first, so whatever is killed afterwards, running it
-again finishes; then posts.lance and rejects.lance, whose shards are written anew without them; then pins and versions
-that still hold them; then artefacts of single posts; then logs. Networks that saw them stay, are named, and are stale.
+again finishes; then logs, while the tables still tell which ids are a user's; then posts.lance and rejects.lance, whose
+shards are written anew without them; then pins and versions that still hold them; then artefacts of single posts.
+Networks that saw them stay, are named, and are stale.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
         with exclusive(context.in_use, wait=False):
             found = _survey(context, book, asked, done)
             book.save(context.root)
+            _clear_logs(context, _texts(asked, found), done)
             _clear_tables(context, book, found, done)
             for path in (*(a.path for a in found.artefacts), *leftovers(context.root)):
                 _remove(context, path, done)
-            _clear_logs(context, [text for texts in asked for text in texts if len(text) >= SHORT], done)
             book.finished().save(context.root)
             return done
     except Busy:
@@ -185,22 +186,38 @@ def network_name(asset: str, key: str | None, version: str) -> str:
 
 def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedown) -> None:
     """Rows, then the pins of versions that held them, then versions and files; then artefacts that lost their pin."""
-    from moe_core.tables import clean, pin_of, pins, release, rewrite, shards_in
+    from moe_core.tables import clean, gather, pin_of, pins, release, rewrite, shards_in
 
+    current = _current(context, book)
     for name in DATA_SETS:
         path = context.root / name
         bad = found.files.get(name, {})
         for shard in sorted(set(bad.values()) & set(shards_in(path))):
             rewrite(path, shard, keep=lambda batch: ~_marks(book, batch))
         if bad:
+            there = pins(path)
+            gather(path, [(shard, pin) for shard, pin in current if pin in there])  # else they would go as old rows do
             release(path, set(bad))
         done.bytes += clean(path).bytes
     pinned = pins(context.root / DATA_SETS[0])
     for artefact in context.store.everything("posts"):
         assert artefact.key is not None
-        # that of a shard with forgotten posts stays as a record: it is stale for good
-        if pin_of(artefact.key, artefact.version) not in pinned and artefact.key not in book.shards:
+        # one that was made before posts of its shard were forgotten stays as a record: it is stale for good
+        wanted_again = artefact.inputs.get("forgotten", "") == book.digest_of(artefact.key)
+        if pin_of(artefact.key, artefact.version) not in pinned and wanted_again:
             _remove(context, artefact.path, done)
+
+
+def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
+    """(shard, pin) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
+    from moe_core.tables import pin_of
+
+    try:
+        keys = [shard.key for shard in context.shards]
+    except ValueError:
+        return []
+    same = [key for key in keys if book.digest_of(key) == context.forgotten.digest_of(key)]
+    return [(key, pin_of(key, context.version("posts", key))) for key in same]
 
 
 def _remove(context: Context, path: Any, done: Takedown) -> None:
@@ -213,7 +230,13 @@ def _remove(context: Context, path: Any, done: Takedown) -> None:
     take_away(path)
 
 
-def _clear_logs(context: Context, texts: list[str], done: Takedown) -> None:
+def _texts(asked: tuple[list[str], list[str]], found: _Found) -> set[str]:
+    """What names the forgotten in a text: what was asked for, and the ids of users' posts."""
+    texts = {*asked[0], *asked[1], *(post_id for _, post_id in found.posts if post_id)}
+    return {text for text in texts if len(text) >= SHORT}
+
+
+def _clear_logs(context: Context, texts: set[str], done: Takedown) -> None:
     """Removes our logs and caches that say one of the texts; names other files that do."""
     wanted = [text.encode() for text in texts]
     ours = [

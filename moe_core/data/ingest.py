@@ -1,7 +1,7 @@
 """From a shard as written to posts and rejects: every row read ends in exactly one of the two."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ REJECTS = pa.schema(
         ("shard", pa.string()),
         ("position", pa.int64()),
         ("id", pa.string()),
+        ("user", pa.string()),  # so that a takedown of a user finds it
         ("written", pa.list_(pa.string())),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -69,18 +70,26 @@ class Ingested:
 
 
 def ingest(
-    root: Path, shard: str, batches: Iterable[pa.RecordBatch], data: Data, report: Callable[[int], None]
+    root: Path,
+    shard: str,
+    batches: Iterable[pa.RecordBatch],
+    data: Data,
+    report: Callable[[int], None],
+    pins: Sequence[str] = (),
+    forgotten: Callable[[str | None, str | None], bool] = lambda post_id, user: False,
 ) -> Ingested:
-    """Replaces the shard's rows in posts.lance and rejects.lance under `root`.
+    """Replaces the shard's rows in posts.lance and rejects.lance under `root`, in versions that are named `pins`.
+
+    Posts that are `forgotten` (id, user) leave a rejected row that says nothing else of them.
 
     Raises ValueError, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected, and
     RuntimeError when a row was lost. `report` is told how many posts were read so far.
     """
     count = Count()
     rejects: list[pa.RecordBatch] = []
-    accepted = _accept(shard, batches, data, count, rejects, report)
-    posts_version = replace_rows(root / "posts.lance", POSTS, shard, _checked(accepted, shard, data, count))
-    rejects_version = replace_rows(root / "rejects.lance", REJECTS, shard, rejects)
+    accepted = _accept(shard, batches, data, count, rejects, report, forgotten)
+    posts_version = replace_rows(root / "posts.lance", POSTS, shard, _checked(accepted, shard, data, count), pins)
+    rejects_version = replace_rows(root / "rejects.lance", REJECTS, shard, rejects, pins)
     return Ingested(count, posts_version, rejects_version)
 
 
@@ -91,7 +100,7 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
         raise RuntimeError(
             f"shard {shard}: {count.read} read, {count.accepted} + {count.rejected} kept: a row was lost"
         )
-    if count.read and count.rejected > data.max_reject_rate * count.read:
+    if count.rejected - count.reasons["forgotten"] > data.max_reject_rate * count.read:
         why = ", ".join(f"{reason} {n}" for reason, n in count.reasons.most_common())
         raise ValueError(
             f"shard {shard}: {count.rejected} of {count.read} posts rejected ({why}; for example "
@@ -107,6 +116,7 @@ def _accept(
     count: Count,
     rejects: list[pa.RecordBatch],
     report: Callable[[int], None],
+    forgotten: Callable[[str | None, str | None], bool],
 ) -> Iterator[pa.RecordBatch]:
     seen: set[str] = set()
     with ThreadPoolExecutor() as pool:
@@ -116,6 +126,9 @@ def _accept(
             pictures = pool.map(lambda row: _picture(row["image"], data.image_size), rows)
             for position, (row, picture) in enumerate(zip(rows, pictures, strict=True), count.read):
                 try:
+                    if forgotten(row["id"], row["user"]):
+                        row = dict.fromkeys(row)
+                        raise Rejected("forgotten")
                     if not row["id"]:
                         raise Rejected("no_id")
                     if row["id"] in seen:
@@ -155,6 +168,7 @@ def _accept(
                             "shard": shard,
                             "position": position,
                             "id": row["id"],
+                            "user": row["user"],
                             "written": row["tags"],
                             "reason": why.reason,
                             "detail": why.detail,

@@ -21,10 +21,10 @@ PART = 65_536  # posts whose hashtags are looked up at once
 
 @dataclass(frozen=True)
 class Place:
-    """Where a shard's posts lie: a version of posts.lance."""
+    """Where a shard's posts lie: a version of posts.lance, by its pin or its number."""
 
     shard: str
-    version: int
+    version: int | str
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class StoredImages:
     """Images of posts.lance at some places, decoded as they are read; a part of them costs what it holds, no more."""
 
     path: Path
-    versions: tuple[int, ...]  # of the data set that are read from
-    which_N: np.ndarray  # uint16: index into `versions`
+    version: int  # of the data set
     offsets_N: np.ndarray  # int64: row of that version
     size: int
 
@@ -41,16 +40,13 @@ class StoredImages:
         return len(self.offsets_N)
 
     def subset(self, rows_N: np.ndarray) -> StoredImages:
-        return StoredImages(self.path, self.versions, self.which_N[rows_N], self.offsets_N[rows_N], self.size)
+        return StoredImages(self.path, self.version, self.offsets_N[rows_N], self.size)
 
     def read(self, rows_B: np.ndarray) -> np.ndarray:
+        order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
+        found = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
-        for number, version in enumerate(self.versions):
-            here = np.flatnonzero(self.which_N[rows_B] == number)
-            if len(here):
-                here = here[np.argsort(self.offsets_N[rows_B[here]], kind="stable")]  # in the order of the disk
-                found = take_rows(self.path, version, self.offsets_N[rows_B[here]], ["image"])["image"]
-                out_BHWC[here] = _pixels(found, self.size)
+        out_BHWC[order_B] = _pixels(found, self.size)
         return out_BHWC
 
 
@@ -94,10 +90,8 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
 def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
     """The images of all the posts, in the one order; none is read yet."""
     path = root / "posts.lance"
-    located = [locate(path, place.version, place.shard) for place in places]
-    versions = tuple(dict.fromkeys(place.version for place in places))
-    which = [np.full(len(o), versions.index(p.version), np.uint16) for p, o in zip(places, located, strict=True)]
-    return StoredImages(path, versions, np.concatenate(which), np.concatenate(located), size)
+    found = locate(path, [(place.shard, place.version) for place in places])
+    return StoredImages(path, found.version, found.offsets_N, size)
 
 
 def open_posts(

@@ -8,6 +8,7 @@ from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.stage import Stage
 from moe_core.store import Written
+from moe_core.tables import ids_in
 
 PART = 4_096  # posts that are routed at once
 
@@ -52,4 +53,5 @@ EMBEDDINGS = Stage(
     settings=lambda study: {},
     inputs=lambda context, key: {"mixture": context.version("mixture"), "posts": context.version("posts", key)},
     make=_make,
+    holds=lambda artefact: ids_in(artefact.path / "embeddings.lance"),
 )

@@ -14,7 +14,7 @@ import numpy as np
 from moe_core.stages import reading
 from moe_core.stages.context import Context
 from moe_core.stages.stage import Stage
-from moe_core.store import Written, file_digest
+from moe_core.store import Artefact, Written, file_digest
 
 if TYPE_CHECKING:
     from moe_core.data.loading import Labels
@@ -138,6 +138,12 @@ def _digest_of_members(ids: np.ndarray, labels: Labels, rows_N: np.ndarray) -> s
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:20]
 
 
+def _ids(artefact: Artefact) -> list[str]:
+    import polars as pl
+
+    return pl.read_parquet(artefact.path / "assignment.parquet", columns=["id"])["id"].to_list()
+
+
 PARTITION = Stage(
     name="partition",
     keys=None,
@@ -148,4 +154,5 @@ PARTITION = Stage(
         f"features {shard.key}": context.version("trunk_features", shard.key) for shard in context.shards
     },
     make=_make,
+    holds=_ids,
 )

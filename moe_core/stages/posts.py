@@ -11,10 +11,20 @@ from moe_core.store import Written
 def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.data.ingest import ingest
     from moe_core.data.sources import read_shard
+    from moe_core.tables import pin_of
 
+    assert key is not None
     shard = next(s for s in context.shards if s.key == key)
     batches = read_shard(context.study.source, shard)
-    done = ingest(context.root, shard.key, batches, context.study.data, lambda read: context.report({"posts": read}))
+    done = ingest(
+        context.root,
+        key,
+        batches,
+        context.study.data,
+        lambda read: context.report({"posts": read}),
+        pins=[pin_of(key, context.version("posts", key))],
+        forgotten=context.forgotten.holds,
+    )
     if not done.count.read:
         raise ValueError(f"shard {key} ({shard.path or 'drawn'}) holds no post: remove the file, or fill it")
     count = done.count
@@ -29,14 +39,21 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     return Written(said | {"posts_version": done.posts_version, "rejects_version": done.rejects_version})
 
 
+def _inputs(context: Context, key: str | None) -> dict[str, str]:
+    assert key is not None
+    said = {"shard": next(s.digest for s in context.shards if s.key == key)}
+    forgotten = context.forgotten.digest_of(key)
+    return said | ({"forgotten": forgotten} if forgotten else {})
+
+
 POSTS = Stage(
     name="posts",
     keys="shards",
-    code="1",
+    code="2",
     reads=(),
     settings=lambda study: study.data.model_dump(
         include={"image_size", "validation", "test", "split_by", "max_reject_rate"}
     ),
-    inputs=lambda context, key: {"shard": next(s.digest for s in context.shards if s.key == key)},
+    inputs=_inputs,
     make=_make,
 )

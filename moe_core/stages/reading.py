@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 def places(context: Context) -> list[Place]:
     """Where the shards' posts lie. Raises ValueError for the first that is not ingested."""
     from moe_core.data.loading import Place
+    from moe_core.tables import pin_of
 
-    return [Place(s.key, context.need("posts", s.key).metadata["posts_version"]) for s in context.shards]
+    return [Place(s.key, pin_of(s.key, context.need("posts", s.key).version)) for s in context.shards]
 
 
 def all_columns(context: Context, columns: list[str]) -> pl.DataFrame:

@@ -91,4 +91,5 @@ REPORT = Stage(
     settings=lambda study: {},
     inputs=lambda context, key: {name: context.version(name) for name in ("evaluation", "partition")},
     make=_make,
+    holds="some",  # pictures
 )

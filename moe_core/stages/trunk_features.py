@@ -8,6 +8,7 @@ from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.stage import Stage
 from moe_core.store import Written
+from moe_core.tables import ids_in
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
@@ -47,4 +48,5 @@ TRUNK_FEATURES = Stage(
     settings=lambda study: {},
     inputs=lambda context, key: {"trunk": context.version("trunk"), "posts": context.version("posts", key)},
     make=_make,
+    holds=lambda artefact: ids_in(artefact.path / "features.lance"),
 )

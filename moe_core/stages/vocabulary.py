@@ -23,7 +23,9 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     import polars as pl
 
     from moe_core.data.vocabulary import choose, save
+    from moe_core.stages.housekeeping import remove_gone_shards
 
+    remove_gone_shards(context)
     training = all_columns(context, ["tags", "user", "split"]).filter(pl.col("split") == "train")
     if training.is_empty():
         raise ValueError("no training post is left: look at the rejects, data.test and data.validation")
@@ -48,4 +50,5 @@ VOCABULARY = Stage(
     settings=_settings,
     inputs=lambda context, key: {"posts": context.posts_snapshot()},
     make=_make,
+    holds="some",  # tags that one user alone wrote
 )

@@ -71,6 +71,13 @@ def read_rows(path: Path, version: int, shard: str, columns: list[str]) -> pa.Ta
     return rows.select(columns)
 
 
+def count_rows(path: Path, version: int, shard: str) -> int:
+    """How many rows of a shard there are at a version."""
+    import lance
+
+    return lance.dataset(str(path), version=version).count_rows(filter=_is(shard))
+
+
 def write_vectors(path: Path, columns: dict[str, pa.Array], name: str, vectors_ND: np.ndarray, index: bool) -> None:
     """A new data set of `columns` and one float32 vector a row; with a cosine index where rows are many."""
     import lance

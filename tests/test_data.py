@@ -17,7 +17,9 @@ from moe_core.tables import read_rows
 
 def png(color="red"):
     file = io.BytesIO()
-    Image.new("RGB", (10, 10), color).save(file, "PNG")
+    image = Image.new("RGB", (10, 10), color)
+    image.putpixel((0, 0), (0, 0, 0))  # pictures of one colour are rejected
+    image.save(file, "PNG")
     return file.getvalue()
 
 

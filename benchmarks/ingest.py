@@ -91,8 +91,10 @@ def main() -> None:
         realistic(said.images, tuple(said.sides), path)
         files = pq.read_table(path, columns=["image"])["image"].to_pylist()
         source = Source(format="parquet", uri=str(path))
-        print(f"{len(files)} JPEGs, sides {said.sides}, {np.mean([len(f) for f in files]):.0f} bytes each; "
-              f"{said.threads} threads; medians of {said.repeats}, in turn")
+        print(
+            f"{len(files)} JPEGs, sides {said.sides}, {np.mean([len(f) for f in files]):.0f} bytes each; "
+            f"{said.threads} threads; medians of {said.repeats}, in turn"
+        )
         for size in said.sizes:
             kinds: dict[str, Callable[[], None]] = {
                 "bare": lambda size=size: bare(files, size, said.threads, draft=False),

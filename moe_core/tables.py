@@ -60,22 +60,23 @@ def replace_rows(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa
 
 def read_rows(path: Path, version: int, shard: str, columns: list[str]) -> pa.Table:
     """The rows of a shard at a version, in their order in the source."""
-    import lance
-
-    try:
-        table = lance.dataset(str(path), version=version)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} has no version {version} (was it cleaned up?): ingest again; {error}") from None
     wanted = [*columns, "position"] if "position" not in columns else columns
-    rows = table.to_table(columns=wanted, filter=_is(shard)).sort_by("position")
+    rows = _at(path, version).to_table(columns=wanted, filter=_is(shard)).sort_by("position")
     return rows.select(columns)
 
 
 def count_rows(path: Path, version: int, shard: str) -> int:
     """How many rows of a shard there are at a version."""
+    return int(_at(path, version).count_rows(filter=_is(shard)))
+
+
+def _at(path: Path, version: int) -> Any:
     import lance
 
-    return lance.dataset(str(path), version=version).count_rows(filter=_is(shard))
+    try:
+        return lance.dataset(str(path), version=version)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} has no version {version} (was it cleaned up?): ingest again; {error}") from None
 
 
 def write_vectors(path: Path, columns: dict[str, pa.Array], name: str, vectors_ND: np.ndarray, index: bool) -> None:

@@ -123,9 +123,10 @@ def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = Fal
             square = _square(_load(image), size)
         if turn := _TURNS.get(_orientation(image)):
             square = square.transpose(turn)
-    if reject_uniform and all(low == high for low, high in square.getextrema()):
-        raise Rejected("uniform", "#{:02x}{:02x}{:02x}".format(*square.getpixel((0, 0))))  # type: ignore[misc]
-    return Picture(square.tobytes(), width, height, kind, _dhash(square))
+    pixels = square.tobytes()
+    if reject_uniform and pixels == pixels[:3] * (size * size):
+        raise Rejected("uniform", f"#{pixels[:3].hex()}")
+    return Picture(pixels, width, height, kind, _dhash(square))
 
 
 def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
@@ -153,7 +154,9 @@ def pixels_of(stored: bytes, size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(stored), formats=("JPEG", "PNG", "WEBP")) as image:
             if image.size != (size, size):
-                raise ValueError(f"a stored picture is {image.width}x{image.height}, wanted {size}x{size}: ingest again")
+                raise ValueError(
+                    f"a stored picture is {image.width}x{image.height}, wanted {size}x{size}: ingest again"
+                )
             return np.asarray(image.convert("RGB"))
     except OSError as error:
         raise ValueError(
@@ -227,7 +230,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF or XMP says; 1 where nothing does, or where it cannot be read: the pixels are good all the same."""
+    """1 to 8 as EXIF or XMP says; 1 where nothing does or it cannot be read: the pixels are good all the same."""
     if not {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & image.info.keys():
         return 1
     try:
@@ -246,7 +249,9 @@ def _unidentified(data: bytes) -> Rejected:
     if data[4:8] == b"ftyp":
         return Rejected("not_an_image", "looks like HEIC, AVIF or MP4")
     if data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return Rejected("not_an_image", "looks like SVG" if b"<svg" in data[:4096].lower() else "looks like HTML or XML")
+        return Rejected(
+            "not_an_image", "looks like SVG" if b"<svg" in data[:4096].lower() else "looks like HTML or XML"
+        )
     return Rejected("not_an_image")
 
 

@@ -60,7 +60,7 @@ REASONS = {
     "duplicate_id": "an accepted post before it in the shard has the same id",
     "internal_error": "a mistake of ours on this row alone: please report it with its detail",
 }
-MAX_ID = 512  # characters
+MAX_ID, MAX_DETAIL = 512, 200  # characters
 MAX_TAGS, MAX_TAG_BYTES = 1000, 100_000  # of one post
 TAGS_OF_REJECTED, TAG_OF_REJECTED = 20, 100  # tags, and characters of each, kept of a post with too many
 FIRST, LAST = pl.datetime(1826, 1, 1), pl.datetime(2100, 1, 1)  # a clock that shows another time says nothing
@@ -234,7 +234,9 @@ def _chunks(batches: Iterable[pa.RecordBatch], data: Data) -> Iterator[Chunk]:
 
 def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
     """What can be said of rows without their images. The first reason that holds is the one given."""
-    names = [name for name in ("id", "tags", "user", "taken_at", "split", "reason", "detail") if name in batch.schema.names]
+    names = [
+        name for name in ("id", "tags", "user", "taken_at", "split", "reason", "detail") if name in batch.schema.names
+    ]
     rows = pl.DataFrame(pl.from_arrow(pa.table(batch.select(names))))
     absent = [pl.lit(None, pl.String).alias(name) for name in ("reason", "detail") if name not in names]
     rows = rows.with_row_index("position", before).with_columns(pl.col("position").cast(pl.Int64), *absent)
@@ -267,7 +269,7 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         (pl.col("many"), pl.lit("too_many_tags"), pl.col("many_detail")),
         (no_tags & none_written, pl.lit("no_tags"), pl.lit("none written")),
         (no_tags, pl.lit("no_tags"), pl.lit("none left of those written")),
-        (pl.col("split").is_null(), pl.lit("bad_split"), pl.format("{}: wanted {}", "given", pl.lit(", ".join(GIVEN)))),
+        (pl.col("split").is_null(), pl.lit("bad_split"), pl.col("given").str.head(50)),
     )
     return rows.select(
         "position",
@@ -278,7 +280,9 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         "taken_at",
         "split",
         pl.coalesce(pl.when(holds).then(reason) for holds, reason, _ in judged).alias("reason"),
-        pl.coalesce(pl.when(holds).then(detail.fill_null("")) for holds, _, detail in judged).alias("detail"),
+        pl.coalesce(pl.when(holds).then(detail.fill_null("")) for holds, _, detail in judged)
+        .str.head(MAX_DETAIL)
+        .alias("detail"),
     )
 
 
@@ -297,7 +301,7 @@ def _convert(chunk: Chunk, data: Data) -> Converted:
             except MemoryError:
                 raise
             except Exception as error:
-                reason, detail = "internal_error", f"{type(error).__name__}: {error}"[:200]
+                reason, detail = "internal_error", f"{type(error).__name__}: {error}"[:MAX_DETAIL]
         made.image.append(stored)
         made.width.append(picture.width)
         made.height.append(picture.height)
@@ -380,12 +384,17 @@ class _Rejects:
             self.count.reasons[reason] += 1
             named = self.count.examples.setdefault(reason, [])
             if len(named) < EXAMPLES:
-                named.append(Example(position, name or f"row {position}", detail))
+                named.append(Example(position, _shown(name or f"row {position}"), _shown(detail)))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         self.writer.close()
         self.file.seek(0)
         yield from pa.ipc.open_stream(self.file)
+
+
+def _shown(text: str) -> str:
+    """For a terminal or a page: short, and without control characters. The table keeps what was there."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:80])
 
 
 def _arrow(column: pl.Series) -> pa.Array:

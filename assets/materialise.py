@@ -59,17 +59,15 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
         started = time.monotonic()
         try:
             built = build(work, STAGES[name], key, force=config.force)
+            more, checks = look(work, built.artefact) if look else ({}, [])
         except (ValueError, FloatingPointError) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
     metadata = about(built.artefact)
     metadata["posts snapshot"] = work.posts_snapshot()
     metadata["reused"] = dg.MetadataValue.bool(built.reused)
-    checks: list[dg.AssetCheckResult] = []
-    if look:
-        more, checks = look(work, built.artefact)
-        metadata |= more
-        if not all(check.passed for check in checks):
-            work.store.remove(built.artefact)
+    metadata |= more
+    if not all(check.passed for check in checks):
+        work.store.remove(built.artefact)
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
     version = dg.DataVersion(built.artefact.version)
     return dg.MaterializeResult(data_version=version, metadata=metadata, check_results=checks)

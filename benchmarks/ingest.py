@@ -1,9 +1,9 @@
 """Ingest of JPEGs of 64 to 256 pixels against the bare Pillow loop over the same bytes, on as many cores.
 
-The product reads Parquet, decodes, checks, hashes, canonicalises tags, splits, and writes two Lance tables. The bare loop
-holds the files in memory and does Image.open + resize to the study's size + encode, in a ThreadPool; `bare` decodes in
-full, `bare+draft` lets libjpeg decode at a half or a quarter as the product does. Both run in turn in one process; printed
-are images/s (medians) and the ratios to the bare loops.
+The product reads Parquet, decodes, checks, hashes, canonicalises tags, splits, and writes two Lance tables. The bare
+loop holds the files in memory and does Image.open + resize to the study's size + encode, in a ThreadPool; `bare`
+decodes in full, `bare+draft` lets libjpeg decode at a half or a quarter as the product does. All run in turn in one
+process; printed are images/s (medians) and the ratios to the bare loops.
 
 Example: python benchmarks/ingest.py --images 6000 --repeats 5
 """

@@ -24,7 +24,7 @@ REASONS = {
     "too_narrow": "one side more than 20 times the other: the middle square would show nothing of it",
     "uniform": "one colour all over the square that is kept (data.reject_uniform)",
 }
-# Of the file as it says itself, looked at before anything is decoded. A decoded pixel takes 4 bytes, and with its copies
+# Of the file as it says itself, looked at before anything is decoded. A decoded pixel takes 4 bytes; with its copies
 # and a progressive JPEG's coefficients up to 12, or 20 for WebP: so each file stays below 1 GB.
 MAX_PIXELS = {"JPEG": 64_000_000, "PNG": 64_000_000, "GIF": 64_000_000, "BMP": 64_000_000, "WEBP": 32_000_000}
 MAX_SCANS = 20  # of a progressive JPEG of MAX_PIXELS, and in proportion more of a smaller one; encoders write about ten
@@ -121,7 +121,8 @@ def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = Fal
                 square = _square(_load(image), size)
         else:
             square = _square(_load(image), size)
-        if turn := _TURNS.get(_orientation(image)):
+        turn = _TURNS.get(_orientation(image))
+        if turn is not None:
             square = square.transpose(turn)
     pixels = square.tobytes()
     if reject_uniform and pixels == pixels[:3] * (size * size):

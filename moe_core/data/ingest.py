@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from moe_core.data import images
-from moe_core.data.splits import GIVEN, splits_of
+from moe_core.data.splits import splits_of
 from moe_core.data.tags import canonical_lists
 from moe_core.settings import Data
 from moe_core.tables import count_rows, replace_rows
@@ -249,7 +249,7 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
     short = pl.col("written").list.head(TAGS_OF_REJECTED).list.eval(pl.element().str.head(TAG_OF_REJECTED))
     rows = rows.with_columns(
         pl.when("many").then(short).otherwise("written").alias("written"),
-        pl.when("many").then(pl.format("{} tags", pl.col("written").list.len())).alias("many_detail"),
+        pl.format("{} tags, {} bytes", pl.col("written").list.len(), bytes_in_tags).alias("many_detail"),
     )
     usable = rows.select(pl.when(~pl.col("many")).then("written").alias("tags")).to_series()
     rows = rows.with_columns(

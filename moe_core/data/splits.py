@@ -27,7 +27,9 @@ def splits_of(posts: pl.DataFrame, data: Data) -> pl.Series:
     group = pl.col("id")
     if data.split_by == "user":
         group = pl.when(pl.col("user").str.len_bytes() > 0).then("user").otherwise("id")
-    places = pl.Series("place", [_place(text) for text in posts.select(group).to_series()], dtype=pl.Float64)
+    places = pl.Series(
+        "place", [_place(text) for text in posts.select(group.fill_null("")).to_series()], dtype=pl.Float64
+    )
     given = pl.col("split").str.strip_chars().str.to_lowercase()
     named = given.replace_strict(GIVEN, default=None, return_dtype=pl.String)
     held_out = pl.when(pl.col("place") < data.validation).then(pl.lit("validation")).otherwise(pl.lit("train"))

@@ -9,7 +9,7 @@ from PIL import Image
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Place, load_posts, read_columns
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
-from moe_core.data.splits import split_of
+from moe_core.data.splits import split_of, splits_of
 from moe_core.data.vocabulary import Vocabulary, choose
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -91,6 +91,26 @@ def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
     assert posts.starts_N1.tolist() == [0, 1, 2, 4]
     assert posts.images_NCHW.shape == (3, 3, 8, 8)
     assert posts.images_NCHW[0, :, 4, 4].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg", "png", "webp"])
+def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
+    source = parquet(tmp_path / "x.parquet", 3, image=[png("red"), png("lime"), png("blue")])
+    (done,) = everything(source, tmp_path, Data(image_size=8, store=store))
+    posts = load_posts(tmp_path, [Place("x", done.posts_version)], Vocabulary(["cat"], {}), 8)
+    for n, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        assert posts.images_NCHW[n, :, 6, 6].tolist() == pytest.approx(colour, abs=20)
+
+
+def test_splits_of_many_are_those_of_each():
+    names = [str(n) for n in range(300)]
+    users = [None if n % 3 == 0 else "" if n % 3 == 1 else f"u{n}" for n in range(300)]
+    given = [(None, "", "train", "TEST ", "val")[n % 5] for n in range(300)]
+    posts = pl.DataFrame({"id": names, "user": users, "split": given})
+    for data in (Data(test=0.3, validation=0.3), Data(split_by="id", validation=0.5)):
+        each = [split_of(i, u, g, data) for i, u, g in zip(names, users, given, strict=True)]
+        assert splits_of(posts, data).to_list() == each
+    assert splits_of(pl.DataFrame({"id": ["a"], "user": ["u"], "split": ["holdout"]}), Data()).to_list() == [None]
 
 
 def test_a_split_that_is_given_stays_but_for_validation():

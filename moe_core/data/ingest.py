@@ -203,7 +203,7 @@ def _accept(
     waiting: deque[tuple[Chunk, Future[Converted]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
-        for chunk in _chunks(batches, data):
+        for chunk in _ahead(_chunks(batches, data)):
             count.read = chunk.read
             waiting.append((chunk, pool.submit(_convert, chunk, data)))
             if len(waiting) > 2 * threads:
@@ -214,6 +214,18 @@ def _accept(
         report(count.read)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Chunks, each read while the one before it is used.
+
+    All by one thread: lance asks for batches from several of its own, and each would keep memory of what was read there.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        future = pool.submit(next, chunks, None)
+        while (chunk := future.result()) is not None:
+            future = pool.submit(next, chunks, None)
+            yield chunk
 
 
 def _chunks(batches: Iterable[pa.RecordBatch], data: Data) -> Iterator[Chunk]:

@@ -212,6 +212,11 @@ def read_rows(path: Path, version: int | str, shard: str, columns: list[str]) ->
     return table.scanner(columns=columns, fragments=fragments, scan_in_order=True).to_table()
 
 
+def count_rows(path: Path, version: int | str, shard: str) -> int:
+    """How many rows of a shard there are at a version (number or pin)."""
+    return sum(piece.rows for piece in _at(path, version)[1] if piece.shard == shard)
+
+
 def shards_in(path: Path) -> dict[str, int]:
     """Rows of each shard in the latest version."""
     import lance

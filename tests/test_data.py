@@ -10,7 +10,7 @@ from PIL import Image
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
-from moe_core.data.splits import split_of
+from moe_core.data.splits import split_of, splits_of
 from moe_core.data.vocabulary import Vocabulary, choose
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -18,7 +18,9 @@ from moe_core.tables import read_rows
 
 def png(color="red"):
     file = io.BytesIO()
-    Image.new("RGB", (10, 10), color).save(file, "PNG")
+    image = Image.new("RGB", (10, 10), color)
+    image.putpixel((0, 0), (0, 0, 0))  # pictures of one colour are rejected
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -96,7 +98,7 @@ def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
 
 def numbered(path, count, first=0):
     """Posts whose red is their number."""
-    pictures = [png(color=(first + n, 0, 0)) for n in range(count)]
+    pictures = [png(color=(first + n, 99, 0)) for n in range(count)]
     return parquet(path, count, id=[f"p{first + n:03d}" for n in range(count)], image=pictures)
 
 
@@ -117,6 +119,26 @@ def test_hashtags_for_other_posts_are_refused(tmp_path):
     (done,) = everything(numbered(tmp_path / "x.parquet", 3), tmp_path)
     with pytest.raises(ValueError, match=r"hashtags of 1 posts, .* holds 3"):
         open_posts(tmp_path, [Place("x", done.posts_version)], Labels(np.array([0]), np.array([0, 1])), 8)
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg", "png", "webp"])
+def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
+    source = parquet(tmp_path / "x.parquet", 3, image=[png("red"), png("lime"), png("blue")])
+    (done,) = everything(source, tmp_path, Data(image_size=8, store=store))
+    images = open_images(tmp_path, [Place("x", done.posts_version)], 8).read(np.arange(3))
+    for n, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        assert images[n, 6, 6].tolist() == pytest.approx(colour, abs=20)
+
+
+def test_splits_of_many_are_those_of_each():
+    names = [str(n) for n in range(300)]
+    users = [None if n % 3 == 0 else "" if n % 3 == 1 else f"u{n}" for n in range(300)]
+    given = [(None, "", "train", "TEST ", "val")[n % 5] for n in range(300)]
+    posts = pl.DataFrame({"id": names, "user": users, "split": given})
+    for data in (Data(test=0.3, validation=0.3), Data(split_by="id", validation=0.5)):
+        each = [split_of(i, u, g, data) for i, u, g in zip(names, users, given, strict=True)]
+        assert splits_of(posts, data).to_list() == each
+    assert splits_of(pl.DataFrame({"id": ["a"], "user": ["u"], "split": ["holdout"]}), Data()).to_list() == [None]
 
 
 def test_a_split_that_is_given_stays_but_for_validation():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from moe_core.data.images import RAW_UP_TO, pixels_of
+from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.tables import locate, read_rows, take_rows
 from moe_core.training.batches import Posts
@@ -110,20 +111,24 @@ def open_posts(
 
 
 def _pixels(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """(N, size, size, 3) uint8."""
+    """(N, size, size, 3) uint8. Raw pixels are copied a chunk at a time, files decoded by the threads torch may use."""
     out = np.empty((len(column), size, size, 3), np.uint8)
     row = 0
-    for chunk in column.chunks:
-        if size <= RAW_UP_TO:  # fixed width, so the chunk's buffer is the array
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for chunk in column.chunks:
             first, last = chunk.offset, chunk.offset + len(chunk)
             offsets = np.frombuffer(chunk.buffers()[1], np.int32)[first : last + 1]
-            flat = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-            out[row : row + len(chunk)] = flat.reshape(-1, size, size, 3)
-        else:
-            for place, stored in enumerate(chunk, row):
-                out[place] = pixels_of(stored.as_py(), size)
-        row += len(chunk)
+            if (np.diff(offsets) == 3 * size * size).all():
+                flat = np.frombuffer(chunk.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+                out[row : row + len(chunk)] = flat.reshape(-1, size, size, 3)
+            else:
+                list(pool.map(_put, out[row : row + len(chunk)], chunk))
+            row += len(chunk)
     return out
+
+
+def _put(place: np.ndarray, stored: pa.BinaryScalar) -> None:
+    place[:] = pixels_of(stored.as_py(), len(place))
 
 
 def _polars(table: pa.Table) -> pl.DataFrame:

@@ -60,15 +60,14 @@ def replace_rows(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa
 
 def read_rows(path: Path, version: int, shard: str, columns: list[str]) -> pa.Table:
     """The rows of a shard at a version, in their order in the source."""
-    import lance
-
-    try:
-        table = lance.dataset(str(path), version=version)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} has no version {version} (was it cleaned up?): ingest again; {error}") from None
     wanted = [*columns, "position"] if "position" not in columns else columns
-    rows = table.to_table(columns=wanted, filter=_is(shard)).sort_by("position")
+    rows = _at(path, version).to_table(columns=wanted, filter=_is(shard)).sort_by("position")
     return rows.select(columns)
+
+
+def scan_rows(path: Path, version: int, shard: str, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard at a version in no particular order, at most `rows` at a time; nothing else is in memory."""
+    yield from _at(path, version).scanner(columns=columns, filter=_is(shard), batch_size=rows).to_batches()
 
 
 def write_vectors(path: Path, columns: dict[str, pa.Array], name: str, vectors_ND: np.ndarray, index: bool) -> None:
@@ -97,6 +96,15 @@ def rows_of(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     import lance
 
     return lance.dataset(str(path)).to_batches(columns=columns)
+
+
+def _at(path: Path, version: int) -> Any:
+    import lance
+
+    try:
+        return lance.dataset(str(path), version=version)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} has no version {version} (was it cleaned up?): ingest again; {error}") from None
 
 
 def _is(shard: str) -> str:

@@ -121,7 +121,7 @@ def _accept(
                     if row["id"] in seen:
                         raise Rejected("duplicate_id")
                     written = [tag for tag in row["tags"] or () if tag is not None]
-                    tags = canonical_tags(written)
+                    tags = canonical_tags(written, data.accents)
                     if not tags:
                         raise Rejected("no_tags", "none written" if not written else "none left of those written")
                     if isinstance(picture, Rejected):

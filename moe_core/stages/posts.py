@@ -35,7 +35,7 @@ POSTS = Stage(
     code="1",
     reads=(),
     settings=lambda study: study.data.model_dump(
-        include={"image_size", "validation", "test", "split_by", "max_reject_rate"}
+        include={"image_size", "accents", "validation", "test", "split_by", "max_reject_rate"}
     ),
     inputs=lambda context, key: {"shard": next(s.digest for s in context.shards if s.key == key)},
     make=_make,

@@ -1,8 +1,8 @@
 """The text side alone: read, canonicalise and count hashtags of millions of posts, against its targets.
 
 Posts are drawn from the hashtags of real Instagram posts (harrison_hashtags.parquet, which is not part of this
-repository), with users by Zipf's law, spellings disturbed and a tail of rare tags, and written as Parquet shards. A fresh
-process then reads them with the functions of the product and says how long it took and how much memory it held.
+repository), with users by Zipf's law, spellings disturbed and a tail of rare tags, and written as Parquet shards. A
+fresh process reads them with the functions of the product and says how long it took and how much memory it held.
 
 Example: python benchmarks/text_side.py --posts 5000000
 """

@@ -2,10 +2,10 @@
 
 Letters: N posts of a batch, T their tags, R rows of one part, V distinct tags.
 
-A tag of a post becomes one 64-bit number: the tag's code, then half of a hash of the user. Another byte of the hash says
-to which part the number belongs; the parts lie in files when they are too many for memory. All posts of a user are in
-one part, so each part is counted by itself (a sort and the lengths of its runs) and the counts of the parts add up. Forty
-bits of hash tell users apart: of a million users of one tag one pair is taken for one user in every second case.
+A tag of a post becomes one 64-bit number: the tag's code, then half of a hash of the user. Another byte of the hash
+says to which part the number belongs; numbers that are too many for memory lie in files, one a part. All posts of a
+user are in one part, so each part is counted by itself (a sort and the lengths of its runs) and the counts of the parts
+add up. Forty bits of hash tell users apart: of a million users of one tag, half a pair is taken for one.
 """
 
 import shutil

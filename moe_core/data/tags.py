@@ -27,7 +27,8 @@ _SPACES = r"[\s#]*"
 _WORD = r"[a-z][0-9a-z_\s#]*"
 _MACHINE_TAG = rf"(?s)^{_SPACES}{_WORD}:{_SPACES}{_WORD}=.*"
 # What goes, with the marks that sit on it (the accent of a lone "´" must not land on the letter before it).
-_NO_TAG = r"[^\p{L}\p{M}\p{N}\p{So}]+\p{M}*|^\p{M}+"
+# U+FFFC and U+FFFD stand for what was lost.
+_NO_TAG = r"[^\p{L}\p{M}\p{N}[\p{So}--[\x{FFFC}\x{FFFD}]]]+\p{M}*|^\p{M}+"
 _NOT_EMPTY = rf"(?s)^(.{{1,{MAX_TAG_CHARACTERS}}})$"
 
 # Characters that full case folding maps elsewhere than lower case does, after NFKD: sharp s, final sigma, the iota

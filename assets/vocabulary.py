@@ -1,9 +1,34 @@
+from collections.abc import Mapping
+from typing import Any
+
 import dagster as dg
 
-from assets.materialise import Work, asset_of, materialise
+from assets.materialise import Work, asset_of, cell, materialise
+from assets.study import root, study
+from moe_core.stages.context import Context
 
 
 @asset_of("vocabulary", group_name="data", kinds={"polars"})
 def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why."""
-    return materialise(context, config)
+    result = materialise(context, config)
+    metadata = Context(study(), root()).need("vocabulary").metadata
+    result.metadata["kept"] = dg.MetadataValue.md(kept_table(metadata))  # type: ignore[index]
+    result.metadata["left out"] = dg.MetadataValue.md(dropped_table(metadata))  # type: ignore[index]
+    return result
+
+
+def kept_table(said: Mapping[str, Any]) -> str:
+    """Markdown: the most frequent hashtags that stayed."""
+    lines = ["| hashtag | posts | users |", "| --- | --- | --- |"]
+    lines += [f"| {cell(tag)} | {posts:,} | {users:,} |" for tag, posts, users in said["kept_examples"]]
+    return "\n".join(lines)
+
+
+def dropped_table(said: Mapping[str, Any]) -> str:
+    """Markdown: how many tags left for each reason, and the most frequent of them with their posts and users."""
+    lines = ["| reason | tags | most frequent (posts, users) |", "| --- | --- | --- |"]
+    for reason, count in said["dropped_by_reason"].items():
+        some = [f"{cell(tag)} ({posts:,}, {users:,})" for tag, posts, users in said["dropped_examples"][reason]]
+        lines.append(f"| {cell(reason)} | {count:,} | {', '.join(some)} |")
+    return "\n".join(lines)

@@ -45,11 +45,22 @@ class Data(Strict):
     )
     min_side: Positive = Field(8, description="Images with a shorter side below this many pixels are rejected.")
     reject_uniform: bool = Field(True, description="Images of one colour all over are rejected.")
+    accents: Literal["keep", "fold"] = Field(
+        "keep", description="fold: accents of Latin, Greek and Cyrillic letters are dropped from hashtags."
+    )
+    plurals: bool = Field(
+        False, description="English plurals count as their singular where that is in the vocabulary itself."
+    )
     min_posts_per_tag: Positive = Field(20, description="A tag on fewer training posts leaves the vocabulary.")
     min_users_per_tag: Positive = Field(1, description="A tag used by fewer distinct users leaves the vocabulary.")
+    max_user_share: Fraction = Field(
+        0.8, description="A tag with a larger share of its posts from one user leaves the vocabulary; 1: never."
+    )
     max_tags: Positive = Field(100_000, description="Vocabulary size limit; the most frequent tags stay.")
     stop_tags: str = Field("", description="File with one tag a line that never enters the vocabulary.")
-    synonyms: str = Field("", description="File of lines 'written = meant', applied to canonical tags.")
+    synonyms: str = Field(
+        "", description="File of lines 'written = meant', applied before counting; 'tag = tag' keeps a plural."
+    )
     validation: Fraction = Field(
         0.05, description="Share of training posts held out for choices (early stopping, mixing)."
     )

@@ -212,6 +212,15 @@ def read_rows(path: Path, version: int | str, shard: str, columns: list[str]) ->
     return table.scanner(columns=columns, fragments=fragments, scan_in_order=True).to_table()
 
 
+def scan_rows(path: Path, version: int | str, shard: str, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard at a version, in their order, at most `rows` at a time; nothing else is in memory."""
+    table, pieces = _at(path, version)
+    fragments = _fragments(table, pieces, shard)
+    if fragments:
+        scanner = table.scanner(columns=columns, fragments=fragments, batch_size=rows, scan_in_order=True)
+        yield from scanner.to_batches()
+
+
 def count_rows(path: Path, version: int | str, shard: str) -> int:
     """How many rows of a shard there are at a version (number or pin)."""
     return sum(piece.rows for piece in _at(path, version)[1] if piece.shard == shard)

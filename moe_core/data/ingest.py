@@ -276,7 +276,7 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
     )
     usable = rows.select(pl.when(~pl.col("many")).then("written").alias("tags")).to_series()
     rows = rows.with_columns(
-        canonical_lists(usable).alias("tags"),
+        canonical_lists(usable, data.accents).alias("tags"),
         splits_of(rows, data).alias("split"),
         pl.col("split").alias("given"),
         pl.when(pl.col("taken_at").is_between(FIRST, LAST, closed="left")).then("taken_at").alias("taken_at"),

@@ -14,7 +14,7 @@ import torch
 
 from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
-from moe_core.tables import locate, read_rows, take_rows
+from moe_core.tables import locate, read_rows, scan_rows, take_rows
 from moe_core.training.batches import Posts
 
 PART = 65_536  # posts whose hashtags are looked up at once
@@ -80,9 +80,8 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
     """The hashtags of all the posts, shard by shard: only their numbers are ever all in memory."""
     ids, counts = [np.empty(0, np.int64)], [np.zeros(1, np.int64)]
     for place in places:
-        tags = _polars(read_rows(root / "posts.lance", place.version, place.shard, ["tags"]))["tags"]
-        for first in range(0, len(tags), PART):
-            ids_T, starts_N1 = vocabulary.compressed_rows(tags[first : first + PART])
+        for batch in scan_rows(root / "posts.lance", place.version, place.shard, ["tags"], PART):
+            ids_T, starts_N1 = vocabulary.compressed_rows(_polars(pa.table(batch))["tags"])
             ids.append(ids_T)
             counts.append(np.diff(starts_N1))
     return Labels(np.concatenate(ids), np.concatenate(counts).cumsum())

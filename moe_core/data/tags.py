@@ -1,44 +1,127 @@
 """Canonical hashtags: one spelling for each tag, whatever was written.
 
 "New York", "#new-york" and "newyork" are one tag. Letters, digits and combining marks of every script stay, emoji stay
-without their modifiers, everything else goes. Machine tags (`ns:pred=value`) are no hashtags.
+without what modifies them, everything else goes. Machine tags (`ns:pred=value`) are no hashtags. All of it is polars
+expressions; a column of posts costs one pass over its distinct spellings, not over its tags.
 """
 
-import re
-import unicodedata
+from functools import lru_cache
+from typing import Literal
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 MAX_TAG_CHARACTERS = 100  # longer is never a word; Instagram's own limit on a hashtag is of this size
 
-_MACHINE_TAG = re.compile(r"^\s*#?[A-Za-z]\w*:[A-Za-z]\w*=", re.ASCII)
-_EMOJI_MODIFIERS = {"︎", "️", "‍", *map(chr, range(0x1F3FB, 0x1F400))}
+Accents = Literal["keep", "fold"]
+
+# Invisible: joiners, variation selectors, soft hyphens, fillers, and the letters of subdivision flags. They go first:
+# a mark that follows one belongs to the letter before it.
+_INVISIBLE = r"\p{Default_Ignorable_Code_Point}+"
+# Accents of Latin, Greek and Cyrillic, decomposed. Vowel signs of Indic scripts, Arabic and Hebrew points, Japanese
+# voicing marks and the ring of keycap emoji lie elsewhere and are never dropped: without them it is another word.
+# U+0345 is left out: it is the letter iota, and upper case writes it as one.
+_ACCENTS = r"[\x{300}-\x{344}\x{346}-\x{36F}\x{483}-\x{487}\x{1AB0}-\x{1AFF}\x{1DC0}-\x{1DFF}\x{FE20}-\x{FE2F}]+"
+_SPACES = r"[\s#]*"
+_WORD = r"[a-z][0-9a-z_\s#]*"
+_MACHINE_TAG = rf"(?s)^{_SPACES}{_WORD}:{_SPACES}{_WORD}=.*"
+# What goes, with the marks that sit on it (the accent of a lone "´" must not land on the letter before it).
+# U+FFFC and U+FFFD stand for what was lost.
+_NO_TAG = r"[^\p{L}\p{M}\p{N}[\p{So}--[\x{FFFC}\x{FFFD}]]]+\p{M}*|^\p{M}+"
+_NOT_EMPTY = rf"(?s)^(.{{1,{MAX_TAG_CHARACTERS}}})$"
+
+# Characters that full case folding maps elsewhere than lower case does, after NFKD: sharp s, final sigma, the iota
+# subscript, old Cyrillic letter forms, and Cherokee, whose folded form is its upper case.
+_FOLDED = {"ß": "ss", "ς": "σ", "\u0345": "ι"}
+_FOLDED |= dict(zip("ᲀᲁᲂᲃᲄᲅᲆᲇᲈ", "вдосттъѣꙋ", strict=True))
+_FOLDED |= {chr(0xAB70 + n): chr(0x13A0 + n) for n in range(80)} | {chr(0x13F8 + n): chr(0x13F0 + n) for n in range(6)}
+
+_TAG_CHARACTER = r"[\p{L}\p{M}\p{N}_\p{So}\x{1F3FB}-\x{1F3FF}\x{200C}\x{200D}\x{B7}\x{30FB}]"
+# "C#", "page#part", "/#part" and "&#39;" are no hashtags; "#a#b" are two.
+_HASHTAGS = rf"(?:^|[^\p{{L}}\p{{M}}\p{{N}}_&/#＃])(?:[#＃]+{_TAG_CHARACTER}+)+"
 
 
-def canonical_tag(written: str) -> str | None:
-    """The canonical form of one tag, or None where nothing is left of it. Idempotent."""
-    if _MACHINE_TAG.match(written):
-        return None
-    # Each of the three steps can undo another (casefold makes U+0345 anew, a dropped character lets two marks meet and
-    # change their order), so they are applied until nothing moves; in practice that is twice.
-    text, before = written, ""
-    while text != before:
-        before = text
-        text = "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if _stays(c))
-    return text if 0 < len(text) <= MAX_TAG_CHARACTERS else None
+def canonical(column: pl.Expr, accents: Accents = "keep") -> pl.Expr:
+    """The canonical form of each tag, null where nothing is left of it. Idempotent.
+
+    Decomposed (NFKD), case folded, stripped, composed again: the order in which no step undoes another.
+    `accents` "fold" drops the accents of Latin, Greek and Cyrillic letters: "café" and "cafe" are one tag.
+    """
+    text = column.str.replace_all(_INVISIBLE, "").str.normalize("NFKD")
+    if accents == "fold":
+        text = text.str.replace_all(_ACCENTS, "")
+    text = text.str.to_lowercase().str.replace_many(_FOLDED).str.replace_all(_MACHINE_TAG, "")
+    # one chain: an expression that is named twice is computed twice
+    return text.str.replace_all(_NO_TAG, "").str.normalize("NFC").str.extract(_NOT_EMPTY)
 
 
-def canonical_tags(written: list[str]) -> list[str]:
-    """Canonical forms in the order of first appearance, each once."""
-    return list(dict.fromkeys(tag for text in written if (tag := canonical_tag(text)) is not None))
+def canonical_lists(written: pl.Series, accents: Accents = "keep") -> pl.Series:
+    """Of each post's tags the canonical forms, each once, in the order of first appearance; [] where there is none."""
+    written = written.cast(pl.List(pl.String))
+    spellings, forms = Spellings(), Spellings()
+    starts_N1, flat = flattened(written)
+    codes = spellings.codes(flat)
+    form_of_code = forms.codes(spellings.words().to_frame("tag").select(canonical(pl.col("tag"), accents)).to_series())
+    form_T = form_of_code.gather(codes)
+    left_T = form_T.is_not_null().to_numpy()
+    starts_N1 = np.concatenate([[0], left_T.cumsum()])[starts_N1]
+    lists = as_lists(starts_N1, form_T.drop_nulls()).list.unique(maintain_order=True)
+    starts_N1, flat = flattened(lists)
+    return as_lists(starts_N1, forms.words().gather(flat)).rename(written.name)
 
 
-def canonical_lists(written: pl.Series, accents: str = "keep") -> pl.Series:
-    """`canonical_tags` of each list; empty where there is none."""
-    lists = [canonical_tags([tag for tag in row or () if tag is not None]) for row in written.to_list()]
-    return pl.Series(written.name, lists, dtype=pl.List(pl.String))
+@lru_cache(maxsize=100_000)
+def canonical_tag(written: str, accents: Accents = "keep") -> str | None:
+    """The canonical form of one tag, or None where nothing is left of it. For single values: a column is faster."""
+    return pl.select(canonical(pl.lit(written, pl.String), accents)).item()
 
 
-def _stays(character: str) -> bool:
-    kind = unicodedata.category(character)
-    return (kind[0] in "LMN" or kind == "So") and character not in _EMOJI_MODIFIERS
+def canonical_tags(written: list[str], accents: Accents = "keep") -> list[str]:
+    """Canonical forms in the order of first appearance, each once. For single posts: a column is faster."""
+    return list(dict.fromkeys(tag for text in written if (tag := canonical_tag(text, accents)) is not None))
+
+
+def hashtags_of_text(column: pl.Expr) -> pl.Expr:
+    """The '#words' of each text in their order, as written but for the '#'; [] where there is none."""
+    chains = column.str.extract_all(_HASHTAGS).list.join(" ")
+    found = chains.str.extract_all(rf"[#＃]{_TAG_CHARACTER}+").list.eval(pl.element().str.strip_chars_start("#＃"))
+    return found.fill_null([])
+
+
+def flattened(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """(starts_N1, values): value t belongs to the row n with starts_N1[n] <= t < starts_N1[n + 1]; null is empty."""
+    lengths_N = lists.list.len().fill_null(0).to_numpy()
+    starts_N1 = np.concatenate([[0], lengths_N.cumsum(dtype=np.int64)])
+    return starts_N1, lists.explode(empty_as_null=False, keep_nulls=False)
+
+
+def as_lists(starts_N1: np.ndarray, values: pl.Series) -> pl.Series:
+    """The inverse of `flattened`."""
+    arrow = values.to_arrow(compat_level=pl.CompatLevel.newest())  # strings as views, without a copy
+    lists = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts_N1, pa.int64()), arrow))
+    assert isinstance(lists, pl.Series)
+    return lists
+
+
+class Spellings:
+    """Strings and a code for each: 0, 1, ... in the order of first appearance. A code stays what it is."""
+
+    def __init__(self) -> None:
+        self._kind = pl.Categorical(pl.Categories.random())
+        self._held = pl.Series([], dtype=self._kind)  # polars forgets the codes with the last column of the kind
+        self._count = 0
+
+    def codes(self, strings: pl.Series) -> pl.Series:
+        """The code of each string, null for null; strings not seen before get new ones."""
+        codes = strings.cast(self._kind).to_physical()
+        highest = codes.max()
+        if highest is not None:
+            assert isinstance(highest, int)
+            self._count = max(self._count, highest + 1)
+        return codes
+
+    def words(self, first: int = 0) -> pl.Series:
+        """The strings with codes from `first` on."""
+        codes = pl.int_range(first, self._count, dtype=pl.UInt32, eager=True)
+        return codes.cat.to(self._kind).cast(pl.String)

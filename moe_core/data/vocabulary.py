@@ -1,14 +1,20 @@
 """The vocabulary: which canonical tags are predicted, by how many posts and how many distinct users carry them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from moe_core.data.tags import canonical_tag
+from moe_core.data.counting import TagCounter
+from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms, resolved
+from moe_core.data.tags import flattened
 from moe_core.settings import Data
+
+CHUNK = 500_000  # posts looked up at a time
+Batches = Callable[[], Iterable[pl.DataFrame]]  # frames of `tags` and `user`; called again for each pass over the posts
 
 
 @dataclass(frozen=True)
@@ -24,64 +30,96 @@ class Vocabulary:
         return ids | {written: ids[meant] for written, meant in self.synonyms.items() if meant in ids}
 
     def compressed_rows(self, tags: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-        """(ids_T, starts_N1) of a column of lists of canonical tags; unknown tags left out, each id once a post."""
-        ids = pl.Series(list(self.lookup().values()), dtype=pl.Int64)
-        table = pl.DataFrame({"tags": pl.Series(list(self.lookup()), dtype=pl.String), "hashtag": ids})
-        rows = (
-            tags.rename("tags")
-            .to_frame()
-            .with_row_index("post")
-            .explode("tags")
-            .join(table, on="tags", how="inner")
-            .select("post", "hashtag")
-            .unique()
-            .sort("post", "hashtag")
-        )
-        counts = np.bincount(rows["post"].to_numpy(), minlength=len(tags))
-        return rows["hashtag"].to_numpy(), np.concatenate([[0], counts.cumsum()]).astype(np.int64)
+        """(ids_T, starts_N1) of a column of lists of canonical tags; unknown tags left out, each id once a post.
+
+        Ids of a post are in rising order.
+        """
+        parts = [self._rows(tags[first : first + CHUNK]) for first in range(0, len(tags), CHUNK)]
+        counts = np.concatenate([[0], *(counts for _, counts in parts)])
+        return np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in parts)]), counts.cumsum().astype(np.int64)
+
+    def _rows(self, tags: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+        """(ids_T, counts_N) of some of the posts."""
+        spellings, ids_S = self._spellings
+        starts_N1, flat = flattened(tags.cast(pl.List(pl.String)))
+        codes = flat.cast(spellings, strict=False).to_physical()
+        known = codes.is_not_null().to_numpy()
+        post_T = np.repeat(np.arange(len(tags)), np.diff(starts_N1))[known]
+        bits = max(1, len(self.hashtags).bit_length())
+        # one number a tag, so that one fast sort orders by post and then by id
+        keys = pl.Series(post_T << bits | ids_S[codes.drop_nulls().to_numpy()]).sort().to_numpy()
+        keys = keys[np.diff(keys, prepend=-1) > 0]
+        return keys & ((1 << bits) - 1), np.bincount(keys >> bits, minlength=len(tags))
+
+    @cached_property
+    def _spellings(self) -> tuple[pl.Enum, np.ndarray]:
+        lookup = self.lookup()
+        return pl.Enum(list(lookup)), np.fromiter(lookup.values(), np.int64, len(lookup))
 
 
 def choose(posts: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str]]:
-    """(hashtags kept, tags dropped with their reason, synonyms) from the training posts' columns `tags` and `user`.
+    """`choose_from` for posts that are in memory: columns `tags` and `user`."""
+    return choose_from(lambda: [posts], data)
 
-    Without users each post counts as its own. Raises ValueError when no tag is left.
+
+def choose_from(
+    batches: Batches, data: Data, scratch: Path | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str]]:
+    """(hashtags kept, tags dropped with their reason, synonyms) from the training posts.
+
+    Without users each post counts as its own. Memory grows with the number of distinct tags, not of posts: what does
+    not fit lies in files in `scratch`. Raises ValueError when no tag is left.
     """
-    synonyms = _synonyms(data.synonyms)
-    stopped = _stop_tags(data.stop_tags)
-    who = pl.coalesce(pl.col("user"), pl.format("post {}", pl.col("post")))
-    counts = (
-        posts.select("tags", "user")
-        .with_row_index("post")
-        .with_columns(who.alias("user"))
-        .explode("tags")
-        .rename({"tags": "tag"})
-        .with_columns(pl.col("tag").replace(synonyms) if synonyms else pl.col("tag"))
-        .group_by("tag")
-        .agg(pl.col("post").n_unique().alias("posts"), pl.col("user").n_unique().alias("users"))
-        .sort(["posts", "tag"], descending=[True, False])
-    )
+    synonyms = read_synonyms(data.synonyms, data.accents)
+    counts, posts = _counts(batches, synonyms, scratch)
+    if data.plurals:
+        frequent = counts.filter(pl.col("posts") >= data.min_posts_per_tag)["tag"]
+        merged = plurals(counts["tag"], frequent, set(synonyms) | set(synonyms.values()))
+        if merged:
+            synonyms = resolved(synonyms | merged)
+            counts, posts = _counts(batches, synonyms, scratch)  # a post with "cat" and "cats" counts once
+    return *_judge(counts, posts, read_stop_tags(data.stop_tags, data.accents), data), synonyms
+
+
+def _counts(batches: Batches, synonyms: Mapping[str, str], scratch: Path | None) -> tuple[pl.DataFrame, int]:
+    with TagCounter(synonyms, scratch) as counter:
+        for batch in batches():
+            counter.add(batch["tags"], batch["user"])
+        return counter.totals(), counter.posts
+
+
+def _judge(counts: pl.DataFrame, posts: int, stopped: pl.Series, data: Data) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(kept, dropped): the first rule that a tag breaks is its reason."""
+    if not posts:
+        raise ValueError("no training post is left: look at the rejects, data.test and data.validation")
+    counts = counts.sort(["posts", "tag"], descending=[True, False])
     reason = (
-        pl.when(pl.col("tag").is_in(list(stopped)))
+        pl.when(pl.col("tag").is_in(stopped.implode()))
         .then(pl.lit("stop_list"))
         .when(pl.col("posts") < data.min_posts_per_tag)
         .then(pl.lit("too_few_posts"))
         .when(pl.col("users") < data.min_users_per_tag)
         .then(pl.lit("too_few_users"))
+        .when(pl.col("most_by_one_user") > data.max_user_share * pl.col("posts"))
+        .then(pl.lit("one_user"))
     )
     judged = counts.with_columns(reason.alias("reason"))
     good = judged.filter(pl.col("reason").is_null()).drop("reason")
-    dropped = pl.concat(
-        [
-            judged.filter(pl.col("reason").is_not_null()),
-            good[data.max_tags :].with_columns(pl.lit("beyond_max_tags").alias("reason")),
-        ]
-    )
+    beyond = good[data.max_tags :].with_columns(pl.lit("beyond_max_tags").alias("reason"))
+    dropped = pl.concat([judged.filter(pl.col("reason").is_not_null()), beyond])
     if good.is_empty():
+        why = ", ".join(f"{reason} {n}" for reason, n in reasons(dropped).items())
         raise ValueError(
-            f"no hashtag is left: {counts.height} tags on {posts.height} training posts, none of them on at least "
-            f"{data.min_posts_per_tag} posts of {data.min_users_per_tag} users: lower data.min_posts_per_tag"
+            f"no hashtag is left: {counts.height} tags on {posts} training posts, none of them on at least "
+            f"{data.min_posts_per_tag} posts of {data.min_users_per_tag} users ({why}): lower data.min_posts_per_tag"
+            + (", or raise data.max_user_share" if "one_user" in why else "")
         )
-    return good[: data.max_tags], dropped, synonyms
+    return good[: data.max_tags], dropped
+
+
+def reasons(dropped: pl.DataFrame) -> dict[str, int]:
+    """How many tags were dropped for each reason."""
+    return dict(dropped["reason"].value_counts().sort("reason").iter_rows())
 
 
 def save(folder: Path, kept: pl.DataFrame, dropped: pl.DataFrame, synonyms: Mapping[str, str]) -> None:
@@ -99,26 +137,3 @@ def load(hashtags: Path, synonyms: Path) -> Vocabulary:
     return Vocabulary(
         pl.read_parquet(hashtags).sort("id")["tag"].to_list(), dict(zip(table["written"], table["meant"], strict=True))
     )
-
-
-def _stop_tags(path: str) -> set[str]:
-    return {tag for line in _lines(path, "data.stop_tags") if (tag := canonical_tag(line))}
-
-
-def _synonyms(path: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for line in _lines(path, "data.synonyms"):
-        written, _, meant = (part.strip() for part in line.partition("="))
-        left, right = canonical_tag(written), canonical_tag(meant)
-        if not left or not right:
-            raise ValueError(f"{path}: {line!r} is not 'written = meant' with a tag on both sides")
-        found[left] = right
-    return found
-
-
-def _lines(path: str, setting: str) -> list[str]:
-    if not path:
-        return []
-    if not Path(path).is_file():
-        raise ValueError(f"no file at {path}: wanted a text file ({setting})")
-    return [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]

@@ -66,6 +66,7 @@ POSTS = Stage(
     settings=lambda study: study.data.model_dump(
         include={
             "image_size",
+            "accents",
             "store",
             "min_side",
             "reject_uniform",

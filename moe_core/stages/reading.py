@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.training.batches import Images, Posts
 
+BATCH = 65_536  # posts without their pictures, read at a time
+
 
 def places(context: Context) -> list[Place]:
     """Where the shards' posts lie. Raises ValueError for the first that is not ingested."""
@@ -34,6 +36,19 @@ def all_columns(context: Context, columns: list[str]) -> pl.DataFrame:
     from moe_core.data.loading import read_columns
 
     return read_columns(context.root, places(context), columns)
+
+
+def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Columns of all the posts a part at a time, in the one order."""
+    import polars as pl
+
+    from moe_core.tables import scan_rows
+
+    for place in places(context):
+        for batch in scan_rows(context.root / "posts.lance", place.version, place.shard, columns, BATCH):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
 
 
 def vocabulary(context: Context) -> Vocabulary:

@@ -1,18 +1,28 @@
 """vocabulary: which hashtags are predicted, from the training posts."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_core.settings import Study
 from moe_core.stages.context import Context
-from moe_core.stages.reading import all_columns
+from moe_core.stages.reading import column_batches
 from moe_core.stages.stage import Stage
 from moe_core.store import Written, file_digest
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for each reason
 
 
 def _settings(study: Study) -> Any:
     """The files of stop tags and synonyms count by their content."""
-    said = study.data.model_dump(include={"min_posts_per_tag", "min_users_per_tag", "max_tags"})
+    said = study.data.model_dump(
+        include={"accents", "plurals", "min_posts_per_tag", "min_users_per_tag", "max_user_share", "max_tags"}
+    )
     for name in ("stop_tags", "synonyms"):
         path = Path(getattr(study.data, name) or ".")
         said[name] = file_digest(path) if path.is_file() else ""
@@ -22,30 +32,49 @@ def _settings(study: Study) -> Any:
 def _make(context: Context, key: str | None, folder: Path) -> Written:
     import polars as pl
 
-    from moe_core.data.vocabulary import choose, save
+    from moe_core.data.vocabulary import choose_from, reasons, save
     from moe_core.stages.housekeeping import remove_gone_shards
 
     remove_gone_shards(context)
-    training = all_columns(context, ["tags", "user", "split"]).filter(pl.col("split") == "train")
-    if training.is_empty():
-        raise ValueError("no training post is left: look at the rejects, data.test and data.validation")
-    kept, dropped, synonyms = choose(training, context.study.data)
+    read = 0
+
+    def training() -> Iterator[pl.DataFrame]:
+        nonlocal read
+        read = 0
+        for batch in column_batches(context, ["tags", "user", "split"]):
+            posts = batch.filter(pl.col("split") == "train")
+            read += posts.height
+            context.report({"posts": read})
+            yield posts
+
+    kept, dropped, synonyms = choose_from(training, context.study.data, folder)
     save(folder, kept, dropped, synonyms)
     return Written(
         {
             "hashtags": kept.height,
             "dropped": dropped.height,
-            "training_posts": training.height,
+            "training_posts": read,
+            "synonyms": len(synonyms),
             "most_frequent": kept["tag"].head(20).to_list(),
-            "dropped_by_reason": dict(dropped["reason"].value_counts().sort("reason").iter_rows()),
+            "dropped_by_reason": reasons(dropped),
+            "kept_examples": _examples(kept, KEPT_EXAMPLES),
+            "dropped_examples": {
+                reason: _examples(dropped.filter(pl.col("reason") == reason), DROPPED_EXAMPLES)
+                for reason in reasons(dropped)
+            },
         }
     )
+
+
+def _examples(tags: pl.DataFrame, count: int) -> list[list[Any]]:
+    """[tag, posts, users] of those on the most posts."""
+    return [list(row) for row in tags.head(count).select("tag", "posts", "users").iter_rows()]
 
 
 VOCABULARY = Stage(
     name="vocabulary",
     keys=None,
-    code="1",
+    code="2",
     reads=("posts",),
     settings=_settings,
     inputs=lambda context, key: {"posts": context.posts_snapshot()},

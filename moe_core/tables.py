@@ -71,6 +71,15 @@ def read_rows(path: Path, version: int, shard: str, columns: list[str]) -> pa.Ta
     return rows.select(columns)
 
 
+def read_positions(path: Path, version: int, shard: str, positions: list[int], columns: list[str]) -> pa.Table:
+    """Some rows of a shard at a version, by rising position."""
+    import lance
+
+    said = f"{_is(shard)} AND position IN ({', '.join(map(str, positions))})"
+    rows = lance.dataset(str(path), version=version).to_table(columns=[*columns, "position"], filter=said)
+    return rows.sort_by("position").select(columns)
+
+
 def write_vectors(path: Path, columns: dict[str, pa.Array], name: str, vectors_ND: np.ndarray, index: bool) -> None:
     """A new data set of `columns` and one float32 vector a row; with a cosine index where rows are many."""
     import lance

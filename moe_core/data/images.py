@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from moe_core.data.duplicates import signature
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 100_000_000  # of the file as it says itself, looked at before anything is decoded
 RAW_UP_TO = 64  # side up to which pixels are stored raw: below it JPEG saves little and costs the loader much
@@ -32,7 +34,7 @@ class Picture:
     width: int  # of the file
     height: int
     format: str
-    dhash: int  # 64 bits, signed: near-duplicates differ in few of them
+    signature: bytes  # what near-duplicates are found by
 
 
 def decode(data: bytes, size: int) -> Picture:
@@ -51,7 +53,8 @@ def decode(data: bytes, size: int) -> Picture:
                 image.draft("RGB", (size, size))  # decodes at a half, a quarter or an eighth where that is enough
             image.load()
             square = ImageOps.fit(_on_white(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BICUBIC)
-            return Picture(square.tobytes(), width, height, kind, _dhash(square))
+            look = signature(np.asarray(square)[None]).tobytes()
+            return Picture(square.tobytes(), width, height, kind, look)
     except Rejected:
         raise
     except UnidentifiedImageError:
@@ -100,10 +103,3 @@ def _on_white(image: Image.Image) -> Image.Image:
         page.alpha_composite(layer)
         return page.convert("RGB")
     return image.convert("RGB")
-
-
-def _dhash(square: Image.Image) -> int:
-    """Signs of the differences of neighbours in a 9x8 grey image (N. Krawetz's difference hash)."""
-    grey = np.asarray(square.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = np.packbits(grey[:, 1:] > grey[:, :-1])
-    return int.from_bytes(bits.tobytes(), "big", signed=True)

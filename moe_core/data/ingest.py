@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from moe_core.data.duplicates import SIGNATURE_BYTES
 from moe_core.data.images import Picture, Rejected, decode, encode
-from moe_core.data.splits import split_of
+from moe_core.data.splits import given_split
 from moe_core.data.tags import canonical_tags
 from moe_core.settings import Data
 from moe_core.tables import replace_rows
@@ -27,8 +28,8 @@ POSTS = pa.schema(
         ("width", pa.int32()),  # of the file
         ("height", pa.int32()),
         ("format", pa.string()),
-        ("dhash", pa.int64()),
-        ("split", pa.string()),
+        ("signature", pa.binary(SIGNATURE_BYTES)),
+        ("given", pa.string()),  # split that the source gives, by our name for it
     ]
 )
 REJECTS = pa.schema(
@@ -126,9 +127,9 @@ def _accept(
                         raise Rejected("no_tags", "none written" if not written else "none left of those written")
                     if isinstance(picture, Rejected):
                         raise picture
+                    given = given_split(row["split"])
                     seen.add(row["id"])
-                    split = split_of(row["id"], row["user"], row["split"], data)
-                    count.splits[split] += 1
+                    count.splits[given or "none"] += 1
                     kept.append(
                         {
                             "shard": shard,
@@ -142,8 +143,8 @@ def _accept(
                             "width": picture.width,
                             "height": picture.height,
                             "format": picture.format,
-                            "dhash": picture.dhash,
-                            "split": split,
+                            "signature": picture.signature,
+                            "given": given,
                         }
                     )
                 except Rejected as why:

@@ -31,9 +31,10 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.clustering.kmeans import fit
     from moe_core.clustering.random_partition import random_partition
     from moe_core.clustering.whitening import Moments, whiten
+    from moe_core.data.splits import SPLITS
 
     settings = context.study.partition
-    columns = reading.all_columns(context, ["shard", "id", "split", "tags"])
+    columns = reading.all_columns(context, ["shard", "id", "tags"]).with_columns(reading.splits(context)["split"])
     features_ND = reading.trunk_features(context)
     training_N = reading.index(context).use("train")
     train_ND = features_ND[training_N]
@@ -57,7 +58,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     expert_N = gate.assign(features_ND)
     random_N = np.empty_like(expert_N)
     ids = columns["id"].to_numpy()
-    for rows_N in [training_N, *(~training_N & (columns["split"].to_numpy() == s) for s in _SPLITS)]:
+    for rows_N in [training_N, *(~training_N & (columns["split"].to_numpy() == s) for s in SPLITS)]:
         sizes_K = np.bincount(expert_N[rows_N], minlength=settings.experts)
         random_N[rows_N] = random_partition(ids[rows_N].tolist(), sizes_K, RANDOM_SEED)
     assignment = columns.select("shard", "id", "split").with_columns(
@@ -97,9 +98,6 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     )
 
 
-_SPLITS = ("train", "validation", "test")
-
-
 def _sample(x_ND: np.ndarray, most: int, seed: int) -> np.ndarray:
     if len(x_ND) <= most:
         return x_ND
@@ -122,7 +120,7 @@ PARTITION = Stage(
     name="partition",
     keys=None,
     code="1",
-    reads=("trunk_features", "vocabulary", "posts"),
+    reads=("trunk_features", "vocabulary", "posts", "splits"),
     settings=lambda study: study.partition.model_dump(),
     inputs=lambda context, key: {
         f"features {shard.key}": context.version("trunk_features", shard.key) for shard in context.shards

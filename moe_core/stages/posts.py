@@ -1,4 +1,4 @@
-"""posts: one shard of the source, decoded, canonicalised and split, in posts.lance; the rest in rejects.lance."""
+"""posts: one shard of the source, decoded and canonicalised, in posts.lance; the rest in rejects.lance."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         "accepted": count.accepted,
         "rejected": count.rejected,
         "reasons": dict(sorted(count.reasons.items())),
-        "splits": dict(sorted(count.splits.items())),
+        "given_splits": dict(sorted(count.splits.items())),
     }
     (folder / "counts.json").write_text(json.dumps(said, indent=1))
     return Written(said | {"posts_version": done.posts_version, "rejects_version": done.rejects_version})
@@ -32,11 +32,9 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 POSTS = Stage(
     name="posts",
     keys="shards",
-    code="1",
+    code="2",
     reads=(),
-    settings=lambda study: study.data.model_dump(
-        include={"image_size", "validation", "test", "split_by", "max_reject_rate"}
-    ),
+    settings=lambda study: study.data.model_dump(include={"image_size", "max_reject_rate"}),
     inputs=lambda context, key: {"shard": next(s.digest for s in context.shards if s.key == key)},
     make=_make,
 )

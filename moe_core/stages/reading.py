@@ -33,6 +33,13 @@ def all_columns(context: Context, columns: list[str]) -> pl.DataFrame:
     return read_columns(context.root, places(context), columns)
 
 
+def splits(context: Context) -> pl.DataFrame:
+    """Columns shard, position, id, group and split of all the posts, in the one order."""
+    import polars as pl
+
+    return pl.read_parquet(context.need("splits").file("splits.parquet"))
+
+
 def vocabulary(context: Context) -> Vocabulary:
     from moe_core.data.vocabulary import load
 
@@ -62,8 +69,8 @@ class Index:
 def index(context: Context) -> Index:
     from moe_core.data.loading import tagged
 
-    columns = all_columns(context, ["split", "tags"])
-    return Index(columns["split"].to_numpy(), tagged(columns["tags"], vocabulary(context)))
+    tags = all_columns(context, ["tags"])["tags"]
+    return Index(splits(context)["split"].to_numpy(), tagged(tags, vocabulary(context)))
 
 
 def network(context: Context, artefact: Artefact) -> ResNet:

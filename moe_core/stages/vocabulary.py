@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.settings import Study
+from moe_core.stages import reading
 from moe_core.stages.context import Context
-from moe_core.stages.reading import all_columns
 from moe_core.stages.stage import Stage
 from moe_core.store import Written, file_digest
 
@@ -24,9 +24,10 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 
     from moe_core.data.vocabulary import choose, save
 
-    training = all_columns(context, ["tags", "user", "split"]).filter(pl.col("split") == "train")
+    posts = reading.all_columns(context, ["tags", "user"]).with_columns(reading.splits(context)["split"])
+    training = posts.filter(pl.col("split") == "train")
     if training.is_empty():
-        raise ValueError("no training post is left: look at the rejects, data.test and data.validation")
+        raise ValueError("no training post is left: look at the rejects, data.test, data.validation and data.router")
     kept, dropped, synonyms = choose(training, context.study.data)
     save(folder, kept, dropped, synonyms)
     return Written(
@@ -44,8 +45,8 @@ VOCABULARY = Stage(
     name="vocabulary",
     keys=None,
     code="1",
-    reads=("posts",),
+    reads=("posts", "splits"),
     settings=_settings,
-    inputs=lambda context, key: {"posts": context.posts_snapshot()},
+    inputs=lambda context, key: {"splits": context.version("splits")},
     make=_make,
 )

@@ -9,7 +9,6 @@ from PIL import Image
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Place, load_posts, read_columns
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
-from moe_core.data.splits import split_of
 from moe_core.data.vocabulary import Vocabulary, choose
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -89,21 +88,6 @@ def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
     assert posts.starts_N1.tolist() == [0, 1, 2, 4]
     assert posts.images_NCHW.shape == (3, 3, 8, 8)
     assert posts.images_NCHW[0, :, 4, 4].tolist() == [255, 0, 0]
-
-
-def test_a_split_that_is_given_stays_but_for_validation():
-    data = Data(validation=0.5)
-    assert {split_of(str(n), None, "test", data) for n in range(50)} == {"test"}
-    assert {split_of(str(n), None, "train", data) for n in range(50)} == {"train", "validation"}
-
-
-def test_posts_of_a_user_are_never_parted():
-    assert len({split_of(str(n), "ann", None, Data(test=0.5, validation=0.2)) for n in range(50)}) == 1
-
-
-def test_a_split_of_another_name_is_an_error():
-    with pytest.raises(ValueError, match="says split 'holdout': wanted train, validation or test"):
-        split_of("a", None, "holdout", Data())
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moe_core.data.duplicates import signature
 from moe_core.data.images import RAW_UP_TO, Rejected, contact_sheet, decode, encode, pixels_of
 
 
@@ -72,12 +73,10 @@ def test_a_picture_lies_on_its_side_when_its_file_says_so():
     assert turned[10, 15].mean() > 200 > 50 > turned[10, 4].mean()
 
 
-def test_the_same_picture_a_little_brighter_has_a_near_hash():
-    noise = np.random.default_rng(0).integers(0, 200, (9, 9, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    one, two = (decode(file_of(Image.fromarray(noise + more)), 32).dhash for more in (0, 20))
-    other = decode(file_of(Image.fromarray(noise[::-1].copy())), 32).dhash
-    assert bin((one ^ two) & (2**64 - 1)).count("1") <= 4
-    assert bin((one ^ other) & (2**64 - 1)).count("1") > 12
+def test_a_picture_has_the_signature_of_its_pixels():
+    picture = decode(file_of(Image.effect_noise((40, 40), 90)), 32)
+    pixels = np.frombuffer(picture.pixels, np.uint8).reshape(1, 32, 32, 3)
+    assert picture.signature == signature(pixels).tobytes()
 
 
 @pytest.mark.parametrize("size", [RAW_UP_TO, RAW_UP_TO + 1])

@@ -17,7 +17,7 @@ LUMA = CELLS**2
 WEIGHTS = np.array([299, 587, 114])  # of red, green and blue in luma
 SIGNATURE_BYTES = LUMA + 2 * COLOUR_CELLS**2
 CODE_BYTES = 16
-RADIUS = 11  # bits in which the codes of one picture differ at most: docs/data.md has the recall behind it
+RADIUS = 9  # bits in which the codes of one picture differ at most: docs/data.md has the recall behind it
 CLEAR = 3.0  # size of a frequency, in grey levels, from which its sign is not noise
 PLAIN = 8  # a code with fewer bits set has too little in it to tell one picture from another
 BRIGHTER = 1.136  # largest factor of brightness between two copies of one picture
@@ -37,15 +37,15 @@ def signature(images_BSS3: np.ndarray) -> np.ndarray:
     if times > 1:
         images_BSS3, size = images_BSS3.repeat(times, 1).repeat(times, 2), size * times
     rows = images_BSS3.reshape(count * CELLS, size // CELLS, size * 3).sum(1, dtype=np.uint32)
-    cells_BCC3 = rows.reshape(count * CELLS**2, size // CELLS, 3).sum(1, dtype=np.int64).reshape(-1, CELLS, CELLS, 3)
+    cells_BCC3 = rows.reshape(count * CELLS**2, size // CELLS, 3).sum(1, dtype=np.int64).reshape(count, CELLS, CELLS, 3)
     half = CELLS // COLOUR_CELLS
-    coarse_Bcc3 = cells_BCC3.reshape(-1, COLOUR_CELLS, half, COLOUR_CELLS, half, 3).sum((2, 4))
+    coarse_Bcc3 = cells_BCC3.reshape(count, COLOUR_CELLS, half, COLOUR_CELLS, half, 3).sum((2, 4))
     luma_BCC, coarse_luma_Bcc = cells_BCC3 @ WEIGHTS, coarse_Bcc3 @ WEIGHTS
     scale = WEIGHTS.sum() * (size // CELLS) ** 2
-    parts = [np.rint(luma_BCC / scale).reshape(count, -1)]
+    parts = [np.rint(luma_BCC / scale).reshape(count, LUMA)]
     for channel, share in ((2, 0.564), (0, 0.713)):  # Cb and Cr of JPEG
         above_Bcc = coarse_Bcc3[..., channel] * WEIGHTS.sum() - coarse_luma_Bcc
-        parts.append(np.rint(128 + share / (scale * half**2) * above_Bcc).reshape(count, -1))
+        parts.append(np.rint(128 + share / (scale * half**2) * above_Bcc).reshape(count, COLOUR_CELLS**2))
     return np.concatenate(parts, axis=1).clip(0, 255).astype(np.uint8)
 
 

@@ -221,6 +221,16 @@ def scan_rows(path: Path, version: int | str, shard: str, columns: list[str], ro
         yield from scanner.to_batches()
 
 
+def read_positions(path: Path, version: int | str, shard: str, positions: list[int], columns: list[str]) -> pa.Table:
+    """Some rows of a shard at a version, by rising position."""
+    table, pieces = _at(path, version)
+    said = f"position IN ({', '.join(map(str, positions))})"
+    scanner = table.scanner(
+        columns=columns, filter=said, fragments=_fragments(table, pieces, shard), scan_in_order=True
+    )
+    return scanner.to_table()
+
+
 def count_rows(path: Path, version: int | str, shard: str) -> int:
     """How many rows of a shard there are at a version (number or pin)."""
     return sum(piece.rows for piece in _at(path, version)[1] if piece.shard == shard)

@@ -10,7 +10,6 @@ from PIL import Image
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
-from moe_core.data.splits import split_of, splits_of
 from moe_core.data.vocabulary import Vocabulary, choose
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -130,32 +129,6 @@ def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
         assert images[n, 6, 6].tolist() == pytest.approx(colour, abs=20)
 
 
-def test_splits_of_many_are_those_of_each():
-    names = [str(n) for n in range(300)]
-    users = [None if n % 3 == 0 else "" if n % 3 == 1 else f"u{n}" for n in range(300)]
-    given = [(None, "", "train", "TEST ", "val")[n % 5] for n in range(300)]
-    posts = pl.DataFrame({"id": names, "user": users, "split": given})
-    for data in (Data(test=0.3, validation=0.3), Data(split_by="id", validation=0.5)):
-        each = [split_of(i, u, g, data) for i, u, g in zip(names, users, given, strict=True)]
-        assert splits_of(posts, data).to_list() == each
-    assert splits_of(pl.DataFrame({"id": ["a"], "user": ["u"], "split": ["holdout"]}), Data()).to_list() == [None]
-
-
-def test_a_split_that_is_given_stays_but_for_validation():
-    data = Data(validation=0.5)
-    assert {split_of(str(n), None, "test", data) for n in range(50)} == {"test"}
-    assert {split_of(str(n), None, "train", data) for n in range(50)} == {"train", "validation"}
-
-
-def test_posts_of_a_user_are_never_parted():
-    assert len({split_of(str(n), "ann", None, Data(test=0.5, validation=0.2)) for n in range(50)}) == 1
-
-
-def test_a_split_of_another_name_is_an_error():
-    with pytest.raises(ValueError, match="says split 'holdout': wanted train, validation or test"):
-        split_of("a", None, "holdout", Data())
-
-
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="no Parquet file at"):
         find_shards(Source(format="parquet", uri=str(tmp_path / "none.parquet")))
@@ -258,3 +231,11 @@ def test_a_vocabulary_of_nothing_is_an_error():
 
 def test_schemas_name_their_shard_and_position():
     assert POSTS.names[:2] == REJECTS.names[:2] == ["shard", "position"]
+
+
+def test_names_of_given_splits_are_ours_whatever_their_case_and_spaces(tmp_path):
+    written = ["train", " Val ", "valid", "ROUTER", None, " "]
+    (done,) = everything(parquet(tmp_path / "x.parquet", 6, split=written), tmp_path)
+    rows = read_rows(tmp_path / "posts.lance", done.posts_version, "x", ["given"])
+    assert rows["given"].to_pylist() == ["train", "validation", "validation", "router", None, None]
+    assert dict(done.count.splits) == {"train": 1, "validation": 2, "router": 1, "none": 2}

@@ -75,7 +75,6 @@ class Picture:
     width: int  # of the file, before it is turned
     height: int
     format: str
-    dhash: int  # 64 bits, signed: near-duplicates differ in few of them
 
 
 class Quiet:
@@ -127,7 +126,7 @@ def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = Fal
     pixels = square.tobytes()
     if reject_uniform and pixels == pixels[:3] * (size * size):
         raise Rejected("uniform", f"#{pixels[:3].hex()}")
-    return Picture(pixels, width, height, kind, _dhash(square))
+    return Picture(pixels, width, height, kind)
 
 
 def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
@@ -259,10 +258,3 @@ def _unidentified(data: bytes) -> Rejected:
 def _unreadable(error: Exception) -> Rejected:
     reason = "truncated" if "truncated" in str(error).lower() else "broken"
     return Rejected(reason, f"{type(error).__name__}: {error}"[:200])
-
-
-def _dhash(square: Image.Image) -> int:
-    """Signs of the differences of neighbours in a 9x8 grey image (N. Krawetz's difference hash)."""
-    grey = np.asarray(square.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = np.packbits(grey[:, 1:] > grey[:, :-1])
-    return int.from_bytes(bits.tobytes(), "big", signed=True)

@@ -17,7 +17,8 @@ import polars as pl
 import pyarrow as pa
 
 from moe_core.data import images
-from moe_core.data.splits import splits_of
+from moe_core.data.duplicates import SIGNATURE_BYTES, signature
+from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_lists
 from moe_core.settings import Data
 from moe_core.tables import count_rows, replace_rows
@@ -35,8 +36,8 @@ POSTS = pa.schema(
         ("width", pa.int32()),  # of the file
         ("height", pa.int32()),
         ("format", pa.string()),
-        ("dhash", pa.int64()),
-        ("split", pa.string()),
+        ("signature", pa.binary(SIGNATURE_BYTES)),
+        ("given", pa.string()),  # split that the source gives, by our name for it
     ]
 )
 REJECTS = pa.schema(
@@ -57,7 +58,7 @@ REASONS = {
     "bad_id": "an id with control characters, or of more than 512 characters",
     "too_many_tags": "more than 1,000 tags, or more than 100,000 bytes in them",
     "no_tags": "no tag written, or nothing left of those written",
-    "bad_split": "a split that is none of train, validation and test",
+    "bad_split": "a split that is none of train, validation, test and router",
     **images.REASONS,
     "duplicate_id": "an accepted post before it in the shard has the same id",
     "internal_error": "a mistake of ours on this row alone: please report it with its detail",
@@ -178,7 +179,7 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
 class Chunk:
     """Some rows of a shard: what their text says, and their image files."""
 
-    text: pl.DataFrame  # position, id, written, tags, user, taken_at, split, reason (null: none so far), detail
+    text: pl.DataFrame  # position, id, written, tags, user, taken_at, given, reason (null: none so far), detail
     files: pa.Array  # binary
     read: int  # rows up to its end
 
@@ -191,7 +192,7 @@ class Converted:
     width: list[int]
     height: list[int]
     format: list[str]
-    dhash: list[int]
+    signature: list[bytes]
     reason: list[str | None]
     detail: list[str]
 
@@ -274,11 +275,12 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         pl.when("many").then(short).otherwise("written").alias("written"),
         pl.format("{} tags, {} bytes", pl.col("written").list.len(), bytes_in_tags).alias("many_detail"),
     )
+    said = pl.col("split").str.strip_chars().str.to_lowercase().fill_null("")
     usable = rows.select(pl.when(~pl.col("many")).then("written").alias("tags")).to_series()
     rows = rows.with_columns(
         canonical_lists(usable, data.accents).alias("tags"),
-        splits_of(rows, data).alias("split"),
-        pl.col("split").alias("given"),
+        said.replace_strict(GIVEN, default=None, return_dtype=pl.String).alias("given"),
+        said.alias("said"),
         pl.when(pl.col("taken_at").is_between(FIRST, LAST, closed="left")).then("taken_at").alias("taken_at"),
     )
     no_tags = pl.col("tags").list.len() == 0
@@ -292,7 +294,7 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         (pl.col("many"), pl.lit("too_many_tags"), pl.col("many_detail")),
         (no_tags & none_written, pl.lit("no_tags"), pl.lit("none written")),
         (no_tags, pl.lit("no_tags"), pl.lit("none left of those written")),
-        (pl.col("split").is_null(), pl.lit("bad_split"), pl.col("given").str.head(50)),
+        (pl.col("given").is_null() & (pl.col("said") != ""), pl.lit("bad_split"), pl.col("split").str.head(50)),
     )
     return rows.select(
         "position",
@@ -301,7 +303,7 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         "tags",
         "user",
         "taken_at",
-        "split",
+        "given",
         pl.coalesce(pl.when(holds).then(reason) for holds, reason, _ in judged).alias("reason"),
         pl.coalesce(pl.when(holds).then(detail.fill_null("")) for holds, _, detail in judged)
         .str.head(MAX_DETAIL)
@@ -320,6 +322,7 @@ def _without(text: pl.DataFrame, forgotten: Callable[[str | None, str | None], b
 def _convert(chunk: Chunk, data: Data) -> Converted:
     """Decodes what its text did not rule out. A mistake of ours on one file costs that row, and is counted."""
     made = Converted([], [], [], [], [], [], [])
+    pixels, black = [], bytes(3 * data.image_size**2)
     for number, before in enumerate(chunk.text["reason"]):
         stored, picture, reason, detail = None, _NOTHING, None, ""
         if before is None:
@@ -337,13 +340,15 @@ def _convert(chunk: Chunk, data: Data) -> Converted:
         made.width.append(picture.width)
         made.height.append(picture.height)
         made.format.append(picture.format)
-        made.dhash.append(picture.dhash)
+        pixels.append(picture.pixels or black)
         made.reason.append(reason)
         made.detail.append(detail)
+    look_BW = signature(np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, data.image_size, data.image_size, 3))
+    made.signature.extend(row.tobytes() for row in look_BW)
     return made
 
 
-_NOTHING = images.Picture(b"", 0, 0, "", 0)
+_NOTHING = images.Picture(b"", 0, 0, "")
 
 
 def _sorted_out(
@@ -365,12 +370,12 @@ def _sorted_out(
     if not good_N.any():
         return
     kept = rows.filter(good_N)
-    for split, number in kept["split"].value_counts().iter_rows():
+    for split, number in kept["given"].fill_null("none").value_counts().iter_rows():
         count.splits[split] += number
     mask = pa.array(good_N)
-    columns = {name: _arrow(kept[name]) for name in ("position", "id", "written", "tags", "user", "taken_at", "split")}
+    columns = {name: _arrow(kept[name]) for name in ("position", "id", "written", "tags", "user", "taken_at", "given")}
     columns |= {"shard": pa.repeat(shard, len(kept))}
-    for name in ("image", "width", "height", "format", "dhash"):
+    for name in ("image", "width", "height", "format", "signature"):
         columns[name] = pa.array(getattr(made, name), POSTS.field(name).type).filter(mask)
     count.accepted += len(kept)
     yield pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in POSTS], schema=POSTS)

@@ -297,7 +297,7 @@ def _per_expert(bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarr
 
 
 def _inputs(context: Context, key: str | None) -> dict[str, str]:
-    found = {"mixture": context.version("mixture"), "posts": context.posts_snapshot()}
+    found = {"mixture": context.version("mixture"), "splits": context.version("splits")}
     if context.study.evaluation.controls:
         found |= {name: context.version(name) for name in ("trunk_same_budget", "random_decoder")}
         for name in ("random_expert", "separate_expert"):
@@ -313,7 +313,7 @@ EVALUATION = Stage(
     name="evaluation",
     keys=None,
     code="1",
-    reads=("mixture", "trunk_same_budget", "random_expert", "random_decoder", "separate_expert", "posts"),
+    reads=("mixture", "trunk_same_budget", "random_expert", "random_decoder", "separate_expert", "posts", "splits"),
     settings=_settings,
     inputs=_inputs,
     make=_make,

@@ -31,6 +31,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.clustering.kmeans import fit
     from moe_core.clustering.random_partition import random_partition
     from moe_core.clustering.whitening import Moments, whiten
+    from moe_core.data.splits import SPLITS
 
     settings = context.study.partition
     columns = reading.all_columns(context, ["shard", "id"])
@@ -64,7 +65,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     expert_N = np.concatenate([gate.assign(part_BD) for part_BD, _ in _parts(context)])
     random_N = np.empty_like(expert_N)
     ids = columns["id"].to_numpy()
-    for rows_N in [training_N, *(~training_N & (index.split_N == s) for s in _SPLITS)]:
+    for rows_N in [training_N, *(~training_N & (index.split_N == s) for s in SPLITS)]:
         sizes_K = np.bincount(expert_N[rows_N], minlength=settings.experts)
         random_N[rows_N] = random_partition(ids[rows_N].tolist(), sizes_K, RANDOM_SEED)
     assignment = columns.with_columns(
@@ -104,9 +105,6 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         },
         content={name: file_digest(folder / name) for name in ("gate.safetensors", "members.json")},
     )
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 def _parts(context: Context) -> Iterator[tuple[np.ndarray, slice]]:

@@ -1,4 +1,4 @@
-"""posts: one shard of the source, decoded, canonicalised and split, in posts.lance; the rest in rejects.lance."""
+"""posts: one shard of the source, decoded and canonicalised, in posts.lance; the rest in rejects.lance."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         "accepted": count.accepted,
         "rejected": count.rejected,
         "reasons": dict(sorted(count.reasons.items())),
-        "splits": dict(sorted(count.splits.items())),
+        "given_splits": dict(sorted(count.splits.items())),
         "examples": {
             reason: [[one.position, one.id, one.detail] for one in named]
             for reason, named in sorted(count.examples.items())
@@ -70,9 +70,6 @@ POSTS = Stage(
             "store",
             "min_side",
             "reject_uniform",
-            "validation",
-            "test",
-            "split_by",
             "max_reject_rate",
         }
     ),

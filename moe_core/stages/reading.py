@@ -51,6 +51,13 @@ def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFram
             yield frame
 
 
+def splits(context: Context) -> pl.DataFrame:
+    """Columns shard, position, id, group and split of all the posts, in the one order."""
+    import polars as pl
+
+    return pl.read_parquet(context.need("splits").file("splits.parquet"))
+
+
 def vocabulary(context: Context) -> Vocabulary:
     from moe_core.data.vocabulary import load
 
@@ -81,7 +88,7 @@ class Index:
 def index(context: Context) -> Index:
     from moe_core.data.loading import read_labels
 
-    split_N = all_columns(context, ["split"])["split"].to_numpy().astype("U10")
+    split_N = splits(context)["split"].to_numpy().astype("U10")
     return Index(split_N, read_labels(context.root, places(context), vocabulary(context)))
 
 

@@ -30,9 +30,9 @@ TRUNK = Stage(
     name="trunk",
     keys=None,
     code="1",
-    reads=("posts", "vocabulary"),
+    reads=("posts", "splits", "vocabulary"),
     settings=lambda study: {"network": study.network.model_dump(), "training": training_settings(study, "trunk")},
-    inputs=lambda context, key: {"posts": context.posts_snapshot(), "vocabulary": context.version("vocabulary")},
+    inputs=lambda context, key: {name: context.version(name) for name in ("splits", "vocabulary")},
     make=_make_trunk,
 )
 
@@ -49,7 +49,7 @@ TRUNK_SAME_BUDGET = Stage(
     name="trunk_same_budget",
     keys=None,
     code="1",
-    reads=("trunk", "posts", "vocabulary"),
+    reads=("trunk", "posts", "splits", "vocabulary"),
     settings=lambda study: {
         "network": study.network.model_dump(),
         "training": training_settings(study, "expert_training"),

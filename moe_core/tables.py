@@ -4,6 +4,7 @@ A reader names the version it means; a writer commits once, at the end, so a kil
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,41 @@ def rows_of(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     import lance
 
     return lance.dataset(str(path)).to_batches(columns=columns)
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What a Lance table of a user's is."""
+
+    schema: pa.Schema
+    rows: int
+    version: int
+
+
+def table_info(uri: str) -> TableInfo:
+    """Raises ValueError where there is no readable table."""
+    import lance
+
+    try:
+        table = lance.dataset(uri)
+        return TableInfo(table.schema, table.count_rows(), table.version)
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{uri} is not a readable Lance table: {why}; damaged, or still being copied?") from None
+
+
+def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[pa.RecordBatch]:
+    """Batches in the order of the table, of at most `rows` rows and about `size` bytes. ValueError for damage."""
+    import lance
+
+    try:
+        table = lance.dataset(uri)
+        yield from table.scanner(
+            columns=columns, batch_size=rows, batch_size_bytes=size, batch_readahead=2, fragment_readahead=1
+        ).to_batches()
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{uri} is damaged: {why}; copy it again, or take it away") from None
 
 
 def _is(shard: str) -> str:

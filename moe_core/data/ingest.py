@@ -116,6 +116,8 @@ def _accept(
             pictures = pool.map(lambda row: _picture(row["image"], data.image_size), rows)
             for position, (row, picture) in enumerate(zip(rows, pictures, strict=True), count.read):
                 try:
+                    if row["reason"]:
+                        raise Rejected(row["reason"], row["detail"] or "")
                     if not row["id"]:
                         raise Rejected("no_id")
                     if row["id"] in seen:

@@ -6,6 +6,10 @@ without their modifiers, everything else goes. Machine tags (`ns:pred=value`) ar
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MAX_TAG_CHARACTERS = 100  # longer is never a word; Instagram's own limit on a hashtag is of this size
 
@@ -29,6 +33,11 @@ def canonical_tag(written: str) -> str | None:
 def canonical_tags(written: list[str]) -> list[str]:
     """Canonical forms in the order of first appearance, each once."""
     return list(dict.fromkeys(tag for text in written if (tag := canonical_tag(text)) is not None))
+
+
+def hashtags_of_text(column: "pl.Expr") -> "pl.Expr":
+    """List(String): the '#words' of each text, as written."""
+    return column.str.extract_all(r"[#＃][\p{L}\p{M}\p{N}_]+")
 
 
 def _stays(character: str) -> bool:

@@ -13,7 +13,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.data.sources import read_shard
 
     shard = next(s for s in context.shards if s.key == key)
-    batches = read_shard(context.study.source, shard)
+    batches = read_shard(context.study.source, shard, context.root / ".sources")
     done = ingest(context.root, shard.key, batches, context.study.data, lambda read: context.report({"posts": read}))
     if not done.count.read:
         raise ValueError(f"shard {key} ({shard.path or 'drawn'}) holds no post: remove the file, or fill it")

@@ -17,7 +17,7 @@ from moe_core.data.sources.raw import IMAGE_SUFFIXES, RAW
 from moe_core.settings import Source
 from moe_core.store import digest
 
-__all__ = ["RAW", "Shard", "describe", "find_shards", "guess_format", "read_shard"]
+__all__ = ["RAW", "Shard", "absolute", "describe", "find_shards", "guess_format", "read_shard"]
 
 VERSION = "2"  # raised when a reader makes something else of the same file
 MODULES = {
@@ -84,6 +84,11 @@ def describe(source: Source, shards: list[Shard], image_size: int = 32) -> list[
 
 def _reader(source: Source) -> Any:
     return import_module(f"{__name__}.{MODULES[source.format]}")
+
+
+def absolute(uri: str) -> str:
+    """A path as it is from everywhere; a URI as it is."""
+    return uri if is_remote(uri) else str(local(uri).absolute())
 
 
 def guess_format(uri: str) -> str:

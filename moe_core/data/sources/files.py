@@ -59,7 +59,7 @@ def files_at(uri: str, suffixes: Sequence[str], what: str) -> list[File]:
         raise ValueError(f"source.uri is empty: wanted {what}")
     found = _remote(uri, suffixes) if is_remote(uri) else _local(local(uri), suffixes)
     if not found:
-        raise ValueError(f"no {what.split(',')[0].removeprefix('a ')} at {uri}: wanted {what}")
+        raise ValueError(f"no {what.split(',')[0].split(' ', 1)[1]} at {uri}: wanted {what}")
     return sorted(found, key=lambda file: file.name)
 
 

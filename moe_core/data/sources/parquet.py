@@ -21,6 +21,7 @@ WHAT = {
     "arrow": "an Arrow file, a folder of them (*.arrow, *.feather, *.ipc), a glob or a URI",
 }
 ROWS_COUNTED = 1000  # files whose footers are read to count rows; more are judged by their size
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 BROKEN = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError, EOFError)
 
 
@@ -36,16 +37,16 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
 
 
 def _check(file: File, source: Source) -> None:
-    with _readable(file.path, source.format) as (schema, _):
+    with _readable(file.path, source.format) as (_, schema, _):
         columns_of(schema, source, file.path)
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
     folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
-    with _readable(shard.path, source.format) as (schema, file):
+    with _readable(shard.path, source.format) as (raw, schema, file):
         columns = columns_of(schema, source, shard.path)
         names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
-        batches = _parquet(file, names) if source.format == "parquet" else _arrow(file, names)
+        batches = _parquet(file, names) if source.format == "parquet" else _arrow(raw, file, names)
         yield from to_raw(_said(batches, shard.path), columns, shard.path, folder, shard.key)
 
 
@@ -53,19 +54,19 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
     """Rows, and whether they were counted rather than judged."""
     rows = 0
     for shard in shards[:ROWS_COUNTED]:
-        with _readable(shard.path, source.format) as (_, file):
+        with _readable(shard.path, source.format) as (raw, _, file):
             if source.format == "parquet":
                 rows += file.metadata.num_rows
             else:
-                rows += sum(batch.num_rows for batch in _arrow(file, None))
+                rows += sum(batch.num_rows for batch in _arrow(raw, file, None))
     if len(shards) > ROWS_COUNTED:
         return rows * len(shards) // ROWS_COUNTED, False
     return rows, True
 
 
 @contextmanager
-def _readable(path: str, kind: str) -> Iterator[tuple[pa.Schema, Any]]:
-    """The schema and an open file. Raises ValueError for one that is empty or damaged."""
+def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
+    """The bytes, the schema and an open file. Raises ValueError for one that is empty or damaged."""
     what = "Parquet" if kind == "parquet" else "Arrow"
     with opened(path, mapped=kind == "arrow") as raw:
         try:
@@ -83,7 +84,7 @@ def _readable(path: str, kind: str) -> Iterator[tuple[pa.Schema, Any]]:
             raise ValueError(
                 f"{path} is not a readable {what} file: {why}; damaged, still being copied, or another format?"
             ) from None
-        yield schema, file
+        yield raw, schema, file
 
 
 def _open_arrow(raw: Any) -> Any:
@@ -102,13 +103,17 @@ def _parquet(file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]
             yield from file.iter_batches(max(1, min(BATCH, rows)), row_groups=[group], columns=names)
 
 
-def _arrow(file: Any, names: list[str] | None) -> Iterator[pa.RecordBatch]:
+def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBatch]:
     if isinstance(file, pa.RecordBatchFileReader):
         batches: Any = (file.get_batch(n) for n in range(file.num_record_batches))
     else:
         batches = file
     for batch in batches:
         yield batch.select(names) if names is not None else batch
+    if batches is file:
+        tail = raw.size() - len(END_OF_STREAM)
+        if raw.read_at(len(END_OF_STREAM), tail) != END_OF_STREAM:
+            raise pa.ArrowInvalid("no end-of-stream mark where the batches end: cut short")
 
 
 def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:

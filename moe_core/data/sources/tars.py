@@ -70,12 +70,18 @@ def _problem(info: tarfile.TarInfo) -> Unusable | None:
 
 
 def _ends_well(tar: tarfile.TarFile) -> None:
-    """tarfile takes a header that is cut or damaged for the end: the end is a block of zeros."""
+    """tarfile takes a header that is cut or damaged for the end: the end is zeros, to the last byte of the file.
+
+    Reading to the last byte also checks what a compressed file says of itself there.
+    """
     file: Any = tar.fileobj
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
         raise tarfile.ReadError("no end-of-archive mark where the members end")
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("there is more after the end-of-archive mark (two tars joined by cat?)")
 
 
 def is_compressed(path: Path) -> bool:
@@ -96,7 +102,9 @@ class TarImages:
         # without a place of its own the index is a temporary file of SQLite's: it may not fit into memory
         if self.cache:
             self.cache.mkdir(parents=True, exist_ok=True)
-        self.index = sqlite3.connect(str(self.cache / "tars.sqlite") if self.cache else "", timeout=3600)
+        # lance takes the batches from one thread, then from another, never from two at once
+        place = str(self.cache / "tars.sqlite") if self.cache else ""
+        self.index = sqlite3.connect(place, timeout=3600, check_same_thread=False)
         try:
             with exclusive(self.cache / "tars.lock") if self.cache else nullcontext():
                 self._build()

@@ -229,10 +229,10 @@ class Digests:
 
     def of(self, file: File) -> str:
         """Hash of the content; of name, size and time for a file elsewhere, which is not fetched to be hashed."""
-        if is_remote(file.path):
-            return digest([file.name, file.size, file.changed])
         if not self.knows(file):
-            self.known[file.path] = [file.size, file.changed, _content(file.path, file.size, file.changed)]
+            about = digest([file.name, file.size, file.changed]) if is_remote(file.path) else None
+            content = about or _content(file.path, file.size, file.changed)
+            self.known[file.path] = [file.size, file.changed, content]
             self.changed = True
         return str(self.known[file.path][2])
 

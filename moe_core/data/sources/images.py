@@ -23,7 +23,9 @@ class ImageFolder:
 
     def __init__(self, *folders: Path) -> None:
         # text rather than paths: a Path a row costs as much as reading a small file
-        self.folders = [(str(folder), os.path.realpath(folder) + os.sep) for folder in dict.fromkeys(folders)]
+        self.folders = [
+            (str(folder), os.path.realpath(folder).rstrip(os.sep) + os.sep) for folder in dict.fromkeys(folders)
+        ]
 
     def read(self, *names: str, absolute: bool = False) -> bytes:
         """Bytes of the first of `names` that is there. `absolute` names are looked at where they are allowed.

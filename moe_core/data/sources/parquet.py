@@ -30,7 +30,7 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     suffixes = SUFFIXES[source.format]
     out = []
     for file in files_at(source.uri, suffixes, WHAT[source.format]):
-        if is_remote(file.path) or not digests.knows(file):
+        if not digests.knows(file):
             _check(file, source)
         out.append((key_of(file.name, suffixes), file.path, digests.of(file)))
     return out

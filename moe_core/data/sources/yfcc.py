@@ -53,7 +53,7 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     else:
         said = listing(local(source.images), IMAGE_SUFFIXES)
     out = []
-    for file in files_at(source.uri, SUFFIXES, WHAT):
+    for file in files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT):
         if local(source.uri).is_dir() and "yfcc" not in file.name.lower():
             continue
         if not digests.knows(file):

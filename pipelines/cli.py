@@ -390,7 +390,7 @@ def _finish(summary: "Summary") -> None:
     )
     if summary.failed:
         for name, why in summary.failed.items():
-            click.echo(f"Error: {name}: {why}", err=True)
+            click.echo(f"Error: {name}: {shown(why, 4000)}", err=True)
         sys.exit(1)
 
 

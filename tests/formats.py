@@ -108,7 +108,8 @@ def parquet_captions(posts, folder):
 def arrow_file(posts, folder):
     table = table_of(posts)
     image = table["image"].combine_chunks().cast(pa.binary_view())
-    views = _with(table, image=image, user=table["user"].combine_chunks().cast(pa.string_view()))
+    tags = pa.array([post["tags"] for post in posts], pa.list_view(pa.string_view()))
+    views = _with(table, image=image, tags=tags, user=table["user"].combine_chunks().cast(pa.string_view()))
     with pa.ipc.new_file(folder / "posts.arrow", views.schema) as file:
         file.write_table(views, max_chunksize=50)
     return Source(format="arrow", uri=str(folder))

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from datetime import datetime
@@ -278,6 +280,12 @@ def test_wrong_types(tmp_path, column, values, why):
 def test_a_named_column_that_is_not_there(tmp_path, settings, why):
     pq.write_table(pa.table({"id": ["a"], "image": [png()], "tags": [["cat"]]}), tmp_path / "x.parquet")
     assert why in said(Source(format="parquet", uri=str(tmp_path), **settings))
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    table = pa.table([["a"], [png()], [["cat"]], [["dog"]]], names=["id", "image", "tags", "tags"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert "has two columns tags: rename one" in said(Source(format="parquet", uri=str(tmp_path)))
 
 
 def test_errors_of_lance_and_yfcc(tmp_path, posts):
@@ -651,6 +659,38 @@ def test_real_data_are_read(name):
     lines = describe(source, find_shards(source))
     assert lines[4] == "Problems: none in 200 images looked at"
     assert lines[-1] == "Split: the source's own"
+
+
+# The command
+
+
+def hardmoe(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_init_says_what_it_found_and_run_ingests_it(posts, tmp_path):
+    (tmp_path / "in").mkdir()
+    source = WRITERS["yfcc_tars"](posts, tmp_path / "in")
+    done = hardmoe("init", tmp_path / "cats", "--source", source.uri, "--images", source.images)
+    assert done.returncode == 0, done.stderr
+    assert "Found 1 shard of format yfcc" in done.stdout
+    study = tmp_path / "cats" / "study.toml"
+    ran = hardmoe("run", "--study", study, "--until", "posts")
+    assert "1 made, 0 fresh, 0 failed" in ran.stdout, ran.stdout + ran.stderr
+    assert (tmp_path / "cats" / ".sources" / "tars.sqlite").exists()
+    said = json.loads(hardmoe("status", "--study", study, "--json").stdout)["posts"]
+    assert said["read"] == len(posts) == said["accepted"] + said["rejected"]
+
+
+def test_init_writes_nothing_when_the_source_is_wrong(posts, tmp_path):
+    (tmp_path / "x\x1b.parquet").write_bytes(b"no")
+    done = hardmoe("init", tmp_path / "cats", "--source", tmp_path / "x\x1b.parquet")
+    assert done.returncode == 1
+    assert "x\\x1b.parquet is not a readable Parquet file" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "cats").exists()
 
 
 # The sensor

@@ -19,6 +19,9 @@ YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in micr
 def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
     """Column of the file for each of ours. Raises ValueError for one that is missing or of a wrong type."""
     columns = choose(schema.names, source, where)
+    for name in columns.values():
+        if schema.names.count(name) > 1:
+            raise ValueError(f"{where} has two columns {name}: rename one")
     image = _plain(schema.field(columns["image"]).type)
     named = is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
     if not (is_text(image) or is_bytes(image) or (pt.is_struct(image) and image.get_field_index("bytes") >= 0)):

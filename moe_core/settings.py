@@ -23,12 +23,26 @@ class Strict(BaseModel):
 class Source(Strict):
     """Where posts come from."""
 
-    format: Literal["drawn", "parquet", "folder"] = Field("drawn", description="Reader of the source.")
-    uri: str = Field("", description="File, folder or glob (parquet); folder of images (folder); unused by drawn.")
-    table: str = Field(
-        "", description="folder: CSV or JSON-lines file of image name and tags; empty: the only one there."
+    format: Literal["drawn", "parquet", "arrow", "lance", "folder", "webdataset", "yfcc"] = Field(
+        "drawn", description="Reader of the source; docs/data.md has what each reads."
     )
-    tags_column: str = Field("", description="parquet: column of tags; empty: tags, else raw_tags.")
+    uri: str = Field("", description="File, folder, glob or URI of the data; folder: of images; unused by drawn.")
+    table: str = Field(
+        "",
+        description="folder: CSV, TSV or JSON-lines file of image names and tags, or a glob; empty: the only one.",
+    )
+    images: str = Field("", description="yfcc: folder of the images, or glob of tars of them.")
+    id_column: str = Field(
+        "", description="Column of a post's id; empty: by the usual names; #row: shard and number of the row."
+    )
+    image_column: str = Field("", description="Column of the image or of its file name; empty: by the usual names.")
+    tags_column: str = Field("", description="Column of tags; empty: by the usual names (tags, raw_tags, hashtags...).")
+    caption_column: str = Field(
+        "", description="Column of text whose #words are the tags, beside those of tags_column where that is said too."
+    )
+    user_column: str = Field("", description="Column of the user; empty: by the usual names.")
+    taken_at_column: str = Field("", description="Column of the time of the picture; empty: by the usual names.")
+    split_column: str = Field("", description="Column of the split; empty: by the usual names.")
     shards: Positive = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
     posts: Positive = Field(40_000, description="drawn: how many posts to draw.")
     seed: int = Field(0, description="drawn: seed of the drawing.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_core.text import shown
+
 if TYPE_CHECKING:
     from moe_core.settings import Study
     from moe_core.stages.context import Context
@@ -33,7 +35,8 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except (ValueError, FileNotFoundError, PermissionError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from (
+            # a message may quote what a file of a user's says
+            raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from (
                 error if os.environ.get("HARDMOE_TRACE") else None
             )
 
@@ -76,20 +79,41 @@ def demo(root: Path, workers: int | None) -> None:
 @click.option(
     "--source",
     required=True,
-    help="Parquet file, folder or glob; a folder of images with a CSV/JSONL; or the word drawn.",
+    help="Parquet, Arrow or Lance file, tars, YFCC100M metadata: a file, folder, glob or URI; a folder of images with "
+    "a table, or that table; or the word drawn.",
 )
-@click.option("--format", "kind", type=click.Choice(["parquet", "folder", "drawn"]), help="[default: by what is there]")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "drawn"]),
+    help="[default: by what is there]",
+)
+@click.option("--tags-column", default="", help="Column of tags.  [default: by the usual names]")
+@click.option("--caption-column", default="", help="Column of text whose #words are the tags.")
+@click.option("--images", default="", help="yfcc: folder of the images, or glob of tars of them.")
+@click.option("--table", default="", help="folder: the table, or a glob of them, where there are several.")
 @click.option("--recipe", default="small", show_default=True, help="Named settings, described in moe_core/recipes.py.")
 @click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
 @FORCE
-def init(folder: Path, source: str, kind: str | None, recipe: str, name: str | None, force: bool) -> None:
-    """Writes FOLDER/study.toml and says what was found in the source.
+def init(
+    folder: Path,
+    source: str,
+    kind: str | None,
+    tags_column: str,
+    caption_column: str,
+    images: str,
+    table: str,
+    recipe: str,
+    name: str | None,
+    force: bool,
+) -> None:
+    """Says what was found in the source and writes FOLDER/study.toml.
 
     Example: hardmoe init cats --source photos.parquet --recipe small
     """
     import re
 
-    from moe_core.data.sources import describe, find_shards, guess_format
+    from moe_core.data.sources import absolute, describe, find_shards, guess_format
     from moe_core.recipes import RECIPES
     from moe_core.settings import Source
 
@@ -99,18 +123,24 @@ def init(folder: Path, source: str, kind: str | None, recipe: str, name: str | N
     if study_file.exists() and not force:
         raise ValueError(f"{study_file} exists: edit it, or say --force to replace it")
     kind = kind or guess_format(source)
-    uri = "" if kind == "drawn" else str(Path(source).absolute())
-    found = Source(format=kind, uri=uri)
-    shards = find_shards(found)
-    about = describe(found, shards)
+    found = Source.model_validate(
+        {
+            "format": kind,
+            "uri": "" if kind == "drawn" else absolute(source),
+            "images": absolute(images) if images else "",
+            "table": table,
+            "tags_column": tags_column,
+            "caption_column": caption_column,
+        }
+    )
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
     base = RECIPES[recipe]()
     if kind == "drawn":
         found = base.source if base.source.format == "drawn" else found
+    for line in describe(found, find_shards(found), base.data.image_size):
+        click.echo(line)
     study = base.model_copy(update={"name": name or plain, "source": found})
     _write_study(study_file, type(study).model_validate(study.model_dump()))
-    for line in about:
-        click.echo(line)
     click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
     click.echo(f"Wrote {study_file}. Next: hardmoe run --study {study_file}")
     _sync(_open(study_file))
@@ -437,7 +467,7 @@ def _finish(summary: "Summary") -> None:
     )
     if summary.failed:
         for name, why in summary.failed.items():
-            click.echo(f"Error: {name}: {why}", err=True)
+            click.echo(f"Error: {name}: {shown(why, 4000)}", err=True)
         sys.exit(1)
 
 

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from moe_core.stages.context import Context
+from moe_core.text import shown
 
 if TYPE_CHECKING:
     from pipelines.runner import Running
@@ -47,7 +48,7 @@ class Display:
         if kind in ("done", "failed"):
             colour = "green" if kind == "done" else "red"
             self.console.print(f"[{colour}]{kind:7}[/{colour}] {task.name:24} ", end="")
-            self.console.print(why, markup=False)
+            self.console.print(shown(why, 4000), markup=False)
 
     def poll(self, running: "list[Running]") -> None:
         now = time.monotonic()
@@ -83,12 +84,12 @@ def print_table(table: dict[str, Any]) -> None:
     console = Console(highlight=False)
     width = {} if console.is_terminal else {"width": 200}
     console = Console(highlight=False, **width)  # type: ignore[arg-type]
-    shown = Table(title=f"{table['n']:,} held-out posts, {table['hashtags']:,} hashtags; 95 % intervals", box=None)
-    shown.add_column("")
+    lines = Table(title=f"{table['n']:,} held-out posts, {table['hashtags']:,} hashtags; 95 % intervals", box=None)
+    lines.add_column("")
     for _, title in COLUMNS:
-        shown.add_column(title, justify="right")
+        lines.add_column(title, justify="right")
     for title in ("parameters", "used", "multiply-adds", "images trained on"):
-        shown.add_column(title, justify="right")
+        lines.add_column(title, justify="right")
     for row in table["rows"]:
         cells = []
         for name, _ in COLUMNS:
@@ -98,6 +99,6 @@ def print_table(table: dict[str, Any]) -> None:
             )
         costs = [f"{row[name]:,}" for name in ("parameters", "parameters_used", "multiply_adds", "training_images")]
         published = row["name"] == table["published"]
-        shown.add_row(("* " if published else "  ") + row["name"], *cells, *costs, style="bold" if published else "")
-    console.print(shown)
+        lines.add_row(("* " if published else "  ") + row["name"], *cells, *costs, style="bold" if published else "")
+    console.print(lines)
     console.print(f"* published: {table['published']}, chosen on validation posts")

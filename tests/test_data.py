@@ -138,12 +138,12 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_a_column_that_is_not_there(tmp_path):
     source = parquet(tmp_path / "x.parquet", 1, tags=None)
-    with pytest.raises(ValueError, match="has no column tags or raw_tags: it has id, image"):
+    with pytest.raises(ValueError, match=r"has no column tags or raw_tags \(source.tags_column\): it has id, image"):
         find_shards(source)
 
 
 def test_tags_that_are_no_list(tmp_path):
-    source = parquet(tmp_path / "x.parquet", 1, tags=["cat"])
+    source = parquet(tmp_path / "x.parquet", 1, tags=[1.5])
     with pytest.raises(ValueError, match="wanted a list of strings"):
         find_shards(source)
 
@@ -190,7 +190,7 @@ def test_a_folder_of_images_with_a_table(tmp_path, kind):
         (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     source = Source(format="folder", uri=str(tmp_path))
     (done,) = everything(source, tmp_path / "store", Data(image_size=8, max_reject_rate=1))
-    assert dict(done.count.reasons) == {"empty": 2}
+    assert dict(done.count.reasons) == {"no_image_file": 1, "outside_folder": 1}
     stored = read_rows(tmp_path / "store" / "posts.lance", done.posts_version, "t", ["id", "tags"]).to_pylist()
     assert stored == [{"id": "sub/a.png", "tags": ["cat", "newyork"]}]
 

@@ -113,6 +113,8 @@ def _batch(
             "user": [f"user{user:06d}" for user in user_B],
             "taken_at": pa.array(START + seconds_B.astype("timedelta64[s]").astype("timedelta64[us]")),
             "split": pa.nulls(count, pa.string()),
+            "reason": pa.nulls(count, pa.string()),
+            "detail": pa.nulls(count, pa.string()),
         }
     )
 

@@ -1,0 +1,174 @@
+"""Readers of what users have: each gives its shards, and for each shard batches of one schema, as written.
+
+A shard is one input file (or one slice of the drawn data); it is ingested, versioned and re-ingested by itself. One
+file a format, with the same three functions: `find` the shards, `read` one, `count` the rows.
+"""
+
+import os
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moe_core.data.sources.files import WILDCARD, Digests, Shard, is_remote, local
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, RAW
+from moe_core.settings import Source
+from moe_core.store import digest
+
+__all__ = ["RAW", "Shard", "absolute", "describe", "find_shards", "guess_format", "read_shard"]
+
+VERSION = "2"  # raised when a reader makes something else of the same file
+MODULES = {
+    "parquet": "parquet",
+    "arrow": "parquet",
+    "lance": "lance_table",
+    "folder": "folder",
+    "webdataset": "webdataset",
+    "yfcc": "yfcc",
+}
+# settings that change what is read from the same file
+READING = {"format", "id_column", "image_column", "tags_column", "caption_column", "user_column"}
+READING |= {"taken_at_column", "split_column"}
+
+
+def find_shards(source: Source, cache: Path | None = None) -> list[Shard]:
+    """The shards of a source in the order of their keys. Raises ValueError when there is none, or not what was said.
+
+    `cache` remembers digests of files by size and time of change, so that looking again does not read again.
+    """
+    if source.format == "drawn":
+        from moe_core.data import drawn
+
+        about = {"posts": source.posts, "shards": source.shards, "seed": source.seed, "code": drawn.VERSION}
+        return [Shard(f"s{n:04d}", "", digest(about | {"shard": n})) for n in range(source.shards)]
+    remembered = Digests(cache)
+    reading = {"version": VERSION, "settings": source.model_dump(include=READING)}
+    shards: dict[str, Shard] = {}
+    for key, path, content in _reader(source).find(source, remembered):
+        if key in shards:
+            raise ValueError(f"{shards[key].path} and {path} would both be shard {key}: rename one of them")
+        shards[key] = Shard(key, path, digest(reading | {"content": content}))
+    remembered.save()
+    return [shards[key] for key in sorted(shards)]
+
+
+def read_shard(source: Source, shard: Shard, cache: Path | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of schema RAW, with a `reason` in each row that cannot be used. Raises ValueError for a damaged file.
+
+    `cache` is a folder in which indices of tars are kept.
+    """
+    if source.format == "drawn":
+        from moe_core.data.drawn import draw_shard
+
+        return draw_shard(int(shard.key[1:]), source.shards, source.posts, source.seed)
+    batches: Iterator[pa.RecordBatch] = _reader(source).read(source, shard, cache)
+    return batches
+
+
+def count_rows(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+    """Rows of all the shards, and whether they were counted rather than judged by the size of the files."""
+    if source.format == "drawn":
+        return source.posts, True
+    rows, exact = _reader(source).count(source, shards)
+    return rows, exact
+
+
+def describe(source: Source, shards: list[Shard], image_size: int = 32) -> list[str]:
+    """Lines on what a source holds. Raises ValueError for an empty one."""
+    from moe_core.data.sources import describing
+
+    return describing.describe(source, shards, image_size)
+
+
+def _reader(source: Source) -> Any:
+    return import_module(f"{__name__}.{MODULES[source.format]}")
+
+
+def absolute(uri: str) -> str:
+    """A path as it is from everywhere; a URI as it is."""
+    return uri if is_remote(uri) else str(local(uri).absolute())
+
+
+def guess_format(uri: str) -> str:
+    """The format by what lies there, or 'drawn' by its name. Raises ValueError where nothing does, or several."""
+    if uri == "drawn":
+        return "drawn"
+    kinds = _kinds_of_name(uri.rstrip("/"))
+    if kinds or is_remote(uri):
+        return kinds or _guess_remote(uri)
+    path = local(uri)
+    if path.is_dir():
+        return _guess_folder(path)
+    if path.is_file():
+        return _guess_text(path)
+    if WILDCARD.search(uri):
+        from moe_core.data.sources.files import files_at
+
+        return guess_format(files_at(uri, ("",), "a file")[0].path)
+    raise ValueError(
+        f"nothing at {uri}: wanted a Parquet, Arrow or Lance file, tars, a YFCC100M metadata file, a folder or glob of "
+        "them, or a folder of images with a table"
+    )
+
+
+def _kinds_of_name(name: str) -> str:
+    from moe_core.data.sources import folder, parquet, webdataset
+
+    lower = name.lower()
+    if lower.endswith(".lance"):
+        return "lance"
+    for kind, suffixes in (*parquet.SUFFIXES.items(), ("webdataset", webdataset.SUFFIXES)):
+        if lower.endswith(suffixes):
+            return kind
+    yfcc = "yfcc" in lower.rpartition("/")[2]
+    return "folder" if lower.endswith(folder.SUFFIXES) and not yfcc and not WILDCARD.search(name) else ""
+
+
+def _guess_remote(uri: str) -> str:
+    from moe_core.data.sources.files import files_at
+
+    found = {_kinds_of_name(file.name) for file in files_at(uri, ("",), "a file")} - {"", "folder"}
+    if len(found) == 1:
+        return found.pop()
+    raise ValueError(f"{uri} holds {' and '.join(sorted(found)) or 'no format that is known'}: say --format")
+
+
+def _guess_text(path: Path) -> str:
+    from moe_core.data.sources import yfcc
+
+    try:
+        yfcc.layout_of(path)
+        return "yfcc"
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is of no format that is known (as YFCC100M metadata: {error}): say --format"
+        ) from None
+
+
+def _guess_folder(path: Path) -> str:
+    """By one pass over the names. Parquet beside tars is img2dataset's, and says nothing that the tars do not."""
+    if (path / "_versions").is_dir():
+        return "lance"
+    found: dict[str, set[str]] = {}
+    yfcc = False
+    for folder, folders, names in os.walk(path):
+        if any(name.endswith(".lance") for name in folders):
+            found.setdefault("lance", set())
+        folders[:] = [name for name in folders if name[0] not in "._" and not name.endswith(".lance")]
+        for name in names:
+            if name[0] in "._":
+                continue
+            yfcc |= name.lower().startswith("yfcc100m_dataset")
+            if not name.lower().endswith(IMAGE_SUFFIXES) and (kind := _kinds_of_name(name)):
+                found.setdefault(kind, set()).add(os.path.join(folder, name.split(".")[0]))
+    if yfcc:
+        return "yfcc"
+    if found.get("webdataset") and found.get("parquet", set()) <= found["webdataset"]:
+        found.pop("parquet", None)
+    if len(found) > 1 and "folder" in found:
+        found.pop("folder")  # notes beside the data
+    if len(found) > 1:
+        raise ValueError(f"{path} holds {' and '.join(sorted(found))}: say --format, or name one kind with a glob")
+    return next(iter(found), "folder")

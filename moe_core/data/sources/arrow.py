@@ -1,0 +1,264 @@
+"""Columns of Arrow, of whatever type they came in, to the schema RAW. One place for Parquet, Arrow files and Lance."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from moe_core.data.sources.columns import BY_ROW, choose
+from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, hashtags_in, tags_of_text, time_of
+from moe_core.settings import Source
+
+YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
+
+
+def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
+    """Column of the file for each of ours. Raises ValueError for one that is missing or of a wrong type."""
+    columns = choose(schema.names, source, where)
+    for name in columns.values():
+        if schema.names.count(name) > 1:
+            raise ValueError(f"{where} has two columns {name}: rename one")
+    image = _plain(schema.field(columns["image"]).type)
+    named = is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
+    if not (is_text(image) or is_bytes(image) or (pt.is_struct(image) and image.get_field_index("bytes") >= 0)):
+        raise ValueError(
+            f"{where}: column {columns['image']} is {image}, wanted binary (an encoded file), a struct with `bytes`, "
+            "or text (a file name)"
+        )
+    if "id" not in columns and not named:
+        raise ValueError(
+            f"{where} has no column id: it has {', '.join(schema.names)}; name it in source.id_column, or say "
+            f'source.id_column = "{BY_ROW}" to number the rows'
+        )
+    for ours in ("id", "user", "split", "caption"):
+        if ours in columns and columns[ours] != BY_ROW:
+            kind = _plain(schema.field(columns[ours]).type)
+            number = pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)
+            if not (is_text(kind) or pt.is_null(kind) or (number and ours != "caption")):
+                raise ValueError(f"{where}: column {columns[ours]} is {kind}, wanted text or whole numbers")
+    if "tags" in columns:
+        kind = _plain(schema.field(columns["tags"]).type)
+        inner = _plain(kind.value_type) if _is_list(kind) else kind
+        if not (is_text(inner) or pt.is_integer(inner) or pt.is_null(inner)):
+            raise ValueError(f"{where}: column {columns['tags']} is {kind}, wanted a list of strings, or text")
+    return columns
+
+
+def to_raw(
+    batches: Iterable[pa.RecordBatch], columns: dict[str, str], where: str, folder: ImageFolder | None, key: str
+) -> Iterator[pa.RecordBatch]:
+    """Batches of RAW, small enough. `folder` is where files that the image column names are looked for."""
+    row = 0
+    for batch in batches:
+        for start in range(0, len(batch), BATCH):
+            piece = batch.slice(start, BATCH)
+            said = _said(piece, columns, where, key, row)
+            yield from _with_images(said, piece[columns["image"]], where, folder, "id" not in columns)
+            row += len(piece)
+
+
+def _said(batch: pa.RecordBatch, columns: dict[str, str], where: str, key: str, row: int) -> dict[str, pa.Array]:
+    """All of RAW but the image; `reason` where text is no text."""
+    reasons: list[str | None] = [None] * len(batch)
+    out: dict[str, pa.Array] = {}
+    for ours in ("id", "user", "split"):
+        if columns.get(ours) == BY_ROW:
+            out[ours] = pa.array([f"{key}/{row + n}" for n in range(len(batch))])
+        elif ours in columns:
+            out[ours] = _text(batch[columns[ours]], f"{where}: column {columns[ours]}", reasons)
+        else:
+            out[ours] = pa.nulls(len(batch), pa.string())
+    empty = pa.nulls(len(batch), RAW.field("tags").type)
+    tags = _tags(batch[columns["tags"]], f"{where}: column {columns['tags']}", reasons) if "tags" in columns else empty
+    if "caption" in columns:
+        texts = _text(batch[columns["caption"]], f"{where}: column {columns['caption']}", reasons)
+        found = hashtags_in(texts.to_pylist())
+        before = tags.to_pylist()
+        tags = pa.array([[*(a or ()), *b] for a, b in zip(before, found, strict=True)], RAW.field("tags").type)
+    out["tags"] = tags
+    taken = batch[columns["taken_at"]] if "taken_at" in columns else pa.nulls(len(batch), pa.timestamp("us"))
+    out["taken_at"] = _times(taken)
+    out["reason"] = pa.array(["bad_row" if why else None for why in reasons], pa.string())
+    out["detail"] = pa.array(reasons, pa.string())
+    return out
+
+
+def _with_images(
+    said: dict[str, pa.Array], image: pa.Array, where: str, folder: ImageFolder | None, name_is_id: bool
+) -> Iterator[pa.RecordBatch]:
+    """Batches of as many rows as have BATCH_BYTES together, and one more."""
+    image = _decoded(image)
+    paths = None
+    if pt.is_struct(image.type):
+        if image.type.get_field_index("path") >= 0:
+            paths = _decoded(pc.struct_field(image, "path")).cast(pa.string()).to_pylist()
+        image = _decoded(pc.struct_field(image, "bytes"))
+        if pt.is_null(image.type):
+            image = image.cast(pa.binary())
+    elif is_text(image.type):
+        paths = image.cast(pa.string()).to_pylist()
+        image = pa.nulls(len(image), pa.binary())
+    if name_is_id and paths is not None:
+        said = said | {"id": pa.array(paths, pa.string())}
+    if paths is None or image.null_count == 0 or (image.null_count and not any(paths)):
+        if pt.is_binary_view(image.type) or pt.is_fixed_size_binary(image.type):
+            image = image.cast(pa.binary())
+        sizes = pc.fill_null(pc.binary_length(image), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        for start, stop in _cuts(sizes):
+            yield _raw(said, image.slice(start, stop - start).cast(pa.binary()), start, stop)
+        return
+    yield from _read_images(said, image, paths, where, folder)
+
+
+def _read_images(
+    said: dict[str, pa.Array], image: pa.Array, paths: list[str | None], where: str, folder: ImageFolder | None
+) -> Iterator[pa.RecordBatch]:
+    reasons, details = said["reason"].to_pylist(), said["detail"].to_pylist()
+    start, size, files = 0, 0, list[bytes | None]()
+
+    def piece(stop: int) -> pa.RecordBatch:
+        told = said | {"reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())}
+        return _raw(told, pa.array(files, pa.binary()), start, stop)
+
+    for row, path in enumerate(paths):
+        data = image[row].as_py()
+        if data is None and not reasons[row]:
+            try:
+                if folder is None:
+                    raise Unusable("no_image_file", f"{where} is not on this machine: files it names are not read")
+                data = folder.read(path or "", absolute=True)
+            except Unusable as why:
+                reasons[row], details[row] = why.reason, why.detail
+        files.append(data)
+        size += len(data or b"")
+        if size >= BATCH_BYTES:
+            yield piece(row + 1)
+            start, size, files = row + 1, 0, []
+    if files:
+        yield piece(len(paths))
+
+
+def _raw(said: dict[str, pa.Array], image: pa.Array, start: int, stop: int) -> pa.RecordBatch:
+    arrays = [image if f.name == "image" else said[f.name].slice(start, stop - start) for f in RAW]
+    return pa.RecordBatch.from_arrays(arrays, schema=RAW)
+
+
+def _cuts(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    start, total = 0, 0
+    for row, size in enumerate(sizes):
+        total += int(size)
+        if total >= BATCH_BYTES:
+            yield start, row + 1
+            start, total = row + 1, 0
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pt.is_list(kind)
+        or pt.is_large_list(kind)
+        or pt.is_fixed_size_list(kind)
+        or pt.is_list_view(kind)
+        or pt.is_large_list_view(kind)
+    )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pt.is_dictionary(kind) else kind
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pt.is_dictionary(column.type) else column
+
+
+def _text(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
+    column = _decoded(column)
+    if pt.is_floating(column.type):  # whole numbers with gaps, as pandas writes them
+        try:
+            column = pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{where} is {column.type}, wanted text or whole numbers: {error}") from None
+    column = column.cast(pa.string())
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        out = []
+        for row, data in enumerate(column.cast(pa.binary()).to_pylist()):
+            try:
+                out.append(None if data is None else data.decode())
+            except UnicodeDecodeError:
+                out.append(data.decode("utf-8", "backslashreplace"))
+                reasons[row] = "text that is not UTF-8"
+        return pa.array(out, pa.string())
+
+
+def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
+    column = _decoded(column)
+    wanted = RAW.field("tags").type
+    kind = column.type
+    if not _is_list(kind):
+        texts = _text(column, where, reasons).to_pylist()
+        split = is_text(kind)
+        lists = [None if t is None else tags_of_text(t) if split else [t] for t in texts]
+        return pa.array(lists, wanted)
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        try:
+            plain = column.cast(wanted)
+            plain.validate(full=True)
+            return plain
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            pass
+    lists = []
+    for row, one in enumerate(column):
+        try:
+            said = one.as_py()
+            lists.append(None if said is None else [None if tag is None else str(tag) for tag in said])
+        except UnicodeDecodeError:
+            lists.append(None)
+            reasons[row] = "tags that are not UTF-8"
+    return pa.array(lists, wanted)
+
+
+def _times(column: pa.Array) -> pa.Array:
+    """Naive UTC in microseconds; null for what is no time."""
+    column = _decoded(column)
+    wanted = pa.timestamp("us")
+    try:
+        if pt.is_timestamp(column.type):
+            exact = column.type.unit != "ns"  # nanoseconds are cut off, others are refused when they do not fit
+            moved = column.cast(pa.timestamp("us", column.type.tz), safe=exact).cast(pa.int64()).cast(wanted)
+        elif pt.is_date(column.type) or is_text(column.type) or pt.is_null(column.type):
+            moved = column.cast(wanted)
+        else:
+            moved = _slow_times(column)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        moved = _slow_times(column)
+    number = moved.cast(pa.int64())
+    known = pc.and_(pc.greater_equal(number, YEAR_1), pc.less(number, YEAR_10000))
+    return pc.if_else(known, moved, pa.scalar(None, wanted))
+
+
+def _slow_times(column: pa.Array) -> pa.Array:
+    def one(value: Any) -> Any:
+        try:
+            return time_of(value.as_py())
+        except (ValueError, OverflowError, UnicodeDecodeError):
+            return None
+
+    return pa.array([one(value) for value in column], pa.timestamp("us"))

@@ -1,0 +1,120 @@
+"""What `hardmoe init` says of a source before anything is written: from counts that are cheap and a sample of posts."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from moe_core.data.sources import count_rows, read_shard
+from moe_core.data.sources.files import Shard
+from moe_core.settings import Source
+from moe_core.text import shown
+
+SAMPLED_SHARDS = 3
+SAMPLED_ROWS = 1000  # of each
+PICTURES = 200  # of the sample that are decoded
+FREQUENT = 10
+EXAMPLES = 3
+
+
+def describe(source: Source, shards: list[Shard], image_size: int) -> list[str]:
+    """Raises ValueError for a source without a post."""
+    started = time.perf_counter()
+    rows = _sample(source, shards)
+    reading = (time.perf_counter() - started) / max(1, len(rows))
+    if not rows:
+        raise ValueError(f"{shards[0].path or 'the drawn data'} holds no post: wanted at least one row")
+    total, exact = count_rows(source, shards)
+    there = [name for name in ("user", "taken_at", "split") if any(row[name] is not None for row in rows)]
+    users = {row["user"] for row in rows if row["user"] is not None}
+    tags, frequent, tagging = _tags(rows)
+    problems, decoding, stored = _pictures(rows, image_size)
+    first = f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
+    lines = [
+        first + (f" at {shown(source.uri, 300)}" if source.uri else ""),
+        f"Rows: {total:,}" if exact else f"Rows: about {total:,} (judged by the size of the files)",
+        f"Of a sample of {len(rows):,} posts: {len(users):,} distinct users; {sum(tags) / len(tags):.1f} tags each, "
+        f"{sum(t == 0 for t in tags)} without; columns there beside id, image and tags: {', '.join(there) or 'none'}",
+        "Most frequent tags: " + (", ".join(f"{shown(tag)} {n}" for tag, n in frequent) or "none"),
+        problems,
+        _costs(total, reading + tagging + decoding, stored),
+        "Split: the source's own" if "split" in there else "Split: by hash (data.test, data.validation)",
+    ]
+    return lines
+
+
+def _sample(source: Source, shards: list[Shard]) -> list[dict[str, Any]]:
+    """Of the first, a middle and the last shard, each the first rows."""
+    places = dict.fromkeys((0, len(shards) // 2, len(shards) - 1))
+    rows: list[dict[str, Any]] = []
+    for place in list(places)[:SAMPLED_SHARDS]:
+        seen = 0
+        for batch in read_shard(source, shards[place]):
+            rows.extend(batch.slice(0, SAMPLED_ROWS - seen).to_pylist())
+            seen += len(batch)
+            if seen >= SAMPLED_ROWS:
+                break
+    return rows
+
+
+def _tags(rows: list[dict[str, Any]]) -> tuple[list[int], list[tuple[str, int]], float]:
+    """Canonical tags of each post, the most frequent of all, and seconds a post."""
+    from moe_core.data.tags import canonical_tags
+
+    started = time.perf_counter()
+    lists = [canonical_tags([tag for tag in row["tags"] or () if tag is not None]) for row in rows]
+    seconds = (time.perf_counter() - started) / len(rows)
+    return [len(tags) for tags in lists], Counter(t for tags in lists for t in tags).most_common(FREQUENT), seconds
+
+
+def _pictures(rows: list[dict[str, Any]], size: int) -> tuple[str, float, float]:
+    """A line on what would be rejected, seconds an image on all the cores, and bytes that a post will take."""
+    from moe_core.data.images import Rejected, decode, encode
+
+    step = max(1, len(rows) // PICTURES)
+    chosen = rows[::step][:PICTURES]
+
+    def look(row: dict[str, Any]) -> bytes | tuple[str, str]:
+        if row["reason"]:
+            return row["reason"], row["detail"] or ""
+        if not row["id"]:
+            return "no_id", ""
+        try:
+            return encode(decode(row["image"] or b"", size).pixels, size)
+        except Rejected as why:
+            return why.reason, why.detail
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        looks = list(pool.map(look, chosen))
+    seconds = (time.perf_counter() - started) / len(chosen)
+    good = [one for one in looks if isinstance(one, bytes)]
+    bad = [(row, one) for row, one in zip(chosen, looks, strict=True) if isinstance(one, tuple)]
+    texts = sum(len(str(row["tags"])) + 200 for row in chosen)
+    stored = (sum(map(len, good)) + texts) / len(chosen)
+    if not bad:
+        return f"Problems: none in {len(chosen)} images looked at", seconds, stored
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(one[0] for _, one in bad).most_common())
+    examples = "; ".join(
+        f"{shown(row['id'] or 'no id')}: {shown(f'{why}: {detail}' if detail else why, 120)}"
+        for row, (why, detail) in _differing(bad)
+    )
+    return f"Problems: {len(bad)} of {len(chosen)} looked at ({reasons}); for example {examples}", seconds, stored
+
+
+def _differing(bad: list[Any]) -> Iterator[Any]:
+    """The first of each reason, EXAMPLES at most."""
+    yield from list({why[0]: (row, why) for row, why in reversed(bad)}.values())[::-1][:EXAMPLES]
+
+
+def _costs(total: int, seconds: float, size: float) -> str:
+    took, needs = total * seconds, total * size
+    spent = f"{took:.0f} s" if took < 120 else f"{took / 60:.0f} min" if took < 7200 else f"{took / 3600:.1f} h"
+    disk = next(
+        f"{needs / unit:.1f} {name}"
+        for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
+        if needs >= unit or unit == 1e6
+    )
+    return f"Estimate for the ingest, from the sample: {spent} on this machine, {disk} of disk"

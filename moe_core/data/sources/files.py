@@ -1,0 +1,242 @@
+"""Files of a source: found, named, and told apart by their content. Local paths, or URIs through pyarrow and fsspec."""
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+from moe_core.store import digest, file_digest, write_text
+
+WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input file. `digest` names its content and how it is read."""
+
+    key: str
+    path: str  # a local path or a URI; empty for drawn data
+    digest: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source."""
+
+    path: str
+    name: str  # within the source, with '/'
+    size: int
+    changed: int  # nanoseconds since 1970
+
+
+def is_remote(uri: str) -> bool:
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", uri)) and not uri.startswith("file://")
+
+
+def local(uri: str) -> Path:
+    """The path of a local file or folder, also as file://. Raises ValueError for another scheme."""
+    if is_remote(uri):
+        raise ValueError(f"{uri} is not on this machine: this format reads local files only, so copy it here first")
+    return Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri)
+
+
+def files_at(uri: str, suffixes: Sequence[str], what: str) -> list[File]:
+    """Files by their names: of a file, a folder (all the way down) or a glob. Raises ValueError when there is none.
+
+    In a folder only the suffixes count, and what starts with '.' or '_' does not.
+    """
+    if not uri:
+        raise ValueError(f"source.uri is empty: wanted {what}")
+    found = _remote(uri, suffixes) if is_remote(uri) else _local(local(uri), suffixes)
+    if not found:
+        raise ValueError(f"no {what.split(',')[0].split(' ', 1)[1]} at {uri}: wanted {what}")
+    return sorted(found, key=lambda file: file.name)
+
+
+def _local(path: Path, suffixes: Sequence[str]) -> list[File]:
+    if path.is_dir():
+        return [file for file in walk(path) if file.name.lower().endswith(tuple(suffixes))]
+    if path.exists():
+        return [_file(path, path.parent)]
+    said = str(path)
+    wild = WILDCARD.search(said)
+    if not wild:
+        return []
+    base = Path(said[: wild.start()].rpartition(os.sep)[0] or (os.sep if said.startswith(os.sep) else "."))
+    return [_file(Path(p), base) for p in glob.glob(said, recursive=True) if os.path.isfile(p)]
+
+
+def _file(path: Path, base: Path) -> File:
+    stat = path.stat()
+    return File(str(path), Path(os.path.relpath(path, base)).as_posix(), stat.st_size, stat.st_mtime_ns)
+
+
+def walk(folder: Path, hidden: bool = False) -> Iterator[File]:
+    """All files below a folder. Links to folders are not followed, links to files are; broken ones are no files."""
+    stack = [(str(folder), "")]
+    while stack:
+        path, prefix = stack.pop()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith((".", "_")) and not hidden:
+                    continue
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append((entry.path, f"{prefix}{entry.name}/"))
+                    elif entry.is_file():
+                        stat = entry.stat()
+                        yield File(entry.path, prefix + entry.name, stat.st_size, stat.st_mtime_ns)
+                except OSError:  # gone between the listing and the look
+                    continue
+
+
+def listing(folder: Path, suffixes: Sequence[str]) -> str:
+    """Hash of names, sizes and times of the files with these suffixes: a million of them are looked at, not read."""
+    wanted = tuple(suffixes)
+    lines = [f"{f.name}\0{f.size}\0{f.changed}" for f in walk(folder) if f.name.lower().endswith(wanted)]
+    together = hashlib.sha256()
+    for line in sorted(lines):
+        together.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return together.hexdigest()
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system for a URI, and the path in it. Raises ValueError where there is none."""
+    from pyarrow import fs
+
+    try:
+        found: tuple[Any, str] = fs.FileSystem.from_uri(uri)
+        return found
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass  # a scheme that pyarrow does not know
+    except OSError as error:
+        raise ValueError(f"{uri} cannot be reached: {_line(error)}") from None
+    try:
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise ValueError(f"{uri}: pyarrow does not know this scheme, and fsspec cannot help: {_line(error)}") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{uri}: no file system for it: {_line(error)}") from None
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+
+
+def _remote(uri: str, suffixes: Sequence[str]) -> list[File]:
+    from pyarrow import fs
+
+    scheme = uri.split("://")[0]
+    wild = WILDCARD.search(uri)
+    base = uri[: wild.start()].rpartition("/")[0] if wild else uri
+    system, path = file_system(base)
+    pattern = _pattern(uri[len(base) + 1 :]) if wild else None
+    try:
+        about = system.get_file_info(path)
+        if about.type == fs.FileType.File:
+            return [_info(about, uri, PurePosixPath(path).name)]
+        below = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise ValueError(f"{uri} cannot be reached: {_line(error)}") from None
+    found = []
+    for info in below:
+        name = info.path.removeprefix(path).lstrip("/")
+        hidden = any(part.startswith((".", "_")) for part in name.split("/"))
+        wanted = pattern.fullmatch(name) if pattern else not hidden and name.lower().endswith(tuple(suffixes))
+        if info.type == fs.FileType.File and wanted:
+            found.append(_info(info, f"{scheme}://{info.path.lstrip('/')}", name))
+    return found
+
+
+def _info(info: Any, uri: str, name: str) -> File:
+    return File(uri, name, info.size or 0, info.mtime_ns or 0)
+
+
+def _pattern(wild: str) -> re.Pattern[str]:
+    """A glob as an expression, in which '*' stays within a folder and '**' does not."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", wild)
+    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile(
+        "".join(special.get(p) or (p if p.startswith("[") and len(p) > 1 else re.escape(p)) for p in parts)
+    )
+
+
+@contextmanager
+def opened(path: str, mapped: bool = False) -> Iterator[Any]:
+    """A local file or URI as a file of pyarrow, mapped into memory if asked. Raises ValueError when it cannot be."""
+    try:
+        if is_remote(path):
+            system, within = file_system(path)
+            file = system.open_input_file(within)
+        else:
+            there = str(local(path))
+            # an empty file cannot be mapped
+            file = pa.memory_map(there) if mapped and os.path.getsize(there) else pa.OSFile(there)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {_line(error)}") from None
+    with file:
+        yield file
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def key_of(name: str, suffixes: Sequence[str]) -> str:
+    """Partition key of a file: a pure function of its name in the source, so that a new file never moves an old one.
+
+    The plain stem for plain names of the usual suffix, the first one; else made plain, with a hash of the name.
+    """
+    usual = next((s for s in suffixes[:1] if name.endswith(s)), None)
+    if usual and re.fullmatch(r"[A-Za-z0-9_-]{1,60}", stem := name.removesuffix(usual)):
+        return stem
+    bare = next((name[: -len(s)] for s in sorted(suffixes, key=len, reverse=True) if name.lower().endswith(s)), name)
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", bare)[-50:].strip("-") or "shard"
+    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+@lru_cache(maxsize=100_000)
+def _content(path: str, size: int, changed: int) -> str:
+    return file_digest(Path(path))
+
+
+class Digests:
+    """Content digests of files, remembered by path, size and time of change: looking again does not read again."""
+
+    def __init__(self, cache: Path | None) -> None:
+        self.cache = cache
+        self.known: dict[str, list[object]] = {}
+        if cache and cache.is_file():
+            try:
+                self.known = json.loads(cache.read_text("utf-8"))
+            except ValueError:
+                self.known = {}  # it only saves time: made again
+        self.changed = False
+
+    def knows(self, file: File) -> bool:
+        """Whether the file is as it was when its digest was taken."""
+        said = self.known.get(file.path)
+        return said is not None and said[:2] == [file.size, file.changed]
+
+    def of(self, file: File) -> str:
+        """Hash of the content; of name, size and time for a file elsewhere, which is not fetched to be hashed."""
+        if not self.knows(file):
+            about = digest([file.name, file.size, file.changed]) if is_remote(file.path) else None
+            content = about or _content(file.path, file.size, file.changed)
+            self.known[file.path] = [file.size, file.changed, content]
+            self.changed = True
+        return str(self.known[file.path][2])
+
+    def save(self) -> None:
+        if self.cache and self.changed:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.cache, json.dumps(self.known))

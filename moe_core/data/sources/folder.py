@@ -1,0 +1,203 @@
+"""A folder of images with a CSV, TSV or JSON-lines table (or several) that names them. One shard a table."""
+
+import csv
+import json
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from moe_core.data.sources.columns import BY_ROW, choose
+from moe_core.data.sources.files import Digests, Shard, _file, files_at, key_of, listing, local
+from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, tags_of, text_of, time_of
+from moe_core.settings import Source
+from moe_core.store import digest
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+WHAT = "a CSV, TSV or JSON-lines file of image names and tags (source.table)"
+MAX_FIELD = 64 << 20  # characters of one field; csv's own limit is 128 KiB, less than a post with very many tags
+HEAD, MAX_KEYS = 100, 10_000  # of JSON lines: rows whose keys are looked at first, and keys that are told apart
+COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are judged by its size
+
+
+def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+    folder, tables = _tables(source)
+    images = listing(folder, IMAGE_SUFFIXES)
+    out = []
+    for table in tables:
+        if not digests.knows(table):
+            next(_rows(Path(table.path), source), None)
+        # a changed picture makes every table of its folder new: which one names it is not known without reading them
+        out.append((key_of(table.name, (Path(table.name).suffix,)), table.path, digest([digests.of(table), images])))
+    return out
+
+
+def _tables(source: Source) -> tuple[Path, list[Any]]:
+    """The folder of images, and its tables."""
+    if not source.uri:
+        raise ValueError("source.uri is empty: wanted a folder of images")
+    folder = local(source.uri)
+    if folder.is_file():
+        return folder.parent, [_file(folder, folder.parent)]
+    if not folder.is_dir():
+        raise ValueError(f"no folder at {source.uri!r}: wanted a folder of images (source.uri)")
+    if source.table:
+        return folder, files_at(str(folder / source.table), SUFFIXES, WHAT)
+    tables = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES) and p.name[0] not in "._"]
+    if len(tables) != 1:
+        names = ", ".join(p.name for p in tables) or "none"
+        raise ValueError(
+            f"{folder} has {len(tables)} tables ({names}), wanted one of {', '.join(SUFFIXES)}: set source.table, "
+            "which may be a glob"
+        )
+    return folder, [_file(tables[0], folder)]
+
+
+def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
+    """Names are looked up in the folder, and beside the table where that lies deeper."""
+    table = Path(shard.path)
+    folder, _ = _tables(source)
+    below = table.parent.resolve().is_relative_to(folder.resolve())
+    images = ImageFolder(folder, table.parent) if below else ImageFolder(folder)
+    return in_batches(_posts(table, source, images, shard.key))
+
+
+def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+    """Lines, without the header's: rows of a CSV with line ends in its fields are fewer."""
+    rows, exact = 0, True
+    for shard in shards:
+        lines, seen, size = 0, 0, Path(shard.path).stat().st_size
+        with open(shard.path, "rb") as file:
+            while seen < COUNTED and (block := file.read(1 << 20)):
+                seen += len(block)
+                lines += block.count(b"\n")
+                last = block[-1:]
+        if seen < size:
+            lines, exact = lines * size // seen, False
+        elif seen and last != b"\n":
+            lines += 1
+        rows += lines - (not shard.path.lower().endswith((".jsonl", ".ndjson")))
+    return rows, exact
+
+
+def _posts(table: Path, source: Source, images: ImageFolder, key: str) -> Iterator[Row]:
+    for number, (where, values, columns) in enumerate(_rows(table, source)):
+        if isinstance(values, Unusable):
+            yield {"id": where, "reason": values.reason, "detail": values.detail}
+            continue
+        yield post(values, columns, f"{key}/{number}", images)
+
+
+def post(values: dict[str, Any], columns: dict[str, str], number: str, images: ImageFolder) -> Row:
+    """A row of RAW from one of the table."""
+    row: Row = {}
+    name = ""
+    try:
+        name = text_of(values.get(columns["image"]), columns["image"]) or ""
+        row["id"] = number if columns.get("id") == BY_ROW else name
+        if "id" in columns and columns["id"] != BY_ROW:
+            row["id"] = None
+            row["id"] = text_of(values.get(columns["id"]), columns["id"])
+        for ours in ("user", "split", "caption"):
+            if ours in columns:
+                row[ours] = text_of(values.get(columns[ours]), columns[ours])
+        if "tags" in columns:
+            row["tags"] = tags_of(values.get(columns["tags"]))
+        if "taken_at" in columns:
+            row["taken_at"] = time_of(values.get(columns["taken_at"]))
+        row["image"] = images.read(name)
+    except Unusable as why:
+        row |= {"reason": why.reason, "detail": why.detail}
+        row["id"] = row.get("id") or name or None
+    return row
+
+
+Found = tuple[str, dict[str, Any] | Unusable, dict[str, str]]  # where it was, the values or what is wrong, columns
+
+
+def _rows(table: Path, source: Source) -> Iterator[Found]:
+    # bytes that are no UTF-8 pass as half surrogates, so that one bad row is one bad row
+    with open(table, "rb") as raw:
+        start = raw.read(2)
+    with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if start in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError(f"{table} is UTF-16, wanted UTF-8: save it as that")
+        if not start:
+            raise ValueError(f"{table} is empty (0 bytes), wanted {WHAT}")
+        yield from (
+            _json(table, file, source) if table.suffix.lower() in (".jsonl", ".ndjson") else _csv(table, file, source)
+        )
+
+
+def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise ValueError(f"{table}: its first line is no list of columns: {error}") from None
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{table} has two columns {', '.join(twice)}: rename one")
+    columns = choose(names, source, str(table))
+    while True:
+        first = reader.line_num + 1
+        try:
+            row = next(reader, None)
+            where = f"line {first}" if reader.line_num == first else f"lines {first} to {reader.line_num}"
+            if row is None:
+                return
+            if not row:  # an empty line
+                continue
+            if len(row) != len(names):
+                raise Unusable("bad_row", f"{where}: {len(row)} fields, wanted {len(names)}")
+            if any(_escaped(field) for field in row):
+                raise Unusable("bad_row", f"{where}: text that is not UTF-8")
+            yield where, dict(zip(names, row, strict=True)), columns
+        except Unusable as why:
+            yield where, why, columns
+        except csv.Error as error:
+            where = f"line {first}" if reader.line_num <= first else f"lines {first} to {reader.line_num}"
+            yield where, Unusable("bad_row", f"{where}: {error}"), columns
+
+
+def _json(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
+    """Objects may have different keys: those of the first hundred decide whether all that is wanted is there."""
+    rows = _objects(file)
+    head = list(islice(rows, HEAD))
+    names = dict.fromkeys(name for _, row in head if isinstance(row, dict) for name in row)
+    if not names and head:
+        raise ValueError(
+            f"{table}, {head[0][1].detail}" if isinstance(head[0][1], Unusable) else f"{table} has no keys"
+        )
+    columns = choose(list(names), source, str(table))
+    for where, row in chain(head, rows):
+        if isinstance(row, dict) and len(names) < MAX_KEYS and not names.keys() >= row.keys():
+            names |= dict.fromkeys(row)
+            columns = choose(list(names), source, str(table))
+        yield where, row, columns
+
+
+def _objects(file: IO[str]) -> Iterator[tuple[str, dict[str, Any] | Unusable]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            if _escaped(line):
+                raise Unusable("bad_row", f"{where}: text that is not UTF-8")
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise Unusable("bad_row", f"{where}: wanted an object with an image's name and tags")
+            yield where, row
+        except Unusable as why:
+            yield where, why
+        except (ValueError, RecursionError) as error:
+            yield where, Unusable("bad_row", f"{where}: not JSON: {error}")
+
+
+def _escaped(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text)

@@ -1,0 +1,52 @@
+"""Lance tables: one, or a folder of them. One shard a table; it is opened by moe_core.tables, the home of lance."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from moe_core.data.sources.arrow import columns_of, to_raw
+from moe_core.data.sources.columns import BY_ROW
+from moe_core.data.sources.files import Digests, Shard, is_remote, key_of, listing, local
+from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES
+from moe_core.settings import Source
+from moe_core.store import digest
+from moe_core.tables import scan_table, table_info
+
+WHAT = "a Lance table, a folder of them (*.lance) or the URI of one"
+
+
+def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+    if not source.uri:
+        raise ValueError(f"source.uri is empty: wanted {WHAT}")
+    if is_remote(source.uri):
+        info = table_info(source.uri)
+        columns_of(info.schema, source, source.uri)
+        return [(key_of(source.uri.rstrip("/").rsplit("/", 1)[-1], (".lance",)), source.uri, digest(info.version))]
+    root = local(source.uri)
+    tables = [root] if is_table(root) else sorted(p for p in root.rglob("*.lance") if is_table(p))
+    if not tables:
+        raise ValueError(f"no Lance table at {source.uri}: wanted {WHAT}")
+    out = []
+    for table in tables:
+        columns_of(table_info(str(table)).schema, source, str(table))
+        name = table.name if table == root else table.relative_to(root).as_posix()
+        out.append((key_of(name, (".lance",)), str(table), listing(table, ("",))))
+    return out
+
+
+def is_table(path: Path) -> bool:
+    return (path / "_versions").is_dir()
+
+
+def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
+    info = table_info(shard.path)
+    columns = columns_of(info.schema, source, shard.path)
+    names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
+    folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
+    yield from to_raw(scan_table(shard.path, names, BATCH, BATCH_BYTES), columns, shard.path, folder, shard.key)
+
+
+def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+    return sum(table_info(shard.path).rows for shard in shards), True

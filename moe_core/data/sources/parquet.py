@@ -1,0 +1,128 @@
+"""Parquet and Arrow IPC (Feather, Hugging Face's .arrow): a file, a folder, a glob or a URI. One shard a file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moe_core.data.sources.arrow import columns_of, to_raw
+from moe_core.data.sources.columns import BY_ROW
+from moe_core.data.sources.files import Digests, File, Shard, files_at, is_remote, key_of, local, opened
+from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES
+from moe_core.settings import Source
+
+SUFFIXES = {"parquet": (".parquet", ".pq", ".parq"), "arrow": (".arrow", ".feather", ".ipc")}
+WHAT = {
+    "parquet": "a Parquet file, a folder of them (*.parquet), a glob or a URI",
+    "arrow": "an Arrow file, a folder of them (*.arrow, *.feather, *.ipc), a glob or a URI",
+}
+ROWS_COUNTED = 1000  # files whose footers are read to count rows; more are judged by their size
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+BROKEN = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError, EOFError)
+
+
+def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+    """Key, path and content digest of each file. New and changed ones are opened, so that a wrong one is said early."""
+    suffixes = SUFFIXES[source.format]
+    out = []
+    for file in files_at(source.uri, suffixes, WHAT[source.format]):
+        if not digests.knows(file):
+            _check(file, source)
+        out.append((key_of(file.name, suffixes), file.path, digests.of(file)))
+    return out
+
+
+def _check(file: File, source: Source) -> None:
+    with _readable(file.path, source.format) as (_, schema, _):
+        columns_of(schema, source, file.path)
+
+
+def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
+    folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
+    with _readable(shard.path, source.format) as (raw, schema, file):
+        columns = columns_of(schema, source, shard.path)
+        names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
+        batches = _parquet(file, names) if source.format == "parquet" else _arrow(raw, file, names)
+        yield from to_raw(_said(batches, shard.path), columns, shard.path, folder, shard.key)
+
+
+def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+    """Rows, and whether they were counted rather than judged."""
+    rows = 0
+    for shard in shards[:ROWS_COUNTED]:
+        with _readable(shard.path, source.format) as (raw, _, file):
+            if source.format == "parquet":
+                rows += file.metadata.num_rows
+            else:
+                rows += sum(batch.num_rows for batch in _arrow(raw, file, None))
+    if len(shards) > ROWS_COUNTED:
+        return rows * len(shards) // ROWS_COUNTED, False
+    return rows, True
+
+
+@contextmanager
+def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
+    """The bytes, the schema and an open file. Raises ValueError for one that is empty or damaged."""
+    what = "Parquet" if kind == "parquet" else "Arrow"
+    with opened(path, mapped=kind == "arrow") as raw:
+        try:
+            if not raw.size():
+                raise ValueError(f"{path} is empty (0 bytes), wanted a {what} file: remove it, or copy it again")
+            if kind == "parquet":
+                # not pre-buffered: a row group may be larger than memory
+                file: Any = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
+                schema = file.schema_arrow
+            else:
+                file = _open_arrow(raw)
+                schema = file.schema
+        except BROKEN as error:
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path} is not a readable {what} file: {why}; damaged, still being copied, or another format?"
+            ) from None
+        yield raw, schema, file
+
+
+def _open_arrow(raw: Any) -> Any:
+    magic = raw.read(6)
+    raw.seek(0)
+    if magic[:4] == b"FEA1":
+        raise pa.ArrowInvalid("Feather version 1: write it again as version 2")
+    return pa.ipc.open_file(raw) if magic == b"ARROW1" else pa.ipc.open_stream(raw)
+
+
+def _parquet(file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
+    for group in range(file.metadata.num_row_groups):
+        about = file.metadata.row_group(group)
+        if about.num_rows:
+            rows = BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)
+            yield from file.iter_batches(max(1, min(BATCH, rows)), row_groups=[group], columns=names)
+
+
+def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBatch]:
+    if isinstance(file, pa.RecordBatchFileReader):
+        batches: Any = (file.get_batch(n) for n in range(file.num_record_batches))
+    else:
+        batches = file
+    for batch in batches:
+        yield batch.select(names) if names is not None else batch
+    if batches is file:
+        tail = raw.size() - len(END_OF_STREAM)
+        if raw.read_at(len(END_OF_STREAM), tail) != END_OF_STREAM:
+            raise pa.ArrowInvalid("no end-of-stream mark where the batches end: cut short")
+
+
+def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
+    """What is wrong with a file is said in one line, with the row at which it was seen."""
+    rows = 0
+    try:
+        for batch in batches:
+            yield batch
+            rows += len(batch)
+    except BROKEN as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged after row {rows}: {why}; copy it again, or take it away") from None

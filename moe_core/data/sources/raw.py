@@ -1,0 +1,176 @@
+"""What every reader gives: batches of one schema, as written, bounded in rows and in bytes.
+
+A row that the reader cannot use is given all the same, with a `reason`: the ingest counts it and rejects it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+RAW = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("tags", pa.list_(pa.string())),
+        ("user", pa.string()),
+        ("taken_at", pa.timestamp("us")),
+        ("split", pa.string()),
+        ("reason", pa.string()),  # why the row cannot be used; null where it can
+        ("detail", pa.string()),
+    ]
+)
+BATCH = 1000
+BATCH_BYTES = 64 << 20
+MAX_FILE_BYTES = 256 << 20  # of one image as a file: what is larger is no photograph
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+NOTHING = {"", "nan", "none", "null", "n/a", "\\n"}  # how tables of text write that there is nothing
+
+Row = dict[str, Any]  # the columns of RAW that are not null, and perhaps `caption`
+
+
+class Unusable(Exception):
+    """A row that cannot be used, by a reason that can be counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+def in_batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+    """Rows in batches of at most BATCH rows, and of BATCH_BYTES and one image. '#words' of a caption join the tags."""
+    kept: list[Row] = []
+    size = 0
+    for row in rows:
+        kept.append(row)
+        size += len(row.get("image") or b"") + 50 * len(row.get("tags") or ()) + len(row.get("caption") or "")
+        if len(kept) >= BATCH or size >= BATCH_BYTES:
+            yield _batch(kept)
+            kept, size = [], 0
+    if kept:
+        yield _batch(kept)
+
+
+def _batch(rows: list[Row]) -> pa.RecordBatch:
+    try:
+        captions = [row.pop("caption", None) for row in rows]
+        if any(captions):
+            for row, found in zip(rows, hashtags_in(captions), strict=True):
+                row["tags"] = [*(row.get("tags") or ()), *found]
+        return pa.RecordBatch.from_pylist(rows, schema=RAW)
+    except UnicodeEncodeError:  # half a surrogate pair, as JSON's \ud800 makes it
+        return pa.RecordBatch.from_pylist([_of_unicode(row) for row in rows], schema=RAW)
+
+
+def _of_unicode(row: Row) -> Row:
+    try:
+        pa.RecordBatch.from_pylist([row], schema=RAW)
+        return row
+    except UnicodeEncodeError:
+        name = str(row.get("id") or "").encode("ascii", "backslashreplace").decode()
+        return {"id": name, "reason": "bad_row", "detail": "text that is not Unicode"}
+
+
+def hashtags_in(captions: Sequence[str | None]) -> list[list[str]]:
+    """The '#words' of each text."""
+    import polars as pl
+
+    from moe_core.data.tags import hashtags_of_text
+
+    try:
+        frame = pl.DataFrame({"text": captions}, schema={"text": pl.String})
+    except UnicodeEncodeError:
+        captions = [text.encode("utf-8", "replace").decode() if text else text for text in captions]
+        frame = pl.DataFrame({"text": captions}, schema={"text": pl.String})
+    return [list(found or ()) for found in frame.select(hashtags_of_text(pl.col("text")))["text"].to_list()]
+
+
+def tags_of_text(text: str) -> list[str]:
+    """A JSON list; or text with tags parted by commas, or by line ends or spaces where there is no comma."""
+    text = text.strip()
+    if text.lower() in NOTHING:
+        return []
+    if text.startswith("["):
+        import json
+
+        try:
+            return tags_of(json.loads(text))
+        except (ValueError, Unusable, RecursionError):
+            pass  # such as Python's way of writing a list: parted at its commas
+    parts = text.split(",") if "," in text else text.splitlines() if "\n" in text else text.split()
+    return [tag for part in parts if (tag := part.strip())]
+
+
+def tags_of(said: object) -> list[str]:
+    """Tags of a value of JSON or of a table of text. Raises Unusable for what can be none."""
+    if said is None or said is False:
+        return []
+    if isinstance(said, str):
+        return tags_of_text(said)
+    if isinstance(said, list):
+        return [tag for one in said if (tag := text_of(one, "tags")) is not None]
+    one = text_of(said, "tags")
+    return [] if one is None else [one]
+
+
+def text_of(value: object, column: str) -> str | None:
+    """Text of a value of JSON or of a table of text. Raises Unusable for an object or a list."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return None if value.strip().lower() in NOTHING else value
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, float):
+        if value != value:
+            return None
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+    raise Unusable("bad_row", f"{column} holds {'an object' if isinstance(value, dict) else 'a list'}, wanted text")
+
+
+def time_of(value: object) -> datetime | None:
+    """Naive UTC of ISO 8601, of EXIF's and Twitter's ways, or of seconds (milli-, microseconds) since 1970.
+
+    None for what is no time, or none of the years 1 to 9999: the post is kept without one.
+    """
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, datetime):
+        moment = value
+    elif isinstance(value, int | float):
+        return _since_1970(value)
+    else:
+        text = str(value).strip()
+        if re.fullmatch(r"\d{9,19}(\.\d*)?", text, re.ASCII):
+            return _since_1970(float(text))
+        found = _parsed(text)
+        if found is None:
+            return None
+        moment = found
+    try:
+        return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    except OverflowError:
+        return None
+
+
+def _parsed(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    for form in ("%Y:%m:%d %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%a %b %d %H:%M:%S %z %Y"):
+        try:
+            return datetime.strptime(text, form)
+        except ValueError:
+            continue
+    return None
+
+
+def _since_1970(number: float) -> datetime | None:
+    scale = next((unit for limit, unit in ((1e11, 1), (1e14, 10**3), (1e17, 10**6)) if abs(number) < limit), 10**9)
+    try:
+        return datetime(1970, 1, 1) + timedelta(microseconds=round(number * 10**6 / scale))
+    except (OverflowError, ValueError):
+        return None

@@ -1,0 +1,154 @@
+"""Tar archives: read from front to back, never unpacked to the disk, nothing in them believed."""
+
+import sqlite3
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from moe_core.data.sources.files import File, opened
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, Unusable
+from moe_core.store import exclusive
+
+BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar. `data` is empty where `problem` says why it is not read."""
+
+    name: str
+    data: bytes
+    problem: Unusable | None
+    offset: int
+    size: int
+
+
+def members(path: str, contents: bool = True) -> Iterator[Member]:
+    """The members in their order, but for folders. Raises ValueError for an archive that is damaged or cut short."""
+    seen = 0
+    with opened(path) as raw:
+        try:
+            if not raw.size():
+                raise ValueError(f"{path} is empty (0 bytes), wanted a tar: remove it, or copy it again")
+            with tarfile.open(fileobj=raw, mode="r:*") as tar:
+                while (info := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # else it remembers every one
+                    if info.isdir():
+                        continue
+                    problem = _problem(info)
+                    data = b""
+                    if contents and problem is None:
+                        file = tar.extractfile(info)
+                        assert file is not None  # it is a regular file
+                        data = file.read()
+                        if len(data) != info.size:
+                            raise tarfile.ReadError("unexpected end of data")
+                    seen += 1
+                    yield Member(info.name, data, problem, info.offset_data, info.size)
+                _ends_well(tar)
+        except BROKEN as error:
+            raise ValueError(
+                f"{path} is damaged or cut short after {seen} members: {' '.join(str(error).split())[:200]}; copy it "
+                "again, or take it away"
+            ) from None
+
+
+def _problem(info: tarfile.TarInfo) -> Unusable | None:
+    parts = PurePosixPath(info.name.replace("\\", "/")).parts
+    if ".." in parts or info.name.startswith(("/", "\\")):
+        return Unusable("outside_folder", f"member {info.name} may lead outside of the tar")
+    if not info.isreg() or info.issparse():
+        what = "a link" if info.issym() or info.islnk() else "a sparse file" if info.issparse() else "a device"
+        return Unusable("bad_row", f"member {info.name} is {what}, not a file")
+    if info.size > MAX_FILE_BYTES:
+        return Unusable("too_large", f"member {info.name} has {info.size} bytes, more than {MAX_FILE_BYTES}")
+    return None
+
+
+def _ends_well(tar: tarfile.TarFile) -> None:
+    """tarfile takes a header that is cut or damaged for the end: the end is zeros, to the last byte of the file.
+
+    Reading to the last byte also checks what a compressed file says of itself there.
+    """
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
+        raise tarfile.ReadError("no end-of-archive mark where the members end")
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("there is more after the end-of-archive mark (two tars joined by cat?)")
+
+
+def is_compressed(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+
+
+class TarImages:
+    """Images in tars by the stem of their names. Where each lies is found by one pass and remembered on the disk."""
+
+    def __init__(self, tars: list[File], cache: Path | None) -> None:
+        self.tars = tars
+        self.cache = cache
+
+    @contextmanager
+    def open(self) -> Iterator["TarImages"]:
+        self.handles: dict[str, Any] = {}
+        # without a place of its own the index is a temporary file of SQLite's: it may not fit into memory
+        if self.cache:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        # lance takes the batches from one thread, then from another, never from two at once
+        place = str(self.cache / "tars.sqlite") if self.cache else ""
+        self.index = sqlite3.connect(place, timeout=3600, check_same_thread=False)
+        try:
+            with exclusive(self.cache / "tars.lock") if self.cache else nullcontext():
+                self._build()
+            yield self
+        finally:
+            self.index.close()
+            for file in self.handles.values():
+                file.close()
+
+    def _build(self) -> None:
+        self.index.execute("CREATE TABLE IF NOT EXISTS tars (path TEXT PRIMARY KEY, size INT, changed INT)")
+        self.index.execute("CREATE TABLE IF NOT EXISTS members (stem TEXT, path TEXT, name TEXT, offset INT, size INT)")
+        self.index.execute("CREATE INDEX IF NOT EXISTS stems ON members (stem)")
+        there = {row[0]: row[1:] for row in self.index.execute("SELECT path, size, changed FROM tars")}
+        for tar in self.tars:
+            if there.get(tar.path) == (tar.size, tar.changed):
+                continue
+            if is_compressed(Path(tar.path)):
+                raise ValueError(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
+            with self.index:  # one tar is one transaction
+                self.index.execute("DELETE FROM members WHERE path = ?", (tar.path,))
+                self.index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", _places(tar.path))
+                self.index.execute("INSERT OR REPLACE INTO tars VALUES (?, ?, ?)", (tar.path, tar.size, tar.changed))
+
+    def read(self, *stems: str) -> bytes:
+        """The image with the first of these stems that is there, in the first tar that has it. Raises Unusable."""
+        wanted = {tar.path for tar in self.tars}
+        for stem in stems:
+            found = self.index.execute("SELECT path, name, offset, size FROM members WHERE stem = ?", (stem,))
+            places = sorted(row for row in found if row[0] in wanted)
+            if places:
+                path, name, offset, size = places[0]
+                if size > MAX_FILE_BYTES:
+                    raise Unusable("too_large", f"member {name} has {size} bytes, more than {MAX_FILE_BYTES}")
+                if path not in self.handles:
+                    self.handles[path] = open(path, "rb")  # noqa: SIM115 (closed with the index)
+                file = self.handles[path]
+                file.seek(offset)
+                return bytes(file.read(size))
+        raise Unusable("no_image_file", f"no image {stems[0] if stems else ''} in the tars")
+
+
+def _places(path: str) -> Iterator[tuple[str, str, str, int, int]]:
+    for member in members(path, contents=False):
+        name = PurePosixPath(member.name).name
+        if name.lower().endswith(IMAGE_SUFFIXES) and (member.problem is None or member.problem.reason == "too_large"):
+            yield name.split(".")[0], path, member.name, member.offset, member.size

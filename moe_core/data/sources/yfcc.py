@@ -1,0 +1,176 @@
+"""YFCC100M's metadata, in both of its layouts, joined to image files or tars by photo id or by hash. One shard a file.
+
+Fields are parted by tabs and URL-encoded with '+' for a space; tags are parted by commas BEFORE they are decoded, since
+a tag may have a comma of its own.
+"""
+
+import bz2
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+
+from moe_core.data.sources.files import Digests, Shard, files_at, key_of, listing, local
+from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, time_of
+from moe_core.data.sources.tars import TarImages
+from moe_core.settings import Source
+from moe_core.store import digest
+
+SUFFIXES = (".bz2", ".gz", ".tsv", ".txt", "")
+WHAT = "a YFCC100M metadata file, a folder of them (yfcc100m_dataset*), or a glob"
+BROKEN = (OSError, EOFError, zlib.error)
+COUNTED = 20_000  # lines from which the number of all is judged
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places of the fields; `hash` is -1 where there is none."""
+
+    fields: int
+    id: int
+    hash: int
+    user: int
+    taken: int
+    tags: int
+    machine_tags: int
+    marker: int
+
+
+LAYOUTS = {23: Layout(23, 0, -1, 1, 3, 8, 9, 22), 25: Layout(25, 1, 2, 3, 5, 10, 11, 24)}
+
+
+def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+    images = _images(source)
+    if isinstance(images, TarImages):
+        said = digest([[tar.name, tar.size, tar.changed] for tar in images.tars])
+    else:
+        said = listing(local(source.images), IMAGE_SUFFIXES)
+    out = []
+    for file in files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT):
+        if local(source.uri).is_dir() and "yfcc" not in file.name.lower():
+            continue
+        if not digests.knows(file):
+            layout_of(Path(file.path))
+        out.append((key_of(file.name, SUFFIXES), file.path, digest([digests.of(file), said])))
+    if not out:
+        raise ValueError(f"no YFCC100M metadata file at {source.uri}: wanted {WHAT}")
+    return out
+
+
+def _images(source: Source) -> ImageFolder | TarImages:
+    what = "the folder of the images, or a glob of tars of them (source.images, or `hardmoe init --images`)"
+    if not source.images:
+        raise ValueError(f"source.images is empty: YFCC100M's metadata hold no pictures, wanted {what}")
+    path = local(source.images)
+    if path.is_dir() and not any(p.suffix == ".tar" for p in path.iterdir()):
+        return ImageFolder(path)
+    if not path.is_dir() and not path.exists() and not re.search(r"[*?\[]", source.images):
+        raise ValueError(f"no folder at {source.images}: wanted {what}")
+    return TarImages(files_at(str(path), (".tar",), what), None)
+
+
+def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
+    path = Path(shard.path)
+    layout = layout_of(path)
+    images = _images(source)
+    if isinstance(images, ImageFolder):
+        yield from in_batches(_post(line, number, layout, images) for number, line in enumerate(_lines(path), 1))
+        return
+    images.cache = cache
+    with images.open():
+        yield from in_batches(_post(line, number, layout, images) for number, line in enumerate(_lines(path), 1))
+
+
+def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+    """Lines of the first file up to COUNTED; the rest is judged by size."""
+    path = Path(shards[0].path)
+    lines = 0
+    with open(path, "rb") as raw:
+        for _ in _plain(path, raw):
+            lines += 1
+            if lines == COUNTED:
+                break
+        read_bytes = raw.tell()
+    exact = lines < COUNTED and len(shards) == 1
+    total = sum(Path(shard.path).stat().st_size for shard in shards)
+    return (lines if exact else round(lines * total / max(1, read_bytes))), exact
+
+
+def layout_of(path: Path) -> Layout:
+    """By the first line. Raises ValueError where it has neither 23 nor 25 fields."""
+    first = next(_lines(path), None)
+    if first is None:
+        raise ValueError(f"{path} is empty, wanted YFCC100M metadata: copy it again, or take it away")
+    fields = first.count(b"\t") + 1
+    if fields not in LAYOUTS:
+        raise ValueError(f"{path}: its first line has {fields} fields parted by tabs, wanted YFCC100M's 23 or 25")
+    return LAYOUTS[fields]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    number = 0
+    try:
+        with open(path, "rb") as raw:
+            for line in _plain(path, raw):
+                number += 1
+                if line.strip(b"\r\n"):
+                    yield line.rstrip(b"\r\n")
+    except BROKEN as error:
+        raise ValueError(f"{path} is damaged or cut short after line {number}: {error}; copy it again") from None
+
+
+def _plain(path: Path, raw: BinaryIO) -> Any:
+    magic = raw.read(3)
+    raw.seek(0)
+    if magic == b"BZh":
+        return bz2.BZ2File(raw)
+    return gzip.GzipFile(fileobj=raw) if magic[:2] == b"\x1f\x8b" else raw
+
+
+def _post(line: bytes, number: int, layout: Layout, images: ImageFolder | TarImages) -> Row:
+    try:
+        fields = line.decode().split("\t")
+    except UnicodeDecodeError:
+        return {"id": None, "reason": "bad_row", "detail": f"row {number}: text that is not UTF-8"}
+    if len(fields) != layout.fields:
+        told = f"row {number}: {len(fields)} fields, wanted {layout.fields}"
+        return {"id": fields[0] or None, "reason": "bad_row", "detail": told}
+    photo = fields[layout.id].strip()
+    # what Flickr calls machine tags is kept as written; the canonical form leaves ns:pred=value out
+    tags = [*fields[layout.tags].split(","), *fields[layout.machine_tags].split(",")]
+    taken = fields[layout.taken]
+    row: Row = {
+        "id": photo or None,
+        "user": unquote_plus(fields[layout.user]) or None,
+        "tags": [unquote_plus(tag) for tag in tags if tag],
+        "taken_at": time_of(unquote_plus(taken)),
+    }
+    try:
+        if fields[layout.marker].strip() == "1":
+            raise Unusable("video", "marker 1")
+        if fields[layout.marker].strip() != "0":
+            raise Unusable("bad_row", f"row {number}: marker {fields[layout.marker]!r}, wanted 0 (photo) or 1 (video)")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", photo):
+            raise Unusable("bad_row", f"row {number}: {photo!r} is no photo id")
+        told = fields[layout.hash].strip() if layout.hash >= 0 else ""
+        row["image"] = _image(images, photo, told if re.fullmatch(r"[0-9a-fA-F]{8,64}", told) else "")
+    except Unusable as why:
+        row |= {"reason": why.reason, "detail": why.detail}
+    return row
+
+
+def _image(images: ImageFolder | TarImages, photo: str, hashed: str) -> bytes:
+    if isinstance(images, TarImages):
+        return images.read(photo, *([hashed] if hashed else ()))
+    names = [f"{photo}{suffix}" for suffix in IMAGE_SUFFIXES]
+    if hashed:
+        place = f"{hashed[0:3]}/{hashed[3:6]}/{hashed}.jpg"
+        names = [f"data/images/{place}", f"images/{place}", place, f"{hashed}.jpg", *names]
+    return images.read(*names)

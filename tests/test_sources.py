@@ -1,0 +1,738 @@
+"""Every format gives the same posts; nothing in a source crashes a reader, is believed, or is lost without a count."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from formats import WRITERS, drawn_posts, hash_of, table_of, tar_of, yfcc_line
+from PIL import Image
+
+from moe_core.data.ingest import ingest
+from moe_core.data.sources import RAW, describe, find_shards, guess_format, raw, read_shard
+from moe_core.data.sources.columns import choose
+from moe_core.data.sources.raw import in_batches, tags_of_text, time_of
+from moe_core.settings import Data, Source
+from moe_core.tables import read_rows
+from moe_core.text import shown
+
+ANYTHING = Data(image_size=16, max_reject_rate=1)
+KEPT = ["id", "image", "tags", "user", "taken_at", "given"]
+
+
+@pytest.fixture(scope="module")
+def posts():
+    return drawn_posts()
+
+
+def png(color="red"):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def ingested(source, root):
+    """Accepted posts and reasons of the rejected ones, by id."""
+    accepted, rejected = {}, {}
+    for shard in find_shards(source):
+        done = ingest(root, shard.key, read_shard(source, shard, root / "cache"), ANYTHING, lambda _: None)
+        for row in read_rows(root / "posts.lance", done.posts_version, shard.key, KEPT).to_pylist():
+            accepted[row["id"]] = row
+        rejects = read_rows(root / "rejects.lance", done.rejects_version, shard.key, ["id", "reason"])
+        rejected |= {row["id"]: row["reason"] for row in rejects.to_pylist()}
+    return accepted, rejected
+
+
+def rows_of(source, cache=None):
+    return [row for s in find_shards(source) for batch in read_shard(source, s, cache) for row in batch.to_pylist()]
+
+
+def reasons(source, cache=None):
+    return {row["id"]: row["reason"] for row in rows_of(source, cache)}
+
+
+@pytest.fixture(scope="module")
+def reference(posts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    return ingested(WRITERS["parquet"](posts, folder), folder / "store")
+
+
+def test_the_reference_has_posts_of_every_kind(posts, reference):
+    accepted, rejected = reference
+    assert len(accepted) + len(rejected) == len(posts)
+    assert {"empty", "truncated", "not_an_image", "no_tags"} <= set(rejected.values())
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_posts(name, posts, reference, tmp_path):
+    (tmp_path / "in").mkdir()
+    source = WRITERS[name](posts, tmp_path / "in")
+    accepted, rejected = ingested(source, tmp_path / "store")
+    assert rejected == reference[1]
+    if name.startswith("yfcc"):  # which has no split
+        accepted, wanted = ({k: v | {"given": None} for k, v in some.items()} for some in (accepted, reference[0]))
+    else:
+        wanted = reference[0]
+    assert accepted == wanted
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_is_recognised_and_described(name, posts, tmp_path):
+    source = WRITERS[name](posts, tmp_path)
+    if name != "folder_jsonl":  # a table that lies deeper is said
+        assert guess_format(source.uri) == source.format
+    lines = describe(source, find_shards(source))
+    assert lines[0].startswith(f"Found 1 shard of format {source.format} at {source.uri}")
+    # a table of text has its lines counted, not its rows
+    assert lines[1] == "Rows: 120" or name in ("folder_csv", "folder_tsv", "folder_jsonl")
+    assert "sample of 120 posts" in lines[2]
+    assert "distinct users" in lines[2]
+    assert lines[4].startswith("Problems: ")
+    assert "not_an_image 2, empty 1, truncated 1" in lines[4]
+    assert "Estimate for the ingest" in lines[5]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_small_batches_of_one_schema(name, posts, tmp_path, monkeypatch):
+    monkeypatch.setattr(raw, "BATCH_BYTES", 3000)
+    for module in ("arrow", "parquet", "lance_table"):
+        monkeypatch.setattr(f"moe_core.data.sources.{module}.BATCH_BYTES", 3000)
+    source = WRITERS[name](posts, tmp_path)
+    (shard,) = find_shards(source)
+    batches = list(read_shard(source, shard))
+    assert all(batch.schema.equals(RAW) for batch in batches)
+    assert sum(map(len, batches)) == len(posts)
+    assert max(sum(len(data or b"") for data in batch["image"].to_pylist()) for batch in batches) < 3000 + 2000
+    assert len(batches) > 20
+
+
+# Shards
+
+
+def test_keys_of_old_files_stay_when_new_ones_come(posts, tmp_path):
+    def keys():
+        return {s.path: s.key for s in find_shards(Source(format="parquet", uri=str(tmp_path)))}
+
+    def put(name):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table_of(posts[:1]), tmp_path / name)
+
+    for name in ("x.parquet", "sub/x.parquet", "a b.parquet"):
+        put(name)
+    before = keys()
+    for name in ("a/x.parquet", "a-b.parquet", "A.parquet", "x.pq", "_hidden.parquet", ".hidden.parquet"):
+        put(name)
+    after = keys()
+    assert before.items() <= after.items()
+    assert len(set(after.values())) == len(after) == 7
+    assert before[str(tmp_path / "x.parquet")] == "x"
+
+
+def test_a_digest_is_of_content_and_of_what_is_read_from_it(posts, tmp_path):
+    source = WRITERS["folder_csv"](posts[:3], tmp_path)
+    (before,) = find_shards(source)
+    assert find_shards(source) == [before]
+    (named,) = find_shards(source.model_copy(update={"user_column": "note"}))
+    assert named.digest != before.digest
+    (tmp_path / "pictures" / "new.png").write_bytes(png())
+    (after,) = find_shards(source)
+    assert after.digest != before.digest
+
+
+def test_known_files_are_not_read_again(posts, tmp_path, monkeypatch):
+    source = WRITERS["parquet"](posts[:3], tmp_path)
+    before = find_shards(source, tmp_path / "cache.json")
+    monkeypatch.setattr("moe_core.data.sources.parquet._check", lambda *_: pytest.fail("opened again"))
+    monkeypatch.setattr("moe_core.data.sources.files._content", lambda *_: pytest.fail("hashed again"))
+    assert find_shards(source, tmp_path / "cache.json") == before
+
+
+def test_files_elsewhere_are_read_through_fsspec(posts):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name in ("bucket/a/x.parquet", "bucket/y.parquet"):
+        with memory.open(name, "wb") as file:
+            pq.write_table(table_of(posts[:3]), file)
+    with memory.open("bucket/t.tar", "wb") as file:
+        tar_of_bytes = io.BytesIO()
+        with tarfile.open(fileobj=tar_of_bytes, mode="w") as tar:
+            info = tarfile.TarInfo("a.png")
+            info.size = len(png())
+            tar.addfile(info, io.BytesIO(png()))
+        file.write(tar_of_bytes.getvalue())
+    source = Source(format="parquet", uri="memory://bucket")
+    assert [s.path for s in find_shards(source)] == ["memory://bucket/a/x.parquet", "memory://bucket/y.parquet"]
+    assert len(rows_of(source)) == 6
+    assert len(rows_of(source.model_copy(update={"uri": "memory://bucket/*.parquet"}))) == 3
+    assert guess_format("memory://bucket/*.parquet") == "parquet"
+    assert guess_format("memory://bucket/a") == "parquet"
+    assert len(rows_of(Source(format="webdataset", uri="memory://bucket/t.tar"))) == 1
+
+
+# Errors, each in one line
+
+
+def said(source):
+    with pytest.raises(ValueError, match=r".") as caught:
+        rows_of(source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_scheme_that_nobody_knows():
+    assert "no file system for it" in said(Source(format="parquet", uri="gibberish://x/y.parquet"))
+    assert "reads local files only" in said(Source(format="folder", uri="s3://x/y"))
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("parquet", "parquet"), ("arrow", "arrow"), ("webdataset", "tar")])
+def test_files_that_are_empty_or_not_what_they_are_called(tmp_path, kind, suffix):
+    path = tmp_path / f"x.{suffix}"
+    source = Source(format=kind, uri=str(path))
+    assert f"no {'tar of samples' if suffix == 'tar' else kind.capitalize() + ' file'} at" in said(source)
+    path.write_bytes(b"")
+    assert "is empty (0 bytes)" in said(source)
+    path.write_bytes(b"nonsense" * 200)
+    assert "is not a readable" in said(source) or "is damaged" in said(source)
+
+
+@pytest.mark.parametrize("name", ["parquet", "arrow_file", "arrow_stream", "webdataset", "webdataset_gz"])
+def test_files_that_are_cut_short_anywhere(name, posts, tmp_path):
+    source = WRITERS[name](posts, tmp_path)
+    path = Path(find_shards(source)[0].path)
+    data = path.read_bytes()
+    for kept in (len(data) - 1, len(data) * 2 // 3, 513, 20):
+        if name == "webdataset" and kept == len(data) - 1:
+            continue  # zeros after the end mark are padding
+        path.write_bytes(data[:kept])
+        assert f"{path} is" in said(source)
+
+
+def test_a_tar_cut_between_members_is_not_taken_for_a_whole_one(posts, tmp_path):
+    source = WRITERS["webdataset"](posts[:4], tmp_path)
+    path = tmp_path / "posts.tar"
+    with tarfile.open(path) as tar:
+        ends = [member.offset for member in tar.getmembers()]
+    data = path.read_bytes()
+    for kept in (ends[3], ends[3] + 100):
+        path.write_bytes(data[:kept])
+        assert "cut short after 3 members" in said(source)
+
+
+def test_tars_joined_by_cat_are_an_error(posts, tmp_path):
+    source = WRITERS["webdataset"](posts[:4], tmp_path)
+    path = tmp_path / "posts.tar"
+    path.write_bytes(path.read_bytes() * 2)
+    assert "there is more after the end-of-archive mark" in said(source)
+
+
+def test_an_arrow_stream_cut_between_batches_is_not_taken_for_a_whole_one(posts, tmp_path):
+    source = WRITERS["arrow_stream"](posts[:50], tmp_path)
+    path = tmp_path / "posts.arrow"
+    os.truncate(path, path.stat().st_size - 8)  # without the mark of the end
+    assert "damaged after row 50: no end-of-stream mark" in said(source)
+
+
+def test_a_damaged_page_names_the_row(posts, tmp_path):
+    source = WRITERS["parquet"](posts, tmp_path)
+    path = tmp_path / "posts.parquet"
+    find_shards(source)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 20000] = b"\xff" * len(data[len(data) // 2 : len(data) // 2 + 20000])
+    footer = path.read_bytes()[-2000:]
+    path.write_bytes(bytes(data[:-2000]) + footer)
+    assert str(path) in said(source)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "why"),
+    [
+        ("image", [1], "column image is int64, wanted binary"),
+        ("id", [1.5], "wanted text or whole numbers"),
+        ("id", [[1]], "column id is list<element: int64>, wanted text or whole numbers"),
+        ("tags", [1.5], "column tags is double, wanted a list of strings, or text"),
+        ("tags", [[1.5]], "wanted a list of strings, or text"),
+        ("user", [b"x"], "column user is binary, wanted text"),
+    ],
+)
+def test_wrong_types(tmp_path, column, values, why):
+    columns = {"id": ["a"], "image": [png()], "tags": [["cat"]], "user": ["u"]} | {column: values}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert why in said(Source(format="parquet", uri=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"user_column": "owner"}, "has no column owner (source.user_column): it has id, image, tags"),
+        ({"caption_column": "text"}, "has no column text (source.caption_column)"),
+        ({"id_column": "key"}, "has no column key (source.id_column)"),
+    ],
+)
+def test_a_named_column_that_is_not_there(tmp_path, settings, why):
+    pq.write_table(pa.table({"id": ["a"], "image": [png()], "tags": [["cat"]]}), tmp_path / "x.parquet")
+    assert why in said(Source(format="parquet", uri=str(tmp_path), **settings))
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    table = pa.table([["a"], [png()], [["cat"]], [["dog"]]], names=["id", "image", "tags", "tags"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert "has two columns tags: rename one" in said(Source(format="parquet", uri=str(tmp_path)))
+
+
+def test_errors_of_lance_and_yfcc(tmp_path, posts):
+    (tmp_path / "x.lance" / "_versions").mkdir(parents=True)
+    assert "is not a readable Lance table" in said(Source(format="lance", uri=str(tmp_path / "x.lance")))
+    assert "no Lance table at" in said(Source(format="lance", uri=str(tmp_path / "x.lance" / "_versions")))
+    path = tmp_path / "yfcc100m_dataset"
+    path.write_text("a\tb\n")
+    assert "source.images is empty" in said(Source(format="yfcc", uri=str(path)))
+    source = Source(format="yfcc", uri=str(path), images=str(tmp_path))
+    assert "its first line has 2 fields parted by tabs, wanted YFCC100M's 23 or 25" in said(source)
+    path.write_text("")
+    assert "is empty, wanted YFCC100M metadata" in said(source)
+    path.write_text(yfcc_line(posts[0], 23))
+    assert "no folder at" in said(source.model_copy(update={"images": str(tmp_path / "none")}))
+    tar_of(tmp_path / "x.tar", [("a.jpg", png())], "w:gz")
+    assert "is compressed" in said(source.model_copy(update={"images": str(tmp_path / "*.tar")}))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("t.csv", b"", "is empty (0 bytes)"),
+        ("t.csv", "file,tags\n".encode("utf-16"), "is UTF-16, wanted UTF-8"),
+        ("t.csv", b"file,tags,tags\n", "has two columns tags"),
+        ("t.csv", b"name,words\n", "has no column image (source.image_column), tags or raw_tags (source.tags_column)"),
+        ("t.jsonl", b"not json\n", "line 1: not JSON"),
+        ("t.jsonl", b'{"file": "a.png"}\n', "has no column tags or raw_tags (source.tags_column): it has file"),
+    ],
+)
+def test_errors_of_tables(tmp_path, name, data, why):
+    (tmp_path / name).write_bytes(data)
+    assert why in said(Source(format="folder", uri=str(tmp_path)))
+
+
+def test_two_formats_in_one_folder_are_asked_about(posts, tmp_path):
+    WRITERS["parquet"](posts[:2], tmp_path)
+    WRITERS["arrow_file"](posts[:2], tmp_path)
+    with pytest.raises(ValueError, match="holds arrow and parquet: say --format"):
+        guess_format(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match="is of no format that is known"):
+        guess_format(str(tmp_path / "notes.txt"))
+
+
+# Rows that cannot be used
+
+
+def test_file_names_that_lead_elsewhere(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(png())
+    (folder / "a.png").write_bytes(png())
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "inside.png").symlink_to(folder / "a.png")
+    (folder / "ring.png").symlink_to(folder / "ring.png")
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "dir.png").mkdir()
+    wanted = {
+        "a.png": None,
+        "inside.png": None,
+        "../secret.png": "outside_folder",
+        "dir.png/../a.png": "outside_folder",
+        str(tmp_path / "secret.png"): "outside_folder",
+        str(folder / "a.png"): "outside_folder",
+        "..\\secret.png": "outside_folder",
+        "C:\\a.png": "outside_folder",
+        "link.png": "outside_folder",
+        "up/secret.png": "outside_folder",
+        "ring.png": "no_image_file",
+        "pipe.png": "no_image_file",
+        "dir.png": "no_image_file",
+        "gone.png": "no_image_file",
+        "a\x00.png": "no_image_file",
+        "x" * 5000: "no_image_file",
+        "https://x.test/a.png": "no_image_file",
+    }
+    lines = [json.dumps({"file": name, "tags": ["cat"]}) for name in wanted]
+    (folder / "t.jsonl").write_text("\n".join(lines))
+    assert reasons(Source(format="folder", uri=str(folder))) == wanted
+
+
+def test_ragged_and_broken_rows_of_a_csv(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [
+        b"id,file,tags,user",
+        b"1,a.png,cat,ann",
+        b"2,a.png,cat",  # too few
+        b"3,a.png,cat,ann,more",  # too many
+        b'4,a.png,"cat, dog",ann',
+        b"",
+        b"5,a.png,caf\xe9,ann",  # Latin-1
+        b'6,a.png,"cat"x,ann',
+        b"NaN,a.png,cat,null",
+        b'7,a.png,"never closed,ann',
+        b"8,a.png,cat,ann",
+    ]
+    (tmp_path / "t.csv").write_bytes(b"\r\n".join(rows))
+    found = rows_of(Source(format="folder", uri=str(tmp_path)))
+    assert [(row["id"], row["reason"]) for row in found] == [
+        ("1", None),
+        ("line 3", "bad_row"),
+        ("line 4", "bad_row"),
+        ("4", None),
+        ("line 7", "bad_row"),
+        ("line 8", "bad_row"),
+        (None, None),  # the ingest says no_id
+        ("lines 10 to 11", "bad_row"),
+    ]
+    assert found[1]["detail"] == "line 3: 3 fields, wanted 4"
+    assert found[3]["tags"] == ["cat", "dog"]
+    assert found[6]["user"] is None
+
+
+def test_odd_rows_of_json_lines(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    lines = [
+        '{"file": "a.png", "tags": ["cat", 7, null], "id": 12345678901234567890}',
+        "[1, 2]",
+        '{"file": "a.png", "tags": {"a": 1}, "id": "object"}',
+        '{"file": "a.png", "tags": ["\\ud800"], "id": "half"}',
+        '{"file": "a.png", "tags": NaN, "id": 3.0, "user": NaN}',
+        '{"file": "a.png", "tags": ["cat"], "id": "new", "user": "late", "taken_at": "yesterday"}',
+        '{"file": "a.png", "tags"',
+        '{"tags": ["cat"], "id": "nofile"}',
+        "[" * 100000,
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    found = rows_of(Source(format="folder", uri=str(tmp_path)))
+    assert [(row["id"], row["reason"]) for row in found] == [
+        ("12345678901234567890", None),
+        ("line 2", "bad_row"),
+        ("object", "bad_row"),
+        ("half", "bad_row"),
+        ("3", None),
+        ("new", None),
+        ("line 7", "bad_row"),
+        ("nofile", "no_image_file"),
+        ("line 9", "bad_row"),
+    ]
+    assert found[0]["tags"] == ["cat", "7"]
+    assert (found[4]["user"], found[5]["user"]) == (None, "late")
+    assert found[5]["taken_at"] is None
+
+
+def test_a_post_with_a_million_tags_is_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "t.csv").write_text('file,tags\na.png,"' + ",".join(f"t{n}" for n in range(1_000_000)) + '"\n')
+    (row,) = rows_of(Source(format="folder", uri=str(tmp_path)))
+    assert len(row["tags"]) == 1_000_000
+
+
+def entry(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_tricks_in_a_tar(tmp_path):
+    text = json.dumps({"tags": ["cat"]}).encode()
+    members = [
+        (entry("dir", tarfile.DIRTYPE), b""),
+        ("dir/a.png", png()),
+        ("dir/a.json", text),
+        ("../up.png", png()),
+        ("../up.json", text),
+        ("/etc/abs.png", png()),
+        ("x/../../y.png", png()),
+        (entry("link.png", tarfile.SYMTYPE, "/etc/passwd"), b""),
+        ("link.json", text),
+        (entry("hard.png", tarfile.LNKTYPE, "dir/a.png"), b""),
+        (entry("dev.png", tarfile.CHRTYPE), b""),
+        (entry("fifo.png", tarfile.FIFOTYPE), b""),
+        ("twice.png", png()),
+        ("twice.json", text),
+        ("twice.png", png()),
+        ("twice.json", text),
+        ("alone.json", text),
+        ("broken.png", png()),
+        ("broken.json", b"{"),
+        ("latin.png", png()),
+        ("latin.txt", b"caf\xe9"),
+        ("._a.png", b"macOS"),
+        (".DS_Store", b"x"),
+        (".png", png()),
+        ("README", b"x"),
+        ("cls.1.PNG", png()),
+        ("cls.cls", b"7\n"),
+        ("both.jpg", png()),
+        ("both.png", png()),
+        ("both.json", json.dumps({"tags": "cat dog", "user": 5, "taken_at": 1.7e9}).encode()),
+    ]
+    tar_of(tmp_path / "x.tar", members)
+    before = set(tmp_path.parent.rglob("*"))
+    found = rows_of(Source(format="webdataset", uri=str(tmp_path)))
+    assert set(tmp_path.parent.rglob("*")) == before
+    assert [(row["id"], row["reason"]) for row in found] == [
+        ("dir/a", None),
+        ("../up", "outside_folder"),
+        ("/etc/abs", "outside_folder"),
+        ("x/../../y", "outside_folder"),
+        ("link", "bad_row"),
+        ("hard", "bad_row"),
+        ("dev", "bad_row"),
+        ("fifo", "bad_row"),
+        ("twice", None),
+        ("twice", None),
+        ("alone", "no_image_file"),
+        ("broken", "bad_row"),
+        ("latin", "bad_row"),
+        (".png", None),
+        ("cls", None),
+        ("both", None),
+    ]
+    by = {row["id"]: row for row in found}
+    assert by["cls"]["tags"] == ["7"]
+    assert (by["both"]["tags"], by["both"]["user"]) == (["cat", "dog"], "5")
+    assert by["both"]["taken_at"] == datetime(2023, 11, 14, 22, 13, 20)
+
+
+def test_videos_and_missing_images_of_yfcc(posts, tmp_path):
+    few = [post | {"id": str(n)} for n, post in enumerate(posts[10:16])]
+    lines = [yfcc_line(post, 25, marker="1" if n == 1 else "0") for n, post in enumerate(few)]
+    lines[2] = "1\t2\t3\n"
+    lines[3] = lines[3].replace(hash_of(few[3]), "../../../../etc/x")
+    lines[4] = lines[4].replace(",".join(few[4]["tags"]), "x").replace("A+title", "%ZZ%FF")
+    lines.append(yfcc_line(few[0] | {"id": "../0"}, 25))
+    lines.append("\n")
+    (tmp_path / "yfcc100m_dataset-0").write_text("".join(lines))
+    for number in (0, 3, 4):
+        (tmp_path / f"{number}.jpg").write_bytes(png())
+    found = reasons(Source(format="yfcc", uri=str(tmp_path), images=str(tmp_path)))
+    assert found == {"0": None, "1": "bad_row", "3": None, "4": None, "5": "no_image_file", "../0": "bad_row"} | {
+        "1": found["1"]
+    }
+    rows = rows_of(Source(format="yfcc", uri=str(tmp_path), images=str(tmp_path)))
+    assert Counter(row["reason"] for row in rows) == Counter({None: 3, "video": 1, "bad_row": 2, "no_image_file": 1})
+
+
+def test_tags_of_yfcc_are_parted_before_they_are_decoded(posts, tmp_path):
+    post = posts[10] | {"tags": ["New York", "a,b", "c+d", "50%"], "id": "7"}
+    (tmp_path / "yfcc").write_text(yfcc_line(post, 23))
+    (tmp_path / "7.png").write_bytes(png())
+    (row,) = rows_of(Source(format="yfcc", uri=str(tmp_path / "yfcc"), images=str(tmp_path)))
+    assert row["tags"] == ["New York", "a,b", "c+d", "50%", "geo:lat=1", "camera:iso=2"]
+    assert row["taken_at"] == post["taken_at"]
+
+
+def test_tars_are_indexed_once(posts, tmp_path, monkeypatch):
+    source = WRITERS["yfcc_tars"](posts[:10], tmp_path)
+    before = rows_of(source, tmp_path / "cache")
+    monkeypatch.setattr("moe_core.data.sources.tars._places", lambda _: pytest.fail("read again"))
+    assert rows_of(source, tmp_path / "cache") == before
+    assert {row["reason"] for row in before} == {None}
+
+
+def test_paths_of_hugging_face_stay_in_the_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.png").write_bytes(png())
+    images = [{"bytes": None, "path": p} for p in (str(tmp_path / "secret.png"), "../secret.png", "gone.png", None)]
+    images.append({"bytes": png(), "path": "/elsewhere/x.png"})
+    images.append(None)
+    table = pa.table({"id": [*"abcdef"], "image": images, "tags": [["cat"]] * 6})
+    pq.write_table(table, tmp_path / "in" / "x.parquet")
+    found = reasons(Source(format="parquet", uri=str(tmp_path / "in")))
+    wanted = ["outside_folder", "outside_folder", "no_image_file", "no_image_file", None, "no_image_file"]
+    assert list(found.values()) == wanted
+
+
+def test_ids_of_tables(tmp_path):
+    def ids(column, **settings):
+        pq.write_table(pa.table({**column, "image": [png()] * 2, "tags": [["cat"]] * 2}), tmp_path / "x.parquet")
+        return [row["id"] for row in rows_of(Source(format="parquet", uri=str(tmp_path), **settings))]
+
+    assert ids({"id": [1, 2**62]}) == ["1", str(2**62)]
+    assert ids({"id": [3.0, None]}) == ["3", None]
+    assert ids({"id": pa.array(["a", "b"]).dictionary_encode()}) == ["a", "b"]
+    assert ids({}, id_column="#row") == ["x/0", "x/1"]
+    with pytest.raises(ValueError, match=r'say source.id_column = "#row" to number the rows'):
+        ids({})
+
+
+def test_text_that_is_no_text_is_one_bad_row(tmp_path):
+    buffers = pa.array([b"ok", b"\xff\xfe"]).buffers()
+    user = pa.Array.from_buffers(pa.string(), 2, buffers)
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "image": [png()] * 2, "tags": [["cat"]] * 2, "user": user}), tmp_path / "x.parquet"
+    )
+    assert reasons(Source(format="parquet", uri=str(tmp_path))) == {"a": None, "b": "bad_row"}
+
+
+def test_columns_are_found_by_setting_then_by_usual_names():
+    names = ["Filename", "Labels", "Owner", "tags"]
+    assert choose(names, Source(), "x") == {"image": "Filename", "tags": "tags", "user": "Owner"}
+    said = Source(tags_column="Labels", caption_column="Owner")
+    assert choose(names, said, "x") == {"image": "Filename", "tags": "Labels", "user": "Owner", "caption": "Owner"}
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        ("cat, New York,,", ["cat", "New York"]),
+        ("cat dog", ["cat", "dog"]),
+        ("New York\ncat\n", ["New York", "cat"]),
+        ('["a b", 7, null]', ["a b", "7"]),
+        ("['a', 'b']", ["['a'", "'b']"]),
+        (" NaN ", []),
+        ("", []),
+    ],
+)
+def test_tags_in_one_text(written, wanted):
+    assert tags_of_text(written) == wanted
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        ("2024-01-02T03:04:05Z", datetime(2024, 1, 2, 3, 4, 5)),
+        ("2024-01-02 03:04:05.0", datetime(2024, 1, 2, 3, 4, 5)),
+        ("2024-01-02T03:04:05+02:00", datetime(2024, 1, 2, 1, 4, 5)),
+        ("2024:01:02 03:04:05", datetime(2024, 1, 2, 3, 4, 5)),
+        ("Tue Jan 02 03:04:05 +0000 2024", datetime(2024, 1, 2, 3, 4, 5)),
+        (1704164645, datetime(2024, 1, 2, 3, 4, 5)),
+        ("1704164645000", datetime(2024, 1, 2, 3, 4, 5)),
+        (float("nan"), None),
+        (float("inf"), None),
+        (1e300, None),
+        ("2024-00-00", None),
+        ("0001-01-01T00:00:00+05:00", None),
+        (True, None),
+    ],
+)
+def test_times(written, wanted):
+    assert time_of(written) == wanted
+
+
+def test_times_beyond_the_calendar_are_left_out(tmp_path):
+    taken = pa.array([0, 2**62, -(2**62)], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(
+        pa.table({"id": [*"abc"], "image": [png()] * 3, "tags": [["cat"]] * 3, "taken_at": taken}),
+        tmp_path / "x.parquet",
+    )
+    found = rows_of(Source(format="parquet", uri=str(tmp_path)))
+    assert [row["taken_at"] for row in found] == [datetime(1970, 1, 1), None, None]
+
+
+def test_batches_are_cut_by_bytes(monkeypatch):
+    monkeypatch.setattr(raw, "BATCH_BYTES", 100)
+    rows = [{"id": str(n), "image": b"x" * size} for n, size in enumerate((99, 1, 500, 10))]
+    assert [len(batch) for batch in in_batches(rows)] == [2, 1, 1]
+
+
+def test_what_users_wrote_is_shown_without_control_characters(tmp_path):
+    assert shown("a\x1b[31mb\n\u202ec") == "a\\x1b[31mb\\n\\u202ec"
+    assert len(shown("x" * 1000)) == 60
+    names = ["\x1b]0;pwned\x07", "b"]
+    pq.write_table(pa.table({"id": names, "image": [b""] * 2, "tags": [["cat"]] * 2}), tmp_path / "x.parquet")
+    source = Source(format="parquet", uri=str(tmp_path))
+    lines = describe(source, find_shards(source))
+    assert "for example \\x1b]0;pwned\\x07: empty" in lines[4]
+    assert "".join(lines).isprintable()
+
+
+@pytest.mark.parametrize("name", ["emoji", "tinyimagenet"])
+def test_real_data_are_read(name):
+    path = Path(__file__).parents[2] / "shared" / "data" / f"{name}.parquet"
+    if not path.exists():
+        pytest.skip(f"no data at {path}")
+    source = Source(format=guess_format(str(path)), uri=str(path))
+    lines = describe(source, find_shards(source))
+    assert lines[4] == "Problems: none in 200 images looked at"
+    assert lines[-1] == "Split: the source's own"
+
+
+# The command
+
+
+def hardmoe(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_init_says_what_it_found_and_run_ingests_it(posts, tmp_path):
+    (tmp_path / "in").mkdir()
+    source = WRITERS["yfcc_tars"](posts, tmp_path / "in")
+    done = hardmoe("init", tmp_path / "cats", "--source", source.uri, "--images", source.images)
+    assert done.returncode == 0, done.stderr
+    assert "Found 1 shard of format yfcc" in done.stdout
+    study = tmp_path / "cats" / "study.toml"
+    ran = hardmoe("run", "--study", study, "--until", "posts")
+    assert "1 made, 0 fresh, 0 failed" in ran.stdout, ran.stdout + ran.stderr
+    assert (tmp_path / "cats" / ".sources" / "tars.sqlite").exists()
+    said = json.loads(hardmoe("status", "--study", study, "--json").stdout)["posts"]
+    assert said["read"] == len(posts) == said["accepted"] + said["rejected"]
+
+
+def test_init_writes_nothing_when_the_source_is_wrong(posts, tmp_path):
+    (tmp_path / "x\x1b.parquet").write_bytes(b"no")
+    done = hardmoe("init", tmp_path / "cats", "--source", tmp_path / "x\x1b.parquet")
+    assert done.returncode == 1
+    assert "x\\x1b.parquet is not a readable Parquet file" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "cats").exists()
+
+
+# The sensor
+
+
+def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, monkeypatch):
+    import dagster as dg
+
+    from moe_core.recipes import small
+    from moe_core.stages.context import Context
+    from moe_core.stages.stage import build
+    from moe_core.stages.table import STAGES
+    from pipelines import sensors
+
+    (tmp_path / "in").mkdir()
+    source = WRITERS["parquet"](posts, tmp_path / "in").model_copy(update={"uri": str(tmp_path / "in")})
+    study = small().model_copy(update={"source": source})
+    monkeypatch.setattr(sensors, "study", lambda: study)
+    monkeypatch.setattr(sensors, "root", lambda: tmp_path)
+    assert sensors.new_shards.default_status == dg.DefaultSensorStatus.STOPPED
+    with dg.instance_for_test() as instance:
+
+        def look():
+            result = sensors.new_shards(dg.build_sensor_context(instance=instance))
+            for request in result.dynamic_partitions_requests:
+                instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+            return result
+
+        first = look()
+        (shard,) = find_shards(source)
+        (asked,) = first.run_requests
+        assert (asked.partition_key, asked.run_key) == ("posts", f"posts-{shard.digest}")
+        assert instance.get_dynamic_partitions(str(sensors.SHARDS.name)) == ["posts"]
+        assert look().run_requests[0].run_key == asked.run_key  # the daemon starts one run a run key
+        context = Context(study, tmp_path)
+        build(context, STAGES["posts"], "posts")
+        done = look()
+        assert not done.run_requests
+        assert done.skip_reason.skip_message == "all 1 shards are ingested"
+        pq.write_table(table_of(posts[:9]), tmp_path / "in" / "posts.parquet")
+        pq.write_table(table_of(posts[9:20]), tmp_path / "in" / "a.parquet")
+        again = look()
+        assert [request.partition_key for request in again.run_requests] == ["a", "posts"]
+        assert again.run_requests[1].run_key != asked.run_key
+        assert again.dynamic_partitions_requests[0].partition_keys == ["a"]

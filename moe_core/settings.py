@@ -40,6 +40,11 @@ class Data(Strict):
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         32, description="Side in pixels to which images are resized, once."
     )
+    store: Literal["auto", "raw", "jpeg", "png", "webp"] = Field(
+        "auto", description="How resized images are kept; auto: raw pixels up to a side of 64, JPEG above."
+    )
+    min_side: Positive = Field(8, description="Images with a shorter side below this many pixels are rejected.")
+    reject_uniform: bool = Field(True, description="Images of one colour all over are rejected.")
     accents: Literal["keep", "fold"] = Field(
         "keep", description="fold: accents of Latin, Greek and Cyrillic letters are dropped from hashtags."
     )
@@ -61,9 +66,27 @@ class Data(Strict):
     )
     test: Fraction = Field(0.1, description="Share held out for the table, where the source gives no split.")
     split_by: Literal["user", "id"] = Field(
-        "user", description="Posts with the same one never lie on both sides of a split."
+        "user", description="Posts with the same one lie in one split, but for copies of an earlier post of another."
+    )
+    router: Fraction = Field(0.0, description="Share of training posts held out for routing anew later.")
+    near_duplicates: Literal["group", "off"] = Field(
+        "group", description="group: copies of one picture always lie in one split; off: they are not looked for."
+    )
+    near_duplicate_levels: Annotated[float, Field(ge=0, le=32)] = Field(
+        8.0, description="Grey levels of 255 by which no cell of two copies' 8x8 thumbnails differs."
+    )
+    leaks: Literal["report", "remove"] = Field(
+        "report", description="Copies across given splits: report counts them; remove drops those in train."
     )
     max_reject_rate: Fraction = Field(0.5, description="Ingest stops with an error when a larger share is rejected.")
+
+    @model_validator(mode="after")
+    def _some_are_for_training(self) -> "Data":
+        if self.test + self.validation + self.router >= 1:
+            raise ValueError(
+                f"test {self.test}, validation {self.validation} and router {self.router} leave nothing to train on"
+            )
+        return self
 
 
 class Network(Strict):

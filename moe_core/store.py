@@ -141,6 +141,14 @@ class Store:
         found = (self.read(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith("."))
         return [artefact for artefact in found if artefact is not None]
 
+    def everything(self, asset: str) -> list[Artefact]:
+        """All complete artefacts of an asset, of keys that are gone too."""
+        folder = self.root / asset
+        if not folder.is_dir():
+            return []
+        found = (self.read(path.parent) for path in sorted(folder.rglob("artefact.json")))
+        return [a for a in found if a is not None and self.folder(a.asset, a.key) / a.version == a.path]
+
     def work_folder(self, plan: Plan) -> Path:
         """Where checkpoints of an unfinished artefact lie, from one attempt to the next."""
         return self.folder(plan.asset, plan.key) / f".work-{plan.version}"
@@ -149,7 +157,7 @@ class Store:
         """Calls `write(folder)` and commits what it wrote; whoever commits first wins, and all get that artefact."""
         parent = self.folder(plan.asset, plan.key)
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
+        sweep(parent)
         final = parent / plan.version
         temporary = parent / f".part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         temporary.mkdir()
@@ -163,7 +171,7 @@ class Store:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _fsync(parent)
+        to_disk(parent)
         shutil.rmtree(self.work_folder(plan), ignore_errors=True)
         made = self.read(final)
         assert made is not None
@@ -188,9 +196,9 @@ def _seal(folder: Path, plan: Plan, written: Written) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[path.relative_to(folder).as_posix()] = file_digest(path)
-        _fsync(path)
+        to_disk(path)
     for path in [p for p in folder.rglob("*") if p.is_dir()]:
-        _fsync(path)
+        to_disk(path)
     said = {
         "asset": plan.asset,
         "key": plan.key,
@@ -203,7 +211,7 @@ def _seal(folder: Path, plan: Plan, written: Written) -> None:
         "files": files,
     }
     write_text(folder / "artefact.json", json.dumps(said | {"seal": digest(said)}, indent=1))
-    _fsync(folder)
+    to_disk(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -216,7 +224,8 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _fsync(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Returns when the bytes of a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -224,7 +233,7 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
     """Removes temporary folders whose process on this host is dead."""
     for path in parent.glob(f".part-{socket.gethostname()}-*"):
         pid = path.name.rsplit("-", 2)[1]
@@ -246,14 +255,41 @@ def alive(pid: int) -> bool:
         return not Path("/proc/self").exists()
 
 
+class Busy(ValueError):
+    """Others hold what was wanted alone."""
+
+
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock on `path` among the processes of this machine; it ends with the process that holds it."""
+def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds a lock on `path` among the processes of this machine; it ends with the process that holds it.
+
+    Raises Busy when it is held and `wait` is False.
+    """
+    import fcntl
+
+    with _held(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+        yield
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Holds a lock that any number of processes may hold at once, but none while another holds it exclusively."""
+    import fcntl
+
+    with _held(path, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _held(path: Path, how: int) -> Iterator[None]:
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            raise Busy(f"{path} is held by another process: wait until it ends") from None
         try:
             yield
         finally:

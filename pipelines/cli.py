@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from moe_core.settings import Study
     from moe_core.stages.context import Context
+    from moe_core.stages.takedown import Takedown
     from pipelines.runner import Summary
 
 STUDY_OPTION = click.option(
@@ -289,6 +290,79 @@ def reap(study_file: Path) -> None:
 
 @main.command()
 @STUDY_OPTION
+@click.option("--dry-run", is_flag=True, help="Say what would be freed, and free nothing.")
+@click.option("--superseded", is_flag=True, help="Also posts, features and the like that the study no longer reads.")
+@JSON
+def tidy(study_file: Path, dry_run: bool, superseded: bool, as_json: bool) -> None:
+    """Frees what nothing points at: old versions and files of the Lance data sets, leftovers of dead processes.
+
+    Example: hardmoe tidy --study cats/study.toml --dry-run
+    """
+    from moe_core.stages.housekeeping import tidy as clean_up
+
+    done = clean_up(_open(study_file), dry_run, superseded)
+    if as_json:
+        click.echo(json.dumps(done.as_json()))
+        return
+    would = "would free" if dry_run else "freed"
+    click.echo(
+        f"{would} {done.bytes / 2**20:,.1f} MiB: {done.versions} old versions, {done.files} files, "
+        f"{len(done.removed)} leftovers; {len(done.rewritten)} shards {'would be ' if dry_run else ''}written again"
+    )
+    for name in done.removed:
+        click.echo(f"  {name}")
+
+
+@main.command()
+@STUDY_OPTION
+@click.option("--ids", type=click.Path(path_type=Path), help="File with the id of a post on each line.")
+@click.option("--users", type=click.Path(path_type=Path), help="File with a user on each line: all their posts.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@JSON
+def forget(study_file: Path, ids: Path | None, users: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Takes posts down: out of every store and its old versions, for good, and names the networks that saw them.
+
+    Without a file it finishes a takedown that was interrupted. The source's own files are not touched.
+
+    Example: hardmoe forget --study cats/study.toml --ids ids.txt
+    """
+    from moe_core.data.forgotten import lines_of
+
+    context = _open(study_file)
+    done = _forget(context, lines_of(ids) if ids else [], lines_of(users) if users else [], dry_run)
+    if as_json:
+        click.echo(json.dumps(done.as_json()))
+    else:
+        _print_takedown(done, dry_run)
+    if done.left:
+        click.echo(f"Error: {len(done.left)} files still name what was forgotten: {', '.join(done.left)}", err=True)
+        sys.exit(1)
+
+
+def _forget(context: "Context", ids: list[str], users: list[str], dry_run: bool) -> "Takedown":
+    from moe_core.stages.takedown import forget as take_down
+
+    return take_down(context, ids, users, dry_run)
+
+
+def _print_takedown(done: "Takedown", dry_run: bool = False) -> None:
+    would = "would be removed" if dry_run else "removed"
+    click.echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
+    for title, names in (
+        ("Unknown here, remembered all the same", done.unknown),
+        (f"Artefacts and files {would}", done.removed),
+        ("Networks made from these posts, stale now", done.saw),
+    ):
+        if names:
+            click.echo(f"{title}:")
+            for name in names:
+                click.echo(f"  {name}")
+    if done.posts and not dry_run:
+        click.echo("Next: hardmoe run makes everything again without them.")
+
+
+@main.command()
+@STUDY_OPTION
 @click.option("--port", default=3000, show_default=True)
 def ui(study_file: Path, port: int) -> None:
     """Dagster's UI and daemon on the study, until interrupted.
@@ -348,6 +422,9 @@ def _run(context: "Context", **options: Any) -> "Summary":
     from pipelines.runner import run_study
 
     _ = context.shards  # a source that is not there is said before anything starts
+    if context.forgotten.pending:
+        _print_takedown(_forget(context, [], [], dry_run=False))
+        context = _open(context.root / "study.toml")
     with Display(context) as display:
         return run_study(context, on_event=display.event, on_poll=display.poll, **options)
 

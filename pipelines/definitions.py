@@ -2,11 +2,13 @@
 
 import dagster as dg
 
-from assets import controls, experts, mixture, partition, posts, results, trunk, vocabulary
+from assets import controls, experts, mixture, partition, posts, results, splits, trunk, vocabulary
 from pipelines.jobs import JOBS
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([posts, vocabulary, trunk, partition, experts, controls, mixture, results]),
+    assets=dg.load_assets_from_modules(
+        [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results]
+    ),
     jobs=JOBS,
     # A step is minutes to days of work in one process: a process of its own inside the run would only be one more
     # that can be orphaned. Parallelism is one run an expert.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from assets.materialise import progress_file
 from moe_core.stages.context import Context, cores, threads_for
+from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
 from moe_core.stages.table import STAGES
 from pipelines.instance import home, project_keys, reap
 
@@ -88,6 +89,7 @@ def run_study(
     with dg.DagsterInstance.get() as instance:
         reap(instance)
         project_keys(instance, study.name, [s.key for s in context.shards], context.experts)
+        remove_gone_shards(context)
         try:
             while waiting or running:
                 for task in list(waiting):
@@ -124,6 +126,8 @@ def run_study(
                 one.process.join()
             if running:
                 reap(instance)
+    if any(name.startswith("posts:") for name in summary.made):
+        tidy_where_cheap(context)
     summary.seconds = time.monotonic() - began
     return summary
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from moe_core.stages.context import Context
 from moe_core.stages.table import STAGES
-from moe_core.store import Plan, alive
+from moe_core.stages.takedown import network_name
+from moe_core.store import Artefact, Plan, alive
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,22 @@ def _state(context: Context, name: str, key: str | None, failed: dict[tuple[str,
         plan = context.plan(name, key)
     except ValueError as error:  # what it depends on is not there yet
         if old:
-            return State(name, key, "stale", str(error), old[-1].version)
+            return State(name, key, "stale", _forgotten(context, old[-1]) + str(error), old[-1].version)
         return State(name, key, "missing", failed.get((name, key), ""), "")
     if context.store.find(plan):
         return State(name, key, "fresh", "", plan.version)
     if (name, key) in failed:
         return State(name, key, "failed", failed[name, key], plan.version)
     if old:
-        return State(name, key, "stale", _difference(old[-1].path / "artefact.json", plan), old[-1].version)
+        why = _forgotten(context, old[-1]) + _difference(old[-1].path / "artefact.json", plan)
+        return State(name, key, "stale", why, old[-1].version)
     return State(name, key, "missing", "", plan.version)
+
+
+def _forgotten(context: Context, artefact: Artefact) -> str:
+    """Says of an artefact that it was made from posts that were taken down since."""
+    name = network_name(artefact.asset, artefact.key, artefact.version)
+    return "forgotten posts; " if name in context.forgotten.saw else ""
 
 
 def _difference(manifest: Any, plan: Plan) -> str:
@@ -70,7 +78,8 @@ def _difference(manifest: Any, plan: Plan) -> str:
     said = json.loads(manifest.read_text("utf-8"))
     changed = [f"setting {path}" for path in _paths(said["settings"], plan.settings)]
     names = sorted(set(said["inputs"]) | set(plan.inputs))
-    changed += [f"input {name}" for name in names if said["inputs"].get(name) != plan.inputs.get(name)]
+    different = [name for name in names if said["inputs"].get(name) != plan.inputs.get(name)]
+    changed += ["forgotten posts" if name == "forgotten" else f"input {name}" for name in different]
     if said["code"] != plan.code:
         changed.append("code")
     return "changed: " + ", ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")

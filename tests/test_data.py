@@ -1,15 +1,15 @@
 import io
 import json
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from moe_core.data.ingest import POSTS, REJECTS, ingest
-from moe_core.data.loading import Place, load_posts, read_columns
+from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
-from moe_core.data.splits import split_of
 from moe_core.data.vocabulary import Vocabulary, choose
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -17,7 +17,9 @@ from moe_core.tables import read_rows
 
 def png(color="red"):
     file = io.BytesIO()
-    Image.new("RGB", (10, 10), color).save(file, "PNG")
+    image = Image.new("RGB", (10, 10), color)
+    image.putpixel((0, 0), (0, 0, 0))  # pictures of one colour are rejected
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -84,26 +86,47 @@ def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
     source = parquet(tmp_path / "x.parquet", 3, tags=[["Cat", "cow"], ["kitty"], ["dog", "cat"]], image=[png()] * 3)
     (done,) = everything(source, tmp_path)
     words = Vocabulary(["dog", "cat"], {"kitty": "cat"})
-    posts = load_posts(tmp_path, [Place("x", done.posts_version)], words, 8)
+    places = [Place("x", done.posts_version)]
+    posts = open_posts(tmp_path, places, read_labels(tmp_path, places, words), 8)
     assert posts.tags_T.tolist() == [1, 1, 0, 1]
     assert posts.starts_N1.tolist() == [0, 1, 2, 4]
-    assert posts.images_NCHW.shape == (3, 3, 8, 8)
-    assert posts.images_NCHW[0, :, 4, 4].tolist() == [255, 0, 0]
+    images = posts.images.read(np.arange(3))
+    assert images.shape == (3, 8, 8, 3)
+    assert images[0, 4, 4].tolist() == [255, 0, 0]
 
 
-def test_a_split_that_is_given_stays_but_for_validation():
-    data = Data(validation=0.5)
-    assert {split_of(str(n), None, "test", data) for n in range(50)} == {"test"}
-    assert {split_of(str(n), None, "train", data) for n in range(50)} == {"train", "validation"}
+def numbered(path, count, first=0):
+    """Posts whose red is their number."""
+    pictures = [png(color=(first + n, 99, 0)) for n in range(count)]
+    return parquet(path, count, id=[f"p{first + n:03d}" for n in range(count)], image=pictures)
 
 
-def test_posts_of_a_user_are_never_parted():
-    assert len({split_of(str(n), "ann", None, Data(test=0.5, validation=0.2)) for n in range(50)}) == 1
+def test_stored_images_come_in_the_order_asked_for_from_shards_of_several_versions(tmp_path):
+    places = []
+    for key, first in (("b", 100), ("a", 0)):
+        source = numbered(tmp_path / f"{key}.parquet", 20, first)
+        shard = Shard(key, str(tmp_path / f"{key}.parquet"), "")
+        done = ingest(tmp_path, key, read_shard(source, shard), Data(image_size=8), lambda _: None)
+        places.append(Place(key, done.posts_version))
+    images = open_images(tmp_path, places, 8)
+    rows = np.array([39, 0, 20, 19, 0])
+    assert images.read(rows)[:, 4, 4, 0].tolist() == [19, 100, 0, 119, 100]
+    assert images.subset(np.array([20, 5])).read(np.array([1, 0]))[:, 4, 4, 0].tolist() == [105, 0]
 
 
-def test_a_split_of_another_name_is_an_error():
-    with pytest.raises(ValueError, match="says split 'holdout': wanted train, validation or test"):
-        split_of("a", None, "holdout", Data())
+def test_hashtags_for_other_posts_are_refused(tmp_path):
+    (done,) = everything(numbered(tmp_path / "x.parquet", 3), tmp_path)
+    with pytest.raises(ValueError, match=r"hashtags of 1 posts, .* holds 3"):
+        open_posts(tmp_path, [Place("x", done.posts_version)], Labels(np.array([0]), np.array([0, 1])), 8)
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg", "png", "webp"])
+def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
+    source = parquet(tmp_path / "x.parquet", 3, image=[png("red"), png("lime"), png("blue")])
+    (done,) = everything(source, tmp_path, Data(image_size=8, store=store))
+    images = open_images(tmp_path, [Place("x", done.posts_version)], 8).read(np.arange(3))
+    for n, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        assert images[n, 6, 6].tolist() == pytest.approx(colour, abs=20)
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -208,3 +231,11 @@ def test_a_vocabulary_of_nothing_is_an_error():
 
 def test_schemas_name_their_shard_and_position():
     assert POSTS.names[:2] == REJECTS.names[:2] == ["shard", "position"]
+
+
+def test_names_of_given_splits_are_ours_whatever_their_case_and_spaces(tmp_path):
+    written = ["train", " Val ", "valid", "ROUTER", None, " "]
+    (done,) = everything(parquet(tmp_path / "x.parquet", 6, split=written), tmp_path)
+    rows = read_rows(tmp_path / "posts.lance", done.posts_version, "x", ["given"])
+    assert rows["given"].to_pylist() == ["train", "validation", "validation", "router", None, None]
+    assert dict(done.count.splits) == {"train": 1, "validation": 2, "router": 1, "none": 2}

@@ -32,6 +32,7 @@ def test_the_core_knows_no_dagster(module):
         "moe_core.clustering.gate",
         "moe_core.clustering.kmeans",
         "moe_core.clustering.balance",
+        "moe_core.clustering.neighbours",
     ],
 )
 def test_models_training_and_clustering_run_where_only_torch_is(module):

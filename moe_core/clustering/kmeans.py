@@ -1,4 +1,6 @@
-"""Spherical k-means by FAISS, with every limit that samples silently set on purpose. The home of faiss.
+"""Spherical k-means by FAISS, with every limit that samples silently set on purpose.
+
+This file and neighbours.py are the home of faiss.
 
 Letters: N posts, P dimensions, K clusters.
 """

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moe_core.data.forgotten import Forgotten
 from moe_core.data.sources import Shard, find_shards
 from moe_core.settings import Study
 from moe_core.store import Artefact, Plan, Store
@@ -34,6 +35,16 @@ class Context:
     @cached_property
     def shards(self) -> list[Shard]:
         return find_shards(self.study.source, self.root / ".digests.json")
+
+    @cached_property
+    def forgotten(self) -> Forgotten:
+        """The takedowns of the study, as they are when this context first asks."""
+        return Forgotten.load(self.root)
+
+    @property
+    def in_use(self) -> Path:
+        """A lock that everyone holds who makes an artefact, and whoever takes artefacts away holds alone."""
+        return self.root / ".in-use.lock"
 
     @property
     def experts(self) -> list[str]:

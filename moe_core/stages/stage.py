@@ -1,13 +1,13 @@
 """What a stage is, and how one artefact comes to be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from moe_core.settings import Study
 from moe_core.stages.context import Context
-from moe_core.store import Artefact, Plan, Written, digest, exclusive
+from moe_core.store import Artefact, Plan, Written, digest, exclusive, shared
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Stage:
     inputs: Callable[[Context, str | None], Mapping[str, str]]
     make: Callable[[Context, str | None, Path], Written]
     control: bool = False  # only there to compare with
+    holds: Callable[[Artefact], Iterable[str]] | Literal["some"] | None = None
+    """What a takedown has to look for in its artefacts: None where they say nothing of single posts; ids of the posts
+    they hold; "some" where nobody can tell which (pictures, rare tags), so that every takedown removes them."""
 
     def plan(self, context: Context, key: str | None) -> Plan:
         if (key is None) != (self.keys is None):
@@ -57,7 +60,7 @@ def build(context: Context, stage: Stage, key: str | None = None, force: bool = 
     if found and not force:
         return Built(found, reused=True)
     lock = context.store.folder(stage.name, key) / f".lock-{plan.version}"
-    with exclusive(lock):
+    with shared(context.in_use), exclusive(lock):
         found = context.store.find(plan)
         if found and not force:
             return Built(found, reused=True)

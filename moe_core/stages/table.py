@@ -8,6 +8,7 @@ from moe_core.stages.partition import PARTITION
 from moe_core.stages.posts import POSTS
 from moe_core.stages.report import REPORT
 from moe_core.stages.shared_decoder import RANDOM_DECODER, SHARED_DECODER
+from moe_core.stages.splits import SPLITS
 from moe_core.stages.stage import Stage
 from moe_core.stages.trunk import TRUNK, TRUNK_SAME_BUDGET
 from moe_core.stages.trunk_features import TRUNK_FEATURES
@@ -17,6 +18,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         POSTS,
+        SPLITS,
         VOCABULARY,
         TRUNK,
         TRUNK_FEATURES,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.settings import Study
+from moe_core.stages import reading
 from moe_core.stages.context import Context
-from moe_core.stages.reading import column_batches
 from moe_core.stages.stage import Stage
 from moe_core.store import Written, file_digest
 
@@ -34,13 +34,15 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 
     from moe_core.data.vocabulary import choose_from, reasons, save
 
+    split_N = reading.splits(context)["split"]
     read = 0
 
     def training() -> Iterator[pl.DataFrame]:
         nonlocal read
-        read = 0
-        for batch in column_batches(context, ["tags", "user", "split"]):
-            posts = batch.filter(pl.col("split") == "train")
+        read = first = 0
+        for batch in reading.column_batches(context, ["tags", "user"]):
+            posts = batch.filter(split_N[first : first + batch.height] == "train")
+            first += batch.height
             read += posts.height
             context.report({"posts": read})
             yield posts
@@ -73,8 +75,9 @@ VOCABULARY = Stage(
     name="vocabulary",
     keys=None,
     code="2",
-    reads=("posts",),
+    reads=("posts", "splits"),
     settings=_settings,
-    inputs=lambda context, key: {"posts": context.posts_snapshot()},
+    inputs=lambda context, key: {"splits": context.version("splits")},
     make=_make,
+    holds="some",  # tags that one user alone wrote
 )

@@ -1,0 +1,85 @@
+"""Near-duplicates among a million drawn signatures: time, memory, and the search against comparing all with all.
+
+Both searches answer the same queries in the same run on the same threads; compared are codes a second, and the recall
+of the fast one against the slow one must be 1. Example: python benchmarks/duplicates.py --posts 1000000
+"""
+
+import argparse
+import resource
+import time
+
+import numpy as np
+
+from moe_core.clustering.neighbours import near_pairs, pairs_by_scan
+from moe_core.data.duplicates import CELLS, RADIUS, SIGNATURE_BYTES, codes, group
+
+COPIES, ALIKE, WHITE = 0.03, 0.01, 0.05  # shares of posts: a copy of another; of one of ten pictures; small on white
+LEVELS = 8.0
+
+
+def drawn(posts: int, seed: int = 0) -> np.ndarray:
+    """(N, SIGNATURE_BYTES) uint8: smooth pictures whose frequencies fall off as those of photographs do."""
+    draw = np.random.default_rng(seed)
+    k = np.arange(CELLS)
+    cosine = np.cos(np.pi * (k + 0.5) * k[:, None] / CELLS).astype(np.float32)
+    falling = (90 / (1 + k[:, None] ** 2 + k**2) ** 0.75).astype(np.float32)
+    out = np.empty((posts, SIGNATURE_BYTES), np.uint8)
+    for first in range(0, posts, 50_000):
+        rows = out[first : first + 50_000]
+        waves = draw.standard_normal((len(rows), CELLS, CELLS), np.float32) * falling
+        light = 120 + cosine.T @ waves @ cosine
+        white = draw.random(len(rows)) < WHITE
+        light[white, :2] = light[white, -2:] = light[white, :, :2] = light[white, :, -2:] = 255
+        rows[:, : CELLS**2] = light.clip(0, 255).reshape(len(rows), -1)
+        tint = draw.normal(128, 12, (len(rows), 2, 1)) + draw.normal(0, 6, (len(rows), 2, 16))
+        rows[:, CELLS**2 :] = tint.clip(0, 255).reshape(len(rows), -1)
+    for share, originals in ((COPIES, posts), (ALIKE, 10)):
+        copies = draw.choice(posts, int(posts * share), replace=False)
+        changed = out[draw.integers(0, originals, len(copies))] + draw.normal(0, 1.0, (len(copies), SIGNATURE_BYTES))
+        out[copies] = np.rint(changed).clip(0, 255)
+    return out
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--posts", type=int, default=1_000_000)
+    options.add_argument("--queries", type=int, default=2_000, help="of the comparison with all against all")
+    said = options.parse_args()
+    signatures = drawn(said.posts)
+    before = _peak()
+    began, worked = time.monotonic(), time.process_time()
+    found = group(signatures, LEVELS, near_pairs)
+    seconds = time.monotonic() - began
+    _, sizes = np.unique(found, return_counts=True)
+    worked = time.process_time() - worked
+    print(f"group: {said.posts:,} signatures in {seconds:.1f} s and {worked:.1f} s of processor time")
+    print(f"memory: {_peak():.2f} GiB at the peak, {before:.2f} GiB of it before")
+    print(
+        f"groups of several: {(sizes > 1).sum():,} with {sizes[sizes > 1].sum():,} posts, the largest {sizes.max():,}"
+    )
+    code = np.unique(codes(signatures), axis=0)
+    began = time.monotonic()
+    pairs = [(i, j) for i, j in near_pairs(code, RADIUS)]
+    fast = len(code) / (time.monotonic() - began)
+    i_P, j_P = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    began = time.monotonic()
+    query, row = pairs_by_scan(code[: said.queries], code, RADIUS)
+    slow = said.queries / (time.monotonic() - began)
+    known = {(a, b) for a, b in zip(query.tolist(), row.tolist(), strict=True) if a < b}
+    some = i_P < said.queries
+    got = set(zip(i_P[some].tolist(), j_P[some].tolist(), strict=True))
+    print(
+        f"search: {fast:,.0f} codes/s among {len(code):,}, {fast * len(code):.3g} pairs/s; by scan {slow:,.0f} codes/s"
+    )
+    recall = len(known & got) / max(1, len(known))
+    print(f"ratio {fast / slow:.1f}; recall against the scan {recall:.4f} of {len(known):,} pairs")
+    if known != got:
+        raise SystemExit("the two searches differ")
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()

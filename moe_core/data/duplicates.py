@@ -1,0 +1,182 @@
+"""Near-duplicates: what a picture looks like in 96 bytes, which of them are one picture, and the groups that follow.
+
+A signature is a thumbnail: the picture's luma in 8x8 cells and two colour differences in 4x4. Two pictures are one
+where their thumbnails agree in every cell after a change of brightness. Those that are compared at all are found by a
+code of 126 bits, two for each frequency of the luma's cosine transform: clearly above zero, clearly below zero.
+
+Letters: B pictures of a batch, S pixels a side, N signatures, M different ones, P pairs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+CELLS, COLOUR_CELLS = 8, 4  # a side
+LUMA = CELLS**2
+WEIGHTS = np.array([299, 587, 114])  # of red, green and blue in luma
+SIGNATURE_BYTES = LUMA + 2 * COLOUR_CELLS**2
+CODE_BYTES = 16
+RADIUS = 9  # bits in which the codes of one picture differ at most: docs/data.md has the recall behind it
+CLEAR = 3.0  # size of a frequency, in grey levels, from which its sign is not noise
+PLAIN = 8  # a code with fewer bits set has too little in it to tell one picture from another
+BRIGHTER = 1.136  # largest factor of brightness between two copies of one picture
+MEAN_SHARE = 1 / 3  # of the difference allowed in a cell, what is allowed on average
+PAIRS = 1 << 18  # compared at once: bounds the memory
+
+Neighbours = Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
+def signature(images_BSS3: np.ndarray) -> np.ndarray:
+    """(B, SIGNATURE_BYTES) uint8 of uint8 RGB squares of any size. Equal pixels give equal bytes, on every machine.
+
+    All sums are of whole numbers, so no order of summation changes them.
+    """
+    count, size = images_BSS3.shape[:2]
+    times = CELLS // math.gcd(size, CELLS)  # a side that is no multiple of the cells is made one
+    if times > 1:
+        images_BSS3, size = images_BSS3.repeat(times, 1).repeat(times, 2), size * times
+    rows = images_BSS3.reshape(count * CELLS, size // CELLS, size * 3).sum(1, dtype=np.uint32)
+    cells_BCC3 = rows.reshape(count * CELLS**2, size // CELLS, 3).sum(1, dtype=np.int64).reshape(count, CELLS, CELLS, 3)
+    half = CELLS // COLOUR_CELLS
+    coarse_Bcc3 = cells_BCC3.reshape(count, COLOUR_CELLS, half, COLOUR_CELLS, half, 3).sum((2, 4))
+    luma_BCC, coarse_luma_Bcc = cells_BCC3 @ WEIGHTS, coarse_Bcc3 @ WEIGHTS
+    scale = WEIGHTS.sum() * (size // CELLS) ** 2
+    parts = [np.rint(luma_BCC / scale).reshape(count, LUMA)]
+    for channel, share in ((2, 0.564), (0, 0.713)):  # Cb and Cr of JPEG
+        above_Bcc = coarse_Bcc3[..., channel] * WEIGHTS.sum() - coarse_luma_Bcc
+        parts.append(np.rint(128 + share / (scale * half**2) * above_Bcc).reshape(count, COLOUR_CELLS**2))
+    return np.concatenate(parts, axis=1).clip(0, 255).astype(np.uint8)
+
+
+def codes(signatures_NW: np.ndarray) -> np.ndarray:
+    """(N, CODE_BYTES) uint8: what is searched. A small change of a picture changes few bits."""
+    angle = np.pi * (np.arange(CELLS) + 0.5) * np.arange(CELLS)[:, None] / CELLS
+    cosine = np.cos(angle) * np.where(np.arange(CELLS) == 0, 0.5, 1.0)[:, None] ** 0.5 * (2 / CELLS) ** 0.5
+    # neighbouring frequencies are alike, and the search cuts a code into blocks: so the bits are mixed
+    order = np.random.default_rng(5).permutation(2 * (LUMA - 1))
+    out = np.zeros((len(signatures_NW), CODE_BYTES), np.uint8)
+    for first in range(0, len(signatures_NW), PAIRS):
+        luma = signatures_NW[first : first + PAIRS, :LUMA].reshape(-1, CELLS, CELLS).astype(np.float32)
+        found = (cosine.astype(np.float32) @ luma @ cosine.T.astype(np.float32)).reshape(len(luma), -1)[:, 1:]
+        bits = np.concatenate([found > CLEAR, found < -CLEAR], axis=1)[:, order]
+        out[first : first + PAIRS] = np.packbits(bits, axis=1)
+    return out
+
+
+def is_plain(codes_NB: np.ndarray) -> np.ndarray:
+    """(N,) bool: pictures with so little in them that only equal signatures are one picture."""
+    return np.bitwise_count(codes_NB).sum(1) < PLAIN
+
+
+def same_picture(one_PW: np.ndarray, other_PW: np.ndarray, levels: float) -> np.ndarray:
+    """(P,) bool: whether no cell differs by more than `levels` of 255 once the brightness is the same."""
+    one, other = one_PW.astype(np.float32), other_PW.astype(np.float32)
+    luma, luma_other = one[:, :LUMA], other[:, :LUMA]
+    factor_P = np.sqrt(np.maximum((luma_other**2).sum(1), 1) / np.maximum((luma**2).sum(1), 1))
+    root_P1 = np.sqrt(factor_P.clip(1 / BRIGHTER, BRIGHTER))[:, None]  # half of the change on each side: symmetric
+    apart = np.abs(luma_other / root_P1 - luma * root_P1)
+    colour = np.abs((other[:, LUMA:] - 128) / root_P1 - (one[:, LUMA:] - 128) * root_P1)
+    close = (apart.max(1) <= levels) & (apart.mean(1) <= levels * MEAN_SHARE) & (colour.max(1) <= levels)
+    return close | (one_PW == other_PW).all(1)
+
+
+def group(signatures_NW: np.ndarray, levels: float, neighbours: Neighbours) -> np.ndarray:
+    """(N,) int64: of each picture, the first that is one picture with it, directly or through others.
+
+    `neighbours(codes, radius)` yields the pairs (i, j), i < j, of codes that differ in at most `radius` bits.
+    """
+    if not len(signatures_NW):
+        return np.zeros(0, np.int64)
+    _, first_M, which_N = _unique(signatures_NW)
+    different_MW = signatures_NW[first_M]
+    code_MB = codes(different_MW)
+    busy = np.flatnonzero(~is_plain(code_MB))
+    label_M = np.arange(len(different_MW))
+    mean_M3 = np.stack([different_MW[:, part].mean(1) for part in _PARTS], axis=1).astype(np.float32)
+    for one, other in _candidates(code_MB[busy], neighbours):
+        one, other = busy[one], busy[other]
+        apart = label_M[one] != label_M[other]
+        one, other = one[apart], other[apart]
+        near = _may_be_same(mean_M3[one], mean_M3[other], levels)
+        one, other = one[near], other[near]
+        same = same_picture(different_MW[one], different_MW[other], levels)
+        _join(label_M, one[same], other[same])
+    label_N = label_M[which_N]
+    earliest = np.full(len(different_MW), len(signatures_NW))
+    np.minimum.at(earliest, label_N, np.arange(len(signatures_NW)))
+    return earliest[label_N]
+
+
+def number_of_each(signatures_NW: np.ndarray) -> np.ndarray:
+    """(N,) int64, equal for equal signatures."""
+    return _unique(signatures_NW)[2]
+
+
+_PARTS = (slice(0, LUMA), slice(LUMA, LUMA + COLOUR_CELLS**2), slice(LUMA + COLOUR_CELLS**2, SIGNATURE_BYTES))
+
+
+def _may_be_same(one_P3: np.ndarray, other_P3: np.ndarray, levels: float) -> np.ndarray:
+    """(P,) bool: a cheap condition that follows from `same_picture`, on the means of luma and colours."""
+    zero = np.array([0, 128, 128], np.float32)
+    slack = levels * BRIGHTER + (BRIGHTER - 1) * np.maximum(np.abs(one_P3 - zero), np.abs(other_P3 - zero)) + 1
+    return (np.abs(one_P3 - other_P3) <= slack).all(1)
+
+
+def _candidates(code_MB: np.ndarray, neighbours: Neighbours) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows with near codes, at most PAIRS at once. Equal codes are searched once.
+
+    Of many rows with one code the first is paired with all others first: where they are one picture, one batch of
+    comparisons joins them, and the pairs among them cost no comparison any more.
+    """
+    if not len(code_MB):
+        return
+    found_CB, _, code_M = _unique(code_MB)
+    order_M = np.argsort(code_M, kind="stable")
+    size_C = np.bincount(code_M)
+    start_C = np.concatenate([[0], size_C.cumsum()])
+    several = np.flatnonzero(size_C > 1)
+    for i_K, j_K in [(several, several)] if len(several) else []:
+        yield from _expand(i_K, j_K, start_C, size_C, order_M)
+    for i_K, j_K in neighbours(found_CB, RADIUS):
+        yield from _expand(i_K, j_K, start_C, size_C, order_M)
+
+
+def _expand(
+    i_K: np.ndarray, j_K: np.ndarray, start_C: np.ndarray, size_C: np.ndarray, order_M: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All pairs of a row with code i and a row with code j."""
+    end_K = (size_C[i_K] * size_C[j_K]).cumsum()
+    for first in range(0, int(end_K[-1]) if len(end_K) else 0, PAIRS):
+        number_P = np.arange(first, min(first + PAIRS, int(end_K[-1])))
+        at_P = np.searchsorted(end_K, number_P, side="right")
+        within_P = number_P - np.where(at_P > 0, end_K[at_P - 1], 0)
+        wide_P = size_C[j_K[at_P]]
+        one, other = start_C[i_K[at_P]] + within_P // wide_P, start_C[j_K[at_P]] + within_P % wide_P
+        apart = (i_K[at_P] != j_K[at_P]) | (one < other)
+        yield order_M[one[apart]], order_M[other[apart]]
+
+
+def _join(label_M: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> None:
+    """Gives joined sets one label, in place: the smallest of theirs."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(one_P):
+        return
+    labels, ends = np.unique(np.concatenate([label_M[one_P], label_M[other_P]]), return_inverse=True)
+    one, other = ends[: len(one_P)], ends[len(one_P) :]
+    graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(labels), len(labels)))
+    _, part = connected_components(graph, directed=False)
+    smallest = np.full(part.max() + 1, len(label_M))
+    np.minimum.at(smallest, part, labels)
+    new = np.arange(len(label_M))
+    new[labels] = smallest[part]
+    label_M[:] = new[label_M]
+
+
+def _unique(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(different rows, where each is first, which of them each row is)."""
+    rows = np.ascontiguousarray(rows)
+    _, first, which = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    return rows[first], first, which

@@ -1,0 +1,167 @@
+"""Housekeeping of a store: what nothing points at any more leaves; shards in too many fragments are written again.
+
+A pin (a Lance tag) keeps the version that a posts artefact reads; a version goes when no pin is left on it. Everything
+here may be killed at any point and started again.
+"""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_core.stages.context import Context
+from moe_core.store import Artefact, Busy, alive, exclusive
+
+DATA_SETS = ("posts.lance", "rejects.lance")
+
+
+@dataclass
+class Tidied:
+    """What was freed, or would be."""
+
+    versions: int = 0  # of the Lance data sets
+    files: int = 0
+    bytes: int = 0
+    rewritten: list[str] = field(default_factory=list)  # shards in fewer fragments now
+    removed: list[str] = field(default_factory=list)  # folders and files, under the root
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def tidy(context: Context, dry_run: bool = False, superseded: bool = False) -> Tidied:
+    """Cleans up. `superseded`: also artefacts of single posts that the study as it is now would not read.
+
+    Raises Busy while an artefact is being made.
+    """
+    from moe_core.tables import clean, pins, rewrite, scattered, unpin
+
+    done = Tidied()
+    with exclusive(context.in_use, wait=False):
+        gone = [*leftovers(context.root)]
+        old = _superseded(context) if superseded else []
+        for path in [*gone, *(artefact.path for artefact in old)]:
+            done.bytes += size_of(path)
+            done.removed.append(str(path.relative_to(context.root)))
+        if not dry_run:
+            for path in gone:
+                take_away(path)
+            for artefact in old:
+                context.store.remove(artefact)
+        keep = _pins_of_artefacts(context, without=old)
+        for path in (context.root / name for name in DATA_SETS):
+            lost = [pin for pin in pins(path) if pin.startswith("posts.") and pin not in keep]
+            for shard in scattered(path):
+                done.rewritten.append(f"{path.name} {shard}")
+                if not dry_run:
+                    rewrite(path, shard)
+            if not dry_run:
+                for pin in lost:
+                    unpin(path, pin)
+            freed = clean(path, dry_run, without=lost)
+            done.versions += freed.versions
+            done.files += freed.files
+            done.bytes += freed.bytes
+    return done
+
+
+def tidy_where_cheap(context: Context) -> Tidied | None:
+    """What `hardmoe run` does by itself after posts changed; None when others are at work, who will do it later."""
+    try:
+        return tidy(context)
+    except Busy:
+        return None
+
+
+def remove_gone_shards(context: Context) -> list[str]:
+    """Takes out of the latest version the rows of shards that are no longer in the source.
+
+    Their artefacts stay, and their pins keep the rows until `tidy(superseded=True)`: a source that was only away for an
+    hour costs nothing.
+    """
+    from moe_core.tables import remove, shards_in
+
+    there = {shard.key for shard in context.shards}
+    gone: set[str] = set()
+    for path in (context.root / name for name in DATA_SETS):
+        for shard in sorted(set(shards_in(path)) - there):
+            remove(path, shard)
+            gone.add(shard)
+    return sorted(gone)
+
+
+def _pins_of_artefacts(context: Context, without: list[Artefact]) -> set[str]:
+    from moe_core.tables import pin_of
+
+    gone = {artefact.path for artefact in without}
+    return {
+        pin_of(artefact.key, artefact.version)
+        for artefact in context.store.everything("posts")
+        if artefact.key is not None and artefact.path not in gone
+    }
+
+
+def _superseded(context: Context) -> list[Artefact]:
+    """Artefacts of posts, and of stages that hold single posts, that the study as it is now does not name."""
+    from moe_core.stages.table import STAGES
+
+    found = []
+    for name, stage in STAGES.items():
+        if name != "posts" and stage.holds is None:
+            continue
+        keys = stage.keys_of(context)
+        for artefact in context.store.everything(name):
+            try:
+                current = artefact.key in keys and context.version(name, artefact.key) == artefact.version
+            except ValueError:  # what it depends on is not there yet: nobody can say
+                current = True
+            if not current:
+                found.append(artefact)
+    return found
+
+
+def leftovers(root: Path) -> Iterator[Path]:
+    """What dead processes of this machine left, checkpoints of what is complete, and locks. Nothing is being made."""
+    here = socket.gethostname()
+    for folder in _artefact_folders(root):
+        for path in folder.glob(f".part-{here}-*"):
+            pid = path.name.rsplit("-", 2)[1]
+            if pid.isdigit() and not alive(int(pid)):
+                yield path
+        for path in folder.glob(".work-*"):
+            if (folder / path.name.removeprefix(".work-") / "artefact.json").exists():
+                yield path
+        yield from folder.glob(".lock-*")
+        yield from folder.glob(".gone-*")
+    for folder in (root, root / ".progress"):
+        for path in folder.glob(".*.part"):
+            pid = path.name.split(".")[-2]
+            if pid.isdigit() and not alive(int(pid)):
+                yield path
+
+
+def _artefact_folders(root: Path) -> Iterator[Path]:
+    """<root>/<asset> and <root>/<asset>/<key>."""
+    from moe_core.stages.table import STAGES
+
+    for name in STAGES:
+        asset = root / name
+        if asset.is_dir():
+            yield asset
+            yield from (path for path in sorted(asset.iterdir()) if path.is_dir() and not path.name.startswith("."))
+
+
+def take_away(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all the files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

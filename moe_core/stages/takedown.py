@@ -1,0 +1,257 @@
+"""Takedown: posts leave every store, old versions and files included, and do not come back.
+
+The order is the safety: the list of the forgotten is on the disk first, so whatever is killed afterwards, running it
+again finishes; then logs, while the tables still tell which ids are a user's; then posts.lance and rejects.lance, whose
+shards are written anew without them; then pins and versions that still hold them; then artefacts of single posts.
+Networks that saw them stay, are named, and are stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from moe_core.data.forgotten import Forgotten
+from moe_core.stages.context import Context
+from moe_core.stages.housekeeping import DATA_SETS, leftovers, size_of, take_away
+from moe_core.store import Artefact, Busy, exclusive
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+SHORT = 6  # characters: shorter ids occur in any text by chance, so they are not looked for in logs
+HELD_OUT = ("validation", "test")
+
+
+@dataclass
+class Takedown:
+    """What was found and done, or would be."""
+
+    posts: int = 0  # accepted and rejected ones
+    shards: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)  # ids and users that no store holds; remembered all the same
+    saw: list[str] = field(default_factory=list)  # networks made from the posts, "expert:e003 <version>"
+    removed: list[str] = field(default_factory=list)  # artefacts and files, under the root
+    bytes: int = 0
+    left: list[str] = field(default_factory=list)  # files that still say an id or a user: not ours to change
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass
+class _Found:
+    """Of a survey: posts by (shard, id); data files that hold them, with their shard; artefacts that hold them."""
+
+    posts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, dict[str, str]] = field(default_factory=dict)  # data set -> data file -> shard
+    artefacts: list[Artefact] = field(default_factory=list)
+
+
+def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (), dry_run: bool = False) -> Takedown:
+    """Takes down posts by id and by user; without either, finishes what was begun.
+
+    Raises Busy, with the list written and nothing removed, while an artefact is being made.
+    """
+    asked = list(dict.fromkeys(ids)), list(dict.fromkeys(users))
+    book = Forgotten.load(context.root).adding("id", asked[0]).adding("user", asked[1])
+    done = Takedown()
+    if dry_run:
+        found = _survey(context, book, asked, done)
+        done.removed = [str(a.path.relative_to(context.root)) for a in found.artefacts]
+        return done
+    try:
+        with exclusive(context.in_use, wait=False):
+            found = _survey(context, book, asked, done)
+            book.save(context.root)
+            _clear_logs(context, _texts(asked, found), done)
+            _clear_tables(context, book, found, done)
+            for path in (*(a.path for a in found.artefacts), *leftovers(context.root)):
+                _remove(context, path, done)
+            book.finished().save(context.root)
+            return done
+    except Busy:
+        _survey(context, book, asked, done)
+        book.save(context.root)
+        raise Busy(
+            "an artefact of the study is being made: the takedown is written down and nothing is removed yet; "
+            "stop the run, or wait for its end, and say `hardmoe forget` again (it needs no file to finish)"
+        ) from None
+
+
+def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]], done: Takedown) -> _Found:
+    """Finds the forgotten in every store, and notes in `book` and `done` what is found."""
+    from moe_core.tables import search
+
+    found = _Found()
+    for name in DATA_SETS:
+        for file, shard, batch in search(context.root / name, ["id", "user", "split"]):
+            marked = _marked(book, batch)
+            if len(marked):
+                found.files.setdefault(name, {})[file] = shard
+            for row in marked.to_pylist():
+                found.posts[shard, row["id"]] = row
+    done.saw = _networks(context, {p for p, row in found.posts.items() if row.get("split", "test") not in HELD_OUT})
+    users = {user: book.holds(None, user) for user in {row["user"] for row in found.posts.values()}}
+    for (shard, post_id), row in found.posts.items():
+        if post_id:  # of a user's posts too: other artefacts know them by their ids alone
+            book.noting("id", post_id, [shard], done.saw)
+        if users[row["user"]]:
+            book.noting("user", row["user"], [shard], done.saw)
+    elsewhere: set[str] = set()
+    anything = bool(found.posts) or any(e.shards and not e.done for e in book.entries.values())
+    for artefact in _artefacts(context):
+        held = _held(artefact)
+        mine = {i for i in held if book.holds(i)} if held is not None else set()
+        elsewhere |= mine
+        if mine or (held is None and anything):
+            found.artefacts.append(artefact)
+    done.posts = len(found.posts)
+    done.shards = sorted({shard for shard, _ in found.posts})
+    done.unknown = [i for i in asked[0] if i not in elsewhere and not book.shards_of("id", i)]
+    done.unknown += [user for user in asked[1] if not book.shards_of("user", user)]
+    return found
+
+
+def _marks(book: Forgotten, batch: pa.RecordBatch) -> np.ndarray:
+    """(B,) bool: rows of the forgotten."""
+    import numpy as np
+
+    ids = batch["id"].to_pylist()
+    users = batch["user"].to_pylist() if "user" in batch.schema.names else [None] * len(ids)
+    return np.fromiter((book.holds(i, user) for i, user in zip(ids, users, strict=True)), bool, len(ids))
+
+
+def _marked(book: Forgotten, batch: pa.RecordBatch) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    marked = batch.filter(pa.array(_marks(book, batch)))
+    return marked if "user" in batch.schema.names else marked.append_column("user", pa.nulls(len(marked), pa.string()))
+
+
+def _artefacts(context: Context) -> Iterator[Artefact]:
+    """All that say something of single posts."""
+    from moe_core.stages.table import STAGES
+
+    for name, stage in STAGES.items():
+        if stage.holds is not None:
+            yield from context.store.everything(name)
+
+
+def _held(artefact: Artefact) -> Iterable[str] | None:
+    """Ids of the posts in an artefact; None where it cannot tell."""
+    from moe_core.stages.table import STAGES
+
+    holds = STAGES[artefact.asset].holds
+    assert holds is not None
+    return None if holds == "some" else holds(artefact)
+
+
+def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:
+    """Networks on the disk that were made from training posts (shard, id); in doubt, one did.
+
+    An expert names its members' digest, and so does the partition whose assignment lists them. Of the trunks, all are
+    taken to have seen the posts; a decoder or mixture did when a network that it was made from did.
+    """
+    import polars as pl
+
+    if not training:
+        return []
+    store = context.store
+    known: set[str] = set()
+    mine: set[str] = set()
+    posts = pl.DataFrame(sorted(training), schema={"shard": pl.String, "id": pl.String}, orient="row")
+    for partition in store.everything("partition"):
+        rows = pl.read_parquet(partition.path / "assignment.parquet").join(posts, on=["shard", "id"], how="semi")
+        for column, name in (("expert", "members"), ("random", "random_members")):
+            members = partition.metadata[name]
+            known |= set(members.values())
+            mine |= {members[f"e{k:03d}"] for k in rows[column].unique().to_list()}
+    saw = {a.version: a for a in store.everything("trunk")}
+    for name in ("expert", "random_expert", "separate_expert"):
+        for a in store.everything(name):
+            if a.inputs["members"] in mine or a.inputs["members"] not in known:
+                saw[a.version] = a
+    for name in ("trunk_same_budget", "shared_decoder", "random_decoder", "mixture"):
+        saw |= {a.version: a for a in store.everything(name) if set(a.inputs.values()) & set(saw)}
+    return [network_name(a.asset, a.key, a.version) for a in saw.values()]
+
+
+def network_name(asset: str, key: str | None, version: str) -> str:
+    """As it is listed and remembered."""
+    return f"{asset if key is None else f'{asset}:{key}'} {version}"
+
+
+def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedown) -> None:
+    """Rows, then the pins of versions that held them, then versions and files; then artefacts that lost their pin."""
+    from moe_core.tables import clean, gather, pin_of, pins, release, rewrite, shards_in
+
+    current = _current(context, book)
+    for name in DATA_SETS:
+        path = context.root / name
+        bad = found.files.get(name, {})
+        for shard in sorted(set(bad.values()) & set(shards_in(path))):
+            rewrite(path, shard, keep=lambda batch: ~_marks(book, batch))
+        if bad:
+            there = pins(path)
+            gather(path, [(shard, pin) for shard, pin in current if pin in there])  # else they would go as old rows do
+            release(path, set(bad))
+        done.bytes += clean(path).bytes
+    pinned = pins(context.root / DATA_SETS[0])
+    for artefact in context.store.everything("posts"):
+        assert artefact.key is not None
+        # one that was made before posts of its shard were forgotten stays as a record: it is stale for good
+        wanted_again = artefact.inputs.get("forgotten", "") == book.digest_of(artefact.key)
+        if pin_of(artefact.key, artefact.version) not in pinned and wanted_again:
+            _remove(context, artefact.path, done)
+
+
+def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
+    """(shard, pin) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
+    from moe_core.tables import pin_of
+
+    try:
+        keys = [shard.key for shard in context.shards]
+    except ValueError:
+        return []
+    same = [key for key in keys if book.digest_of(key) == context.forgotten.digest_of(key)]
+    return [(key, pin_of(key, context.version("posts", key))) for key in same]
+
+
+def _remove(context: Context, path: Any, done: Takedown) -> None:
+    done.bytes += size_of(path)
+    done.removed.append(str(path.relative_to(context.root)))
+    if path.is_dir():  # first out of sight: a reader sees the whole or nothing
+        hidden = path.with_name(f".gone-{path.name}")
+        path.rename(hidden)
+        path = hidden
+    take_away(path)
+
+
+def _texts(asked: tuple[list[str], list[str]], found: _Found) -> set[str]:
+    """What names the forgotten in a text: what was asked for, and the ids of users' posts."""
+    texts = {*asked[0], *asked[1], *(post_id for _, post_id in found.posts if post_id)}
+    return {text for text in texts if len(text) >= SHORT}
+
+
+def _clear_logs(context: Context, texts: set[str], done: Takedown) -> None:
+    """Removes our logs and caches that say one of the texts; names other files that do."""
+    wanted = [text.encode() for text in texts]
+    ours = [
+        context.root / ".digests.json",
+        *(context.root / "logs").rglob("*"),
+        *(context.root / ".progress").rglob("*"),
+    ]
+    for path in ours:
+        if path.is_file() and _says(path, wanted):
+            _remove(context, path, done)
+    for path in sorted((context.root / "dagster").rglob("*")):
+        if path.is_file() and _says(path, wanted):
+            done.left.append(str(path.relative_to(context.root)))
+
+
+def _says(path: Any, wanted: list[bytes]) -> bool:
+    data = path.read_bytes() if wanted else b""
+    return any(text in data for text in wanted)

@@ -1,0 +1,402 @@
+"""Takedown: what is forgotten leaves the disk, stays away, and is known to have been seen by the right networks."""
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from moe_core.data.forgotten import Forgotten, lines_of
+from moe_core.recipes import demo
+from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from moe_core.stages.takedown import forget
+from moe_core.store import Busy, Plan, Written, shared
+from moe_core.tables import pin_of, pins, read_rows, write_vectors
+
+SIZE = 16
+GONE = "post-of-ann-000"  # ann's posts: 0 to 3 of shard a, 0 of shard b, and one that is rejected
+QUICK = Training(epochs=1, batch_size=32, flip=False, crop=1)
+
+
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels_on_disk(seed):
+    return noise(seed).tobytes()
+
+
+def write_source(folder, posts=120, first=0):
+    folder.mkdir(exist_ok=True)
+    for shard, number in (("a", 0), ("b", 1)):
+        rows = []
+        for n in range(posts):
+            ann = n < 4 if shard == "a" else n == 0
+            name = f"post-of-{'ann' if ann else 'bob'}-{number * posts + n:03d}"
+            image = png(noise(number * posts + n)) if (shard, n) != ("a", 3) else b"broken image"
+            split = "train" if n % 10 else "test"
+            split = "validation" if n % 10 == 5 else split
+            split = "train" if n < 4 else split
+            tags = [["cat", "dog", "cow"][n % 3]]
+            user = "user-ann" if ann else f"user-{n}"
+            rows.append({"id": name, "image": image, "tags": tags, "user": user, "split": split})
+        pl.DataFrame(rows).write_parquet(folder / f"{shard}.parquet")
+    return Source(format="parquet", uri=str(folder))
+
+
+def small_study(source, **more):
+    values = {
+        "name": "takedown",
+        "source": source,
+        "data": Data(image_size=SIZE, min_posts_per_tag=1, validation=0.0, max_reject_rate=1),
+        "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
+        "trunk": QUICK,
+        "expert_training": QUICK,
+        "partition": Partition(experts=2, pca=8),
+        "evaluation": demo().evaluation.model_copy(update={"controls": False, "bootstrap": 20}),
+    }
+    return demo().model_copy(update=values | more)
+
+
+def hardmoe(*arguments, check=True):
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def files_with(root, text):
+    """Every file on the disk that holds the bytes."""
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and text in p.read_bytes())
+
+
+def states(study_file):
+    rows = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)["assets"]
+    return {(row["asset"], row["key"]): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    study = small_study(write_source(folder / "source"))
+    (folder / "store").mkdir()
+    (folder / "store" / "study.toml").write_text(dump_study(study), "utf-8")
+    make_everything(folder / "store" / "study.toml")
+    return folder / "store"
+
+
+def make_everything(study_file):
+    """The whole graph in one process of its own: torch's threads are set once."""
+    code = (
+        "import sys; from pathlib import Path; from moe_core.settings import load_study\n"
+        "from moe_core.stages.context import Context; from moe_core.stages.stage import build\n"
+        "from moe_core.stages.table import STAGES; file = Path(sys.argv[1])\n"
+        "context = Context(load_study(file), file.parent)\n"
+        "for stage in STAGES.values():\n"
+        "    for key in stage.keys_of(context): stage.control or build(context, stage, key)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(study_file)], check=True)
+
+
+@pytest.mark.slow
+def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path):
+    root = tmp_path / "store"
+    shutil.copytree(trained, root)
+    study_file = root / "study.toml"
+    before = Context(load_study(study_file), root)
+    assignment = pl.read_parquet(before.need("partition").file("assignment.parquet"))
+    expert = f"e{assignment.filter(pl.col('id') == GONE)['expert'].item():03d}"
+    other = "e001" if expert == "e000" else "e000"
+    old = {key: before.need("expert", key) for key in before.experts}
+    (tmp_path / "ids").write_text(f"{GONE}\nnobody-knows-this\n")
+    assert files_with(root, GONE.encode())
+    assert files_with(root, pixels_on_disk(0))
+    assert files_with(root, pixels_on_disk(1))
+
+    dry = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--dry-run", "--json").stdout)
+    assert not (root / "forgotten.parquet").exists()
+    assert files_with(root, pixels_on_disk(0))
+    done = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--json").stdout)
+    for name in ("posts", "shards", "unknown", "saw"):
+        assert done[name] == dry[name]
+    assert set(dry["removed"]) <= set(done["removed"])
+    assert (done["posts"], done["shards"], done["unknown"]) == (1, ["a"], ["nobody-knows-this"])
+    assert [name.split()[0] for name in done["saw"]] == ["trunk", f"expert:{expert}", "shared_decoder", "mixture"]
+    assert {name.split("/")[0] for name in done["removed"]} >= {
+        "trunk_features",
+        "embeddings",
+        "partition",
+        "report",
+        "vocabulary",
+    }
+    assert files_with(root, GONE.encode()) == []
+    assert files_with(root, pixels_on_disk(0)) == []
+    assert files_with(root, pixels_on_disk(1)), "others stay"
+    assert all(artefact.file("weights.safetensors").exists() for artefact in old.values()), "networks stay"
+
+    found = states(study_file)
+    assert found["posts", "a"]["state"] == "stale"
+    assert found["posts", "a"]["why"] == "changed: forgotten posts"
+    assert found["posts", "b"]["state"] == "fresh"
+    for name, key in (("trunk", None), ("expert", expert), ("shared_decoder", None), ("mixture", None)):
+        assert found[name, key]["state"] == "stale", name
+        assert found[name, key]["why"].startswith("forgotten posts; "), name
+    assert found["expert", other]["state"] == "stale"
+    assert not found["expert", other]["why"].startswith("forgotten posts")
+
+    make_everything(study_file)
+    assert {row["state"] for row in states(study_file).values()} == {"fresh"}
+    counts = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)["posts"]
+    assert counts["rejects_by_reason"] == {"forgotten": 1, "not_an_image": 1}
+    assert counts["accepted"] + counts["rejected"] == counts["read"] == 240
+    assert files_with(root, GONE.encode()) == []
+    assert files_with(root, pixels_on_disk(0)) == []
+
+    again = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--json").stdout)
+    assert (again["posts"], again["removed"]) == (0, [])
+    assert {row["state"] for row in states(study_file).values()} == {"fresh"}
+
+
+@pytest.fixture
+def ingested(tmp_path):
+    """Posts of two shards, an artefact of features of each, an older artefact of shard b, a log that names a post."""
+    context = Context(small_study(write_source(tmp_path / "source")), tmp_path / "store")
+    context.root.mkdir()
+    build(smaller(context), STAGES["posts"], "b")
+    for key in ("a", "b"):
+        build(context, STAGES["posts"], key)
+        write_features(context, key)
+    (context.root / "logs").mkdir()
+    (context.root / "logs" / "posts.a.log").write_text(f"for example {GONE}: no_tags")
+    (context.root / "study.toml").write_text(dump_study(context.study))
+    return context
+
+
+def write_features(context, key):
+    import pyarrow as pa
+
+    names = pl.read_parquet(f"{context.study.source.uri}/{key}.parquet")["id"]
+
+    def write(folder):
+        write_vectors(
+            folder / "features.lance", {"id": pa.array(names.to_list())}, "feature", np.eye(len(names)), False
+        )
+        return Written({})
+
+    context.store.make(Plan("trunk_features", key, "1", {}, {"posts": context.version("posts", key)}), write)
+
+
+def reopen(context):
+    return Context(context.study, context.root)
+
+
+def test_posts_of_a_user_leave_accepted_and_rejected_in_every_shard(ingested):
+    root = ingested.root
+    assert files_with(root, b"post-of-ann-003"), "the rejected one"
+    done = forget(ingested, users=["user-ann", "user-of-no-post"])
+    assert (done.posts, done.shards, done.unknown) == (5, ["a", "b"], ["user-of-no-post"])
+    assert files_with(root, b"post-of-ann") == []
+    assert files_with(root, b"user-ann") == []
+    assert [files_with(root, pixels_on_disk(seed)) for seed in (0, 1, 2, 120)] == [[]] * 4
+    assert files_with(root, pixels_on_disk(121))
+
+
+def test_only_shards_that_held_them_are_ingested_again(ingested):
+    forget(ingested, ids=[GONE])
+    now = reopen(ingested)
+    assert now.find("posts", "a") is None
+    assert now.find("posts", "b") is not None
+    kept = pins(now.root / "posts.lance")
+    assert [name for name in kept if name.startswith("posts.b.")], "b's rows are still pinned"
+    assert not [name for name in kept if name.startswith("posts.a.")]
+
+
+def test_the_forgotten_do_not_come_back_and_their_reject_names_nobody(ingested):
+    import lance
+
+    forget(ingested, ids=[GONE])
+    now = reopen(ingested)
+    made = build(now, STAGES["posts"], "a").artefact
+    assert made.metadata["reasons"] == {"forgotten": 1, "not_an_image": 1}
+    assert made.metadata["read"] == made.metadata["accepted"] + made.metadata["rejected"] == 120
+    rows = lance.dataset(str(now.root / "rejects.lance")).to_table(filter="reason = 'forgotten'").to_pylist()
+    assert rows == [
+        {
+            "shard": "a",
+            "position": 0,
+            "id": None,
+            "user": None,
+            "written": None,
+            "reason": "forgotten",
+            "detail": "",
+        }
+    ]
+    assert files_with(now.root, GONE.encode()) == []
+
+
+def test_an_id_that_nobody_knows_yet_is_refused_when_it_comes(ingested, tmp_path):
+    done = forget(ingested, ids=["comes-later"])
+    assert (done.unknown, done.posts, done.removed) == (["comes-later"], 0, [])
+    assert reopen(ingested).find("posts", "a") is not None, "nothing is stale"
+    frame = pl.read_parquet(tmp_path / "source" / "b.parquet")
+    frame = frame.with_columns(pl.format("c-{}", "id").alias("id"))
+    frame[0, "id"] = "comes-later"
+    frame.write_parquet(tmp_path / "source" / "c.parquet")
+    made = build(reopen(ingested), STAGES["posts"], "c").artefact
+    assert made.metadata["reasons"] == {"forgotten": 1}
+
+
+def smaller(context):
+    return Context(context.study.model_copy(update={"data": Data(image_size=8, max_reject_rate=1)}), context.root)
+
+
+def test_old_versions_that_held_them_go_with_the_artefacts_that_needed_them(ingested):
+    root = ingested.root
+    old = smaller(ingested).need("posts", "b")
+    forget(ingested, ids=["post-of-bob-005"])  # of shard a, which was not there when b was first ingested
+    assert old.path.exists()
+    build(reopen(ingested), STAGES["posts"], "a")
+    pixels = noise(125).tobytes()
+    build(smaller(reopen(ingested)), STAGES["posts"], "a")  # a's rows of today are now under a pin alone
+    done = forget(reopen(ingested), ids=["post-of-bob-125"])
+    assert done.shards == ["b"]
+    assert files_with(root, b"post-of-bob-125") == files_with(root, pixels) == []
+    assert not [name for name in pins(root / "posts.lance") if name.startswith("posts.b.")]
+    now = reopen(ingested)
+    rows = read_rows(root / "posts.lance", pin_of("a", now.need("posts", "a").version), "a", ["image"])
+    assert len(rows) == 118
+    assert len(rows["image"][0].as_py()) == SIZE * SIZE * 3
+    assert smaller(now).find("posts", "a") is None, "a's smaller pictures were in a version that held b's post"
+
+
+def test_a_takedown_works_where_the_source_is_gone(ingested, tmp_path):
+    shutil.rmtree(tmp_path / "source")
+    assert forget(reopen(ingested), ids=[GONE]).posts == 1
+    assert files_with(ingested.root, GONE.encode()) == []
+
+
+def test_the_list_names_nobody(ingested):
+    forget(ingested, ids=[GONE], users=["user-7"])
+    data = (ingested.root / "forgotten.parquet").read_bytes()
+    assert GONE.encode() not in data
+    assert b"user-7" not in data
+    book = Forgotten.load(ingested.root)
+    assert book.holds(GONE)
+    assert book.holds("another", "user-7")
+    assert not book.holds("another", "user-8")
+    assert not book.holds(None, None)
+    assert not book.pending
+
+
+def test_a_damaged_list_lets_nobody_in(ingested):
+    (ingested.root / "forgotten.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"forgotten.parquet is not readable .* restore it from a backup"):
+        reopen(ingested).version("posts", "a")
+
+
+def _die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed_at(study, root, point):
+    from moe_core import tables
+    from moe_core.stages import takedown
+
+    if point == "after the logs":
+        takedown._clear_tables = _die
+    elif point == "before the commit":
+        tables._swap = _die
+    elif point == "between posts and rejects":
+        clean, calls = tables.clean, []
+
+        def once(path, *more, **others):
+            calls.append(path)
+            return clean(path, *more, **others) if len(calls) < 2 else _die()
+
+        tables.clean = once
+    elif point == "before the pins":
+        tables.release = _die
+    elif point == "before the clean-up":
+        tables.clean = _die
+    elif point == "in an artefact":
+        takedown.take_away = _die
+    elif point == "before the logs":
+        takedown._clear_logs = _die
+    elif point == "before it is done":
+        Forgotten.finished = _die
+    forget(Context(study, root), ids=[GONE], users=["user-ann"])
+
+
+POINTS = [
+    "before the logs",
+    "after the logs",
+    "before the commit",
+    "between posts and rejects",
+    "before the pins",
+    "before the clean-up",
+    "in an artefact",
+    "before it is done",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point):
+    root = ingested.root
+    process = multiprocessing.get_context("spawn").Process(target=_killed_at, args=(ingested.study, root, point))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert Forgotten.load(root).pending
+    assert reopen(ingested).find("posts", "a") is None, "nobody reads what is to go"
+    forget(reopen(ingested))
+    assert not Forgotten.load(root).pending
+    assert files_with(root, b"post-of-ann") == []
+    assert files_with(root, pixels_on_disk(0)) == files_with(root, pixels_on_disk(120)) == []
+    made = build(reopen(ingested), STAGES["posts"], "a").artefact
+    assert made.metadata["reasons"] == {"forgotten": 4}
+
+
+def test_while_an_artefact_is_made_it_is_written_down_and_done_later(ingested):
+    with shared(ingested.in_use), pytest.raises(Busy, match="written down and nothing is removed yet"):
+        forget(ingested, ids=[GONE])
+    assert Forgotten.load(ingested.root).pending
+    assert files_with(ingested.root, pixels_on_disk(0))
+    done = forget(reopen(ingested))
+    assert done.posts == 1
+    assert files_with(ingested.root, pixels_on_disk(0)) == []
+
+
+def test_the_command_reports_what_is_left_and_a_file_that_is_not_there(ingested, tmp_path):
+    study_file = ingested.root / "study.toml"
+    wrong = hardmoe("forget", "--study", study_file, "--ids", tmp_path / "none", check=False)
+    assert wrong.returncode == 1
+    assert "is not a readable text file of one id or user a line" in wrong.stderr
+    (tmp_path / "ids").write_text(GONE)
+    (ingested.root / "dagster").mkdir()
+    (ingested.root / "dagster" / "events").write_text(f"{GONE}: no_tags")
+    done = hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", check=False)
+    assert done.returncode == 1
+    assert "1 files still name what was forgotten: dagster/events" in done.stderr
+
+
+def test_lines_of_a_file(tmp_path):
+    (tmp_path / "ids").write_bytes("\ufeffa\r\n\nb c\na\n".encode())
+    assert lines_of(tmp_path / "ids") == ["a", "b c"]

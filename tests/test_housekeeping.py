@@ -1,0 +1,145 @@
+"""What nothing points at leaves; what an artefact pins stays."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
+
+from moe_core.settings import dump_study
+from moe_core.stages.context import Context
+from moe_core.stages.housekeeping import remove_gone_shards, tidy, tidy_where_cheap
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from moe_core.store import Busy, Plan, shared
+from moe_core.tables import pin_of, pins, read_rows, shards_in
+
+
+@pytest.fixture
+def ingested(tmp_path):
+    context = Context(small_study(write_source(tmp_path / "source", posts=30)), tmp_path / "store")
+    context.root.mkdir()
+    (context.root / "study.toml").write_text(dump_study(context.study))
+    for key in ("a", "b"):
+        build(context, STAGES["posts"], key)
+    return context
+
+
+def reopen(context):
+    return Context(context.study, context.root)
+
+
+def images(context, key):
+    pin = pin_of(key, context.need("posts", key).version)
+    return read_rows(context.root / "posts.lance", pin, key, ["image"])["image"].to_pylist()
+
+
+def everything(root):
+    return {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")}
+
+
+def test_a_version_stays_as_long_as_an_artefact_needs_it(ingested):
+    build(smaller(ingested), STAGES["posts"], "b")
+    tidy(ingested)
+    assert len(images(ingested, "b")[0]) == 16 * 16 * 3
+    assert len(images(smaller(ingested), "b")[0]) == 8 * 8 * 3
+
+
+def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingested):
+    stale = smaller(ingested)
+    build(stale, STAGES["posts"], "b")
+    said = tidy(ingested, dry_run=True, superseded=True)
+    assert stale.find("posts", "b") is not None
+    done = tidy(ingested, superseded=True)
+    assert (said.removed, said.files, said.versions) == (done.removed, done.files, done.versions)
+    assert [name for name in done.removed if "/.lock" not in name] == [f"posts/b/{stale.version('posts', 'b')}"]
+    assert stale.find("posts", "b") is None
+    assert len(images(ingested, "b")) == 30
+    assert list(pins(ingested.root / "posts.lance")) == [
+        pin_of(key, ingested.version("posts", key)) for key in ("a", "b")
+    ]
+
+
+def test_a_dry_run_changes_nothing_and_says_the_same(ingested):
+    build(smaller(ingested), STAGES["posts"], "b")
+    os.remove(smaller(ingested).need("posts", "b").path / "artefact.json")  # its pin has no artefact now
+    before = everything(ingested.root)
+    said = tidy(ingested, dry_run=True)
+    assert everything(ingested.root) == before
+    done = tidy(ingested)
+    assert said == done
+    assert done.files == 2, "the smaller pictures in posts.lance, and nothing but them"
+    assert tidy(ingested) == type(done)()
+
+
+def test_files_of_a_killed_writer_leave(ingested):
+    import lance
+    from lance.fragment import write_fragments
+
+    path = ingested.root / "posts.lance"
+    write_fragments(lance.dataset(str(path)).to_table(), str(path))
+    assert len(os.listdir(path / "data")) == 3
+    assert tidy(ingested).files == 1
+    assert len(os.listdir(path / "data")) == 2
+
+
+def _die_while_writing(root):
+    from moe_core.store import Store
+
+    Store(root).make(Plan("trunk", None, "1", {}, {}), lambda folder: os._exit(9))
+
+
+def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
+    process = multiprocessing.get_context("spawn").Process(target=_die_while_writing, args=(ingested.root,))
+    process.start()
+    process.join()
+    (dead,) = (ingested.root / "trunk").glob(".part-*")
+    living = dead.with_name(dead.name.replace(f"-{process.pid}-", f"-{os.getpid()}-"))
+    living.mkdir()
+    unfinished = ingested.store.work_folder(Plan("trunk", None, "1", {}, {}))
+    unfinished.mkdir()
+    tidy(ingested)
+    assert sorted(ingested.root.glob("trunk/.*")) == sorted([living, unfinished])
+
+
+def test_nothing_is_tidied_while_an_artefact_is_made(ingested):
+    with shared(ingested.in_use):
+        with pytest.raises(Busy, match="held by another process"):
+            tidy(ingested)
+        assert tidy_where_cheap(ingested) is None
+
+
+def test_a_shard_whose_file_is_gone_leaves_and_comes_back_for_nothing(ingested, tmp_path):
+    file = tmp_path / "source" / "a.parquet"
+    file.rename(tmp_path / "a")
+    now = reopen(ingested)
+    assert remove_gone_shards(now) == ["a"]
+    assert shards_in(now.root / "posts.lance") == {"b": 30}
+    assert shards_in(now.root / "rejects.lance") == {}
+    tidy(now)
+    (tmp_path / "a").rename(file)
+    again = reopen(ingested)
+    assert build(again, STAGES["posts"], "a").reused
+    assert len(images(again, "a")) == 29
+    file.unlink()
+    done = tidy(reopen(ingested), superseded=True)
+    assert f"posts/a/{ingested.version('posts', 'a')}" in done.removed
+    assert files_with(ingested.root, noise(0).tobytes()) == []
+
+
+@pytest.mark.slow
+def test_the_command_tidies_after_posts_changed_and_drops_gone_shards(ingested, tmp_path):
+    import lance
+
+    study_file = ingested.root / "study.toml"
+    (tmp_path / "source" / "a.parquet").rename(tmp_path / "source" / "c.parquet")
+    assert "2 made" in hardmoe("run", "--study", study_file, "--until", "posts").stdout
+    assert shards_in(ingested.root / "posts.lance") == {"b": 30, "c": 29}
+    status = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)
+    assert [row["key"] for row in status["assets"] if row["asset"] == "posts"] == ["b", "c"]
+    versions = {v["version"] for v in lance.dataset(str(ingested.root / "posts.lance")).versions()}
+    assert versions == set(pins(ingested.root / "posts.lance").values()), "the latest, and that of the artefact of a"
+    done = json.loads(hardmoe("tidy", "--study", study_file, "--superseded", "--json").stdout)
+    assert f"posts/a/{ingested.version('posts', 'a')}" in done["removed"]
+    assert "freed 0.0 MiB: 0 old versions, 0 files" in hardmoe("tidy", "--study", study_file, "--dry-run").stdout

@@ -6,10 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.vocabulary import dropped_table, kept_table
 from moe_core.data.counting import TagCounter
 from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms
 from moe_core.data.vocabulary import Vocabulary, choose, choose_from, load, save
-from moe_core.settings import Data
+from moe_core.settings import Data, Source, Study
+from moe_core.stages.context import Context
+from moe_core.stages.reading import splits
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
 
 TAGS = pl.List(pl.String)
 
@@ -253,3 +258,43 @@ def test_rows_of_ids_are_the_same_in_chunks(monkeypatch):
     whole = [array.tolist() for array in words.compressed_rows(tags)]
     monkeypatch.setattr("moe_core.data.vocabulary.CHUNK", 2)
     assert [array.tolist() for array in words.compressed_rows(tags)] == whole == [[0, 1, 0, 2, 0], [0, 2, 4, 4, 4, 5]]
+
+
+def test_the_stage_counts_training_posts_and_leaves_nothing_else_behind(tmp_path):
+    data = Data(image_size=8, min_posts_per_tag=3, max_user_share=0.6)
+    context = Context(Study(source=Source(format="drawn", posts=120, shards=2), data=data), tmp_path)
+    for shard in context.shards:
+        build(context, STAGES["posts"], shard.key)
+    build(context, STAGES["splits"])
+    artefact = build(context, STAGES["vocabulary"]).artefact
+    said = artefact.metadata
+    assert said["training_posts"] == (splits(context)["split"] == "train").sum() > 80
+    assert sorted(p.name for p in artefact.path.glob("[!.]*.parquet")) == [
+        "dropped.parquet",
+        "hashtags.parquet",
+        "synonyms.parquet",
+    ]
+    dropped = pl.read_parquet(artefact.file("dropped.parquet"))
+    assert said["dropped_by_reason"] == dict(dropped["reason"].value_counts().sort("reason").iter_rows())
+    assert said["dropped_by_reason"].keys() == {"one_user", "too_few_posts"}
+    assert said["kept_examples"][0] == list(
+        pl.read_parquet(artefact.file("hashtags.parquet")).select("tag", "posts", "users").row(0)
+    )
+    assert not list(artefact.path.glob("pairs-*"))
+
+
+def test_settings_that_change_tags_change_the_versions():
+    for setting, stages in {"accents": {"posts", "vocabulary"}, "plurals": {"vocabulary"}}.items():
+        changed = Study(data=Data.model_validate({setting: {"accents": "fold", "plurals": True}[setting]}))
+        assert {name for name, stage in STAGES.items() if stage.settings(changed) != stage.settings(Study())} == stages
+
+
+def test_tags_in_the_ui_are_text_and_not_markup():
+    assert kept_table({"kept_examples": [["a|b<c>", 12_000, 7]]}).splitlines()[2:] == [
+        "| a&#124;b&lt;c&gt; | 12,000 | 7 |"
+    ]
+    said = {
+        "dropped_by_reason": {"one_user": 2_000},
+        "dropped_examples": {"one_user": [["x`", 50_000, 1], ["y", 9, 1]]},
+    }
+    assert dropped_table(said).splitlines()[2:] == ["| one_user | 2,000 | x&#96; (50,000, 1), y (9, 1) |"]

@@ -50,6 +50,7 @@ class TagCounter:
         """Posts: lists of canonical tags, each once, and who posted them (null or empty: nobody knows)."""
         self.posts += len(tags)
         starts_N1, flat = flattened(tags.cast(pl.List(pl.String)))
+        assert not flat.null_count(), "a canonical tag is never null"
         codes = self._spellings.codes(flat)
         if self._synonyms:
             starts_N1, codes = flattened(as_lists(starts_N1, self._means(codes)).list.unique())

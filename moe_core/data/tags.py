@@ -2,7 +2,7 @@
 
 "New York", "#new-york" and "newyork" are one tag. Letters, digits and combining marks of every script stay, emoji stay
 without what modifies them, everything else goes. Machine tags (`ns:pred=value`) are no hashtags. All of it is polars
-expressions; a column of posts costs one pass over its distinct spellings, not over its tags.
+expressions; `canonical_lists` makes one pass over the distinct spellings of a column of posts, not over its tags.
 """
 
 from functools import lru_cache

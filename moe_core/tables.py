@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from moe_core.store import exclusive
 
+ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
 
 
@@ -37,7 +38,7 @@ def replace_rows(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa
         if not path.exists():
             lance.write_dataset(schema.empty_table(), str(path), mode="create", data_storage_version="stable")
     try:
-        new = write_fragments(reader, str(path), schema=schema)
+        new = write_fragments(reader, str(path), schema=schema, max_rows_per_file=ROWS, max_bytes_per_file=BYTES)
     except OSError as error:
         raise failures[0] if failures else error from None
     with exclusive(path.with_name(f".{path.name}.lock")):

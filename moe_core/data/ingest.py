@@ -219,7 +219,7 @@ def _accept(
 def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """Chunks, each read while the one before it is used.
 
-    All by one thread: lance asks for batches from several of its own, and each would keep memory of what was read there.
+    All by one thread: lance asks for batches from several of its own, and each would keep memory of what it read.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
         future = pool.submit(next, chunks, None)

@@ -1,4 +1,4 @@
-"""Peak memory at ten times the posts against once the posts, each in a fresh process; printed is the ratio.
+"""Peak memory at ten times the posts against once the posts, each in a fresh process, as a ratio for each part.
 
 Example: python benchmarks/memory.py ingest --posts 5000
 """

@@ -24,7 +24,7 @@ from moe_core.store import exclusive, shared
 
 PART = 16_384  # vectors read at once
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
-ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most
+ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
 RETRIES = 20  # of a commit that a writer outside our locks preempts
 
 

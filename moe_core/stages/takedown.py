@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.data.forgotten import Forgotten
 from moe_core.stages.context import Context
-from moe_core.stages.housekeeping import DATA_SETS, leftovers, size_of, take_away
+from moe_core.stages.housekeeping import DATA_SETS, current_pins, leftovers, size_of, take_away
 from moe_core.store import Artefact, Busy, exclusive
 
 if TYPE_CHECKING:
@@ -210,14 +210,11 @@ def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedo
 
 def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
     """(shard, pin) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
-    from moe_core.tables import pin_of
-
     try:
-        keys = [shard.key for shard in context.shards]
+        read = current_pins(context)
     except ValueError:
         return []
-    same = [key for key in keys if book.digest_of(key) == context.forgotten.digest_of(key)]
-    return [(key, pin_of(key, context.version("posts", key))) for key in same]
+    return [(key, pin) for key, pin in read if book.digest_of(key) == context.forgotten.digest_of(key)]
 
 
 def _remove(context: Context, path: Any, done: Takedown) -> None:

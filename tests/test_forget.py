@@ -306,6 +306,15 @@ def test_the_list_names_nobody(ingested):
     assert not book.pending
 
 
+def test_an_ingest_that_was_planned_before_a_takedown_does_not_bring_posts_back(ingested):
+    late = smaller(ingested)
+    assert late.plan("posts", "a").inputs.get("forgotten") is None
+    forget(ingested, ids=[GONE])
+    with pytest.raises(ValueError, match="posts:a: posts were forgotten after this was planned: run again"):
+        build(late, STAGES["posts"], "a")
+    assert files_with(ingested.root, GONE.encode()) == []
+
+
 def test_a_damaged_list_lets_nobody_in(ingested):
     (ingested.root / "forgotten.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"forgotten.parquet is not readable .* restore it from a backup"):
@@ -382,6 +391,19 @@ def test_while_an_artefact_is_made_it_is_written_down_and_done_later(ingested):
     done = forget(reopen(ingested))
     assert done.posts == 1
     assert files_with(ingested.root, pixels_on_disk(0)) == []
+
+
+@pytest.mark.slow
+def test_a_run_first_finishes_a_takedown_that_had_to_wait(ingested):
+    with shared(ingested.in_use), pytest.raises(Busy):
+        forget(ingested, ids=[GONE])
+    study_file = ingested.root / "study.toml"
+    assert "A takedown is not finished: hardmoe forget" in hardmoe("status", "--study", study_file).stdout
+    done = hardmoe("run", "--study", study_file, "--until", "posts")
+    assert "1 posts of 1 shards removed" in done.stdout
+    assert not Forgotten.load(ingested.root).pending
+    assert files_with(ingested.root, GONE.encode()) == []
+    assert reopen(ingested).need("posts", "a").metadata["reasons"]["forgotten"] == 1
 
 
 def test_the_command_reports_what_is_left_and_a_file_that_is_not_there(ingested, tmp_path):

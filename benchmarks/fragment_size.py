@@ -2,9 +2,9 @@
 
     python benchmarks/fragment_size.py [--rows 131072]
 
-Raw: pixels of 32x32 (3,072 bytes). JPEG: files of 64x64, quality 90. Prints rows a second; a ratio is against the
-largest fragment of the same kind. Rows a second of processor time, best of five rounds in which the sizes take turns, page
-cache warm: Lance's own cost, not the disk's, and little moved by what else the machine does.
+Raw: pixels of 32x32 (3,072 bytes). JPEG: files of 64x64, quality 90. Prints rows a second of processor time, the best
+of five rounds in which the sizes take turns, page cache warm: Lance's own cost, not the disk's, and little moved by
+what else the machine does. A ratio is against the largest fragment of the same kind.
 """
 
 import argparse

@@ -264,6 +264,16 @@ def test_an_id_that_nobody_knows_yet_is_refused_when_it_comes(ingested, tmp_path
     assert made.metadata["reasons"] == {"forgotten": 1}
 
 
+def test_a_rejected_duplicate_does_not_hide_the_accepted_post(ingested, tmp_path):
+    frame = pl.read_parquet(tmp_path / "source" / "b.parquet")
+    pl.concat([frame, frame.filter(pl.col("id") == "post-of-bob-121")]).write_parquet(tmp_path / "source" / "b.parquet")
+    now = reopen(ingested)
+    build(now, STAGES["posts"], "b")
+    now.store.make(Plan("trunk", None, "1", {}, {}), lambda folder: Written({}))
+    done = forget(now, ids=["post-of-bob-121"])
+    assert (done.posts, [name.split()[0] for name in done.saw]) == (1, ["trunk"])
+
+
 def smaller(context):
     return Context(context.study.model_copy(update={"data": Data(image_size=8, max_reject_rate=1)}), context.root)
 

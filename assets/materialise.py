@@ -4,7 +4,7 @@ import html
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,15 @@ class Work(dg.Config):
     force: bool = False  # make it again where it exists
 
 
-def materialise(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Finds or makes the artefact of the asset that is running; a user's mistake fails the step in one line."""
+Look = Callable[[Context, Artefact], tuple[dict[str, Any], list[dg.AssetCheckResult]]]
+
+
+def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | None = None) -> dg.MaterializeResult:
+    """Finds or makes the artefact of the asset that is running; a user's mistake fails the step in one line.
+
+    `look` gives more metadata, and results of checks. When one fails that blocks, the artefact is taken away: the next
+    run makes it again, and nobody reads it until then.
+    """
     name = context.asset_key.to_user_string()
     key = context.partition_key if context.has_partition_key else None
     with Progress(context, name, key) as progress:
@@ -52,13 +59,18 @@ def materialise(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
         started = time.monotonic()
         try:
             built = build(work, STAGES[name], key, force=config.force)
+            more, checks = look(work, built.artefact) if look else ({}, [])
         except (ValueError, FloatingPointError) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
     metadata = about(built.artefact)
     metadata["posts snapshot"] = work.posts_snapshot()
     metadata["reused"] = dg.MetadataValue.bool(built.reused)
+    metadata |= more
+    if not all(check.passed for check in checks):
+        work.store.remove(built.artefact)
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
-    return dg.MaterializeResult(data_version=dg.DataVersion(built.artefact.version), metadata=metadata)
+    version = dg.DataVersion(built.artefact.version)
+    return dg.MaterializeResult(data_version=version, metadata=metadata, check_results=checks)
 
 
 def about(artefact: Artefact) -> dict[str, Any]:
@@ -79,7 +91,7 @@ def about(artefact: Artefact) -> dict[str, Any]:
 
 def cell(text: object) -> str:
     """Text of users made safe for a Markdown table."""
-    return html.escape(str(text)).replace("|", "&#124;").replace("`", "&#96;")
+    return html.escape(" ".join(str(text).split())).replace("|", "&#124;").replace("`", "&#96;")
 
 
 def progress_file(folder: Path, name: str, key: str | None) -> Path:

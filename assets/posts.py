@@ -1,9 +1,49 @@
+from typing import Any
+
 import dagster as dg
 
-from assets.materialise import Work, asset_of, materialise
+from assets.materialise import Work, asset_of, cell, materialise
+from moe_core.stages.context import Context
+from moe_core.store import Artefact
+
+CONSERVED = dg.AssetCheckSpec(
+    "conserved",
+    asset="posts",
+    blocking=True,
+    description="Rows in posts.lance and rejects.lance, counted at the committed versions, are all that was read.",
+)
 
 
-@asset_of("posts", group_name="data", kinds={"lance", "pillow"})
+@asset_of("posts", group_name="data", kinds={"lance", "pillow"}, check_specs=[CONSERVED])
 def posts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """One shard of the source: accepted posts in posts.lance, rejected ones with a reason in rejects.lance."""
-    return materialise(context, config)
+    return materialise(context, config, _look)
+
+
+def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    from moe_core.data.ingest import stored_counts
+
+    said = artefact.metadata
+    assert artefact.key is not None
+    kept, refused = stored_counts(work.root, artefact.key, said["posts_version"], said["rejects_version"])
+    counts = {"read": said["read"], "rows in posts.lance": kept, "rows in rejects.lance": refused}
+    conserved = (kept, refused) == (said["accepted"], said["rejected"]) and kept + refused == said["read"]
+    check = dg.AssetCheckResult(
+        passed=conserved,
+        check_name=CONSERVED.name,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{said['read']} read, {kept} accepted + {refused} rejected are stored",
+        metadata=counts,
+    )
+    return {"rejects by reason": dg.MetadataValue.md(_table(said))}, [check]
+
+
+def _table(said: Any) -> str:
+    """Rejects by reason, most frequent first, with a few examples each."""
+    if not said["reasons"]:
+        return f"None of {said['read']} rows were rejected."
+    lines = ["| reason | rows | for example |", "| --- | --- | --- |"]
+    for reason, rows in sorted(said["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
+        named = [f"{name} ({detail})" if detail else name for _, name, detail in said["examples"].get(reason, [])]
+        lines.append(f"| {cell(reason)} | {rows} | {cell('; '.join(named))} |")
+    return "\n".join(lines)

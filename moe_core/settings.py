@@ -40,6 +40,11 @@ class Data(Strict):
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         32, description="Side in pixels to which images are resized, once."
     )
+    store: Literal["auto", "raw", "jpeg", "png", "webp"] = Field(
+        "auto", description="How resized images are kept; auto: raw pixels up to a side of 64, JPEG above."
+    )
+    min_side: Positive = Field(8, description="Images with a shorter side below this many pixels are rejected.")
+    reject_uniform: bool = Field(True, description="Images of one colour all over are rejected.")
     min_posts_per_tag: Positive = Field(20, description="A tag on fewer training posts leaves the vocabulary.")
     min_users_per_tag: Positive = Field(1, description="A tag used by fewer distinct users leaves the vocabulary.")
     max_tags: Positive = Field(100_000, description="Vocabulary size limit; the most frequent tags stay.")

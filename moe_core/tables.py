@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from moe_core.store import exclusive, shared
 
+PART = 16_384  # vectors read at once
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
 ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most
 RETRIES = 20  # of a commit that a writer outside our locks preempts
@@ -208,6 +210,11 @@ def read_rows(path: Path, version: int | str, shard: str, columns: list[str]) ->
     if not fragments:
         return pa.schema([table.schema.field(name) for name in columns]).empty_table()
     return table.scanner(columns=columns, fragments=fragments, scan_in_order=True).to_table()
+
+
+def count_rows(path: Path, version: int | str, shard: str) -> int:
+    """How many rows of a shard there are at a version (number or pin)."""
+    return sum(piece.rows for piece in _at(path, version)[1] if piece.shard == shard)
 
 
 def shards_in(path: Path) -> dict[str, int]:
@@ -433,37 +440,51 @@ def _unneeded(path: Path, table: Any, places: Sequence[tuple[str, int | str | No
     return Freed(len({r["version"] for r in tracked} - kept), len(gone), sum(f["size_bytes"] for f in gone))
 
 
-def write_vectors(path: Path, columns: dict[str, pa.Array], name: str, vectors_ND: np.ndarray, index: bool) -> None:
-    """A new data set of `columns` and one float32 vector a row; with a cosine index where rows are many."""
+def take_rows(path: Path, version: int, rows_B: np.ndarray, columns: list[str]) -> pa.Table:
+    """Rows of a version by their number (of `locate`), in the order asked for."""
+    table, _ = _at(path, version)
+    taken: pa.Table = table.take(rows_B, columns=columns)
+    return taken
+
+
+def write_vectors(path: Path, name: str, parts: Iterable[tuple[dict[str, pa.Array], np.ndarray]], index: bool) -> int:
+    """A new data set of some columns and one float32 vector a row, part by part; returns the number of rows.
+
+    With `index`, a cosine index for search where rows are many. Raises ValueError where there is no part.
+    """
     import lance
 
-    width = vectors_ND.shape[1]
-    flat = pa.array(np.ascontiguousarray(vectors_ND, np.float32).reshape(-1))
-    table = pa.table(columns | {name: pa.FixedSizeListArray.from_arrays(flat, width)})
-    data = lance.write_dataset(table, str(path), mode="create", data_storage_version="stable")
-    if index and len(table) >= INDEX_FROM:
-        data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(len(table) ** 0.5 / 4)))
+    stream = (_with_vectors(columns, name, vectors_BD) for columns, vectors_BD in parts)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError(f"no rows for {path}: wanted at least one")
+    reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+    data = lance.write_dataset(reader, str(path), mode="create", data_storage_version="stable")
+    rows = data.count_rows()
+    if index and rows >= INDEX_FROM:
+        data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(rows**0.5 / 4)))
+    return rows
 
 
-def read_vectors(path: Path, name: str) -> np.ndarray:
-    """(N, D) float32 in the order they were written."""
+def _with_vectors(columns: dict[str, pa.Array], name: str, vectors_BD: np.ndarray) -> pa.RecordBatch:
+    flat = pa.array(np.ascontiguousarray(vectors_BD, np.float32).reshape(-1))
+    return pa.record_batch(columns | {name: pa.FixedSizeListArray.from_arrays(flat, vectors_BD.shape[1])})
+
+
+def vectors_in(path: Path, name: str) -> Iterator[np.ndarray]:
+    """(B, D) float32, part by part in the order they were written."""
     import lance
 
-    column = lance.dataset(str(path)).to_table(columns=[name])[name].combine_chunks()
-    width = column.type.list_size
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-
-
-def rows_of(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of a data set that was written once."""
-    import lance
-
-    return lance.dataset(str(path)).to_batches(columns=columns)
+    for batch in lance.dataset(str(path)).to_batches(columns=[name], batch_size=PART):
+        column = batch[name]
+        yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
 def ids_in(path: Path) -> Iterator[str]:
     """The column `id` of a data set that was written once."""
-    for batch in rows_of(path, ["id"]):
+    import lance
+
+    for batch in lance.dataset(str(path)).to_batches(columns=["id"]):
         yield from batch["id"].to_pylist()
 
 

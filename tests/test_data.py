@@ -1,15 +1,16 @@
 import io
 import json
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from moe_core.data.ingest import POSTS, REJECTS, ingest
-from moe_core.data.loading import Place, load_posts, read_columns
+from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
-from moe_core.data.splits import split_of
+from moe_core.data.splits import split_of, splits_of
 from moe_core.data.vocabulary import Vocabulary, choose
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -17,7 +18,9 @@ from moe_core.tables import read_rows
 
 def png(color="red"):
     file = io.BytesIO()
-    Image.new("RGB", (10, 10), color).save(file, "PNG")
+    image = Image.new("RGB", (10, 10), color)
+    image.putpixel((0, 0), (0, 0, 0))  # pictures of one colour are rejected
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -84,11 +87,58 @@ def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
     source = parquet(tmp_path / "x.parquet", 3, tags=[["Cat", "cow"], ["kitty"], ["dog", "cat"]], image=[png()] * 3)
     (done,) = everything(source, tmp_path)
     words = Vocabulary(["dog", "cat"], {"kitty": "cat"})
-    posts = load_posts(tmp_path, [Place("x", done.posts_version)], words, 8)
+    places = [Place("x", done.posts_version)]
+    posts = open_posts(tmp_path, places, read_labels(tmp_path, places, words), 8)
     assert posts.tags_T.tolist() == [1, 1, 0, 1]
     assert posts.starts_N1.tolist() == [0, 1, 2, 4]
-    assert posts.images_NCHW.shape == (3, 3, 8, 8)
-    assert posts.images_NCHW[0, :, 4, 4].tolist() == [255, 0, 0]
+    images = posts.images.read(np.arange(3))
+    assert images.shape == (3, 8, 8, 3)
+    assert images[0, 4, 4].tolist() == [255, 0, 0]
+
+
+def numbered(path, count, first=0):
+    """Posts whose red is their number."""
+    pictures = [png(color=(first + n, 99, 0)) for n in range(count)]
+    return parquet(path, count, id=[f"p{first + n:03d}" for n in range(count)], image=pictures)
+
+
+def test_stored_images_come_in_the_order_asked_for_from_shards_of_several_versions(tmp_path):
+    places = []
+    for key, first in (("b", 100), ("a", 0)):
+        source = numbered(tmp_path / f"{key}.parquet", 20, first)
+        shard = Shard(key, str(tmp_path / f"{key}.parquet"), "")
+        done = ingest(tmp_path, key, read_shard(source, shard), Data(image_size=8), lambda _: None)
+        places.append(Place(key, done.posts_version))
+    images = open_images(tmp_path, places, 8)
+    rows = np.array([39, 0, 20, 19, 0])
+    assert images.read(rows)[:, 4, 4, 0].tolist() == [19, 100, 0, 119, 100]
+    assert images.subset(np.array([20, 5])).read(np.array([1, 0]))[:, 4, 4, 0].tolist() == [105, 0]
+
+
+def test_hashtags_for_other_posts_are_refused(tmp_path):
+    (done,) = everything(numbered(tmp_path / "x.parquet", 3), tmp_path)
+    with pytest.raises(ValueError, match=r"hashtags of 1 posts, .* holds 3"):
+        open_posts(tmp_path, [Place("x", done.posts_version)], Labels(np.array([0]), np.array([0, 1])), 8)
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg", "png", "webp"])
+def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
+    source = parquet(tmp_path / "x.parquet", 3, image=[png("red"), png("lime"), png("blue")])
+    (done,) = everything(source, tmp_path, Data(image_size=8, store=store))
+    images = open_images(tmp_path, [Place("x", done.posts_version)], 8).read(np.arange(3))
+    for n, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        assert images[n, 6, 6].tolist() == pytest.approx(colour, abs=20)
+
+
+def test_splits_of_many_are_those_of_each():
+    names = [str(n) for n in range(300)]
+    users = [None if n % 3 == 0 else "" if n % 3 == 1 else f"u{n}" for n in range(300)]
+    given = [(None, "", "train", "TEST ", "val")[n % 5] for n in range(300)]
+    posts = pl.DataFrame({"id": names, "user": users, "split": given})
+    for data in (Data(test=0.3, validation=0.3), Data(split_by="id", validation=0.5)):
+        each = [split_of(i, u, g, data) for i, u, g in zip(names, users, given, strict=True)]
+        assert splits_of(posts, data).to_list() == each
+    assert splits_of(pl.DataFrame({"id": ["a"], "user": ["u"], "split": ["holdout"]}), Data()).to_list() == [None]
 
 
 def test_a_split_that_is_given_stays_but_for_validation():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_core.models.resnet import build
-from moe_core.training.batches import Posts
+from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import features_of
 from moe_core.training.loop import train
 
@@ -35,15 +35,15 @@ TRAINING = SimpleNamespace(
 def posts():
     draw = torch.Generator().manual_seed(0)
     tags = torch.arange(64) % 4
-    images = torch.randint(0, 60, (64, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    images = torch.randint(0, 60, (64, 16, 16, 3), dtype=torch.uint8, generator=draw)
     images += (tags * 60).to(torch.uint8)[:, None, None, None]  # a tag is a brightness
-    return Posts(images, tags, torch.arange(65))
+    return Posts(ImagesInMemory(images.numpy()), tags, torch.arange(65))
 
 
 def test_features_are_those_of_the_cpu():
     model = build(NETWORK, 4, seed=0)
-    on_cpu = features_of(model, posts().images_NCHW, "float32", "cpu")
-    on_gpu = features_of(model, posts().images_NCHW, "float32", "cuda")
+    on_cpu = features_of(model, posts().images, "float32", "cpu")
+    on_gpu = features_of(model, posts().images, "float32", "cuda")
     assert on_gpu == pytest.approx(on_cpu, abs=1e-2)  # TF32 convolutions
 
 

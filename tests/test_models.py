@@ -5,7 +5,7 @@ from moe_core.models.cost import multiply_adds, parameters
 from moe_core.models.resnet import build
 from moe_core.recipes import resnet18_k16, resnet50_k32
 from moe_core.settings import Network, Training
-from moe_core.training.batches import Posts
+from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.loop import train
 from moe_core.weights import load_weights, save_weights
 
@@ -37,7 +37,7 @@ def test_every_parameter_gets_a_gradient(network):
 
 def test_sixteen_images_are_learned_by_heart(network):
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    posts = Posts(images, torch.arange(16), torch.arange(17))
+    posts = Posts(ImagesInMemory(images.permute(0, 2, 3, 1).numpy()), torch.arange(16), torch.arange(17))
     model = build(network, 16, seed=0)
     steady = Training(epochs=300, batch_size=16, lr=0.1, flip=False, crop=0, weight_decay=0, precision="float32")
     last = list(train(model, posts, steady))[-1]
@@ -92,6 +92,7 @@ def test_recipes_for_gpus_have_torchvisions_sizes_and_take_steps(recipe, weights
     model = build(recipe().network, 1000, seed=0)
     assert parameters(model) == weights
     size = recipe().data.image_size
-    posts = Posts(torch.randint(0, 255, (4, 3, size, size), dtype=torch.uint8), torch.arange(4), torch.arange(5))
+    pixels = torch.randint(0, 255, (4, size, size, 3), dtype=torch.uint8)
+    posts = Posts(ImagesInMemory(pixels.numpy()), torch.arange(4), torch.arange(5))
     training = recipe().trunk.model_copy(update={"epochs": 2, "batch_size": 2})
     assert [m.step for m in train(model, posts, training)][-1] == 4

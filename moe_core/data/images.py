@@ -1,18 +1,61 @@
 """Images: decoded once, at ingest, by an allow-list of formats and under limits. The home of Pillow.
 
-A picture that cannot be used raises `Rejected` with a reason that is counted; nothing else escapes from here.
+A picture that cannot be used raises `Rejected` with one of `REASONS`; nothing else escapes from here for a bad file.
+What is stored is pixels and nothing but pixels: EXIF (with its places and names), XMP, comments and colour profiles go.
 """
 
 import io
+import threading
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 100_000_000  # of the file as it says itself, looked at before anything is decoded
-RAW_UP_TO = 64  # side up to which pixels are stored raw: below it JPEG saves little and costs the loader much
+REASONS = {
+    "empty": "no bytes: an empty or missing file, or a null",
+    "not_an_image": "not of an allowed format (JPEG, PNG, WebP, GIF, BMP), whatever its name says",
+    "broken": "begins like an allowed format, but cannot be decoded",
+    "truncated": "ends before its last row",
+    "too_large": "more pixels, or more work to decode, than any photograph",
+    "too_small": "shorter side below data.min_side",
+    "too_narrow": "one side more than 20 times the other: the middle square would show nothing of it",
+    "uniform": "one colour all over the square that is kept (data.reject_uniform)",
+}
+# Of the file as it says itself, looked at before anything is decoded. A decoded pixel takes 4 bytes; with its copies
+# and a progressive JPEG's coefficients up to 12, or 20 for WebP: so each file stays below 1 GB.
+MAX_PIXELS = {"JPEG": 64_000_000, "PNG": 64_000_000, "GIF": 64_000_000, "BMP": 64_000_000, "WEBP": 32_000_000}
+MAX_SCANS = 20  # of a progressive JPEG of MAX_PIXELS, and in proportion more of a smaller one; encoders write about ten
+MAX_ASPECT = 20
+LARGE = 8_000_000  # decoded pixels from which files are decoded one at a time, whatever the number of threads
+RAW_UP_TO = 64  # `store = "auto"`: side up to which pixels are stored raw (docs/data.md has the measurements)
+QUALITY = 90  # of stored JPEG and WebP
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ALLOWED = (b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
+_OTHERS = {
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"%PDF": "PDF",
+    b"\0\0\1\0": "ICO",
+    b"PK\3\4": "ZIP",
+    b"\x1f\x8b": "gzip",
+    b"8BPS": "Photoshop",
+    b"\x1aE\xdf\xa3": "Matroska video",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+}
+_large = threading.Lock()
 
 
 class Rejected(Exception):
@@ -29,54 +72,98 @@ class Picture:
     """A decoded image of `size` squared pixels and what its file was."""
 
     pixels: bytes  # RGB, row by row
-    width: int  # of the file
+    width: int  # of the file, before it is turned
     height: int
     format: str
     dhash: int  # 64 bits, signed: near-duplicates differ in few of them
 
 
-def decode(data: bytes, size: int) -> Picture:
-    """The middle square of an image, `size` pixels a side. Raises Rejected and nothing else."""
+class Quiet:
+    """Pillow's warnings unheard while inside. Warning filters belong to the process, so threads share one change."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.before: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.before = warnings.catch_warnings()
+                self.before.__enter__()
+                warnings.simplefilter("ignore")
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.before.__exit__(None, None, None)
+
+
+quiet = Quiet()
+
+
+def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = False) -> Picture:
+    """The middle square of an image, `size` pixels a side, the right way up, on white. Raises Rejected for a bad file.
+
+    Of an animation, the first frame. Colours are taken as sRGB, whatever profile the file carries.
+    """
     if not data:
         raise Rejected("empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            kind = image.format or "?"
-            if width * height > MAX_PIXELS:
-                raise Rejected("too_large", f"{width}x{height}")
-            if kind == "JPEG":
-                image.draft("RGB", (size, size))  # decodes at a half, a quarter or an eighth where that is enough
-            image.load()
-            square = ImageOps.fit(_on_white(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BICUBIC)
-            return Picture(square.tobytes(), width, height, kind, _dhash(square))
-    except Rejected:
-        raise
-    except UnidentifiedImageError:
-        raise Rejected("not_an_image") from None
-    except Exception as error:
-        # Pillow raises OSError, SyntaxError, ValueError, struct.error ... for hostile files, depending on the format.
-        reason = "truncated" if "truncated" in str(error).lower() else "broken"
-        raise Rejected(reason, f"{type(error).__name__}: {error}"[:200]) from None
+    with quiet:
+        image, kind = _open(data, min_side)
+        width, height = image.size
+        if kind == "JPEG" and min(width, height) >= 2 * size:
+            image.draft("RGB", (size, size))  # decodes at a half, a quarter or an eighth, which is enough
+        if image.width * image.height >= LARGE:
+            with _large:
+                square = _square(_load(image), size)
+        else:
+            square = _square(_load(image), size)
+        turn = _TURNS.get(_orientation(image))
+        if turn is not None:
+            square = square.transpose(turn)
+    pixels = square.tobytes()
+    if reject_uniform and pixels == pixels[:3] * (size * size):
+        raise Rejected("uniform", f"#{pixels[:3].hex()}")
+    return Picture(pixels, width, height, kind, _dhash(square))
 
 
-def encode(pixels: bytes, size: int) -> bytes:
-    """What is stored: raw RGB for small images, JPEG of quality 90 for others."""
-    if size <= RAW_UP_TO:
+def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
+    """What is stored of `size` squared RGB pixels; `store` is data.store.
+
+    What is 3 * size * size bytes long is raw pixels, anything else a file: so readers need not be told.
+    """
+    kind = ("raw" if size <= RAW_UP_TO else "jpeg") if store == "auto" else store
+    if kind == "raw":
         return pixels
     file = io.BytesIO()
-    Image.frombytes("RGB", (size, size), pixels).save(file, "JPEG", quality=90)
-    return file.getvalue()
+    image = Image.frombytes("RGB", (size, size), pixels)
+    if kind == "png":
+        image.save(file, "PNG", compress_level=3)
+    else:
+        image.save(file, kind.upper(), quality=QUALITY)
+    stored = file.getvalue()
+    return stored if len(stored) != len(pixels) else stored + b"\0"  # decoders stop at the end of the picture
 
 
 def pixels_of(stored: bytes, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 of what `encode` made."""
-    if size <= RAW_UP_TO:
+    """(size, size, 3) uint8 of what `encode` made. Raises ValueError for anything else."""
+    if len(stored) == 3 * size * size:
         return np.frombuffer(stored, np.uint8).reshape(size, size, 3)
-    with Image.open(io.BytesIO(stored), formats=("JPEG",)) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(stored), formats=("JPEG", "PNG", "WEBP")) as image:
+            if image.size != (size, size):
+                raise ValueError(
+                    f"a stored picture is {image.width}x{image.height}, wanted {size}x{size}: ingest again"
+                )
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(
+            f"a stored picture of {len(stored)} bytes is neither raw {size}x{size} pixels nor a file ({error}): "
+            "ingest again"
+        ) from None
 
 
 def contact_sheet(images_NHWC: np.ndarray, columns: int, scale: int = 2) -> bytes:
@@ -93,13 +180,85 @@ def contact_sheet(images_NHWC: np.ndarray, columns: int, scale: int = 2) -> byte
     return file.getvalue()
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        page = Image.new("RGBA", layer.size, "white")
-        page.alpha_composite(layer)
-        return page.convert("RGB")
-    return image.convert("RGB")
+def _open(data: bytes, min_side: int) -> tuple[ImageFile.ImageFile, str]:
+    """The file with its header read and judged, nothing decoded, and its format."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Rejected("too_large", str(error)[:200]) from None
+    except Exception as error:
+        raise _unreadable(error) from None
+    width, height = image.size
+    kind = "JPEG" if image.format == "MPO" else image.format or "?"  # MPO: a JPEG with others behind it
+    if width * height > MAX_PIXELS[kind]:
+        raise Rejected("too_large", f"{width}x{height}")
+    if min(width, height) < min_side:
+        raise Rejected("too_small", f"{width}x{height}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Rejected("too_narrow", f"{width}x{height}")
+    if kind == "JPEG":
+        scans = data.count(b"\xff\xda")
+        if scans * width * height > MAX_SCANS * MAX_PIXELS[kind]:
+            raise Rejected("too_large", f"{width}x{height} in {scans} scans")
+    return image, kind
+
+
+def _load(image: ImageFile.ImageFile) -> Image.Image:
+    """Decoded, as L, RGB or RGBA. Pillow raises OSError, SyntaxError, ValueError, struct.error ... for bad files."""
+    try:
+        image.load()
+        if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # Pillow would clip all above 255 to white
+            return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            return image.convert("RGBA")
+        return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+    except Exception as error:
+        raise _unreadable(error) from None
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The middle square, resized while it is still in few channels, then put on white where it is transparent."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    square = image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    if square.mode == "RGBA":
+        page = Image.new("RGBA", square.size, "white")
+        page.alpha_composite(square)
+        square = page
+    return square if square.mode == "RGB" else square.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as EXIF or XMP says; 1 where nothing does or it cannot be read: the pixels are good all the same."""
+    if not {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & image.info.keys():
+        return 1
+    try:
+        said = image.getexif().get(0x0112, 1)
+        return said if isinstance(said, int) else 1
+    except Exception:
+        return 1
+
+
+def _unidentified(data: bytes) -> Rejected:
+    if data.startswith(_ALLOWED) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return Rejected("broken", "its header cannot be read")
+    for magic, name in _OTHERS.items():
+        if data.startswith(magic):
+            return Rejected("not_an_image", f"looks like {name}")
+    if data[4:8] == b"ftyp":
+        return Rejected("not_an_image", "looks like HEIC, AVIF or MP4")
+    if data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return Rejected(
+            "not_an_image", "looks like SVG" if b"<svg" in data[:4096].lower() else "looks like HTML or XML"
+        )
+    return Rejected("not_an_image")
+
+
+def _unreadable(error: Exception) -> Rejected:
+    reason = "truncated" if "truncated" in str(error).lower() else "broken"
+    return Rejected(reason, f"{type(error).__name__}: {error}"[:200])
 
 
 def _dhash(square: Image.Image) -> int:

@@ -1,18 +1,26 @@
-"""From a shard as written to posts and rejects: every row read ends in exactly one of the two."""
+"""From a shard as written to posts and rejects: every row read ends in exactly one of the two.
 
-from collections import Counter
+Three things go on at once: one thread reads the source and judges ids and tags a batch at a time, by column; others
+decode chunks of its rows; lance writes. What is in flight is bounded, so memory does not grow with the shard.
+"""
+
+import tempfile
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 
-from moe_core.data.images import Picture, Rejected, decode, encode
-from moe_core.data.splits import split_of
-from moe_core.data.tags import canonical_tags
+from moe_core.data import images
+from moe_core.data.splits import splits_of
+from moe_core.data.tags import canonical_lists
 from moe_core.settings import Data
-from moe_core.tables import replace_rows
+from moe_core.tables import count_rows, replace_rows
 
 POSTS = pa.schema(
     [
@@ -35,6 +43,7 @@ REJECTS = pa.schema(
     [
         ("shard", pa.string()),
         ("position", pa.int64()),
+        ("source", pa.string()),  # file or URI of the shard
         ("id", pa.string()),
         ("user", pa.string()),  # so that a takedown of a user finds it
         ("written", pa.list_(pa.string())),
@@ -42,7 +51,32 @@ REJECTS = pa.schema(
         ("detail", pa.string()),
     ]
 )
-EXAMPLES = 3  # rejects named in an error
+REASONS = {
+    "forgotten": "taken down with `hardmoe forget`; nothing else is kept of it",
+    "no_id": "no id, or one of spaces only",
+    "bad_id": "an id with control characters, or of more than 512 characters",
+    "too_many_tags": "more than 1,000 tags, or more than 100,000 bytes in them",
+    "no_tags": "no tag written, or nothing left of those written",
+    "bad_split": "a split that is none of train, validation and test",
+    **images.REASONS,
+    "duplicate_id": "an accepted post before it in the shard has the same id",
+    "internal_error": "a mistake of ours on this row alone: please report it with its detail",
+}
+MAX_ID, MAX_DETAIL = 512, 200  # characters
+MAX_TAGS, MAX_TAG_BYTES = 1000, 100_000  # of one post
+TAGS_OF_REJECTED, TAG_OF_REJECTED = 20, 100  # tags, and characters of each, kept of a post with too many
+FIRST, LAST = pl.datetime(1826, 1, 1), pl.datetime(2100, 1, 1)  # a clock that shows another time says nothing
+EXAMPLES = 3  # rejects of each reason that are named
+CHUNK_ROWS, CHUNK_BYTES = 128, 8 << 20  # of image files, decoded by one thread in one go
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rejected row."""
+
+    position: int
+    id: str
+    detail: str
 
 
 @dataclass
@@ -53,7 +87,7 @@ class Count:
     accepted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
 
     @property
     def rejected(self) -> int:
@@ -75,116 +109,325 @@ def ingest(
     batches: Iterable[pa.RecordBatch],
     data: Data,
     report: Callable[[int], None],
+    *,
+    source: str = "",
+    threads: int = 1,
     pins: Sequence[str] = (),
-    forgotten: Callable[[str | None, str | None], bool] = lambda post_id, user: False,
+    forgotten: Callable[[str | None, str | None], bool] | None = None,
 ) -> Ingested:
     """Replaces the shard's rows in posts.lance and rejects.lance under `root`, in versions that are named `pins`.
 
-    Posts that are `forgotten` (id, user) leave a rejected row that says nothing else of them.
-
-    Raises ValueError, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected, and
-    RuntimeError when a row was lost. `report` is told how many posts were read so far.
+    `threads` decode. Posts that are `forgotten` (id, user) leave a rejected row that says nothing else of them.
+    Raises ValueError, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected; they
+    can then be looked at in the newest version of rejects.lance. Raises RuntimeError when a row was lost. `report` is
+    told how many posts were read so far. The result is the same for any number of threads.
     """
     count = Count()
-    rejects: list[pa.RecordBatch] = []
-    accepted = _accept(shard, batches, data, count, rejects, report, forgotten)
-    posts_version = replace_rows(root / "posts.lance", POSTS, shard, _checked(accepted, shard, data, count), pins)
-    rejects_version = replace_rows(root / "rejects.lance", REJECTS, shard, rejects, pins)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=root) as spilled, images.quiet:
+        rejects = _Rejects(spilled, shard, source, count)
+        accepted = _accept(shard, _chunks(batches, data, forgotten), count, rejects, report, data, threads)
+        try:
+            posts_version = replace_rows(
+                root / "posts.lance", POSTS, shard, _checked(accepted, shard, data, count), pins
+            )
+        except TooManyRejected as error:
+            version = replace_rows(root / "rejects.lance", REJECTS, shard, rejects.batches())
+            raise ValueError(f"{error}; all of them are in version {version} of {root / 'rejects.lance'}") from None
+        rejects_version = replace_rows(root / "rejects.lance", REJECTS, shard, rejects.batches(), pins)
     return Ingested(count, posts_version, rejects_version)
+
+
+def stored_counts(root: Path, shard: str, posts_version: int, rejects_version: int) -> tuple[int, int]:
+    """(posts, rejects) of a shard that really are in the tables at these versions."""
+    return (
+        count_rows(root / "posts.lance", posts_version, shard),
+        count_rows(root / "rejects.lance", rejects_version, shard),
+    )
+
+
+class TooManyRejected(ValueError):
+    """More than data.max_reject_rate."""
 
 
 def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: Count) -> Iterator[pa.RecordBatch]:
     """Passes batches on; what is wrong with the whole shard is raised before its rows are committed."""
-    yield from accepted
-    if count.accepted + count.rejected != count.read:
+    given = 0
+    for batch in accepted:
+        given += len(batch)
+        yield batch
+    if given != count.accepted or count.accepted + count.rejected != count.read:
         raise RuntimeError(
-            f"shard {shard}: {count.read} read, {count.accepted} + {count.rejected} kept: a row was lost"
+            f"shard {shard}: {count.read} read, {given} + {count.rejected} kept: a row was lost; nothing was replaced"
         )
     if count.rejected - count.reasons["forgotten"] > data.max_reject_rate * count.read:
         why = ", ".join(f"{reason} {n}" for reason, n in count.reasons.most_common())
-        raise ValueError(
+        named = [
+            f"{one.id}: {reason}" + (f": {one.detail}" if one.detail else "")
+            for reason, _ in count.reasons.most_common(EXAMPLES)
+            for one in count.examples[reason][:1]
+        ]
+        raise TooManyRejected(
             f"shard {shard}: {count.rejected} of {count.read} posts rejected ({why}; for example "
-            f"{'; '.join(count.examples)}), more than data.max_reject_rate = {data.max_reject_rate}: "
+            f"{'; '.join(named)}), more than data.max_reject_rate = {data.max_reject_rate}: "
             "look at the source, or raise the setting"
         )
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a shard: what their text says, and their image files."""
+
+    text: pl.DataFrame  # position, id, written, tags, user, taken_at, split, reason (null: none so far), detail
+    files: pa.Array  # binary
+    read: int  # rows up to its end
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Of each row of a chunk: the stored image and what its file was, or why there is none."""
+
+    image: list[bytes | None]
+    width: list[int]
+    height: list[int]
+    format: list[str]
+    dhash: list[int]
+    reason: list[str | None]
+    detail: list[str]
+
+
 def _accept(
     shard: str,
-    batches: Iterable[pa.RecordBatch],
-    data: Data,
+    chunks: Iterator[Chunk],
     count: Count,
-    rejects: list[pa.RecordBatch],
+    rejects: "_Rejects",
     report: Callable[[int], None],
-    forgotten: Callable[[str | None, str | None], bool],
+    data: Data,
+    threads: int,
 ) -> Iterator[pa.RecordBatch]:
-    seen: set[str] = set()
-    with ThreadPoolExecutor() as pool:
-        for batch in batches:
-            rows = batch.to_pylist()
-            kept, refused = [], []
-            pictures = pool.map(lambda row: _picture(row["image"], data.image_size), rows)
-            for position, (row, picture) in enumerate(zip(rows, pictures, strict=True), count.read):
-                try:
-                    if forgotten(row["id"], row["user"]):
-                        row = dict.fromkeys(row)
-                        raise Rejected("forgotten")
-                    if not row["id"]:
-                        raise Rejected("no_id")
-                    if row["id"] in seen:
-                        raise Rejected("duplicate_id")
-                    written = [tag for tag in row["tags"] or () if tag is not None]
-                    tags = canonical_tags(written)
-                    if not tags:
-                        raise Rejected("no_tags", "none written" if not written else "none left of those written")
-                    if isinstance(picture, Rejected):
-                        raise picture
-                    seen.add(row["id"])
-                    split = split_of(row["id"], row["user"], row["split"], data)
-                    count.splits[split] += 1
-                    kept.append(
-                        {
-                            "shard": shard,
-                            "position": position,
-                            "id": row["id"],
-                            "image": encode(picture.pixels, data.image_size),
-                            "written": written,
-                            "tags": tags,
-                            "user": row["user"],
-                            "taken_at": row["taken_at"],
-                            "width": picture.width,
-                            "height": picture.height,
-                            "format": picture.format,
-                            "dhash": picture.dhash,
-                            "split": split,
-                        }
-                    )
-                except Rejected as why:
-                    count.reasons[why.reason] += 1
-                    if len(count.examples) < EXAMPLES:
-                        count.examples.append(f"{row['id']}: {why}")
-                    refused.append(
-                        {
-                            "shard": shard,
-                            "position": position,
-                            "id": row["id"],
-                            "user": row["user"],
-                            "written": row["tags"],
-                            "reason": why.reason,
-                            "detail": why.detail,
-                        }
-                    )
-            count.read += len(rows)
-            count.accepted += len(kept)
-            if refused:
-                rejects.append(pa.RecordBatch.from_pylist(refused, schema=REJECTS))
-            if kept:
-                yield pa.RecordBatch.from_pylist(kept, schema=POSTS)
-            report(count.read)
-
-
-def _picture(data: bytes | None, size: int) -> Picture | Rejected:
+    """Accepted posts in their order; rejected ones go to `rejects`, and all are counted."""
+    seen = _Seen()
+    waiting: deque[tuple[Chunk, Future[Converted]]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
-        return decode(data or b"", size)
-    except Rejected as why:
-        return why
+        for chunk in _ahead(chunks):
+            count.read = chunk.read
+            waiting.append((chunk, pool.submit(_convert, chunk, data)))
+            if len(waiting) > 2 * threads:
+                yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
+                report(chunk.read)
+        while waiting:
+            yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
+        report(count.read)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Chunks, each read while the one before it is used.
+
+    All by one thread: lance asks for batches from several of its own, and each would keep memory of what it read.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        future = pool.submit(next, chunks, None)
+        while (chunk := future.result()) is not None:
+            future = pool.submit(next, chunks, None)
+            yield chunk
+
+
+def _chunks(
+    batches: Iterable[pa.RecordBatch], data: Data, forgotten: Callable[[str | None, str | None], bool] | None
+) -> Iterator[Chunk]:
+    """Rows with their text judged, in slices that one thread decodes."""
+    read = 0
+    for batch in batches:
+        text, files = _text(batch, read, data), batch["image"]
+        if forgotten is not None:
+            text = _without(text, forgotten)
+        starts = np.cumsum(pa.compute.fill_null(pa.compute.binary_length(files), 0).to_numpy(zero_copy_only=False))
+        first = 0
+        while first < len(batch):
+            already = starts[first - 1] if first else 0
+            fits = int(np.searchsorted(starts, already + CHUNK_BYTES, side="right"))
+            last = max(first + 1, min(fits, first + CHUNK_ROWS, len(batch)))
+            yield Chunk(text[first:last], files.slice(first, last - first), read + last)
+            first = last
+        read += len(batch)
+
+
+def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
+    """What can be said of rows without their images. The first reason that holds is the one given."""
+    names = [
+        name for name in ("id", "tags", "user", "taken_at", "split", "reason", "detail") if name in batch.schema.names
+    ]
+    rows = pl.DataFrame(pl.from_arrow(pa.table(batch.select(names))))
+    absent = [pl.lit(None, pl.String).alias(name) for name in ("reason", "detail") if name not in names]
+    rows = rows.with_row_index("position", before).with_columns(pl.col("position").cast(pl.Int64), *absent)
+    written = pl.col("tags").list.drop_nulls()
+    bytes_in_tags = written.list.eval(pl.element().str.len_bytes()).list.sum()
+    rows = rows.with_columns(
+        written.alias("written"),
+        ((written.list.len() > MAX_TAGS) | (bytes_in_tags > MAX_TAG_BYTES)).fill_null(False).alias("many"),
+    )
+    short = pl.col("written").list.head(TAGS_OF_REJECTED).list.eval(pl.element().str.head(TAG_OF_REJECTED))
+    rows = rows.with_columns(
+        pl.when("many").then(short).otherwise("written").alias("written"),
+        pl.format("{} tags, {} bytes", pl.col("written").list.len(), bytes_in_tags).alias("many_detail"),
+    )
+    usable = rows.select(pl.when(~pl.col("many")).then("written").alias("tags")).to_series()
+    rows = rows.with_columns(
+        canonical_lists(usable).alias("tags"),
+        splits_of(rows, data).alias("split"),
+        pl.col("split").alias("given"),
+        pl.when(pl.col("taken_at").is_between(FIRST, LAST, closed="left")).then("taken_at").alias("taken_at"),
+    )
+    no_tags = pl.col("tags").list.len() == 0
+    none_written = pl.col("written").list.len().fill_null(0) == 0
+    characters = pl.col("id").str.len_chars()
+    judged = (
+        (pl.col("reason").fill_null("") != "", pl.col("reason"), pl.col("detail")),
+        (pl.col("id").str.strip_chars().fill_null("") == "", pl.lit("no_id"), pl.lit("")),
+        (characters > MAX_ID, pl.lit("bad_id"), pl.format("{} characters", characters)),
+        (pl.col("id").str.contains(r"\p{Cc}"), pl.lit("bad_id"), pl.lit("control characters")),
+        (pl.col("many"), pl.lit("too_many_tags"), pl.col("many_detail")),
+        (no_tags & none_written, pl.lit("no_tags"), pl.lit("none written")),
+        (no_tags, pl.lit("no_tags"), pl.lit("none left of those written")),
+        (pl.col("split").is_null(), pl.lit("bad_split"), pl.col("given").str.head(50)),
+    )
+    return rows.select(
+        "position",
+        pl.col("id").str.head(MAX_ID),
+        "written",
+        "tags",
+        "user",
+        "taken_at",
+        "split",
+        pl.coalesce(pl.when(holds).then(reason) for holds, reason, _ in judged).alias("reason"),
+        pl.coalesce(pl.when(holds).then(detail.fill_null("")) for holds, _, detail in judged)
+        .str.head(MAX_DETAIL)
+        .alias("detail"),
+    )
+
+
+def _without(text: pl.DataFrame, forgotten: Callable[[str | None, str | None], bool]) -> pl.DataFrame:
+    """The same with nothing but a reason left of the rows that are forgotten."""
+    gone = pl.Series([forgotten(*row) for row in text.select("id", "user").iter_rows()], dtype=pl.Boolean)
+    emptied = [pl.when(~gone).then(pl.col(name)).alias(name) for name in text.columns if name != "position"]
+    said = pl.when(gone).then(pl.lit("forgotten")).otherwise("reason").alias("reason")
+    return text.with_columns(emptied).with_columns(said)
+
+
+def _convert(chunk: Chunk, data: Data) -> Converted:
+    """Decodes what its text did not rule out. A mistake of ours on one file costs that row, and is counted."""
+    made = Converted([], [], [], [], [], [], [])
+    for number, before in enumerate(chunk.text["reason"]):
+        stored, picture, reason, detail = None, _NOTHING, None, ""
+        if before is None:
+            try:
+                file = chunk.files[number].as_py() or b""
+                picture = images.decode(file, data.image_size, data.min_side, data.reject_uniform)
+                stored = images.encode(picture.pixels, data.image_size, data.store)
+            except images.Rejected as why:
+                reason, detail = why.reason, why.detail
+            except MemoryError:
+                raise
+            except Exception as error:
+                reason, detail = "internal_error", f"{type(error).__name__}: {error}"[:MAX_DETAIL]
+        made.image.append(stored)
+        made.width.append(picture.width)
+        made.height.append(picture.height)
+        made.format.append(picture.format)
+        made.dhash.append(picture.dhash)
+        made.reason.append(reason)
+        made.detail.append(detail)
+    return made
+
+
+_NOTHING = images.Picture(b"", 0, 0, "", 0)
+
+
+def _sorted_out(
+    shard: str, chunk: Chunk, future: "Future[Converted]", seen: "_Seen", count: Count, rejects: "_Rejects"
+) -> Iterator[pa.RecordBatch]:
+    """The accepted posts of a chunk, counted; the others are passed to `rejects`."""
+    made = future.result()
+    rows = chunk.text.with_columns(
+        pl.coalesce("reason", pl.Series(made.reason, dtype=pl.String)).alias("reason"),
+        pl.coalesce("detail", pl.Series(made.detail, dtype=pl.String)).alias("detail"),
+    )
+    good_N = rows["reason"].is_null().to_numpy()
+    good_N[good_N] = seen.add(rows["id"].filter(good_N))
+    rows = rows.with_columns(
+        pl.when(pl.Series(good_N) | pl.col("reason").is_not_null()).then("reason").otherwise(pl.lit("duplicate_id"))
+    )
+    if not good_N.all():
+        rejects.add(rows.filter(~good_N))
+    if not good_N.any():
+        return
+    kept = rows.filter(good_N)
+    for split, number in kept["split"].value_counts().iter_rows():
+        count.splits[split] += number
+    mask = pa.array(good_N)
+    columns = {name: _arrow(kept[name]) for name in ("position", "id", "written", "tags", "user", "taken_at", "split")}
+    columns |= {"shard": pa.repeat(shard, len(kept))}
+    for name in ("image", "width", "height", "format", "dhash"):
+        columns[name] = pa.array(getattr(made, name), POSTS.field(name).type).filter(mask)
+    count.accepted += len(kept)
+    yield pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in POSTS], schema=POSTS)
+
+
+class _Seen:
+    """Ids that were accepted, as 64-bit hashes: 8 bytes a post, in sorted runs that are merged as they grow alike."""
+
+    def __init__(self) -> None:
+        self.runs: list[np.ndarray] = []
+
+    def add(self, ids: pl.Series) -> np.ndarray:
+        """(N,) bool: which are new, the first of equal ones."""
+        hash_N = ids.hash(seed=0).to_numpy()
+        run, first = np.unique(hash_N, return_index=True)
+        new_N = np.zeros(len(hash_N), bool)
+        new_N[first] = True
+        for known in self.runs:
+            place_N = np.minimum(np.searchsorted(known, hash_N), len(known) - 1)
+            new_N &= known[place_N] != hash_N
+        run = np.sort(hash_N[new_N])
+        while self.runs and len(self.runs[-1]) <= 2 * len(run):
+            run = np.sort(np.concatenate([self.runs.pop(), run]))
+        if len(run):
+            self.runs.append(run)
+        return new_N
+
+
+class _Rejects:
+    """Rejected rows on their way to the table: in a file without a name, which goes with the process."""
+
+    def __init__(self, file: IO[bytes], shard: str, source: str, count: Count) -> None:
+        self.file, self.shard, self.source, self.count = file, shard, source, count
+        self.writer = pa.ipc.new_stream(file, REJECTS)
+
+    def add(self, rows: pl.DataFrame) -> None:
+        columns = {name: _arrow(rows[name]) for name in ("position", "id", "user", "written", "reason", "detail")}
+        columns |= {"shard": pa.repeat(self.shard, len(rows)), "source": pa.repeat(self.source, len(rows))}
+        arrays = [columns[f.name].cast(f.type) for f in REJECTS]
+        self.writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=REJECTS))
+        for reason, position, name, detail in rows.select("reason", "position", "id", "detail").iter_rows():
+            self.count.reasons[reason] += 1
+            named = self.count.examples.setdefault(reason, [])
+            if len(named) < EXAMPLES:
+                named.append(Example(position, _shown(name or f"row {position}"), _shown(detail)))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        self.writer.close()
+        self.file.seek(0)
+        yield from pa.ipc.open_stream(self.file)
+
+
+def _shown(text: str) -> str:
+    """For a terminal or a page: short, and without control characters. The table keeps what was there."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:80])
+
+
+def _arrow(column: pl.Series) -> pa.Array:
+    """With the plain types that lance stores."""
+    return column.to_arrow(compat_level=pl.CompatLevel.oldest())

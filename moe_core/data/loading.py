@@ -1,6 +1,9 @@
-"""Posts from the store into memory, in an order that does not depend on how Lance laid them out."""
+"""Posts from the store, read when they are wanted, in an order that does not depend on how Lance laid them out."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +12,12 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from moe_core.data.images import RAW_UP_TO, pixels_of
+from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
-from moe_core.tables import read_rows
+from moe_core.tables import locate, read_rows, take_rows
 from moe_core.training.batches import Posts
+
+PART = 65_536  # posts whose hashtags are looked up at once
 
 
 @dataclass(frozen=True)
@@ -23,55 +28,107 @@ class Place:
     version: int | str
 
 
+@dataclass(frozen=True)
+class StoredImages:
+    """Images of posts.lance at some places, decoded as they are read; a part of them costs what it holds, no more."""
+
+    path: Path
+    version: int  # of the data set
+    offsets_N: np.ndarray  # int64: row of that version
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.offsets_N)
+
+    def subset(self, rows_N: np.ndarray) -> StoredImages:
+        return StoredImages(self.path, self.version, self.offsets_N[rows_N], self.size)
+
+    def read(self, rows_B: np.ndarray) -> np.ndarray:
+        order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
+        found = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
+        out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
+        out_BHWC[order_B] = _pixels(found, self.size)
+        return out_BHWC
+
+
 def read_columns(root: Path, places: Sequence[Place], columns: list[str]) -> pl.DataFrame:
     """Columns of all the posts, shard by shard in the order of `places`, each in the order of its source."""
     return pl.concat([_polars(read_rows(root / "posts.lance", p.version, p.shard, columns)) for p in places])
 
 
-def load_posts(
-    root: Path, places: Sequence[Place], vocabulary: Vocabulary, size: int, wanted: np.ndarray | None = None
-) -> Posts:
-    """The posts, or those where `wanted` (one bool a post, in the order of `read_columns`) holds, decoded."""
-    images, tags = [], []
-    first = 0
+@dataclass(frozen=True)
+class Labels:
+    """Hashtags of all the posts in compressed rows."""
+
+    tags_T: np.ndarray  # int64 in [0, V)
+    starts_N1: np.ndarray  # int64
+
+    @property
+    def tagged_N(self) -> np.ndarray:
+        """(N,) bool: carries a hashtag of the vocabulary."""
+        return np.diff(self.starts_N1) > 0
+
+    def where(self, rows_M: np.ndarray) -> Labels:
+        """Those of the posts at these places."""
+        counts_M = np.diff(self.starts_N1)[rows_M]
+        starts_M1 = np.concatenate([[0], counts_M.cumsum()]).astype(np.int64)
+        inside = np.arange(starts_M1[-1]) - np.repeat(starts_M1[:-1], counts_M)
+        return Labels(self.tags_T[np.repeat(self.starts_N1[rows_M], counts_M) + inside], starts_M1)
+
+
+def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> Labels:
+    """The hashtags of all the posts, shard by shard: only their numbers are ever all in memory."""
+    ids, counts = [np.empty(0, np.int64)], [np.zeros(1, np.int64)]
     for place in places:
-        rows = read_rows(root / "posts.lance", place.version, place.shard, ["image", "tags"])
-        if wanted is not None:
-            mask = wanted[first : first + len(rows)]
-            first += len(rows)
-            rows = rows.filter(pa.array(mask))
-        images.append(_pixels(rows["image"], size))
-        tags.append(_polars(rows.select(["tags"]))["tags"])
-    if wanted is not None and first != len(wanted):
+        tags = _polars(read_rows(root / "posts.lance", place.version, place.shard, ["tags"]))["tags"]
+        for first in range(0, len(tags), PART):
+            ids_T, starts_N1 = vocabulary.compressed_rows(tags[first : first + PART])
+            ids.append(ids_T)
+            counts.append(np.diff(starts_N1))
+    return Labels(np.concatenate(ids), np.concatenate(counts).cumsum())
+
+
+def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
+    """The images of all the posts, in the one order; none is read yet."""
+    path = root / "posts.lance"
+    found = locate(path, [(place.shard, place.version) for place in places])
+    return StoredImages(path, found.version, found.offsets_N, size)
+
+
+def open_posts(
+    root: Path, places: Sequence[Place], labels: Labels, size: int, rows_M: np.ndarray | None = None
+) -> Posts:
+    """The posts, or those at `rows_M` of the one order, with images that are read when they are wanted."""
+    images = open_images(root, places, size)
+    if len(images) != len(labels.starts_N1) - 1:
         raise ValueError(
-            f"wanted {len(wanted)} posts, {root}/posts.lance holds {first}: were posts ingested meanwhile?"
+            f"hashtags of {len(labels.starts_N1) - 1} posts, {images.path} holds {len(images)}: "
+            "were posts ingested meanwhile?"
         )
-    ids_T, starts_N1 = vocabulary.compressed_rows(pl.concat(tags))
-    images_NHWC = torch.from_numpy(np.concatenate(images))
-    return Posts(images_NHWC.permute(0, 3, 1, 2), torch.from_numpy(ids_T.copy()), torch.from_numpy(starts_N1))
-
-
-def tagged(tags: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
-    """(N,) bool: which posts carry a hashtag of the vocabulary."""
-    _, starts_N1 = vocabulary.compressed_rows(tags)
-    return np.diff(starts_N1) > 0
+    if rows_M is not None:
+        images, labels = images.subset(rows_M), labels.where(rows_M)
+    return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))
 
 
 def _pixels(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """(N, size, size, 3) uint8."""
+    """(N, size, size, 3) uint8. Raw pixels are copied a chunk at a time, files decoded by the threads torch may use."""
     out = np.empty((len(column), size, size, 3), np.uint8)
     row = 0
-    for chunk in column.chunks:
-        if size <= RAW_UP_TO:  # fixed width, so the chunk's buffer is the array
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for chunk in column.chunks:
             first, last = chunk.offset, chunk.offset + len(chunk)
             offsets = np.frombuffer(chunk.buffers()[1], np.int32)[first : last + 1]
-            flat = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-            out[row : row + len(chunk)] = flat.reshape(-1, size, size, 3)
-        else:
-            for place, stored in enumerate(chunk, row):
-                out[place] = pixels_of(stored.as_py(), size)
-        row += len(chunk)
+            if (np.diff(offsets) == 3 * size * size).all():
+                flat = np.frombuffer(chunk.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+                out[row : row + len(chunk)] = flat.reshape(-1, size, size, 3)
+            else:
+                list(pool.map(_put, out[row : row + len(chunk)], chunk))
+            row += len(chunk)
     return out
+
+
+def _put(place: np.ndarray, stored: pa.BinaryScalar) -> None:
+    place[:] = pixels_of(stored.as_py(), len(place))
 
 
 def _polars(table: pa.Table) -> pl.DataFrame:

@@ -7,6 +7,8 @@ without their modifiers, everything else goes. Machine tags (`ns:pred=value`) ar
 import re
 import unicodedata
 
+import polars as pl
+
 MAX_TAG_CHARACTERS = 100  # longer is never a word; Instagram's own limit on a hashtag is of this size
 
 _MACHINE_TAG = re.compile(r"^\s*#?[A-Za-z]\w*:[A-Za-z]\w*=", re.ASCII)
@@ -29,6 +31,12 @@ def canonical_tag(written: str) -> str | None:
 def canonical_tags(written: list[str]) -> list[str]:
     """Canonical forms in the order of first appearance, each once."""
     return list(dict.fromkeys(tag for text in written if (tag := canonical_tag(text)) is not None))
+
+
+def canonical_lists(written: pl.Series, accents: str = "keep") -> pl.Series:
+    """`canonical_tags` of each list; empty where there is none."""
+    lists = [canonical_tags([tag for tag in row or () if tag is not None]) for row in written.to_list()]
+    return pl.Series(written.name, lists, dtype=pl.List(pl.String))
 
 
 def _stays(character: str) -> bool:

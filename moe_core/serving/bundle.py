@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from moe_core.clustering.gate import Gate
     from moe_core.models.resnet import ResNet
+    from moe_core.training.batches import Images
 
 FORMAT = "hardmoe bundle 1"
 ANSWERS = ("mixture_top1", "mixture_top1_router")
@@ -166,28 +167,28 @@ class Bundle:
         fc = self.router.fc
         return probabilities_of(features_ND, fc.weight.detach(), fc.bias.detach(), self.loss)
 
-    def expert_features(self, key: str, images_NCHW: Tensor, device: str = "cpu") -> Tensor:
+    def expert_features(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, D): the images in the one embedding space, by one expert."""
         from moe_core.training.infer import features_of
 
-        return features_of(self.expert(key), images_NCHW, self.precision, device)
+        return features_of(self.expert(key), images, self.precision, device)
 
-    def expert_probabilities(self, key: str, images_NCHW: Tensor, device: str = "cpu") -> Tensor:
+    def expert_probabilities(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, V): an expert's answer through the shared decoder."""
         from moe_core.training.infer import probabilities_of
 
-        features_ND = self.expert_features(key, images_NCHW, device)
+        features_ND = self.expert_features(key, images, device)
         return probabilities_of(features_ND, self.weight_VD, self.bias_V, self.loss)
 
     def predict(self, images_NHWC: np.ndarray, device: str = "cpu") -> tuple[Tensor, list[str]]:
         """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size."""
         import numpy as np
-        import torch
 
+        from moe_core.training.batches import ImagesInMemory
         from moe_core.training.infer import features_of
 
-        images_NCHW = torch.from_numpy(images_NHWC.copy()).permute(0, 3, 1, 2)
-        features_ND = features_of(self.router, images_NCHW, self.precision, device)
+        images = ImagesInMemory(images_NHWC)
+        features_ND = features_of(self.router, images, self.precision, device)
         out_NV = self.router_probabilities(features_ND)
         expert_N = self.gate.assign(features_ND.numpy())
         keys = sorted(self.published)
@@ -195,8 +196,8 @@ class Bundle:
             key = keys[number]
             if not self.published[key]:
                 continue
-            rows = torch.from_numpy(np.flatnonzero(expert_N == number))
-            mine = self.expert_probabilities(key, images_NCHW[rows], device)
+            rows = np.flatnonzero(expert_N == number)
+            mine = self.expert_probabilities(key, images.subset(rows), device)
             out_NV[rows] = mine if self.answer == "mixture_top1" else mine.lerp(out_NV[rows], self.router_share)
         return out_NV, [keys[number] for number in expert_N]
 

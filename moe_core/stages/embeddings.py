@@ -1,6 +1,7 @@
 """embeddings: every post of a shard in the one space that the shared decoder reads, with an index for search."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from moe_core.stages import reading
@@ -9,36 +10,39 @@ from moe_core.stages.stage import Stage
 from moe_core.store import Written
 from moe_core.tables import ids_in
 
+PART = 4_096  # posts that are routed at once
+
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
     import numpy as np
     import pyarrow as pa
-    import torch
 
-    from moe_core.data.loading import load_posts, read_columns
     from moe_core.serving.bundle import Bundle
     from moe_core.tables import write_vectors
 
+    assert key is not None
     device = device_and_threads(parallel=True, experts=context.study.partition.experts)
     bundle = Bundle(context.need("mixture").path)
-    place = [p for p in reading.places(context) if p.shard == key]
-    posts = load_posts(context.root, place, reading.vocabulary(context), bundle.image_size)
+    images = reading.images_of(context, key, bundle.image_size)
     rows = reading.assignment(context)
     expert_N = rows.filter(rows["shard"] == key)["expert"].to_numpy()
-    vectors_ND = torch.empty(len(posts), bundle.router.width)
-    for number, expert in enumerate(bundle.published):
-        mine = torch.from_numpy(np.flatnonzero(expert_N == number))
-        if len(mine):
-            vectors_ND[mine] = bundle.expert_features(expert, posts.images_NCHW[mine], device)
-            context.report({"experts": number + 1})
-    ids = read_columns(context.root, place, ["id"])["id"]
-    columns = {"id": pa.array(ids.to_list()), "expert": pa.array(expert_N)}
-    found_ND = vectors_ND.numpy()
-    write_vectors(folder / "embeddings.lance", columns, "embedding", found_ND, index=True)
-    return Written(
-        {"posts": len(found_ND), "width": found_ND.shape[1]},
-        content={"embeddings": hashlib.sha256(found_ND.tobytes() + expert_N.tobytes()).hexdigest()},
-    )
+    ids = reading.ids_of(context, key)
+    content = hashlib.sha256()
+
+    def parts() -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
+        for first in range(0, len(images), PART):
+            expert_B = expert_N[first : first + PART]
+            found_BD = np.empty((len(expert_B), bundle.router.width), np.float32)
+            for number in np.unique(expert_B):
+                mine = np.flatnonzero(expert_B == number)
+                expert = context.experts[number]
+                found_BD[mine] = bundle.expert_features(expert, images.subset(first + mine), device).numpy()
+            content.update(found_BD.tobytes() + expert_B.tobytes())
+            context.report({"posts": first + len(found_BD)})
+            yield {"id": ids[first : first + PART], "expert": pa.array(expert_B)}, found_BD
+
+    count = write_vectors(folder / "embeddings.lance", "embedding", parts(), index=True)
+    return Written({"posts": count, "width": bundle.router.width}, content={"embeddings": content.hexdigest()})
 
 
 EMBEDDINGS = Stage(

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moe_core.serving.bundle import Bundle
-    from moe_core.training.batches import Posts
+    from moe_core.training.batches import Images, Posts
 
 CHUNK = 8192  # test posts answered at once: bounds the memory to CHUNK x V numbers a row of the table
+CHUNK_BYTES = 256 << 20  # of their pixels
 MEASURES = ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy")
 AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
 # Rows with a router in them answer with expert.router_share of the trunk's probabilities, the rest the expert's.
@@ -67,10 +68,11 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 
     device = device_and_threads(parallel=False, experts=context.study.partition.experts)
     bundle = Bundle(context.need("mixture").path)
-    use_N = reading.index(context).use("test")
+    index = reading.index(context)
+    use_N = index.use("test")
     if not use_N.any():
         raise ValueError("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
-    posts = reading.posts_where(context, use_N)
+    posts = reading.posts_where(context, index, use_N)
     scores, expert_N = _score(context, bundle, posts, use_N, device)
     frequent = _frequent(posts, len(bundle.hashtags))
     rows = [_row(context, name, scores[name], posts, frequent) for name in scores]
@@ -110,20 +112,21 @@ def _score(
     assignment = reading.assignment(context)
     expert_N = assignment["expert"].to_numpy()[use_N]
     random_N = assignment["random"].to_numpy()[use_N]
-    features_ND = reading.trunk_features(context)[use_N]
+    features_ND = reading.trunk_features_where(context, use_N)
     networks = _controls(context)
     wanted = [name for name in ROWS if context.study.evaluation.controls or name not in CONTROLS]
     scores = {name: Scores() for name in wanted}
     frequent = _frequent(posts, len(bundle.hashtags))
-    for first in range(0, len(posts), CHUNK):
-        rows = slice(first, first + CHUNK)
-        part = _slice(posts, rows)
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * bundle.image_size**2)))
+    for first in range(0, len(posts), chunk):
+        rows = slice(first, first + chunk)
+        part = posts.subset(np.arange(len(posts))[rows]).in_memory()  # every network looks at them
         answers = _answers(context, bundle, networks, part, features_ND[rows], expert_N[rows], random_N[rows], device)
         for name, p_NV in answers:
             scores[name].chunks.append(per_post(p_NV, part.tags_T, part.starts_N1))
             if first < AP_POSTS:
                 scores[name].scores.append(p_NV[: AP_POSTS - first, frequent].numpy().astype(np.float32))
-        context.report({"posts": min(first + CHUNK, len(posts)), "of": len(posts)})
+        context.report({"posts": min(first + chunk, len(posts)), "of": len(posts)})
     return {name: scores[name] for name in wanted}, expert_N
 
 
@@ -149,7 +152,7 @@ def _answers(
     lowest_N = np.full(len(part), np.inf)
     weight_NK = torch.from_numpy(bundle.gate.weights(features_ND, settings.topk, settings.temperature))
     for number, key in enumerate(bundle.published):
-        each_NV = bundle.expert_probabilities(key, part.images_NCHW, device)
+        each_NV = bundle.expert_probabilities(key, part.images, device)
         loss_N = per_post(each_NV, part.tags_T, part.starts_N1)["cross_entropy"]
         better_N = torch.from_numpy(loss_N < lowest_N)
         lowest_N = np.minimum(lowest_N, loss_N)
@@ -165,26 +168,26 @@ def _answers(
     yield "best_expert_oracle", oracle_NV
     if not settings.controls:
         return
-    yield "trunk_same_budget", _own_answer(context, networks["trunk_same_budget"], part.images_NCHW, device)
+    yield "trunk_same_budget", _own_answer(context, networks["trunk_same_budget"], part.images, device)
     for name, which_N, row in (
         ("random_expert", random_N, "random_partition"),
         ("separate_expert", expert_N, "separate_decoders_top1"),
     ):
         routed_NV = trunk_NV.clone()
         for number, model in enumerate(networks[name]):
-            mine_N = torch.from_numpy(which_N == number)
-            if mine_N.any():
-                routed_NV[mine_N] = _own_answer(context, model, part.images_NCHW[mine_N], device)
+            rows = np.flatnonzero(which_N == number)
+            if len(rows):
+                routed_NV[rows] = _own_answer(context, model, part.images.subset(rows), device)
         yield row, routed_NV
         yield f"{row}_router", routed_NV.lerp(trunk_NV, share)
 
 
-def _own_answer(context: Context, model: Any, images_NCHW: Tensor, device: str) -> Tensor:
+def _own_answer(context: Context, model: Any, images: Images, device: str) -> Tensor:
     """A network's answer through its own last layer."""
     from moe_core.training.infer import features_of, probabilities_of
 
     training = context.study.expert_training
-    features_ND = features_of(model, images_NCHW, training.precision, device)
+    features_ND = features_of(model, images, training.precision, device)
     return probabilities_of(features_ND, model.fc.weight.detach().cpu(), model.fc.bias.detach().cpu(), training.loss)
 
 
@@ -201,14 +204,6 @@ def _controls(context: Context) -> dict[str, Any]:
     for network in networks["random_expert"]:
         network.fc.load_state_dict(decoder)
     return networks | {"trunk_same_budget": reading.network(context, context.need("trunk_same_budget"))}
-
-
-def _slice(posts: Posts, rows: slice) -> Posts:
-    from moe_core.training.batches import Posts
-
-    starts = posts.starts_N1[rows.start : rows.stop + 1]
-    tags = posts.tags_T[int(starts[0]) : int(starts[-1])]
-    return Posts(posts.images_NCHW[rows], tags, starts - starts[0])
 
 
 def _frequent(posts: Posts, hashtags: int) -> list[int]:
@@ -234,11 +229,9 @@ def _row(context: Context, name: str, scores: Scores, posts: Posts, frequent: li
 
 def _relevant(posts: Posts, frequent: list[int]) -> np.ndarray:
     """(N, tags) bool: which of the posts of mAP carry which of its hashtags."""
-    import torch
-
     count = min(len(posts), AP_POSTS)
     wanted = int(posts.tags_T.max()) + 1
-    return posts.targets(torch.arange(count), wanted)[:, frequent].numpy() > 0
+    return posts.targets(np.arange(count), wanted)[:, frequent].numpy() > 0
 
 
 def _costs(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,8 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool) -> Stage:
         study = context.study
         device = device_and_threads(parallel=True, experts=study.partition.experts)
         mine = reading.assignment(context)[column].to_numpy() == int(key[1:])
-        posts = reading.posts_where(context, reading.index(context).use("train") & mine)
+        index = reading.index(context)
+        posts = reading.posts_where(context, index, index.use("train") & mine)
         model = reading.network(context, context.need("trunk"))
         if study.expert.start == "scratch":
             decoder = model.fc.state_dict()

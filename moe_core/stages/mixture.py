@@ -48,14 +48,15 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
 
     study = context.study
     device = device_and_threads(parallel=False, experts=study.partition.experts)
-    use_N = reading.index(context).use("validation")
+    index = reading.index(context)
+    use_N = index.use("validation")
     published = dict.fromkeys(experts, True)
     if not use_N.any():
         return {"published": published, "answer": "mixture_top1", "validation_posts": 0}
-    posts = reading.posts_where(context, use_N)
+    posts = reading.posts_where(context, index, use_N)
     loss, precision = study.expert_training.loss, study.expert_training.precision
     own = reading.network(context, trunk).fc
-    features_ND = torch.from_numpy(reading.trunk_features(context)[use_N])
+    features_ND = torch.from_numpy(reading.trunk_features_where(context, use_N))
     trunk_NV = probabilities_of(features_ND, own.weight.detach(), own.bias.detach(), loss)
     shared, _ = load_weights(decoder.file("decoder.safetensors"))
     expert_N = reading.assignment(context)["expert"].to_numpy()[use_N]
@@ -66,7 +67,7 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
         rows = np.flatnonzero(expert_N == number)
         if not len(rows):
             continue
-        mine = posts.images_NCHW[torch.from_numpy(rows)]
+        mine = posts.images.subset(rows)
         feature_ND = features_of(reading.network(context, experts[k]), mine, precision, device)
         top1_NV[rows] = probabilities_of(feature_ND, shared["weight"], shared["bias"], loss)
         context.report({"experts": number + 1})

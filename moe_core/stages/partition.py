@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,8 @@ from moe_core.stages.stage import Stage
 from moe_core.store import Artefact, Written, file_digest
 
 if TYPE_CHECKING:
-    import polars as pl
+    from moe_core.data.loading import Labels
 
-ROWS = 65_536  # added to the moments at once: bounds the copy in float64
 RANDOM_SEED = 0  # of the random partition that is the control
 
 
@@ -33,45 +33,54 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.clustering.whitening import Moments, whiten
 
     settings = context.study.partition
-    columns = reading.all_columns(context, ["shard", "id", "split", "tags"])
-    features_ND = reading.trunk_features(context)
-    training_N = reading.index(context).use("train")
-    train_ND = features_ND[training_N]
-    if settings.experts > len(train_ND):
+    columns = reading.all_columns(context, ["shard", "id"])
+    index = reading.index(context)
+    training_N = index.use("train")
+    count = int(training_N.sum())
+    if settings.experts > count:
         raise ValueError(
-            f"partition.experts = {settings.experts}, but only {len(train_ND)} training posts carry a hashtag: "
+            f"partition.experts = {settings.experts}, but only {count} training posts carry a hashtag: "
             "lower partition.experts, or add posts"
         )
-    moments = Moments(train_ND.shape[1])
-    for first in range(0, len(train_ND), ROWS):
-        moments.add(train_ND[first : first + ROWS])
+    moments: Moments | None = None
+    for part_BD, rows_B in _parts(context):
+        moments = moments or Moments(part_BD.shape[1])
+        moments.add(part_BD[training_N[rows_B]])
+    assert moments is not None
     whitening = whiten(moments, settings.pca)
-    fitted_NP = whitening.apply(_sample(train_ND, settings.max_fit_posts, settings.seed))
+    fitted_NP = whitening.apply(
+        reading.trunk_features_where(context, _sample(training_N, settings.max_fit_posts, settings.seed))
+    )
     clusters = settings.fine or settings.experts
     found = fit(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
     expert_M = np.arange(clusters)
     if settings.fine:
-        nearest_N = assign(whitening.apply(train_ND), found.centroids_KP)
-        expert_M = pack(np.bincount(nearest_N, minlength=clusters), found.centroids_KP, settings.experts)
+        sizes_M = np.zeros(clusters, np.int64)
+        for part_BD, rows_B in _parts(context):
+            nearest_B = assign(whitening.apply(part_BD[training_N[rows_B]]), found.centroids_KP)
+            sizes_M += np.bincount(nearest_B, minlength=clusters)
+        expert_M = pack(sizes_M, found.centroids_KP, settings.experts)
     gate = Gate(whitening, found.centroids_KP, expert_M)
-    expert_N = gate.assign(features_ND)
+    expert_N = np.concatenate([gate.assign(part_BD) for part_BD, _ in _parts(context)])
     random_N = np.empty_like(expert_N)
     ids = columns["id"].to_numpy()
-    for rows_N in [training_N, *(~training_N & (columns["split"].to_numpy() == s) for s in _SPLITS)]:
+    for rows_N in [training_N, *(~training_N & (index.split_N == s) for s in _SPLITS)]:
         sizes_K = np.bincount(expert_N[rows_N], minlength=settings.experts)
         random_N[rows_N] = random_partition(ids[rows_N].tolist(), sizes_K, RANDOM_SEED)
-    assignment = columns.select("shard", "id", "split").with_columns(
-        pl.Series("expert", expert_N, pl.Int32), pl.Series("random", random_N, pl.Int32)
+    assignment = columns.with_columns(
+        pl.Series("split", index.split_N.tolist(), pl.String),
+        pl.Series("expert", expert_N, pl.Int32),
+        pl.Series("random", random_N, pl.Int32),
     )
     assignment.write_parquet(folder / "assignment.parquet", statistics=False)
     gate.save(
         folder / "gate.safetensors",
         {"asset": "partition", "version": context.version("partition"), "trunk": context.version("trunk")},
     )
-    labels = _labels(context, columns)
     members = {
         name: {
-            f"e{k:03d}": _digest_of_members(ids, labels, training_N & (column_N == k)) for k in range(settings.experts)
+            f"e{k:03d}": _digest_of_members(ids, index.labels, training_N & (column_N == k))
+            for k in range(settings.experts)
         }
         for name, column_N in (("expert", expert_N), ("random", random_N))
     }
@@ -85,7 +94,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             "experts": settings.experts,
             "centroids": clusters,
             "fitted_on": len(fitted_NP),
-            "training_posts": len(train_ND),
+            "training_posts": count,
             "dimensions": int(whitening.projection_DP.shape[1]),
             "objective": float(found.objective),
             "sizes": sizes,
@@ -100,21 +109,32 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 _SPLITS = ("train", "validation", "test")
 
 
-def _sample(x_ND: np.ndarray, most: int, seed: int) -> np.ndarray:
-    if len(x_ND) <= most:
-        return x_ND
-    return x_ND[np.sort(np.random.default_rng(seed).choice(len(x_ND), most, replace=False))]
+def _parts(context: Context) -> Iterator[tuple[np.ndarray, slice]]:
+    """((B, D) float32 features, which posts of the one order) part by part."""
+    first = 0
+    for part_BD in reading.trunk_features(context):
+        yield part_BD, slice(first, first + len(part_BD))
+        first += len(part_BD)
 
 
-def _labels(context: Context, columns: pl.DataFrame) -> list[str]:
-    """The hashtags of each post that are predicted, as one text."""
-    ids_T, starts_N1 = reading.vocabulary(context).compressed_rows(columns["tags"])
-    text = ids_T.astype(str)
-    return [",".join(text[a:b]) for a, b in pairwise(starts_N1)]
+def _sample(wanted_N: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """(N,) bool: at most `most` of the wanted posts, at random."""
+    rows = np.flatnonzero(wanted_N)
+    if len(rows) <= most:
+        return wanted_N
+    chosen_N = np.zeros_like(wanted_N)
+    chosen_N[np.random.default_rng(seed).choice(rows, most, replace=False)] = True
+    return chosen_N
 
 
-def _digest_of_members(ids: np.ndarray, labels: list[str], rows_N: np.ndarray) -> str:
-    lines = sorted(f"{ids[row]} {labels[row]}" for row in np.flatnonzero(rows_N))
+def _digest_of_members(ids: np.ndarray, labels: Labels, rows_N: np.ndarray) -> str:
+    """Of the sorted ids of some posts and the hashtags of each that are predicted."""
+    rows = np.flatnonzero(rows_N)
+    mine = labels.where(rows)
+    text = mine.tags_T.astype(str)
+    lines = sorted(
+        f"{ids[row]} {','.join(text[a:b])}" for row, (a, b) in zip(rows, pairwise(mine.starts_N1), strict=True)
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:20]
 
 

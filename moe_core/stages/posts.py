@@ -3,37 +3,49 @@
 import json
 from pathlib import Path
 
-from moe_core.stages.context import Context
+from moe_core.stages.context import Context, threads_for
 from moe_core.stages.stage import Stage
 from moe_core.store import Written
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
-    from moe_core.data.ingest import ingest
+    from moe_core.data.ingest import ingest, stored_counts
     from moe_core.data.sources import read_shard
     from moe_core.tables import pin_of
 
     assert key is not None
     shard = next(s for s in context.shards if s.key == key)
-    batches = read_shard(context.study.source, shard)
+    beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
     done = ingest(
         context.root,
         key,
-        batches,
+        read_shard(context.study.source, shard),
         context.study.data,
         lambda read: context.report({"posts": read}),
+        source=shard.path or "drawn",
+        threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
         pins=[pin_of(key, context.version("posts", key))],
-        forgotten=context.forgotten.holds,
+        forgotten=context.forgotten.holds if context.forgotten.entries else None,
     )
-    if not done.count.read:
-        raise ValueError(f"shard {key} ({shard.path or 'drawn'}) holds no post: remove the file, or fill it")
     count = done.count
+    if not count.read:
+        raise ValueError(f"shard {key} ({shard.path or 'drawn'}) holds no post: remove the file, or fill it")
+    stored = stored_counts(context.root, shard.key, done.posts_version, done.rejects_version)
+    if stored != (count.accepted, count.rejected):
+        raise RuntimeError(
+            f"shard {key}: {count.accepted} accepted and {count.rejected} rejected, but posts.lance and rejects.lance "
+            f"hold {stored[0]} and {stored[1]}: a row was lost"
+        )
     said = {
         "read": count.read,
         "accepted": count.accepted,
         "rejected": count.rejected,
         "reasons": dict(sorted(count.reasons.items())),
         "splits": dict(sorted(count.splits.items())),
+        "examples": {
+            reason: [[one.position, one.id, one.detail] for one in named]
+            for reason, named in sorted(count.examples.items())
+        },
     }
     (folder / "counts.json").write_text(json.dumps(said, indent=1))
     return Written(said | {"posts_version": done.posts_version, "rejects_version": done.rejects_version})
@@ -52,7 +64,16 @@ POSTS = Stage(
     code="2",
     reads=(),
     settings=lambda study: study.data.model_dump(
-        include={"image_size", "validation", "test", "split_by", "max_reject_rate"}
+        include={
+            "image_size",
+            "store",
+            "min_side",
+            "reject_uniform",
+            "validation",
+            "test",
+            "split_by",
+            "max_reject_rate",
+        }
     ),
     inputs=_inputs,
     make=_make,

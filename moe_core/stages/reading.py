@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from moe_core.store import Artefact
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
 
-    from moe_core.data.loading import Place
+    from moe_core.data.loading import Labels, Place
     from moe_core.data.vocabulary import Vocabulary
     from moe_core.models.resnet import ResNet
-    from moe_core.training.batches import Posts
+    from moe_core.training.batches import Images, Posts
 
 
 def places(context: Context) -> list[Place]:
@@ -41,30 +43,46 @@ def vocabulary(context: Context) -> Vocabulary:
     return load(artefact.file("hashtags.parquet"), artefact.file("synonyms.parquet"))
 
 
-def posts_where(context: Context, wanted: np.ndarray) -> Posts:
-    """Posts with pixels where `wanted`, one bool a post, holds."""
-    from moe_core.data.loading import load_posts
+def ids_of(context: Context, shard: str) -> pa.Array:
+    """Ids of all the posts of a shard, in the one order."""
+    from moe_core.tables import read_rows
 
-    return load_posts(context.root, places(context), vocabulary(context), context.study.data.image_size, wanted)
+    (place,) = (p for p in places(context) if p.shard == shard)
+    return read_rows(context.root / "posts.lance", place.version, shard, ["id"])["id"].combine_chunks()
 
 
 @dataclass(frozen=True)
 class Index:
     """All the posts without their pixels: (N,) arrays in the one order."""
 
-    split: np.ndarray
-    tagged: np.ndarray  # bool: carries a hashtag of the vocabulary
+    split_N: np.ndarray
+    labels: Labels
 
     def use(self, split: str) -> np.ndarray:
         """(N,) bool: posts of a split that have something to predict."""
-        return (self.split == split) & self.tagged
+        return (self.split_N == split) & self.labels.tagged_N
 
 
 def index(context: Context) -> Index:
-    from moe_core.data.loading import tagged
+    from moe_core.data.loading import read_labels
 
-    columns = all_columns(context, ["split", "tags"])
-    return Index(columns["split"].to_numpy(), tagged(columns["tags"], vocabulary(context)))
+    split_N = all_columns(context, ["split"])["split"].to_numpy().astype("U10")
+    return Index(split_N, read_labels(context.root, places(context), vocabulary(context)))
+
+
+def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
+    """Posts where `wanted_N`, one bool a post, holds; their images are read when they are wanted."""
+    from moe_core.data.loading import open_posts
+
+    size = context.study.data.image_size
+    return open_posts(context.root, places(context), index.labels, size, np.flatnonzero(wanted_N))
+
+
+def images_of(context: Context, shard: str, size: int) -> Images:
+    """Images of all the posts of a shard."""
+    from moe_core.data.loading import open_images
+
+    return open_images(context.root, [p for p in places(context) if p.shard == shard], size)
 
 
 def network(context: Context, artefact: Artefact) -> ResNet:
@@ -78,15 +96,24 @@ def network(context: Context, artefact: Artefact) -> ResNet:
     return model
 
 
-def trunk_features(context: Context) -> np.ndarray:
-    """(N, D) float32 of all the posts, in the one order."""
-    from moe_core.tables import read_vectors
+def trunk_features(context: Context) -> Iterator[np.ndarray]:
+    """(B, D) float32 a part, of all the posts in the one order: memory does not grow with their number."""
+    from moe_core.tables import vectors_in
 
-    parts = []
     for shard in context.shards:
         artefact = context.need("trunk_features", shard.key)
-        parts.append(read_vectors(artefact.path / "features.lance", "feature"))
-    return np.concatenate(parts)
+        yield from vectors_in(artefact.path / "features.lance", "feature")
+
+
+def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
+    """(M, D) float32 of the posts where `wanted_N`, one bool a post, holds."""
+    found, first = [], 0
+    for part_BD in trunk_features(context):
+        found.append(part_BD[wanted_N[first : first + len(part_BD)]])
+        first += len(part_BD)
+    if first != len(wanted_N):
+        raise ValueError(f"features of {first} posts, wanted {len(wanted_N)}: materialise trunk_features again")
+    return np.concatenate(found)
 
 
 def assignment(context: Context) -> pl.DataFrame:

@@ -46,10 +46,10 @@ def _experts(context: Context, sizes: list[int]) -> list[dict[str, Any]]:
     from moe_core.data.images import contact_sheet
 
     words = reading.vocabulary(context)
-    columns = reading.all_columns(context, ["tags"])
-    use_N = reading.index(context).use("train")
+    index = reading.index(context)
+    use_N = index.use("train")
     expert_N = reading.assignment(context)["expert"].to_numpy()
-    ids_T, starts_N1 = words.compressed_rows(columns["tags"])
+    ids_T, starts_N1 = index.labels.tags_T, index.labels.starts_N1
     owner_T = np.repeat(np.arange(len(use_N)), np.diff(starts_N1))
     counts_KV = np.zeros((len(sizes), len(words.hashtags)))
     keep_T = use_N[owner_T]
@@ -59,8 +59,8 @@ def _experts(context: Context, sizes: list[int]) -> list[dict[str, Any]]:
     for number in range(len(sizes)):
         mine = np.flatnonzero(use_N & (expert_N == number))
         picked_N[np.random.default_rng([0, number]).choice(mine, min(PICTURES, len(mine)), replace=False)] = True
-    posts = reading.posts_where(context, picked_N)
-    images_NHWC = posts.images_NCHW.permute(0, 2, 3, 1).numpy()
+    posts = reading.posts_where(context, index, picked_N)
+    images_NHWC = posts.images.read(np.arange(len(posts)))
     found = []
     for number, (key, size) in enumerate(zip(context.experts, sizes, strict=True)):
         count_V = counts_KV[number]

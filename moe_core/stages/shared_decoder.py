@@ -54,22 +54,23 @@ def _refit(context: Context, artefacts: Mapping[str, Artefact], column: str, dec
     import numpy as np
     import torch
 
-    from moe_core.training.batches import augment
+    from moe_core.training.batches import ImagesInMemory, augment
     from moe_core.training.decoder import refit
     from moe_core.training.infer import BATCH, features_of
 
     study, training = context.study, context.study.expert_training
-    use_N = reading.index(context).use("train")
-    posts = reading.posts_where(context, use_N)
+    index = reading.index(context)
+    use_N = index.use("train")
+    posts = reading.posts_where(context, index, use_N)
     expert_N = reading.assignment(context)[column].to_numpy()[use_N]
     features_ND = torch.empty(len(posts), decoder.in_features)
     for number, artefact in enumerate(artefacts.values()):
-        rows = torch.from_numpy(np.flatnonzero(expert_N == number))
+        rows = np.flatnonzero(expert_N == number)
         model = reading.network(context, artefact)
         for first in range(0, len(rows), BATCH):
             some = rows[first : first + BATCH]
-            seen = augment(posts.images_NCHW[some], training.flip, training.crop, training.seed, first)
-            features_ND[some] = features_of(model, seen, training.precision, device)
+            seen = augment(posts.images.read(some), training.flip, training.crop, training.seed, first)
+            features_ND[some] = features_of(model, ImagesInMemory(seen), training.precision, device)
         context.report({"experts": number + 1})
     refitting = study.decoder
     return refit(decoder, features_ND, posts, refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed)

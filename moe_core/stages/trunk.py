@@ -20,7 +20,8 @@ def _make_trunk(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.models.resnet import build
 
     device = device_and_threads(parallel=False, experts=context.study.partition.experts)
-    posts = reading.posts_where(context, reading.index(context).use("train"))
+    index = reading.index(context)
+    posts = reading.posts_where(context, index, index.use("train"))
     model = build(context.study.network, len(reading.vocabulary(context).hashtags), context.study.trunk.seed)
     return fit(context, context.plan("trunk"), folder, model, posts, context.study.trunk, device)
 
@@ -38,7 +39,8 @@ TRUNK = Stage(
 
 def _make_same_budget(context: Context, key: str | None, folder: Path) -> Written:
     device = device_and_threads(parallel=True, experts=context.study.partition.experts)
-    posts = reading.posts_where(context, reading.index(context).use("train"))
+    index = reading.index(context)
+    posts = reading.posts_where(context, index, index.use("train"))
     model = reading.network(context, context.need("trunk"))
     return fit(context, context.plan("trunk_same_budget"), folder, model, posts, context.study.expert_training, device)
 

@@ -1,6 +1,7 @@
 """trunk_features: the trunk's last hidden layer for every post of a shard; a new shard costs its own posts only."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from moe_core.stages import reading
@@ -11,29 +12,32 @@ from moe_core.tables import ids_in
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
+    import numpy as np
     import pyarrow as pa
 
-    from moe_core.data.loading import load_posts, read_columns
     from moe_core.tables import write_vectors
-    from moe_core.training.infer import features_of
+    from moe_core.training.infer import features_in_parts
 
+    assert key is not None
     device = device_and_threads(parallel=True, experts=context.study.partition.experts)
-    place = [p for p in reading.places(context) if p.shard == key]
     model = reading.network(context, context.need("trunk"))
-    posts = load_posts(context.root, place, reading.vocabulary(context), context.study.data.image_size)
-    features_ND = features_of(model, posts.images_NCHW, context.study.trunk.precision, device).numpy()
-    ids = read_columns(context.root, place, ["id"])["id"]
-    write_vectors(folder / "features.lance", {"id": pa.array(ids.to_list())}, "feature", features_ND, index=False)
+    ids = reading.ids_of(context, key)
+    images = reading.images_of(context, key, context.study.data.image_size)
+    content, norms = hashlib.sha256(), []
+
+    def parts() -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
+        for first, some_BD in features_in_parts(model, images, context.study.trunk.precision, device):
+            found_BD = some_BD.numpy()
+            content.update(found_BD.tobytes())
+            norms.append(np.linalg.norm(found_BD, axis=1).sum())
+            context.report({"posts": first + len(found_BD)})
+            yield {"id": ids[first : first + len(found_BD)]}, found_BD
+
+    rows = write_vectors(folder / "features.lance", "feature", parts(), index=False)
     return Written(
-        {"posts": len(features_ND), "width": features_ND.shape[1], "mean_norm": _mean_norm(features_ND)},
-        content={"features": hashlib.sha256(features_ND.tobytes()).hexdigest()},
+        {"posts": rows, "width": model.width, "mean_norm": round(float(sum(norms)) / rows, 4)},
+        content={"features": content.hexdigest()},
     )
-
-
-def _mean_norm(features_ND) -> float:  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return round(float(np.linalg.norm(features_ND, axis=1).mean()), 4)
 
 
 TRUNK_FEATURES = Stage(

@@ -1,89 +1,234 @@
 """Batches: their order and their augmentation are pure functions of (seed, step), so resuming needs no saved sampler.
 
+Images are read from wherever they lie, in threads that run ahead of the training; which thread reads what changes
+nothing in the batches.
+
 Letters: N posts, B posts in the batch, C channels, H W pixels, T tags of all posts, V hashtags.
 """
 
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from moe_core.settings import Training
 
 # Of ImageNet, in [0, 255]: a torchvision checkpoint expects them, and any fixed choice serves a network from scratch.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+READ_BYTES = 8 << 20  # of decoded pixels read at once: many small rows in one go are cheaper than each by itself
+READ_ROWS = 1024
+ROUNDS = 6  # of the Feistel network; from four on its permutations pass for random (Luby and Rackoff 1988)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Images(Protocol):
+    """N uint8 images of one size, in memory or in a store."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows_B: np.ndarray) -> np.ndarray:
+        """(B, H, W, C) uint8: the images at these places, in this order."""
+        ...
+
+    def subset(self, rows_N: np.ndarray) -> Images:
+        """The images at these places, not yet read."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImagesInMemory:
+    """Images that are there already."""
+
+    images_NHWC: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images_NHWC)
+
+    def read(self, rows_B: np.ndarray) -> np.ndarray:
+        return self.images_NHWC[rows_B]
+
+    def subset(self, rows_N: np.ndarray) -> ImagesInMemory:
+        return ImagesInMemory(self.images_NHWC[rows_N])
 
 
 @dataclass(frozen=True)
 class Posts:
-    """Posts in memory: decoded images and their tags as positions in the vocabulary, in compressed rows."""
+    """Images, and their tags as positions in the vocabulary, in compressed rows."""
 
-    images_NCHW: Tensor  # uint8, channels-last in memory
+    images: Images
     tags_T: Tensor  # int64 in [0, V)
     starts_N1: Tensor  # int64, post n has tags_T[starts_N1[n]:starts_N1[n + 1]]
 
     def __post_init__(self) -> None:
-        if len(self.starts_N1) != len(self.images_NCHW) + 1 or int(self.starts_N1[-1]) != len(self.tags_T):
+        if len(self.starts_N1) != len(self.images) + 1 or int(self.starts_N1[-1]) != len(self.tags_T):
             raise ValueError(
-                f"{len(self.images_NCHW)} images, {len(self.starts_N1)} row starts up to {int(self.starts_N1[-1])}, "
+                f"{len(self.images)} images, {len(self.starts_N1)} row starts up to {int(self.starts_N1[-1])}, "
                 f"{len(self.tags_T)} tags: wanted one start more than images, the last one at the number of tags"
             )
 
     def __len__(self) -> int:
-        return len(self.images_NCHW)
+        return len(self.images)
 
-    def targets(self, rows_B: Tensor, hashtags: int) -> Tensor:
+    def targets(self, rows_B: np.ndarray, hashtags: int) -> Tensor:
         """(B, V) float32 with a one at each tag of each post."""
-        first_B, counts_B = self.starts_N1[rows_B], self.starts_N1[rows_B + 1] - self.starts_N1[rows_B]
-        owner = torch.repeat_interleave(torch.arange(len(rows_B)), counts_B)
-        offset = torch.arange(len(owner)) - torch.repeat_interleave(counts_B.cumsum(0) - counts_B, counts_B)
-        targets_BV = torch.zeros(len(rows_B), hashtags)
-        targets_BV[owner, self.tags_T[first_B[owner] + offset]] = 1.0
-        return targets_BV
+        owner, tags = self._tags_of(rows_B)
+        targets_BV = np.zeros((len(rows_B), hashtags), np.float32)
+        targets_BV[owner, tags] = 1.0
+        return torch.from_numpy(targets_BV)
+
+    def subset(self, rows_N: np.ndarray) -> Posts:
+        """The posts at these places, in this order; images are not read."""
+        owner, tags = self._tags_of(rows_N)
+        counts_N = np.bincount(owner, minlength=len(rows_N))
+        starts_N1 = np.concatenate([[0], counts_N.cumsum()]).astype(np.int64)
+        return Posts(self.images.subset(rows_N), torch.from_numpy(tags.copy()), torch.from_numpy(starts_N1))
+
+    def in_memory(self) -> Posts:
+        """The same with all images read."""
+        return Posts(ImagesInMemory(self.images.read(np.arange(len(self)))), self.tags_T, self.starts_N1)
+
+    def _tags_of(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place in `rows_B`, tag) of every tag of these posts. In numpy: torch would start threads of its own here."""
+        starts_N1, tags_T = self.starts_N1.numpy(), self.tags_T.numpy()
+        first_B, counts_B = starts_N1[rows_B], starts_N1[rows_B + 1] - starts_N1[rows_B]
+        owner = np.repeat(np.arange(len(rows_B)), counts_B)
+        offset = np.arange(len(owner)) - np.repeat(counts_B.cumsum() - counts_B, counts_B)
+        return owner, tags_T[first_B[owner] + offset]
 
 
-def rows_of_step(posts: int, batch_size: int, seed: int, step: int) -> Tensor:
+@dataclass(frozen=True)
+class Batch:
+    """One step's worth."""
+
+    step: int
+    images_BCHW: Tensor  # uint8, augmented, channels-last in memory
+    targets_BV: Tensor  # float32
+
+
+def batches(
+    posts: Posts,
+    training: Training,
+    hashtags: int,
+    first: int,
+    last: int,
+    *,
+    threads: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[Batch]:
+    """Batches of the steps [first, last), read ahead by `threads`.
+
+    Of `ranks` processes that train together each reads its own part of every step; batch_size is that of one process.
+    The result is the same for any number of threads.
+    """
+    size = min(training.batch_size, len(posts) // ranks)
+    if not 0 <= rank < ranks or size < 1:
+        raise ValueError(f"rank {rank} of {ranks} for {len(posts)} posts: wanted 0 <= rank < ranks <= posts")
+    pixels = posts.images.read(np.zeros(1, np.int64)).nbytes
+    together = max(1, min(READ_ROWS, READ_BYTES // pixels) // size)  # steps read at once
+
+    def read(step: int) -> list[Batch]:
+        steps = range(step, min(step + together, last))
+        rows_SB = [
+            rows_of_step(len(posts), size * ranks, training.seed, s)[rank * size : (rank + 1) * size] for s in steps
+        ]
+        images = posts.images.read(np.concatenate(rows_SB))
+        found = []
+        for number, (s, rows_B) in enumerate(zip(steps, rows_SB, strict=True)):
+            draw = s * ranks + rank  # each rank draws its own flips and crops
+            seen_BHWC = augment(
+                images[number * size : (number + 1) * size], training.flip, training.crop, training.seed, draw
+            )
+            found.append(Batch(s, as_tensor(seen_BHWC), posts.targets(rows_B, hashtags)))
+        return found
+
+    for some in ahead(read, range(first, last, together), threads):
+        yield from some
+
+
+def ahead(work: Callable[[Item], Result], items: range | list[Item], threads: int) -> Iterator[Result]:
+    """`work(item)` of each item in order, done by threads that are at most `threads` + 1 items ahead."""
+    pool = ThreadPoolExecutor(threads)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))  # type: ignore[arg-type]
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def rows_of_step(posts: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Rows of the `step`-th batch. Each pass over the posts has its own order; a remainder waits for another pass."""
     batch_size = min(batch_size, posts)
     epoch, place = divmod(step, posts // batch_size)
-    order_N = _epoch_order(posts, seed, epoch)
-    return order_N[place * batch_size : (place + 1) * batch_size]
+    return shuffled(np.arange(place * batch_size, (place + 1) * batch_size), posts, seed, epoch)
 
 
-_orders: dict[tuple[int, int, int], Tensor] = {}
+def shuffled(places_B: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """(B,) int64: what stands at these places of a random order of [0, count), without ever holding the order.
+
+    A Feistel network over the next power of four is a bijection; a number that lands beyond `count` goes through it
+    again until it does not (cycle walking), which keeps it one.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    keys = np.random.default_rng([seed, epoch]).integers(0, 2**63, ROUNDS, np.uint64)
+    out_B = places_B.astype(np.uint64)
+    todo = np.arange(len(out_B))
+    while len(todo):
+        out_B[todo] = _feistel(out_B[todo], np.uint64(half), keys)
+        todo = todo[out_B[todo] >= count]
+    return out_B.astype(np.int64)
 
 
-def _epoch_order(posts: int, seed: int, epoch: int) -> Tensor:
-    key = (posts, seed, epoch)
-    if key not in _orders:
-        _orders.clear()  # only the pass under way is kept
-        _orders[key] = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(posts))
-    return _orders[key]
+def _feistel(x_B: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left_B, right_B = x_B >> half, x_B & mask
+    for key in keys:
+        mixed_B = right_B + key
+        mixed_B ^= mixed_B >> np.uint64(30)
+        mixed_B *= np.uint64(0xBF58476D1CE4E5B9)  # multiplier and shifts of splitmix64 (Steele et al. 2014)
+        mixed_B ^= mixed_B >> np.uint64(27)
+        mixed_B *= np.uint64(0x94D049BB133111EB)
+        mixed_B ^= mixed_B >> np.uint64(31)
+        left_B, right_B = right_B, left_B ^ (mixed_B & mask)
+    return (left_B << half) | right_B
 
 
-def augment(images_BCHW: Tensor, flip: bool, crop: int, seed: int, step: int) -> Tensor:
+def augment(images_BHWC: np.ndarray, flip: bool, crop: int, seed: int, step: int) -> np.ndarray:
     """Random flips and crops of padded uint8 images, the same for the same (seed, step)."""
-    draw = np.random.default_rng([seed, step, 1])  # the trailing 1 keeps it apart from the order of an epoch
-    count, _, height, width = images_BCHW.shape
-    rows_BH = torch.arange(height).repeat(count, 1)
-    columns_BW = torch.arange(width).repeat(count, 1)
-    if flip:
-        flips_B = torch.from_numpy(draw.integers(0, 2, count)).bool()
-        columns_BW = torch.where(flips_B[:, None], width - 1 - columns_BW, columns_BW)
-    if crop:
-        images_BCHW = F.pad(images_BCHW, (crop, crop, crop, crop))
-        rows_BH = rows_BH + torch.from_numpy(draw.integers(0, 2 * crop + 1, (count, 1)))
-        columns_BW = columns_BW + torch.from_numpy(draw.integers(0, 2 * crop + 1, (count, 1)))
     if not flip and not crop:
-        return images_BCHW
-    device = images_BCHW.device
-    images_BHWC = images_BCHW.permute(0, 2, 3, 1)
-    return images_BHWC[
-        torch.arange(count, device=device)[:, None, None],
-        rows_BH.to(device)[:, :, None],
-        columns_BW.to(device)[:, None, :],
-    ].permute(0, 3, 1, 2)
+        return images_BHWC
+    draw = np.random.default_rng([seed, step, 1])  # the trailing 1 keeps it apart from the order of an epoch
+    count, height, width, _ = images_BHWC.shape
+    flip_B = draw.integers(0, 2, count).astype(bool).tolist() if flip else [False] * count
+    corners_B2 = draw.integers(0, 2 * crop + 1, (count, 2)).tolist() if crop else [(0, 0)] * count
+    if crop:
+        images_BHWC = np.pad(images_BHWC, ((0, 0), (crop, crop), (crop, crop), (0, 0)))
+    out_BHWC = np.empty((count, height, width, images_BHWC.shape[3]), np.uint8)
+    for n, (mirrored, (y, x)) in enumerate(zip(flip_B, corners_B2, strict=True)):  # slices copy faster than a gather
+        window = images_BHWC[n, y : y + height, x : x + width]
+        out_BHWC[n] = window[:, ::-1] if mirrored else window
+    return out_BHWC
+
+
+def as_tensor(images_BHWC: np.ndarray) -> Tensor:
+    """(B, C, H, W) uint8 that shares the memory, so it is channels-last."""
+    return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2)
 
 
 def normalise(images_BCHW: Tensor) -> Tensor:

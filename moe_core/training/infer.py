@@ -5,12 +5,14 @@ Letters: N posts, B posts in the batch, D embedding width, V hashtags.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from moe_core.training.batches import normalise
+from moe_core.training.batches import Images, ahead, as_tensor, normalise
 from moe_core.training.loop import uses_bfloat16
 
 if TYPE_CHECKING:
@@ -19,18 +21,32 @@ if TYPE_CHECKING:
 BATCH = 256
 
 
-def features_of(model: ResNet, images_NCHW: Tensor, precision: str = "auto", device: str = "cpu") -> Tensor:
-    """(N, D) float32 on the CPU, of uint8 images."""
-    model.to(device).eval()
-    out_ND = torch.empty(len(images_NCHW), model.width)
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.split(":")[0], torch.bfloat16, enabled=uses_bfloat16(precision, device)),
-    ):
-        for first in range(0, len(images_NCHW), BATCH):
-            x_BCHW = normalise(images_NCHW[first : first + BATCH].to(device, non_blocking=True))
-            out_ND[first : first + BATCH] = model.features(x_BCHW).float().cpu()
+def features_of(model: ResNet, images: Images, precision: str = "auto", device: str = "cpu") -> Tensor:
+    """(N, D) float32 on the CPU."""
+    out_ND = torch.empty(len(images), model.width)
+    for first, some_BD in features_in_parts(model, images, precision, device):
+        out_ND[first : first + len(some_BD)] = some_BD
     return out_ND
+
+
+def features_in_parts(
+    model: ResNet, images: Images, precision: str = "auto", device: str = "cpu", readers: int = 1
+) -> Iterator[tuple[int, Tensor]]:
+    """(place of the first, (B, D) float32 on the CPU), BATCH images at a time: memory does not grow with N."""
+    model.to(device).eval()
+
+    def read(first: int) -> np.ndarray:
+        return images.read(np.arange(first, min(first + BATCH, len(images))))
+
+    starts = range(0, len(images), BATCH)
+    for first, images_BHWC in zip(starts, ahead(read, starts, readers), strict=True):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.split(":")[0], torch.bfloat16, enabled=uses_bfloat16(precision, device)),
+        ):
+            x_BCHW = normalise(as_tensor(images_BHWC).to(device, non_blocking=True))
+            some_BD = model.features(x_BCHW).float().cpu()
+        yield first, some_BD
 
 
 def probabilities_of(features_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, loss: str) -> Tensor:

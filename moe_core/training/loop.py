@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_core.training.batches import Posts, augment, normalise, rows_of_step
+from moe_core.training.batches import Posts, batches, normalise
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
 from moe_core.training.schedule import learning_rate
 
@@ -52,11 +52,13 @@ def train(
     train_decoder: bool = True,
     checkpoint: Path | None = None,
     device: str = "cpu",
+    readers: int = 1,
 ) -> Iterator[Measurement]:
     """Trains `model` in place, yielding every CHECK_EVERY steps; resumes from `checkpoint` where that file exists.
 
-    With `train_decoder=False` the last layer is held fixed. Raises ValueError without posts and FloatingPointError at
-    the first loss that is not finite, saying between which steps it arose.
+    With `train_decoder=False` the last layer is held fixed. `readers` threads read images ahead; their number changes
+    nothing in the result. Raises ValueError without posts and FloatingPointError at the first loss that is not finite,
+    saying between which steps it arose.
     """
     if len(posts) == 0:
         raise ValueError("no posts to train on: wanted at least one")
@@ -64,18 +66,15 @@ def train(
     model.fc.requires_grad_(train_decoder)
     optimizer = _optimizer(model, training)
     steps, batch_size = steps_of(len(posts), training), min(training.batch_size, len(posts))
-    hashtags = model.fc.out_features
     start = load_checkpoint(checkpoint, model, optimizer, steps) if checkpoint else 0
     saved_at = looked_at = time.monotonic()
     bfloat16 = uses_bfloat16(training.precision, device)
     losses = torch.zeros((), device=device)
 
-    for step in range(start, steps):
-        rows_B = rows_of_step(len(posts), batch_size, training.seed, step)
-        images_BCHW = posts.images_NCHW[rows_B].to(device, non_blocking=True)
-        x_BCHW = normalise(augment(images_BCHW, training.flip, training.crop, training.seed, step))
-        targets_BV = posts.targets(rows_B, hashtags).to(device, non_blocking=True)
-        lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)
+    for batch in batches(posts, training, model.fc.out_features, start, steps, threads=readers):
+        x_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True))
+        targets_BV = batch.targets_BV.to(device, non_blocking=True)
+        lr = learning_rate(training.schedule, training.lr, training.warmup, batch.step, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
@@ -86,7 +85,7 @@ def train(
         optimizer.step()
         losses += loss.detach()
 
-        done = step + 1
+        done = batch.step + 1
         if done % CHECK_EVERY == 0 or done == steps:
             first = max(start, (done - 1) // CHECK_EVERY * CHECK_EVERY)
             mean = float(losses) / (done - first)

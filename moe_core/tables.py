@@ -4,8 +4,8 @@ A fragment holds rows of one shard only and never has a row deleted: a shard is 
 swapped in one commit, so a killed writer leaves nothing visible. A pin is a Lance tag: it names the version that holds
 the rows of one artefact, and nothing that a pin needs is ever cleaned up.
 
-Fragments are 65,536 rows (or 1 GiB): within 1 % of the best in taking 1,024 random rows of raw 32 px, within a tenth in
-scanning them, and small enough that rewriting one shard for a takedown is seconds (benchmarks/fragment_size.py).
+Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and at scanning JPEGs, and at taking random
+rows of raw pixels (docs/data.md has the figures, benchmarks/fragment_size.py makes them).
 """
 
 import hashlib

@@ -117,12 +117,12 @@ def _pins_of_artefacts(context: Context, without: list[Artefact]) -> set[str]:
 
 
 def _superseded(context: Context) -> list[Artefact]:
-    """Artefacts of posts, and of stages that hold single posts, that the study as it is now does not name."""
+    """Artefacts of stages that hold single posts that the study as it is now does not name."""
     from moe_core.stages.table import STAGES
 
     found = []
     for name, stage in STAGES.items():
-        if name != "posts" and stage.holds is None:
+        if stage.holds is None:
             continue
         keys = stage.keys_of(context)
         for artefact in context.store.everything(name):

@@ -69,7 +69,8 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
             _clear_logs(context, _texts(asked, found), done)
             _clear_tables(context, book, found, done)
             for path in (*(a.path for a in found.artefacts), *leftovers(context.root)):
-                _remove(context, path, done)
+                if path.exists():
+                    _remove(context, path, done)
             book.finished().save(context.root)
             return done
     except Busy:

@@ -4,8 +4,8 @@ A fragment holds rows of one shard only and never has a row deleted: a shard is 
 swapped in one commit, so a killed writer leaves nothing visible. A pin is a Lance tag: it names the version that holds
 the rows of one artefact, and nothing that a pin needs is ever cleaned up.
 
-Fragments are 65,536 rows (or 1 GiB): within 1 % of the best in taking 1,024 random rows of raw 32 px, within a tenth in
-scanning them, and small enough that rewriting one shard for a takedown is seconds (benchmarks/fragment_size.py).
+Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and at scanning JPEGs, and at taking random
+rows of raw pixels (docs/data.md has the figures, benchmarks/fragment_size.py makes them).
 """
 
 import hashlib
@@ -270,28 +270,35 @@ def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
     return Located(int(version), np.concatenate(offsets), np.array(starts, np.int64))
 
 
-def gather(path: Path, places: Sequence[tuple[str, int | str]]) -> int:
-    """Number of the latest version once it holds the rows of all the places."""
+def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
+    """Number of the latest version once it holds the rows of all the places; of a shard at None, none."""
     import lance
 
     with shared(_writers(path)):
         table = lance.dataset(str(path))
-        tags = table.tags.list()
-        pieces = _pieces(table)
-        back: dict[str, list[Any]] = {}
-        for shard, version in places:
-            if version in tags and tags[str(version)]["metadata"].get("rows") == _content(pieces, shard):
-                continue
-            old, then = _at(path, version)
-            if old.schema != table.schema:
-                raise ValueError(f"{path} holds {shard} with other columns now: ingest it again (hardmoe run)")
-            if _content(then, shard) == _content(pieces, shard):
-                continue
-            # numbered anew by the commit; their data files are the same
-            back[shard] = [replace(fragment.metadata, id=0) for fragment in _fragments(old, then, shard)]
+        back = _absent(path, table, places)
         if not back:
             return int(table.version)
-        return _swap(path, back, {v: shard for shard, v in places if shard in back and isinstance(v, str)})
+        # numbered anew by the commit; their data files are the same
+        new = {shard: [replace(f.metadata, id=0) for f in _fragments(*then, shard)] for shard, then in back.items()}
+        return _swap(path, new, {v: shard for shard, v in places if shard in back and isinstance(v, str)})
+
+
+def _absent(path: Path, table: Any, places: Iterable[tuple[str, int | str | None]]) -> dict[str, tuple[Any, Any]]:
+    """Of the shards whose rows are others in `table`: the data set and the pieces that hold them."""
+    tags = table.tags.list()
+    pieces = _pieces(table)
+    found: dict[str, tuple[Any, Any]] = {}
+    for shard, version in places:
+        content = _content(pieces, shard)
+        if version in tags and tags[str(version)]["metadata"].get("rows") == content:
+            continue
+        old, then = (table, []) if version is None else _at(path, version)
+        if old.schema != table.schema:
+            raise ValueError(f"{path} holds {shard} with other columns now: ingest it again (hardmoe run)")
+        if _content(then, shard) != content:
+            found[shard] = old, then
+    return found
 
 
 def pins(path: Path) -> dict[str, int]:
@@ -363,12 +370,6 @@ def rewrite(path: Path, shard: str, keep: Callable[[pa.RecordBatch], np.ndarray]
     return replace_rows(path, table.schema, shard, rows(), alive if keep is None else ())
 
 
-def remove(path: Path, shard: str) -> None:
-    """Takes all rows of a shard out of the latest version; versions that are pinned keep them."""
-    with shared(_writers(path)):
-        _swap(path, {shard: []}, {})
-
-
 def search(path: Path, columns: list[str]) -> Iterator[tuple[str, str, pa.RecordBatch]]:
     """(data file, shard, rows) of everything in any version that is left, each data file once."""
     import lance
@@ -409,42 +410,50 @@ def release(path: Path, files: set[str]) -> list[str]:
     return dropped
 
 
-def clean(path: Path, dry_run: bool = False, without: Sequence[str] = ()) -> Freed:
+def clean(
+    path: Path,
+    dry_run: bool = False,
+    places: Sequence[tuple[str, int | str | None]] = (),
+    without: Sequence[str] = (),
+) -> Freed:
     """Removes the versions that no pin names and the files that no version names. Raises Busy while rows are written.
 
-    A dry run leaves pins `without` out of account.
+    First the rows of `places` are gathered and the pins `without` are dropped; a dry run only takes them into account.
     """
     import lance
 
     if not path.exists():
         return Freed()
     with exclusive(_writers(path), wait=False):
-        if not dry_run:
-            raise_pins(path)
-        with exclusive(_committing(path)):
-            table = lance.dataset(str(path))
-            freed = _unneeded(table, without)
-            if dry_run or not (freed.versions or freed.files):
-                return freed
-            table.cleanup_old_versions(
-                older_than=timedelta(microseconds=1),  # 0 would mean two weeks
-                delete_unverified=True,  # nobody writes: we hold the lock of the writers
-                error_if_tagged_old_versions=False,
-            )
-            _opened.cache_clear()
-            return freed
+        freed = _unneeded(path, lance.dataset(str(path)), places, without)
+    if dry_run or not (freed.versions or freed.files or without):
+        return freed
+    gather(path, places)
+    for pin in without:
+        unpin(path, pin)
+    raise_pins(path)
+    with exclusive(_writers(path), wait=False), exclusive(_committing(path)):
+        lance.dataset(str(path)).cleanup_old_versions(
+            older_than=timedelta(microseconds=1),  # 0 would mean two weeks
+            delete_unverified=True,  # nobody writes: we hold the lock of the writers
+            error_if_tagged_old_versions=False,
+        )
+    _opened.cache_clear()
+    return freed
 
 
-def _unneeded(table: Any, without: Sequence[str]) -> Freed:
-    """Versions and data files that neither the latest version nor a pin it cannot serve needs."""
-    pieces = _pieces(table)
-    kept = {table.version}
+def _unneeded(path: Path, table: Any, places: Sequence[tuple[str, int | str | None]], without: Sequence[str]) -> Freed:
+    """Versions and data files that neither the latest version needs, with `places` in it, nor a pin it cannot serve."""
+    back = _absent(path, table, places)
+    pieces = [p for p in _pieces(table) if p.shard not in back]
+    pieces += [p for shard, (_, then) in back.items() for p in then if p.shard == shard]
+    kept = set() if back else {table.version}
     for pin, tag in table.tags.list().items():
         said = parse_pin(pin)
         if pin not in without and (not said or tag["metadata"].get("rows") != _content(pieces, said[0])):
             kept.add(tag["version"])
     tracked = table.tracked_files().read_all().to_pylist()
-    wanted = {row["path"] for row in tracked if row["version"] in kept}
+    wanted = {row["path"] for row in tracked if row["version"] in kept} | {f"data/{p.file}" for p in pieces}
     gone = [f for f in table.all_files().read_all().to_pylist() if f["path"].startswith("data/")]
     gone = [f for f in gone if f["path"] not in wanted]
     return Freed(len({r["version"] for r in tracked} - kept), len(gone), sum(f["size_bytes"] for f in gone))

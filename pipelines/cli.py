@@ -233,6 +233,8 @@ def status(study_file: Path, as_json: bool) -> None:
         f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
         + (f" ({reasons})" if reasons else "")
     )
+    if context.forgotten.pending:
+        click.echo("A takedown is not finished: hardmoe forget")
     colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
         label = state.asset if state.key is None else f"{state.asset}:{state.key}"
@@ -365,7 +367,11 @@ def forget(study_file: Path, ids: Path | None, users: Path | None, dry_run: bool
     else:
         _print_takedown(done, dry_run)
     if done.left:
-        click.echo(f"Error: {len(done.left)} files still name what was forgotten: {', '.join(done.left)}", err=True)
+        click.echo(
+            f"Error: {len(done.left)} files still name what was forgotten: {', '.join(done.left)}. They are Dagster's "
+            "event logs: delete the folder while nothing runs, `hardmoe run` begins it anew",
+            err=True,
+        )
         sys.exit(1)
 
 
@@ -452,11 +458,25 @@ def _run(context: "Context", **options: Any) -> "Summary":
     from pipelines.runner import run_study
 
     _ = context.shards  # a source that is not there is said before anything starts
-    if context.forgotten.pending:
-        _print_takedown(_forget(context, [], [], dry_run=False))
-        context = _open(context.root / "study.toml")
-    with Display(context) as display:
-        return run_study(context, on_event=display.event, on_poll=display.poll, **options)
+    with Display(_finish_takedown(context)) as display:
+        summary = run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
+    _finish_takedown(context)  # one that came meanwhile had to wait
+    return summary
+
+
+def _finish_takedown(context: "Context") -> "Context":
+    """Ends a takedown that was begun, unless others are at work; the study as it is then."""
+    from moe_core.stages.context import Context
+    from moe_core.store import Busy
+
+    now = Context(context.study, context.root)
+    if not now.forgotten.pending:
+        return now
+    try:
+        _print_takedown(_forget(now, [], [], dry_run=False))
+    except Busy as why:
+        click.echo(f"Takedown: {why}", err=True)
+    return Context(context.study, context.root)
 
 
 def _finish(summary: "Summary") -> None:

@@ -64,6 +64,8 @@ def _state(context: Context, name: str, key: str | None, failed: dict[tuple[str,
     if old:
         why = _forgotten(context, old[-1]) + _difference(old[-1].path / "artefact.json", plan)
         return State(name, key, "stale", why, old[-1].version)
+    if "forgotten" in plan.inputs:  # the artefact went with the takedown: it named a post
+        return State(name, key, "stale", "changed: forgotten posts", "")
     return State(name, key, "missing", "", plan.version)
 
 

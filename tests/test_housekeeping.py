@@ -56,9 +56,9 @@ def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingest
     assert [name for name in done.removed if "/.lock" not in name] == [f"posts/b/{stale.version('posts', 'b')}"]
     assert stale.find("posts", "b") is None
     assert len(images(ingested, "b")) == 30
-    assert list(pins(ingested.root / "posts.lance")) == [
+    assert set(pins(ingested.root / "posts.lance")) == {
         pin_of(key, ingested.version("posts", key)) for key in ("a", "b")
-    ]
+    }
 
 
 def test_a_dry_run_changes_nothing_and_says_the_same(ingested):
@@ -69,7 +69,7 @@ def test_a_dry_run_changes_nothing_and_says_the_same(ingested):
     assert everything(ingested.root) == before
     done = tidy(ingested)
     assert said == done
-    assert done.files == 2, "the smaller pictures in posts.lance, and nothing but them"
+    assert done.files == 1, "the smaller pictures"
     assert tidy(ingested) == type(done)()
 
 
@@ -142,4 +142,4 @@ def test_the_command_tidies_after_posts_changed_and_drops_gone_shards(ingested, 
     assert versions == set(pins(ingested.root / "posts.lance").values()), "the latest, and that of the artefact of a"
     done = json.loads(hardmoe("tidy", "--study", study_file, "--superseded", "--json").stdout)
     assert f"posts/a/{ingested.version('posts', 'a')}" in done["removed"]
-    assert "freed 0.0 MiB: 0 old versions, 0 files" in hardmoe("tidy", "--study", study_file, "--dry-run").stdout
+    assert "would free 0.0 MiB: 0 old versions, 0 files" in hardmoe("tidy", "--study", study_file, "--dry-run").stdout

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from moe_core import tables
-from moe_core.tables import clean, gather, locate, pins, raise_pins, read_rows, remove, replace_rows, rewrite, shards_in
+from moe_core.tables import clean, gather, locate, pins, raise_pins, read_rows, replace_rows, rewrite, shards_in
 
 SCHEMA = pa.schema([("shard", pa.string()), ("position", pa.int64()), ("id", pa.string())])
 PROCESS = multiprocessing.get_context("spawn").Process
@@ -137,7 +137,7 @@ def test_rows_that_were_replaced_since_are_put_back_when_they_are_asked_for(path
 def test_a_shard_that_is_removed_leaves_the_latest_version_and_stays_under_its_pin(path):
     put(path, "a", ["x"], "posts.a.1")
     put(path, "b", ["z"])
-    remove(path, "a")
+    gather(path, [("a", None)])
     assert shards_in(path) == {"b": 1}
     assert ids(path, "posts.a.1", "a") == ["x"]
 

@@ -139,7 +139,7 @@ def ingest(
     return Ingested(count, posts_version, rejects_version)
 
 
-def stored_counts(root: Path, shard: str, posts_version: int, rejects_version: int) -> tuple[int, int]:
+def stored_counts(root: Path, shard: str, posts_version: int | str, rejects_version: int | str) -> tuple[int, int]:
     """(posts, rejects) of a shard that really are in the tables at these versions."""
     return (
         count_rows(root / "posts.lance", posts_version, shard),

@@ -36,7 +36,7 @@ def tidy(context: Context, dry_run: bool = False, superseded: bool = False) -> T
 
     Raises Busy while an artefact is being made.
     """
-    from moe_core.tables import clean, pins, rewrite, scattered, unpin
+    from moe_core.tables import clean, pins, rewrite, scattered
 
     done = Tidied()
     with exclusive(context.in_use, wait=False):
@@ -51,16 +51,16 @@ def tidy(context: Context, dry_run: bool = False, superseded: bool = False) -> T
             for artefact in old:
                 context.store.remove(artefact)
         keep = _pins_of_artefacts(context, without=old)
+        read = current_pins(context)
         for path in (context.root / name for name in DATA_SETS):
-            lost = [pin for pin in pins(path) if pin.startswith("posts.") and pin not in keep]
+            there = pins(path)
+            lost = [pin for pin in there if pin.startswith("posts.") and pin not in keep]
             for shard in scattered(path):
                 done.rewritten.append(f"{path.name} {shard}")
                 if not dry_run:
                     rewrite(path, shard)
-            if not dry_run:
-                for pin in lost:
-                    unpin(path, pin)
-            freed = clean(path, dry_run, without=lost)
+            places = [(shard, pin) for shard, pin in read if pin in there]
+            freed = clean(path, dry_run, [*places, *_gone(context, path)], lost)
             done.versions += freed.versions
             done.files += freed.files
             done.bytes += freed.bytes
@@ -81,15 +81,28 @@ def remove_gone_shards(context: Context) -> list[str]:
     Their artefacts stay, and their pins keep the rows until `tidy(superseded=True)`: a source that was only away for an
     hour costs nothing.
     """
-    from moe_core.tables import remove, shards_in
+    from moe_core.tables import gather
 
-    there = {shard.key for shard in context.shards}
     gone: set[str] = set()
     for path in (context.root / name for name in DATA_SETS):
-        for shard in sorted(set(shards_in(path)) - there):
-            remove(path, shard)
-            gone.add(shard)
+        places = _gone(context, path)
+        if places:
+            gather(path, places)
+            gone |= {shard for shard, _ in places}
     return sorted(gone)
+
+
+def _gone(context: Context, path: Path) -> list[tuple[str, None]]:
+    from moe_core.tables import shards_in
+
+    return [(shard, None) for shard in sorted(set(shards_in(path)) - {shard.key for shard in context.shards})]
+
+
+def current_pins(context: Context) -> list[tuple[str, str]]:
+    """(shard, pin) of the posts that the study reads, made or not."""
+    from moe_core.tables import pin_of
+
+    return [(shard.key, pin_of(shard.key, context.version("posts", shard.key))) for shard in context.shards]
 
 
 def _pins_of_artefacts(context: Context, without: list[Artefact]) -> set[str]:
@@ -104,12 +117,12 @@ def _pins_of_artefacts(context: Context, without: list[Artefact]) -> set[str]:
 
 
 def _superseded(context: Context) -> list[Artefact]:
-    """Artefacts of posts, and of stages that hold single posts, that the study as it is now does not name."""
+    """Artefacts of stages that hold single posts that the study as it is now does not name."""
     from moe_core.stages.table import STAGES
 
     found = []
     for name, stage in STAGES.items():
-        if name != "posts" and stage.holds is None:
+        if stage.holds is None:
             continue
         keys = stage.keys_of(context)
         for artefact in context.store.everything(name):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moe_core.stages.context import Context, threads_for
 from moe_core.stages.stage import Stage
-from moe_core.store import Written
+from moe_core.store import Artefact, Written
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
@@ -58,6 +58,12 @@ def _inputs(context: Context, key: str | None) -> dict[str, str]:
     return said | ({"forgotten": forgotten} if forgotten else {})
 
 
+def _named(artefact: Artefact) -> list[str]:
+    """Ids of rejected posts that are given as examples."""
+    examples = artefact.metadata.get("examples", {})
+    return [post_id for named in examples.values() for _, post_id, _ in named if post_id]
+
+
 POSTS = Stage(
     name="posts",
     keys="shards",
@@ -75,4 +81,5 @@ POSTS = Stage(
     ),
     inputs=_inputs,
     make=_make,
+    holds=_named,
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moe_core.data.forgotten import Forgotten
 from moe_core.settings import Study
 from moe_core.stages.context import Context
 from moe_core.store import Artefact, Plan, Written, digest, exclusive, shared
@@ -61,6 +62,8 @@ def build(context: Context, stage: Stage, key: str | None = None, force: bool = 
         return Built(found, reused=True)
     lock = context.store.folder(stage.name, key) / f".lock-{plan.version}"
     with shared(context.in_use), exclusive(lock):
+        if Forgotten.load(context.root) != context.forgotten:
+            raise ValueError(f"{plan.name}: posts were forgotten after this was planned: run again")
         found = context.store.find(plan)
         if found and not force:
             return Built(found, reused=True)

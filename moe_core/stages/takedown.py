@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.data.forgotten import Forgotten
 from moe_core.stages.context import Context
-from moe_core.stages.housekeeping import DATA_SETS, leftovers, size_of, take_away
+from moe_core.stages.housekeeping import DATA_SETS, current_pins, leftovers, size_of, take_away
 from moe_core.store import Artefact, Busy, exclusive
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class Takedown:
 
 @dataclass
 class _Found:
-    """Of a survey: posts by (shard, id); data files that hold them, with their shard; artefacts that hold them."""
+    """Of a survey over all versions: rows (shard, id, user; split of accepted ones), and what holds them."""
 
-    posts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, dict[str, str]] = field(default_factory=dict)  # data set -> data file -> shard
     artefacts: list[Artefact] = field(default_factory=list)
 
@@ -69,7 +69,8 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
             _clear_logs(context, _texts(asked, found), done)
             _clear_tables(context, book, found, done)
             for path in (*(a.path for a in found.artefacts), *leftovers(context.root)):
-                _remove(context, path, done)
+                if path.exists():
+                    _remove(context, path, done)
             book.finished().save(context.root)
             return done
     except Busy:
@@ -92,24 +93,26 @@ def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]
             if len(marked):
                 found.files.setdefault(name, {})[file] = shard
             for row in marked.to_pylist():
-                found.posts[shard, row["id"]] = row
-    done.saw = _networks(context, {p for p, row in found.posts.items() if row.get("split", "test") not in HELD_OUT})
-    users = {user: book.holds(None, user) for user in {row["user"] for row in found.posts.values()}}
-    for (shard, post_id), row in found.posts.items():
-        if post_id:  # of a user's posts too: other artefacts know them by their ids alone
-            book.noting("id", post_id, [shard], done.saw)
-        if users[row["user"]]:
-            book.noting("user", row["user"], [shard], done.saw)
+                found.rows.append(row | {"shard": shard})
+    done.saw = _networks(
+        context, {(r["shard"], r["id"]) for r in found.rows if r.get("split") and r["split"] not in HELD_OUT}
+    )
+    for row in found.rows:
+        of_user = row["user"] and book.holds(None, row["user"])
+        if row["id"]:  # of a user's posts too: other artefacts know them by their ids alone
+            book.noting("id", row["id"], [row["shard"]], done.saw)
+        if of_user:
+            book.noting("user", row["user"], [row["shard"]], done.saw)
     elsewhere: set[str] = set()
-    anything = bool(found.posts) or any(e.shards and not e.done for e in book.entries.values())
+    anything = bool(found.rows) or any(e.shards and not e.done for e in book.entries.values())
     for artefact in _artefacts(context):
         held = _held(artefact)
         mine = {i for i in held if book.holds(i)} if held is not None else set()
         elsewhere |= mine
         if mine or (held is None and anything):
             found.artefacts.append(artefact)
-    done.posts = len(found.posts)
-    done.shards = sorted({shard for shard, _ in found.posts})
+    done.posts = len({(row["shard"], row["id"]) for row in found.rows})
+    done.shards = sorted({row["shard"] for row in found.rows})
     done.unknown = [i for i in asked[0] if i not in elsewhere and not book.shards_of("id", i)]
     done.unknown += [user for user in asked[1] if not book.shards_of("user", user)]
     return found
@@ -210,14 +213,11 @@ def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedo
 
 def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
     """(shard, pin) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
-    from moe_core.tables import pin_of
-
     try:
-        keys = [shard.key for shard in context.shards]
+        read = current_pins(context)
     except ValueError:
         return []
-    same = [key for key in keys if book.digest_of(key) == context.forgotten.digest_of(key)]
-    return [(key, pin_of(key, context.version("posts", key))) for key in same]
+    return [(key, pin) for key, pin in read if book.digest_of(key) == context.forgotten.digest_of(key)]
 
 
 def _remove(context: Context, path: Any, done: Takedown) -> None:
@@ -232,7 +232,7 @@ def _remove(context: Context, path: Any, done: Takedown) -> None:
 
 def _texts(asked: tuple[list[str], list[str]], found: _Found) -> set[str]:
     """What names the forgotten in a text: what was asked for, and the ids of users' posts."""
-    texts = {*asked[0], *asked[1], *(post_id for _, post_id in found.posts if post_id)}
+    texts = {*asked[0], *asked[1], *(row["id"] for row in found.rows if row["id"])}
     return {text for text in texts if len(text) >= SHORT}
 
 

@@ -31,3 +31,4 @@ ui: setup
 
 bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py
+	$(BIN)/python benchmarks/duplicates.py

@@ -32,3 +32,4 @@ ui: setup
 bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py
 	$(BIN)/python benchmarks/text_side.py
+	$(BIN)/python benchmarks/duplicates.py

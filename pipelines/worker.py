@@ -78,6 +78,9 @@ def materialise(task: Task, run_id: str) -> str:
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:
+    for check in result.get_asset_check_evaluations():
+        if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
+            return f"check {check.check_name} failed: {check.description or 'see its metadata'}"
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data

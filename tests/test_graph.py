@@ -145,6 +145,48 @@ def test_dagster_records_each_run_with_the_versions_it_read(finished):
         assert len(instance.get_runs()) == 22
 
 
+def test_the_check_of_splits_is_recorded_and_passes(finished):
+    with dg.DagsterInstance.from_config(str(finished.parent / "dagster")) as instance:
+        key = dg.AssetCheckKey(dg.AssetKey("splits"), "no_picture_in_two_splits")
+        (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+        said = record.event.dagster_event.asset_check_evaluation_data
+        assert said.passed
+        assert said.blocking
+        assert said.metadata["held-out posts searched"].value > 100
+
+
+FAILING_CHECK = """
+import sys
+from pathlib import Path
+from moe_core.settings import load_study
+from moe_core.stages import splits
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from pipelines.instance import home
+from pipelines.worker import Task, materialise
+file = Path(sys.argv[1])
+context = Context(load_study(file), file.parent)
+home(context.root, 1)
+for key in STAGES["posts"].keys_of(context):
+    build(context, STAGES["posts"], key)
+for given, violations in ((3, {}), (0, {"near_duplicates": 1})):
+    splits.check = lambda _: splits.Checked(violations, given, 5, ["a in train is b in test"])
+    print(materialise(Task("splits", None), None) or "no error", context.find("splits") is not None, sep=" | ")
+"""
+
+
+def test_leaks_of_the_source_are_a_warning_and_ours_stop_the_run_and_leave_nothing(tmp_path):
+    file = write(tmp_path, small_study(source=Source(format="drawn", posts=100, shards=1)))
+    environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"} | {"HARDMOE_STUDY": str(file)}
+    command = [sys.executable, "-c", FAILING_CHECK, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    warned, failed = done.stdout.splitlines()
+    assert warned == "no error | True"
+    assert failed == 'check no_picture_in_two_splits failed: {"near_duplicates": 1}; a in train is b in test | False'
+
+
 def test_predict_names_hashtags_and_refuses_what_is_no_image(finished, tmp_path):
     from moe_core.data.drawn import draw_shard
 

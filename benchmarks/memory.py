@@ -11,18 +11,29 @@ import tempfile
 from pathlib import Path
 
 TARGET = 1.10
-# Each part is a program: argv[1] is the number of posts, argv[2] an empty folder.
-PARTS = {
-    "ingest": """
+STUDY = """
 import sys
 from pathlib import Path
-from moe_core.data.drawn import draw_shard
-from moe_core.data.ingest import ingest
-from moe_core.settings import Data
+from moe_core.recipes import small
+from moe_core.settings import Source
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
 posts, root = int(sys.argv[1]), Path(sys.argv[2])
-done = ingest(root, "s", draw_shard(0, 1, posts, seed=0), Data(image_size=32), lambda _: None, threads=2)
-assert done.count.read == posts
+base = small()
+study = base.model_copy(update={"source": Source(format="drawn", posts=posts, shards=1),
+                                "trunk": base.trunk.model_copy(update={"epochs": 1.0})})
+context = Context(study, root)
+def make(*names):
+    for name in names:
+        for key in STAGES[name].keys_of(context):
+            build(context, STAGES[name], key)
 """
+# Of each part what is made before, unmeasured, and the program that is. argv[1]: number of posts; argv[2]: a folder.
+PARTS = {
+    "ingest": ("", STUDY + "make('posts')"),
+    "training": (STUDY + "make('posts', 'splits', 'vocabulary')", STUDY + "make('trunk')"),
+    "features": (STUDY + "make('posts', 'splits', 'vocabulary', 'trunk')", STUDY + "make('trunk_features')"),
 }
 PEAK = """
 import re
@@ -33,8 +44,11 @@ print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()
 def peak(part: str, posts: int) -> float:
     """MiB."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", PARTS[part] + PEAK, str(posts), folder]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+        before, program = PARTS[part]
+        here = Path(__file__).parent.parent
+        subprocess.run([sys.executable, "-c", before, str(posts), folder], check=True, cwd=here)
+        command = [sys.executable, "-c", program + PEAK, str(posts), folder]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=here)
     said = re.search(r"peak (\d+)", done.stdout)
     assert said
     return int(said[1]) / 1024
@@ -42,10 +56,10 @@ def peak(part: str, posts: int) -> float:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("parts", nargs="*", default=list(PARTS), choices=[*PARTS, []])
+    options.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them where none is named")
     options.add_argument("--posts", type=int, default=5000)
     said = options.parse_args()
-    for part in said.parts:
+    for part in said.parts or PARTS:
         once, ten = peak(part, said.posts), peak(part, 10 * said.posts)
         print(
             f"{part}: {once:.0f} MiB with {said.posts} posts, {ten:.0f} MiB with {10 * said.posts}: "

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -239,6 +240,28 @@ def test_an_arrow_stream_cut_between_batches_is_not_taken_for_a_whole_one(posts,
     path = tmp_path / "posts.arrow"
     os.truncate(path, path.stat().st_size - 8)  # without the mark of the end
     assert "damaged after row 50: no end-of-stream mark" in said(source)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "lance"])
+def test_damage_anywhere_gives_rows_or_one_line(name, tmp_path):
+    source = WRITERS[name](drawn_posts(20), tmp_path)
+    path = Path(find_shards(source)[0].path)
+    good, draw = path.read_bytes(), random.Random(name)
+    for _ in range(25):
+        data = bytearray(good)
+        for _ in range(draw.choice((1, 1, 5))):
+            at = draw.randrange(len(data))
+            piece = draw.choice((b"\t", b"\n", b'"', b"\0", b"\xff", b"{", b"../", b"", bytes([draw.randrange(256)])))
+            data[at : at + draw.choice((0, 1, 1, 40))] = piece
+        path.write_bytes(data)
+        wrong = []
+        try:
+            for shard in find_shards(source):
+                for batch in read_shard(source, shard):
+                    batch.validate(full=True)
+        except ValueError as error:
+            wrong.append(error)
+        assert not wrong or (type(wrong[0]) is ValueError and "\n" not in str(wrong[0]))
 
 
 def test_a_damaged_page_names_the_row(posts, tmp_path):

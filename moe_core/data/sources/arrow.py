@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from moe_core.data.sources.columns import BY_ROW, choose
+from moe_core.data.sources.columns import BY_ROW, NAMED, choose
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, hashtags_in, tags_of_text, time_of
 from moe_core.settings import Source
+from moe_core.text import shown
 
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
 
@@ -31,8 +32,8 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
         )
     if "id" not in columns and not named:
         raise ValueError(
-            f"{where} has no column id: it has {', '.join(schema.names)}; name it in source.id_column, or say "
-            f'source.id_column = "{BY_ROW}" to number the rows'
+            f"{where} has no column id: it has {', '.join(map(shown, schema.names[:NAMED]))}; "
+            f'name it in source.id_column, or say source.id_column = "{BY_ROW}" to number the rows'
         )
     for ours in ("id", "user", "split", "caption"):
         if ours in columns and columns[ours] != BY_ROW:
@@ -56,8 +57,12 @@ def to_raw(
     for batch in batches:
         for start in range(0, len(batch), BATCH):
             piece = batch.slice(start, BATCH)
-            said = _said(piece, columns, where, key, row)
-            yield from _with_images(said, piece[columns["image"]], where, folder, "id" not in columns)
+            try:
+                said = _said(piece, columns, where, key, row)
+                yield from _with_images(said, piece[columns["image"]], where, folder, "id" not in columns)
+            except pa.ArrowException as error:  # such as a place beyond the end of a dictionary
+                why = " ".join(str(error).split())[:200]
+                raise ValueError(f"{where} is damaged after row {row}: {why}; copy it again, or take it away") from None
             row += len(piece)
 
 
@@ -95,12 +100,12 @@ def _with_images(
     paths = None
     if pt.is_struct(image.type):
         if image.type.get_field_index("path") >= 0:
-            paths = _decoded(pc.struct_field(image, "path")).cast(pa.string()).to_pylist()
+            paths = _names(pc.struct_field(image, "path"))
         image = _decoded(pc.struct_field(image, "bytes"))
         if pt.is_null(image.type):
             image = image.cast(pa.binary())
     elif is_text(image.type):
-        paths = image.cast(pa.string()).to_pylist()
+        paths = _names(image)
         image = pa.nulls(len(image), pa.binary())
     if name_is_id and paths is not None:
         said = said | {"id": pa.array(paths, pa.string())}
@@ -206,6 +211,12 @@ def _text(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
                 out.append(data.decode("utf-8", "backslashreplace"))
                 reasons[row] = "text that is not UTF-8"
         return pa.array(out, pa.string())
+
+
+def _names(column: pa.Array) -> list[str | None]:
+    """File names; one that is not UTF-8 is made such that no file has it."""
+    names = _decoded(column).cast(pa.string()).cast(pa.binary()).to_pylist()
+    return [None if name is None else name.decode("utf-8", "backslashreplace") for name in names]
 
 
 def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from moe_core.settings import Source
+from moe_core.text import shown
 
 USUAL = {
     ours: tuple(names.split())
@@ -16,6 +17,7 @@ USUAL = {
         "split": "split subset fold",
     }.items()
 }
+NAMED = 50  # columns listed in an error
 BY_ROW = "#row"  # as source.id_column: the shard's key and the number of the row
 
 
@@ -26,7 +28,7 @@ def choose(
 
     A caption_column makes the tags column one that is read only where it was named.
     """
-    there = ", ".join(map(str, names)) or "none"
+    there = ", ".join(shown(name) for name in names[:NAMED]) or "none"
     lower = {str(name).lower(): name for name in reversed(names)}
     found: dict[str, str] = {}
     for ours, usual in USUAL.items():

@@ -22,7 +22,7 @@ WHAT = {
 }
 ROWS_COUNTED = 1000  # files whose footers are read to count rows; more are judged by their size
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-BROKEN = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError, EOFError)
+BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)
 
 
 def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
@@ -79,6 +79,7 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
             else:
                 file = _open_arrow(raw)
                 schema = file.schema
+            _ = schema.names  # names that are no UTF-8 are seen here
         except BROKEN as error:
             why = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -109,7 +110,10 @@ def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBa
     else:
         batches = file
     for batch in batches:
-        yield batch.select(names) if names is not None else batch
+        batch = batch.select(names) if names is not None else batch
+        # Arrow believes the lengths and offsets that a file says, and ends the process over wrong ones
+        batch.validate(full=True)
+        yield batch
     if batches is file:
         tail = raw.size() - len(END_OF_STREAM)
         if raw.read_at(len(END_OF_STREAM), tail) != END_OF_STREAM:

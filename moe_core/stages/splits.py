@@ -81,8 +81,9 @@ def _read(context: Context) -> tuple[pl.DataFrame, np.ndarray]:
         columns = ["shard", "position", "id", "user", "given", "signature"]
         rows = read_rows(context.root / "posts.lance", place.version, place.shard, columns)
         for chunk in rows["signature"].chunks:
-            flat = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, SIGNATURE_BYTES)
-            signatures.append(flat[chunk.offset : chunk.offset + len(chunk)])
+            end = (chunk.offset + len(chunk)) * SIGNATURE_BYTES
+            flat = np.frombuffer(chunk.buffers()[1], np.uint8, end)
+            signatures.append(flat.reshape(-1, SIGNATURE_BYTES)[chunk.offset :])
         frame = pl.from_arrow(rows.drop_columns(["signature"]))
         assert isinstance(frame, pl.DataFrame)
         frames.append(frame)

@@ -31,3 +31,6 @@ ui: setup
 
 bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/stored.py

@@ -33,3 +33,7 @@ bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py
 	$(BIN)/python benchmarks/text_side.py
 	$(BIN)/python benchmarks/duplicates.py
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/stored.py
+	$(BIN)/python benchmarks/loader.py

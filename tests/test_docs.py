@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+from moe_core.data.ingest import REASONS
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study, dump_study, load_study, settings_page
 
@@ -16,6 +17,11 @@ def test_files_that_the_readme_names_exist():
 def test_the_page_of_settings_is_that_of_the_models():
     # written by: python -c "from moe_core.settings import *; print(settings_page(), end='')" > docs/settings.md
     assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings_page()
+
+
+def test_every_reason_of_a_reject_is_explained():
+    page = (ROOT / "docs" / "data.md").read_text("utf-8")
+    assert [reason for reason, why in REASONS.items() if f"| `{reason}` | {why} |" not in page] == []
 
 
 def test_every_recipe_is_read_back_as_it_was_written(tmp_path):

@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from moe_core.data import images
 from moe_core.data.duplicates import SIGNATURE_BYTES, signature
@@ -68,6 +69,7 @@ MAX_TAGS, MAX_TAG_BYTES = 1000, 100_000  # of one post
 TAGS_OF_REJECTED, TAG_OF_REJECTED = 20, 100  # tags, and characters of each, kept of a post with too many
 FIRST, LAST = pl.datetime(1826, 1, 1), pl.datetime(2100, 1, 1)  # a clock that shows another time says nothing
 EXAMPLES = 3  # rejects of each reason that are named
+REPORT_ROWS = 1000  # a report may cost a write to the disk
 CHUNK_ROWS, CHUNK_BYTES = 128, 8 << 20  # of image files, decoded by one thread in one go
 
 
@@ -207,7 +209,7 @@ def _accept(
     threads: int,
 ) -> Iterator[pa.RecordBatch]:
     """Accepted posts in their order; rejected ones go to `rejects`, and all are counted."""
-    seen = _Seen()
+    seen, told = _Seen(), 0
     waiting: deque[tuple[Chunk, Future[Converted]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
@@ -216,7 +218,9 @@ def _accept(
             waiting.append((chunk, pool.submit(_convert, chunk, data)))
             if len(waiting) > 2 * threads:
                 yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
-                report(chunk.read)
+            if chunk.read >= told + REPORT_ROWS:
+                told = chunk.read
+                report(told)
         while waiting:
             yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
         report(count.read)
@@ -245,7 +249,7 @@ def _chunks(
         text, files = _text(batch, read, data), batch["image"]
         if forgotten is not None:
             text = _without(text, forgotten)
-        starts = np.cumsum(pa.compute.fill_null(pa.compute.binary_length(files), 0).to_numpy(zero_copy_only=False))
+        starts = np.cumsum(pc.fill_null(pc.binary_length(files), 0).to_numpy(zero_copy_only=False))
         first = 0
         while first < len(batch):
             already = starts[first - 1] if first else 0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHORT = 6  # characters: shorter ids occur in any text by chance, so they are not looked for in logs
-HELD_OUT = ("validation", "test")
+HELD_OUT = ("validation", "test", "dropped")
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Takedown:
 
 @dataclass
 class _Found:
-    """Of a survey over all versions: rows (shard, id, user; split of accepted ones), and what holds them."""
+    """Of a survey over all versions: rows (shard, id, user, accepted), and what holds them."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, dict[str, str]] = field(default_factory=dict)  # data set -> data file -> shard
@@ -88,15 +88,13 @@ def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]
 
     found = _Found()
     for name in DATA_SETS:
-        for file, shard, batch in search(context.root / name, ["id", "user", "split"]):
+        for file, shard, batch in search(context.root / name, ["id", "user"]):
             marked = _marked(book, batch)
             if len(marked):
                 found.files.setdefault(name, {})[file] = shard
             for row in marked.to_pylist():
-                found.rows.append(row | {"shard": shard})
-    done.saw = _networks(
-        context, {(r["shard"], r["id"]) for r in found.rows if r.get("split") and r["split"] not in HELD_OUT}
-    )
+                found.rows.append(row | {"shard": shard, "accepted": name == "posts.lance"})
+    done.saw = _networks(context, _trained_on(context, {(r["shard"], r["id"]) for r in found.rows if r["accepted"]}))
     for row in found.rows:
         of_user = row["user"] and book.holds(None, row["user"])
         if row["id"]:  # of a user's posts too: other artefacts know them by their ids alone
@@ -150,6 +148,19 @@ def _held(artefact: Artefact) -> Iterable[str] | None:
     holds = STAGES[artefact.asset].holds
     assert holds is not None
     return None if holds == "some" else holds(artefact)
+
+
+def _trained_on(context: Context, posts: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Posts (shard, id) but for those that every splits artefact here holds out; in doubt, one was trained on."""
+    import polars as pl
+
+    wanted = pl.DataFrame(sorted(posts), schema={"shard": pl.String, "id": pl.String}, orient="row")
+    held, trained = set[tuple[str, str]](), set[tuple[str, str]]()
+    for artefact in context.store.everything("splits"):
+        rows = pl.read_parquet(artefact.path / "splits.parquet").join(wanted, on=["shard", "id"], how="semi")
+        for shard, post_id, split in rows.select("shard", "id", "split").iter_rows():
+            (held if split in HELD_OUT else trained).add((shard, post_id))
+    return posts - (held - trained)
 
 
 def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:

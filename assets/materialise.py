@@ -66,7 +66,7 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
     metadata["posts snapshot"] = work.posts_snapshot()
     metadata["reused"] = dg.MetadataValue.bool(built.reused)
     metadata |= more
-    if not all(check.passed for check in checks):
+    if any(not check.passed and check.severity == dg.AssetCheckSeverity.ERROR for check in checks):
         work.store.remove(built.artefact)
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
     version = dg.DataVersion(built.artefact.version)

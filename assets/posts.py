@@ -37,15 +37,21 @@ def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.As
         description=f"{said['read']} read, {kept} accepted + {refused} rejected are stored",
         metadata=counts,
     )
-    return {"rejects by reason": dg.MetadataValue.md(_table(said))}, [check]
+    places = {reason: [row for row, _, _ in named] for reason, named in said["examples"].items()}
+    return {"rejects by reason": dg.MetadataValue.md(_table(said)), "examples": dg.MetadataValue.json(places)}, [check]
 
 
 def _table(said: Any) -> str:
-    """Rejects by reason, most frequent first, with a few examples each."""
+    """Rejects by reason, most frequent first, with a few examples each.
+
+    Rows are named by their place in the shard: Dagster keeps what it is told, and a takedown must not leave an id here.
+    """
     if not said["reasons"]:
         return f"None of {said['read']} rows were rejected."
     lines = ["| reason | rows | for example |", "| --- | --- | --- |"]
     for reason, rows in sorted(said["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
-        named = [f"{name} ({detail})" if detail else name for _, name, detail in said["examples"].get(reason, [])]
+        named = [
+            f"row {row}" + (f" ({detail})" if detail else "") for row, _, detail in said["examples"].get(reason, [])
+        ]
         lines.append(f"| {cell(reason)} | {rows} | {cell('; '.join(named))} |")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and 
 rows of raw pixels (docs/data.md has the figures, benchmarks/fragment_size.py makes them).
 """
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ import pyarrow as pa
 
 from moe_core.store import exclusive, shared
 
+TRIM_BYTES = 16 << 20
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 PART = 16_384  # vectors read at once
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
 ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
@@ -118,6 +121,7 @@ def _ascending(shard: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Rec
             position_B = batch["position"].to_numpy()
             assert (np.diff(position_B, prepend=last) > 0).all(), f"rows of {shard} are out of order"
             last = int(position_B[-1])
+            _passed_on(batch.nbytes)
         yield batch
 
 
@@ -463,6 +467,7 @@ def take_rows(path: Path, version: int, rows_B: np.ndarray, columns: list[str]) 
     """Rows of a version by their number (of `locate`), in the order asked for."""
     table, _ = _at(path, version)
     taken: pa.Table = table.take(rows_B, columns=columns)
+    _passed_on(taken.nbytes)
     return taken
 
 
@@ -548,6 +553,23 @@ def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[p
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"{uri} is damaged: {why}; copy it again, or take it away") from None
+
+
+_bytes_passed = 0
+
+
+def _passed_on(size: int) -> None:
+    """Gives memory back to the system now and then.
+
+    Each of lance's threads allocates from an arena of its own, and glibc keeps what is freed there: without this,
+    memory grows with the rows that were read until all arenas are full (benchmarks/memory.py).
+    """
+    global _bytes_passed
+    _bytes_passed += size
+    if _bytes_passed >= TRIM_BYTES:
+        _bytes_passed = 0
+        if _malloc_trim is not None:
+            _malloc_trim(0)
 
 
 def _committing(path: Path) -> Path:

@@ -73,7 +73,10 @@ def test_each_has_the_outcome_written_beside_it_and_the_sums_add_up(tmp_path, th
 
 
 def test_each_reason_is_in_the_table_and_has_a_case(files):
-    assert {outcome for *_, outcome in [*files, *ROWS]} - {"ok", "video"} == set(REASONS) - {"internal_error"}
+    assert {outcome for *_, outcome in [*files, *ROWS]} - {"ok", "video"} == set(REASONS) - {
+        "internal_error",
+        "forgotten",
+    }
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
@@ -107,6 +110,7 @@ def test_a_reject_says_where_it_came_from(tmp_path):
             "shard": "s",
             "position": 1,
             "source": "here/s.parquet",
+            "user": None,
             "id": "b",
             "written": ["cat"],
             "reason": "not_an_image",
@@ -169,7 +173,7 @@ def test_a_mistake_of_ours_on_one_row_is_a_counted_reject(tmp_path, monkeypatch)
     assert done.count.examples["internal_error"][0].detail == "KeyError: 'boom'"
 
 
-@pytest.mark.parametrize("where", ["_text", "_convert", "canonical_lists", "splits_of"])
+@pytest.mark.parametrize("where", ["_text", "_convert", "canonical_lists", "signature"])
 @pytest.mark.parametrize("call", [0, 1])
 def test_a_mistake_of_ours_on_many_rows_fails_the_shard_and_leaves_nothing(tmp_path, monkeypatch, where, call):
     right, calls = getattr(ingest, where), iter(range(100))
@@ -207,7 +211,7 @@ def test_large_files_are_in_flight_one_at_a_time(monkeypatch):
     monkeypatch.setattr(ingest, "CHUNK_BYTES", 1000)
     sizes = [400, 400, 400, 5000, 10, 10]
     rows = [{"id": str(n), "image": b"x" * size} for n, size in enumerate(sizes)]
-    chunks = [len(chunk.files) for chunk in ingest._chunks([batch(rows)], ALL)]
+    chunks = [len(chunk.files) for chunk in ingest._chunks([batch(rows)], ALL, None)]
     assert chunks == [2, 1, 1, 2]
 
 

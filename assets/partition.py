@@ -1,9 +1,12 @@
+from typing import Any
+
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.materialise import OWNERS, Work, asset_of, cell, materialise
-from assets.study import EXPERTS, root, study
+from assets.study import EXPERTS
 from moe_core.stages.context import Context
+from moe_core.store import Artefact
 
 expert_shard = dg.AssetSpec(
     "expert_shard",
@@ -19,16 +22,17 @@ expert_shard = dg.AssetSpec(
 @asset_of("partition", group_name="gate", kinds={"faiss"})
 def partition(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The gate: PCA-whitening and k-means on the trunk's features; each post belongs to exactly one expert."""
-    result = materialise(context, config)
-    artefact = Context(study(), root()).need("partition")
-    members, sizes = artefact.metadata["members"], artefact.metadata["sizes"]
-    context.instance.add_dynamic_partitions(EXPERTS.name or "", list(members))
-    for (key, digest), size in zip(members.items(), sizes, strict=True):
-        context.instance.report_runless_asset_event(
-            dg.AssetObservation(
-                "expert_shard", partition=key, metadata={"training posts": size}, tags={DATA_VERSION_TAG: digest}
+
+    def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+        members, sizes = artefact.metadata["members"], artefact.metadata["sizes"]
+        context.instance.add_dynamic_partitions(EXPERTS.name or "", list(members))
+        for (key, digest), size in zip(members.items(), sizes, strict=True):
+            context.instance.report_runless_asset_event(
+                dg.AssetObservation(
+                    "expert_shard", partition=key, metadata={"training posts": size}, tags={DATA_VERSION_TAG: digest}
+                )
             )
-        )
-    rows = "\n".join(f"| {cell(key)} | {size} |" for key, size in zip(members, sizes, strict=True))
-    result.metadata["clusters"] = dg.MetadataValue.md("| expert | training posts |\n| --- | --- |\n" + rows)  # type: ignore[index]
-    return result
+        rows = "\n".join(f"| {cell(key)} | {size} |" for key, size in zip(members, sizes, strict=True))
+        return {"clusters": dg.MetadataValue.md("| expert | training posts |\n| --- | --- |\n" + rows)}, []
+
+    return materialise(context, config, look)

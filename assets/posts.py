@@ -44,14 +44,13 @@ def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.As
 def _table(said: Any) -> str:
     """Rejects by reason, most frequent first, with a few examples each.
 
-    Rows are named by their place in the shard: Dagster keeps what it is told, and a takedown must not leave an id here.
+    Rows are named by their place in the shard alone: Dagster keeps what it is told, and a detail may quote an id that a
+    takedown must not leave here. rejects.lance has both.
     """
     if not said["reasons"]:
         return f"None of {said['read']} rows were rejected."
     lines = ["| reason | rows | for example |", "| --- | --- | --- |"]
     for reason, rows in sorted(said["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
-        named = [
-            f"row {row}" + (f" ({detail})" if detail else "") for row, _, detail in said["examples"].get(reason, [])
-        ]
+        named = [f"row {row}" for row, _, _ in said["examples"].get(reason, [])]
         lines.append(f"| {cell(reason)} | {rows} | {cell('; '.join(named))} |")
     return "\n".join(lines)

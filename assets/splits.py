@@ -21,7 +21,8 @@ def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.As
 
     found = check(work)
     said = (
-        f"{found.given} pictures lie in several splits as the source gives them: leaks.parquet names them, data.leaks"
+        f"{found.given} pictures lie in several splits as the source gives them: leaks.parquet names them, "
+        'data.leaks = "remove" drops them'
     )
     if not found.good:
         said = "; ".join([json.dumps(found.violations), *found.examples])

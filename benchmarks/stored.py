@@ -20,8 +20,7 @@ from PIL import Image
 from moe_core.data.drawn import draw_shard
 from moe_core.data.images import encode
 from moe_core.data.ingest import POSTS
-from moe_core.data.loading import Place, load_posts
-from moe_core.data.vocabulary import Vocabulary
+from moe_core.data.loading import Place, open_images
 from moe_core.tables import replace_rows
 
 
@@ -49,7 +48,6 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     said = options.parse_args()
     torch.set_num_threads(said.threads)
-    words = Vocabulary(["cat"], {})
     print("| side | stored as | bytes a picture | encoded, pictures/s a thread | loaded, pictures/s | against raw |")
     print("| --- | --- | --- | --- | --- | --- |")
     for size in said.sizes:
@@ -76,7 +74,7 @@ def main() -> None:
             for _ in range(said.repeats):
                 for kind in kinds:
                     began = time.monotonic()
-                    load_posts(Path(folder) / kind, [places[kind]], words, size)
+                    open_images(Path(folder) / kind, [places[kind]], size).read(np.arange(len(raw)))
                     rates[kind].append(len(raw) / (time.monotonic() - began))
         middle = {kind: statistics.median(found) for kind, found in rates.items()}
         for kind in kinds:

@@ -1,4 +1,4 @@
-"""Recipes: named settings that are known to work. Each says what it costs and the score to expect, both measured.
+"""Recipes: named settings that are known to work. docs/results.md has what they cost and score, where measured.
 
 `demo` is for the drawn data; the others take any source (`hardmoe init DIR --source ... --recipe NAME`).
 """

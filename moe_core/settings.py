@@ -76,13 +76,14 @@ class Data(Strict):
         "", description="File of lines 'written = meant', applied before counting; 'tag = tag' keeps a plural."
     )
     validation: Fraction = Field(
-        0.05, description="Share of training posts held out for choices (early stopping, mixing)."
+        0.05, description="Share held out for choices: which experts are published, which answer."
     )
     test: Fraction = Field(0.1, description="Share held out for the table, where the source gives no split.")
     split_by: Literal["user", "id"] = Field(
-        "user", description="Posts with the same one lie in one split, but for copies of an earlier post of another."
+        "user",
+        description="Posts of one user (or id) lie in one split, except copies of another's earlier post.",
     )
-    router: Fraction = Field(0.0, description="Share of training posts held out for routing anew later.")
+    router: Fraction = Field(0.0, description="Share held out for routing; no stage uses it yet.")
     near_duplicates: Literal["group", "off"] = Field(
         "group", description="group: copies of one picture always lie in one split; off: they are not looked for."
     )
@@ -90,7 +91,7 @@ class Data(Strict):
         8.0, description="Grey levels of 255 by which no cell of two copies' 8x8 thumbnails differs."
     )
     leaks: Literal["report", "remove"] = Field(
-        "report", description="Copies across given splits: report counts them; remove drops those in train."
+        "report", description="Copies across given splits: report lists them; remove keeps only those most held out."
     )
     max_reject_rate: Fraction = Field(0.5, description="Ingest stops with an error when a larger share is rejected.")
 
@@ -146,7 +147,7 @@ class Training(Strict):
 
 
 class Partition(Strict):
-    """The gate."""
+    """The gate: how posts are cut into clusters, one an expert."""
 
     experts: Positive = Field(8, description="K: clusters, and networks trained.")
     pca: Annotated[int, Field(ge=1, le=256)] = Field(128, description="Dimensions kept by PCA-whitening, at most.")

@@ -106,7 +106,7 @@ class Store:
         """The artefact of `plan`. Raises ValueError naming the asset to make first."""
         found = self.find(plan)
         if found is None:
-            raise ValueError(f"{plan.name} {plan.version} is missing: materialise {plan.asset} first")
+            raise ValueError(f"{plan.name} {plan.version} is missing: materialise {plan.asset} first (`hardmoe run`)")
         return found
 
     def read(self, path: Path) -> Artefact | None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,6 @@ class Located:
 
     version: int
     offsets_N: np.ndarray  # (N,) int64: shards in the order asked for, `position` inside
-    starts_S1: np.ndarray  # (S + 1,) int64: first post of each shard
 
 
 @dataclass(frozen=True)
@@ -267,11 +265,9 @@ def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
     for piece in pieces:
         mine.setdefault(piece.shard, []).append(piece)
     offsets = [np.zeros(0, np.int64)]
-    starts = [0]
     for shard, _ in places:
         offsets += [np.arange(p.first, p.first + p.rows, dtype=np.int64) for p in mine.get(shard, ())]
-        starts.append(starts[-1] + sum(p.rows for p in mine.get(shard, ())))
-    return Located(int(version), np.concatenate(offsets), np.array(starts, np.int64))
+    return Located(int(version), np.concatenate(offsets))
 
 
 def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
@@ -279,13 +275,15 @@ def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
     import lance
 
     with shared(_writers(path)):
-        table = lance.dataset(str(path))
-        back = _absent(path, table, places)
-        if not back:
-            return int(table.version)
-        # numbered anew by the commit; their data files are the same
-        new = {shard: [replace(f.metadata, id=0) for f in _fragments(*then, shard)] for shard, then in back.items()}
-        return _swap(path, new, {v: shard for shard, v in places if shard in back and isinstance(v, str)})
+        for _ in range(RETRIES):  # others may commit between our look and our commit: look again at what came of it
+            table = lance.dataset(str(path))
+            back = _absent(path, table, places)
+            if not back:
+                return int(table.version)
+            # numbered anew by the commit; their data files are the same
+            new = {shard: [replace(f.metadata, id=0) for f in _fragments(*then, shard)] for shard, then in back.items()}
+            _swap(path, new, {v: shard for shard, v in places if shard in back and isinstance(v, str)})
+    raise ValueError(f"{path} is being changed by others all the time: try again when they are done")
 
 
 def _absent(path: Path, table: Any, places: Iterable[tuple[str, int | str | None]]) -> dict[str, tuple[Any, Any]]:
@@ -471,18 +469,23 @@ def take_rows(path: Path, version: int, rows_B: np.ndarray, columns: list[str]) 
     return taken
 
 
-def write_vectors(path: Path, name: str, parts: Iterable[tuple[dict[str, pa.Array], np.ndarray]], index: bool) -> int:
+def write_vectors(
+    path: Path,
+    columns: dict[str, pa.DataType],
+    name: str,
+    width: int,
+    parts: Iterable[tuple[dict[str, pa.Array], np.ndarray]],
+    index: bool,
+) -> int:
     """A new data set of some columns and one float32 vector a row, part by part; returns the number of rows.
 
-    With `index`, a cosine index for search where rows are many. Raises ValueError where there is no part.
+    With `index`, a cosine index for search where rows are many.
     """
     import lance
 
-    stream = (_with_vectors(columns, name, vectors_BD) for columns, vectors_BD in parts)
-    first = next(stream, None)
-    if first is None:
-        raise ValueError(f"no rows for {path}: wanted at least one")
-    reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+    schema = pa.schema([*columns.items(), (name, pa.list_(pa.float32(), width))])
+    stream = (_with_vectors(some, name, vectors_BD).cast(schema) for some, vectors_BD in parts)
+    reader = pa.RecordBatchReader.from_batches(schema, stream)
     data = lance.write_dataset(reader, str(path), mode="create", data_storage_version="stable")
     rows = data.count_rows()
     if index and rows >= INDEX_FROM:

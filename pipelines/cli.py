@@ -34,11 +34,11 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, PermissionError) as error:
+        except (ValueError, OSError) as error:
+            if os.environ.get("HARDMOE_TRACE"):
+                raise
             # a message may quote what a file of a user's says
-            raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from (
-                error if os.environ.get("HARDMOE_TRACE") else None
-            )
+            raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from None
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -22,8 +22,11 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     new = [shard.key for shard in work.shards if shard.key not in known]
     missing = [shard for shard in work.shards if work.find("posts", shard.key) is None]
     return dg.SensorResult(
-        # a run key that was used once is not used again: one run a content, also when it fails
-        run_requests=[dg.RunRequest(f"{shard.key}-{shard.digest}", partition_key=shard.key) for shard in missing],
+        # a run key that was used once is not used again: one run a version, also when it fails
+        run_requests=[
+            dg.RunRequest(f"{shard.key}-{work.version('posts', shard.key)}", partition_key=shard.key)
+            for shard in missing
+        ],
         dynamic_partitions_requests=[SHARDS.build_add_request(new)] if new else [],
         skip_reason=None if missing else f"all {len(work.shards)} shards are ingested",
     )

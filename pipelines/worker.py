@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+# What every run needs is imported here, once, in the fork server: forked runs have it at no cost. Not lance or polars:
+# they start threads when they are imported, which a fork does not survive.
 import dagster as dg
-import torch  # noqa: F401  # so that forked processes have it
+import dagster._core.storage.event_log
+import dagster._core.storage.runs
+import dagster._core.storage.schedules
+import torch  # noqa: F401
 
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID

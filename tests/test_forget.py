@@ -197,7 +197,7 @@ def write_features(context, key):
 
     def write(folder):
         parts = [({"id": pa.array(names.to_list())}, np.eye(len(names)))]
-        write_vectors(folder / "features.lance", "feature", parts, index=False)
+        write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", len(names), parts, index=False)
         return Written({})
 
     context.store.make(Plan("trunk_features", key, "1", {}, {"posts": context.version("posts", key)}), write)
@@ -428,3 +428,26 @@ def test_the_command_reports_what_is_left_and_a_file_that_is_not_there(ingested,
 def test_lines_of_a_file(tmp_path):
     (tmp_path / "ids").write_bytes("\ufeffa\r\n\nb c\na\n".encode())
     assert lines_of(tmp_path / "ids") == ["a", "b c"]
+
+
+def test_what_another_takedown_adds_meanwhile_is_not_lost(tmp_path):
+    one = Forgotten.begin(tmp_path, ["a"], [])
+    two = Forgotten.begin(tmp_path, ["b"], ["ann"])
+    two.save(tmp_path)
+    one.finished().save(tmp_path)
+    book = Forgotten.load(tmp_path)
+    assert book.holds("a")
+    assert book.holds("b")
+    assert book.holds(None, "ann")
+    assert book.pending
+    two.finished().save(tmp_path)
+    assert not Forgotten.load(tmp_path).pending
+
+
+def test_a_shard_that_a_takedown_empties_is_no_obstacle(ingested):
+    root = ingested.root
+    forget(ingested, users=[f"user-{n}" for n in range(120)] + ["user-ann"])
+    again = reopen(ingested)
+    for key in ("a", "b"):
+        assert build(again, STAGES["posts"], key).artefact.metadata["accepted"] == 0
+    assert not files_with(root, b"post-of-bob")

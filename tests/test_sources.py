@@ -417,7 +417,8 @@ def test_ragged_and_broken_rows_of_a_csv(tmp_path):
         ("line 7", "bad_row"),
         ("line 8", "bad_row"),
         (None, None),  # the ingest says no_id
-        ("lines 10 to 11", "bad_row"),
+        ("line 10", "bad_row"),
+        ("8", None),  # which the quote had swallowed
     ]
     assert found[1]["detail"] == "line 3: 3 fields, wanted 4"
     assert found[3]["tags"] == ["cat", "dog"]
@@ -743,9 +744,9 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
             return result
 
         first = look()
-        (shard,) = find_shards(source)
+        version = Context(study, tmp_path).version("posts", "posts")
         (asked,) = first.run_requests
-        assert (asked.partition_key, asked.run_key) == ("posts", f"posts-{shard.digest}")
+        assert (asked.partition_key, asked.run_key) == ("posts", f"posts-{version}")
         assert instance.get_dynamic_partitions(str(sensors.SHARDS.name)) == ["posts"]
         assert look().run_requests[0].run_key == asked.run_key  # the daemon starts one run a run key
         context = Context(study, tmp_path)
@@ -759,3 +760,37 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
         assert [request.partition_key for request in again.run_requests] == ["a", "posts"]
         assert again.run_requests[1].run_key != asked.run_key
         assert again.dynamic_partitions_requests[0].partition_keys == ["a"]
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])
+def test_a_stray_quote_costs_its_line_and_no_other(tmp_path, suffix, mark):
+    lines = [f"{n}.jpg{mark}cat{mark}u{n}" for n in range(1000)]
+    for bad in (5, 700):
+        lines[bad] = f'{bad}.jpg{mark}"cat{mark}u'
+    lines[300] = f'300.jpg{mark}"cat\ndog"{mark}u300'  # a quote that is meant, over two lines
+    (tmp_path / f"table{suffix}").write_text(f"file{mark}tags{mark}user\n" + "\n".join(lines) + "\n")
+    rows = rows_of(Source(format="folder", uri=str(tmp_path)))
+    assert len(rows) == 1000
+    assert [n for n, row in enumerate(rows) if row["reason"] == "bad_row"] == [5, 700]
+    assert rows[300]["tags"] == ["cat", "dog"]
+
+
+def test_a_row_deleted_from_a_lance_table_changes_its_digest(tmp_path):
+    import lance
+
+    table = pa.table({"id": ["a", "b"], "image": [png(), png()], "tags": [["cat"], ["cat"]]})
+    data = lance.write_dataset(table, str(tmp_path / "x.lance"))
+    source = Source(format="lance", uri=str(tmp_path / "x.lance"))
+    before = find_shards(source)[0].digest
+    data.delete("id = 'b'")
+    assert find_shards(source)[0].digest != before
+    assert [row["id"] for row in rows_of(source)] == ["a"]
+
+
+def test_an_image_with_an_underscore_before_its_name_counts(tmp_path):
+    (tmp_path / "_DSC1.jpg").write_bytes(png())
+    (tmp_path / "table.csv").write_text("file,tags\n_DSC1.jpg,cat\n")
+    source = Source(format="folder", uri=str(tmp_path))
+    before = find_shards(source)[0].digest
+    (tmp_path / "_DSC1.jpg").write_bytes(png() + b"more")
+    assert find_shards(source)[0].digest != before

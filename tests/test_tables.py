@@ -114,7 +114,6 @@ def test_posts_are_located_in_the_one_order(path, small_fragments):
     put(path, "a", "xyz", "posts.a.1")
     found = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
     assert taken(path, found) == list("xyzuvw")
-    assert found.starts_S1.tolist() == [0, 3, 6]
     assert found.version == lance.dataset(str(path)).version
     assert found.offsets_N.dtype == np.int64
 
@@ -276,3 +275,28 @@ def test_nothing_is_cleaned_while_rows_are_written(path):
     end.set()
     writer.join()
     assert shards_in(path) == {"a": 1, "b": 1}
+
+
+def test_a_commit_between_look_and_commit_is_looked_at_again(path, monkeypatch):
+    put(path, "a", ["old"], "posts.a.1")
+    put(path, "b", ["kept"], "posts.b.1")
+    put(path, "a", ["new"], "posts.a.2")
+    look, calls = tables._absent, iter(range(10))
+
+    def late(*arguments):
+        found = look(*arguments)
+        if next(calls) == 0:
+            put(path, "b", ["another"], "posts.b.2")
+        return found
+
+    monkeypatch.setattr(tables, "_absent", late)
+    found = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
+    assert ids(path, found.version, "a") == ["old"]
+    assert ids(path, found.version, "b") == ["kept"]
+
+
+def test_vectors_of_no_rows_are_an_empty_data_set(path):
+    from moe_core.tables import vectors_in, write_vectors
+
+    assert write_vectors(path, {"id": pa.string()}, "feature", 4, iter(()), index=True) == 0
+    assert list(vectors_in(path, "feature")) == []

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from moe_core.store import digest, to_disk
+from moe_core.store import digest, exclusive, to_disk
 
 Kind = Literal["id", "user"]
 
@@ -56,7 +56,26 @@ class Forgotten:
             raise ValueError(f"{path} is not readable ({error}): restore it from a backup") from None
         return cls(salt, {(e.kind, e.hash): e for e in entries})
 
+    @classmethod
+    def begin(cls, root: Path, ids: Iterable[str], users: Iterable[str]) -> "Forgotten":
+        """The list on the disk with more in it. Of two at once neither loses what the other adds."""
+        with exclusive(root / ".forgotten.lock"):
+            book = cls.load(root).adding("id", ids).adding("user", users)
+            if book.entries:
+                book._write(root)
+            return book
+
     def save(self, root: Path) -> None:
+        """Notes on the disk what is known here; what others added meanwhile stays."""
+        with exclusive(root / ".forgotten.lock"):
+            entries = dict(Forgotten.load(root).entries)
+            for key, entry in self.entries.items():
+                there = entries.get(key, entry)
+                shards, saw = {*there.shards, *entry.shards}, {*there.saw, *entry.saw}
+                entries[key] = replace(entry, shards=tuple(sorted(shards)), saw=tuple(sorted(saw)))
+            replace(self, entries=entries)._write(root)
+
+    def _write(self, root: Path) -> None:
         """Replaces the file in one move, on the disk before this returns."""
         import pyarrow as pa
         import pyarrow.parquet as pq

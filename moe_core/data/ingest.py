@@ -166,7 +166,7 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
     if count.rejected - count.reasons["forgotten"] > data.max_reject_rate * count.read:
         why = ", ".join(f"{reason} {n}" for reason, n in count.reasons.most_common())
         named = [
-            f"{one.id}: {reason}" + (f": {one.detail}" if one.detail else "")
+            f"row {one.position}: {reason}"
             for reason, _ in count.reasons.most_common(EXAMPLES)
             for one in count.examples[reason][:1]
         ]

@@ -205,7 +205,10 @@ class Bundle:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        raise ValueError(f"no bundle at {folder}: wanted a folder with manifest.json (`hardmoe results` names it)")
+        raise ValueError(
+            f"no bundle at {folder}: wanted a folder with study.toml, or a mixture's with manifest.json "
+            "(STUDY/mixture/<version>)"
+        )
     try:
         said = json.loads(path.read_text("utf-8"))
         seal = said.pop("seal")

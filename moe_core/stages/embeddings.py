@@ -41,8 +41,10 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             context.report({"posts": first + len(found_BD)})
             yield {"id": ids[first : first + PART], "expert": pa.array(expert_B)}, found_BD
 
-    count = write_vectors(folder / "embeddings.lance", "embedding", parts(), index=True)
-    return Written({"posts": count, "width": bundle.router.width}, content={"embeddings": content.hexdigest()})
+    width = bundle.router.width
+    columns = {"id": pa.string(), "expert": pa.int32()}
+    count = write_vectors(folder / "embeddings.lance", columns, "embedding", width, parts(), index=True)
+    return Written({"posts": count, "width": width}, content={"embeddings": content.hexdigest()})
 
 
 EMBEDDINGS = Stage(

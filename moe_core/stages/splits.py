@@ -153,9 +153,9 @@ def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, fou
     if not len(sample):
         return
     levels = context.study.data.near_duplicate_levels
-    seen_QW = _signatures_of_pixels(context, posts, sample)
-    stale = ~same_picture(seen_QW, signature_NW[sample], max(levels, 4.0))  # JPEG moves a stored picture a little
-    found.violations["stale_signatures"] = int(stale.sum())
+    seen_QW, exact_Q = _signatures_of_pixels(context, posts, sample)
+    stale_Q = exact_Q & (seen_QW != signature_NW[sample]).any(axis=1)
+    found.violations["stale_signatures"] = int(stale_Q.sum())
     code_NB = codes(signature_NW)
     busy = np.flatnonzero(~is_plain(code_NB) & (split_N != "dropped"))
     asked = sample[~is_plain(code_NB[sample])]
@@ -172,21 +172,26 @@ def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, fou
     found.examples += [f"{ids[a]} in {split_N[a]} is {ids[b]} in {split_N[b]}" for a, b in bad[:3]]
 
 
-def _signatures_of_pixels(context: Context, posts: pl.DataFrame, rows: np.ndarray) -> np.ndarray:
-    """(Q, W) signatures made anew from the stored pictures of some posts."""
+def _signatures_of_pixels(context: Context, posts: pl.DataFrame, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """((Q, W) signatures made anew from the stored pictures of some posts, (Q,) bool: pixels are as they were signed).
+
+    JPEG and WebP move pixels, and there is no telling how far.
+    """
     from moe_core.data.duplicates import signature
     from moe_core.data.images import pixels_of
     from moe_core.tables import read_positions
 
     size = context.study.data.image_size
     chosen = posts[rows].select("shard", "position")
-    out = []
+    out, exact = [], []
     for place in reading.places(context):
         positions = chosen.filter(chosen["shard"] == place.shard)["position"].to_list()
         if positions:
             table = read_positions(context.root / "posts.lance", place.version, place.shard, positions, ["image"])
-            out += [signature(pixels_of(image.as_py(), size)[None]) for image in table["image"]]
-    return np.concatenate(out)
+            for image in table["image"]:
+                out.append(signature(pixels_of(image.as_py(), size)[None]))
+                exact.append(len(image.as_py()) == 3 * size * size)
+    return np.concatenate(out), np.array(exact)
 
 
 def _digests(signature_NW: np.ndarray) -> np.ndarray:

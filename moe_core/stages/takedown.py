@@ -56,12 +56,13 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
     Raises Busy, with the list written and nothing removed, while an artefact is being made.
     """
     asked = list(dict.fromkeys(ids)), list(dict.fromkeys(users))
-    book = Forgotten.load(context.root).adding("id", asked[0]).adding("user", asked[1])
     done = Takedown()
     if dry_run:
+        book = Forgotten.load(context.root).adding("id", asked[0]).adding("user", asked[1])
         found = _survey(context, book, asked, done)
         done.removed = [str(a.path.relative_to(context.root)) for a in found.artefacts]
         return done
+    book = Forgotten.begin(context.root, *asked)  # on the disk first: whatever happens now, it is not forgotten
     try:
         with exclusive(context.in_use, wait=False):
             found = _survey(context, book, asked, done)
@@ -213,7 +214,7 @@ def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedo
             gather(path, [(shard, pin) for shard, pin in current if pin in there])  # else they would go as old rows do
             release(path, set(bad))
         done.bytes += clean(path).bytes
-    pinned = pins(context.root / DATA_SETS[0])
+    pinned = set.intersection(*(set(pins(context.root / name)) for name in DATA_SETS))
     for artefact in context.store.everything("posts"):
         assert artefact.key is not None
         # one that was made before posts of its shard were forgotten stays as a record: it is stale for good
@@ -254,6 +255,7 @@ def _clear_logs(context: Context, texts: set[str], done: Takedown) -> None:
         context.root / ".digests.json",
         *(context.root / "logs").rglob("*"),
         *(context.root / ".progress").rglob("*"),
+        *(context.root / ".sources").rglob("*"),  # made again from the source where it is wanted
     ]
     for path in ours:
         if path.is_file() and _says(path, wanted):

@@ -33,9 +33,9 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             context.report({"posts": first + len(found_BD)})
             yield {"id": ids[first : first + len(found_BD)]}, found_BD
 
-    rows = write_vectors(folder / "features.lance", "feature", parts(), index=False)
+    rows = write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", model.width, parts(), index=False)
     return Written(
-        {"posts": rows, "width": model.width, "mean_norm": round(float(sum(norms)) / rows, 4)},
+        {"posts": rows, "width": model.width, "mean_norm": round(float(sum(norms)) / max(rows, 1), 4)},
         content={"features": content.hexdigest()},
     )
 

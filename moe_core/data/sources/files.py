@@ -100,10 +100,10 @@ def walk(folder: Path, hidden: bool = False) -> Iterator[File]:
                     continue
 
 
-def listing(folder: Path, suffixes: Sequence[str]) -> str:
+def listing(folder: Path, suffixes: Sequence[str], hidden: bool = False) -> str:
     """Hash of names, sizes and times of the files with these suffixes: a million of them are looked at, not read."""
     wanted = tuple(suffixes)
-    lines = [f"{f.name}\0{f.size}\0{f.changed}" for f in walk(folder) if f.name.lower().endswith(wanted)]
+    lines = [f"{f.name}\0{f.size}\0{f.changed}" for f in walk(folder, hidden) if f.name.lower().endswith(wanted)]
     together = hashlib.sha256()
     for line in sorted(lines):
         together.update(line.encode("utf-8", "surrogateescape") + b"\n")

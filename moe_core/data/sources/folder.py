@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import deque
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -25,7 +26,7 @@ COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are judged
 
 def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     folder, tables = _tables(source)
-    images = listing(folder, IMAGE_SUFFIXES)
+    images = listing(folder, IMAGE_SUFFIXES, hidden=True)
     out = []
     for table in tables:
         if not digests.knows(table):
@@ -132,35 +133,63 @@ def _rows(table: Path, source: Source) -> Iterator[Found]:
         )
 
 
+class _Lines:
+    """Lines of a file that can be given back: a stray quote costs the line it is in, not those it swallows."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._back: deque[str] = deque()
+        self.taken: list[str] = []
+        self.done = 0  # lines before those that are taken
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._back.popleft() if self._back else next(self._file)
+        self.taken.append(line)
+        return line
+
+    def settle(self, lines: int) -> None:
+        """The first of the taken lines are done with; the others come again."""
+        self._back.extendleft(reversed(self.taken[lines:]))
+        self.done += min(lines, len(self.taken))
+        self.taken = []
+
+
 def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
     csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
+    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+    lines = _Lines(file)
     try:
-        names = [name.strip() for name in next(reader, [])]
+        names = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
     except csv.Error as error:
         raise ValueError(f"{table}: its first line is no list of columns: {error}") from None
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise ValueError(f"{table} has two columns {', '.join(twice)}: rename one")
     columns = choose(names, source, str(table))
+    lines.settle(len(lines.taken))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        first = reader.line_num + 1
+        where = f"line {lines.done + 1}"
         try:
             row = next(reader, None)
-            where = f"line {first}" if reader.line_num == first else f"lines {first} to {reader.line_num}"
+            if len(lines.taken) > 1:
+                where = f"lines {lines.done + 1} to {lines.done + len(lines.taken)}"
             if row is None:
                 return
-            if not row:  # an empty line
-                continue
-            if len(row) != len(names):
-                raise Unusable("bad_row", f"{where}: {len(row)} fields, wanted {len(names)}")
+            if row and len(row) != len(names):  # [] is an empty line
+                raise csv.Error(f"{len(row)} fields, wanted {len(names)}")
+            lines.settle(len(lines.taken))
             if any(_escaped(field) for field in row):
-                raise Unusable("bad_row", f"{where}: text that is not UTF-8")
-            yield where, dict(zip(names, row, strict=True)), columns
-        except Unusable as why:
-            yield where, why, columns
-        except csv.Error as error:
-            where = f"line {first}" if reader.line_num <= first else f"lines {first} to {reader.line_num}"
+                yield where, Unusable("bad_row", f"{where}: text that is not UTF-8"), columns
+            elif row:
+                yield where, dict(zip(names, row, strict=True)), columns
+        except csv.Error as error:  # perhaps of a quote that was never meant as one: the next line is looked at again
+            where = f"line {lines.done + 1}"
+            lines.settle(1)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
             yield where, Unusable("bad_row", f"{where}: {error}"), columns
 
 

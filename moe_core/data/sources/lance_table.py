@@ -30,9 +30,10 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
         raise ValueError(f"no Lance table at {source.uri}: wanted {WHAT}")
     out = []
     for table in tables:
-        columns_of(table_info(str(table)).schema, source, str(table))
+        info = table_info(str(table))
+        columns_of(info.schema, source, str(table))
         name = table.name if table == root else table.relative_to(root).as_posix()
-        out.append((key_of(name, (".lance",)), str(table), listing(table, ("",))))
+        out.append((key_of(name, (".lance",)), str(table), digest([info.version, listing(table, ("",))])))
     return out
 
 

@@ -45,7 +45,8 @@ def in_batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     size = 0
     for row in rows:
         kept.append(row)
-        size += len(row.get("image") or b"") + 50 * len(row.get("tags") or ()) + len(row.get("caption") or "")
+        size += len(row.get("image") or b"") + len(row.get("caption") or "")
+        size += sum(50 + len(tag or "") for tag in row.get("tags") or ())
         if len(kept) >= BATCH or size >= BATCH_BYTES:
             yield _batch(kept)
             kept, size = [], 0

@@ -51,7 +51,7 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     if isinstance(images, TarImages):
         said = digest([[tar.name, tar.size, tar.changed] for tar in images.tars])
     else:
-        said = listing(local(source.images), IMAGE_SUFFIXES)
+        said = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
     out = []
     for file in files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT):
         if local(source.uri).is_dir() and "yfcc" not in file.name.lower():

@@ -201,8 +201,8 @@ class Study(Strict):
     source: Source = Source()
     data: Data = Data()
     network: Network = Network()
-    trunk: Training = Training()
-    expert_training: Training = Training()
+    trunk: Training = Field(Training(), description="How the trunk is trained.")
+    expert_training: Training = Field(Training(), description="How an expert is trained, and every control.")
     partition: Partition = Partition()
     expert: Expert = Expert()
     decoder: Decoder = Decoder()
@@ -226,6 +226,8 @@ class Study(Strict):
 
 def load_study(path: Path) -> Study:
     """Reads study.toml. Raises ValueError with one line a mistake: where, what came, what to do."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: wanted its file, {path / 'study.toml'}")
     if not path.is_file():
         raise ValueError(f"no study at {path}: `hardmoe init DIR --source ...` writes one")
     try:
@@ -275,7 +277,14 @@ def settings_page() -> str:
     for name, field in Study.model_fields.items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
-            lines += ["", f"## [{name}]", "", (model.__doc__ or "").strip(), "", "| key | default | what it does |"]
+            lines += [
+                "",
+                f"## [{name}]",
+                "",
+                (field.description or model.__doc__ or "").strip(),
+                "",
+                "| key | default | what it does |",
+            ]
             lines += ["| --- | --- | --- |"]
             for key, said in model.model_fields.items():
                 default = list(said.default) if isinstance(said.default, tuple) else said.default

@@ -289,7 +289,9 @@ def _held(path: Path, how: int) -> Iterator[None]:
         try:
             fcntl.flock(file, how)
         except BlockingIOError:
-            raise Busy(f"{path} is held by another process: wait until it ends") from None
+            raise Busy(
+                f"{path} is held by another process: an artefact is being made; try again when its run has ended"
+            ) from None
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_core.recipes import RECIPES
 from moe_core.text import shown
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ STUDY_OPTION = click.option(
     default=lambda: os.environ.get("HARDMOE_STUDY", "study.toml"),
     help="study.toml  [default: $HARDMOE_STUDY, else ./study.toml]",
 )
-WORKERS = click.option("--workers", type=int, default=None, help="Networks trained at once.  [default: by the cores]")
+WORKERS = click.option(
+    "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
+)
 FORCE = click.option("--force", is_flag=True, help="Make again what exists already.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
@@ -54,7 +57,13 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--root", type=click.Path(path_type=Path), default=Path("studies/demo"), show_default=True)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("studies/demo"),
+    show_default=True,
+    help="Folder of the study.",
+)
 @WORKERS
 def demo(root: Path, workers: int | None) -> None:
     """The whole graph on the drawn data; prints the comparison table.
@@ -74,7 +83,7 @@ def demo(root: Path, workers: int | None) -> None:
     click.echo(f"Dagster's UI on this study: hardmoe ui --study {study_file}   (or `make ui`)")
 
 
-@main.command()
+@main.command(short_help="Look at a source, write study.toml.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--source",
@@ -86,26 +95,28 @@ def demo(root: Path, workers: int | None) -> None:
     "--format",
     "kind",
     type=click.Choice(["parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "drawn"]),
-    help="[default: by what is there]",
+    help="Format of the source.  [default: by what is there]",
 )
+@click.option("--id-column", default="", help="Column of ids, or #row.  [default: by the usual names]")
+@click.option("--image-column", default="", help="Column of images or file names.  [default: by the usual names]")
 @click.option("--tags-column", default="", help="Column of tags.  [default: by the usual names]")
+@click.option("--user-column", default="", help="Column of users.  [default: by the usual names]")
+@click.option("--split-column", default="", help="Column of splits.  [default: by the usual names]")
 @click.option("--caption-column", default="", help="Column of text whose #words are the tags.")
 @click.option("--images", default="", help="yfcc: folder of the images, or glob of tars of them.")
 @click.option("--table", default="", help="folder: the table, or a glob of them, where there are several.")
-@click.option("--recipe", default="small", show_default=True, help="Named settings, described in moe_core/recipes.py.")
+@click.option("--recipe", default="small", show_default=True, help=f"Named settings: {', '.join(RECIPES)}.")
 @click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
-@FORCE
+@click.option("--force", is_flag=True, help="Replace a study.toml that is there.")
 def init(
     folder: Path,
     source: str,
     kind: str | None,
-    tags_column: str,
-    caption_column: str,
-    images: str,
-    table: str,
     recipe: str,
     name: str | None,
     force: bool,
+    images: str,
+    **settings: str,
 ) -> None:
     """Says what was found in the source and writes FOLDER/study.toml.
 
@@ -114,7 +125,6 @@ def init(
     import re
 
     from moe_core.data.sources import absolute, describe, find_shards, guess_format
-    from moe_core.recipes import RECIPES
     from moe_core.settings import Source
 
     if recipe not in RECIPES:
@@ -128,9 +138,7 @@ def init(
             "format": kind,
             "uri": "" if kind == "drawn" else absolute(source),
             "images": absolute(images) if images else "",
-            "table": table,
-            "tags_column": tags_column,
-            "caption_column": caption_column,
+            **settings,
         }
     )
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
@@ -146,7 +154,7 @@ def init(
     _sync(_open(study_file))
 
 
-@main.command()
+@main.command(short_help="Make everything missing or stale.")
 @STUDY_OPTION
 @click.option("--until", default=None, help="Stop after this asset and what it needs.")
 @WORKERS
@@ -212,7 +220,7 @@ def _chosen(context: "Context", experts: str | None, every: bool, states: dict[s
     return [s.key for s in states_of(context, only="expert") if s.state == wanted and s.key is not None]
 
 
-@main.command()
+@main.command(short_help="What is fresh, stale, missing, failed, running.")
 @STUDY_OPTION
 @JSON
 def status(study_file: Path, as_json: bool) -> None:
@@ -234,7 +242,7 @@ def status(study_file: Path, as_json: bool) -> None:
         + (f" ({reasons})" if reasons else "")
     )
     if context.forgotten.pending:
-        click.echo("A takedown is not finished: hardmoe forget")
+        click.echo(f"A takedown is not finished: hardmoe forget --study {study_file}")
     colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
         label = state.asset if state.key is None else f"{state.asset}:{state.key}"
@@ -302,7 +310,7 @@ def predict(bundle: Path, images: tuple[Path, ...], top: int, as_json: bool) -> 
         sys.exit(1)
 
 
-@main.command()
+@main.command(short_help="End runs whose process died.")
 @STUDY_OPTION
 def reap(study_file: Path) -> None:
     """Ends what dead processes left: runs that only seem to run, and the pool slots they hold.
@@ -320,7 +328,7 @@ def reap(study_file: Path) -> None:
     click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 
-@main.command()
+@main.command(short_help="Free disk that nothing needs.")
 @STUDY_OPTION
 @click.option("--dry-run", is_flag=True, help="Say what would be freed, and free nothing.")
 @click.option("--superseded", is_flag=True, help="Also posts, features and the like that the study no longer reads.")
@@ -345,7 +353,7 @@ def tidy(study_file: Path, dry_run: bool, superseded: bool, as_json: bool) -> No
         click.echo(f"  {name}")
 
 
-@main.command()
+@main.command(short_help="Take posts down for good.")
 @STUDY_OPTION
 @click.option("--ids", type=click.Path(path_type=Path), help="File with the id of a post on each line.")
 @click.option("--users", type=click.Path(path_type=Path), help="File with a user on each line: all their posts.")
@@ -399,7 +407,7 @@ def _print_takedown(done: "Takedown", dry_run: bool = False) -> None:
 
 @main.command()
 @STUDY_OPTION
-@click.option("--port", default=3000, show_default=True)
+@click.option("--port", default=3000, show_default=True, help="Port on 127.0.0.1.")
 def ui(study_file: Path, port: int) -> None:
     """Dagster's UI and daemon on the study, until interrupted.
 

@@ -18,7 +18,7 @@ from formats import WRITERS, drawn_posts, hash_of, table_of, tar_of, yfcc_line
 from PIL import Image
 
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import RAW, describe, find_shards, guess_format, raw, read_shard
+from moe_core.data.sources import RAW, describe, find_shards, guess_format, parquet, raw, read_shard
 from moe_core.data.sources.columns import choose
 from moe_core.data.sources.raw import in_batches, tags_of_text, time_of
 from moe_core.settings import Data, Source
@@ -151,9 +151,12 @@ def test_a_digest_is_of_content_and_of_what_is_read_from_it(posts, tmp_path):
 def test_known_files_are_not_read_again(posts, tmp_path, monkeypatch):
     source = WRITERS["parquet"](posts[:3], tmp_path)
     before = find_shards(source, tmp_path / "cache.json")
-    monkeypatch.setattr("moe_core.data.sources.parquet._check", lambda *_: pytest.fail("opened again"))
+    opened = []
+    look = parquet._schema
+    monkeypatch.setattr(parquet, "_schema", lambda file, source: opened.append(file.path) or look(file, source))
     monkeypatch.setattr("moe_core.data.sources.files._content", lambda *_: pytest.fail("hashed again"))
     assert find_shards(source, tmp_path / "cache.json") == before
+    assert len(opened) == 1  # the first, to see whether its images lie beside it
 
 
 def test_files_elsewhere_are_read_through_fsspec(posts):
@@ -794,3 +797,13 @@ def test_an_image_with_an_underscore_before_its_name_counts(tmp_path):
     before = find_shards(source)[0].digest
     (tmp_path / "_DSC1.jpg").write_bytes(png() + b"more")
     assert find_shards(source)[0].digest != before
+
+
+def test_an_image_that_a_parquet_file_names_counts(tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "image": ["a.png"], "tags": [["cat"]]}), tmp_path / "x.parquet")
+    source = Source(format="parquet", uri=str(tmp_path / "x.parquet"))
+    before = find_shards(source)[0].digest
+    assert [row["reason"] for row in rows_of(source)] == ["no_image_file"]
+    (tmp_path / "a.png").write_bytes(png())
+    assert find_shards(source)[0].digest != before
+    assert [row["reason"] for row in rows_of(source)] == [None]

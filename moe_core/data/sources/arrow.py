@@ -17,6 +17,11 @@ from moe_core.text import shown
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
 
 
+def names_images(schema: pa.Schema, source: Source, where: str) -> bool:
+    """Whether images are named by text, and lie in files beside the table."""
+    return is_text(_plain(schema.field(columns_of(schema, source, where)["image"]).type))
+
+
 def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
     """Column of the file for each of ours. Raises ValueError for one that is missing or of a wrong type."""
     columns = choose(schema.names, source, where)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.data.sources.arrow import columns_of, to_raw
+from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.columns import BY_ROW
 from moe_core.data.sources.files import Digests, Shard, is_remote, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
 from moe_core.store import digest
 from moe_core.tables import scan_table, table_info
@@ -32,8 +32,11 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     for table in tables:
         info = table_info(str(table))
         columns_of(info.schema, source, str(table))
+        said: list[object] = [info.version, listing(table, ("",))]
+        if names_images(info.schema, source, str(table)):
+            said.append(listing(table.parent, IMAGE_SUFFIXES, hidden=True))
         name = table.name if table == root else table.relative_to(root).as_posix()
-        out.append((key_of(name, (".lance",)), str(table), digest([info.version, listing(table, ("",))])))
+        out.append((key_of(name, (".lance",)), str(table), digest(said)))
     return out
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_core.data.sources.arrow import columns_of, to_raw
+from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.columns import BY_ROW
-from moe_core.data.sources.files import Digests, File, Shard, files_at, is_remote, key_of, local, opened
+from moe_core.data.sources.files import Digests, File, Shard, files_at, is_remote, key_of, listing, local, opened
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
+from moe_core.store import digest
 
 SUFFIXES = {"parquet": (".parquet", ".pq", ".parq"), "arrow": (".arrow", ".feather", ".ipc")}
 WHAT = {
@@ -29,16 +30,21 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     """Key, path and content digest of each file. New and changed ones are opened, so that a wrong one is said early."""
     suffixes = SUFFIXES[source.format]
     out = []
-    for file in files_at(source.uri, suffixes, WHAT[source.format]):
+    files = files_at(source.uri, suffixes, WHAT[source.format])
+    named = names_images(_schema(files[0], source), source, files[0].path)
+    for file in files:
         if not digests.knows(file):
-            _check(file, source)
-        out.append((key_of(file.name, suffixes), file.path, digests.of(file)))
+            columns_of(_schema(file, source), source, file.path)
+        content = digests.of(file)
+        if named and not is_remote(file.path):  # the images lie beside the file, and count too
+            content = digest([content, listing(local(file.path).parent, IMAGE_SUFFIXES, hidden=True)])
+        out.append((key_of(file.name, suffixes), file.path, content))
     return out
 
 
-def _check(file: File, source: Source) -> None:
+def _schema(file: File, source: Source) -> pa.Schema:
     with _readable(file.path, source.format) as (_, schema, _):
-        columns_of(schema, source, file.path)
+        return schema
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:

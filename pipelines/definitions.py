@@ -8,7 +8,7 @@ from pipelines.sensors import SENSORS
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(
-        [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results]
+        [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results], include_specs=True
     ),
     jobs=JOBS,
     sensors=SENSORS,

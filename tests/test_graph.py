@@ -337,3 +337,29 @@ def test_refit_scratch_and_two_levels_run_too(tmp_path):
                 build(context, stage, key)
     assert context.need("shared_decoder").metadata["loss"] > 0
     assert context.need("partition").metadata["centroids"] == 6
+
+
+STALENESS = """
+import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG, CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
+from pipelines.definitions import defs
+
+with dg.DagsterInstance.get() as instance:
+    def states():
+        resolver = CachingStaleStatusResolver(instance, defs.resolve_asset_graph(), LoadingContextForTest(instance))
+        print(*(resolver.get_status(dg.AssetKey("expert"), key).value for key in ("e000", "e001")))
+
+    states()
+    tags = {DATA_VERSION_TAG: "another cluster"}
+    instance.report_runless_asset_event(dg.AssetObservation("expert_shard", partition="e001", tags=tags))
+    states()
+"""
+
+
+def test_only_the_expert_whose_cluster_changed_is_stale_for_dagster(finished, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(finished.parent, root)
+    environment = os.environ | {"HARDMOE_STUDY": str(root / "study.toml"), "DAGSTER_HOME": str(root / "dagster")}
+    done = subprocess.run([sys.executable, "-c", STALENESS], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == ["FRESH FRESH", "FRESH STALE"], done.stderr

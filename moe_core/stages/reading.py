@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 BATCH = 65_536  # posts without their pictures, read at a time
 
 
-def places(context: Context) -> list[Place]:
-    """Where the shards' posts lie. Raises ValueError for the first that is not ingested."""
+def place(context: Context, shard: str) -> Place:
+    """Where the shard's posts lie. Raises ValueError where it is not ingested."""
     from moe_core.data.loading import Place
     from moe_core.tables import pin_of
 
-    return [Place(s.key, pin_of(s.key, context.need("posts", s.key).version)) for s in context.shards]
+    return Place(shard, pin_of(shard, context.need("posts", shard).version))
+
+
+def places(context: Context) -> list[Place]:
+    """Where the posts of all the shards lie, in the one order."""
+    return [place(context, shard.key) for shard in context.shards]
 
 
 def all_columns(context: Context, columns: list[str]) -> pl.DataFrame:
@@ -69,8 +74,7 @@ def ids_of(context: Context, shard: str) -> pa.Array:
     """Ids of all the posts of a shard, in the one order."""
     from moe_core.tables import read_rows
 
-    (place,) = (p for p in places(context) if p.shard == shard)
-    return read_rows(context.root / "posts.lance", place.version, shard, ["id"])["id"].combine_chunks()
+    return read_rows(context.root / "posts.lance", place(context, shard).version, shard, ["id"])["id"].combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def images_of(context: Context, shard: str, size: int) -> Images:
     """Images of all the posts of a shard."""
     from moe_core.data.loading import open_images
 
-    return open_images(context.root, [p for p in places(context) if p.shard == shard], size)
+    return open_images(context.root, [place(context, shard)], size)
 
 
 def network(context: Context, artefact: Artefact) -> ResNet:

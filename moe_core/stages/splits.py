@@ -15,7 +15,7 @@ import numpy as np
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.context import Context
-from moe_core.stages.housekeeping import remove_gone_shards
+from moe_core.stages.housekeeping import DATA_SETS, remove_gone_shards
 from moe_core.stages.stage import Stage
 from moe_core.store import Artefact, Written
 
@@ -31,8 +31,11 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.clustering.neighbours import near_pairs
     from moe_core.data.duplicates import group, number_of_each
     from moe_core.data.splits import ALONE, SPLITS, assign, first_of_each_id, leaks, users_apart
+    from moe_core.tables import raise_pins
 
     remove_gone_shards(context)
+    for name in DATA_SETS:  # all shards at one version: whoever reads them opens it once
+        raise_pins(context.root / name)
     data = context.study.data
     posts, signature_NW = _read(context)
     rows = np.flatnonzero(first_of_each_id(posts["id"]))

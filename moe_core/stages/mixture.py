@@ -50,9 +50,8 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
     device = device_and_threads(parallel=False, experts=study.partition.experts)
     index = reading.index(context)
     use_N = index.use("validation")
-    published = dict.fromkeys(experts, True)
     if not use_N.any():
-        return {"published": published, "answer": "mixture_top1", "validation_posts": 0}
+        return {"published": dict.fromkeys(experts, True), "answer": "mixture_top1", "validation_posts": 0}
     posts = reading.posts_where(context, index, use_N)
     loss, precision = study.expert_training.loss, study.expert_training.precision
     own = reading.network(context, trunk).fc
@@ -61,7 +60,6 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
     shared, _ = load_weights(decoder.file("decoder.safetensors"))
     expert_N = reading.assignment(context)["expert"].to_numpy()[use_N]
     top1_NV = trunk_NV.clone()
-    gains = {}
     trunk_scores = per_post(trunk_NV, posts.tags_T, posts.starts_N1)
     for number, k in enumerate(experts):
         rows = np.flatnonzero(expert_N == number)
@@ -71,23 +69,26 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
         feature_ND = features_of(reading.network(context, experts[k]), mine, precision, device)
         top1_NV[rows] = probabilities_of(feature_ND, shared["weight"], shared["bias"], loss)
         context.report({"experts": number + 1})
-    top1_scores = per_post(top1_NV, posts.tags_T, posts.starts_N1)
-    for number, k in enumerate(experts):
-        rows = np.flatnonzero(expert_N == number)
-        if len(rows):
-            gains[k] = _mean(trunk_scores, "cross_entropy", rows) - _mean(top1_scores, "cross_entropy", rows)
-            published[k] = not study.expert.publish_gate or gains[k] > 0
-            if not published[k]:
-                top1_NV[rows] = trunk_NV[rows]
+    # An expert is judged by the answer that would be given with it: alone, or with the router's mixed in.
     candidates = {"mixture_top1": top1_NV, "mixture_top1_router": top1_NV.lerp(trunk_NV, study.expert.router_share)}
-    scores = {name: per_post(p_NV, posts.tags_T, posts.starts_N1) for name, p_NV in candidates.items()}
+    scores, gains = {}, {name: dict[str, float]() for name in candidates}
+    for name, answer_NV in candidates.items():
+        answer_scores = per_post(answer_NV, posts.tags_T, posts.starts_N1)
+        for number, k in enumerate(experts):
+            rows = np.flatnonzero(expert_N == number)
+            if not len(rows):
+                continue
+            gains[name][k] = _mean(trunk_scores, "cross_entropy", rows) - _mean(answer_scores, "cross_entropy", rows)
+            if study.expert.publish_gate and gains[name][k] <= 0:
+                answer_NV[rows] = trunk_NV[rows]
+        scores[name] = per_post(answer_NV, posts.tags_T, posts.starts_N1)
     answer = max(scores, key=lambda name: (scores[name]["p_at_1"].mean(), -scores[name]["cross_entropy"].mean()))
     return {
-        "published": published,
+        "published": {k: not study.expert.publish_gate or gains[answer].get(k, 1.0) > 0 for k in experts},
         "answer": answer,
         "validation_posts": len(posts),
         "validation_p_at_1": {name: round(float(s["p_at_1"].mean()), 4) for name, s in scores.items()},
-        "validation_gain": {k: round(gain, 4) for k, gain in gains.items()},
+        "validation_gain": {k: round(gain, 4) for k, gain in gains[answer].items()},
     }
 
 
@@ -98,7 +99,7 @@ def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> floa
 MIXTURE = Stage(
     name="mixture",
     keys=None,
-    code="1",
+    code="2",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=lambda study: {
         "publish_gate": study.expert.publish_gate,

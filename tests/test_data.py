@@ -54,7 +54,7 @@ def test_accepted_and_rejected_are_all_that_was_read(tmp_path):
 
 def test_too_many_rejects_stop_the_ingest_and_leave_nothing(tmp_path):
     source = parquet(tmp_path / "x.parquet", 2, tags=[[], None])
-    with pytest.raises(ValueError, match=r"2 of 2 posts rejected \(no_tags 2; for example p0: no_tags"):
+    with pytest.raises(ValueError, match=r"2 of 2 posts rejected \(no_tags 2; for example row 0: no_tags"):
         everything(source, tmp_path)
     import lance
 

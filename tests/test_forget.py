@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from plain import make_everything
 
 from moe_core.data.forgotten import Forgotten, lines_of
 from moe_core.recipes import demo
@@ -101,19 +102,6 @@ def trained(tmp_path_factory):
     (folder / "store" / "study.toml").write_text(dump_study(study), "utf-8")
     make_everything(folder / "store" / "study.toml")
     return folder / "store"
-
-
-def make_everything(study_file):
-    """The whole graph in one process of its own: torch's threads are set once."""
-    code = (
-        "import sys; from pathlib import Path; from moe_core.settings import load_study\n"
-        "from moe_core.stages.context import Context; from moe_core.stages.stage import build\n"
-        "from moe_core.stages.table import STAGES; file = Path(sys.argv[1])\n"
-        "context = Context(load_study(file), file.parent)\n"
-        "for stage in STAGES.values():\n"
-        "    for key in stage.keys_of(context): stage.control or build(context, stage, key)\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(study_file)], check=True)
 
 
 @pytest.mark.slow

@@ -1,0 +1,23 @@
+"""The whole graph of a study in a process of its own, without Dagster: torch's threads are set once a process."""
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+from pathlib import Path
+from moe_core.settings import load_study
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+file = Path(sys.argv[1])
+context = Context(load_study(file), file.parent)
+for stage in STAGES.values():
+    if context.study.evaluation.controls or not stage.control:
+        for key in stage.keys_of(context):
+            build(context, stage, key)
+"""
+
+
+def make_everything(study_file):
+    subprocess.run([sys.executable, "-c", CODE, str(study_file)], check=True)

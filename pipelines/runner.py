@@ -1,37 +1,32 @@
 """`hardmoe run`: every missing or stale artefact of a study in order, each in its own Dagster run, N at a time."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assets.materialise import progress_file
 from moe_core.stages.context import Context, cores, threads_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
 from moe_core.stages.table import STAGES
 from pipelines.instance import home, project_keys, reap
+from pipelines.workers import Task, Worker, gpus, load_ahead
 
 if TYPE_CHECKING:
     import dagster as dg
 
-    from pipelines.worker import Task
-
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.25  # at least so often the display is told
 
 
 @dataclass
 class Running:
     """A run under way."""
 
-    task: "Task"
+    task: Task
     run_id: str
-    process: BaseProcess
-    answer: Connection
+    worker: Worker
     started: float
     slot: int
 
@@ -47,13 +42,12 @@ class Summary:
     seconds: float = 0.0
 
 
-Event = Callable[[str, "Task", str], None]  # ("started" | "done" | "fresh" | "failed", which, why)
+Event = Callable[[str, Task, str], None]  # ("started" | "done" | "fresh" | "failed", which, why)
 
 
 def default_workers(experts: int) -> int:
     """As many as there are shares of the cores, or GPUs."""
-    gpus = _gpus()
-    return gpus or max(1, cores() // threads_for(True, experts))
+    return gpus() or max(1, cores() // threads_for(True, experts))
 
 
 def run_study(
@@ -70,10 +64,6 @@ def run_study(
 
     Raises ValueError for an unknown asset. A failure stops what depends on it, nothing else.
     """
-    import dagster as dg
-
-    from pipelines.worker import Task
-
     began = time.monotonic()
     study = context.study
     if workers is not None:
@@ -85,7 +75,13 @@ def run_study(
     waiting = [Task(stage, key, force) for stage, key in (only if only is not None else _tasks(context, until))]
     alone = only is not None
     done: set[tuple[str, str | None]] = set()
-    summary, running = Summary(), list[Running]()
+    summary, running, idle = Summary(), list[Running](), dict[int, Worker]()
+    if force or any(context.find(task.stage, task.key) is None for task in waiting):
+        load_ahead()
+
+    import dagster as dg
+    from dagster._core.utils import make_new_run_id
+
     with dg.DagsterInstance.get() as instance:
         reap(instance)
         project_keys(instance, study.name, [s.key for s in context.shards], context.experts)
@@ -103,12 +99,19 @@ def run_study(
                             done.add((task.stage, task.key))
                         else:
                             slot = min(set(range(count)) - {r.slot for r in running})
-                            running.append(_start(context, task, slot))
+                            worker = idle.pop(slot, None)
+                            if worker is None or worker.is_worn:
+                                worker = Worker(slot)
+                            running.append(Running(task, make_new_run_id(), worker, time.monotonic(), slot))
+                            worker.ask(task, running[-1].run_id, _log(context, task))
                             on_event("started", task, "")
                         waiting.remove(task)
-                for one in [r for r in running if r.answer.poll() or not r.process.is_alive()]:
+                if running:
+                    wait([one.worker.pipe for one in running], POLL_SECONDS)  # a dead worker's is ready, too
+                for one in [one for one in running if one.worker.pipe.poll()]:
                     running.remove(one)
                     error = _end(one, instance)
+                    idle[one.slot] = one.worker
                     if error:
                         summary.failed[one.task.name] = error
                     else:
@@ -118,12 +121,9 @@ def run_study(
                         "failed" if error else "done", one.task, error or f"{time.monotonic() - one.started:.1f} s"
                     )
                 on_poll(running)
-                if running:
-                    time.sleep(POLL_SECONDS)
         finally:
-            for one in running:
-                one.process.kill()
-                one.process.join()
+            for worker in (*(one.worker for one in running), *idle.values()):
+                worker.stop()
             if running:
                 reap(instance)
     if any(name.startswith("posts:") for name in summary.made):
@@ -159,7 +159,7 @@ def _lost(summary: Summary) -> set[str]:
     return {name.split(":")[0] for name in (*summary.failed, *summary.skipped)}
 
 
-def _ready(context: Context, task: "Task", done: set[tuple[str, str | None]]) -> bool:
+def _ready(context: Context, task: Task, done: set[tuple[str, str | None]]) -> bool:
     stage = STAGES[task.stage]
     for name in stage.reads:
         upstream = STAGES["partition" if name == "expert_shard" else name]
@@ -171,7 +171,7 @@ def _ready(context: Context, task: "Task", done: set[tuple[str, str | None]]) ->
     return True
 
 
-def _is_fresh(context: Context, instance: "dg.DagsterInstance", task: "Task") -> bool:
+def _is_fresh(context: Context, instance: "dg.DagsterInstance", task: Task) -> bool:
     """The artefact is there, and it is the one that Dagster's record names."""
     return context.find(task.stage, task.key) is not None and (
         recorded_version(instance, task.stage, task.key) == context.version(task.stage, task.key)
@@ -189,51 +189,23 @@ def recorded_version(instance: "dg.DagsterInstance", stage: str, key: str | None
     return version.value if version else None
 
 
-def _start(context: Context, task: "Task", slot: int) -> Running:
-    from dagster._core.utils import make_new_run_id
-
-    from pipelines.worker import work
-
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["pipelines.worker"])
-    ours, theirs = forks.Pipe(duplex=False)
-    run_id = make_new_run_id()
-    gpus = _gpus()
-    log = context.root / "logs" / f"{task.name.replace(':', '.')}.log"
-    arguments = (task, run_id, log, slot % gpus if gpus else None, theirs)
-    process = forks.Process(target=work, args=arguments, daemon=True)
-    process.start()
-    theirs.close()
-    return Running(task, run_id, process, ours, time.monotonic(), slot)
-
-
 def _end(one: Running, instance: "dg.DagsterInstance") -> str:
     """The error of a run that ended, or "". A process that died without a word is named, and its run marked failed."""
-    try:
-        error: str = one.answer.recv() if one.answer.poll() else ""
-        said = True
-    except EOFError:
-        error, said = "", False
-    one.process.join()
-    if said and (error or one.process.exitcode == 0):
-        return error
-    code = one.process.exitcode or 0
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    hint = " (out of memory?)" if code == -9 else ""
-    run = instance.get_run_by_id(one.run_id)
-    if run and not run.is_finished:
-        instance.report_run_failed(run, message=f"its process was {how}")
-        instance.event_log_storage.free_concurrency_slots_for_run(one.run_id)
-    return f"its process ended: {how}{hint}"
+    error, died = one.worker.answer()
+    if died:
+        run = instance.get_run_by_id(one.run_id)
+        if run and not run.is_finished:
+            instance.report_run_failed(run, message=error)
+            instance.event_log_storage.free_concurrency_slots_for_run(one.run_id)
+    return error
 
 
-def _gpus() -> int:
-    """NVIDIA devices, without loading torch."""
-    if (said := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([part for part in said.split(",") if part.strip()])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+def _log(context: Context, task: Task) -> Path:
+    return context.root / "logs" / f"{task.name.replace(':', '.')}.log"
 
 
-def progress_of(context: Context, task: "Task") -> Path:
+def progress_of(context: Context, task: Task) -> Path:
     """File in which the run tells how far it is."""
+    from assets.materialise import progress_file
+
     return progress_file(context.root, task.stage, task.key)

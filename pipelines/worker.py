@@ -1,18 +1,18 @@
-"""One Dagster run of one asset partition, in a process of its own that dies with the one that started it.
+"""Dagster runs of one asset partition each, one after the other, in a process that dies with the one that started it.
 
-Imported by the fork server before it forks, so that a run does not wait for torch and dagster to load.
+Imported by the fork server before it forks, so that a worker does not wait for torch and dagster to load; what cannot
+be loaded there it loads at its first run.
 """
 
 import ctypes
+import gc
 import os
 import select
 import signal
 import socket
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 # What every run needs is imported here, once, in the fork server: forked runs have it at no cost. Not lance or polars:
 # they start threads when they are imported, which a fork does not survive.
@@ -20,66 +20,65 @@ import dagster as dg
 import dagster._core.storage.event_log
 import dagster._core.storage.runs
 import dagster._core.storage.schedules
-import torch  # noqa: F401
+import torch
 
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
+from pipelines.workers import Task
 
 PR_SET_PDEATHSIG = 1
 
-
-@dataclass(frozen=True)
-class Task:
-    """What one run materialises."""
-
-    stage: str
-    key: str | None
-    force: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.stage if self.key is None else f"{self.stage}:{self.key}"
+gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
 
-def work(task: Task, run_id: str, log: Path, gpu: int | None, answer: Connection) -> None:
-    """Materialises and sends the error, or an empty string. Output and Dagster's log go to the file `log`."""
+def work(asked: Connection, gpu: int | None) -> None:
+    """Materialises what is asked for, one (task, run id, log) after the other; answers each with its error, or "".
+
+    Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with the fork server
-    threading.Thread(target=_die_with_reader, args=(answer.fileno(),), daemon=True).start()  # with who wants the answer
+    threading.Thread(target=_die_with_asker, args=(asked.fileno(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        answer.send(materialise(task, run_id))
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(0)  # nothing is left to do, and lance's and torch's threads need not be waited for
+    threads = torch.get_num_threads()
+    instance = None
+    while True:
+        task, run_id, log = asked.recv()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            instance = instance or dg.DagsterInstance.get()
+            torch.set_num_threads(threads)  # as in a process where nothing has run
+            error = materialise(task, run_id, instance)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # another worker may need it more
+        asked.send(error)
 
 
-def _die_with_reader(pipe: int) -> None:
-    """Kills this process when nobody is left to read from the pipe: the command was killed, so must its runs be."""
+def _die_with_asker(pipe: int) -> None:
+    """Kills this process when the other end of the pipe is closed: the command is done, or was killed."""
     watch = select.poll()
-    watch.register(pipe, select.POLLERR)
+    watch.register(pipe, 0)  # hang-ups are always told
     watch.poll()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def materialise(task: Task, run_id: str) -> str:
-    """Runs the asset in this process under DAGSTER_HOME's instance; returns the error in a line, or ""."""
-    config = {"ops": {task.stage: {"config": {"force": task.force}}}}
-    with dg.DagsterInstance.get() as instance:
-        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            run_config=config,
-            instance=instance,
-            partition_key=task.key,
-            asset_selection=[dg.AssetKey(task.stage)],
-            raise_on_error=False,
-            run_id=run_id,
-            tags={PID: str(os.getpid()), HOST: socket.gethostname()},
-        )
-        return "" if result.success else _why(result)
+def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> str:
+    """Runs the asset in this process; returns the error in a line, or ""."""
+    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
+        instance=instance,
+        partition_key=task.key,
+        asset_selection=[dg.AssetKey(task.stage)],
+        raise_on_error=False,
+        run_id=run_id,
+        tags={PID: str(os.getpid()), HOST: socket.gethostname()},
+    )
+    return "" if result.success else _why(result)
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:

@@ -8,6 +8,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from lance.dataset import Tags
 
 from moe_core.tables import (
     Freed,
@@ -323,7 +324,7 @@ def test_a_commit_looks_at_no_other_pin_and_opens_no_data_file(path, monkeypatch
     put(path, "a", ["x"], "posts.a.1")
     for file in (path / "data").iterdir():
         file.unlink()
-    monkeypatch.setattr(lance.dataset.Tags, "list", lambda _: pytest.fail("all tags are listed"))
+    monkeypatch.setattr(Tags, "list", lambda _: pytest.fail("all tags are listed"))
     version = put(path, "b", ["z"], "posts.b.1")
     assert (ids(path, version, "b"), ids(path, "posts.b.1", "b")) == (["z"], ["z"])
 

@@ -1,5 +1,6 @@
 """Every format gives the same posts; nothing in a source crashes a reader, is believed, or is lost without a count."""
 
+import ast
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from PIL import Image
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import RAW, describe, find_shards, guess_format, parquet, raw, read_shard
 from moe_core.data.sources.columns import choose
-from moe_core.data.sources.raw import in_batches, tags_of_text, time_of
+from moe_core.data.sources.raw import MAX_LINE, in_batches, tags_of_text, time_of
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
 from moe_core.text import shown
@@ -464,6 +465,66 @@ def test_a_post_with_a_million_tags_is_read(tmp_path):
     (tmp_path / "t.csv").write_text('file,tags\na.png,"' + ",".join(f"t{n}" for n in range(1_000_000)) + '"\n')
     (row,) = rows_of(Source(format="folder", uri=str(tmp_path)))
     assert len(row["tags"]) == 1_000_000
+
+
+def endless(path, before, after):
+    """A file with a line of 200 MB, which takes no disk."""
+    with open(path, "wb") as file:
+        file.write(before)
+        file.truncate(len(before) + 200_000_000)
+        file.seek(0, 2)
+        file.write(after)
+
+
+def yfcc_line_of(photo):
+    """Of 23 fields."""
+    return "\t".join([photo, *([""] * 7), "cat", *([""] * 13), "0"]).encode()
+
+
+GROWTH = """
+import resource, sys
+from moe_core.data.sources import find_shards, read_shard
+from moe_core.settings import Source
+source = Source.model_validate_json(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = [row for shard in find_shards(source) for batch in read_shard(source, shard) for row in batch.to_pylist()]
+print([[row["id"], row["reason"]] for row in rows])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_an_endless_line_is_one_reject_and_not_held_in_memory(tmp_path):
+    (tmp_path / "1.png").write_bytes(png())
+    first, last = (yfcc_line_of(str(n)) for n in (1, 3))
+    endless(tmp_path / "t.jsonl", b'{"id": 1, "file": "1.png", "tags": "cat"}\n', b'\n{"id": 3, "file": "1.png"}')
+    endless(tmp_path / "t.csv", b"id,file,tags\n1,1.png,cat\n", b"\n3,1.png,cat\n")
+    endless(tmp_path / "yfcc", first + b"\n", b"\n" + last)
+    sources = [
+        Source(format="folder", uri=str(tmp_path), table="t.jsonl"),
+        Source(format="folder", uri=str(tmp_path), table="t.csv"),
+        Source(format="yfcc", uri=str(tmp_path / "yfcc"), images=str(tmp_path)),
+    ]
+    for source, where in zip(sources, ("line 2", "line 3", None), strict=True):
+        command = [sys.executable, "-c", GROWTH, source.model_dump_json()]
+        rows, grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        missing = "no_image_file" if source.format == "yfcc" else None
+        assert ast.literal_eval(rows) == [["1", None], [where, "too_long"], ["3", missing]]
+        assert int(grown) < 150, f"MiB, of a line of 200 MB in {source.format} {source.table}"
+
+
+def test_an_endless_line_in_quotes_costs_no_other_row(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    lines = ["id,file,tags", '1,a.png,"cat', "x" * MAX_LINE, "2,a.png,cat", '3,a.png,"' + "\n" * 10_000, "4,a.png,cat"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    found = rows_of(Source(format="folder", uri=str(tmp_path)))
+    assert [(row["id"], row["reason"]) for row in found] == [
+        ("line 2", "bad_row"),
+        ("line 3", "too_long"),
+        ("2", None),
+        ("line 5", "bad_row"),
+        ("4", None),
+    ]
+    assert "line 3 has 16,777,216 characters or more" in found[1]["detail"]
 
 
 def entry(name, kind, target=""):

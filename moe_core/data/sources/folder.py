@@ -39,13 +39,16 @@ COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are judged
 def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     folder, tables = _tables(source)
     images = listing(folder, IMAGE_SUFFIXES, hidden=True)
-    out = []
-    for table in tables:
-        if not digests.knows(table):
-            next(_rows(Path(table.path), source), None)
-        # a changed picture makes every table of its folder new: which one names it is not known without reading them
-        out.append((key_of(table.name, (Path(table.name).suffix,)), table.path, digest([digests.of(table), images])))
-    return out
+    # a changed picture makes every table of its folder new: which one names it is not known without reading them
+    return [
+        (key_of(table.name, (Path(table.name).suffix,)), table.path, digest([digests.of(table), images]))
+        for table in digests.readable(tables, lambda table: _look(Path(table.path), source))
+    ]
+
+
+def _look(table: Path, source: Source) -> None:
+    """Raises ValueError for a table that is empty, or without the columns that are wanted."""
+    next(_rows(table, source), None)
 
 
 def _tables(source: Source) -> tuple[Path, list[Any]]:

@@ -30,16 +30,22 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     """Key, path and content digest of each file. New and changed ones are opened, so that a wrong one is said early."""
     suffixes = SUFFIXES[source.format]
     out = []
-    files = files_at(source.uri, suffixes, WHAT[source.format])
+    files = digests.readable(files_at(source.uri, suffixes, WHAT[source.format]), lambda file: _look(file, source))
     named = names_images(_schema(files[0], source), source, files[0].path)
     for file in files:
-        if not digests.knows(file):
-            columns_of(_schema(file, source), source, file.path)
         content = digests.of(file)
         if named and not is_remote(file.path):  # the images lie beside the file, and count too
             content = digest([content, listing(local(file.path).parent, IMAGE_SUFFIXES, hidden=True)])
         out.append((key_of(file.name, suffixes), file.path, content))
     return out
+
+
+def _look(file: File, source: Source) -> None:
+    """Raises ValueError for a file that is cut short or has other columns. An Arrow stream says its end last."""
+    with _readable(file.path, source.format) as (raw, schema, opened_file):
+        columns_of(schema, source, file.path)
+        if isinstance(opened_file, pa.RecordBatchStreamReader) and not _ends(raw):
+            raise ValueError(f"{file.path} is cut short, or still being copied: it has no end-of-stream mark")
 
 
 def _schema(file: File, source: Source) -> pa.Schema:
@@ -120,10 +126,13 @@ def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBa
         # Arrow believes the lengths and offsets that a file says, and ends the process over wrong ones
         batch.validate(full=True)
         yield batch
-    if batches is file:
-        tail = raw.size() - len(END_OF_STREAM)
-        if raw.read_at(len(END_OF_STREAM), tail) != END_OF_STREAM:
-            raise pa.ArrowInvalid("no end-of-stream mark where the batches end: cut short")
+    if batches is file and not _ends(raw):
+        raise pa.ArrowInvalid("no end-of-stream mark where the batches end: cut short")
+
+
+def _ends(raw: Any) -> bool:
+    tail = raw.size() - len(END_OF_STREAM)
+    return bool(tail >= 0 and raw.read_at(len(END_OF_STREAM), tail) == END_OF_STREAM)
 
 
 def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:

@@ -8,6 +8,7 @@ import bz2
 import gzip
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +53,22 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
         said = digest([[tar.name, tar.size, tar.changed] for tar in images.tars])
     else:
         said = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
-    out = []
-    for file in files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT):
-        if local(source.uri).is_dir() and "yfcc" not in file.name.lower():
-            continue
-        if not digests.knows(file):
-            layout_of(Path(file.path))
-        out.append((key_of(file.name, SUFFIXES), file.path, digest([digests.of(file), said])))
-    if not out:
+    files = files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT)
+    if local(source.uri).is_dir():
+        files = [file for file in files if "yfcc" in file.name.lower()]
+    if not files:
         raise ValueError(f"no YFCC100M metadata file at {source.uri}: wanted {WHAT}")
-    return out
+    files = digests.readable(files, lambda file: _look(Path(file.path)))
+    return [(key_of(file.name, SUFFIXES), file.path, digest([digests.of(file), said])) for file in files]
+
+
+def _look(path: Path) -> None:
+    """Raises ValueError for a file of another layout, and for a compressed one that is cut short."""
+    layout_of(path)
+    with open(path, "rb") as raw:
+        compressed = _plain(path, raw) is not raw
+    if compressed:
+        deque(_lines(path), maxlen=0)
 
 
 def _images(source: Source) -> ImageFolder | TarImages:

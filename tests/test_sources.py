@@ -12,6 +12,7 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -783,6 +784,71 @@ def test_init_writes_nothing_when_the_source_is_wrong(posts, tmp_path):
     assert "x\\x1b.parquet is not a readable Parquet file" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "cats").exists()
+
+
+# What Hugging Face and Spark write
+
+
+def test_folders_of_hive_are_columns(tmp_path):
+    table = pa.table({"id": ["a"], "image": [png()], "tags": [["cat"]]})
+    own = table.append_column("split", pa.array(["test"]))
+    for folder, one in (("split=train/user=ann%20b", table), ("split=x/user=__HIVE_DEFAULT_PARTITION__", own)):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(one, tmp_path / folder / "part-0.parquet")
+    source = Source(format="parquet", uri=str(tmp_path))
+    wanted = [("train", "ann b"), ("test", None)]  # the file's own column comes first
+    assert [(row["split"], row["user"]) for row in rows_of(source)] == wanted
+    glob = source.model_copy(update={"uri": str(tmp_path / "split=*" / "**" / "*.parquet")})
+    assert [(row["split"], row["user"]) for row in rows_of(glob)] == wanted
+    inside = source.model_copy(update={"uri": str(tmp_path / "split=train")})
+    assert [(row["split"], row["user"]) for row in rows_of(inside)] == [(None, "ann b")]
+    before = find_shards(inside)[0].digest
+    (tmp_path / "split=train" / "user=ann%20b").rename(tmp_path / "split=train" / "user=bob")
+    assert find_shards(inside)[0].digest != before
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "lance"])
+def test_classes_of_hugging_face_are_tags_by_their_names(tmp_path, kind):
+    label = {"names": ["cat", "hot dog"], "_type": "ClassLabel"}
+    for feature, values in (
+        (label, [1, 0, -1, None, 2]),
+        ({"feature": label, "_type": "List"}, [[1], [0], [], None, [0, 2]]),
+        ([label], [[1], [0], [-1], None, [2]]),
+    ):
+        said = {"info": {"features": {"label": feature, "image": {"_type": "Image"}}}}
+        table = pa.table({"image": [png()] * 5, "id": [*"abcde"], "label": values})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(said)})
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / "x.parquet")
+        elif kind == "arrow":
+            with pa.ipc.new_stream(tmp_path / "x.arrow", table.schema) as file:
+                file.write_table(table)
+        else:
+            lance.write_dataset(table, str(tmp_path / "x.lance"), mode="overwrite")
+        found = rows_of(Source(format=kind, uri=str(tmp_path)))
+        assert [row["tags"] or [] for row in found] == [["hot dog"], ["cat"], [], [], []]
+        assert [row["reason"] for row in found] == [None] * 4 + ["bad_row"]
+        assert found[4]["detail"] == f"class {[0, 2] if values[4] == [0, 2] else [2]}, of 2 named ones"
+
+
+@pytest.mark.parametrize(
+    "said", [b"no", b"{}", b"[]", b'{"info": {"features": {"label": {"_type": "Value"}}}}', b"[" * 9999]
+)
+def test_numbers_without_names_are_tags_as_they_are(tmp_path, said):
+    table = pa.table({"image": [png()], "id": ["a"], "label": [1]}).replace_schema_metadata({"huggingface": said})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert rows_of(Source(format="parquet", uri=str(tmp_path)))[0]["tags"] == ["1"]
+
+
+@pytest.mark.parametrize("image", [{"path": "a.png"}, {"bytes": None, "path": "a.png"}])
+def test_images_that_a_struct_names_count_in_its_digest(tmp_path, image):
+    (tmp_path / "a.png").write_bytes(png())
+    pq.write_table(pa.table({"image": [image], "tags": [["cat"]]}), tmp_path / "x.parquet")
+    source = Source(format="parquet", uri=str(tmp_path))
+    assert rows_of(source)[0]["image"] == png()
+    before = find_shards(source)[0].digest
+    (tmp_path / "a.png").write_bytes(png() + b"more")
+    assert find_shards(source)[0].digest != before
 
 
 # Half a file

@@ -487,14 +487,15 @@ def yfcc_line_of(photo):
 
 
 GROWTH = """
-import resource, sys
+import sys
 from moe_core.data.sources import find_shards, read_shard
 from moe_core.settings import Source
 source = Source.model_validate_json(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+before = peak()
 rows = [row for shard in find_shards(source) for batch in read_shard(source, shard) for row in batch.to_pylist()]
 print([[row["id"], row["reason"]] for row in rows])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak() - before) // 1024)
 """
 
 

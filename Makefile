@@ -37,3 +37,6 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/stored.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/many_shards.py
+	$(BIN)/python benchmarks/source_memory.py
+	$(BIN)/python benchmarks/copies.py

@@ -40,11 +40,23 @@ def drawn(posts: int, seed: int = 0) -> np.ndarray:
     return out
 
 
+def crowd(posts: int) -> None:
+    """One luma and many colours: the code is of luma alone."""
+    signatures = drawn(1).repeat(posts, 0)
+    signatures[:, CELLS**2 :] = np.random.default_rng(0).integers(20, 236, (posts, SIGNATURE_BYTES - CELLS**2))
+    worked = time.process_time()
+    groups = len(set(group(signatures, LEVELS, near_pairs).tolist()))
+    print(f"{posts:,} pictures of one code, {groups:,} groups: {time.process_time() - worked:.1f} s of processor time")
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--posts", type=int, default=1_000_000)
     options.add_argument("--queries", type=int, default=2_000, help="of the comparison with all against all")
+    options.add_argument("--crowd", type=int, default=0, help="only: so many different pictures that share one code")
     said = options.parse_args()
+    if said.crowd:
+        return crowd(said.crowd)
     signatures = drawn(said.posts)
     before = _peak()
     began, worked = time.monotonic(), time.process_time()

@@ -12,6 +12,7 @@ from moe_core.recipes import RECIPES
 from moe_core.text import shown
 
 if TYPE_CHECKING:
+    from moe_core.data.sources import Unready
     from moe_core.settings import Study
     from moe_core.stages.context import Context
     from moe_core.stages.takedown import Takedown
@@ -124,7 +125,7 @@ def init(
     """
     import re
 
-    from moe_core.data.sources import absolute, describe, find_shards, guess_format
+    from moe_core.data.sources import Unready, absolute, describe, find_shards, guess_format
     from moe_core.settings import Source
 
     if recipe not in RECIPES:
@@ -145,8 +146,10 @@ def init(
     base = RECIPES[recipe]()
     if kind == "drawn":
         found = base.source if base.source.format == "drawn" else found
-    for line in describe(found, find_shards(found), base.data.image_size):
+    unready: list[Unready] = []
+    for line in describe(found, find_shards(found, unready=unready), base.data.image_size):
         click.echo(line)
+    _warn(unready)
     study = base.model_copy(update={"name": name or plain, "source": found})
     _write_study(study_file, type(study).model_validate(study.model_dump()))
     click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
@@ -234,13 +237,15 @@ def status(study_file: Path, as_json: bool) -> None:
     states = states_of(context)
     posts = posts_of(context)
     if as_json:
-        click.echo(json.dumps({"posts": posts, "assets": [state.as_json() for state in states]}))
+        unready = {file.path: file.why for file in context.unready}
+        click.echo(json.dumps({"posts": posts, "unready": unready, "assets": [state.as_json() for state in states]}))
         return
     reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
     click.echo(
         f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
         + (f" ({reasons})" if reasons else "")
     )
+    _warn(context.unready)
     if context.forgotten.pending:
         click.echo(f"A takedown is not finished: hardmoe forget --study {study_file}")
     colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
@@ -465,11 +470,17 @@ def _run(context: "Context", **options: Any) -> "Summary":
     from pipelines.display import Display
     from pipelines.runner import run_study
 
-    _ = context.shards  # a source that is not there is said before anything starts
+    _warn(context.unready)  # also a source that is not there is said before anything starts
     with Display(_finish_takedown(context)) as display:
         summary = run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
     _finish_takedown(context)  # one that came meanwhile had to wait
+    summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
+
+
+def _warn(unready: "list[Unready]") -> None:
+    for file in unready:
+        click.echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
 
 
 def _finish_takedown(context: "Context") -> "Context":

@@ -21,6 +21,9 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
     new = [shard.key for shard in work.shards if shard.key not in known]
     missing = [shard for shard in work.shards if work.find("posts", shard.key) is None]
+    waiting = [f"left out until it can be read: {file.why}" for file in work.unready]
+    for line in waiting:
+        context.log.warning(line)
     return dg.SensorResult(
         # a run key that was used once is not used again: one run a version, also when it fails
         run_requests=[
@@ -28,7 +31,7 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             for shard in missing
         ],
         dynamic_partitions_requests=[SHARDS.build_add_request(new)] if new else [],
-        skip_reason=None if missing else f"all {len(work.shards)} shards are ingested",
+        skip_reason=None if missing else "; ".join([f"all {len(work.shards)} shards are ingested", *waiting]),
     )
 
 

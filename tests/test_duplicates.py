@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from moe_core.clustering.neighbours import near_pairs, pairs_by_scan
+from moe_core.data import duplicates
 from moe_core.data.duplicates import (
     PLAIN,
     SIGNATURE_BYTES,
@@ -155,3 +156,52 @@ def test_the_search_of_few_codes():
 def test_a_radius_that_cannot_be(radius):
     with pytest.raises(ValueError, match="of codes of 128 bits: wanted 0 to 63"):
         list(near_pairs(np.zeros((2, 16), np.uint8), radius))
+
+
+def crowd(count, seed=0):
+    """Signatures of one code, all different pictures but for the colours of few: 4 cells of colour say which."""
+    draw = np.random.default_rng(seed)
+    signatures = signature(pictures(1)).repeat(count, 0)
+    signatures[:, 64:] = draw.integers(20, 236, (count, 32))
+    return signatures
+
+
+def test_pairs_grow_with_the_pictures_of_one_code_and_not_with_their_square(monkeypatch):
+    monkeypatch.setattr(duplicates, "AT_MOST", 8)
+    monkeypatch.setattr(duplicates, "NEAREST", 4)
+
+    def compared(count):
+        look = crowd(count)
+        return sum(len(one) for one, _ in duplicates._candidates(codes(look), look, near_pairs))
+
+    # with the first, 8 more of the code, and 4 in each of 3 directions
+    assert 19 * 1000 < compared(1000) <= 21 * 1000
+    assert 19 * 4000 < compared(4000) <= 21 * 4000
+
+
+def test_pairs_grow_with_the_pictures_of_near_codes_and_not_with_their_square(monkeypatch):
+    monkeypatch.setattr(duplicates, "AT_MOST", 8)
+    monkeypatch.setattr(duplicates, "NEAREST", 4)
+    code = np.packbits(np.arange(128) < 64).repeat(2000).reshape(16, 2000).T.copy()
+    code[:, 0] ^= np.arange(2000).astype(np.uint8) % 200  # 200 codes, all within 8 bits, ten rows each
+    pairs = [np.stack(p) for p in duplicates._candidates(code, crowd(2000), near_pairs)]
+    assert sum(p.shape[1] for p in pairs) <= (1 + 8 + 8 + 12) * 2000
+
+
+def test_in_a_crowd_equal_pictures_are_always_found_and_copies_mostly(monkeypatch):
+    monkeypatch.setattr(duplicates, "AT_MOST", 16)
+    look = crowd(3000)
+    copies = look[:300].astype(int)
+    copies[:, 64:] += np.random.default_rng(1).integers(-2, 3, (300, 32))
+    found = group(np.concatenate([look, copies.astype(np.uint8), look[:300]]), 8.0, near_pairs)
+    assert found[:3000].tolist() == list(range(3000))
+    assert found[3300:].tolist() == list(range(300))
+    assert (found[3000:3300] == np.arange(300)).mean() > 0.9
+
+
+def test_all_pairs_are_compared_where_they_are_few():
+    look = crowd(40)
+    code = np.packbits(np.arange(128) < 64)[None].repeat(40, 0)
+    code[:, 0] ^= (np.arange(40) % 4).astype(np.uint8)
+    pairs = [p for one, other in duplicates._candidates(code, look, near_pairs) for p in zip(one, other, strict=True)]
+    assert {tuple(sorted(map(int, p))) for p in pairs} == {(i, j) for i in range(40) for j in range(i + 1, 40)}

@@ -326,7 +326,7 @@ def _killed_at(study, root, point):
     if point == "after the logs":
         takedown._clear_tables = _die
     elif point == "before the commit":
-        tables._swap = _die
+        tables.shards._swap = _die
     elif point == "between posts and rejects":
         clean, calls = tables.clean, []
 

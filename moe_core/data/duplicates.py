@@ -23,6 +23,8 @@ PLAIN = 8  # a code with fewer bits set has too little in it to tell one picture
 BRIGHTER = 1.136  # largest factor of brightness between two copies of one picture
 MEAN_SHARE = 1 / 3  # of the difference allowed in a cell, what is allowed on average
 PAIRS = 1 << 18  # compared at once: bounds the memory
+AT_MOST = 1024  # others of its code, and others of near codes, that a picture is compared with
+DIRECTIONS, NEAREST = 3, 64  # of a crowd, where there are more: compared are the nearest in the order of each direction
 
 Neighbours = Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray]]]
 
@@ -94,7 +96,7 @@ def group(signatures_NW: np.ndarray, levels: float, neighbours: Neighbours) -> n
     busy = np.flatnonzero(~is_plain(code_MB))
     label_M = np.arange(len(different_MW))
     mean_M3 = np.stack([different_MW[:, part].mean(1) for part in _PARTS], axis=1).astype(np.float32)
-    for one, other in _candidates(code_MB[busy], neighbours):
+    for one, other in _candidates(code_MB[busy], different_MW[busy], neighbours):
         one, other = busy[one], busy[other]
         apart = label_M[one] != label_M[other]
         one, other = one[apart], other[apart]
@@ -123,38 +125,90 @@ def _may_be_same(one_P3: np.ndarray, other_P3: np.ndarray, levels: float) -> np.
     return (np.abs(one_P3 - other_P3) <= slack).all(1)
 
 
-def _candidates(code_MB: np.ndarray, neighbours: Neighbours) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of rows with near codes, at most PAIRS at once. Equal codes are searched once.
+def _candidates(
+    code_MB: np.ndarray, look_MW: np.ndarray, neighbours: Neighbours
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows with near codes, at most about PAIRS at once. Equal codes are searched once.
 
     Of many rows with one code the first is paired with all others first: where they are one picture, one batch of
-    comparisons joins them, and the pairs among them cost no comparison any more.
+    comparisons joins them, and the pairs among them cost no comparison any more. A row is paired with at most AT_MOST
+    others of its code and AT_MOST of near ones; rows for which there were more are a crowd, and paired with those that
+    are nearest to them in the directions in which the crowd differs most. So pairs grow with the rows, not with their
+    square.
     """
     if not len(code_MB):
         return
     found_CB, _, code_M = _unique(code_MB)
     order_M = np.argsort(code_M, kind="stable")
     size_C = np.bincount(code_M)
-    start_C = np.concatenate([[0], size_C.cumsum()])
-    several = np.flatnonzero(size_C > 1)
-    for i_K, j_K in [(several, several)] if len(several) else []:
-        yield from _expand(i_K, j_K, start_C, size_C, order_M)
+    start_C = np.concatenate([[0], size_C.cumsum()[:-1]])
+    crowded_C = size_C > AT_MOST + 1
+    first_M = np.repeat(start_C, size_C)
+    for one, other in _in_parts(first_M, np.arange(len(order_M))):
+        yield order_M[one[one < other]], order_M[other[one < other]]
+    place_M = np.arange(len(order_M)) - first_M
+    later = np.arange(len(order_M))
+    for step in range(1, min(AT_MOST, int(size_C.max()) - 1) + 1):
+        later = later[place_M[later] >= step]
+        for one, other in _in_parts(later - step, later):
+            yield order_M[one], order_M[other]
+    left_C = np.full(len(size_C), AT_MOST)
     for i_K, j_K in neighbours(found_CB, RADIUS):
-        yield from _expand(i_K, j_K, start_C, size_C, order_M)
+        order_K = np.argsort(i_K, kind="stable")
+        i_K, j_K = i_K[order_K], j_K[order_K]
+        before_K = _before(i_K, size_C[j_K])
+        width_K = np.clip(left_C[i_K] - before_K, 0, size_C[j_K])
+        np.subtract.at(left_C, i_K, width_K)
+        crowded_C[i_K[width_K < size_C[j_K]]] = True
+        crowded_C[j_K[width_K < size_C[j_K]]] = True
+        for one, other in _expand(start_C[i_K], size_C[i_K], start_C[j_K], width_K):
+            yield order_M[one], order_M[other]
+    crowd_Q = np.flatnonzero(crowded_C[code_M])
+    for order_Q in _orders(look_MW[crowd_Q]):
+        for step in range(1, min(NEAREST, len(crowd_Q) - 1) + 1):
+            for one, other in _in_parts(crowd_Q[order_Q[:-step]], crowd_Q[order_Q[step:]]):
+                near = np.bitwise_count(code_MB[one] ^ code_MB[other]).sum(1) <= RADIUS
+                yield one[near], other[near]
+
+
+def _in_parts(one_P: np.ndarray, other_P: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for first in range(0, len(one_P), PAIRS):
+        yield one_P[first : first + PAIRS], other_P[first : first + PAIRS]
+
+
+def _before(key_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:
+    """(K,) int64: sum of the counts before each among those of its key; keys ascend."""
+    before_K = count_K.cumsum() - count_K
+    _, first, which = np.unique(key_K, return_index=True, return_inverse=True)
+    return np.asarray(before_K - before_K[first[which]])
 
 
 def _expand(
-    i_K: np.ndarray, j_K: np.ndarray, start_C: np.ndarray, size_C: np.ndarray, order_M: np.ndarray
+    start_K: np.ndarray, size_K: np.ndarray, other_K: np.ndarray, width_K: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs of a row with code i and a row with code j."""
-    end_K = (size_C[i_K] * size_C[j_K]).cumsum()
+    """All pairs of one of the `size` places from `start` on and one of the `width` from `other` on."""
+    end_K = (size_K * width_K).cumsum()
     for first in range(0, int(end_K[-1]) if len(end_K) else 0, PAIRS):
         number_P = np.arange(first, min(first + PAIRS, int(end_K[-1])))
         at_P = np.searchsorted(end_K, number_P, side="right")
         within_P = number_P - np.where(at_P > 0, end_K[at_P - 1], 0)
-        wide_P = size_C[j_K[at_P]]
-        one, other = start_C[i_K[at_P]] + within_P // wide_P, start_C[j_K[at_P]] + within_P % wide_P
-        apart = (i_K[at_P] != j_K[at_P]) | (one < other)
-        yield order_M[one[apart]], order_M[other[apart]]
+        yield start_K[at_P] + within_P // width_K[at_P], other_K[at_P] + within_P % width_K[at_P]
+
+
+def _orders(look_QW: np.ndarray) -> Iterator[np.ndarray]:
+    """(Q,) orders of signatures along the directions in which they differ most, at equal brightness.
+
+    All is rounded to whole numbers before it is summed, so that no order of summation changes an order.
+    """
+    if len(look_QW) < 2:
+        return
+    luma = look_QW[:, :LUMA].astype(np.float64)
+    bright_Q1 = np.sqrt(np.maximum((luma**2).mean(1), 1))[:, None] / 128
+    even = np.rint(np.concatenate([luma, look_QW[:, LUMA:] - 128.0], axis=1) / bright_Q1)
+    spread_WW = len(even) * (even.T @ even) - np.outer(even.sum(0), even.sum(0))
+    _, directions_WW = np.linalg.eigh(spread_WW)
+    for direction_W in directions_WW.T[::-1][:DIRECTIONS]:
+        yield np.argsort(even @ np.rint(127 * direction_W), kind="stable")
 
 
 def _join(label_M: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> None:

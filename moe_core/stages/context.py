@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.data.forgotten import Forgotten
-from moe_core.data.sources import Shard, find_shards
+from moe_core.data.sources import Shard, Unready, find_shards
 from moe_core.settings import Study
 from moe_core.store import Artefact, Plan, Store
 
@@ -33,8 +33,18 @@ class Context:
         return Store(self.root)
 
     @cached_property
+    def _found(self) -> tuple[list[Shard], list[Unready]]:
+        unready: list[Unready] = []
+        return find_shards(self.study.source, self.root / ".digests.json", unready), unready
+
+    @property
     def shards(self) -> list[Shard]:
-        return find_shards(self.study.source, self.root / ".digests.json")
+        return self._found[0]
+
+    @property
+    def unready(self) -> list[Unready]:
+        """New files of the source that cannot be read as they are now: their shards appear when they can."""
+        return self._found[1]
 
     @cached_property
     def forgotten(self) -> Forgotten:

@@ -217,7 +217,7 @@ def _settings(study: Study) -> dict[str, object]:
 SPLITS = Stage(
     name="splits",
     keys=None,
-    code="1",
+    code="2",
     reads=("posts",),
     settings=_settings,
     inputs=lambda context, key: {"posts": context.posts_snapshot()},

@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import WILDCARD, Digests, Shard, is_remote, local
+from moe_core.data.sources.files import WILDCARD, Digests, Shard, Unready, is_remote, local
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, RAW
 from moe_core.settings import Source
 from moe_core.store import digest
 
-__all__ = ["RAW", "Shard", "absolute", "describe", "find_shards", "guess_format", "read_shard"]
+__all__ = ["RAW", "Shard", "Unready", "absolute", "describe", "find_shards", "guess_format", "read_shard"]
 
 VERSION = "2"  # raised when a reader makes something else of the same file
 MODULES = {
@@ -33,17 +33,19 @@ READING = {"format", "id_column", "image_column", "tags_column", "caption_column
 READING |= {"taken_at_column", "split_column"}
 
 
-def find_shards(source: Source, cache: Path | None = None) -> list[Shard]:
+def find_shards(source: Source, cache: Path | None = None, unready: list[Unready] | None = None) -> list[Shard]:
     """The shards of a source in the order of their keys. Raises ValueError when there is none, or not what was said.
 
-    `cache` remembers digests of files by size and time of change, so that looking again does not read again.
+    `cache` remembers digests of files by size and time of change, so that looking again does not read again. With a
+    list `unready`, new files that cannot be read (half of one is copied) go there, and the others are found; one that
+    could be read before, as `cache` remembers, is an error all the same.
     """
     if source.format == "drawn":
         from moe_core.data import drawn
 
         about = {"posts": source.posts, "shards": source.shards, "seed": source.seed, "code": drawn.VERSION}
         return [Shard(f"s{n:04d}", "", digest(about | {"shard": n})) for n in range(source.shards)]
-    remembered = Digests(cache)
+    remembered = Digests(cache, unready)
     reading = {"version": VERSION, "settings": source.model_dump(include=READING)}
     shards: dict[str, Shard] = {}
     for key, path, content in _reader(source).find(source, remembered):

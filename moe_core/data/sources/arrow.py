@@ -1,6 +1,7 @@
 """Columns of Arrow, of whatever type they came in, to the schema RAW. One place for Parquet, Arrow files and Lance."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,20 @@ YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in micr
 
 
 def names_images(schema: pa.Schema, source: Source, where: str) -> bool:
-    """Whether images are named by text, and lie in files beside the table."""
-    return is_text(_plain(schema.field(columns_of(schema, source, where)["image"]).type))
+    """Whether images are named, and may lie in files beside the table."""
+    image = _plain(schema.field(columns_of(schema, source, where)["image"]).type)
+    return is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
+
+
+def class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
+    """What the numbers of a column mean, where Hugging Face's metadata say so (ClassLabel, or a list of them)."""
+    try:
+        said = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        while not (isinstance(said, dict) and said.get("_type") == "ClassLabel"):
+            said = said[0] if isinstance(said, list) else said["feature"]
+        return [str(name) for name in said["names"]]
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
+        return None
 
 
 def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
@@ -30,10 +43,10 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
             raise ValueError(f"{where} has two columns {name}: rename one")
     image = _plain(schema.field(columns["image"]).type)
     named = is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
-    if not (is_text(image) or is_bytes(image) or (pt.is_struct(image) and image.get_field_index("bytes") >= 0)):
+    if not (named or is_bytes(image) or (pt.is_struct(image) and image.get_field_index("bytes") >= 0)):
         raise ValueError(
-            f"{where}: column {columns['image']} is {image}, wanted binary (an encoded file), a struct with `bytes`, "
-            "or text (a file name)"
+            f"{where}: column {columns['image']} is {image}, wanted binary (an encoded file), a struct with `bytes` "
+            "or `path`, or text (a file name)"
         )
     if "id" not in columns and not named:
         raise ValueError(
@@ -55,15 +68,23 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
 
 
 def to_raw(
-    batches: Iterable[pa.RecordBatch], columns: dict[str, str], where: str, folder: ImageFolder | None, key: str
+    batches: Iterable[pa.RecordBatch],
+    columns: dict[str, str],
+    where: str,
+    folder: ImageFolder | None,
+    key: str,
+    classes: Sequence[str] | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of RAW, small enough. `folder` is where files that the image column names are looked for."""
+    """Batches of RAW, small enough. `folder` is where files that the image column names are looked for.
+
+    `classes` says what numbers in the tags column mean.
+    """
     row = 0
     for batch in batches:
         for start in range(0, len(batch), BATCH):
             piece = batch.slice(start, BATCH)
             try:
-                said = _said(piece, columns, where, key, row)
+                said = _said(piece, columns, where, key, row, classes)
                 yield from _with_images(said, piece[columns["image"]], where, folder, "id" not in columns)
             except pa.ArrowException as error:  # such as a place beyond the end of a dictionary
                 why = " ".join(str(error).split())[:200]
@@ -71,7 +92,9 @@ def to_raw(
             row += len(piece)
 
 
-def _said(batch: pa.RecordBatch, columns: dict[str, str], where: str, key: str, row: int) -> dict[str, pa.Array]:
+def _said(
+    batch: pa.RecordBatch, columns: dict[str, str], where: str, key: str, row: int, classes: Sequence[str] | None
+) -> dict[str, pa.Array]:
     """All of RAW but the image; `reason` where text is no text."""
     reasons: list[str | None] = [None] * len(batch)
     out: dict[str, pa.Array] = {}
@@ -83,7 +106,11 @@ def _said(batch: pa.RecordBatch, columns: dict[str, str], where: str, key: str, 
         else:
             out[ours] = pa.nulls(len(batch), pa.string())
     empty = pa.nulls(len(batch), RAW.field("tags").type)
-    tags = _tags(batch[columns["tags"]], f"{where}: column {columns['tags']}", reasons) if "tags" in columns else empty
+    tags = empty
+    if "tags" in columns and classes is not None:
+        tags = _named(batch[columns["tags"]], classes, reasons)
+    elif "tags" in columns:
+        tags = _tags(batch[columns["tags"]], f"{where}: column {columns['tags']}", reasons)
     if "caption" in columns:
         texts = _text(batch[columns["caption"]], f"{where}: column {columns['caption']}", reasons)
         found = hashtags_in(texts.to_pylist())
@@ -106,7 +133,8 @@ def _with_images(
     if pt.is_struct(image.type):
         if image.type.get_field_index("path") >= 0:
             paths = _names(pc.struct_field(image, "path"))
-        image = _decoded(pc.struct_field(image, "bytes"))
+        held = image.type.get_field_index("bytes") >= 0
+        image = _decoded(pc.struct_field(image, "bytes")) if held else pa.nulls(len(image), pa.binary())
         if pt.is_null(image.type):
             image = image.cast(pa.binary())
     elif is_text(image.type):
@@ -249,6 +277,27 @@ def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
             lists.append(None)
             reasons[row] = "tags that are not UTF-8"
     return pa.array(lists, wanted)
+
+
+def _named(column: pa.Array, classes: Sequence[str], reasons: list[str | None]) -> pa.Array:
+    """Tags of the numbers of classes. -1 is Hugging Face's way to say that there is none."""
+    lists: list[list[str] | None] = []
+    for row, said in enumerate(_decoded(column).to_pylist()):
+        numbers = [one for one in (said if isinstance(said, list) else [said]) if one is not None and one != -1]
+        try:
+            lists.append(None if said is None else [_class(one, classes) for one in numbers])
+        except LookupError:
+            lists.append(None)
+            reasons[row] = f"class {numbers}, of {len(classes)} named ones"
+    return pa.array(lists, RAW.field("tags").type)
+
+
+def _class(number: object, classes: Sequence[str]) -> str:
+    if isinstance(number, str):
+        return number
+    if not isinstance(number, int) or not 0 <= number < len(classes):
+        raise LookupError
+    return classes[number]
 
 
 def _times(column: pa.Array) -> pa.Array:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +27,14 @@ class Shard:
     key: str
     path: str  # a local path or a URI; empty for drawn data
     digest: str
+
+
+@dataclass(frozen=True)
+class Unready:
+    """A file that cannot be read as it is now, perhaps because it is still being copied; `why` names it."""
+
+    path: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -210,10 +218,14 @@ def _content(path: str, size: int, changed: int) -> str:
 
 
 class Digests:
-    """Content digests of files, remembered by path, size and time of change: looking again does not read again."""
+    """Content digests of files, remembered by path, size and time of change: looking again does not read again.
 
-    def __init__(self, cache: Path | None) -> None:
+    With a list `unready`, a new file that cannot be read is noted there and left out; without, it is an error.
+    """
+
+    def __init__(self, cache: Path | None, unready: list[Unready] | None = None) -> None:
         self.cache = cache
+        self.unready = unready
         self.known: dict[str, list[object]] = {}
         if cache and cache.is_file():
             try:
@@ -226,6 +238,32 @@ class Digests:
         """Whether the file is as it was when its digest was taken."""
         said = self.known.get(file.path)
         return said is not None and said[:2] == [file.size, file.changed]
+
+    def readable(self, files: Sequence[File], look: Callable[[File], None]) -> list[File]:
+        """The files that can be read. `look` is called for new and changed ones, and raises ValueError for others.
+
+        Raises that error for a file that could be read before, since its posts would leave the study, and where no file
+        is left.
+        """
+        good, wrong = [], list[ValueError]()
+        for file in files:
+            try:
+                if not self.knows(file):
+                    look(file)
+                good.append(file)
+            except ValueError as error:
+                if self.unready is None or file.path in self.known:
+                    raise
+                self.unready.append(Unready(file.path, str(error)))
+                wrong.append(error)
+        if wrong and not good:
+            raise wrong[0]
+        return good
+
+    def remember(self, file: File) -> None:
+        """That it could be read, where its digest is not taken here."""
+        self.changed |= not self.knows(file)
+        self.known[file.path] = [file.size, file.changed, ""]
 
     def of(self, file: File) -> str:
         """Hash of the content; of name, size and time for a file elsewhere, which is not fetched to be hashed."""

@@ -13,27 +13,42 @@ import pyarrow as pa
 from moe_core.data.sources.columns import BY_ROW, choose
 from moe_core.data.sources.files import Digests, Shard, _file, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, tags_of, text_of, time_of
+from moe_core.data.sources.raw import (
+    BATCH_BYTES,
+    IMAGE_SUFFIXES,
+    MAX_LINE,
+    Row,
+    Unusable,
+    in_batches,
+    lines_of,
+    tags_of,
+    text_of,
+    time_of,
+    too_long,
+)
 from moe_core.settings import Source
 from moe_core.store import digest
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 WHAT = "a CSV, TSV or JSON-lines file of image names and tags (source.table)"
-MAX_FIELD = 64 << 20  # characters of one field; csv's own limit is 128 KiB, less than a post with very many tags
 HEAD, MAX_KEYS = 100, 10_000  # of JSON lines: rows whose keys are looked at first, and keys that are told apart
+MAX_LINES = 10_000  # of one row of a CSV: beyond them its quote was never meant as one
 COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are judged by its size
 
 
 def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     folder, tables = _tables(source)
     images = listing(folder, IMAGE_SUFFIXES, hidden=True)
-    out = []
-    for table in tables:
-        if not digests.knows(table):
-            next(_rows(Path(table.path), source), None)
-        # a changed picture makes every table of its folder new: which one names it is not known without reading them
-        out.append((key_of(table.name, (Path(table.name).suffix,)), table.path, digest([digests.of(table), images])))
-    return out
+    # a changed picture makes every table of its folder new: which one names it is not known without reading them
+    return [
+        (key_of(table.name, (Path(table.name).suffix,)), table.path, digest([digests.of(table), images]))
+        for table in digests.readable(tables, lambda table: _look(Path(table.path), source))
+    ]
+
+
+def _look(table: Path, source: Source) -> None:
+    """Raises ValueError for a table that is empty, or without the columns that are wanted."""
+    next(_rows(table, source), None)
 
 
 def _tables(source: Source) -> tuple[Path, list[Any]]:
@@ -133,11 +148,18 @@ def _rows(table: Path, source: Source) -> Iterator[Found]:
         )
 
 
+class _Cut(str):
+    """The beginning of a line that is too long."""
+
+
 class _Lines:
-    """Lines of a file that can be given back: a stray quote costs the line it is in, not those it swallows."""
+    """Lines of a file that can be given back: a stray quote costs the line it is in, not those it swallows.
+
+    Raises Unusable at one that is too long, which is then taken.
+    """
 
     def __init__(self, file: IO[str]) -> None:
-        self._file = file
+        self._file = (line if whole else _Cut(line) for line, whole in lines_of(file))
         self._back: deque[str] = deque()
         self.taken: list[str] = []
         self.done = 0  # lines before those that are taken
@@ -146,8 +168,12 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
+        if len(self.taken) == MAX_LINES:
+            raise csv.Error(f"a row of more than {MAX_LINES:,} lines")
         line = self._back.popleft() if self._back else next(self._file)
         self.taken.append(line)
+        if isinstance(line, _Cut):
+            raise too_long(f"line {self.done + len(self.taken)}")
         return line
 
     def settle(self, lines: int) -> None:
@@ -158,12 +184,12 @@ class _Lines:
 
 
 def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
-    csv.field_size_limit(MAX_FIELD)
+    csv.field_size_limit(MAX_LINE)  # csv's own is 128 KiB, less than a post with very many tags
     delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
     lines = _Lines(file)
     try:
         names = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
-    except csv.Error as error:
+    except (csv.Error, Unusable) as error:
         raise ValueError(f"{table}: its first line is no list of columns: {error}") from None
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
@@ -186,46 +212,58 @@ def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
                 yield where, Unusable("bad_row", f"{where}: text that is not UTF-8"), columns
             elif row:
                 yield where, dict(zip(names, row, strict=True)), columns
-        except csv.Error as error:  # perhaps of a quote that was never meant as one: the next line is looked at again
-            where = f"line {lines.done + 1}"
+        except (csv.Error, Unusable) as error:
+            # perhaps of a quote that was never meant as one: the next line is looked at again
+            where, alone = f"line {lines.done + 1}", len(lines.taken) == 1
             lines.settle(1)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            yield where, Unusable("bad_row", f"{where}: {error}"), columns
+            if alone and isinstance(error, Unusable):
+                yield where, error, columns
+            else:
+                yield where, Unusable("bad_row", f"{where}: {error}"), columns
 
 
 def _json(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
     """Objects may have different keys: those of the first hundred decide whether all that is wanted is there."""
-    rows = _objects(file)
-    head = list(islice(rows, HEAD))
-    names = dict.fromkeys(name for _, row in head if isinstance(row, dict) for name in row)
+    rows, size = _objects(file), 0
+    head = []
+    for where, row, length in islice(rows, HEAD):
+        head.append((where, row, length))
+        size += length
+        if size >= BATCH_BYTES:
+            break
+    names = dict.fromkeys(name for _, row, _ in head if isinstance(row, dict) for name in row)
     if not names and head:
         raise ValueError(
             f"{table}, {head[0][1].detail}" if isinstance(head[0][1], Unusable) else f"{table} has no keys"
         )
     columns = choose(list(names), source, str(table))
-    for where, row in chain(head, rows):
+    for where, row, _ in chain(head, rows):
         if isinstance(row, dict) and len(names) < MAX_KEYS and not names.keys() >= row.keys():
             names |= dict.fromkeys(row)
             columns = choose(list(names), source, str(table))
         yield where, row, columns
 
 
-def _objects(file: IO[str]) -> Iterator[tuple[str, dict[str, Any] | Unusable]]:
-    for number, line in enumerate(file, 1):
+def _objects(file: IO[str]) -> Iterator[tuple[str, dict[str, Any] | Unusable, int]]:
+    """Where, what is there, and its characters."""
+    for number, (line, whole) in enumerate(lines_of(file), 1):
         if not line.strip():
             continue
         where = f"line {number}"
         try:
+            if not whole:
+                raise too_long(where)
             if _escaped(line):
                 raise Unusable("bad_row", f"{where}: text that is not UTF-8")
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise Unusable("bad_row", f"{where}: wanted an object with an image's name and tags")
-            yield where, row
+            yield where, row, len(line)
         except Unusable as why:
-            yield where, why
+            yield where, why, len(line)
         except (ValueError, RecursionError) as error:
-            yield where, Unusable("bad_row", f"{where}: not JSON: {error}")
+            yield where, Unusable("bad_row", f"{where}: not JSON: {error}"), len(line)
 
 
 def _escaped(text: str) -> bool:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.data.sources.arrow import columns_of, names_images, to_raw
+from moe_core.data.sources.arrow import class_names, columns_of, names_images, to_raw
 from moe_core.data.sources.columns import BY_ROW
-from moe_core.data.sources.files import Digests, Shard, is_remote, key_of, listing, local
+from moe_core.data.sources.files import Digests, File, Shard, is_remote, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
@@ -28,16 +28,21 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     tables = [root] if is_table(root) else sorted(p for p in root.rglob("*.lance") if is_table(p))
     if not tables:
         raise ValueError(f"no Lance table at {source.uri}: wanted {WHAT}")
+    names = {str(t): t.name if t == root else t.relative_to(root).as_posix() for t in tables}
+    files = [File(path, name, 0, 0) for path, name in names.items()]
     out = []
-    for table in tables:
-        info = table_info(str(table))
-        columns_of(info.schema, source, str(table))
+    for file in digests.readable(files, lambda file: _look(file, source)):
+        table, info = Path(file.path), table_info(file.path)
+        digests.remember(file)
         said: list[object] = [info.version, listing(table, ("",))]
         if names_images(info.schema, source, str(table)):
             said.append(listing(table.parent, IMAGE_SUFFIXES, hidden=True))
-        name = table.name if table == root else table.relative_to(root).as_posix()
-        out.append((key_of(name, (".lance",)), str(table), digest(said)))
+        out.append((key_of(file.name, (".lance",)), file.path, digest(said)))
     return out
+
+
+def _look(file: File, source: Source) -> None:
+    columns_of(table_info(file.path).schema, source, file.path)
 
 
 def is_table(path: Path) -> bool:
@@ -49,7 +54,9 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     columns = columns_of(info.schema, source, shard.path)
     names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
     folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
-    yield from to_raw(scan_table(shard.path, names, BATCH, BATCH_BYTES), columns, shard.path, folder, shard.key)
+    classes = class_names(info.schema, columns.get("tags"))
+    batches = scan_table(shard.path, names, BATCH, BATCH_BYTES)
+    yield from to_raw(batches, columns, shard.path, folder, shard.key, classes)
 
 
 def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:

@@ -4,13 +4,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_core.data.sources.arrow import columns_of, names_images, to_raw
-from moe_core.data.sources.columns import BY_ROW
-from moe_core.data.sources.files import Digests, File, Shard, files_at, is_remote, key_of, listing, local, opened
+from moe_core.data.sources.arrow import class_names, columns_of, names_images, to_raw
+from moe_core.data.sources.files import (
+    WILDCARD,
+    Digests,
+    File,
+    Shard,
+    files_at,
+    is_remote,
+    key_of,
+    listing,
+    local,
+    opened,
+)
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
@@ -30,30 +41,70 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     """Key, path and content digest of each file. New and changed ones are opened, so that a wrong one is said early."""
     suffixes = SUFFIXES[source.format]
     out = []
-    files = files_at(source.uri, suffixes, WHAT[source.format])
+    files = digests.readable(files_at(source.uri, suffixes, WHAT[source.format]), lambda file: _look(file, source))
     named = names_images(_schema(files[0], source), source, files[0].path)
+    images: dict[Path, str] = {}
     for file in files:
-        if not digests.knows(file):
-            columns_of(_schema(file, source), source, file.path)
         content = digests.of(file)
         if named and not is_remote(file.path):  # the images lie beside the file, and count too
-            content = digest([content, listing(local(file.path).parent, IMAGE_SUFFIXES, hidden=True)])
+            folder = local(file.path).parent
+            if folder not in images:
+                images[folder] = listing(folder, IMAGE_SUFFIXES, hidden=True)
+            content = digest([content, images[folder]])
+        if by_folder := hive_of(file.path, source):
+            content = digest([content, by_folder])
         out.append((key_of(file.name, suffixes), file.path, content))
     return out
 
 
+def _look(file: File, source: Source) -> None:
+    """Raises ValueError for a file that is cut short or has other columns. An Arrow stream says its end last."""
+    with _readable(file.path, source.format) as (raw, schema, opened_file):
+        columns_of(_with_folders(schema, hive_of(file.path, source)), source, file.path)
+        if isinstance(opened_file, pa.RecordBatchStreamReader) and not _ends(raw):
+            raise ValueError(f"{file.path} is cut short, or still being copied: it has no end-of-stream mark")
+
+
 def _schema(file: File, source: Source) -> pa.Schema:
     with _readable(file.path, source.format) as (_, schema, _):
-        return schema
+        return _with_folders(schema, hive_of(file.path, source))
+
+
+def hive_of(path: str, source: Source) -> dict[str, str | None]:
+    """Columns that the folders of a file, below the source's own, say: as in `split=train/part-0.parquet`."""
+    root = source.uri if is_remote(source.uri) else str(local(source.uri))
+    if wild := WILDCARD.search(root):
+        root = root[: wild.start()].rpartition("/")[0]
+    parts = [part.partition("=") for part in path.removeprefix(root).split("/")[:-1]]
+    return {
+        unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+        for name, equals, value in parts
+        if name and equals
+    }
+
+
+def _with_folders(schema: pa.Schema, by_folder: dict[str, str | None]) -> pa.Schema:
+    """With the columns that the folders say; one of the file's own comes first."""
+    for name in by_folder.keys() - set(schema.names):
+        schema = schema.append(pa.field(name, pa.string()))
+    return schema
+
+
+def _filled(batch: pa.RecordBatch, values: dict[str, str | None]) -> pa.RecordBatch:
+    for name, value in values.items():
+        batch = batch.append_column(name, pa.repeat(pa.scalar(value, pa.string()), len(batch)))
+    return batch
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
     folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
     with _readable(shard.path, source.format) as (raw, schema, file):
-        columns = columns_of(schema, source, shard.path)
-        names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
+        by_folder = {name: said for name, said in hive_of(shard.path, source).items() if name not in schema.names}
+        columns = columns_of(_with_folders(schema, by_folder), source, shard.path)
+        names = list(dict.fromkeys(name for name in columns.values() if name in schema.names))
         batches = _parquet(file, names) if source.format == "parquet" else _arrow(raw, file, names)
-        yield from to_raw(_said(batches, shard.path), columns, shard.path, folder, shard.key)
+        batches = (_filled(batch, by_folder) for batch in _said(batches, shard.path))
+        yield from to_raw(batches, columns, shard.path, folder, shard.key, class_names(schema, columns.get("tags")))
 
 
 def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
@@ -120,10 +171,13 @@ def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBa
         # Arrow believes the lengths and offsets that a file says, and ends the process over wrong ones
         batch.validate(full=True)
         yield batch
-    if batches is file:
-        tail = raw.size() - len(END_OF_STREAM)
-        if raw.read_at(len(END_OF_STREAM), tail) != END_OF_STREAM:
-            raise pa.ArrowInvalid("no end-of-stream mark where the batches end: cut short")
+    if batches is file and not _ends(raw):
+        raise pa.ArrowInvalid("no end-of-stream mark where the batches end: cut short")
+
+
+def _ends(raw: Any) -> bool:
+    tail = raw.size() - len(END_OF_STREAM)
+    return bool(tail >= 0 and raw.read_at(len(END_OF_STREAM), tail) == END_OF_STREAM)
 
 
 def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:

@@ -6,7 +6,7 @@ A row that the reader cannot use is given all the same, with a `reason`: the ing
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import IO, Any, AnyStr
 
 import pyarrow as pa
 
@@ -25,6 +25,8 @@ RAW = pa.schema(
 BATCH = 1000
 BATCH_BYTES = 64 << 20
 MAX_FILE_BYTES = 256 << 20  # of one image as a file: what is larger is no photograph
+MAX_DETAIL = 200  # characters of a line that cannot be used
+MAX_LINE = 16 << 20  # characters of one line of text: a post with a million tags has half of that
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 NOTHING = {"", "nan", "none", "null", "n/a", "\\n"}  # how tables of text write that there is nothing
 
@@ -37,6 +39,28 @@ class Unusable(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason, self.detail = reason, detail
+
+
+def lines_of(file: IO[AnyStr]) -> Iterator[tuple[AnyStr, bool]]:
+    """Lines with their ends, and whether each is whole: one of MAX_LINE or more is cut to its first characters.
+
+    What is left out of it is skipped in parts, so memory does not grow with a line.
+    """
+    while line := file.readline(MAX_LINE):
+        if len(line) < MAX_LINE or _ends(line):
+            yield line, True
+            continue
+        yield line[:MAX_DETAIL], False
+        while (line := file.readline(MAX_LINE)) and not _ends(line):
+            pass
+
+
+def _ends(line: str | bytes) -> bool:
+    return line[-1:] in ("\n", "\r", b"\n")
+
+
+def too_long(where: str) -> Unusable:
+    return Unusable("too_long", f"{where} has {MAX_LINE:,} characters or more: is a line end missing?")
 
 
 def in_batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:

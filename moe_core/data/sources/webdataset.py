@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from moe_core.data.sources.columns import BY_ROW, USUAL
-from moe_core.data.sources.files import Digests, Shard, files_at, key_of
+from moe_core.data.sources.files import Digests, File, Shard, files_at, is_remote, key_of
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, tags_of, tags_of_text, text_of, time_of
 from moe_core.data.sources.tars import Member, members
 from moe_core.settings import Source
@@ -25,12 +25,15 @@ CAPTIONS = ("caption", "text")  # of img2dataset's .json: sentences, of which th
 
 
 def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
-    out = []
-    for file in files_at(source.uri, SUFFIXES, WHAT):
-        if not digests.knows(file):
-            next(members(file.path, contents=False), None)
-        out.append((key_of(file.name, SUFFIXES), file.path, digests.of(file)))
-    return out
+    files = digests.readable(files_at(source.uri, SUFFIXES, WHAT), _look)
+    return [(key_of(file.name, SUFFIXES), file.path, digests.of(file)) for file in files]
+
+
+def _look(file: File) -> None:
+    """Raises ValueError for a tar that is cut short: a local one is looked through to its end, without its contents."""
+    for _ in members(file.path, contents=False):
+        if is_remote(file.path):
+            break
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:

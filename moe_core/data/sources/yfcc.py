@@ -8,6 +8,7 @@ import bz2
 import gzip
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from moe_core.data.sources.files import Digests, Shard, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, time_of
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
 from moe_core.data.sources.tars import TarImages
 from moe_core.settings import Source
 from moe_core.store import digest
@@ -52,16 +53,22 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
         said = digest([[tar.name, tar.size, tar.changed] for tar in images.tars])
     else:
         said = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
-    out = []
-    for file in files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT):
-        if local(source.uri).is_dir() and "yfcc" not in file.name.lower():
-            continue
-        if not digests.knows(file):
-            layout_of(Path(file.path))
-        out.append((key_of(file.name, SUFFIXES), file.path, digest([digests.of(file), said])))
-    if not out:
+    files = files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT)
+    if local(source.uri).is_dir():
+        files = [file for file in files if "yfcc" in file.name.lower()]
+    if not files:
         raise ValueError(f"no YFCC100M metadata file at {source.uri}: wanted {WHAT}")
-    return out
+    files = digests.readable(files, lambda file: _look(Path(file.path)))
+    return [(key_of(file.name, SUFFIXES), file.path, digest([digests.of(file), said])) for file in files]
+
+
+def _look(path: Path) -> None:
+    """Raises ValueError for a file of another layout, and for a compressed one that is cut short."""
+    layout_of(path)
+    with open(path, "rb") as raw:
+        compressed = _plain(path, raw) is not raw
+    if compressed:
+        deque(_lines(path), maxlen=0)
 
 
 def _images(source: Source) -> ImageFolder | TarImages:
@@ -93,7 +100,7 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
     path = Path(shards[0].path)
     lines = 0
     with open(path, "rb") as raw:
-        for _ in _plain(path, raw):
+        for _ in lines_of(_plain(path, raw)):
             lines += 1
             if lines == COUNTED:
                 break
@@ -108,20 +115,23 @@ def layout_of(path: Path) -> Layout:
     first = next(_lines(path), None)
     if first is None:
         raise ValueError(f"{path} is empty, wanted YFCC100M metadata: copy it again, or take it away")
+    if isinstance(first, Unusable):
+        raise ValueError(f"{path}: {first.detail}")
     fields = first.count(b"\t") + 1
     if fields not in LAYOUTS:
         raise ValueError(f"{path}: its first line has {fields} fields parted by tabs, wanted YFCC100M's 23 or 25")
     return LAYOUTS[fields]
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path) -> Iterator[bytes | Unusable]:
+    """Lines without their ends, but for empty ones."""
     number = 0
     try:
         with open(path, "rb") as raw:
-            for line in _plain(path, raw):
+            for line, whole in lines_of(_plain(path, raw)):
                 number += 1
                 if line.strip(b"\r\n"):
-                    yield line.rstrip(b"\r\n")
+                    yield line.rstrip(b"\r\n") if whole else too_long(f"line {number}")
     except BROKEN as error:
         raise ValueError(f"{path} is damaged or cut short after line {number}: {error}; copy it again") from None
 
@@ -134,7 +144,9 @@ def _plain(path: Path, raw: BinaryIO) -> Any:
     return gzip.GzipFile(fileobj=raw) if magic[:2] == b"\x1f\x8b" else raw
 
 
-def _post(line: bytes, number: int, layout: Layout, images: ImageFolder | TarImages) -> Row:
+def _post(line: bytes | Unusable, number: int, layout: Layout, images: ImageFolder | TarImages) -> Row:
+    if isinstance(line, Unusable):
+        return {"id": None, "reason": line.reason, "detail": line.detail}
     try:
         fields = line.decode().split("\t")
     except UnicodeDecodeError:

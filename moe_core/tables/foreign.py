@@ -1,0 +1,49 @@
+"""Lance tables of users, as a source."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What a Lance table of a user's is."""
+
+    schema: pa.Schema
+    rows: int
+    version: int
+
+
+def table_info(uri: str) -> TableInfo:
+    """Raises ValueError where there is no readable table."""
+    import lance
+
+    try:
+        table = lance.dataset(uri)
+        return TableInfo(table.schema, table.count_rows(), table.version)
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{uri} is not a readable Lance table: {why}; damaged, or still being copied?") from None
+
+
+def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[pa.RecordBatch]:
+    """Batches in the order of the table, of at most `rows` rows and `size` bytes on average. ValueError for damage."""
+    import lance
+
+    try:
+        table = lance.dataset(uri)
+        total = sum(f.file_size_bytes or 0 for part in table.get_fragments() for f in part.metadata.files)
+        # rows are what bounds lance's memory: it decodes some batches ahead, and only then cuts them to bytes
+        fitting = size * table.count_rows() // max(1, 4 * total)
+        yield from table.scanner(
+            columns=columns,
+            batch_size=max(1, min(rows, fitting)),
+            batch_size_bytes=size // 4,
+            batch_readahead=1,
+            fragment_readahead=1,
+            io_buffer_size=size // 2,
+        ).to_batches()
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{uri} is damaged: {why}; copy it again, or take it away") from None

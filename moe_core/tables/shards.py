@@ -1,0 +1,210 @@
+"""Shards are written, replaced, put back and located, by any number of processes at once."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moe_core.store import exclusive, shared
+from moe_core.tables.memory import passed_on
+from moe_core.tables.pins import put_pin
+from moe_core.tables.versions import Pieces, at, committing, contents, fragments, new_file, pieces_of, writers
+
+ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
+RETRIES = 20  # of a commit that a writer outside our locks preempts
+
+
+@dataclass(frozen=True)
+class Located:
+    """Rows of several shards in one version: `offsets_N[n]` is where post n lies for LanceDataset.take."""
+
+    version: int
+    offsets_N: np.ndarray  # (N,) int64: shards in the order asked for, `position` inside
+
+
+def replace_rows(
+    path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.RecordBatch], pins: Sequence[str] = ()
+) -> int:
+    """Puts rows in the place of all rows of `shard`, in one commit; returns the version that holds them, named `pins`.
+
+    `position` must ascend. Rows are written before the lock is taken, so shards are written in parallel and only their
+    commits queue. A data set with other columns is begun anew; its old versions stay as long as they are pinned.
+    """
+    with shared(writers(path)):
+        _begin(path, schema)
+        return _swap(path, {shard: _write(path, schema, shard, batches)}, dict.fromkeys(pins, shard))
+
+
+def _begin(path: Path, schema: pa.Schema) -> None:
+    """Makes an empty data set of these columns unless it is one of them."""
+    import lance
+
+    with exclusive(committing(path)):
+        if not path.exists():
+            lance.write_dataset(schema.empty_table(), str(path), mode="create", data_storage_version="stable")
+        elif lance.dataset(str(path)).schema != schema:
+            lance.LanceDataset.commit(str(path), lance.LanceOperation.Overwrite(schema, []))
+
+
+def _write(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.RecordBatch]) -> list[Any]:
+    """Fragments of the rows, in data files named after the shard; no version has them yet."""
+    from lance.fragment import FragmentMetadata, write_fragments
+
+    failures: list[Exception] = []  # lance passes what a batch raises on as text in an error of its own
+
+    def noting() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from _ascending(shard, batches)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(schema, noting())
+    try:
+        new = write_fragments(reader, str(path), schema=schema, max_rows_per_file=ROWS, max_bytes_per_file=BYTES)
+    except OSError as error:
+        raise failures[0] if failures else error from None
+    named = []
+    for fragment in new:
+        said: dict[str, Any] = fragment.to_json()
+        (file,) = said["files"]
+        before, file["path"] = file["path"], new_file(shard)
+        (path / "data" / before).rename(path / "data" / file["path"])
+        named.append(FragmentMetadata.from_json(json.dumps(said)))
+    return named
+
+
+def _ascending(shard: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    last = -1
+    for batch in batches:
+        if len(batch):
+            position_B = batch["position"].to_numpy()
+            assert (np.diff(position_B, prepend=last) > 0).all(), f"rows of {shard} are out of order"
+            last = int(position_B[-1])
+            passed_on(batch.nbytes)
+        yield batch
+
+
+def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> int:
+    """Commits `new` fragments in the place of all there are of their shards, then names the version."""
+    import lance
+    from lance.commit import CommitConflictError
+
+    with exclusive(committing(path)):
+        for attempt in range(RETRIES):
+            table = lance.dataset(str(path))
+            pieces = pieces_of(table)
+            old = [piece.fragment for shard in new for piece in pieces.get(shard, ())]
+            if not old and not any(new.values()):
+                break
+            change = lance.LanceOperation.Update(
+                removed_fragment_ids=old, new_fragments=[fragment for some in new.values() for fragment in some]
+            )
+            try:
+                table = lance.LanceDataset.commit(str(path), change, read_version=table.version)
+                break
+            except CommitConflictError:
+                if attempt == RETRIES - 1:
+                    raise
+        for pin, shard in pins.items():
+            put_pin(table, pin, [fragment.files[0].path for fragment in new[shard]])
+        return int(table.version)
+
+
+def shards_in(path: Path) -> dict[str, int]:
+    """Rows of each shard in the latest version."""
+    import lance
+
+    if not path.exists():
+        return {}
+    return {shard: sum(p.rows for p in mine) for shard, mine in pieces_of(lance.dataset(str(path))).items()}
+
+
+def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
+    """One version that holds the rows of all the (shard, version or pin), and where each post lies in it.
+
+    That is the version they share, or the latest. Where the latest holds other rows of a shard (it was ingested with
+    other settings since), the pinned ones are put back first, by a commit that names their data files again.
+    """
+    distinct = {version for _, version in places}
+    if len(distinct) == 1 and isinstance(next(iter(distinct)), int):
+        version = next(iter(distinct))
+    else:
+        version = gather(path, places)
+    _, pieces = at(path, version)
+    offsets = [np.zeros(0, np.int64)]
+    for shard, _ in places:
+        offsets += [np.arange(p.first, p.first + p.rows, dtype=np.int64) for p in pieces.get(shard, ())]
+    return Located(int(version), np.concatenate(offsets))
+
+
+def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
+    """Number of the latest version once it holds the rows of all the places; of a shard at None, none."""
+    import lance
+
+    with shared(writers(path)):
+        for _ in range(RETRIES):  # others may commit between our look and our commit: look again at what came of it
+            table = lance.dataset(str(path))
+            back = absent(path, table, places)
+            if not back:
+                return int(table.version)
+            # numbered anew by the commit; their data files are the same
+            new = {shard: [replace(f.metadata, id=0) for f in fragments(*then, shard)] for shard, then in back.items()}
+            _swap(path, new, {v: shard for shard, v in places if shard in back and isinstance(v, str)})
+    raise ValueError(f"{path} is being changed by others all the time: try again when they are done")
+
+
+def absent(path: Path, table: Any, places: Iterable[tuple[str, int | str | None]]) -> dict[str, tuple[Any, Pieces]]:
+    """Of the shards whose rows are others in `table`: the data set and the pieces that hold them."""
+    tags = table.tags.list()
+    pieces = pieces_of(table)
+    found: dict[str, tuple[Any, Pieces]] = {}
+    for shard, version in places:
+        content = contents(pieces, shard)
+        if version in tags and tags[str(version)]["metadata"].get("rows") == content:
+            continue
+        old, then = (table, {}) if version is None else at(path, version)
+        if old.schema != table.schema:
+            raise ValueError(f"{path} holds {shard} with other columns now: ingest it again (hardmoe run)")
+        if contents(then, shard) != content:
+            found[shard] = old, then
+    return found
+
+
+def scattered(path: Path) -> list[str]:
+    """Shards in more fragments than they need."""
+    import lance
+
+    if not path.exists():
+        return []
+    # files are cut by bytes too: only shards with files far below the limit in rows are worth writing again
+    return [
+        shard
+        for shard, mine in pieces_of(lance.dataset(str(path))).items()
+        if len(mine) > 1 and sum(p.rows for p in mine) / len(mine) < ROWS / 4
+    ]
+
+
+def rewrite(path: Path, shard: str, keep: Callable[[pa.RecordBatch], np.ndarray] | None = None) -> int:
+    """Writes the rows of a shard again, in whole fragments, and moves its pins to them.
+
+    With `keep`, only the rows that it marks; pins then stay where they are, for the rows are others.
+    """
+    import lance
+
+    table = lance.dataset(str(path))
+    pieces = pieces_of(table)
+    mine = fragments(table, pieces, shard)
+    content = contents(pieces, shard)
+    alive = [pin for pin, tag in table.tags.list().items() if tag["metadata"].get("rows") == content]
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        if mine:
+            for batch in table.scanner(fragments=mine, scan_in_order=True).to_batches():
+                yield batch if keep is None else batch.filter(pa.array(keep(batch)))
+
+    return replace_rows(path, table.schema, shard, rows(), alive if keep is None else ())

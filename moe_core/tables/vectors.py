@@ -1,0 +1,56 @@
+"""Data sets of one vector a row, written once."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+PART = 16_384  # vectors read at once
+INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
+
+
+def write_vectors(
+    path: Path,
+    columns: dict[str, pa.DataType],
+    name: str,
+    width: int,
+    parts: Iterable[tuple[dict[str, pa.Array], np.ndarray]],
+    index: bool,
+) -> int:
+    """A new data set of some columns and one float32 vector a row, part by part; returns the number of rows.
+
+    With `index`, a cosine index for search where rows are many.
+    """
+    import lance
+
+    schema = pa.schema([*columns.items(), (name, pa.list_(pa.float32(), width))])
+    stream = (_with_vectors(some, name, vectors_BD).cast(schema) for some, vectors_BD in parts)
+    reader = pa.RecordBatchReader.from_batches(schema, stream)
+    data = lance.write_dataset(reader, str(path), mode="create", data_storage_version="stable")
+    rows = data.count_rows()
+    if index and rows >= INDEX_FROM:
+        data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(rows**0.5 / 4)))
+    return rows
+
+
+def _with_vectors(columns: dict[str, pa.Array], name: str, vectors_BD: np.ndarray) -> pa.RecordBatch:
+    flat = pa.array(np.ascontiguousarray(vectors_BD, np.float32).reshape(-1))
+    return pa.record_batch(columns | {name: pa.FixedSizeListArray.from_arrays(flat, vectors_BD.shape[1])})
+
+
+def vectors_in(path: Path, name: str) -> Iterator[np.ndarray]:
+    """(B, D) float32, part by part in the order they were written."""
+    import lance
+
+    for batch in lance.dataset(str(path)).to_batches(columns=[name], batch_size=PART):
+        column = batch[name]
+        yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+
+
+def ids_in(path: Path) -> Iterator[str]:
+    """The column `id` of a data set that was written once."""
+    import lance
+
+    for batch in lance.dataset(str(path)).to_batches(columns=["id"]):
+        yield from batch["id"].to_pylist()

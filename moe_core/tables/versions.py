@@ -1,0 +1,106 @@
+"""What a version of a data set holds: fragments by shard, found in the manifest alone. And the locks of a data set.
+
+A data file is named after its shard, so that whose rows a fragment holds costs no look into it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A fragment of one version: whose rows it holds, and where they lie among all of that version."""
+
+    shard: str
+    fragment: int
+    file: str  # name of its data file: never used again, so equal names are equal rows
+    first: int
+    rows: int
+
+
+Pieces = dict[str, list[Piece]]  # by shard, in the order of the rows
+
+
+def new_file(shard: str) -> str:
+    """A name for a data file of a shard."""
+    return f"{shard}.{uuid4().hex}.lance"
+
+
+def pieces_of(table: Any) -> Pieces:
+    """The fragments of a version. Raises ValueError for a data file that is named otherwise."""
+    found: Pieces = {}
+    first = 0
+    for fragment in table.get_fragments():
+        about = fragment.metadata
+        file = about.files[0]._path  # `path` makes a class each time: four times as slow for ten thousand shards
+        shard = file.removesuffix(".lance").rpartition(".")[0]
+        if not shard:
+            raise ValueError(
+                f"{table.uri} has the data file {file}, wanted <shard>.<number>.lance: was it written by something "
+                "else, or by an older hardmoe? Take posts.lance and rejects.lance away and ingest again"
+            )
+        found.setdefault(shard, []).append(Piece(shard, fragment.fragment_id, file, first, about.num_rows))
+        first += about.num_rows
+    return found
+
+
+def content_of(files: Iterable[str]) -> str:
+    """Digest of the rows of a shard: of the names of its data files, which are written once."""
+    return hashlib.sha256(" ".join(files).encode()).hexdigest()[:20]
+
+
+def contents(pieces: Pieces, shard: str) -> str:
+    """Digest of the rows of a shard in a version."""
+    return content_of(piece.file for piece in pieces.get(shard, ()))
+
+
+def fragments(table: Any, pieces: Pieces, shard: str) -> list[Any]:
+    return [table.get_fragment(piece.fragment) for piece in pieces.get(shard, ())]
+
+
+@lru_cache(maxsize=8)
+def _opened(path: str, version: int) -> tuple[Any, Pieces]:
+    import lance
+
+    table = lance.dataset(path, version=version)
+    return table, pieces_of(table)
+
+
+@lru_cache(maxsize=8)
+def _tags(path: str) -> Any:
+    """Any version serves: tags are read anew each time."""
+    import lance
+
+    return lance.dataset(path).tags
+
+
+def at(path: Path, version: int | str) -> tuple[Any, Pieces]:
+    """A version by its number or pin. Raises ValueError, saying what to do, for one that is not there."""
+    try:
+        if isinstance(version, str):
+            version = int(_tags(str(path)).get_version(version))
+        return _opened(str(path), version)
+    except (ValueError, OSError) as error:
+        what = f"pin {version}" if isinstance(version, str) else f"version {version}"
+        raise ValueError(f"{path} has no {what} (was it cleaned up?): ingest again; {error}") from None
+
+
+def forget_opened() -> None:
+    """After versions were removed."""
+    _opened.cache_clear()
+    _tags.cache_clear()
+
+
+def committing(path: Path) -> Path:
+    """Lock of who commits or moves pins."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def writers(path: Path) -> Path:
+    """Lock that all who write rows share, and who cleans up holds alone."""
+    return path.with_name(f".{path.name}.writers")

@@ -3,7 +3,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, cell, materialise
+from assets.materialise import Work, asset_of, materialise
+from assets.showing import cell
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 

@@ -49,8 +49,8 @@ Look = Callable[[Context, Artefact], tuple[dict[str, Any], list[dg.AssetCheckRes
 def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | None = None) -> dg.MaterializeResult:
     """Finds or makes the artefact of the asset that is running; a user's mistake fails the step in one line.
 
-    `look` gives more metadata, and results of checks. When one fails that blocks, the artefact is taken away: the next
-    run makes it again, and nobody reads it until then.
+    `look` gives more metadata, where None hides what the artefact says by that name, and results of checks. When one
+    fails that blocks, the artefact is taken away: the next run makes it again, and nobody reads it until then.
     """
     name = context.asset_key.to_user_string()
     key = context.partition_key if context.has_partition_key else None
@@ -64,7 +64,8 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
                 more = curves(built.artefact) | more | cost_so_far(work)
         except (ValueError, FloatingPointError) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-    metadata = more | {k: v for k, v in about(built.artefact).items() if k not in more}
+    metadata = more | {name: value for name, value in about(built.artefact).items() if name not in more}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
     metadata |= {"reused": dg.MetadataValue.bool(built.reused)} | origin(built.artefact, work)
     if any(not check.passed and check.severity == dg.AssetCheckSeverity.ERROR for check in checks):
         work.store.remove(built.artefact)

@@ -28,6 +28,7 @@ def _look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.Asset
     name = "gain of each expert on validation posts (cross-entropy)"
     return plot_of_bars(list(gains.items()), name, "{:+.4f}") | {
         "published": table(("expert", "gain in cross-entropy", "answers"), rows),
+        "validation gain": None,
     }, []
 
 

@@ -4,7 +4,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.materialise import OWNERS, Work, asset_of, materialise
-from assets.showing import plot_of_bars, table
+from assets.showing import bar, plot_of_bars, table
 from assets.study import EXPERTS
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
@@ -44,14 +44,17 @@ def partition(context: dg.AssetExecutionContext, config: Work) -> dg.Materialize
                 dg.AssetObservation(
                     "expert_shard",
                     partition=key,
-                    metadata={"training posts": sizes[key]} | seen(artefact, key),
+                    metadata={"training posts": sizes[key]} | seen(artefact, key) | {"members": digest},
                     tags={DATA_VERSION_TAG: digest},
                 )
             )
-        top = {key: [tag for tag, *_ in found[:6]] for key, found in artefact.metadata["hashtags"].items()}
-        clusters = [(key, f"{sizes[key]:,}", ", ".join(top[key]), members[key]) for key in members]
+        top = {key: [tag for tag, *_ in found[:5]] for key, found in artefact.metadata["hashtags"].items()}
+        largest = max(sizes.values())
+        clusters = [(k, f"{n:,}", bar(n, largest), ", ".join(top[k])) for k, n in sizes.items()]
         return plot_of_bars(list(sizes.items()), "training posts of each expert") | {
-            "clusters": table(("expert", "training posts", "hashtags that set it apart", "members"), clusters),
+            "clusters": table(("expert", "training posts", " ", "hashtags that set it apart"), clusters),
+            "members": None,  # of each expert, with its observation
+            "random members": None,
             "contact sheets": dg.MetadataValue.path(str(artefact.path / "sheets")),
         }, []
 

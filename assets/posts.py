@@ -38,7 +38,7 @@ def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.As
         description=f"{said['read']} read, {kept} accepted + {refused} rejected are stored",
         metadata=counts,
     )
-    return {"rejects by reason": dg.MetadataValue.md(_table(said))}, [check]
+    return {"rejects by reason": dg.MetadataValue.md(_table(said)), "reasons": None}, [check]
 
 
 def _table(said: Any) -> str:

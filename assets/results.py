@@ -29,16 +29,17 @@ def _comparison(found: dict[str, Any]) -> dict[str, Any]:
     rows, marked = found["rows"], found["published"]
     measured = [(r["name"], *_around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == marked) for r in rows]
     lines = [
-        (f"{r['name']} (published)" if r["name"] == marked else r["name"], _figure(r, "p_at_1"), _figure(r, "r_at_5"))
+        (f"{r['name']} (published)" if r["name"] == marked else r["name"], *_figure(r, "p_at_1"), f"{r['r_at_5']:.3f}")
         for r in rows
     ]
     best = next(row for row in rows if row["name"] == marked)
     return {
         "P@1 against the controls": picture(intervals(measured, "P@1 with 95 % intervals"), "P@1 with 95 % intervals"),
-        "table": table(("row", "P@1 (95 %)", "R@5 (95 %)"), lines),
+        "table": table(("row", "P@1", "95 %", "R@5"), lines),
         "published P@1": best["p_at_1"],
         "published R@5": best["r_at_5"],
         "published mAP": best["map"],
+        "p at 1": None,
     }
 
 
@@ -50,14 +51,17 @@ def _experts(found: dict[str, Any]) -> dict[str, Any]:
             f"{said['n']:,}",
             f"{said['trunk_p_at_1']:.3f}",
             f"{said['mixture_p_at_1']:.3f}",
-            f"{said['p_at_1_gain']:+.3f} ({said['p_at_1_gain_ci95'][0]:+.3f} to {said['p_at_1_gain_ci95'][1]:+.3f})",
-            ", ".join(tag["tag"] for tag in said["lifted"]),
+            f"{said['p_at_1_gain']:+.3f}",
+            f"{said['p_at_1_gain_ci95'][0]:+.3f} to {said['p_at_1_gain_ci95'][1]:+.3f}",
+            ", ".join(tag["tag"] for tag in said["lifted"][:3]),
         )
         for said in seen
     ]
     gains = [(said["expert"], said["p_at_1_gain"]) for said in seen]
-    head = ("expert", "test posts", "P@1 of the trunk", "of the mixture", "gain (95 %)", "hashtags lifted most")
-    return plot_of_bars(gains, "P@1 gain of each expert over the trunk", "{:+.3f}") | {"experts": table(head, rows)}
+    head = ("expert", "posts", "trunk", "mixture", "gain", "95 %", "hashtags lifted most")
+    return plot_of_bars(gains, "P@1 gain of each expert over the trunk", "{:+.3f}") | {
+        "P@1 of each expert's test posts": table(head, rows)
+    }
 
 
 def _of_expert(said: dict[str, Any]) -> dict[str, Any]:
@@ -76,9 +80,10 @@ def _around(interval: list[float], value: float) -> tuple[float, float, float]:
     return interval[0], value, interval[1]
 
 
-def _figure(row: dict[str, Any], name: str) -> str:
+def _figure(row: dict[str, Any], name: str) -> tuple[str, str]:
+    """(value, its interval)."""
     low, high = row[f"{name}_ci95"]
-    return f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
+    return f"{row[name]:.3f}", f"{low:.3f}–{high:.3f}"
 
 
 @asset_of("report", group_name="results", kinds={"html"})

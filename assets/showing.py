@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, lines
+from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, glance, lines
 from moe_core.stages.context import Context
 from moe_core.stages.fitting import log_of
 from moe_core.stages.spending import spent
@@ -20,6 +20,7 @@ from moe_core.text import shown
 # ASCII punctuation that Markdown or HTML may read as more than text; an underscore inside a word is only that.
 _MARKUP = re.compile(r"[!-,/:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.")
 ROWS = 40  # of a plot of bars at most
+INLINE = 1000  # characters of Markdown from which Dagster's UI shows a link to it in its place
 
 
 def cell(text: object) -> str:
@@ -27,10 +28,19 @@ def cell(text: object) -> str:
     return _MARKUP.sub(lambda mark: f"&#{ord(mark[0])};", shown(" ".join(str(text).split()), 200))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> dg.MarkdownMetadataValue:
-    """A Markdown table of cells that are text."""
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> dg.MetadataValue:
+    """A table of cells that are text: in Markdown, which looks better, as long as the UI shows that at once."""
     lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    return dg.MetadataValue.md("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+    text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    if len(text) < INLINE:
+        return dg.MetadataValue.md(text)
+    records = [dg.TableRecord({name: shown(value, 200) for name, value in zip(head, row, strict=True)}) for row in rows]
+    return dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(name) for name in head]))
+
+
+def bar(value: float, most: float) -> str:
+    """Of up to twelve blocks, to stand beside a number."""
+    return "▇" * max(1, round(12 * value / most)) if value else ""
 
 
 def picture(svg: str, about: str) -> dg.MarkdownMetadataValue:
@@ -48,7 +58,7 @@ def about(artefact: Artefact) -> dict[str, Any]:
         if isinstance(value, bool | int | float | str):
             found[label] = value
         elif isinstance(value, dict) and value and all(isinstance(v, bool | int | float | str) for v in value.values()):
-            found[label] = table(("", label), list(value.items()))
+            found[label] = table((" ", label), list(value.items()))
         elif isinstance(value, list) and value and all(isinstance(v, str) for v in value):
             found[label] = dg.MetadataValue.md(", ".join(map(cell, value)))
     return found
@@ -66,13 +76,14 @@ def origin(artefact: Artefact, context: Context) -> dict[str, Any]:
 
 
 def curves(artefact: Artefact) -> dict[str, Any]:
-    """Loss and learning rate of a network while it was trained."""
+    """Loss and learning rate of a network while it was trained: small ones that are seen at once, and large ones."""
     log = log_of(artefact)
-    found = {}
-    for title, name in (("loss curve", "loss"), ("learning rate curve", "lr")):
-        line = Line("", [(at["images_seen"], at[name]) for at in log], BLUE)
-        found[title] = picture(lines([line], "images seen", title.removesuffix(" curve")), title)
-    return found
+    small, large = {}, []
+    for title, name in (("loss", "loss"), ("learning rate", "lr")):
+        points = [(at["images_seen"], at[name]) for at in log]
+        small[f"{title} curve"] = picture(glance(points, title), f"{title} curve")
+        large.append(picture(lines([Line("", points, BLUE)], "images seen", title), title).value)
+    return small | {"curves with axes": dg.MetadataValue.md("\n\n".join(map(str, large)))}
 
 
 def cost_so_far(context: Context) -> dict[str, Any]:

@@ -37,7 +37,8 @@ TEMPLATE = """<!doctype html>
  h2 { font-size: 1.2rem; margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
  h3 { font-size: 1rem; margin: 0 }
  p { margin: .3rem 0 1rem; max-width: 44rem } p, .soft, figcaption, small { color: var(--soft) }
- small, figcaption { font-size: .82rem } figure { margin: 0 0 1.2rem } svg, img { max-width: 100%; height: auto; display: block }
+ small, figcaption { font-size: .82rem } figure { margin: 0 0 1.2rem }
+ svg, img { max-width: 100%; height: auto; display: block }
  .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 }
  .figure { background: var(--tint); border-radius: .6rem; padding: .75rem .9rem }
  .figure b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums }
@@ -52,6 +53,7 @@ TEMPLATE = """<!doctype html>
  tr.published td { background: var(--mark); font-weight: 600 } tr.published small { font-weight: 400 }
  .up { color: var(--up) } .down { color: var(--down) }
  td svg { display: inline-block; vertical-align: middle } .expert figure { margin: 0 }
+ #costs { font-size: .8rem } #costs th, #costs td { padding: .18rem .4rem } #costs th { line-height: 1.2 }
  .expert { border: 1px solid var(--line); border-radius: .7rem; padding: 1rem; margin: 1rem 0 }
  .expert header { display: flex; flex-wrap: wrap; gap: .1rem 1rem; align-items: baseline; margin-bottom: .6rem }
  .expert figure img { width: 24rem; border-radius: .35rem }
@@ -88,22 +90,28 @@ posts.</p>
 
 <h2>The mixture against its controls</h2>
 <p>The highlighted row is the published answer, chosen on validation posts. Intervals are 95 % bootstraps over posts;
-a gain is coloured where its interval leaves out nought; mAP is over {{ "{:,}".format(table.hashtags_in_map) }} hashtags and {{ "{:,}".format(table.map_posts) }} posts.</p>
-<figure style="max-width: 40rem">{{ comparison }}<figcaption>P@1 with its 95 % interval</figcaption></figure>
+a gain is coloured where its interval leaves out nought; mAP is over
+{{ "{:,}".format(table.hashtags_in_map) }} hashtags and {{ "{:,}".format(table.map_posts) }} posts.</p>
+<div class="pair"><figure>{{ comparison }}<figcaption>P@1 with its 95 % interval</figcaption></figure>
+<div class="wide" tabindex="0"><table id="costs"><tr><th>what it costs</th><th>parameters</th><th>used an<br>image</th>
+<th>multiply-adds<br>an image</th><th>images<br>trained on</th></tr>
+{% for row in table.rows %}<tr><td>{{ row.name }}</td>
+{% for name in ("parameters", "parameters_used", "multiply_adds", "training_images") %}
+<td title="{{ "{:,}".format(row[name]) }}">{{ row[name]|short }}</td>{% endfor %}</tr>
+{% endfor %}</table></div></div>
 <div class="wide" tabindex="0"><table id="comparison"><tr><th>row</th>{% for _, title in columns %}<th>{{ title }}</th>
-{% endfor %}<th>parameters</th><th>used</th><th>mult-adds</th><th>images</th></tr>
+{% endfor %}</tr>
 {% for row in table.rows %}<tr{% if row.name == table.published %} class="published"{% endif %}><td>{{ row.name }}</td>
 {% for name, _ in columns %}<td>{{ "%.3f"|format(row[name]) }}<small>{{ interval(row[name ~ "_ci95"]) }}</small></td>
-{% endfor %}{% for name in ("parameters", "parameters_used", "multiply_adds", "training_images") %}
-<td title="{{ "{:,}".format(row[name]) }}">{{ row[name]|short }}</td>{% endfor %}</tr>
+{% endfor %}</tr>
 {% endfor %}</table></div>
 
 <h2>Training</h2>
-<div class="pair"><figure>{{ loss }}<figcaption>Loss over images seen, mean of up to {{ smooth }} measurements</figcaption>
-</figure>
+<div class="pair"><figure>{{ loss }}<figcaption>Loss over images seen, mean of up to {{ smooth }} measurements
+</figcaption></figure>
 <figure>{{ rate }}<figcaption>Learning rate over images seen</figcaption></figure></div>
-<div class="wide" tabindex="0" style="max-width: 40rem"><table id="spending"><tr><th>trained so far</th><th>networks</th><th>images</th>
-<th>time</th></tr>
+<div class="wide" tabindex="0" style="max-width: 40rem"><table id="spending"><tr><th>trained so far</th>
+<th>networks</th><th>images</th><th>time</th></tr>
 {% for one in spending %}<tr><td>{{ one.asset }}</td><td>{{ one.networks }}</td>
 <td>{{ "{:,}".format(one.training_images) }}</td><td>{{ one.seconds|duration }}</td></tr>{% endfor %}
 <tr><td>all</td><td></td><td>{{ "{:,}".format(images) }}</td><td>{{ seconds|duration }}</td></tr></table></div>
@@ -120,7 +128,8 @@ routed to the expert; each gain with its 95 % interval.</p>
 <td>{{ "{:,}".format(expert.size) }}</td><td>{{ "{:,}".format(expert.n) }}</td>
 {% if expert.n %}<td>{{ "%.3f"|format(expert.trunk_p_at_1) }}</td><td>{{ "%.3f"|format(expert.mixture_p_at_1) }}</td>
 <td>{{ gain(expert.p_at_1_gain, expert.p_at_1_gain_ci95) }}
-<small>{{ expert.p_at_1_gain_ci95[0]|signed }} to {{ expert.p_at_1_gain_ci95[1]|signed }}</small></td>{% else %}<td></td><td></td><td></td>{% endif %}
+<small>{{ expert.p_at_1_gain_ci95[0]|signed }} to {{ expert.p_at_1_gain_ci95[1]|signed }}</small></td>
+{% else %}<td></td><td></td><td></td>{% endif %}
 <td>{{ sparks[expert.key] }}</td></tr>
 {% endfor %}</table></div>
 

@@ -29,13 +29,17 @@ def _comparison(found: dict[str, Any]) -> dict[str, Any]:
     rows, marked = found["rows"], found["published"]
     measured = [(r["name"], *_around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == marked) for r in rows]
     lines = [
-        (f"{r['name']} (published)" if r["name"] == marked else r["name"], *_figure(r, "p_at_1"), f"{r['r_at_5']:.3f}")
+        (
+            f"{r['name']} ✓" if r["name"] == marked else r["name"],
+            *(f"{value:.3f}" for value in _around(r["p_at_1_ci95"], r["p_at_1"])),
+            f"{r['r_at_5']:.3f}",
+        )
         for r in rows
     ]
     best = next(row for row in rows if row["name"] == marked)
     return {
         "P@1 against the controls": picture(intervals(measured, "P@1 with 95 % intervals"), "P@1 with 95 % intervals"),
-        "table": table(("row", "P@1", "95 %", "R@5"), lines),
+        "table": table(("row", "95 %: from", "P@1", "to", "R@5"), lines),
         "published P@1": best["p_at_1"],
         "published R@5": best["r_at_5"],
         "published mAP": best["map"],
@@ -66,24 +70,27 @@ def _experts(found: dict[str, Any]) -> dict[str, Any]:
 
 def _of_expert(said: dict[str, Any]) -> dict[str, Any]:
     """Of one expert's test posts, to be seen with the expert."""
-    found: dict[str, Any] = {
-        name.replace("_p_at_1", " P@1"): said[name] for name in ("trunk_p_at_1", "mixture_p_at_1")
-    } | {"P@1 gain over the trunk": said["p_at_1_gain"], "test posts": said["n"]}
-    for name in ("lifted", "lowered"):
-        rows = [(tag["tag"], tag["n"], tag["trunk"], tag["mixture"]) for tag in said[name]]
-        if rows:
-            found[f"hashtags {name}"] = table(("hashtag", "test posts", "found by the trunk", "by the mixture"), rows)
-    return found
+    low, high = said["p_at_1_gain_ci95"]
+    figures = [
+        ("test posts", f"{said['n']:,}"),
+        ("P@1 of the trunk", f"{said['trunk_p_at_1']:.3f}"),
+        ("P@1 of the mixture", f"{said['mixture_p_at_1']:.3f}"),
+        ("gain, 95 %", f"{low:+.3f} to {high:+.3f}"),
+    ]
+    changed = [
+        (tag["tag"], tag["n"], tag["trunk"], tag["mixture"]) for name in ("lifted", "lowered") for tag in said[name]
+    ]
+    return {
+        "P@1 gain over the trunk": said["p_at_1_gain"],
+        "on its test posts": table((" ", "of this expert"), figures),
+        "hashtags lifted and lowered": table(
+            ("hashtag", "test posts", "found by the trunk", "by the mixture"), changed
+        ),
+    }
 
 
 def _around(interval: list[float], value: float) -> tuple[float, float, float]:
     return interval[0], value, interval[1]
-
-
-def _figure(row: dict[str, Any], name: str) -> tuple[str, str]:
-    """(value, its interval)."""
-    low, high = row[f"{name}_ci95"]
-    return f"{row[name]:.3f}", f"{low:.3f}–{high:.3f}"
 
 
 @asset_of("report", group_name="results", kinds={"html"})

@@ -53,7 +53,8 @@ TEMPLATE = """<!doctype html>
  tr.published td { background: var(--mark); font-weight: 600 } tr.published small { font-weight: 400 }
  .up { color: var(--up) } .down { color: var(--down) }
  td svg { display: inline-block; vertical-align: middle } .expert figure { margin: 0 }
- #costs { font-size: .8rem } #costs th, #costs td { padding: .18rem .4rem } #costs th { line-height: 1.2 }
+ #costs { font-size: .8rem; margin-bottom: 1.5rem }
+ #costs th, #costs td { padding: .18rem .4rem } #costs th { line-height: 1.2 }
  .expert { border: 1px solid var(--line); border-radius: .7rem; padding: 1rem; margin: 1rem 0 }
  .expert header { display: flex; flex-wrap: wrap; gap: .1rem 1rem; align-items: baseline; margin-bottom: .6rem }
  .expert figure img { width: 24rem; border-radius: .35rem }

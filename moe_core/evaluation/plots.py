@@ -63,7 +63,7 @@ def lines(curves: Sequence[Line], x: str, y: str) -> str:
 def intervals(rows: Sequence[tuple[str, float, float, float, bool]], about: str) -> str:
     """A dot with its interval for each row (name, low, value, high, marked)."""
     low, high = _range([n for _, low, _, high, _ in rows for n in (low, high)])
-    left, right = 12 + 6.2 * max(len(name) for name, *_ in rows), WIDTH - 46
+    left, right = 14 + 6.6 * max(len(name) for name, *_ in rows), WIDTH - 46
 
     def across(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)

@@ -1,9 +1,9 @@
-# make setup | demo | test | ui | lint | bench
+# make setup | demo | test | ui | lint | bench | screenshots
 PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= studies/demo
 
-.PHONY: setup demo test ui lint bench
+.PHONY: setup demo test ui lint bench screenshots
 setup: .venv/.ready
 
 # torch first and alone: where no CPU build is offered for "torch", a range would fetch gigabytes of CUDA packages.
@@ -16,6 +16,7 @@ setup: .venv/.ready
 
 test: setup
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m browser tests/test_browser.py  # skipped, with the reason, where there is no chromium
 
 lint: setup
 	$(BIN)/ruff check .
@@ -28,6 +29,10 @@ demo: setup
 ui: setup
 	[ -e $(STUDY)/study.toml ] || $(BIN)/hardmoe init $(STUDY) --source drawn --recipe demo
 	$(BIN)/hardmoe ui --study $(STUDY)/study.toml
+
+# pictures of the docs, from the tests in a browser
+screenshots: setup
+	HARDMOE_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser tests/test_browser.py
 
 bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py

@@ -1,9 +1,18 @@
+from typing import Any
+
 import dagster as dg
 
 from assets.materialise import Work, asset_of, materialise
+from assets.partition import seen
+from moe_core.stages.context import Context
+from moe_core.store import Artefact
 
 
 @asset_of("expert", group_name="experts", kinds={"pytorch"})
 def expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """One network trained on one cluster alone, against the trunk's decoder held fixed."""
-    return materialise(context, config)
+    return materialise(context, config, _look)
+
+
+def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    return seen(work.need("partition"), str(artefact.key)), []

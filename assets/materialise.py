@@ -1,6 +1,5 @@
 """From a stage of moe_core to a Dagster asset: what all the assets here have in common."""
 
-import html
 import json
 import os
 import time
@@ -10,16 +9,17 @@ from typing import Any
 
 import dagster as dg
 
+from assets.showing import about, cost_so_far, curves, numbers, origin
 from assets.study import EXPERTS, SHARDS, root, study
 from moe_core.stages.context import Context
+from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
 from moe_core.store import Artefact, write_text
 
 OBSERVE_SECONDS = 4.0
 OWNERS = ["team:hardmoe"]
-POOLS = {"trunk": "trainer", "trunk_same_budget": "trainer", "expert": "trainer"}
-POOLS |= {"random_expert": "trainer", "separate_expert": "trainer"}
+TRAINER = "trainer"  # the pool of all that train a network
 
 
 def asset_of(name: str, **more: Any) -> Any:
@@ -32,7 +32,7 @@ def asset_of(name: str, **more: Any) -> Any:
         partitions_def=partitions,
         code_version=stage.code_version(study()),
         owners=OWNERS,
-        pool=POOLS.get(name),
+        pool=TRAINER if name in TRAINED else None,
         **more,
     )
 
@@ -49,8 +49,8 @@ Look = Callable[[Context, Artefact], tuple[dict[str, Any], list[dg.AssetCheckRes
 def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | None = None) -> dg.MaterializeResult:
     """Finds or makes the artefact of the asset that is running; a user's mistake fails the step in one line.
 
-    `look` gives more metadata, and results of checks. When one fails that blocks, the artefact is taken away: the next
-    run makes it again, and nobody reads it until then.
+    `look` gives more metadata, where None hides what the artefact says by that name, and results of checks. When one
+    fails that blocks, the artefact is taken away: the next run makes it again, and nobody reads it until then.
     """
     name = context.asset_key.to_user_string()
     key = context.partition_key if context.has_partition_key else None
@@ -60,38 +60,18 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
         try:
             built = build(work, STAGES[name], key, force=config.force)
             more, checks = look(work, built.artefact) if look else ({}, [])
+            if name in TRAINED:
+                more = curves(built.artefact) | more | cost_so_far(work)
         except (ValueError, FloatingPointError) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-    metadata = about(built.artefact)
-    metadata["posts snapshot"] = work.posts_snapshot()
-    metadata["reused"] = dg.MetadataValue.bool(built.reused)
-    metadata |= more
+    metadata = more | {name: value for name, value in about(built.artefact).items() if name not in more}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    metadata |= {"reused": dg.MetadataValue.bool(built.reused)} | origin(built.artefact, work)
     if any(not check.passed and check.severity == dg.AssetCheckSeverity.ERROR for check in checks):
         work.store.remove(built.artefact)
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
     version = dg.DataVersion(built.artefact.version)
     return dg.MaterializeResult(data_version=version, metadata=metadata, check_results=checks)
-
-
-def about(artefact: Artefact) -> dict[str, Any]:
-    """What the artefact says of itself, the versions it read, and where it lies."""
-    found: dict[str, Any] = {
-        "version": artefact.version,
-        "digest": artefact.digest,
-        "path": dg.MetadataValue.path(str(artefact.path)),
-    }
-    for name, value in artefact.metadata.items():
-        if isinstance(value, bool | int | float | str):
-            found[name] = value
-        else:
-            found[name] = dg.MetadataValue.json(value)
-    found["read"] = dg.MetadataValue.json(dict(artefact.inputs))
-    return found
-
-
-def cell(text: object) -> str:
-    """Text of users made safe for a Markdown table."""
-    return html.escape(" ".join(str(text).split())).replace("|", "&#124;").replace("`", "&#96;")
 
 
 def progress_file(folder: Path, name: str, key: str | None) -> Path:
@@ -119,7 +99,6 @@ class Progress:
         write_text(self.file, json.dumps(now))
         if said and time.monotonic() - self.observed >= OBSERVE_SECONDS:
             self.observed = time.monotonic()
-            numbers = {name: value for name, value in said.items() if isinstance(value, int | float)}
             self.context.log_event(
-                dg.AssetObservation(asset_key=self.context.asset_key, partition=self.key, metadata=numbers)
+                dg.AssetObservation(asset_key=self.context.asset_key, partition=self.key, metadata=numbers(said))
             )

@@ -3,7 +3,8 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from assets.materialise import OWNERS, Work, asset_of, cell, materialise
+from assets.materialise import OWNERS, Work, asset_of, materialise
+from assets.showing import bar, plot_of_bars, table
 from assets.study import EXPERTS
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
@@ -19,20 +20,42 @@ expert_shard = dg.AssetSpec(
 )
 
 
+def seen(artefact: Artefact, key: str) -> dict[str, Any]:
+    """Of one expert's cluster, from the partition: its hashtags, and where the contact sheets lie."""
+    sheets = {
+        f"{name} posts": dg.MetadataValue.path(str(artefact.path / f"sheets/{key}.{name}.png"))
+        for name in ("typical", "ambiguous")
+        if f"sheets/{key}.{name}.png" in artefact.files
+    }
+    rows = [(tag, f"{count:,}", times) for tag, count, times in artefact.metadata["hashtags"][key]]
+    return {"hashtags that set it apart": table(("hashtag", "posts", "times its share among all posts"), rows)} | sheets
+
+
 @asset_of("partition", group_name="gate", kinds={"faiss"})
 def partition(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The gate: PCA-whitening and k-means on the trunk's features; each post belongs to exactly one expert."""
 
     def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-        members, sizes = artefact.metadata["members"], artefact.metadata["sizes"]
+        members = artefact.metadata["members"]
+        sizes = dict(zip(members, artefact.metadata["sizes"], strict=True))
         context.instance.add_dynamic_partitions(EXPERTS.name or "", list(members))
-        for (key, digest), size in zip(members.items(), sizes, strict=True):
+        for key, digest in members.items():
             context.instance.report_runless_asset_event(
                 dg.AssetObservation(
-                    "expert_shard", partition=key, metadata={"training posts": size}, tags={DATA_VERSION_TAG: digest}
+                    "expert_shard",
+                    partition=key,
+                    metadata={"training posts": sizes[key]} | seen(artefact, key) | {"members": digest},
+                    tags={DATA_VERSION_TAG: digest},
                 )
             )
-        rows = "\n".join(f"| {cell(key)} | {size} |" for key, size in zip(members, sizes, strict=True))
-        return {"clusters": dg.MetadataValue.md("| expert | training posts |\n| --- | --- |\n" + rows)}, []
+        top = {key: [tag for tag, *_ in found[:5]] for key, found in artefact.metadata["hashtags"].items()}
+        largest = max(sizes.values())
+        clusters = [(k, f"{n:,}", bar(n, largest), ", ".join(top[k])) for k, n in sizes.items()]
+        return plot_of_bars(list(sizes.items()), "training posts of each expert") | {
+            "clusters": table(("expert", "training posts", " ", "hashtags that set it apart"), clusters),
+            "members": None,  # of each expert, with its observation
+            "random members": None,
+            "contact sheets": dg.MetadataValue.path(str(artefact.path / "sheets")),
+        }, []
 
     return materialise(context, config, look)

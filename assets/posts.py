@@ -2,7 +2,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, cell, materialise
+from assets.materialise import Work, asset_of, materialise
+from assets.showing import cell
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 
@@ -37,8 +38,7 @@ def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.As
         description=f"{said['read']} read, {kept} accepted + {refused} rejected are stored",
         metadata=counts,
     )
-    places = {reason: [row for row, _, _ in named] for reason, named in said["examples"].items()}
-    return {"rejects by reason": dg.MetadataValue.md(_table(said)), "examples": dg.MetadataValue.json(places)}, [check]
+    return {"rejects by reason": dg.MetadataValue.md(_table(said)), "reasons": None}, [check]
 
 
 def _table(said: Any) -> str:

@@ -1,30 +1,103 @@
 import json
+from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, cell, materialise
-from assets.study import root, study
+from assets.materialise import Work, asset_of, materialise
+from assets.showing import picture, plot_of_bars, table
+from moe_core.evaluation.plots import intervals
 from moe_core.stages.context import Context
+from moe_core.store import Artefact
 
 
 @asset_of("evaluation", group_name="results", kinds={"numpy"})
 def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The mixture against its controls on held-out posts, each figure with a 95 % bootstrap interval."""
-    result = materialise(context, config)
-    table = json.loads(Context(study(), root()).need("evaluation").file("table.json").read_text("utf-8"))
-    lines = ["| row | P@1 | 95 % | R@5 |", "| --- | --- | --- | --- |"]
-    for row in table["rows"]:
-        low, high = row["p_at_1_ci95"]
-        name = f"**{cell(row['name'])}**" if row["name"] == table["published"] else cell(row["name"])
-        lines.append(f"| {name} | {row['p_at_1']:.3f} | {low:.3f} to {high:.3f} | {row['r_at_5']:.3f} |")
-    result.metadata["table"] = dg.MetadataValue.md("\n".join(lines))  # type: ignore[index]
-    return result
+
+    def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+        found = json.loads(artefact.file("table.json").read_text("utf-8"))
+        for said in found["per_expert"]:
+            if said["n"]:
+                context.log_event(dg.AssetObservation("expert", partition=said["expert"], metadata=_of_expert(said)))
+        return _comparison(found) | _experts(found), []
+
+    return materialise(context, config, look)
+
+
+def _comparison(found: dict[str, Any]) -> dict[str, Any]:
+    """Plot and table of the rows, and the published row's figures as numbers, which Dagster plots over the runs."""
+    rows, marked = found["rows"], found["published"]
+    measured = [(r["name"], *_around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == marked) for r in rows]
+    lines = [
+        (
+            f"{r['name']} ✓" if r["name"] == marked else r["name"],
+            *(f"{value:.3f}" for value in _around(r["p_at_1_ci95"], r["p_at_1"])),
+            f"{r['r_at_5']:.3f}",
+        )
+        for r in rows
+    ]
+    best = next(row for row in rows if row["name"] == marked)
+    return {
+        "P@1 against the controls": picture(intervals(measured, "P@1 with 95 % intervals"), "P@1 with 95 % intervals"),
+        "table": table(("row", "95 %: from", "P@1", "to", "R@5"), lines),
+        "published P@1": best["p_at_1"],
+        "published R@5": best["r_at_5"],
+        "published mAP": best["map"],
+        "p at 1": None,
+    }
+
+
+def _experts(found: dict[str, Any]) -> dict[str, Any]:
+    seen = [said for said in found["per_expert"] if said["n"]]
+    rows = [
+        (
+            said["expert"],
+            f"{said['n']:,}",
+            f"{said['trunk_p_at_1']:.3f}",
+            f"{said['mixture_p_at_1']:.3f}",
+            f"{said['p_at_1_gain']:+.3f}",
+            f"{said['p_at_1_gain_ci95'][0]:+.3f} to {said['p_at_1_gain_ci95'][1]:+.3f}",
+            ", ".join(tag["tag"] for tag in said["lifted"][:3]),
+        )
+        for said in seen
+    ]
+    gains = [(said["expert"], said["p_at_1_gain"]) for said in seen]
+    head = ("expert", "posts", "trunk", "mixture", "gain", "95 %", "hashtags lifted most")
+    return plot_of_bars(gains, "P@1 gain of each expert over the trunk", "{:+.3f}") | {
+        "P@1 of each expert's test posts": table(head, rows)
+    }
+
+
+def _of_expert(said: dict[str, Any]) -> dict[str, Any]:
+    """Of one expert's test posts, to be seen with the expert."""
+    low, high = said["p_at_1_gain_ci95"]
+    figures = [
+        ("test posts", f"{said['n']:,}"),
+        ("P@1 of the trunk", f"{said['trunk_p_at_1']:.3f}"),
+        ("P@1 of the mixture", f"{said['mixture_p_at_1']:.3f}"),
+        ("gain, 95 %", f"{low:+.3f} to {high:+.3f}"),
+    ]
+    changed = [
+        (tag["tag"], tag["n"], tag["trunk"], tag["mixture"]) for name in ("lifted", "lowered") for tag in said[name]
+    ]
+    return {
+        "P@1 gain over the trunk": said["p_at_1_gain"],
+        "on its test posts": table((" ", "of this expert"), figures),
+        "hashtags lifted and lowered": table(
+            ("hashtag", "test posts", "found by the trunk", "by the mixture"), changed
+        ),
+    }
+
+
+def _around(interval: list[float], value: float) -> tuple[float, float, float]:
+    return interval[0], value, interval[1]
 
 
 @asset_of("report", group_name="results", kinds={"html"})
 def report(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """One self-contained HTML page: the table, and what each expert sees."""
-    result = materialise(context, config)
-    path = Context(study(), root()).need("report").file("report.html")
-    result.metadata["page"] = dg.MetadataValue.path(str(path))  # type: ignore[index]
-    return result
+    """One self-contained HTML page: the table, and what each expert sees. `hardmoe report --open` opens it."""
+    return materialise(context, config, _page)
+
+
+def _page(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    return {"page": dg.MetadataValue.path(str(artefact.file("report.html")))}, []

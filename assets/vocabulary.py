@@ -3,7 +3,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, cell, materialise
+from assets.materialise import Work, asset_of, materialise
+from assets.showing import cell
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 
@@ -16,7 +17,12 @@ def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.Materializ
 
 def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
     said = artefact.metadata
-    return {"kept": dg.MetadataValue.md(kept_table(said)), "left out": dg.MetadataValue.md(dropped_table(said))}, []
+    return {
+        "kept": dg.MetadataValue.md(kept_table(said)),
+        "left out": dg.MetadataValue.md(dropped_table(said)),
+        "most frequent": None,
+        "dropped by reason": None,
+    }, []
 
 
 def kept_table(said: Mapping[str, Any]) -> str:

@@ -79,7 +79,9 @@ def demo(root: Path, workers: int | None) -> None:
     context = _open(study_file)
     _finish(_run(context, workers=workers))
     _print_table(context)
-    click.echo(f"\nReport: {context.need('report').path / 'report.html'}")
+    click.echo(
+        f"\nReport: {context.need('report').path / 'report.html'}   (hardmoe report --study {study_file} --open)"
+    )
     click.echo(f"Bundle: {context.need('mixture').path}")
     click.echo(f"Dagster's UI on this study: hardmoe ui --study {study_file}   (or `make ui`)")
 
@@ -268,6 +270,22 @@ def results(study_file: Path, as_json: bool) -> None:
         click.echo(json.dumps({"study": context.study.name, **table}))
         return
     _print_table(context)
+
+
+@main.command(short_help="Where the page lies; --open shows it.")
+@STUDY_OPTION
+@click.option("--open", "open_it", is_flag=True, help="Open it in a browser.")
+def report(study_file: Path, open_it: bool) -> None:
+    """Prints the path of the report, one HTML page that needs no other file and no network.
+
+    Example: hardmoe report --study cats/study.toml --open
+    """
+    import webbrowser
+
+    page = _open(study_file).need("report").file("report.html")
+    click.echo(page)
+    if open_it and not webbrowser.open(page.absolute().as_uri()):
+        raise ValueError(f"no browser could be started: open {page} yourself")
 
 
 @main.command()

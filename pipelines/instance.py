@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 SETTINGS = """# Written by hardmoe; yours to change.
 telemetry:
   enabled: false
+nux:
+  enabled: false  # no invitation to a newsletter
 concurrency:
   runs:
     max_concurrent_runs: 8

@@ -116,6 +116,15 @@ def test_the_nearest_centroid_answers_and_of_equals_the_first():
     assert identity_gate().assign(np.array([[0, 2, 0], [1, 1, 0]], np.float32)).tolist() == [1, 0]
 
 
+def test_how_much_farther_the_next_expert_is():
+    """Squared distances of unit vectors: 2 - 2 cos. At 45 degrees between two centroids both are as near."""
+    expert, own, gap = identity_gate().nearest(np.array([[0, 2, 0], [1, 1, 0]], np.float32))
+    assert expert.tolist() == [1, 0]
+    assert own == pytest.approx([0, 2 - np.sqrt(2)], abs=1e-6)
+    assert gap == pytest.approx([2, 0], abs=1e-6)
+    assert identity_gate((0, 0, 0)).nearest(np.eye(3, dtype=np.float32))[2].tolist() == [np.inf] * 3
+
+
 def test_weights_fall_with_the_distance_and_end_at_the_kth():
     weights = identity_gate().weights(np.array([[2, 1, 0]], np.float32), k=2, temperature=1.0)[0]
     assert weights.sum() == pytest.approx(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from moe_core.data.images import RAW_UP_TO, Rejected, contact_sheet, decode, encode, pixels_of
+from moe_core.data.images import RAW_UP_TO, Rejected, contact_sheet, decode, encode, pixels_of, webp
 
 
 def file_of(image, kind="PNG", **options):
@@ -216,5 +216,11 @@ def test_stored_bytes_that_are_no_picture_of_this_size_are_an_error(stored):
 
 
 def test_a_contact_sheet_has_all_pictures():
-    sheet = Image.open(io.BytesIO(contact_sheet(np.zeros((5, 4, 4, 3), np.uint8), columns=3, scale=2)))
-    assert sheet.size == (3 * 4 * 2, 2 * 4 * 2)
+    """Four red ones and a blue one in rows of three: red and blue in the second row, then a clear place."""
+    images = np.zeros((5, 4, 4, 3), np.uint8)
+    images[:4, ..., 0], images[4, ..., 2] = 255, 255
+    png = contact_sheet(images, columns=3, side=8)
+    sheet = Image.open(io.BytesIO(png))
+    assert sheet.size == (3 * 8, 2 * 8)
+    assert [sheet.getpixel((x, 12)) for x in (4, 12, 20)] == [(255, 0, 0, 255), (0, 0, 255, 255), (0, 0, 0, 0)]
+    assert Image.open(io.BytesIO(webp(png))).format == "WEBP"

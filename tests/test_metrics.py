@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.evaluation.metrics import average_precision, bootstrap, paired_difference, per_post
+from moe_core.evaluation.metrics import average_precision, bootstrap, found_tags, paired_difference, per_post
 
 ONE_TAG = (torch.tensor([0, 1]), torch.tensor([0, 1, 2]))  # two posts, the first with tag 0, the second with tag 1
 
@@ -26,6 +26,14 @@ def test_a_post_with_three_tags_by_hand():
 
 def test_of_equal_probabilities_the_lower_id_comes_first():
     assert per_post(torch.full((2, 2), 0.5), *ONE_TAG)["p_at_1"].tolist() == [1, 0]
+
+
+def test_which_tags_are_among_the_most_probable():
+    """Of two posts: the first has tags 0 and 2 and its best two are 0 and 1, the second has tag 2, its best."""
+    answer = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    found = found_tags(answer, torch.tensor([0, 2, 2]), torch.tensor([0, 2, 3]), k=2)
+    assert found.tolist() == [True, False, True]
+    assert found_tags(answer, torch.tensor([0, 2, 2]), torch.tensor([0, 2, 3])).all()  # k above the vocabulary
 
 
 def test_a_post_without_tags_is_refused():

@@ -291,7 +291,7 @@ def test_settings_that_change_tags_change_the_versions():
 
 def test_tags_in_the_ui_are_text_and_not_markup():
     assert kept_table({"kept_examples": [["a|b<c>", 12_000, 7]]}).splitlines()[2:] == [
-        "| a&#124;b&lt;c&gt; | 12,000 | 7 |"
+        "| a&#124;b&#60;c&#62; | 12,000 | 7 |"
     ]
     said = {
         "dropped_by_reason": {"one_user": 2_000},

@@ -42,7 +42,19 @@ class Gate:
 
     def assign(self, features_ND: np.ndarray) -> np.ndarray:
         """(N,) int64: the expert of each image; of two equally near the lower number."""
-        return self.distances(features_ND).argmin(axis=1)
+        return self.nearest(features_ND)[0]
+
+    def nearest(self, features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(expert, squared distance to it, how much farther the next expert is) of each image, (N,) each.
+
+        With a single expert the next one is infinitely far.
+        """
+        distance_NK = self.distances(features_ND)
+        expert_N = distance_NK.argmin(axis=1)
+        own_N = distance_NK.min(axis=1)
+        if self.experts == 1:
+            return expert_N, own_N, np.full(len(own_N), np.inf, np.float32)
+        return expert_N, own_N, np.partition(distance_NK, 1, axis=1)[:, 1] - own_N
 
     def weights(self, features_ND: np.ndarray, k: int, temperature: float) -> np.ndarray:
         """(N, K) float32, rows sum to one: softmax(-d^2/T) over the k nearest experts, zero elsewhere (c-BTM)."""

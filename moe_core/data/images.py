@@ -165,17 +165,25 @@ def pixels_of(stored: bytes, size: int) -> np.ndarray:
         ) from None
 
 
-def contact_sheet(images_NHWC: np.ndarray, columns: int, scale: int = 2) -> bytes:
-    """PNG of N uint8 images of one size, `columns` a row."""
-    count, height, width, _ = images_NHWC.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+def contact_sheet(images_NHWC: np.ndarray, columns: int, side: int) -> bytes:
+    """PNG of N uint8 images, each in a square of `side` pixels, `columns` a row. Places left over are clear."""
+    rows = -(-len(images_NHWC) // columns)
+    sheet = Image.new("RGBA", (columns * side, rows * side))
     for number, image in enumerate(images_NHWC):
+        larger = side > len(image)  # the pixels of a small image are shown as they are
+        how = Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS
         row, column = divmod(number, columns)
-        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+        sheet.paste(Image.fromarray(image).resize((side, side), how), (column * side, row * side))
     file = io.BytesIO()
-    picture = Image.fromarray(sheet)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(file, "PNG")
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
+def webp(png: bytes, quality: int = 70) -> bytes:
+    """A picture of ours in a fraction of the bytes."""
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        image.save(file, "WEBP", quality=quality)
     return file.getvalue()
 
 

@@ -51,6 +51,13 @@ def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dic
     }
 
 
+def found_tags(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor, k: int = 5) -> np.ndarray:
+    """(T,) bool: whether each tag of each post is among the post's `k` most probable hashtags."""
+    best_NK = probabilities_NV.topk(min(k, probabilities_NV.shape[1]), dim=1).indices
+    owner_T = torch.repeat_interleave(torch.arange(len(best_NK)), starts_N1[1:] - starts_N1[:-1])
+    return (best_NK[owner_T] == tags_T[:, None]).any(1).numpy()
+
+
 def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
     """Percentile bootstrap of the mean (Efron 1979), in memory that does not grow with N x R.
 

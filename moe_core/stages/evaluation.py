@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CHUNK = 8192  # test posts answered at once: bounds the memory to CHUNK x V numbers a row of the table
 CHUNK_BYTES = 256 << 20  # of their pixels
 MEASURES = ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy")
+LIFTED = 6  # hashtags shown of each expert that gained, and that lost
 AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
 # Rows with a router in them answer with expert.router_share of the trunk's probabilities, the rest the expert's.
 ROWS = (
@@ -49,6 +50,41 @@ CONTROLS = (
     "separate_decoders_top1",
     "separate_decoders_top1_router",
 )
+
+
+class TagCounts:
+    """Tags of each expert's test posts, and how many of them an answer has among its first five."""
+
+    def __init__(self, experts: int, hashtags: int) -> None:
+        self.tags_KV = np.zeros((experts, hashtags), np.int32)
+        self.found_KV: dict[str, np.ndarray] = {}  # by row of the table
+
+    def add(self, name: str, p_NV: Tensor, part: Posts, expert_N: np.ndarray) -> None:
+        from moe_core.evaluation.metrics import found_tags
+
+        expert_T = np.repeat(expert_N, np.diff(part.starts_N1.numpy()))
+        found_T = found_tags(p_NV, part.tags_T, part.starts_N1)
+        found_KV = self.found_KV.setdefault(name, np.zeros_like(self.tags_KV))
+        np.add.at(found_KV, (expert_T, part.tags_T.numpy()), found_T)
+        if name == "trunk":
+            np.add.at(self.tags_KV, (expert_T, part.tags_T.numpy()), 1)
+
+    def changed(self, expert: int, answer: str, hashtags: list[str]) -> dict[str, list[dict[str, Any]]]:
+        """Hashtags of the expert's posts that `answer` finds more often, and less often, than the trunk; most first."""
+        tags_V, trunk_V, mixture_V = self.tags_KV[expert], self.found_KV["trunk"][expert], self.found_KV[answer][expert]
+        gain_V = mixture_V - trunk_V
+        order = np.argsort(-gain_V, kind="stable")
+
+        def said(tags: list[int]) -> list[dict[str, Any]]:
+            return [
+                {"tag": hashtags[v], "n": int(tags_V[v]), "trunk": int(trunk_V[v]), "mixture": int(mixture_V[v])}
+                for v in tags
+            ]
+
+        return {
+            "lifted": said([v for v in order[:LIFTED] if gain_V[v] > 0]),
+            "lowered": said([v for v in order[::-1][:LIFTED] if gain_V[v] < 0]),
+        }
 
 
 @dataclass
@@ -73,7 +109,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     if not use_N.any():
         raise ValueError("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
     posts = reading.posts_where(context, index, use_N)
-    scores, expert_N = _score(context, bundle, posts, use_N, device)
+    scores, expert_N, tags = _score(context, bundle, posts, use_N, device)
     frequent = _frequent(posts, len(bundle.hashtags))
     rows = [_row(context, name, scores[name], posts, frequent) for name in scores]
     costs = _costs(context, bundle)
@@ -95,7 +131,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         "hashtags_in_map": len(frequent),
         "map_posts": min(len(posts), AP_POSTS),
         "published_against": against,
-        "per_expert": _per_expert(bundle, scores, expert_N),
+        "per_expert": _per_expert(bundle, scores, expert_N, tags, resamples),
         "rows": rows,
     }
     (folder / "table.json").write_text(json.dumps(table, indent=1))
@@ -105,8 +141,8 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 
 def _score(
     context: Context, bundle: Bundle, posts: Posts, use_N: np.ndarray, device: str
-) -> tuple[dict[str, Scores], np.ndarray]:
-    """(scores of each row of the table, expert of each test post)."""
+) -> tuple[dict[str, Scores], np.ndarray, TagCounts]:
+    """(scores of each row of the table, expert of each test post, what became of its tags)."""
     from moe_core.evaluation.metrics import per_post
 
     assignment = reading.assignment(context)
@@ -117,6 +153,7 @@ def _score(
     wanted = [name for name in ROWS if context.study.evaluation.controls or name not in CONTROLS]
     scores = {name: Scores() for name in wanted}
     frequent = _frequent(posts, len(bundle.hashtags))
+    tags = TagCounts(len(bundle.published), len(bundle.hashtags))
     chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * bundle.image_size**2)))
     for first in range(0, len(posts), chunk):
         rows = slice(first, first + chunk)
@@ -124,10 +161,12 @@ def _score(
         answers = _answers(context, bundle, networks, part, features_ND[rows], expert_N[rows], random_N[rows], device)
         for name, p_NV in answers:
             scores[name].chunks.append(per_post(p_NV, part.tags_T, part.starts_N1))
+            if name in ("trunk", bundle.answer):
+                tags.add(name, p_NV, part, expert_N[rows])
             if first < AP_POSTS:
                 scores[name].scores.append(p_NV[: AP_POSTS - first, frequent].numpy().astype(np.float32))
         context.report({"posts": min(first + chunk, len(posts)), "of": len(posts)})
-    return {name: scores[name] for name in wanted}, expert_N
+    return {name: scores[name] for name in wanted}, expert_N, tags
 
 
 def _answers(
@@ -279,8 +318,12 @@ def _costs(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _per_expert(bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarray) -> list[dict[str, Any]]:
-    """P@1 of the trunk and of the mixture on the test posts of each expert."""
+def _per_expert(
+    bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarray, tags: TagCounts, resamples: int
+) -> list[dict[str, Any]]:
+    """P@1 of the trunk and of the mixture on the test posts of each expert, and the tags that gained and lost."""
+    from moe_core.evaluation.metrics import paired_difference
+
     found = []
     trunk_N, mixture_N = (scores[name].measure("p_at_1") for name in ("trunk", bundle.answer))
     for number, (key, published) in enumerate(bundle.published.items()):
@@ -288,10 +331,13 @@ def _per_expert(bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarr
         count = int(mine_N.sum())
         row = {"expert": key, "n": count, "published": published}
         if count:
+            gain = paired_difference(mixture_N[mine_N], trunk_N[mine_N], resamples, seed=0)
             row |= {
                 "trunk_p_at_1": round(float(trunk_N[mine_N].mean()), 5),
                 "mixture_p_at_1": round(float(mixture_N[mine_N].mean()), 5),
-            }
+                "p_at_1_gain": round(gain.mean, 5),
+                "p_at_1_gain_ci95": [round(gain.low, 5), round(gain.high, 5)],
+            } | tags.changed(number, bundle.answer, bundle.hashtags)
         found.append(row)
     return found
 
@@ -312,7 +358,7 @@ def _settings(study: Study) -> Any:
 EVALUATION = Stage(
     name="evaluation",
     keys=None,
-    code="1",
+    code="2",
     reads=("mixture", "trunk_same_budget", "random_expert", "random_decoder", "separate_expert", "posts", "splits"),
     settings=_settings,
     inputs=_inputs,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core.stages.context import Context
-from moe_core.store import Plan, Written, file_digest
+from moe_core.store import Artefact, Plan, Written, file_digest
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
@@ -74,6 +74,11 @@ def fit(
         },
         content={"weights": file_digest(weights)},
     )
+
+
+def log_of(artefact: Artefact) -> list[dict[str, float]]:
+    """What was measured while a network was trained, in the order of the steps."""
+    return _lines(artefact.file("log.jsonl"))
 
 
 def _lines(path: Path) -> list[dict[str, float]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_core.stages import reading
+from moe_core.stages.clusters import top_hashtags, write_sheets
 from moe_core.stages.context import Context
 from moe_core.stages.stage import Stage
 from moe_core.store import Artefact, Written, file_digest
@@ -62,7 +63,8 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             sizes_M += np.bincount(nearest_B, minlength=clusters)
         expert_M = pack(sizes_M, found.centroids_KP, settings.experts)
     gate = Gate(whitening, found.centroids_KP, expert_M)
-    expert_N = np.concatenate([gate.assign(part_BD) for part_BD, _ in _parts(context)])
+    nearest = [gate.nearest(part_BD) for part_BD, _ in _parts(context)]
+    expert_N, distance_N, gap_N = (np.concatenate(parts) for parts in zip(*nearest, strict=True))
     random_N = np.empty_like(expert_N)
     ids = columns["id"].to_numpy()
     for rows_N in [training_N, *(~training_N & (index.split_N == s) for s in SPLITS)]:
@@ -90,6 +92,9 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     if min(sizes) == 0:
         empty = [f"e{k:03d}" for k, n in enumerate(sizes) if n == 0]
         raise ValueError(f"{', '.join(empty)} got no training post: lower partition.experts")
+    write_sheets(context, folder, index, expert_N, distance_N, gap_N)
+    hashtags = reading.vocabulary(context).hashtags
+    top = top_hashtags(hashtags, index.labels, training_N, expert_N, settings.experts)
     return Written(
         {
             "experts": settings.experts,
@@ -100,6 +105,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             "objective": float(found.objective),
             "sizes": sizes,
             "imbalance": round(max(sizes) / (sum(sizes) / len(sizes)), 3),
+            "hashtags": dict(zip(context.experts, top, strict=True)),
             "members": members["expert"],
             "random_members": members["random"],
         },
@@ -145,7 +151,7 @@ def _ids(artefact: Artefact) -> list[str]:
 PARTITION = Stage(
     name="partition",
     keys=None,
-    code="1",
+    code="2",
     reads=("trunk_features", "vocabulary", "posts"),
     settings=lambda study: study.partition.model_dump(),
     inputs=lambda context, key: {

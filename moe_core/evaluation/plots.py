@@ -1,0 +1,184 @@
+"""Plots as SVG text: the same in the report, where they are part of the page, and in Dagster's UI, as a data URI.
+
+Colours are of middle brightness, so that a plot can be read on a light page and on a dark one.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+GREY, BLUE, ORANGE, GREEN, RED = "#7d8590", "#3f7fbf", "#c8792b", "#3a9362", "#c4524d"
+WIDTH, HEIGHT = 460, 220  # units of a plot with axes; a phone shows it at three quarters of that
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 14, 34  # margins
+POINTS = 160  # of a line at most
+ROW = 20  # height of a row of `bars` and `intervals`
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of (x, y) points."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: str = BLUE
+    width: float = 1.8
+    opacity: float = 1.0
+
+
+def lines(curves: Sequence[Line], x: str, y: str) -> str:
+    """Curves over one pair of axes; a legend names each name once. Raises ValueError where there is no point."""
+    curves = [Line(c.name, thinned(c.points), c.colour, c.width, c.opacity) for c in curves]
+    every = [point for curve in curves for point in curve.points]
+    if not every:
+        raise ValueError("no curve has a point: nothing to plot")
+    (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in every]) for axis in (0, 1))
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        across = LEFT + (point[0] - x_low) / (x_high - x_low) * (right - LEFT)
+        return across, bottom - (point[1] - y_low) / (y_high - y_low) * (bottom - TOP)
+
+    parts = []
+    for value in ticks(y_low, y_high):
+        at = place((x_low, value))[1]
+        parts.append(f'<path d="M{LEFT} {at:.1f}H{right}" stroke="{GREY}" stroke-opacity=".25"/>')
+        parts.append(_text(LEFT - 6, at + 4, short(value), "end"))
+    parts += [_text(place((v, y_low))[0], bottom + 15, short(v), "middle") for v in ticks(x_low, x_high)]
+    parts.append(_text((LEFT + right) / 2, HEIGHT - 3, x, "middle"))
+    for curve in curves:
+        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in map(place, curve.points))
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{curve.colour}" stroke-width="{curve.width}" '
+            f'stroke-opacity="{curve.opacity}" stroke-linejoin="round"/>'
+        )
+    at = right
+    for name, colour in reversed({c.name: c.colour for c in curves if c.name}.items()):
+        parts.append(_text(at, TOP + 4, name, "end", colour))
+        at -= 7 * len(name) + 14
+    return _svg(WIDTH, HEIGHT, f"{y} over {x}", [_text(2, TOP - 3, y, "start"), *parts])
+
+
+def intervals(rows: Sequence[tuple[str, float, float, float, bool]], about: str) -> str:
+    """A dot with its interval for each row (name, low, value, high, marked)."""
+    low, high = _range([n for _, low, _, high, _ in rows for n in (low, high)])
+    left, right = 14 + 6.6 * max(len(name) for name, *_ in rows), WIDTH - 46
+
+    def across(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    parts = []
+    for number, (name, least, value, most, marked) in enumerate(rows):
+        at, colour = 14 + number * ROW, GREEN if marked else BLUE
+        weight = "bold" if marked else "normal"
+        parts.append(_text(left - 10, at + 4, name, "end", size=10.5, weight=weight))
+        parts.append(f'<path d="M{left:.1f} {at}H{right}" stroke="{GREY}" stroke-opacity=".18"/>')
+        parts.append(f'<path d="M{across(least):.1f} {at}H{across(most):.1f}" stroke="{colour}" stroke-width="2.5"/>')
+        parts.append(f'<circle cx="{across(value):.1f}" cy="{at}" r="4" fill="{colour}"/>')
+        parts.append(_text(WIDTH - 2, at + 4, f"{value:.3f}", "end", weight=weight))
+    return _svg(WIDTH, len(rows) * ROW + 8, about, parts)
+
+
+def bars(rows: Sequence[tuple[str, float]], about: str, form: str = "{:,.0f}") -> str:
+    """A bar to the right of nought, or to the left, for each row (name, value)."""
+    low, high = min(0.0, *(v for _, v in rows)), max(0.0, *(v for _, v in rows))
+    span = (high - low) or 1.0
+    left, right = 12 + 6.2 * max(len(name) for name, _ in rows), WIDTH - 70
+
+    def across(value: float) -> float:
+        return left + (value - low) / span * (right - left)
+
+    parts = []
+    for number, (name, value) in enumerate(rows):
+        at = 4 + number * ROW
+        begin, end = sorted((across(0), across(value)))
+        parts.append(_text(left - 8, at + 12, name, "end"))
+        colour = RED if value < 0 else BLUE
+        parts.append(f'<rect x="{begin:.1f}" y="{at}" width="{end - begin:.1f}" height="14" rx="2" fill="{colour}"/>')
+        parts.append(_text(WIDTH - 2, at + 12, form.format(value), "end"))
+    return _svg(WIDTH, len(rows) * ROW + 6, about, parts)
+
+
+def sparkline(points: Sequence[tuple[float, float]], about: str) -> str:
+    """A curve without axes, to stand in a line of text."""
+    points = thinned(points, 40)
+    (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in points]) for axis in (0, 1))
+    path = " ".join(
+        f"{1 + 78 * (x - x_low) / (x_high - x_low):.1f},{19 - 18 * (y - y_low) / (y_high - y_low):.1f}"
+        for x, y in points
+    )
+    line = f'<polyline points="{path}" fill="none" stroke="{BLUE}" stroke-width="1.5" stroke-linejoin="round"/>'
+    return _svg(80, 20, about, [line])
+
+
+def glance(points: Sequence[tuple[float, float]], about: str) -> str:
+    """A curve with its first and last value and no axes, in so few characters that its data URI has less than 1,000."""
+    points = thinned(points, 36)
+    (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in points]) for axis in (0, 1))
+    path = " ".join(
+        f"{50 + 190 * (x - x_low) / (x_high - x_low):.0f} {66 - 62 * (y - y_low) / (y_high - y_low):.0f}"
+        for x, y in points
+    )
+    first, last = short(points[0][1]), short(points[-1][1])
+    return (
+        "<svg xmlns='http://www.w3.org/2000/svg' width='300' height='70' font-size='12' font-family='sans-serif' "
+        f"fill='{GREY}'><title>{escape(about)}</title><path d='M{path}' fill='none' stroke='{BLUE}' stroke-width='2'/>"
+        f"<text y='14'>{first}</text><text x='248' y='66'>{last}</text></svg>"
+    )
+
+
+def data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: neighbours become their mean. A short curve stays as it is."""
+    if len(points) <= most:
+        return list(points)
+    found = []
+    for number in range(most):
+        some = points[number * len(points) // most : (number + 1) * len(points) // most]
+        found.append((sum(x for x, _ in some) / len(some), sum(y for _, y in some) / len(some)))
+    return found
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`: steps of 1, 2 or 5 times a power of ten, three to six of them."""
+    raw = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
+    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def short(value: float) -> str:
+    """1500000 as 1.5M, 12000 as 12k, 0.25 as it is."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.3g}"
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Of an axis: where all values are equal, a little on both sides."""
+    low, high = min(values), max(values)
+    if low == high:
+        return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    return low, high
+
+
+def _text(
+    x: float, y: float, text: str, anchor: str, colour: str = GREY, size: float = 11.5, weight: str = "normal"
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}" '
+        f'font-weight="{weight}">{escape(text)}</text>'
+    )
+
+
+def _svg(width: int, height: int, about: str, parts: Sequence[str]) -> str:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(about)}">'
+    )
+    return head + "".join(parts) + "</svg>"

@@ -1,0 +1,310 @@
+"""Dagster's UI as `hardmoe ui` starts it, and the report, in a headless Chromium.
+
+HARDMOE_SCREENSHOTS names a folder for pictures of what was seen (`make screenshots`).
+"""
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from moe_core.recipes import demo
+from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
+from moe_core.stages.context import Context
+from moe_core.stages.table import STAGES
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SCREENSHOTS = os.environ.get("HARDMOE_SCREENSHOTS")
+DIALOG = ":is([role=dialog], [class*=dialog])"
+LONG = 60_000  # milliseconds: runs of the daemon start within some ten seconds
+WICKED = [
+    "<img src=x onerror=alert(1)>",
+    '"><script>alert(2)</script>',
+    "](javascript:alert(3))",
+    "![x](http://wicked.test/x.png)",
+    "http://wicked.test",
+    "**bold** | _cell_ `code`",
+]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium"),
+]
+
+
+def hardmoe(*arguments):
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def environment():
+    return {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A tiny study of posts with wicked tags, made up to its partition."""
+    import polars as pl
+
+    from moe_core.data.drawn import draw_shard
+
+    root = tmp_path_factory.mktemp("browser")
+    posts = pl.concat([pl.from_arrow(batch) for batch in draw_shard(0, 1, 1200, seed=0)])
+    tags = posts["tags"].to_list()
+    for number in range(120):
+        tags[number].append(WICKED[number % len(WICKED)])
+    posts.with_columns(pl.Series("tags", tags)).write_parquet(root / "posts.parquet")
+    training = Training(epochs=8, batch_size=32, lr=0.2, flip=False, crop=1)
+    settings = demo().model_copy(
+        update={
+            "name": "harbour",
+            "source": Source(format="parquet", uri=str(root / "posts.parquet")),
+            "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
+            "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
+            "trunk": training,
+            "expert_training": training,
+            "partition": Partition(experts=3, pca=8),
+            "evaluation": demo().evaluation.model_copy(update={"controls": False}),
+        }
+    )
+    (root / "study.toml").write_text(dump_study(settings), "utf-8")
+    hardmoe("run", "--study", root / "study.toml", "--until", "partition")
+    return root / "study.toml"
+
+
+@pytest.fixture(scope="module")
+def ui(study):
+    """Address of the webserver; its daemon runs beside it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pipelines.cli", "ui", "--study", str(study), "--port", str(port)]
+    with open(study.parent / "ui.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(address):
+            assert process.poll() is None, (study.parent / "ui.log").read_text()
+            assert time.monotonic() < deadline, "the webserver did not come up"
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(address):
+    try:
+        with urllib.request.urlopen(f"{address}/server_info", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright (in the extra `dev`)")
+    with playwright.sync_playwright() as running:
+        root = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=root)
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page, and what it must never do."""
+
+    def __init__(self, page):
+        self.page, self.dialogs, self.strange, self.scripts = page, [], [], []
+        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("request", self._request)
+
+    def _request(self, request):
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:", "file:")):
+            self.strange.append(request.url)
+
+    def shoot(self, name):
+        if SCREENSHOTS:
+            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            with Image.open(io.BytesIO(self.page.screenshot())) as shot:
+                shot.save(Path(SCREENSHOTS) / f"{name}.webp", quality=80, method=6)
+
+    def check(self):
+        assert (self.dialogs, self.strange) == ([], [])
+        wicked = self.page.locator("img[src='x'], img[src*='wicked'], a[href*='javascript'], a[href*='wicked.test']")
+        assert wicked.count() == 0
+
+
+@pytest.fixture
+def watched(chromium):
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000}, device_scale_factor=1)
+    watch = Watched(context.new_page())
+    watch.page.set_default_timeout(LONG)
+    yield watch
+    watch.check()
+    context.close()
+
+
+def pictures(page, where):
+    """Natural widths of the pictures in a part of the page, once they are loaded."""
+    found = page.locator(f"{where} img[src^='data:image/svg+xml']")
+    found.first.wait_for()
+    return [one.evaluate("image => image.decode().then(() => image.naturalWidth)") for one in found.all()]
+
+
+def metadata(page):
+    return page.locator("table").filter(has_text="made from").first
+
+
+def test_every_asset_is_in_the_catalog(ui, watched):
+    page = watched.page
+    page.goto(f"{ui}/assets")
+    for name in (*STAGES, "expert_shard"):
+        page.locator(f"a[href$='/assets/{name}']").first.wait_for()
+    assert page.get_by_text("Join the Dagster community").count() == 0
+
+
+def test_a_backfill_of_the_experts_finishes_while_one_watches(ui, study, watched):
+    page = watched.page
+    page.goto(f"{ui}/assets/expert?view=partitions")
+    page.get_by_text("Missing (3)").wait_for()
+    page.get_by_role("button", name="Materialize…").first.click()
+    page.get_by_role("button", name="Missing", exact=True).click()
+    page.get_by_role("button", name="Launch backfill").click()
+    page.get_by_text("Materialized (3)").wait_for(timeout=2 * LONG)
+    work = Context(load_study(study), study.parent)
+    assert all(work.find("expert", key) for key in work.experts)
+
+
+def test_an_asset_is_materialised_from_its_button(ui, study, watched):
+    page = watched.page
+    page.goto(f"{ui}/assets/shared_decoder")
+    page.get_by_role("button", name="Materialize").first.click()
+    page.get_by_text("Launched run").wait_for()
+    deadline = time.monotonic() + 2 * LONG / 1000
+    while not metadata(page).is_visible():
+        assert time.monotonic() < deadline, page.locator("body").inner_text()
+        page.wait_for_timeout(2000)
+        page.reload()
+        page.get_by_text("Latest materialization").wait_for()
+        page.wait_for_timeout(1000)
+    assert Context(load_study(study), study.parent).find("shared_decoder") is not None
+
+
+@pytest.fixture(scope="module")
+def finished(ui, study):
+    """The rest of the graph by the command, while the UI runs."""
+    hardmoe("run", "--study", study)
+    return study
+
+
+def test_curves_and_hashtags_of_an_expert_are_seen(finished, ui, watched):
+    page = watched.page
+    page.goto(f"{ui}/assets/expert?view=partitions&partition=e001")
+    metadata(page).wait_for()
+    assert pictures(page, "table") == [300, 300]  # loss and learning rate, at once
+    text = metadata(page).inner_text()
+    for said in ("hashtags that set it apart", "typical posts", "study: training images so far"):
+        assert said in text
+    watched.shoot("ui-expert")
+    page.get_by_text("[Show Markdown]").first.click()
+    assert pictures(page, DIALOG) == [460, 460]
+    watched.shoot("ui-curves")
+
+
+def test_the_partition_the_rejects_and_the_vocabulary_are_tables(finished, ui, watched):
+    page = watched.page
+    for asset, words in (
+        ("partition", ("e000", "e002", "contact sheets")),
+        ("vocabulary", ("left out", "hashtag")),
+        ("evaluation", ("best_expert_oracle", "✓", "published P@1", "hashtags lifted most")),
+        ("mixture", ("gain in cross-entropy",)),
+        ("posts?view=partitions&partition=" + key_of_posts(finished), ("rejects by reason", "not_an_image", "row ")),
+    ):
+        page.goto(f"{ui}/assets/{asset}")
+        metadata(page).wait_for()
+        text = metadata(page).inner_text()
+        assert [word for word in words if word not in text] == []
+        assert "{" not in text, "raw JSON"
+        watched.shoot("ui-" + asset.split("?")[0])
+        watched.check()
+
+
+def key_of_posts(study):
+    return Context(load_study(study), study.parent).shards[0].key
+
+
+def test_the_history_of_a_number_is_plotted(finished, ui, watched):
+    page = watched.page
+    page.goto(f"{ui}/assets/evaluation")
+    metadata(page).wait_for()
+    page.get_by_text("Plots", exact=True).click()
+    page.locator("canvas").first.wait_for()
+
+
+WRITE = """
+import json, sys
+import dagster as dg
+from assets.showing import cell, picture, table
+from moe_core.evaluation.plots import bars
+
+wicked = json.loads(sys.argv[1])
+said = {"cell": dg.MetadataValue.md("\\n\\n".join(map(cell, wicked)))}
+said |= {"short": table(("tag",), [(tag,) for tag in wicked]), "long": table(("tag",), [(tag,) for tag in wicked * 9])}
+said |= {"bars": picture(bars([(tag, 1) for tag in wicked], wicked[0]), wicked[2])}
+with dg.DagsterInstance.get() as instance:
+    instance.report_runless_asset_event(dg.AssetMaterialization("random_decoder", metadata=said))
+"""
+
+
+def test_wicked_text_stays_text_in_the_ui(ui, study, watched):
+    variables = environment() | {"HARDMOE_STUDY": str(study), "DAGSTER_HOME": str(study.parent / "dagster")}
+    subprocess.run([sys.executable, "-c", WRITE, json.dumps(WICKED)], env=variables, check=True)
+    page = watched.page
+    page.goto(f"{ui}/assets/random_decoder")  # a control, which this study does not make
+    shown = page.locator("table").filter(has_text="short").first
+    shown.wait_for()
+    text = shown.inner_text()
+    assert [tag for tag in WICKED if text.count(tag) < 11] == []  # a cell, a short table and nine in a long one
+    watched.check()
+    page.get_by_text("[Show Markdown]").first.click()
+    assert pictures(page, DIALOG) == [460]
+
+
+@pytest.mark.parametrize(("name", "width"), [("desktop", 1200), ("phone", 390)])
+def test_the_report_fits_the_screen_and_asks_nothing_of_the_network(finished, watched, name, width):
+    page = watched.page
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(Path(hardmoe("report", "--study", finished).strip()).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#comparison tr.published").count() == 1
+    assert page.locator(".expert img").count() == 6
+    widths = [
+        one.evaluate("image => image.decode().then(() => image.naturalWidth)") for one in page.locator("img").all()
+    ]
+    assert set(widths) == {6 * 64}
+    assert (
+        page.evaluate("performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length") == 0
+    )
+    watched.shoot(f"report-{name}")
+    page.locator(".expert").first.scroll_into_view_if_needed()
+    page.evaluate("document.querySelector('.expert').scrollIntoView()")
+    watched.shoot(f"report-{name}-experts")

@@ -1,0 +1,177 @@
+"""Plots, the report's page and what the UI is told: right numbers, and users' text stays text."""
+
+import base64
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from moe_core.data.loading import Labels
+from moe_core.evaluation import page, plots
+from moe_core.recipes import demo
+from moe_core.stages.clusters import top_hashtags
+from moe_core.stages.evaluation import TagCounts
+from moe_core.stages.spending import Spent
+
+WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_ticks_are_round_numbers_inside_the_range():
+    assert plots.ticks(0.13, 0.49) == pytest.approx([0.2, 0.3, 0.4])
+    assert plots.ticks(0, 4000) == [0, 1000, 2000, 3000, 4000]
+    assert plots.ticks(-1, 1) == [-1, -0.5, 0, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.25, "0.25"), (12_000, "12k"), (1_500_000, "1.5M"), (-2e9, "-2G"), (999, "999")]
+)
+def test_numbers_are_shortened(value, text):
+    assert plots.short(value) == text
+
+
+def test_a_long_curve_keeps_its_mean_and_a_short_one_all_its_points():
+    points = [(float(n), float(n % 2)) for n in range(1000)]
+    thin = plots.thinned(points, 100)
+    assert len(thin) == 100
+    assert {y for _, y in thin} == {0.5}
+    assert thin[0][0] == 4.5
+    assert plots.thinned(points[:7], 100) == points[:7]
+
+
+def test_a_curve_runs_from_corner_to_corner():
+    root = ElementTree.fromstring(plots.lines([plots.Line("a<b", [(0, 1), (10, 3)])], "x", "y"))
+    first, last = (point.split(",") for point in root.find(f"{SVG}polyline").get("points").split())
+    assert first == [f"{plots.LEFT:.1f}", f"{plots.HEIGHT - plots.BOTTOM:.1f}"]
+    assert last == [f"{plots.WIDTH - plots.RIGHT:.1f}", f"{plots.TOP:.1f}"]
+    assert "a<b" in [text.text for text in root.iter(f"{SVG}text")]
+
+
+def test_a_single_point_and_equal_values_are_drawn_and_none_is_refused():
+    for draw in (lambda p: plots.lines([plots.Line("", p)], "x", "y"), lambda p: plots.glance(p, "loss")):
+        ElementTree.fromstring(draw([(5, 2)]))
+        ElementTree.fromstring(draw([(0, 2), (1, 2)]))
+    ElementTree.fromstring(plots.bars([("e000", 0)], "nothing"))
+    with pytest.raises(ValueError, match="no curve has a point"):
+        plots.lines([plots.Line("", [])], "x", "y")
+
+
+def test_bars_go_right_for_gains_and_left_for_losses():
+    root = ElementTree.fromstring(plots.bars([("a", 2), ("b", -1)], "gain"))
+    up, down = root.iter(f"{SVG}rect")
+    assert float(down.get("x")) + float(down.get("width")) == pytest.approx(float(up.get("x")), abs=0.2)
+    assert float(up.get("width")) == pytest.approx(2 * float(down.get("width")), abs=0.2)
+
+
+def test_a_glance_at_a_curve_is_short_enough_for_the_ui():
+    points = [(n * 1_234_567.0, 9.87654 / (n + 1)) for n in range(500)]
+    assert len(plots.data_uri(plots.glance(points, "learning rate"))) < 950
+
+
+def test_hashtags_that_set_a_cluster_apart_by_hand():
+    """Four posts, two clusters: tag 0 on all, tag 1 on both of the first cluster, tag 2 on one of the second."""
+    labels = Labels(np.array([0, 1, 0, 1, 0, 2, 0]), np.array([0, 2, 4, 6, 7]))
+    found = top_hashtags(["all", "first", "second"], labels, np.ones(4, bool), np.array([0, 0, 1, 1]), 2)
+    # shares: tag 1 is 2 of 7, and 2 of 4 in the first cluster: 1.75 times
+    assert found == [[["first", 2, 1.8]], [["second", 1, 2.3], ["all", 2, 1.2]]]
+
+
+def test_tags_that_an_expert_lifted_and_lowered_by_hand():
+    counts = TagCounts(1, 3)
+    counts.tags_KV[0] = [10, 10, 10]
+    counts.found_KV = {"trunk": np.array([[5, 5, 5]]), "mixture": np.array([[8, 5, 3]])}
+    assert counts.changed(0, "mixture", ["up", "same", "down"]) == {
+        "lifted": [{"tag": "up", "n": 10, "trunk": 5, "mixture": 8}],
+        "lowered": [{"tag": "down", "n": 10, "trunk": 5, "mixture": 3}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42, "42 s"), (119, "119 s"), (120, "2 min"), (5400, "1.5 h"), (200_000, "2.31 days")]
+)
+def test_durations(seconds, text):
+    assert page.duration(seconds) == text
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.words = set(), [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def rendered(tags=("sea", "sand"), experts=2):
+    names = [f"e{number:03d}" for number in range(experts)]
+    measures = {name: 0.5 for name, _ in page.COLUMNS} | {f"{name}_ci95": [0.4, 0.6] for name, _ in page.COLUMNS}
+    costs = dict.fromkeys(("parameters", "parameters_used", "multiply_adds", "training_images"), 1234)
+    rows = [{"name": name} | measures | costs for name in ("trunk", "mixture_top1")]
+    moved = [{"tag": tag, "n": 9, "trunk": 1, "mixture": 2} for tag in tags]
+    one = {
+        "n": 3,
+        "published": True,
+        "trunk_p_at_1": 0.25,
+        "mixture_p_at_1": 0.5,
+        "p_at_1_gain": 0.25,
+        "p_at_1_gain_ci95": [-0.1, 0.6],
+        "lifted": moved,
+        "lowered": moved,
+        "hashtags": [[tag, 5, 2.0] for tag in tags],
+        "sheets": {"typical": base64.b64encode(b"picture").decode()},
+        "size": 10,
+    }
+    return page.render(
+        study=demo(),
+        table={
+            "published": "mixture_top1",
+            "n": 6,
+            "hashtags_in_map": 2,
+            "map_posts": 6,
+            "published_against": {"trunk": {"p_at_1_gain": -0.08, "ci95": [-0.1, -0.02]}},
+            "rows": rows,
+        },
+        posts={"read": 12, "accepted": 11, "rejected": 1},
+        reasons=dict.fromkeys(tags, 1),
+        vocabulary={"hashtags": 2, "dropped": 1, "dropped_by_reason": {"too_few_posts": 1}},
+        partition={"experts": experts, "imbalance": 1.0},
+        experts=[one | {"key": name, "expert": name} for name in names],
+        logs={name: [{"images_seen": 10 * n, "loss": 3 - n, "lr": 0.1} for n in (1, 2)] for name in ("trunk", *names)},
+        lineage=[("trunk", "abc", "def")],
+        spending=[Spent("trunk", 1, 60.0, 5000)],
+    )
+
+
+def test_the_page_names_no_other_file_and_forbids_scripts():
+    text = rendered()
+    seen = Elements(text)
+    assert not seen.tags & {"script", "link", "iframe", "object", "base"}
+    links = [value for name, value in seen.attributes if name in ("src", "href")]
+    assert links
+    assert all(value.startswith("data:image/webp;base64,") for value in links)
+    assert not re.search(r"url\(|@import", text)
+    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in seen.attributes
+
+
+def test_wicked_text_stays_text_on_the_page():
+    plain, wicked = Elements(rendered()), Elements(rendered(WICKED))
+    assert wicked.tags == plain.tags
+    assert not [name for name, _ in wicked.attributes if name.startswith("on")]
+    assert [tag for tag in WICKED if wicked.words.count(tag) < 2 * 3] == []  # of both experts, three lists
+
+
+def test_a_gain_is_coloured_only_where_its_interval_leaves_out_nought():
+    text = rendered()
+    assert '<span class="down">−0.080</span>' in text  # -0.1 to -0.02
+    assert '<span class="">+0.250</span>' in text  # -0.1 to 0.6
+
+
+def test_many_experts_are_a_page_too():
+    assert "Training posts of each expert" not in rendered(experts=page.SIZES_OF + 1)

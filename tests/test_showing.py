@@ -1,0 +1,162 @@
+"""What the assets tell Dagster, in processes of their own: `assets` belongs to one study a process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+from plain import make_everything
+
+from moe_core.recipes import demo
+from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
+from moe_core.stages.table import STAGES
+
+CELLS = """
+import json, sys
+from assets.showing import bar, cell, numbers, table
+said = json.load(sys.stdin)
+print(json.dumps({
+    "cells": [cell(text) for text in said],
+    "short": table(("tag",), [(said[0],)]).value,
+    "long": [record.data["tag"] for record in table(("tag",), [(said[0],)] * 50).records],
+    "bars": [bar(0, 9), bar(1, 900), bar(9, 9)],
+    "numbers": numbers({"step": 10, "steps": 40, "images_per_second": 100.0, "images_seen": 320, "note": "x"}),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def told():
+    texts = ["<b>|", "](javascript:x)", "snake_case", "_word_", "www.a.b", "a\n#b", "x‮y", "naïve, 1.5", "__x__"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-c", CELLS]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, env=environment, check=True)
+    return json.loads(done.stdout)
+
+
+def test_users_text_has_no_mark_that_markdown_reads(told):
+    assert told["cells"] == [
+        "&#60;b&#62;&#124;",
+        "&#93;&#40;javascript&#58;x&#41;",
+        "snake_case",
+        "&#95;word&#95;",
+        "www&#46;a.b",
+        "a &#35;b",
+        "x&#92;u202ey",
+        "naïve&#44; 1.5",
+        "&#95;&#95;x&#95;&#95;",
+    ]
+
+
+def test_a_table_too_long_for_the_ui_to_show_as_markdown_is_one_of_dagsters(told):
+    assert told["short"] == "| tag |\n| --- |\n| &#60;b&#62;&#124; |"
+    assert told["long"] == ["<b>|"] * 50  # which shows text as text
+
+
+def test_bars_of_text(told):
+    assert told["bars"] == ["", "▇", "▇" * 12]
+
+
+def test_progress_says_how_much_is_done_and_what_is_left(told):
+    """A step has 32 images; 30 steps are left: 960 images at 100 a second."""
+    assert told["numbers"]["percent done"] == 25
+    assert told["numbers"]["seconds left"] == 9.6
+    assert told["numbers"]["images per second"] == 100
+    assert "note" not in told["numbers"]
+
+
+WORK = """
+import sys
+import dagster as dg
+from pathlib import Path
+from assets.study import root, study
+from moe_core.stages.context import Context
+from moe_core.stages.table import STAGES
+from pipelines.instance import home, project_keys
+from pipelines.worker import Task, materialise
+context = Context(study(), root())
+home(context.root, 1)
+with dg.DagsterInstance.get() as instance:
+    project_keys(instance, study().name, [s.key for s in context.shards], context.experts)
+for name, stage in STAGES.items():
+    if not stage.control:
+        for key in stage.keys_of(context):
+            error = materialise(Task(name, key), None)
+            assert not error, (name, key, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """Of the latest materialisation of each asset partition of a tiny study, by (asset, key)."""
+    folder = tmp_path_factory.mktemp("showing")
+    training = Training(epochs=2, batch_size=32, lr=0.2, flip=False, crop=1)
+    study = demo().model_copy(
+        update={
+            "source": Source(format="drawn", posts=700, shards=1),
+            "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
+            "network": Network(widths=(4,), depths=(1,), embedding=8),
+            "trunk": training,
+            "expert_training": training,
+            "partition": Partition(experts=2, pca=4),
+            "evaluation": demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50}),
+        }
+    )
+    (folder / "study.toml").write_text(dump_study(study), "utf-8")
+    make_everything(folder / "study.toml")
+    environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
+    environment |= {"HARDMOE_STUDY": str(folder / "study.toml")}
+    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {}
+    with dg.DagsterInstance.from_config(str(folder / "dagster")) as instance:
+        for name in (*STAGES, "expert_shard"):
+            records = [
+                *instance.fetch_materializations(dg.AssetKey(name), limit=50).records,
+                *instance.fetch_observations(dg.AssetKey(name), limit=50).records,
+            ]
+            for record in records:
+                event = record.asset_materialization or record.event_log_entry.asset_observation
+                found.setdefault((name, event.partition), {}).update(event.metadata)
+    return found
+
+
+def test_no_asset_shows_raw_json(metadata):
+    raw = {
+        (place, name)
+        for place, said in metadata.items()
+        for name, value in said.items()
+        if isinstance(value, dg.JsonMetadataValue)
+    }
+    assert raw == set()
+    assert {place[0] for place in metadata} == {n for n, s in STAGES.items() if not s.control} | {"expert_shard"}
+
+
+def test_an_expert_shows_its_curves_its_cluster_its_gain_and_the_cost(metadata):
+    said = metadata["expert", "e001"]
+    for name in ("loss curve", "learning rate curve"):
+        assert said[name].value.startswith(f"![{name}](data:image/svg+xml;base64,")
+        assert len(said[name].value) < 1000  # from there on the UI shows a link in its place
+    assert said["curves with axes"].value.count("data:image/svg+xml") == 2
+    assert said["typical posts"].path.endswith("sheets/e001.typical.png")
+    assert "| hashtag | posts |" in said["hashtags that set it apart"].value
+    assert isinstance(said["P@1 gain over the trunk"].value, float)
+    trained = metadata["trunk", None]["training images"].value
+    assert said["study: training images so far"].value > trained
+
+
+def test_the_partition_shows_sizes_and_each_cluster_its_hashtags(metadata):
+    assert "| e000 |" in metadata["partition", None]["clusters"].value
+    assert "data:image/svg+xml" in metadata["partition", None]["training posts of each expert"].value
+    cluster = metadata["expert_shard", "e000"]
+    assert cluster["training posts"].value > 0
+    assert cluster["typical posts"].path.endswith("sheets/e000.typical.png")
+
+
+def test_no_picture_of_a_post_is_given_to_dagster(metadata):
+    """Its event log keeps what it is told; a takedown could not find a picture there."""
+    texts = [v.value for said in metadata.values() for v in said.values() if isinstance(v, dg.MarkdownMetadataValue)]
+    assert any("data:image/svg+xml" in text for text in texts)
+    assert not any("data:image/" in text.replace("data:image/svg+xml", "") for text in texts)

@@ -159,6 +159,9 @@ def batches(
 
 def ahead(work: Callable[[Item], Result], items: range | list[Item], threads: int) -> Iterator[Result]:
     """`work(item)` of each item in order, done by threads that are at most `threads` + 1 items ahead."""
+    if len(items) == 1:  # a thread would do nothing meanwhile
+        yield work(items[0])  # type: ignore[arg-type]
+        return
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[Result]] = deque()
     try:

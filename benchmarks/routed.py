@@ -1,8 +1,8 @@
 """Routed inference of a mixture larger than memory against trunk + one expert alone, on the same images.
 
-K experts lie on disk; memory holds a few. Both contestants answer every image in batches, through the same decoder. They
-take turns, window by window, in one process; the ratio is that of the sums of their times, so what slows the machine for
-a while slows both. Printed too: the bytes of experts that were held at the most, and the peak memory of the process.
+K experts lie on disk; memory holds a few. Both contestants answer every image in batches, through the same decoder.
+They take turns, window by window, in one process; the ratio is that of the sums of their times, so what slows the
+machine for a while slows both. Printed too: the bytes of experts that were held at the most, and the peak memory.
 
 Example: python benchmarks/routed.py --experts 64 --held 8
 """

@@ -210,7 +210,7 @@ class Bundle:
         return self.decode(self.expert_features(key, images, device))
 
     def predict(self, images_NHWC: np.ndarray, device: str = "cpu") -> tuple[Tensor, list[str]]:
-        """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size; `routed` is for streams."""
+        """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size; for streams: `routed`."""
         from moe_core.serving.routed import routed
 
         (answer,) = routed(self, [images_NHWC], device=device)

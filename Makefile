@@ -37,3 +37,5 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/stored.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/step.py --networks tiny wide
+	$(BIN)/python benchmarks/routed.py

@@ -293,7 +293,7 @@ def predict(
     path = _open(bundle / "study.toml").need("mixture").path if (bundle / "study.toml").exists() else bundle
     opened = Bundle(path, expert_bytes=memory << 20)
     failed, separator = False, "["
-    for answer in _predictions(opened, files_of(images), top, topk, temperature):
+    for answer in _predictions(opened, list(files_of(images)), top, topk, temperature):
         failed |= "error" in answer
         if as_json:
             click.echo(separator + json.dumps(answer, ensure_ascii=False), nl=False)
@@ -310,7 +310,7 @@ def predict(
 
 
 def _predictions(
-    bundle: "Bundle", paths: Iterator[Path], top: int, topk: int, temperature: float
+    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float
 ) -> Iterator[dict[str, Any]]:
     """The answer to each file in turn, or what is wrong with it."""
     import torch

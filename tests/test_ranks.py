@@ -68,10 +68,9 @@ def test_two_ranks_are_one_process_that_adds_up_two_batches(whole, tmp_path):
     assert artefact.metadata["training_images"] == alone.metadata["training_images"] == 64 * alone.metadata["steps"]
     assert abs(artefact.metadata["loss"] - alone.metadata["loss"]) < 1e-3
     one, two = weights(artefact), weights(alone)
-    learned = [name for name in one if "running" not in name and "num_batches" not in name]  # those are rank 0's
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in learned)
-    fresh = build_network(context.study.network, len(one["fc.bias"]), TRUNK.seed).state_dict()
-    assert not torch.allclose(one["conv1.weight"], fresh["conv1.weight"], atol=1e-2)
+    start = build_network(context.study.network, len(one["fc.bias"]), TRUNK.seed).state_dict()
+    apart, moved = ([(one[n] - other[n]).norm() for n in one if n.endswith("weight")] for other in (two, start))
+    assert sum(apart) < 0.02 * sum(moved)  # rounding grows from step to step; unlike batches would be a half apart
 
 
 class Killed(Exception):

@@ -45,3 +45,5 @@ bench: setup
 	$(BIN)/python benchmarks/many_shards.py
 	$(BIN)/python benchmarks/source_memory.py
 	$(BIN)/python benchmarks/copies.py
+	$(BIN)/python benchmarks/step.py --networks tiny wide
+	$(BIN)/python benchmarks/routed.py

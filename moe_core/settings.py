@@ -128,7 +128,8 @@ class Training(Strict):
     """One run of the training loop."""
 
     epochs: Annotated[float, Field(gt=0)] = Field(15, description="Passes over the posts.")
-    batch_size: Positive = Field(128, description="Images a step.")
+    batch_size: Positive = Field(128, description="Images a batch, in each process that trains.")
+    accumulate: Positive = Field(1, description="Batches whose gradients are averaged into one step.")
     lr: Annotated[float, Field(gt=0)] = Field(0.2, description="Highest learning rate.")
     momentum: Fraction = Field(0.9, description="Nesterov momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2, on matrices and filters only.")
@@ -137,13 +138,35 @@ class Training(Strict):
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="softmax: cross-entropy, target 1/k on each of k tags; sigmoid: binary cross-entropy."
     )
+    resample: Literal["off", "sqrt", "linear"] = Field(
+        "off",
+        description="Posts whose rarest tag is on f < resample_below of them are seen more often; sqrt: "
+        "(resample_below/f)^1/2 times, linear: resample_below/f times. The number of steps stays.",
+    )
+    resample_below: Positive = Field(1000, description="Tags on fewer posts than this count as rare for resample.")
     flip: bool = Field(True, description="Random horizontal flips.")
     crop: Annotated[int, Field(ge=0)] = Field(4, description="Random crops after padding by this many pixels.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it."
     )
+    device_mib: Annotated[int, Field(ge=0)] = Field(
+        4096, description="GPU: images that fit into so many MiB stay on it and are augmented there; 0: never."
+    )
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(20.0, description="A resumable checkpoint this often.")
     seed: int = Field(0, description="Seed of weights, batch order and augmentation.")
+
+
+class TrunkSetup(Strict):
+    """How the trunk starts and on how many devices; how it trains is `trunk`."""
+
+    start: str = Field(
+        "",
+        description="File of weights to start from, .safetensors or .pth with torchvision's names (and timm's); "
+        "its last layer is left out. Relative to study.toml.",
+    )
+    ranks: Positive = Field(
+        1, description="Processes that train together, one a GPU, or on the CPU where there is none."
+    )
 
 
 class Partition(Strict):
@@ -202,6 +225,7 @@ class Study(Strict):
     data: Data = Data()
     network: Network = Network()
     trunk: Training = Field(Training(), description="How the trunk is trained.")
+    trunk_setup: TrunkSetup = TrunkSetup()
     expert_training: Training = Field(Training(), description="How an expert is trained, and every control.")
     partition: Partition = Partition()
     expert: Expert = Expert()

@@ -1,5 +1,6 @@
 """Weights on disk: safetensors with what they are in the header; never pickles, never numbers that are not finite."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -34,6 +35,34 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, _about(file.metadata())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {error}") from None
+
+
+def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The state in a file of this SHA-256; it is read once, so the bytes that are loaded are those that were checked.
+
+    Raises ValueError for other bytes. Needs the file's size in memory twice for a moment.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError(f"{path} is not the file the manifest names (SHA-256 differs): copy the bundle again")
+        return load(data)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {error}") from None
+
+
+def about_weights(path: Path) -> dict[str, str]:
+    """What was said about a weights file, from its header alone. Raises ValueError as `load_weights` does."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _about(file.metadata())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable weights file: {error}") from None
 

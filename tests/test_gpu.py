@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_core.models.resnet import build
-from moe_core.training.batches import ImagesInMemory, Posts
+from moe_core.training.batches import ImagesInMemory, Posts, batches
 from moe_core.training.infer import features_of
 from moe_core.training.loop import train
 
@@ -18,15 +18,19 @@ NETWORK = SimpleNamespace(block="basic", stem="small", widths=(8, 16), depths=(1
 TRAINING = SimpleNamespace(
     epochs=20,
     batch_size=16,
+    accumulate=1,
     lr=0.1,
     momentum=0.9,
     weight_decay=0.0,
     schedule="one-cycle",
     warmup=0.2,
     loss="softmax",
+    resample="off",
+    resample_below=1000,
     flip=True,
     crop=1,
     precision="auto",
+    device_mib=0,
     checkpoint_seconds=1e9,
     seed=0,
 )
@@ -49,4 +53,18 @@ def test_features_are_those_of_the_cpu():
 
 def test_training_learns():
     losses = [m.loss for m in train(build(NETWORK, 4, seed=0), posts(), TRAINING, device="cuda")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_batches_made_on_the_device_are_those_of_the_cpu():
+    there = posts().on_device(1 << 20, "cuda")
+    for one, other in zip(batches(posts(), TRAINING, 4, 0, 9), batches(there, TRAINING, 4, 0, 9), strict=True):
+        assert other.images_BCHW.is_cuda
+        assert torch.equal(one.images_BCHW, other.images_BCHW.cpu())
+        assert torch.equal(one.targets_BV, other.targets_BV.cpu())
+
+
+def test_training_learns_from_images_that_stay_on_the_device():
+    training = SimpleNamespace(**vars(TRAINING) | {"device_mib": 1})
+    losses = [m.loss for m in train(build(NETWORK, 4, seed=0), posts(), training, device="cuda")]
     assert losses[-1] < 0.5 * losses[0]

@@ -198,6 +198,46 @@ def test_predict_names_hashtags_and_refuses_what_is_no_image(finished, tmp_path)
     assert bad["error"] == "not_an_image"
 
 
+def test_predict_takes_folders_and_many_files_in_batches(finished, tmp_path):
+    from moe_core.data.drawn import draw_shard
+
+    (tmp_path / "deep").mkdir()
+    rows = next(draw_shard(0, 1, 300, seed=5)).to_pylist()
+    for number, row in enumerate(rows):
+        (tmp_path / "deep" / f"{number:03d}.png").write_bytes(row["image"])
+    command = ("predict", "--bundle", finished.parent, tmp_path, tmp_path / "deep" / "000.png", "--json", "--top", 2)
+    answers = json.loads(hardmoe(*command, check=False).stdout)
+    assert [Path(a["image"]).name for a in answers] == [f"{n:03d}.png" for n in range(len(rows))] + ["000.png"]
+    good = [a for a in answers if "error" not in a]
+    assert {a["expert"] for a in good} == {"e000", "e001"}
+    alone = json.loads(hardmoe(*command[:3], good[-1]["image"], "--json", "--top", 2).stdout)[0]
+    assert [t["tag"] for t in alone["tags"]] == [t["tag"] for t in good[-1]["tags"]]
+    assert alone["expert"] == good[-1]["expert"]
+    more = json.loads(hardmoe(*command[:3], good[-1]["image"], "--json", "--topk", 2, "--temperature", 9).stdout)[0]
+    assert more["answer"] == "mixture_topk"
+    assert more["tags"] != alone["tags"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--memory", 0], "wanted room for two"),
+        (["--topk", 0], "topk 0"),
+        (["{}/empty"], "holds no image file"),
+    ],
+)
+def test_a_mistake_in_predict_is_one_line(finished, tmp_path, options, why):
+    from moe_core.data.drawn import draw_shard
+
+    options = [str(option).format(tmp_path) for option in options]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_bytes(next(draw_shard(0, 1, 3, seed=5)).to_pylist()[0]["image"])
+    done = hardmoe("predict", "--bundle", finished.parent, tmp_path / "a.png", *options, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_bundle_with_swapped_experts_is_refused(finished, tmp_path):
     context = Context(load_study(finished), finished.parent)
     shutil.copytree(context.need("mixture").path, tmp_path / "bundle")

@@ -4,8 +4,19 @@ import torch
 
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
-from moe_core.training.batches import ImagesInMemory, Posts, ahead, augment, batches, rows_of_step, shuffled
-from moe_core.training.loop import hashtag_loss, train
+from moe_core.training.batches import (
+    ImagesInMemory,
+    ImagesOnDevice,
+    Posts,
+    ahead,
+    augment,
+    batches,
+    normalise,
+    resampled,
+    rows_of_step,
+    shuffled,
+)
+from moe_core.training.loop import hashtag_loss, steps_of, train
 from moe_core.training.schedule import learning_rate
 
 NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))
@@ -105,6 +116,70 @@ def test_ranks_see_parts_that_are_disjoint_and_together_all():
     assert seen[0] | seen[1] == set(range(64))
 
 
+def test_batches_of_posts_on_a_device_are_the_same():
+    for more in ({}, {"flip": False}, {"crop": 0}, {"flip": False, "crop": 0}, {"resample": "sqrt"}):
+        training = Training(batch_size=8, **more)
+        there = drawn_posts().on_device(64 * 8 * 8 * 3, "cpu")
+        assert isinstance(there.images, ImagesOnDevice)
+        for rank in (0, 1):
+            made = [
+                (b.step, b.images_BCHW, b.targets_BV) for b in batches(there, training, 4, 0, 20, rank=rank, ranks=2)
+            ]
+            assert same(made, all_of(training, rank=rank, ranks=2)), more
+
+
+def test_posts_that_do_not_fit_on_the_device_stay_where_they_are():
+    posts = drawn_posts()
+    assert posts.on_device(64 * 8 * 8 * 3 - 1, "cpu") is posts
+
+
+def test_images_on_a_device_are_images():
+    images = drawn_posts().on_device(1 << 20, "cpu").images
+    assert np.array_equal(images.subset(np.array([5, 2])).read(np.array([1])), drawn_posts().images.read(np.array([2])))
+    assert len(images) == 64
+
+
+def skewed(counts):
+    """Posts with one tag each, so many of each tag."""
+    tags = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return Posts(ImagesInMemory(np.zeros((len(tags), 1, 1, 3), np.uint8)), tags, torch.arange(len(tags) + 1))
+
+
+@pytest.mark.parametrize(("how", "wanted"), [("off", None), ("sqrt", [100, 50, 40]), ("linear", [100, 100, 100])])
+def test_posts_with_rare_tags_are_seen_more_often(how, wanted):
+    # of 100, 25 and 16 posts a tag, where 100 are not rare: 1, 2 and 2.5 times; or 1, 4 and 6.25 times
+    posts = skewed([100, 25, 16])
+    order = resampled(posts, Training(resample=how, resample_below=100))
+    if wanted is None:
+        assert order is None
+    else:
+        seen = np.bincount(posts.tags_T.numpy()[order]).tolist()
+        assert seen[:2] == wanted[:2]
+        assert abs(seen[2] - wanted[2]) <= 8  # the fractions are drawn: 16 x 1/2 and 16 x 1/4
+
+
+def test_a_post_counts_by_its_rarest_tag_and_the_steps_stay():
+    posts = Posts(NOTHING, torch.tensor([0, 0, 1, 0]), torch.tensor([0, 1, 3, 4]))  # tag 0 thrice, tag 1 once
+    training = Training(resample="linear", resample_below=3, epochs=2, batch_size=1, flip=False, crop=0)
+    assert resampled(posts, training).tolist() == [0, 1, 1, 1, 2]
+    assert steps_of(len(posts), training) == 6
+    seen = sum(int(b.targets_BV[0, 1]) for b in batches(posts, training, 2, 0, 5))
+    assert seen == 3  # of one pass over five
+
+
+def test_gradients_of_several_batches_make_one_step():
+    training = Training(epochs=0.25, batch_size=8, accumulate=2, momentum=0, weight_decay=0, precision="float32")
+    assert steps_of(64, training) == 1
+    model = build(TINY, 4, seed=0)
+    list(train(model, drawn_posts(), training))
+    by_hand = build(TINY, 4, seed=0).train()
+    for batch in batches(drawn_posts(), training, 4, 0, 2):
+        (hashtag_loss(by_hand(normalise(batch.images_BCHW)), batch.targets_BV, "softmax") / 2).backward()
+    lr = learning_rate("one-cycle", training.lr, training.warmup, 0, 1)
+    for mine, other in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert torch.allclose(mine, other - lr * other.grad, atol=1e-6)
+
+
 def test_a_rank_beyond_the_ranks_is_an_error():
     with pytest.raises(ValueError, match="rank 2 of 2"):
         list(batches(drawn_posts(), Training(), 4, 0, 1, rank=2, ranks=2))
@@ -159,8 +234,15 @@ def test_schedules_reach_their_peak_and_end_near_zero():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where():
     model = build(TINY, 4, seed=0)
-    with pytest.raises(FloatingPointError, match=r"between steps \d+ and \d+ of 80"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan between steps 1 and 2 of 80 at learning rate"):
         list(train(model, drawn_posts(), Training(epochs=10, batch_size=8, lr=1e30)))
+
+
+def test_a_weight_that_is_not_finite_after_the_last_step_stops_the_run_too():
+    model = build(TINY, 4, seed=0)
+    model.bn1.running_mean[1] = float("inf")  # which no loss of a training shows
+    with pytest.raises(FloatingPointError, match=r"bn1.running_mean is no longer finite between steps 0 and 1 of 1 at"):
+        list(train(model, drawn_posts(8), Training(epochs=1, batch_size=8)))
 
 
 def test_a_fixed_decoder_stays_and_the_rest_moves():
@@ -171,9 +253,9 @@ def test_a_fixed_decoder_stays_and_the_rest_moves():
     assert not torch.equal(model.conv1.weight, filters)
 
 
-@pytest.mark.parametrize("stop_after", [10, 20, 30])
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after):
-    training = Training(epochs=5, batch_size=8, checkpoint_seconds=1e-9)
+@pytest.mark.parametrize(("stop_after", "accumulate"), [(10, 1), (20, 1), (30, 1), (20, 2)])
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after, accumulate):
+    training = Training(epochs=5 * accumulate, batch_size=8, checkpoint_seconds=1e-9, accumulate=accumulate)
     whole = build(TINY, 4, seed=0)
     list(train(whole, drawn_posts(), training))
 

@@ -9,6 +9,7 @@ Letters: B images, C channels, H W pixels, D embedding width, V hashtags.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,3 +119,18 @@ def build(network: Network, hashtags: int, seed: int) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResNet(network, hashtags).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def hollow(network: Network, hashtags: int) -> ResNet:
+    """A network without weights, to be given some: none are drawn that would be replaced at once."""
+    with torch.device("meta"):
+        return ResNet(network, hashtags).eval()
+
+
+def channels_last(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights, filters laid out as `build` does."""
+    layouts = {4: torch.channels_last}
+    return {
+        name: tensor.contiguous(memory_format=layouts.get(tensor.ndim, torch.contiguous_format))
+        for name, tensor in state.items()
+    }

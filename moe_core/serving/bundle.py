@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from moe_core.training.batches import Images
 
 FORMAT = "hardmoe bundle 1"
+EXPERT_BYTES = 4 << 30  # of experts that are held at once
 ANSWERS = ("mixture_top1", "mixture_top1_router")
 
 
@@ -78,9 +79,14 @@ def _take(part: Part, folder: Path, name: str) -> dict[str, Any]:
 
 
 class Bundle:
-    """A bundle, opened and checked. Raises ValueError for one whose parts do not belong together."""
+    """A bundle, opened and checked. Raises ValueError for one whose parts do not belong together.
 
-    def __init__(self, folder: Path) -> None:
+    Every file is checked here, and an expert's again each time it is read: the mixture may be larger than memory, which
+    holds at most `most_experts` and `expert_bytes` of them.
+    """
+
+    def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
+        from moe_core.serving.held import Held
         from moe_core.weights import load_weights
 
         self.folder = folder
@@ -115,18 +121,19 @@ class Bundle:
             )
         if self.gate.experts != len(self.published):
             raise ValueError(f"{folder}: the gate knows {self.gate.experts} experts, here are {len(self.published)}")
-        self._loaded: dict[str, ResNet] = {}
+        sizes = {key: (folder / part["file"]).stat().st_size for key, part in said["experts"].items()}
+        self.experts = Held(sizes, self._read_expert, most_experts, expert_bytes)
 
     def _check(self, part: Mapping[str, Any], asset: str | None, key: str | None) -> dict[str, str]:
         """What a file says of itself, after it was found to be the one that was put here."""
-        from moe_core.weights import load_weights
+        from moe_core.weights import about_weights
 
         path = self.folder / part["file"]
         if not path.is_file():
             raise ValueError(f"{path} is missing from the bundle: copy the whole folder again")
         about: dict[str, str] = {}
         if asset:
-            _, about = load_weights(path)
+            about = about_weights(path)
             wanted = f"{asset} {key or ''} {part['version']}".replace("  ", " ")
             came = f"{about.get('asset')} {about.get('key') or ''} {about.get('version')}".replace("  ", " ")
             if wanted != came:
@@ -143,63 +150,71 @@ class Bundle:
 
     @cached_property
     def router(self) -> ResNet:
-        return self._network(self._said["router"]["file"])
+        return self._network(self._said["router"])
 
-    def expert(self, key: str) -> ResNet:
-        """An expert's network, read when it is first wanted."""
-        if key not in self._loaded:
-            self._loaded[key] = self._network(self._said["experts"][key]["file"])
-        return self._loaded[key]
+    def _network(self, part: Mapping[str, Any]) -> ResNet:
+        from moe_core.models.resnet import hollow
 
-    def _network(self, name: str) -> ResNet:
-        from moe_core.models.resnet import build
-        from moe_core.weights import load_weights
+        network = hollow(self.network, len(self.hashtags))
+        network.load_state_dict(self._read(part), assign=True)
+        return network
 
-        state, _ = load_weights(self.folder / name)
-        model = build(self.network, len(state["fc.bias"]), seed=0)
-        model.load_state_dict(state)
-        return model
+    def _read(self, part: Mapping[str, Any]) -> dict[str, Tensor]:
+        from moe_core.models.resnet import channels_last
+        from moe_core.weights import read_weights
+
+        return channels_last(read_weights(self.folder / part["file"], part["sha256"]))
+
+    def _read_expert(self, key: str) -> dict[str, Tensor]:
+        """Without its last layer: an expert answers through the shared decoder."""
+        state = self._read(self._said["experts"][key])
+        return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+
+    @cached_property
+    def _body(self) -> ResNet:
+        """The network that takes an expert's weights in turn; making one takes longer than reading small weights."""
+        from torch import nn
+
+        from moe_core.models.resnet import hollow
+
+        network = hollow(self.network, len(self.hashtags))
+        network.fc = nn.Identity()  # type: ignore[assignment]
+        return network
+
+    def filled(self, state: Mapping[str, Tensor]) -> ResNet:
+        """The network of an expert's weights, until the next call."""
+        self._body.load_state_dict(state, assign=True)
+        return self._body
 
     def router_probabilities(self, features_ND: Tensor) -> Tensor:
         """(N, V): the router's own answer."""
         from moe_core.training.infer import probabilities_of
 
         fc = self.router.fc
-        return probabilities_of(features_ND, fc.weight.detach(), fc.bias.detach(), self.loss)
+        return probabilities_of(features_ND, fc.weight.detach().cpu(), fc.bias.detach().cpu(), self.loss)
+
+    def decode(self, features_ND: Tensor) -> Tensor:
+        """(N, V): an expert's answer, from its features, by the shared decoder."""
+        from moe_core.training.infer import probabilities_of
+
+        return probabilities_of(features_ND, self.weight_VD, self.bias_V, self.loss)
 
     def expert_features(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, D): the images in the one embedding space, by one expert."""
         from moe_core.training.infer import features_of
 
-        return features_of(self.expert(key), images, self.precision, device)
+        return features_of(self.filled(self.experts.get(key)), images, self.precision, device)
 
     def expert_probabilities(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, V): an expert's answer through the shared decoder."""
-        from moe_core.training.infer import probabilities_of
-
-        features_ND = self.expert_features(key, images, device)
-        return probabilities_of(features_ND, self.weight_VD, self.bias_V, self.loss)
+        return self.decode(self.expert_features(key, images, device))
 
     def predict(self, images_NHWC: np.ndarray, device: str = "cpu") -> tuple[Tensor, list[str]]:
-        """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size."""
-        import numpy as np
+        """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size; for streams: `routed`."""
+        from moe_core.serving.routed import routed
 
-        from moe_core.training.batches import ImagesInMemory
-        from moe_core.training.infer import features_of
-
-        images = ImagesInMemory(images_NHWC)
-        features_ND = features_of(self.router, images, self.precision, device)
-        out_NV = self.router_probabilities(features_ND)
-        expert_N = self.gate.assign(features_ND.numpy())
-        keys = sorted(self.published)
-        for number in np.unique(expert_N):
-            key = keys[number]
-            if not self.published[key]:
-                continue
-            rows = np.flatnonzero(expert_N == number)
-            mine = self.expert_probabilities(key, images.subset(rows), device)
-            out_NV[rows] = mine if self.answer == "mixture_top1" else mine.lerp(out_NV[rows], self.router_share)
-        return out_NV, [keys[number] for number in expert_N]
+        (answer,) = routed(self, [images_NHWC], device=device)
+        return answer.probabilities_BV, answer.experts
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -210,12 +225,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
             "(STUDY/mixture/<version>)"
         )
     try:
-        said = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        said = json.loads(text)
+        written = json.dumps(said, indent=1)
         seal = said.pop("seal")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a bundle's manifest: {error!r}") from None
     if said.get("format") != FORMAT:
         raise ValueError(f"{path} is of format {said.get('format')!r}, this hardmoe reads {FORMAT!r}")
-    if seal != digest(said):
+    if seal != digest(said) or text != written:
         raise ValueError(f"{path} was changed after it was written: copy the bundle again")
     return said

@@ -28,10 +28,15 @@ def fit(
     training: Training,
     device: str,
     train_decoder: bool = True,
+    ranks: int = 1,
 ) -> Written:
-    """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the plan's work folder."""
+    """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the plan's work folder.
+
+    With `ranks` > 1, of the trunk only, so many processes train together, each on the start and posts of its own.
+    """
     import torch
 
+    from moe_core.stages.ranks import train_in_ranks
     from moe_core.training.loop import train
     from moe_core.weights import save_weights
 
@@ -40,14 +45,12 @@ def fit(
     log = work / "log.jsonl"
     started = reported = time.monotonic()
     last = None
+    checkpoint = work / "checkpoint.safetensors"
     with open(log, "a", encoding="utf-8") as lines:
-        measurements = train(
-            model,
-            posts,
-            training,
-            train_decoder=train_decoder,
-            checkpoint=work / "checkpoint.safetensors",
-            device=device,
+        measurements = (
+            train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
+            if ranks == 1
+            else train_in_ranks(context, model, ranks, checkpoint)
         )
         for last in measurements:
             lines.write(json.dumps(asdict(last)) + "\n")

@@ -1,29 +1,58 @@
 """trunk: one network trained on all the posts. trunk_same_budget: the control that goes on for the experts' budget."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.fitting import fit
 from moe_core.stages.stage import Stage
-from moe_core.store import Written
+from moe_core.store import Written, file_digest
+
+if TYPE_CHECKING:
+    from moe_core.models.resnet import ResNet
+    from moe_core.training.batches import Posts
 
 
 def training_settings(study: Study, which: str) -> Any:
-    """Of a training, without what changes only how often it can be resumed."""
-    return getattr(study, which).model_dump(exclude={"checkpoint_seconds"})
+    """Of a training, without what changes only how often it can be resumed or where its images lie."""
+    return getattr(study, which).model_dump(exclude={"checkpoint_seconds", "device_mib"})
 
 
-def _make_trunk(context: Context, key: str | None, folder: Path) -> Written:
+def trunk_start(context: Context) -> tuple[ResNet, Posts]:
+    """The network before its first step, and the posts it is trained on."""
     from moe_core.models.resnet import build
+    from moe_core.models.start import load_start
 
-    device = device_and_threads(parallel=False, experts=context.study.partition.experts)
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("train"))
     model = build(context.study.network, len(reading.vocabulary(context).hashtags), context.study.trunk.seed)
-    return fit(context, context.plan("trunk"), folder, model, posts, context.study.trunk, device)
+    if context.study.trunk_setup.start:
+        load_start(model, _start_file(context))
+    return model, posts
+
+
+def _make_trunk(context: Context, key: str | None, folder: Path) -> Written:
+    ranks = context.study.trunk_setup.ranks
+    device = device_and_threads(parallel=False, experts=context.study.partition.experts)
+    model, posts = trunk_start(context)
+    return fit(context, context.plan("trunk"), folder, model, posts, context.study.trunk, device, ranks=ranks)
+
+
+def _start_file(context: Context) -> Path:
+    return context.root / context.study.trunk_setup.start
+
+
+def _inputs(context: Context, key: str | None) -> dict[str, str]:
+    found = {name: context.version(name) for name in ("splits", "vocabulary")}
+    if not context.study.trunk_setup.start:
+        return found
+    if not _start_file(context).is_file():
+        raise ValueError(f"trunk_setup.start: no file {_start_file(context)}: wanted weights, .safetensors or .pth")
+    return found | {"start": file_digest(_start_file(context))}
 
 
 TRUNK = Stage(
@@ -31,8 +60,12 @@ TRUNK = Stage(
     keys=None,
     code="1",
     reads=("posts", "splits", "vocabulary"),
-    settings=lambda study: {"network": study.network.model_dump(), "training": training_settings(study, "trunk")},
-    inputs=lambda context, key: {name: context.version(name) for name in ("splits", "vocabulary")},
+    settings=lambda study: {
+        "network": study.network.model_dump(),
+        "training": training_settings(study, "trunk"),
+        "ranks": study.trunk_setup.ranks,
+    },
+    inputs=_inputs,
     make=_make_trunk,
 )
 

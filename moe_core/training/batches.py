@@ -1,7 +1,7 @@
 """Batches: their order and their augmentation are pure functions of (seed, step), so resuming needs no saved sampler.
 
-Images are read from wherever they lie, in threads that run ahead of the training; which thread reads what changes
-nothing in the batches.
+Images are read from wherever they lie, in threads that run ahead of the training, or lie on the device already; where
+they lie and which thread reads what changes nothing in the batches.
 
 Letters: N posts, B posts in the batch, C channels, H W pixels, T tags of all posts, V hashtags.
 """
@@ -63,6 +63,22 @@ class ImagesInMemory:
 
 
 @dataclass(frozen=True)
+class ImagesOnDevice:
+    """Images as one byte tensor on a device: a batch is an index, and is augmented there."""
+
+    images_NHWC: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images_NHWC)
+
+    def read(self, rows_B: np.ndarray) -> np.ndarray:
+        return self.images_NHWC[torch.from_numpy(rows_B).to(self.images_NHWC.device)].cpu().numpy()
+
+    def subset(self, rows_N: np.ndarray) -> ImagesOnDevice:
+        return ImagesOnDevice(self.images_NHWC[torch.from_numpy(rows_N).to(self.images_NHWC.device)])
+
+
+@dataclass(frozen=True)
 class Posts:
     """Images, and their tags as positions in the vocabulary, in compressed rows."""
 
@@ -80,9 +96,13 @@ class Posts:
     def __len__(self) -> int:
         return len(self.images)
 
-    def targets(self, rows_B: np.ndarray, hashtags: int) -> Tensor:
-        """(B, V) float32 with a one at each tag of each post."""
+    def targets(self, rows_B: np.ndarray, hashtags: int, device: torch.device | None = None) -> Tensor:
+        """(B, V) float32 with a one at each tag of each post; made on the device, where one is named."""
         owner, tags = self._tags_of(rows_B)
+        if device:
+            made_BV = torch.zeros(len(rows_B), hashtags, device=device)
+            made_BV[torch.from_numpy(owner).to(device), torch.from_numpy(tags).to(device)] = 1.0
+            return made_BV
         targets_BV = np.zeros((len(rows_B), hashtags), np.float32)
         targets_BV[owner, tags] = 1.0
         return torch.from_numpy(targets_BV)
@@ -97,6 +117,17 @@ class Posts:
     def in_memory(self) -> Posts:
         """The same with all images read."""
         return Posts(ImagesInMemory(self.images.read(np.arange(len(self)))), self.tags_T, self.starts_N1)
+
+    def on_device(self, most_bytes: int, device: str) -> Posts:
+        """The same with all images on the device where they fit into `most_bytes`, as they are where they do not."""
+        pixels = self.images.read(np.zeros(1, np.int64))
+        if isinstance(self.images, ImagesOnDevice) or pixels.nbytes * len(self) > most_bytes:
+            return self
+        images_NHWC = torch.empty((len(self), *pixels.shape[1:]), dtype=torch.uint8, device=device)
+        for first in range(0, len(self), READ_ROWS):
+            rows = np.arange(first, min(first + READ_ROWS, len(self)))
+            images_NHWC[first : first + len(rows)] = torch.from_numpy(self.images.read(rows)).to(device)
+        return Posts(ImagesOnDevice(images_NHWC), self.tags_T, self.starts_N1)
 
     def _tags_of(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(place in `rows_B`, tag) of every tag of these posts. In numpy: torch would start threads of its own here."""
@@ -127,22 +158,36 @@ def batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of the steps [first, last), read ahead by `threads`.
+    """Batches numbered [first, last), read ahead by `threads`; of posts on a device they are made there.
 
     Of `ranks` processes that train together each reads its own part of every step; batch_size is that of one process.
-    The result is the same for any number of threads.
+    The result is the same for any number of threads, and wherever the posts are.
     """
     size = min(training.batch_size, len(posts) // ranks)
     if not 0 <= rank < ranks or size < 1:
         raise ValueError(f"rank {rank} of {ranks} for {len(posts)} posts: wanted 0 <= rank < ranks <= posts")
+    order_M = resampled(posts, training)
+    mine = slice(rank * size, (rank + 1) * size)
+
+    def rows_of(step: int) -> np.ndarray:
+        rows_B = rows_of_step(len(posts) if order_M is None else len(order_M), size * ranks, training.seed, step)[mine]
+        return rows_B if order_M is None else order_M[rows_B]
+
+    if isinstance(posts.images, ImagesOnDevice):
+        everything_NHWC = posts.images.images_NHWC
+        for step in range(first, last):
+            rows_B = rows_of(step)
+            moves = moves_of(size, training.flip, training.crop, training.seed, step * ranks + rank)
+            seen_BHWC = moved_on_device(everything_NHWC, rows_B, moves, training.crop)
+            targets_BV = posts.targets(rows_B, hashtags, everything_NHWC.device)
+            yield Batch(step, seen_BHWC.permute(0, 3, 1, 2), targets_BV)
+        return
     pixels = posts.images.read(np.zeros(1, np.int64)).nbytes
     together = max(1, min(READ_ROWS, READ_BYTES // pixels) // size)  # steps read at once
 
     def read(step: int) -> list[Batch]:
         steps = range(step, min(step + together, last))
-        rows_SB = [
-            rows_of_step(len(posts), size * ranks, training.seed, s)[rank * size : (rank + 1) * size] for s in steps
-        ]
+        rows_SB = [rows_of(s) for s in steps]
         images = posts.images.read(np.concatenate(rows_SB))
         found = []
         for number, (s, rows_B) in enumerate(zip(steps, rows_SB, strict=True)):
@@ -157,8 +202,28 @@ def batches(
         yield from some
 
 
+def resampled(posts: Posts, training: Training) -> np.ndarray | None:
+    """(M,) int64: places of the posts, those with rare tags more than once; None where each counts once.
+
+    A post counts as often as its rarest tag asks for (Mahajan et al. 2018); a fraction of a time is drawn from the
+    seed, once for the whole training.
+    """
+    if training.resample == "off":
+        return None
+    tags_T = posts.tags_T.numpy()
+    often_V = training.resample_below / np.maximum(np.bincount(tags_T), 1)
+    times_V = np.maximum(1.0, often_V**0.5 if training.resample == "sqrt" else often_V)
+    times_N = np.ones(len(posts))
+    np.maximum.at(times_N, np.repeat(np.arange(len(posts)), np.diff(posts.starts_N1.numpy())), times_V[tags_T])
+    draw_N = np.random.default_rng([training.seed, 2]).random(len(posts))
+    return np.repeat(np.arange(len(posts)), (times_N + draw_N).astype(np.int64))
+
+
 def ahead(work: Callable[[Item], Result], items: range | list[Item], threads: int) -> Iterator[Result]:
     """`work(item)` of each item in order, done by threads that are at most `threads` + 1 items ahead."""
+    if len(items) == 1:  # a thread would do nothing meanwhile
+        yield work(items[0])  # type: ignore[arg-type]
+        return
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[Result]] = deque()
     try:
@@ -209,21 +274,49 @@ def _feistel(x_B: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
     return (left_B << half) | right_B
 
 
+@dataclass(frozen=True)
+class Moves:
+    """What augmentation does to each image of a batch."""
+
+    flip_B: np.ndarray  # bool
+    corner_B2: np.ndarray  # int64: row and column, in the padded image, of the corner of the crop
+
+
+def moves_of(count: int, flip: bool, crop: int, seed: int, step: int) -> Moves:
+    """The same for the same (seed, step)."""
+    draw = np.random.default_rng([seed, step, 1])  # the trailing 1 keeps it apart from the order of an epoch
+    flip_B = draw.integers(0, 2, count).astype(bool) if flip else np.zeros(count, bool)
+    return Moves(flip_B, draw.integers(0, 2 * crop + 1, (count, 2)) if crop else np.zeros((count, 2), np.int64))
+
+
 def augment(images_BHWC: np.ndarray, flip: bool, crop: int, seed: int, step: int) -> np.ndarray:
     """Random flips and crops of padded uint8 images, the same for the same (seed, step)."""
     if not flip and not crop:
         return images_BHWC
-    draw = np.random.default_rng([seed, step, 1])  # the trailing 1 keeps it apart from the order of an epoch
     count, height, width, _ = images_BHWC.shape
-    flip_B = draw.integers(0, 2, count).astype(bool).tolist() if flip else [False] * count
-    corners_B2 = draw.integers(0, 2 * crop + 1, (count, 2)).tolist() if crop else [(0, 0)] * count
+    moves = moves_of(count, flip, crop, seed, step)
     if crop:
         images_BHWC = np.pad(images_BHWC, ((0, 0), (crop, crop), (crop, crop), (0, 0)))
     out_BHWC = np.empty((count, height, width, images_BHWC.shape[3]), np.uint8)
-    for n, (mirrored, (y, x)) in enumerate(zip(flip_B, corners_B2, strict=True)):  # slices copy faster than a gather
+    each = zip(moves.flip_B.tolist(), moves.corner_B2.tolist(), strict=True)
+    for n, (mirrored, (y, x)) in enumerate(each):  # slices copy faster than a gather
         window = images_BHWC[n, y : y + height, x : x + width]
         out_BHWC[n] = window[:, ::-1] if mirrored else window
     return out_BHWC
+
+
+def moved_on_device(images_NHWC: Tensor, rows_B: np.ndarray, moves: Moves, crop: int) -> Tensor:
+    """(B, H, W, C) uint8: what `augment` makes of the images at these places, by one gather on their device."""
+    device, (_, height, width, _) = images_NHWC.device, images_NHWC.shape
+    rows_B11 = torch.from_numpy(rows_B).to(device)[:, None, None]
+    corner_B2 = torch.from_numpy(moves.corner_B2).to(device) - crop
+    flip_B1 = torch.from_numpy(moves.flip_B).to(device)[:, None]
+    y_BH = corner_B2[:, :1] + torch.arange(height, device=device)
+    across_W = torch.arange(width, device=device)
+    x_BW = corner_B2[:, 1:] + torch.where(flip_B1, width - 1 - across_W, across_W)
+    inside_BHW = ((y_BH >= 0) & (y_BH < height))[:, :, None] & ((x_BW >= 0) & (x_BW < width))[:, None, :]
+    y_BH1, x_B1W = y_BH.clamp(0, height - 1)[:, :, None], x_BW.clamp(0, width - 1)[:, None, :]
+    return images_NHWC[rows_B11, y_BH1, x_B1W] * inside_BHW[..., None]
 
 
 def as_tensor(images_BHWC: np.ndarray) -> Tensor:

@@ -32,7 +32,10 @@ def features_of(model: ResNet, images: Images, precision: str = "auto", device: 
 def features_in_parts(
     model: ResNet, images: Images, precision: str = "auto", device: str = "cpu", readers: int = 1
 ) -> Iterator[tuple[int, Tensor]]:
-    """(place of the first, (B, D) float32 on the CPU), BATCH images at a time: memory does not grow with N."""
+    """(place of the first, (B, D) float32 on the CPU), BATCH images at a time: memory does not grow with N.
+
+    Raises FloatingPointError for features that are not finite, naming the first image that has them.
+    """
     model.to(device).eval()
 
     def read(first: int) -> np.ndarray:
@@ -46,6 +49,12 @@ def features_in_parts(
         ):
             x_BCHW = normalise(as_tensor(images_BHWC).to(device, non_blocking=True))
             some_BD = model.features(x_BCHW).float().cpu()
+        finite_B = some_BD.isfinite().all(1)
+        if not finite_B.all():
+            raise FloatingPointError(
+                f"features of image {first + int((~finite_B).int().argmax())} of {len(images)} hold a number that is "
+                'not finite: look at the network\'s weights, or set precision = "float32"'
+            )
         yield first, some_BD
 
 

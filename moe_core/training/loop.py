@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from moe_core.training.batches import Posts, batches, normalise
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
@@ -39,9 +41,10 @@ class Measurement:
     images_seen: int
 
 
-def steps_of(posts: int, training: Training) -> int:
-    """Steps of a whole run over `posts` posts."""
-    return max(1, round(training.epochs * (posts // min(training.batch_size, posts))))
+def steps_of(posts: int, training: Training, ranks: int = 1) -> int:
+    """Steps of a whole run over `posts` posts by `ranks` processes together."""
+    batches_an_epoch = posts // (min(training.batch_size, posts // ranks) * ranks)
+    return max(1, round(training.epochs * batches_an_epoch / training.accumulate))
 
 
 def train(
@@ -53,55 +56,87 @@ def train(
     checkpoint: Path | None = None,
     device: str = "cpu",
     readers: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Measurement]:
     """Trains `model` in place, yielding every CHECK_EVERY steps; resumes from `checkpoint` where that file exists.
 
     With `train_decoder=False` the last layer is held fixed. `readers` threads read images ahead; their number changes
-    nothing in the result. Raises ValueError without posts and FloatingPointError at the first loss that is not finite,
-    saying between which steps it arose.
+    nothing in the result. Of `ranks` processes in torch's default process group each trains on its own part of every
+    step and ends with the same weights; rank 0 writes the checkpoint, all read it. Raises ValueError with fewer posts
+    than ranks and FloatingPointError at the first loss or weight that is not finite, saying between which steps it
+    arose.
     """
-    if len(posts) == 0:
-        raise ValueError("no posts to train on: wanted at least one")
+    if len(posts) < ranks:
+        raise ValueError("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
     model.to(device).train()
     model.fc.requires_grad_(train_decoder)
     optimizer = _optimizer(model, training)
-    steps, batch_size = steps_of(len(posts), training), min(training.batch_size, len(posts))
+    steps, accumulate = steps_of(len(posts), training, ranks), training.accumulate
+    images_a_step = min(training.batch_size, len(posts) // ranks) * ranks * accumulate
     start = load_checkpoint(checkpoint, model, optimizer, steps) if checkpoint else 0
+    if device.startswith("cuda"):
+        posts = posts.on_device(training.device_mib << 20, device)
+    network = _together(model, device) if ranks > 1 else model
     saved_at = looked_at = time.monotonic()
     bfloat16 = uses_bfloat16(training.precision, device)
-    losses = torch.zeros((), device=device)
+    losses_S = torch.zeros(CHECK_EVERY, device=device)  # of the steps since the last look, each at its own place
 
-    for batch in batches(posts, training, model.fc.out_features, start, steps, threads=readers):
+    parts = (start * accumulate, steps * accumulate)
+    for batch in batches(posts, training, model.fc.out_features, *parts, threads=readers, rank=rank, ranks=ranks):
+        step, part = divmod(batch.step, accumulate)
         x_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True))
         targets_BV = batch.targets_BV.to(device, non_blocking=True)
-        lr = learning_rate(training.schedule, training.lr, training.warmup, batch.step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
-            logits_BV = model(x_BCHW)
-        loss = hashtag_loss(logits_BV.float(), targets_BV, training.loss)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if part == 0:
+            lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+            losses_S[step % CHECK_EVERY] = 0
+        apart = part < accumulate - 1  # gradients of other ranks join in with the last part
+        with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
+            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
+                logits_BV = network(x_BCHW)
+            loss = hashtag_loss(logits_BV.float(), targets_BV, training.loss) / accumulate
+            loss.backward()
+        losses_S[step % CHECK_EVERY] += loss.detach()
+        if apart:
+            continue
         optimizer.step()
-        losses += loss.detach()
 
-        done = batch.step + 1
+        done = step + 1
         if done % CHECK_EVERY == 0 or done == steps:
             first = max(start, (done - 1) // CHECK_EVERY * CHECK_EVERY)
-            mean = float(losses) / (done - first)
-            if not math.isfinite(mean):
-                raise FloatingPointError(
-                    f"loss is {mean} between steps {first} and {done} of {steps} at learning rate {lr:.3g}: "
-                    "lower the learning rate, or train in float32"
-                )
-            losses.zero_()
+            if ranks > 1:
+                torch.distributed.all_reduce(losses_S)
+            losses = (losses_S[first % CHECK_EVERY :][: done - first] / ranks).tolist()
+            _check_finite(losses, model, first, steps, lr)
             now = time.monotonic()
-            yield Measurement(done, steps, mean, lr, (done - first) * batch_size / (now - looked_at), done * batch_size)
+            speed = (done - first) * images_a_step / (now - looked_at)
+            yield Measurement(done, steps, sum(losses) / len(losses), lr, speed, done * images_a_step)
             looked_at = time.monotonic()
-            if checkpoint and done < steps and looked_at - saved_at >= training.checkpoint_seconds:
+            if checkpoint and rank == 0 and done < steps and looked_at - saved_at >= training.checkpoint_seconds:
                 save_checkpoint(checkpoint, model, optimizer, done, steps)
                 saved_at = looked_at = time.monotonic()
     model.fc.requires_grad_(True)
+
+
+def _check_finite(losses: list[float], model: nn.Module, first: int, steps: int, lr: float) -> None:
+    """Raises FloatingPointError for a loss of the steps from `first` on, or a weight after them, that is not finite."""
+    help_ = f"of {steps} at learning rate {lr:.3g}: lower the learning rate, or train in float32"
+    for number, loss in enumerate(losses, first):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss} between steps {number} and {number + 1} {help_}")
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    if not torch.stack([tensor.isfinite().all() for tensor in state.values()]).all():  # one wait for the device
+        name = next(name for name, tensor in state.items() if not tensor.isfinite().all())
+        last = first + len(losses)
+        raise FloatingPointError(f"{name} is no longer finite between steps {last - 1} and {last} {help_}")
+
+
+def _together(model: ResNet, device: str) -> DistributedDataParallel:
+    """The network whose gradients are averaged over the ranks of the default process group."""
+    return DistributedDataParallel(model, device_ids=[device] if device.startswith("cuda") else None)
 
 
 def hashtag_loss(logits_BV: Tensor, targets_BV: Tensor, kind: str) -> Tensor:

@@ -1,0 +1,268 @@
+"""Bundles: what they refuse, and routed answers to streams of batches."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.clustering.gate import Gate
+from moe_core.clustering.whitening import Whitening
+from moe_core.models.resnet import build
+from moe_core.serving.bundle import Bundle, Part, write_bundle
+from moe_core.serving.files import decoded, files_of
+from moe_core.serving.held import Held
+from moe_core.serving.routed import routed
+from moe_core.settings import Data, Expert, Network, Study
+from moe_core.training.batches import ImagesInMemory
+from moe_core.training.infer import features_of
+from moe_core.weights import save_weights
+
+SIDE, TAGS, EXPERTS = 8, 5, 4
+NETWORK = Network(widths=(4,), depths=(1,), embedding=6)
+
+
+def images(count, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    return coarse.repeat(4, 1).repeat(4, 2)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Files of a bundle whose experts and decoder are all different; expert e003 is not published."""
+    folder = tmp_path_factory.mktemp("parts")
+
+    def part(name, state, **about):
+        save_weights(folder / f"{name}.safetensors", state, {"version": "1"} | about)
+        return Part(folder / f"{name}.safetensors", "1")
+
+    trunk = build(NETWORK, TAGS, 0)
+    features_ND = features_of(trunk, ImagesInMemory(images(64))).numpy()
+    whitening = Whitening(features_ND.mean(0), np.diag(1 / features_ND.std(0).clip(1e-3)).astype(np.float32))
+    gate = Gate(whitening, whitening.apply(features_ND[:EXPERTS]), np.arange(EXPERTS))
+    gate.save(folder / "gate.safetensors", {"version": "1", "asset": "partition", "trunk": "1"})
+    decoder = build(NETWORK, TAGS, 99).fc
+    experts = {
+        f"e{n:03d}": part(f"e{n:03d}", build(NETWORK, TAGS, n + 1).state_dict(), asset="expert", key=f"e{n:03d}")
+        for n in range(EXPERTS)
+    }
+    return SimpleNamespace(
+        router=part("router", trunk.state_dict(), asset="trunk"),
+        gate=Part(folder / "gate.safetensors", "1"),
+        decoder=part("decoder", {"weight": decoder.weight, "bias": decoder.bias}, asset="shared_decoder", trunk="1"),
+        experts=experts,
+    )
+
+
+def bundle_at(folder, parts, answer="mixture_top1"):
+    folder.mkdir()
+    study = Study(network=NETWORK, data=Data(image_size=SIDE), expert=Expert(router_share=0.25))
+    published = {key: key != "e003" for key in parts.experts}
+    tags = ["a", "b", "c", "d", "é"]
+    write_bundle(folder, study, tags, parts.router, parts.gate, parts.decoder, parts.experts, published, answer)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, parts):
+    return bundle_at(tmp_path / "bundle", parts)
+
+
+def one_by_one(bundle, pictures, topk=1, temperature=0.1):
+    """The answer by its definition, an image at a time."""
+    rows = []
+    for n in range(len(pictures)):
+        image = ImagesInMemory(pictures[n : n + 1])
+        trunk_1D = features_of(bundle.router, image)
+        router_V = bundle.router_probabilities(trunk_1D)[0]
+        weight_K = bundle.gate.weights(trunk_1D.numpy(), topk, temperature)[0]
+        total_V = torch.zeros(TAGS)
+        for key, weight in zip(bundle.published, weight_K, strict=True):
+            answer_V = bundle.expert_probabilities(key, image)[0] if bundle.published[key] else router_V
+            if topk == 1 and bundle.published[key] and bundle.answer == "mixture_top1_router":
+                answer_V = 0.75 * answer_V + 0.25 * router_V
+            total_V += float(weight) * answer_V
+        rows.append(total_V)
+    return torch.stack(rows)
+
+
+def in_batches(pictures, *sizes):
+    return np.split(pictures, np.cumsum(sizes)[:-1])
+
+
+@pytest.mark.parametrize("answer", ["mixture_top1", "mixture_top1_router"])
+@pytest.mark.parametrize("topk", [1, 3, 9])
+def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, parts, answer, topk):
+    bundle = Bundle(bundle_at(tmp_path / "bundle", parts, answer), most_experts=2)
+    pictures = images(40, seed=1)
+    batches = in_batches(pictures, 7, 0, 20, 12, 1)
+    got = list(routed(bundle, batches, window=3, topk=topk, temperature=0.5))
+    assert [len(a.experts) for a in got] == [7, 0, 20, 12, 1]
+    wanted_NV = one_by_one(bundle, pictures, min(topk, EXPERTS), 0.5)
+    assert torch.cat([a.probabilities_BV for a in got]).numpy() == pytest.approx(wanted_NV.numpy(), abs=1e-5)
+    nearest = bundle.gate.assign(features_of(bundle.router, ImagesInMemory(pictures)).numpy())
+    assert [key for a in got for key in a.experts] == [f"e{n:03d}" for n in nearest]
+    assert len(set(nearest)) == EXPERTS  # the pictures do reach all of them, the unpublished one too
+
+
+def test_predict_is_one_batch_of_it(folder):
+    bundle = Bundle(folder)
+    probabilities_NV, experts = bundle.predict(images(9))
+    (answer,) = routed(Bundle(folder), [images(9)])
+    assert torch.equal(probabilities_NV, answer.probabilities_BV)
+    assert experts == answer.experts
+
+
+def test_an_expert_is_read_once_for_all_the_batches_of_a_window(folder):
+    batches = [images(5, seed) for seed in range(8)]
+    reads = {}
+    for window in (1, 4, 8):
+        bundle = Bundle(folder, most_experts=2)
+        list(routed(bundle, batches, window=window))
+        reads[window] = bundle.experts.reads
+    assert reads[8] == 3  # of four experts one is not published, so not read
+    assert reads[4] == 4  # two stay held, of which one at least is wanted again
+    assert reads[1] > 4
+
+
+def test_what_is_looked_at_together_is_bounded(folder):
+    taken = []
+
+    def stream():
+        for seed in range(100):
+            taken.append(seed)
+            yield images(2, seed)
+
+    answers = routed(Bundle(folder), stream(), window=4)
+    next(answers)
+    assert len(taken) == 4
+
+
+def test_images_of_another_size_are_refused(folder):
+    with pytest.raises(ValueError, match=r"images of uint8 and shape \(1, 9, 9, 3\): wanted uint8 and \(B, 8, 8, 3\)"):
+        list(routed(Bundle(folder), [np.zeros((1, 9, 9, 3), np.uint8)]))
+    with pytest.raises(ValueError, match="wanted 1 or more"):
+        list(routed(Bundle(folder), [], topk=0))
+
+
+def held(most=None, most_bytes=100, sizes=None):
+    sizes = sizes or dict.fromkeys("abcdef", 10)
+    return Held(sizes, lambda key: {"weight": torch.full((1,), ord(key))}, most, most_bytes)
+
+
+def test_the_least_recently_used_go_first():
+    experts = held(most=3)
+    for key in "abcad":
+        experts.get(key)
+    assert list(experts._held) == ["c", "a", "d"]
+    assert experts.reads == 4
+
+
+def test_bytes_are_bounded_too_and_the_one_being_read_counts():
+    sizes = {"a": 30, "b": 20, "c": 30, "d": 10}
+    experts = held(most_bytes=60, sizes=sizes)
+    seen, reading = [], []
+    experts._read = lambda key: reading.append((key, sum(sizes[k] for k in experts._held))) or {}
+    experts.each("abcd", lambda key, state: seen.append(key))
+    assert seen == ["a", "b", "c", "d"]
+    assert all(held + sizes[key] <= 60 for key, held in reading)
+    assert experts.most_held_bytes <= 60
+
+
+def test_those_held_come_first_and_are_not_read_again():
+    experts = held(most=3)
+    experts.get("d")
+    seen = []
+    experts.each("abd", lambda key, state: seen.append((key, int(state["weight"]))))
+    assert seen == [("d", ord("d")), ("a", ord("a")), ("b", ord("b"))]
+    assert experts.reads == 3
+
+
+@pytest.mark.parametrize(("most", "most_bytes"), [(1, 100), (None, 19)])
+def test_memory_for_less_than_two_experts_is_refused(most, most_bytes):
+    with pytest.raises(ValueError, match="wanted room for two"):
+        held(most, most_bytes)
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_flipped_byte_in_any_file_is_refused_when_the_bundle_is_opened(folder):
+    names = files_in(folder)
+    assert len(names) == 5 + EXPERTS  # manifest, hashtags, router, gate, decoder
+    Bundle(folder)
+    for name in names:
+        whole = (folder / name).read_bytes()
+        for place in (0, 8, len(whole) // 2, len(whole) - 1):
+            flip(folder / name, place)
+            with pytest.raises(ValueError, match=name):
+                Bundle(folder)
+            (folder / name).write_bytes(whole)
+
+
+def test_every_single_byte_of_the_manifest_counts(folder):
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0x01, 0x20):  # the second turns e into E, which JSON reads as the same number
+            data = bytearray(whole)
+            data[place] ^= bit
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match=r"manifest\.json"):
+                Bundle(folder)
+
+
+def test_an_expert_that_was_damaged_after_the_bundle_was_opened_is_refused_when_it_is_read(folder):
+    bundle = Bundle(folder)
+    flip(folder / "experts" / "e001.safetensors", -1)
+    bundle.expert_probabilities("e000", ImagesInMemory(images(1)))
+    with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
+        bundle.expert_probabilities("e001", ImagesInMemory(images(1)))
+    with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
+        list(routed(bundle, [images(40)]))
+
+
+def test_a_missing_file_and_another_program_s_manifest_are_refused(folder):
+    (folder / "experts" / "e002.safetensors").rename(folder / "gone")
+    with pytest.raises(ValueError, match=r"e002.safetensors is missing from the bundle"):
+        Bundle(folder)
+    for text in ("[]", "null", '{"format": 1, "seal": 2}'):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            Bundle(folder)
+
+
+def test_features_that_are_not_finite_are_named():
+    model = build(NETWORK, TAGS, 0)
+    with torch.no_grad():
+        model.conv1.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="features of image 0 of 3 hold a number that is not finite"):
+        features_of(model, ImagesInMemory(images(3)))
+
+
+def test_folders_are_searched_and_what_is_no_image_is_named(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("b.png", "in/c.PNG", "in/deep/a.png", "in/.hidden.png"):
+        Image.fromarray(images(1)[0]).save(tmp_path / name, "PNG")
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no")
+    found = list(files_of([tmp_path / "b.png", tmp_path / "in", tmp_path / "none.png"]))
+    assert [p.name for p in found] == ["b.png", "bad.jpg", "c.PNG", "a.png", "none.png"]
+    (part,) = decoded(found, SIDE, threads=2)
+    assert [error for _, error in part.files][:4] == ["", "not_an_image", "", ""]
+    assert "No such file" in part.files[4][1]
+    assert np.array_equal(part.images_BHWC, images(1).repeat(3, 0))
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no image file"):
+        list(files_of([tmp_path]))

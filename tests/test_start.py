@@ -1,0 +1,86 @@
+"""Weights of other programs as the start."""
+
+import pytest
+import torch
+
+from moe_core.models.resnet import build
+from moe_core.models.start import load_start
+from moe_core.settings import Network
+from moe_core.weights import save_weights
+
+NETWORK = Network(block="bottleneck", stem="imagenet", widths=(4, 8), depths=(1, 2), embedding=0)
+
+
+def pretrained(tags=1000, **more):
+    return build(NETWORK.model_copy(update=more), tags, seed=7).state_dict()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {f"module.{k}": v for k, v in s.items()}])
+def test_all_layers_but_the_last_are_taken(tmp_path, name, wrap):
+    state = wrap(pretrained())
+    if name.endswith("pth"):
+        torch.save({"state_dict": state, "epoch": 3}, tmp_path / name)
+    else:
+        save_weights(tmp_path / name, state, {})
+    model, fresh = build(NETWORK, 5, seed=0), build(NETWORK, 5, seed=0).state_dict()
+    load_start(model, tmp_path / name)
+    taken = model.state_dict()
+    assert all(torch.equal(taken[k], v) for k, v in pretrained().items() if not k.startswith("fc."))
+    assert torch.equal(taken["fc.weight"], fresh["fc.weight"])
+
+
+def test_our_wider_embedding_keeps_its_own_weights(tmp_path):
+    torch.save(pretrained(), tmp_path / "w.pth")
+    network = NETWORK.model_copy(update={"embedding": 6})
+    model, fresh = build(network, 5, seed=0), build(network, 5, seed=0).state_dict()
+    load_start(model, tmp_path / "w.pth")
+    assert torch.equal(model.conv_embed.weight, fresh["conv_embed.weight"])
+    assert torch.equal(model.conv1.weight, pretrained()["conv1.weight"])
+
+
+def test_files_without_counters_of_batches_load(tmp_path):
+    state = {k: v for k, v in pretrained().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pth")
+    load_start(build(NETWORK, 5, seed=0), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (pretrained(depths=(1, 1)), r"lacks layer2.1.conv1.weight and \d+ more: set network.block"),
+        (pretrained(depths=(1, 3)), r"holds layer2.2.conv1.weight besides: set network.block"),
+        (
+            pretrained(widths=(4, 16)),
+            r"layer2.0.conv1.weight has shape \(16, 16, 1, 1\), the network wants \(8, 16, 1, 1\)",
+        ),
+        (pretrained(stem="small"), r"conv1.weight has shape \(4, 3, 3, 3\)"),
+        (pretrained() | {"bn1.bias": torch.full((64,), float("nan"))}, "bn1.bias holds a number that is not finite"),
+        ({"epoch": 3}, "holds no state_dict"),
+        ([1, 2], "holds no state_dict"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, state, why):
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=why):
+        load_start(build(NETWORK, 5, seed=0), tmp_path / "w.pth")
+
+
+class Harm:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_a_pickle_that_executes_code_is_refused(tmp_path, capsys):
+    torch.save({"conv1.weight": Harm()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="is not a file of weights"):
+        load_start(build(NETWORK, 5, seed=0), tmp_path / "w.pth")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"not weights"])
+def test_what_is_no_file_of_weights_is_refused(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match="is not a"):
+        load_start(build(NETWORK, 5, seed=0), tmp_path / name)

@@ -99,9 +99,8 @@ def run_study(
                             done.add((task.stage, task.key))
                         else:
                             slot = min(set(range(count)) - {r.slot for r in running})
-                            worker = idle.pop(slot, None)
-                            if worker is None or worker.is_worn:
-                                worker = Worker(slot)
+                            all_gpus = task.stage == "trunk" and study.trunk_setup.ranks > 1
+                            worker = _worker(slot, idle.pop(slot, None), all_gpus)
                             running.append(Running(task, make_new_run_id(), worker, time.monotonic(), slot))
                             worker.ask(task, running[-1].run_id, _log(context, task))
                             on_event("started", task, "")
@@ -187,6 +186,13 @@ def recorded_version(instance: "dg.DagsterInstance", stage: str, key: str | None
     records = instance.fetch_materializations(which, limit=1).records
     version = extract_data_version_from_entry(records[0].event_log_entry) if records else None
     return version.value if version else None
+
+
+def _worker(slot: int, idle: Worker | None, all_gpus: bool) -> Worker:
+    """The slot's own, where it can go on, or a new one."""
+    if idle and all_gpus:
+        idle.stop()
+    return Worker(slot, all_gpus) if all_gpus or idle is None or idle.is_worn else idle
 
 
 def _end(one: Running, instance: "dg.DagsterInstance") -> str:

@@ -29,15 +29,15 @@ class Task:
 
 
 class Worker:
-    """A process that makes one run after the other, on the GPU of its slot where there are GPUs."""
+    """A process that makes one run after the other, on the GPU of its slot, or on all of them, where there are any."""
 
-    def __init__(self, slot: int) -> None:
+    def __init__(self, slot: int, all_gpus: bool = False) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
-        gpu = slot % gpus() if gpus() else None
+        gpu = slot % gpus() if gpus() and not all_gpus else None
         self.process = _forks().Process(target=_work, args=(theirs, gpu), daemon=True)
         self.process.start()
         theirs.close()
-        self.runs = 0
+        self.runs = RUNS_A_WORKER - 1 if all_gpus else 0  # the next run may be meant for one GPU
 
     @property
     def is_worn(self) -> bool:

@@ -398,3 +398,30 @@ def test_only_the_expert_whose_cluster_changed_is_stale_for_dagster(finished, tm
     environment = os.environ | {"HARDMOE_STUDY": str(root / "study.toml"), "DAGSTER_HOME": str(root / "dagster")}
     done = subprocess.run([sys.executable, "-c", STALENESS], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines() == ["FRESH FRESH", "FRESH STALE"], done.stderr
+
+
+def test_a_worker_makes_many_runs_and_its_death_fails_only_the_one_it_was_at(tmp_path):
+    study = small_study(
+        expert_training=QUICK.model_copy(update={"epochs": 25, "checkpoint_seconds": 0.1}),
+        evaluation=small_study().evaluation.model_copy(update={"controls": False}),
+    )
+    file = write(tmp_path, study)
+    hardmoe("run", "--study", file, "--until", "partition", "--workers", "1")
+    with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:
+        runs = instance.get_runs()
+        assert len(runs) == 8
+        assert len({run.tags["hardmoe/pid"] for run in runs}) == 1
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(file), "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("expert/e000/.work-*/checkpoint.safetensors")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(json.loads((tmp_path / ".progress" / "expert.e000.json").read_text())["pid"], signal.SIGKILL)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Error: expert:e000: its process ended: killed by signal 9" in errors
+    assert "1 made, 8 fresh, 1 failed, 6 not started" in said  # the other expert, by another worker
+    assert " 0 failed" in hardmoe("run", "--study", file, "--workers", "1").stdout

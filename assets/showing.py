@@ -18,14 +18,17 @@ from moe_core.store import Artefact
 from moe_core.text import shown
 
 # ASCII punctuation that Markdown or HTML may read as more than text; an underscore inside a word is only that.
-_MARKUP = re.compile(r"[!-,/:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.")
+_MARKUP = re.compile(r"[!-,/:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])")
+# The UI makes links of addresses even where every mark is escaped: a word joiner, which nobody sees, breaks them.
+_ADDRESS = re.compile(r"(?i)://|www(?=\.)|@")
 ROWS = 40  # of a plot of bars at most
 INLINE = 1000  # characters of Markdown from which Dagster's UI shows a link to it in its place
 
 
 def cell(text: object) -> str:
     """Text of users made safe for Markdown: it stays the text that it is, on one line."""
-    return _MARKUP.sub(lambda mark: f"&#{ord(mark[0])};", shown(" ".join(str(text).split()), 200))
+    plain = _ADDRESS.sub(lambda begun: begun[0] + "\u2060", shown(" ".join(str(text).split()), 200))
+    return _MARKUP.sub(lambda mark: f"&#{ord(mark[0])};", plain)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> dg.MetadataValue:

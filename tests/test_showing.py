@@ -29,7 +29,19 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def told():
-    texts = ["<b>|", "](javascript:x)", "snake_case", "_word_", "www.a.b", "a\n#b", "x‮y", "naïve, 1.5", "__x__"]
+    texts = [
+        "<b>|",
+        "](javascript:x)",
+        "snake_case",
+        "_word_",
+        "www.a.b",
+        "a\n#b",
+        "x‮y",
+        "naïve, 1.5",
+        "__x__",
+        "http://x.y",
+        "a@b.c",
+    ]
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
     command = [sys.executable, "-c", CELLS]
     done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, env=environment, check=True)
@@ -42,11 +54,13 @@ def test_users_text_has_no_mark_that_markdown_reads(told):
         "&#93;&#40;javascript&#58;x&#41;",
         "snake_case",
         "&#95;word&#95;",
-        "www&#46;a.b",
+        "www\u2060.a.b",
         "a &#35;b",
         "x&#92;u202ey",
         "naïve&#44; 1.5",
         "&#95;&#95;x&#95;&#95;",
+        "http&#58;&#47;&#47;\u2060x.y",
+        "a&#64;\u2060b.c",
     ]
 
 

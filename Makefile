@@ -1,9 +1,9 @@
-# make setup | demo | test | ui | lint | bench | screenshots
+# make setup | demo | test | soak | fuzz | ui | lint | bench | screenshots
 PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= studies/demo
 
-.PHONY: setup demo test ui lint bench screenshots
+.PHONY: setup demo test soak fuzz ui lint bench screenshots
 setup: .venv/.ready
 
 # torch first and alone: where no CPU build is offered for "torch", a range would fetch gigabytes of CUDA packages.
@@ -17,6 +17,13 @@ setup: .venv/.ready
 test: setup
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m browser tests/test_browser.py  # skipped, with the reason, where there is no chromium
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
+
+fuzz: setup
+	$(BIN)/python -m pip install --quiet -e '.[fuzz]'
+	$(BIN)/python tests/fuzz.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ The same models are the recipes' return type, the source of the artefacts' hashe
 """
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -255,11 +256,10 @@ def load_study(path: Path) -> Study:
     if not path.is_file():
         raise ValueError(f"no study at {path}: `hardmoe init DIR --source ...` writes one")
     try:
-        values = tomlkit.parse(path.read_text("utf-8")).unwrap()
-        return Study.model_validate(values)
+        return Study.model_validate(tomllib.loads(path.read_text("utf-8")))
     except ValidationError as error:
         raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
-    except (tomlkit.exceptions.ParseError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 

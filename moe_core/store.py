@@ -157,9 +157,10 @@ class Store:
         """Calls `write(folder)` and commits what it wrote; whoever commits first wins, and all get that artefact."""
         parent = self.folder(plan.asset, plan.key)
         parent.mkdir(parents=True, exist_ok=True)
-        sweep(parent)
+        for path in dead_parts(parent):
+            shutil.rmtree(path, ignore_errors=True)
         final = parent / plan.version
-        temporary = parent / f".part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary = _part(parent)
         temporary.mkdir()
         try:
             written = write(temporary)
@@ -178,10 +179,7 @@ class Store:
         return made
 
     def remove(self, artefact: Artefact) -> None:
-        """Takes an artefact away: first out of sight, then from the disk."""
-        gone = artefact.path.with_name(f".part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        artefact.path.rename(gone)
-        shutil.rmtree(gone)
+        take_away(artefact.path)
 
 
 @dataclass(frozen=True)
@@ -233,12 +231,29 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(parent: Path) -> None:
-    """Removes temporary folders whose process on this host is dead."""
+def _part(parent: Path) -> Path:
+    """A name that no reader sees, and that says whose it is."""
+    return parent / f".part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def dead_parts(parent: Path) -> list[Path]:
+    """Temporary folders whose process on this host is dead."""
+    found = []
     for path in parent.glob(f".part-{socket.gethostname()}-*"):
         pid = path.name.rsplit("-", 2)[1]
         if pid.isdigit() and not alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
+            found.append(path)
+    return found
+
+
+def take_away(path: Path) -> None:
+    """Removes a file or a folder; a folder is first out of sight: a reader sees the whole or nothing."""
+    if path.is_dir():
+        hidden = _part(path.parent)
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def alive(pid: int) -> bool:

@@ -10,9 +10,13 @@ from PIL import Image
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
 from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
-from moe_core.data.vocabulary import Vocabulary, choose
+from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
+
+
+def chosen(posts, data):
+    return choose_from(lambda: [posts], data)
 
 
 def png(color="red"):
@@ -206,7 +210,7 @@ def frame(tags, users=None):
 
 def test_a_tag_needs_posts_and_users():
     tags = [["cat", "spam"], ["cat", "spam"], ["cat", "dog"]]
-    kept, dropped, _ = choose(frame(tags, ["ann", "ann", "bob"]), Data(min_posts_per_tag=2, min_users_per_tag=2))
+    kept, dropped, _ = chosen(frame(tags, ["ann", "ann", "bob"]), Data(min_posts_per_tag=2, min_users_per_tag=2))
     assert kept["tag"].to_list() == ["cat"]
     assert dict(dropped.select("tag", "reason").iter_rows()) == {"spam": "too_few_users", "dog": "too_few_posts"}
 
@@ -216,7 +220,7 @@ def test_stop_tags_synonyms_and_the_limit(tmp_path):
     (tmp_path / "same").write_text("kitty = cat\n")
     tags = [["cat", "love"], ["kitty"], ["dog"]]
     data = Data(min_posts_per_tag=1, max_tags=1, stop_tags=str(tmp_path / "stop"), synonyms=str(tmp_path / "same"))
-    kept, dropped, synonyms = choose(frame(tags), data)
+    kept, dropped, synonyms = chosen(frame(tags), data)
     assert list(kept.select("tag", "posts").iter_rows()) == [("cat", 2)]
     assert dict(dropped.select("tag", "reason").iter_rows()) == {"love": "stop_list", "dog": "beyond_max_tags"}
     assert synonyms == {"kitty": "cat"}
@@ -226,7 +230,7 @@ def test_a_vocabulary_of_nothing_is_an_error():
     with pytest.raises(
         ValueError, match=r"no hashtag is left: 1 tags on 1 training posts.*lower data.min_posts_per_tag"
     ):
-        choose(frame([["cat"]]), Data(min_posts_per_tag=2))
+        chosen(frame([["cat"]]), Data(min_posts_per_tag=2))
 
 
 def test_schemas_name_their_shard_and_position():

@@ -21,6 +21,15 @@ def test_wrong_value_is_shown(tmp_path):
         load_study(tmp_path / "study.toml")
 
 
+@pytest.mark.parametrize(
+    "text", ["[data]\nstore = 'raw'\nstore = 'png'\n", "[data]\n[data]\n", "a = " + "[" * 10_000, "name = 'a\x00b'"]
+)
+def test_what_is_no_toml_is_said_in_one_line(tmp_path, text):
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ValueError, match="is not valid TOML"):
+        load_study(tmp_path / "study.toml")
+
+
 def test_missing_study_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="hardmoe init"):
         load_study(tmp_path / "study.toml")

@@ -198,22 +198,27 @@ def run_all(processes):
     return [process.exitcode for process in processes]
 
 
-def test_eight_processes_ingest_eight_shards_at_once_and_nothing_is_lost(path):
+ROUNDS = [6, pytest.param(100, marks=pytest.mark.soak)]
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_eight_processes_ingest_eight_shards_at_once_and_nothing_is_lost(path, rounds):
     keys = [f"s{n}" for n in range(8)]
-    assert run_all([PROCESS(target=_ingest, args=(path, [shard], 6)) for shard in keys]) == [0] * 8
+    assert run_all([PROCESS(target=_ingest, args=(path, [shard], rounds)) for shard in keys]) == [0] * 8
     assert shards_in(path) == dict.fromkeys(keys, 20)
     for shard in keys:
-        for n in range(6):
+        for n in range(rounds):
             assert ids(path, f"posts.{shard}.{n}", shard)[0] == f"{shard}{n}-0"
 
 
-def _ingest_as(path, name):
-    for _ in range(6):
+def _ingest_as(path, name, rounds):
+    for _ in range(rounds):
         put(path, "a", [f"{name}-{i}" for i in range(20)])
 
 
-def test_eight_processes_ingest_the_same_shard_and_one_copy_is_left(path):
-    assert run_all([PROCESS(target=_ingest_as, args=(path, n)) for n in range(8)]) == [0] * 8
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_eight_processes_ingest_the_same_shard_and_one_copy_is_left(path, rounds):
+    assert run_all([PROCESS(target=_ingest_as, args=(path, n, rounds)) for n in range(8)]) == [0] * 8
     (found,) = {i.split("-")[0] for i in ids(path, lance.dataset(str(path)).version, "a")}
     assert shards_in(path) == {"a": 20}
     assert found in "01234567"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from assets.vocabulary import dropped_table, kept_table
 from moe_core.data.counting import TagCounter
 from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms
-from moe_core.data.vocabulary import Vocabulary, choose, choose_from, load, save
+from moe_core.data.vocabulary import Vocabulary, choose_from, load, save
 from moe_core.settings import Data, Source, Study
 from moe_core.stages.context import Context
 from moe_core.stages.reading import splits
@@ -17,6 +17,10 @@ from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
 
 TAGS = pl.List(pl.String)
+
+
+def chosen(posts, data):
+    return choose_from(lambda: [posts], data)
 
 
 def frame(tags, users=None):
@@ -109,7 +113,7 @@ def test_each_reason_of_leaving(tmp_path):
         stop_tags=file(tmp_path, "#LOVE\n\n"),
         synonyms=file(tmp_path, "sea = sea\nocean = sea\n", "same.txt"),
     )
-    kept, dropped, synonyms = choose(posts, data)
+    kept, dropped, synonyms = chosen(posts, data)
     assert kept.rows() == [("cat", 11, 3, 9)]
     assert reasons_of(dropped) == {
         "love": "stop_list",
@@ -127,26 +131,26 @@ def test_a_user_with_fifty_thousand_equal_tags_is_spam():
     posts = frame(
         [["buynow"]] * 50_000 + [["buynow", "cat"]] * 100, ["spammer"] * 50_000 + [f"u{n}" for n in range(100)]
     )
-    kept, dropped, _ = choose(posts, Data(min_users_per_tag=50))
+    kept, dropped, _ = chosen(posts, Data(min_users_per_tag=50))
     assert kept["tag"].to_list() == ["cat"]
     assert dropped.rows() == [("buynow", 50_100, 101, 50_000, "one_user")]
-    kept, _, _ = choose(posts, Data(max_user_share=1))
+    kept, _, _ = chosen(posts, Data(max_user_share=1))
     assert kept["tag"].to_list() == ["buynow", "cat"]
 
 
 def test_posts_without_users_are_nobodys_spam():
-    kept, _, _ = choose(frame([["cat"]] * 3), Data(min_posts_per_tag=3, min_users_per_tag=3, max_user_share=0.1))
+    kept, _, _ = chosen(frame([["cat"]] * 3), Data(min_posts_per_tag=3, min_users_per_tag=3, max_user_share=0.1))
     assert kept.rows() == [("cat", 3, 3, 0)]
 
 
 def test_equal_counts_are_ordered_by_name():
-    kept, _, _ = choose(frame([["b", "c", "a"], ["c"]]), Data(min_posts_per_tag=1))
+    kept, _, _ = chosen(frame([["b", "c", "a"], ["c"]]), Data(min_posts_per_tag=1))
     assert kept["tag"].to_list() == ["c", "a", "b"]
 
 
 def test_a_vocabulary_of_one_users_tags_says_so():
     with pytest.raises(ValueError, match=r"\(one_user 1\): lower data.min_posts_per_tag, or raise data.max_user_share"):
-        choose(frame([["cat"]] * 3, ["ann"] * 3), Data(min_posts_per_tag=2))
+        chosen(frame([["cat"]] * 3, ["ann"] * 3), Data(min_posts_per_tag=2))
 
 
 def test_no_posts_at_all_is_an_error():
@@ -156,10 +160,10 @@ def test_no_posts_at_all_is_an_error():
 
 def test_plurals_join_their_singular_where_it_is_frequent():
     tags = [["cat", "cats"], ["cats"], ["cat"], ["dogs"], ["dogs"], ["dog"], ["paris"], ["paris"], ["cat", "paris"]]
-    kept, dropped, synonyms = choose(frame(tags), Data(min_posts_per_tag=2, plurals=True))
+    kept, dropped, synonyms = chosen(frame(tags), Data(min_posts_per_tag=2, plurals=True))
     assert dict(kept.select("tag", "posts").iter_rows()) == {"cat": 4, "paris": 3, "dogs": 2}
     assert (reasons_of(dropped), synonyms) == ({"dog": "too_few_posts"}, {"cats": "cat"})
-    kept, _, synonyms = choose(frame(tags), Data(min_posts_per_tag=2))
+    kept, _, synonyms = chosen(frame(tags), Data(min_posts_per_tag=2))
     assert dict(kept.select("tag", "posts").iter_rows()) == {"cat": 3, "paris": 3, "cats": 2, "dogs": 2}
     assert synonyms == {}
 
@@ -182,7 +186,7 @@ def test_plurals_by_their_endings():
 def test_a_synonym_line_keeps_a_plural(tmp_path):
     tags = [["new"], ["news"], ["glass"], ["glasses"], ["specs"]]
     lines = "news = news\nspecs = glasses\n"
-    kept, _, synonyms = choose(frame(tags), Data(min_posts_per_tag=1, plurals=True, synonyms=file(tmp_path, lines)))
+    kept, _, synonyms = chosen(frame(tags), Data(min_posts_per_tag=1, plurals=True, synonyms=file(tmp_path, lines)))
     assert dict(kept.select("tag", "posts").iter_rows()) == {"glasses": 2, "glass": 1, "new": 1, "news": 1}
     assert synonyms == {"news": "news", "specs": "glasses"}
 
@@ -229,7 +233,7 @@ def test_lists_of_words_follow_the_accents(tmp_path):
 
 def test_a_vocabulary_is_read_back_as_it_was_saved(tmp_path):
     posts = frame([["cat", "kitty"], ["kitty", "rare"], ["dog"]])
-    kept, dropped, synonyms = choose(posts, Data(min_posts_per_tag=1, max_tags=2, synonyms=file(tmp_path, "kitty=cat")))
+    kept, dropped, synonyms = chosen(posts, Data(min_posts_per_tag=1, max_tags=2, synonyms=file(tmp_path, "kitty=cat")))
     save(tmp_path, kept, dropped, synonyms)
     assert load(tmp_path / "hashtags.parquet", tmp_path / "synonyms.parquet") == Vocabulary(
         ["cat", "dog"], {"kitty": "cat"}

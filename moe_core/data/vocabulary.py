@@ -57,15 +57,10 @@ class Vocabulary:
         return pl.Enum(list(lookup)), np.fromiter(lookup.values(), np.int64, len(lookup))
 
 
-def choose(posts: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str]]:
-    """`choose_from` for posts that are in memory: columns `tags` and `user`."""
-    return choose_from(lambda: [posts], data)
-
-
 def choose_from(
     batches: Batches, data: Data, scratch: Path | None = None
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str]]:
-    """(hashtags kept, tags dropped with their reason, synonyms) from the training posts.
+    """(hashtags kept, tags dropped with their reason, synonyms) from the training posts: columns `tags` and `user`.
 
     Without users each post counts as its own. Memory grows with the number of distinct tags, not of posts: what does
     not fit lies in files in `scratch`. Raises ValueError when no tag is left.

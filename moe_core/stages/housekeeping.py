@@ -4,15 +4,13 @@ A pin (a Lance tag) keeps the version that a posts artefact reads; a version goe
 here may be killed at any point and started again.
 """
 
-import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_core.stages.context import Context
-from moe_core.store import Artefact, Busy, alive, exclusive
+from moe_core.store import Artefact, Busy, alive, dead_parts, exclusive, take_away
 
 DATA_SETS = ("posts.lance", "rejects.lance")
 
@@ -137,17 +135,12 @@ def _superseded(context: Context) -> list[Artefact]:
 
 def leftovers(root: Path) -> Iterator[Path]:
     """What dead processes of this machine left, checkpoints of what is complete, and locks. Nothing is being made."""
-    here = socket.gethostname()
     for folder in _artefact_folders(root):
-        for path in folder.glob(f".part-{here}-*"):
-            pid = path.name.rsplit("-", 2)[1]
-            if pid.isdigit() and not alive(int(pid)):
-                yield path
+        yield from dead_parts(folder)
         for path in folder.glob(".work-*"):
             if (folder / path.name.removeprefix(".work-") / "artefact.json").exists():
                 yield path
         yield from folder.glob(".lock-*")
-        yield from folder.glob(".gone-*")
     for folder in (root, root / ".progress"):
         for path in folder.glob(".*.part"):
             pid = path.name.split(".")[-2]
@@ -164,13 +157,6 @@ def _artefact_folders(root: Path) -> Iterator[Path]:
         if asset.is_dir():
             yield asset
             yield from (path for path in sorted(asset.iterdir()) if path.is_dir() and not path.name.startswith("."))
-
-
-def take_away(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def size_of(path: Path) -> int:

@@ -48,7 +48,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         },
     }
     (folder / "counts.json").write_text(json.dumps(said, indent=1))
-    return Written(said | {"posts_version": done.posts_version, "rejects_version": done.rejects_version})
+    return Written(said)
 
 
 def _inputs(context: Context, key: str | None) -> dict[str, str]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.data.forgotten import Forgotten
 from moe_core.stages.context import Context
-from moe_core.stages.housekeeping import DATA_SETS, current_pins, leftovers, size_of, take_away
-from moe_core.store import Artefact, Busy, exclusive
+from moe_core.stages.housekeeping import DATA_SETS, current_pins, leftovers, size_of
+from moe_core.store import Artefact, Busy, exclusive, take_away
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,10 +235,6 @@ def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
 def _remove(context: Context, path: Any, done: Takedown) -> None:
     done.bytes += size_of(path)
     done.removed.append(str(path.relative_to(context.root)))
-    if path.is_dir():  # first out of sight: a reader sees the whole or nothing
-        hidden = path.with_name(f".gone-{path.name}")
-        path.rename(hidden)
-        path = hidden
     take_away(path)
 
 

@@ -199,11 +199,28 @@ class Expert(Strict):
 class Decoder(Strict):
     """The last layer that all experts share."""
 
-    mode: Literal["frozen", "refit"] = Field(
-        "frozen", description="frozen: the trunk's; refit: fitted on the experts' features."
+    mode: Literal["frozen", "refit", "joint"] = Field(
+        "frozen",
+        description="frozen: the trunk's; refit: fitted on the experts' features; joint: trained with the experts.",
     )
     refit_epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="refit: passes over the posts.")
     refit_lr: Annotated[float, Field(gt=0)] = Field(0.02, description="refit: highest learning rate.")
+    rounds: Annotated[int, Field(ge=1, le=9999)] = Field(
+        15, description="joint: an expert's steps are cut into so many rounds; each ends with one decoder for all."
+    )
+    settle_rounds: int = Field(1, ge=0, description="joint: last rounds, in which the decoder is held fixed.")
+    outer_lr: Annotated[float, Field(gt=0)] = Field(
+        0.7, description="joint: step along the mean change of the experts' decoders, weighted by their posts."
+    )
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="joint: Nesterov momentum of that step."
+    )
+
+    @model_validator(mode="after")
+    def _some_rounds_move_it(self) -> "Decoder":
+        if self.settle_rounds >= self.rounds:
+            raise ValueError(f"settle_rounds {self.settle_rounds} must be fewer than rounds {self.rounds}")
+        return self
 
 
 class Evaluation(Strict):

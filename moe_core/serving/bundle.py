@@ -111,7 +111,12 @@ class Bundle:
                     f"{said['router']['version']}: materialise mixture again"
                 )
         for key, part in said["experts"].items():
-            self._check(part, "expert", key)
+            came = self._check(part, "expert", key).get("generation")
+            if came != decoder.get("generation"):
+                raise ValueError(
+                    f"{folder}: expert {key} is of generation {came}, the decoder of {decoder.get('generation')}: "
+                    "they were not trained together; materialise mixture again"
+                )
         state, _ = load_weights(folder / said["decoder"]["file"])
         self.weight_VD, self.bias_V = state["weight"], state["bias"]
         if len(self.bias_V) != len(self.hashtags):

@@ -44,7 +44,6 @@ def fit(
     work.mkdir(parents=True, exist_ok=True)
     log = work / "log.jsonl"
     started = reported = time.monotonic()
-    last = None
     checkpoint = work / "checkpoint.safetensors"
     with open(log, "a", encoding="utf-8") as lines:
         measurements = (
@@ -52,19 +51,15 @@ def fit(
             if ranks == 1
             else train_in_ranks(context, model, ranks, checkpoint)
         )
-        for last in measurements:
-            lines.write(json.dumps(asdict(last)) + "\n")
+        for one in measurements:
+            lines.write(json.dumps(asdict(one)) + "\n")
             lines.flush()
-            if time.monotonic() - reported >= REPORT_SECONDS or last.step == last.steps:
+            if time.monotonic() - reported >= REPORT_SECONDS or one.step == one.steps:
                 reported = time.monotonic()
-                context.report(asdict(last))
-    kept = {line["step"]: line for line in _lines(log)}  # an attempt that was killed logged steps that were done again
-    if last is None and not kept:
-        raise RuntimeError(f"{plan.name}: training ended without a step")
-    (folder / "log.jsonl").write_text("".join(json.dumps(kept[step]) + "\n" for step in sorted(kept)))
+                context.report(asdict(one))
+    end = copy_log(log, folder / "log.jsonl")
     weights = folder / "weights.safetensors"
     save_weights(weights, model.state_dict(), {"asset": plan.asset, "key": plan.key or "", "version": plan.version})
-    end = kept[max(kept)]
     return Written(
         metadata={
             "training_posts": len(posts),
@@ -82,6 +77,18 @@ def fit(
 def log_of(artefact: Artefact) -> list[dict[str, float]]:
     """What was measured while a network was trained, in the order of the steps."""
     return _lines(artefact.file("log.jsonl"))
+
+
+def copy_log(log: Path, to: Path) -> dict[str, float]:
+    """Copies it without the steps that an attempt which was killed had logged before they were done again.
+
+    Returns the last line. Raises RuntimeError for a log without lines.
+    """
+    kept = {line["step"]: line for line in _lines(log)}
+    if not kept:
+        raise RuntimeError(f"{log}: training ended without a step")
+    to.write_text("".join(json.dumps(kept[step]) + "\n" for step in sorted(kept)))
+    return kept[max(kept)]
 
 
 def _lines(path: Path) -> list[dict[str, float]]:

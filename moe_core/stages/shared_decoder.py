@@ -1,7 +1,8 @@
 """shared_decoder: one last layer for all the experts, so that their features lie in one space.
 
 `frozen`: the trunk's, against which the experts were trained. `refit`: fitted once, from the trunk's, on the experts'
-features of augmented training posts (those of clean ones are cleaner than the features of unseen posts).
+features of augmented training posts (those of clean ones are cleaner than the features of unseen posts). `joint`: the
+one that was trained with the experts, of their generation.
 `random_decoder` is the same for the experts of the random partition, so that the control lacks nothing but the gate.
 """
 
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _stage(name: str, experts: str, column: str, control: bool) -> Stage:
-    """`experts`: the stage whose networks share it; `column` of the assignment: which posts are whose."""
+def _stage(name: str, experts: str, column: str, control: bool, generation: str) -> Stage:
+    """`experts`: the stage whose networks share it; `column` of the assignment: which posts are whose; `generation`:
+    the stage that trains it where that is done jointly."""
 
     def make(context: Context, key: str | None, folder: Path) -> Written:
-        from moe_core.weights import save_weights
+        from moe_core.weights import load_weights, save_weights
 
         study = context.study
         device = device_and_threads(parallel=control, experts=study.partition.experts)
@@ -36,6 +38,11 @@ def _stage(name: str, experts: str, column: str, control: bool) -> Stage:
             metadata["loss"] = round(_refit(context, artefacts, column, trunk.fc, device), 4)
         path = folder / "decoder.safetensors"
         about = {"asset": name, "version": context.version(name), "trunk": context.version("trunk")}
+        if study.decoder.mode == "joint":
+            joint = context.need(generation)
+            decoder, _ = load_weights(joint.file("decoder.safetensors"))
+            trunk.fc.load_state_dict(decoder)
+            metadata["generation"] = about["generation"] = joint.version
         save_weights(path, {"weight": trunk.fc.weight, "bias": trunk.fc.bias}, about)
         return Written(metadata, content={"decoder": file_digest(path)})
 
@@ -43,10 +50,10 @@ def _stage(name: str, experts: str, column: str, control: bool) -> Stage:
         return {"trunk": context.version("trunk")} | {k: context.version(experts, k) for k in context.experts}
 
     def settings(study: Study) -> Any:
-        used = {"mode"} if study.decoder.mode == "frozen" else {"mode", "refit_epochs", "refit_lr"}
+        used = {"mode", "refit_epochs", "refit_lr"} if study.decoder.mode == "refit" else {"mode"}
         return study.decoder.model_dump(include=used)
 
-    return Stage(name, None, "1", (experts, "partition", "trunk"), settings, inputs, make, control)
+    return Stage(name, None, "1", (experts, generation, "partition", "trunk"), settings, inputs, make, control)
 
 
 def _refit(context: Context, artefacts: Mapping[str, Artefact], column: str, decoder: nn.Linear, device: str) -> float:
@@ -76,5 +83,5 @@ def _refit(context: Context, artefacts: Mapping[str, Artefact], column: str, dec
     return refit(decoder, features_ND, posts, refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed)
 
 
-SHARED_DECODER = _stage("shared_decoder", "expert", "expert", control=False)
-RANDOM_DECODER = _stage("random_decoder", "random_expert", "random", control=True)
+SHARED_DECODER = _stage("shared_decoder", "expert", "expert", control=False, generation="joint_experts")
+RANDOM_DECODER = _stage("random_decoder", "random_expert", "random", control=True, generation="random_joint_experts")

@@ -23,11 +23,14 @@ class Stage:
     inputs: Callable[[Context, str | None], Mapping[str, str]]
     make: Callable[[Context, str | None, Path], Written]
     control: bool = False  # only there to compare with
+    when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
     holds: Callable[[Artefact], Iterable[str]] | Literal["some"] | None = None
     """What a takedown has to look for in its artefacts: None where they say nothing of single posts; ids of the posts
     they hold; "some" where nobody can tell which (pictures, rare tags), so that every takedown removes them."""
 
     def plan(self, context: Context, key: str | None) -> Plan:
+        if not self.when(context.study):
+            raise ValueError(f"this study has no {self.name}: it goes with another decoder.mode")
         if (key is None) != (self.keys is None):
             raise ValueError(f"{self.name} has {'no partitions' if self.keys is None else self.keys}: got key {key!r}")
         if key is not None and key not in self.keys_of(context):
@@ -37,6 +40,8 @@ class Stage:
         return Plan(self.name, key, self.code, self.settings(context.study), self.inputs(context, key))
 
     def keys_of(self, context: Context) -> list[str | None]:
+        if not self.when(context.study):
+            return []
         if self.keys is None:
             return [None]
         return list(context.experts) if self.keys == "experts" else [shard.key for shard in context.shards]

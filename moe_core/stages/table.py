@@ -3,6 +3,7 @@
 from moe_core.stages.embeddings import EMBEDDINGS
 from moe_core.stages.evaluation import EVALUATION
 from moe_core.stages.experts import EXPERT, RANDOM_EXPERT, SEPARATE_EXPERT
+from moe_core.stages.joint_experts import JOINT_EXPERTS, RANDOM_JOINT_EXPERTS
 from moe_core.stages.mixture import MIXTURE
 from moe_core.stages.partition import PARTITION
 from moe_core.stages.posts import POSTS
@@ -23,6 +24,8 @@ STAGES: dict[str, Stage] = {
         TRUNK,
         TRUNK_FEATURES,
         PARTITION,
+        JOINT_EXPERTS,
+        RANDOM_JOINT_EXPERTS,
         EXPERT,
         RANDOM_EXPERT,
         SEPARATE_EXPERT,

@@ -11,10 +11,10 @@ from moe_core.weights import load_weights, save_weights
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, step: int, steps: int) -> None:
     """Replaces `path` in one move; a reader sees the old state or the new one."""
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        momentum = optimizer.state[parameter].get("momentum_buffer")
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
-            state[f"momentum.{number}"] = momentum
+            state[f"momentum.{name}"] = momentum
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, state, {"step": str(step), "steps": str(steps)})
 
@@ -27,7 +27,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, st
     if about.get("steps") != str(steps):
         raise ValueError(f"{path} is of a run of {about.get('steps')} steps, this run has {steps}: delete it")
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if f"momentum.{number}" in state:
-            optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{number}"].to(parameter.device)
+    parameters = dict(model.named_parameters())
+    for name, momentum in state.items():
+        if name.startswith("momentum."):
+            parameter = parameters.get(name.removeprefix("momentum."))
+            if parameter is None:
+                raise ValueError(f"{path} holds {name!r}, which the network has not: delete it")
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
     return int(about["step"])

@@ -53,6 +53,7 @@ def train(
     training: Training,
     *,
     train_decoder: bool = True,
+    until: int | None = None,
     checkpoint: Path | None = None,
     device: str = "cpu",
     readers: int = 1,
@@ -61,10 +62,11 @@ def train(
 ) -> Iterator[Measurement]:
     """Trains `model` in place, yielding every CHECK_EVERY steps; resumes from `checkpoint` where that file exists.
 
-    With `train_decoder=False` the last layer is held fixed. `readers` threads read images ahead; their number changes
-    nothing in the result. Of `ranks` processes in torch's default process group each trains on its own part of every
-    step and ends with the same weights; rank 0 writes the checkpoint, all read it. Raises ValueError with fewer posts
-    than ranks and FloatingPointError at the first loss or weight that is not finite, saying between which steps it
+    With `train_decoder=False` the last layer is held fixed. `until` ends it after so many of the steps, with the state
+    of then in `checkpoint`. `readers` threads read images ahead; their number changes nothing in the result. Of `ranks`
+    processes in torch's default process group each trains on its own part of every step and ends with the same weights;
+    rank 0 writes the checkpoint, all read it. Raises ValueError with fewer posts than ranks and FloatingPointError at
+    the first loss or weight that is not finite, saying between which steps it
     arose.
     """
     if len(posts) < ranks:
@@ -74,6 +76,7 @@ def train(
     optimizer = _optimizer(model, training)
     steps, accumulate = steps_of(len(posts), training, ranks), training.accumulate
     images_a_step = min(training.batch_size, len(posts) // ranks) * ranks * accumulate
+    stop = steps if until is None else min(until, steps)
     start = load_checkpoint(checkpoint, model, optimizer, steps) if checkpoint else 0
     if device.startswith("cuda"):
         posts = posts.on_device(training.device_mib << 20, device)
@@ -82,7 +85,7 @@ def train(
     bfloat16 = uses_bfloat16(training.precision, device)
     losses_S = torch.zeros(CHECK_EVERY, device=device)  # of the steps since the last look, each at its own place
 
-    parts = (start * accumulate, steps * accumulate)
+    parts = (start * accumulate, stop * accumulate)
     for batch in batches(posts, training, model.fc.out_features, *parts, threads=readers, rank=rank, ranks=ranks):
         step, part = divmod(batch.step, accumulate)
         x_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True))
@@ -105,7 +108,7 @@ def train(
         optimizer.step()
 
         done = step + 1
-        if done % CHECK_EVERY == 0 or done == steps:
+        if done % CHECK_EVERY == 0 or done == stop:
             first = max(start, (done - 1) // CHECK_EVERY * CHECK_EVERY)
             if ranks > 1:
                 torch.distributed.all_reduce(losses_S)
@@ -115,7 +118,8 @@ def train(
             speed = (done - first) * images_a_step / (now - looked_at)
             yield Measurement(done, steps, sum(losses) / len(losses), lr, speed, done * images_a_step)
             looked_at = time.monotonic()
-            if checkpoint and rank == 0 and done < steps and looked_at - saved_at >= training.checkpoint_seconds:
+            due = done < stop and looked_at - saved_at >= training.checkpoint_seconds
+            if checkpoint and rank == 0 and (due or done == until):
                 save_checkpoint(checkpoint, model, optimizer, done, steps)
                 saved_at = looked_at = time.monotonic()
     model.fc.requires_grad_(True)

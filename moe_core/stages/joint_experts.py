@@ -1,0 +1,186 @@
+"""joint_experts: all the experts and their one decoder, trained together: one generation, written at once.
+
+The process that makes it starts others like itself (`joint_worker`), as many as there are shares of the cores or GPUs,
+and works with them; whoever of them dies is replaced. `random_joint_experts` is the same for the random partition.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_core.settings import Study
+from moe_core.stages.context import Context, cores, device_and_threads, threads_for
+from moe_core.stages.experts import expert_settings, members, start, training_posts
+from moe_core.stages.fitting import REPORT_SECONDS, copy_log
+from moe_core.stages.stage import Stage
+from moe_core.store import Written, file_digest, write_text
+
+if TYPE_CHECKING:
+    from moe_core.training.joint import Joint
+
+JOB = "job.json"  # what a worker is told, in the work folder
+MOST_KILLED = 20  # then there is a reason, such as too little memory: this process goes on alone
+
+
+def _stage(name: str, column: str, control: bool) -> Stage:
+    """`column` of the assignment says whose posts an expert is trained on."""
+
+    def make(context: Context, key: str | None, folder: Path) -> Written:
+        import torch
+
+        from moe_core.training.joint import trained_decoder, trained_expert
+        from moe_core.weights import save_weights
+
+        began = time.monotonic()
+        study, plan = context.study, context.plan(name)
+        device = device_and_threads(parallel=True, experts=study.partition.experts)
+        joint = open_joint(context, name, column)
+        said = {"root": str(context.root), "name": name, "column": column, "version": plan.version}
+        write_text(
+            joint.folder / JOB, json.dumps(said | {"study": study.model_dump(mode="json"), "parent": os.getpid()})
+        )
+        with _helpers(joint.folder, study) as helpers:
+            for _ in train_part(context, joint, device):
+                helpers.replace_killed()
+        (folder / "experts").mkdir()
+        (folder / "logs").mkdir()
+        about = {"asset": name, "version": plan.version, "trunk": context.version("trunk")}
+        save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
+        trained = {}
+        for k in context.experts:
+            save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
+            end = copy_log(joint.folder / f"{k}.jsonl", folder / "logs" / f"{k}.jsonl")
+            trained[k] = {
+                "training_posts": len(joint.posts[k]),
+                "training_images": end["images_seen"],
+                "steps": end["steps"],
+                "loss": round(end["loss"], 4),
+            }
+        return Written(
+            metadata={
+                "trained": trained,
+                "training_images": sum(one["training_images"] for one in trained.values()),
+                "loss": round(sum(one["loss"] for one in trained.values()) / len(trained), 4),
+                "rounds": study.decoder.rounds,
+                "seconds": round(time.monotonic() - began, 1),
+                "processes": helpers.count + 1,
+                "killed": helpers.killed,
+                "threads": torch.get_num_threads(),
+                "device": device,
+            },
+            content={path.name: file_digest(path) for path in sorted(folder.rglob("*.safetensors"))},
+        )
+
+    def inputs(context: Context, key: str | None) -> Mapping[str, str]:
+        return {"trunk": context.version("trunk"), **members(context, column)}
+
+    def settings(study: Study) -> Any:
+        used = {"rounds", "settle_rounds", "outer_lr", "outer_momentum"}
+        return expert_settings(study) | study.decoder.model_dump(include=used)
+
+    def when(study: Study) -> bool:
+        return study.decoder.mode == "joint"
+
+    return Stage(name, None, "1", ("partition", "trunk"), settings, inputs, make, control, when)
+
+
+def open_joint(context: Context, name: str, column: str) -> Joint:
+    """The joint training of a stage as every process sees it; its folder is there."""
+    from moe_core.training.joint import Joint
+
+    work = context.store.work_folder(context.plan(name))
+    work.mkdir(parents=True, exist_ok=True)
+    return Joint(
+        work,
+        posts=training_posts(context, column, context.experts),
+        network=lambda key: start(context, key, own_decoder=False),
+        training=context.study.expert_training,
+        decoder=context.study.decoder,
+    )
+
+
+def train_part(context: Context, joint: Joint, device: str) -> Iterator[None]:
+    """Takes part until the last round is done, logs and reports; yields every now and then, at work and waiting."""
+    from moe_core.training.joint import take_part
+
+    reported = time.monotonic()
+    for one in take_part(joint, device):
+        if one is not None:
+            with open(joint.folder / f"{one.key}.jsonl", "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(asdict(one.measurement)) + "\n")
+            if time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                context.report(asdict(one.measurement) | {"round": one.number + 1, "rounds": joint.decoder.rounds})
+        yield
+
+
+@dataclass
+class _Helpers:
+    """Other processes that take part."""
+
+    work: Path
+    devices: list[str]  # CUDA_VISIBLE_DEVICES of each; empty: as here
+    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    killed: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.devices)
+
+    def start(self, number: int) -> None:
+        import moe_core
+
+        path = os.pathsep.join([str(Path(moe_core.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)}
+        if self.devices[number]:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[number]
+        command = [sys.executable, "-m", "moe_core.stages.joint_worker", str(self.work)]
+        self.running[number] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+    def replace_killed(self) -> None:
+        """One that ended by an error stays away: this process comes to the same error, and says it."""
+        for number, process in list(self.running.items()):
+            if (process.poll() or 0) < 0 and self.killed < MOST_KILLED:
+                self.killed += 1
+                self.start(number)
+
+
+@contextmanager
+def _helpers(work: Path, study: Study) -> Iterator[_Helpers]:
+    helpers = _Helpers(work, _devices(study)[1:])
+    try:
+        for number in range(helpers.count):
+            helpers.start(number)
+        yield helpers
+    finally:
+        for process in helpers.running.values():
+            process.kill()
+            process.wait()
+
+
+def _devices(study: Study) -> list[str]:
+    """One entry a process: its GPU, or nothing for a share of the cores. HARDMOE_WORKERS limits their number."""
+    import torch
+
+    said = os.environ.get("HARDMOE_WORKERS", "")
+    if said and (not said.isdigit() or int(said) < 1):
+        raise ValueError(f"HARDMOE_WORKERS is {said!r}: wanted a whole number of at least 1")
+    if gpus := torch.cuda.device_count():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        devices = names[:gpus] if len(names) >= gpus else [str(number) for number in range(gpus)]
+    else:
+        devices = [""] * max(1, cores() // threads_for(parallel=True, experts=study.partition.experts))
+    return devices[: min(study.partition.experts, int(said or len(devices)))]
+
+
+JOINT_EXPERTS = _stage("joint_experts", "expert", control=False)
+RANDOM_JOINT_EXPERTS = _stage("random_joint_experts", "random", control=True)

@@ -1,6 +1,6 @@
 import dagster as dg
 
-from assets.materialise import Work, asset_of, materialise
+from assets.materialise import Work, asset_of, has, materialise
 
 
 @asset_of("trunk_same_budget", group_name="controls", kinds={"pytorch"})
@@ -25,3 +25,11 @@ def separate_expert(context: dg.AssetExecutionContext, config: Work) -> dg.Mater
 def random_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """Control: the shared decoder of the random partition's experts, made as `shared_decoder` is."""
     return materialise(context, config)
+
+
+if has("random_joint_experts"):
+
+    @asset_of("random_joint_experts", group_name="controls", kinds={"pytorch"})
+    def random_joint_experts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+        """Control: the experts of the random partition and their decoder, trained together as `joint_experts` are."""
+        return materialise(context, config)

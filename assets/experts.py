@@ -2,15 +2,22 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, materialise
+from assets.materialise import Work, asset_of, has, materialise
 from assets.partition import seen
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 
+if has("joint_experts"):
+
+    @asset_of("joint_experts", group_name="experts", kinds={"pytorch"})
+    def joint_experts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+        """All the experts and their one decoder, trained together: one generation. `expert` is drawn from it."""
+        return materialise(context, config)
+
 
 @asset_of("expert", group_name="experts", kinds={"pytorch"})
 def expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """One network trained on one cluster alone, against the trunk's decoder held fixed."""
+    """One network trained on one cluster alone, against the trunk's decoder held fixed or one trained jointly."""
     return materialise(context, config, _look)
 
 

@@ -22,13 +22,18 @@ OWNERS = ["team:hardmoe"]
 TRAINER = "trainer"  # the pool of all that train a network
 
 
+def has(name: str) -> bool:
+    """Whether the study has the asset: some go with one `decoder.mode` only."""
+    return name not in STAGES or STAGES[name].when(study())
+
+
 def asset_of(name: str, **more: Any) -> Any:
     """`dg.asset` with what follows from the stage: its dependencies, partitions and version of code and settings."""
     stage = STAGES[name]
     partitions = {None: None, "shards": SHARDS, "experts": EXPERTS}[stage.keys]
     return dg.asset(
         name=name,
-        deps=[dg.AssetKey(upstream) for upstream in stage.reads],
+        deps=[dg.AssetKey(upstream) for upstream in stage.reads if has(upstream)],
         partitions_def=partitions,
         code_version=stage.code_version(study()),
         owners=OWNERS,

@@ -2,8 +2,8 @@
 
     python benchmarks/decoders.py STUDY.toml [NAME ...]
 
-The study's trunk and partition are made once and are the same for all. Prints one row a variant: P@1 and R@5 of the experts
-alone, with the router's answer mixed in, and of top-k; then the unity of the embedding space.
+The study's trunk and partition are made once and are the same for all. Prints one row a variant: P@1 and R@5 of the
+experts alone, with the router's answer mixed in, and of top-k; then the unity of the embedding space.
 """
 
 import argparse

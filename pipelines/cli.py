@@ -208,6 +208,11 @@ def backfill(
     if not chosen:
         click.echo("No such expert: nothing to do.")
         return
+    if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
+        raise ValueError(
+            "decoder.mode is joint: experts of one generation are trained together, not one by one; say "
+            f"`hardmoe run --study {study_file} --until expert`, with --force where they exist"
+        )
     _finish(_run(context, only=[("expert", key) for key in chosen], workers=workers, force=force))
 
 
@@ -522,6 +527,8 @@ def _run(context: "Context", **options: Any) -> "Summary":
     from pipelines.runner import run_study
 
     _warn(context.unready)  # also a source that is not there is said before anything starts
+    if options.get("workers"):
+        os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
     with Display(_finish_takedown(context)) as display:
         summary = run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
     _finish_takedown(context)  # one that came meanwhile had to wait

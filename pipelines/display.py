@@ -102,3 +102,11 @@ def print_table(table: dict[str, Any]) -> None:
         lines.add_row(("* " if published else "  ") + row["name"], *cells, *costs, style="bold" if published else "")
     console.print(lines)
     console.print(f"* published: {table['published']}, chosen on validation posts")
+    unity = table["unity"]
+    console.print(
+        f"Overlap of a post's hashtags with those of its {unity['neighbours']} nearest neighbours in the embedding, "
+        f"{unity['n']:,} posts:"
+    )
+    for row in unity["rows"]:
+        parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
+        console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))

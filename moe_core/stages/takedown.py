@@ -185,9 +185,15 @@ def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:
             known |= set(members.values())
             mine |= {members[f"e{k:03d}"] for k in rows[column].unique().to_list()}
     saw = {a.version: a for a in store.everything("trunk")}
+    for name in ("joint_experts", "random_joint_experts"):  # of all its experts' posts, through the decoder
+        for a in store.everything(name):
+            shards = {digest for key, digest in a.inputs.items() if key != "trunk"}
+            if shards & mine or shards - known:
+                saw[a.version] = a
     for name in ("expert", "random_expert", "separate_expert"):
         for a in store.everything(name):
-            if a.inputs["members"] in mine or a.inputs["members"] not in known:
+            of_generation = a.inputs.get("joint_experts") or a.inputs.get("random_joint_experts")
+            if a.inputs["members"] in mine or a.inputs["members"] not in known or of_generation in saw:
                 saw[a.version] = a
     for name in ("trunk_same_budget", "shared_decoder", "random_decoder", "mixture"):
         saw |= {a.version: a for a in store.everything(name) if set(a.inputs.values()) & set(saw)}

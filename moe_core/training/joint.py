@@ -81,7 +81,7 @@ def take_part(joint: Joint, device: str = "cpu") -> Iterator[Trained | None]:
     Raises what the training loop raises.
     """
     joint.folder.mkdir(parents=True, exist_ok=True)
-    if not joint.decoder_file(0).exists():
+    if not any(joint.folder.glob("decoder-????.safetensors")):
         start = joint.network(next(iter(joint.posts))).fc
         _save_decoder(joint.decoder_file(0), start.state_dict(), {n: torch.zeros(()) for n in NAMES})
     largest_first = sorted(joint.posts, key=lambda key: -len(joint.posts[key]))

@@ -18,6 +18,7 @@ from moe_core.training.batches import (
 )
 from moe_core.training.loop import hashtag_loss, steps_of, train
 from moe_core.training.schedule import learning_rate
+from moe_core.weights import load_weights, save_weights
 
 NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))
 TINY = Network(widths=(4, 8), depths=(1, 1), embedding=8)
@@ -269,6 +270,28 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after, accumulate):
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
+
+
+def test_a_run_in_two_parts_ends_in_the_same_bits(tmp_path):
+    training = Training(epochs=5, batch_size=8)
+    whole, first, second = (build(TINY, 4, seed=0) for _ in range(3))
+    list(train(whole, drawn_posts(), training))
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    assert [m.step for m in train(first, drawn_posts(), training, until=13, checkpoint=checkpoint)] == [10, 13]
+    assert [m.step for m in train(second, drawn_posts(), training, checkpoint=checkpoint)] == [20, 30, 40]
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_a_checkpoint_with_momentum_of_what_is_not_there_is_refused(tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    training = Training(epochs=5, batch_size=8)
+    list(train(build(TINY, 4, seed=0), drawn_posts(), training, until=10, checkpoint=checkpoint))
+    state, about = load_weights(checkpoint)
+    save_weights(checkpoint, state | {"momentum.0": state["momentum.conv1.weight"].clone()}, about)
+    with pytest.raises(ValueError, match=r"holds 'momentum.0', which the network has not: delete it"):
+        list(train(build(TINY, 4, seed=0), drawn_posts(), training, checkpoint=checkpoint))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

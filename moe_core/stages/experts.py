@@ -34,6 +34,7 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool) -> Stage:
             model = build(study.network, model.fc.out_features, study.expert_training.seed + 1 + int(key[1:]))
             if not own_decoder:
                 model.fc.load_state_dict(decoder)
+        model.hold(study.expert.branch_at)
         training = study.expert_training
         return fit(context, context.plan(name, key), folder, model, posts, training, device, train_decoder=own_decoder)
 
@@ -43,11 +44,12 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool) -> Stage:
         return {"members": members[key], "trunk": context.version("trunk")}
 
     def settings(study: Study) -> Any:
-        return {
+        found = {
             "network": study.network.model_dump(),
             "training": training_settings(study, "expert_training"),
             "start": study.expert.start,
         }
+        return found | ({"branch_at": study.expert.branch_at} if study.expert.branch_at else {})
 
     reads = ("expert_shard", "trunk") if column == "expert" else ("partition", "trunk")
     return Stage(name, "experts", "1", reads, settings, inputs, make, control)

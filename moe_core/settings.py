@@ -188,6 +188,9 @@ class Expert(Strict):
     """How experts start; how they train is `expert_training`."""
 
     start: Literal["branch", "scratch"] = Field("branch", description="From the trunk's weights or from new ones.")
+    branch_at: int = Field(
+        0, ge=0, description="The trunk's stem and first stages that experts share unchanged; 0: a whole network each."
+    )
     publish_gate: bool = Field(
         True, description="The trunk answers where its expert does not beat it on validation posts."
     )
@@ -257,6 +260,15 @@ class Study(Strict):
                 f"trunk.loss {self.trunk.loss!r} and expert_training.loss {self.expert_training.loss!r} must be equal: "
                 "their answers are averaged and share a decoder"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _branch_is_within(self) -> "Study":
+        at, stages = self.expert.branch_at, len(self.network.widths)
+        if at >= stages:
+            raise ValueError(f"expert.branch_at = {at} of {stages} stages: at least one must be the expert's own")
+        if at and self.expert.start == "scratch":
+            raise ValueError(f"expert.branch_at = {at} shares stages of the trunk: it needs expert.start = 'branch'")
         return self
 
     @model_validator(mode="after")

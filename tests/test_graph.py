@@ -11,13 +11,15 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import torch
 from plain import make_everything
 
 from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
+from moe_core.settings import Data, Expert, Network, Partition, Source, Training, dump_study, load_study
 from moe_core.stages.context import Context
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
+from moe_core.weights import load_weights
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1, checkpoint_seconds=0.2)
 
@@ -425,3 +427,19 @@ def test_a_worker_makes_many_runs_and_its_death_fails_only_the_one_it_was_at(tmp
     assert "Error: expert:e000: its process ended: killed by signal 9" in errors
     assert "1 made, 8 fresh, 1 failed, 6 not started" in said  # the other expert, by another worker
     assert " 0 failed" in hardmoe("run", "--study", file, "--workers", "1").stdout
+
+
+def test_an_expert_that_branches_late_has_the_trunks_early_stages_and_the_table_counts_them_once(tmp_path):
+    study = small_study(expert=Expert(branch_at=1))
+    make_everything(write(tmp_path, study))
+    context = Context(study, tmp_path)
+    trunk, _ = load_weights(context.need("trunk").file("weights.safetensors"))
+    for name in ("expert", "random_expert", "separate_expert"):
+        expert, _ = load_weights(context.need(name, "e000").file("weights.safetensors"))
+        changed = {tensor.split(".")[0] for tensor in trunk if not torch.equal(trunk[tensor], expert[tensor])}
+        assert changed - {"fc"} == {"layer2", "conv_embed", "bn_embed"}
+    rows = {row["name"]: row for row in json.loads(context.need("evaluation").file("table.json").read_text())["rows"]}
+    early = 3 * 4 * 9 + 2 * 4 * 4 * 9 + 3 * 2 * 4  # stem, two convolutions, three batch norms
+    body = rows["trunk"]["parameters"] - (16 + 1) * len(trunk["fc.bias"])
+    extra = rows["mixture_top1"]["parameters"] - rows["trunk"]["parameters"] - 2 * (body - early)
+    assert extra == 17 * len(trunk["fc.bias"])  # the refitted decoder

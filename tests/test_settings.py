@@ -38,3 +38,12 @@ def test_missing_study_says_what_to_do(tmp_path):
 def test_stages_must_agree():
     with pytest.raises(ValueError, match="same length"):
         Network(widths=(8, 16), depths=(1,))
+
+
+@pytest.mark.parametrize(
+    ("expert", "said"),
+    [({"branch_at": 2}, "at least one must be the expert's own"), ({"branch_at": 1, "start": "scratch"}, "it needs")],
+)
+def test_an_expert_cannot_share_all_stages_nor_share_them_from_scratch(expert, said):
+    with pytest.raises(ValueError, match=said):
+        Study(network=Network(widths=(4, 8), depths=(1, 1)), expert=expert)

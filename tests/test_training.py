@@ -294,6 +294,33 @@ def test_a_checkpoint_with_momentum_of_what_is_not_there_is_refused(tmp_path):
         list(train(build(TINY, 4, seed=0), drawn_posts(), training, checkpoint=checkpoint))
 
 
+def test_held_stages_stay_as_they_were_and_the_others_learn():
+    model = build(TINY, 4, seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.hold(1)
+    list(train(model, drawn_posts(), Training(epochs=5, batch_size=8)))
+    after = model.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"layer2", "conv_embed", "bn_embed", "fc"}
+
+
+def test_a_resumed_run_with_held_stages_ends_in_the_same_bits(tmp_path):
+    training = Training(epochs=5, batch_size=8, checkpoint_seconds=1e-9)
+    whole, part, resumed = (build(TINY, 4, seed=0) for _ in range(3))
+    for model in (whole, part, resumed):
+        model.hold(1)
+    list(train(whole, drawn_posts(), training))
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    for m in train(part, drawn_posts(), training, checkpoint=checkpoint):
+        if m.step == 30:
+            break
+    steps = [m.step for m in train(resumed, drawn_posts(), training, checkpoint=checkpoint)]
+    assert steps[0] == 30
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     training = Training(epochs=5, batch_size=8, checkpoint_seconds=1e-9)

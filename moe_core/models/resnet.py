@@ -95,6 +95,7 @@ class ResNet(nn.Module):
             self.bn_embed = nn.BatchNorm2d(network.embedding)
             channels = network.embedding
         self.embeds = bool(network.embedding)
+        self.held: list[nn.Module] = []
         self.width = channels
         self.fc = nn.Linear(channels, hashtags)
         for module in self.modules():
@@ -112,6 +113,23 @@ class ResNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.fc(self.features(x_BCHW))
+
+    def early(self, stages: int) -> list[nn.Module]:
+        """The stem and the first `stages` stages; nothing for 0."""
+        return [self.conv1, self.bn1, *map(self.get_submodule, self.stages[:stages])] if stages else []
+
+    def hold(self, stages: int) -> None:
+        """Training changes nothing in the early stages from now on, their running statistics neither."""
+        self.held = self.early(stages)
+        for module in self.held:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        for module in self.held:
+            module.eval()
+        return self
 
 
 def build(network: Network, hashtags: int, seed: int) -> ResNet:

@@ -283,7 +283,7 @@ def _costs(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     count = len(bundle.published)
     whole = parameters(bundle.router)
     decoder = parameters(bundle.router.fc)
-    body = whole - decoder
+    own = whole - decoder - sum(parameters(module) for module in bundle.router.early(context.study.expert.branch_at))
     once = multiply_adds(bundle.router, bundle.image_size)
     k = min(context.study.evaluation.topk, count)
     trunk_images = context.need("trunk").metadata["training_images"]
@@ -301,20 +301,20 @@ def _costs(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
         }
 
     extra = 0 if context.study.decoder.mode == "frozen" else decoder  # a decoder beside the router's own
-    mixture = whole + extra + count * body
+    mixture = whole + extra + count * own
     found = {
         "trunk": cost(whole, whole, 1, trunk_images),
-        "mixture_top1": cost(mixture, whole + extra + body, 2, trunk_images + seen["expert"]),
-        "mixture_topk": cost(mixture, whole + extra + k * body, 1 + k, trunk_images + seen["expert"]),
-        "best_expert_oracle": cost(mixture, whole + extra + count * body, 1 + count, trunk_images + seen["expert"]),
+        "mixture_top1": cost(mixture, whole + extra + own, 2, trunk_images + seen["expert"]),
+        "mixture_topk": cost(mixture, whole + extra + k * own, 1 + k, trunk_images + seen["expert"]),
+        "best_expert_oracle": cost(mixture, whole + extra + count * own, 1 + count, trunk_images + seen["expert"]),
     }
     found["mixture_top1_router"] = found["mixture_top1"]
     if context.study.evaluation.controls:
         more = context.need("trunk_same_budget").metadata["training_images"]
         found["trunk_same_budget"] = cost(whole, whole, 1, trunk_images + more)
-        found["random_partition"] = cost(mixture, whole + extra + body, 2, trunk_images + seen["random_expert"])
+        found["random_partition"] = cost(mixture, whole + extra + own, 2, trunk_images + seen["random_expert"])
         found["separate_decoders_top1"] = cost(
-            whole + count * whole, 2 * whole, 2, trunk_images + seen["separate_expert"]
+            whole + count * (own + decoder), whole + own + decoder, 2, trunk_images + seen["separate_expert"]
         )
         for name in ("random_partition", "separate_decoders_top1"):
             found[f"{name}_router"] = found[name]

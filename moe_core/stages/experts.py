@@ -76,6 +76,7 @@ def start(context: Context, key: str, own_decoder: bool) -> ResNet:
         model = build(study.network, model.fc.out_features, study.expert_training.seed + 1 + int(key[1:]))
         if not own_decoder:
             model.fc.load_state_dict(decoder)
+    model.hold(study.expert.branch_at)
     return model
 
 
@@ -86,11 +87,12 @@ def members(context: Context, column: str) -> Mapping[str, str]:
 
 
 def expert_settings(study: Study) -> dict[str, Any]:
-    return {
+    found = {
         "network": study.network.model_dump(),
         "training": training_settings(study, "expert_training"),
         "start": study.expert.start,
     }
+    return found | ({"branch_at": study.expert.branch_at} if study.expert.branch_at else {})
 
 
 def _draw(context: Context, generation: str, name: str, key: str, folder: Path) -> Written:

@@ -64,4 +64,4 @@ def hold(folder):
     torch.set_num_threads(1)
     for _ in take_part(joint(folder)):
         (folder / "held").touch()
-        time.sleep(60)
+        time.sleep(300)

@@ -134,7 +134,7 @@ def test_two_processes_give_what_one_gives(undisturbed, tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert same(finish(joint(tmp_path)), undisturbed)
 
@@ -144,7 +144,7 @@ def test_killed_at_every_rename_and_resumed_it_ends_in_the_same_bits(undisturbed
     while attempts[-1] == -signal.SIGKILL:
         process = FORKS.Process(target=die_at_a_rename, args=(tmp_path, len(attempts) % 2 == 0))
         process.start()
-        process.join(60)
+        process.join(300)
         attempts.append(process.exitcode)
         assert len(attempts) < 100
     assert attempts[-1] == 0
@@ -164,7 +164,7 @@ def test_what_a_killed_worker_held_is_taken_up_by_another(undisturbed, tmp_path,
         elif one.number == number and other is None:
             other = FORKS.Process(target=hold, args=(tmp_path,))
             other.start()
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while not (tmp_path / "held").exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

@@ -18,6 +18,7 @@ from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
 from moe_core.stages.context import Context, cores
 from moe_core.stages.joint_experts import MOST_KILLED, _Helpers
+from moe_core.stages.spending import spent
 from moe_core.stages.table import STAGES
 from moe_core.weights import load_weights, save_weights
 
@@ -70,6 +71,14 @@ def test_all_is_fresh_and_all_experts_hold_the_one_decoder(finished):
     assert said["training_images"] == said["steps"] * 32 > 0
 
 
+def test_a_generation_is_counted_once_in_what_was_spent(finished):
+    context = opened(finished)
+    images = {one.asset: one.training_images for one in spent(context)}
+    experts = [context.need("expert", key).metadata["training_images"] for key in context.experts]
+    assert images["joint_experts"] == sum(experts)
+    assert "expert" not in images
+
+
 def without_experts(finished, root):
     shutil.copytree(finished.parent, root)
     for name in ("joint_experts", "expert", "shared_decoder"):
@@ -80,10 +89,15 @@ def without_experts(finished, root):
 BY_DAGSTER = """
 from pathlib import Path
 import sys
+import dagster as dg
+from dagster._core.utils import make_new_run_id
 from pipelines.instance import home
 from pipelines.worker import Task, materialise
 home(Path(sys.argv[1]).parent, 1)
-print(materialise(Task("joint_experts", None), None) or "no error")
+with dg.DagsterInstance.get() as instance:
+    for task in (Task("joint_experts", None), Task("expert", "e001")):
+        instance.add_dynamic_partitions("tiny_experts", ["e001"])
+        print(materialise(task, make_new_run_id(), instance) or "no error")
 """
 
 
@@ -93,7 +107,7 @@ def test_one_process_under_dagster_gives_the_same_generation(finished, tmp_path)
     environment |= {"HARDMOE_STUDY": str(file), "HARDMOE_WORKERS": "1", "HARDMOE_THREADS": "1"}
     command = [sys.executable, "-c", BY_DAGSTER, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.stdout == "no error\n", done.stderr
+    assert done.stdout == "no error\n" * 2, done.stderr
     one, two = opened(file).need("joint_experts"), opened(finished).need("joint_experts")
     assert (one.metadata["processes"], two.metadata["processes"]) == (1, min(2, cores()))
     assert one.digest == two.digest

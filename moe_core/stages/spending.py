@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 from moe_core.stages.context import Context
 
-TRAINED = ("trunk", "expert", "trunk_same_budget", "random_expert", "separate_expert")
+TRAINED = (
+    "trunk",
+    "joint_experts",
+    "expert",
+    "trunk_same_budget",
+    "random_joint_experts",
+    "random_expert",
+    "separate_expert",
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ def spent(context: Context) -> list[Spent]:
     """Of each asset that trains networks and has any."""
     found = []
     for name in TRAINED:
-        said = [artefact.metadata for artefact in context.store.everything(name)]
+        said = [a.metadata for a in context.store.everything(name) if "generation" not in a.metadata]  # counted there
         if said:
             seconds, images = (sum(one[what] for one in said) for what in ("seconds", "training_images"))
             found.append(Spent(name, len(said), round(seconds, 1), images))

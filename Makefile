@@ -47,6 +47,7 @@ bench: setup
 	$(BIN)/python benchmarks/duplicates.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/stored.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/many_shards.py

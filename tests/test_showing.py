@@ -89,16 +89,17 @@ from assets.study import root, study
 from moe_core.stages.context import Context
 from moe_core.stages.table import STAGES
 from pipelines.instance import home, project_keys
-from pipelines.worker import Task, materialise
+from pipelines.worker import materialise
+from pipelines.workers import Task
 context = Context(study(), root())
 home(context.root, 1)
 with dg.DagsterInstance.get() as instance:
     project_keys(instance, study().name, [s.key for s in context.shards], context.experts)
-for name, stage in STAGES.items():
-    if not stage.control:
-        for key in stage.keys_of(context):
-            error = materialise(Task(name, key), None)
-            assert not error, (name, key, error)
+    for name, stage in STAGES.items():
+        if not stage.control:
+            for key in stage.keys_of(context):
+                error = materialise(Task(name, key), None, instance)
+                assert not error, (name, key, error)
 """
 
 

@@ -1,0 +1,82 @@
+"""Many drawn posts from nothing to `partition` by `hardmoe run`: time of each stage, disk, and memory of all processes.
+
+Memory is the proportional share (Pss) summed over the command and what it started, looked at every second.
+Example: python benchmarks/million.py --posts 1000000
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from moe_core.recipes import demo
+from moe_core.settings import Source, dump_study
+
+LINE = re.compile(r"done\s+(\w+)\S*\s+([\d.]+) s")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--posts", type=int, default=1_000_000)
+    options.add_argument("--shards", type=int, default=20)
+    said = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root, base = Path(folder), demo()
+        source = Source(format="drawn", posts=said.posts, shards=said.shards)
+        trunk = base.trunk.model_copy(update={"epochs": 1.0})
+        (root / "study.toml").write_text(dump_study(base.model_copy(update={"source": source, "trunk": trunk})))
+        command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(root / "study.toml")]
+        environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+        began, peak, largest = time.monotonic(), 0.0, 0.0
+        with open(root / "said", "w") as file:
+            process = subprocess.Popen([*command, "--until", "partition"], stdout=file, env=environment)
+            while process.poll() is None:
+                shares = [share(pid) for pid in family(process.pid)]
+                peak, largest = max(peak, sum(shares)), max(largest, *shares)
+                time.sleep(1)
+        seconds = time.monotonic() - began
+        if process.returncode:
+            sys.exit(f"hardmoe run ended with {process.returncode}")
+        stages: dict[str, list[float]] = {}
+        for name, took in LINE.findall((root / "said").read_text()):
+            stages.setdefault(name, []).append(float(took))
+        for name, times in stages.items():
+            print(f"{name:16} {sum(times):7.1f} s in {len(times)} runs")
+        disk = sum(file.stat().st_blocks * 512 for file in root.rglob("*") if file.is_file())
+    print(
+        f"{said.posts:,} posts: {seconds:.0f} s in all; {disk / 2**20:,.0f} MiB on disk; "
+        f"{peak:,.0f} MiB at the peak, the largest process {largest:,.0f} MiB"
+    )
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that it started."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has just ended
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def share(pid: int) -> float:
+    """MiB."""
+    try:
+        said = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"^Pss:\s+(\d+) kB", said, re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 POLL_SECONDS = 0.25  # at least so often the display is told
+JOINT = ("joint_experts", "random_joint_experts")  # stages that start processes of their own, one a GPU
 
 
 @dataclass
@@ -99,7 +100,7 @@ def run_study(
                             done.add((task.stage, task.key))
                         else:
                             slot = min(set(range(count)) - {r.slot for r in running})
-                            all_gpus = task.stage == "trunk" and study.trunk_setup.ranks > 1
+                            all_gpus = task.stage in JOINT or (task.stage == "trunk" and study.trunk_setup.ranks > 1)
                             worker = _worker(slot, idle.pop(slot, None), all_gpus)
                             running.append(Running(task, make_new_run_id(), worker, time.monotonic(), slot))
                             worker.ask(task, running[-1].run_id, _log(context, task))

@@ -27,7 +27,10 @@ def demo() -> Study:
 
 
 def small() -> Study:
-    """A tiny ResNet (w=8) and eight experts, 22+8 epochs at 32x32 (docs/results.md has cost and score)."""
+    """A tiny ResNet (w=8) and eight experts, 22+8 epochs at 32x32: 13 minutes on two cores for 40,000 photographs.
+
+    P@1 0.460 and R@5 0.391 on Tiny ImageNet (docs/results.md).
+    """
     # Of 30 epochs in all the trunk gets most: the experts see few posts each and overfit beyond some eight.
     return Study(
         name="small",
@@ -44,7 +47,7 @@ def small() -> Study:
 
 
 def small_long() -> Study:
-    """`small` with 40+30 epochs: the trunk is saturated, the experts go on."""
+    """`small` with 40+30 epochs: the trunk is saturated, the experts go on. Cost and score not measured with this version."""
     base = small()
     return base.model_copy(
         update={
@@ -57,7 +60,7 @@ def small_long() -> Study:
 
 
 def small_wide() -> Study:
-    """Twice as wide, four experts, 10+6 epochs."""
+    """Twice as wide, four experts, 10+6 epochs. Cost and score not measured with this version."""
     base = small()
     return base.model_copy(
         update={

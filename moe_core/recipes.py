@@ -47,7 +47,7 @@ def small() -> Study:
 
 
 def small_long() -> Study:
-    """`small` with 40+30 epochs: the trunk is saturated, the experts go on. Cost and score not measured with this version."""
+    """`small` with 40+30 epochs: the trunk is saturated, the experts go on. Cost and score not measured."""
     base = small()
     return base.model_copy(
         update={
@@ -60,7 +60,7 @@ def small_long() -> Study:
 
 
 def small_wide() -> Study:
-    """Twice as wide, four experts, 10+6 epochs. Cost and score not measured with this version."""
+    """Twice as wide, four experts, 10+6 epochs. Cost and score not measured."""
     base = small()
     return base.model_copy(
         update={

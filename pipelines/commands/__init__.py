@@ -1,0 +1,1 @@
+"""The commands of `hardmoe`, a file for each thing one comes to do."""

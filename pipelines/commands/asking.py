@@ -1,0 +1,90 @@
+"""Asking a mixture: predict."""
+
+import json
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.commands.common import JSON, open_study
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from moe_core.serving.bundle import Bundle
+
+
+@click.command(short_help="Hashtags of images.")
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Folder of a mixture, or of its study.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", default=5, show_default=True, help="Hashtags an image.")
+@click.option("--topk", default=1, show_default=True, help="Experts asked for an image; 1: the published answer.")
+@click.option("--temperature", default=0.1, show_default=True, help="T of softmax(-d^2/T), the weights of --topk.")
+@click.option("--memory", default=4096, show_default=True, help="MiB of experts held at once.")
+@JSON
+def predict(
+    bundle: Path, images: tuple[Path, ...], top: int, topk: int, temperature: float, memory: int, as_json: bool
+) -> None:
+    """Hashtags of image files, and of all image files in folders.
+
+    Example: hardmoe predict --bundle cats cat.jpg holiday/ --top 3
+    """
+    from moe_core.serving.bundle import Bundle
+    from moe_core.serving.files import files_of
+
+    if top < 1:
+        raise ValueError(f"--top {top}: wanted at least 1")
+    path = open_study(bundle / "study.toml").need("mixture").path if (bundle / "study.toml").exists() else bundle
+    opened = Bundle(path, expert_bytes=memory << 20)
+    failed, separator = False, "["
+    for answer in _predictions(opened, list(files_of(images)), top, topk, temperature):
+        failed |= "error" in answer
+        if as_json:
+            click.echo(separator + json.dumps(answer, ensure_ascii=False), nl=False)
+            separator = ",\n"
+        if "error" in answer:
+            click.echo(f"Error: {answer['image']}: {answer['error']}", err=True)
+        elif not as_json:
+            words = "  ".join(f"{tag['tag']} {tag['p']:.3f}" for tag in answer["tags"])
+            click.echo(f"{answer['image']}  [{answer['expert']}]  {words}")
+    if as_json:
+        click.echo("]")
+    if failed:
+        sys.exit(1)
+
+
+def _predictions(
+    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float
+) -> Iterator[dict[str, Any]]:
+    """The answer to each file in turn, or what is wrong with it."""
+    import torch
+
+    from moe_core.serving.files import decoded
+    from moe_core.serving.routed import routed
+    from moe_core.stages.context import cores
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts: deque[list[tuple[Path, str]]] = deque()  # read, not yet answered
+
+    def batches() -> "Iterator[np.ndarray]":
+        for part in decoded(paths, bundle.image_size, cores()):
+            parts.append(part.files)
+            yield part.images_BHWC
+
+    for answer in routed(bundle, batches(), topk=topk, temperature=temperature, device=device):
+        rows = iter(zip(answer.probabilities_BV, answer.experts, strict=True))
+        for path, error in parts.popleft():
+            if error:
+                yield {"image": str(path), "error": error}
+                continue
+            probabilities_V, expert = next(rows)
+            best = probabilities_V.topk(min(top, len(bundle.hashtags)))
+            tags = [
+                {"tag": bundle.hashtags[int(tag)], "p": round(float(p), 5)}
+                for p, tag in zip(best.values, best.indices, strict=True)
+            ]
+            how = bundle.answer if topk == 1 else "mixture_topk"
+            yield {"image": str(path), "expert": expert, "answer": how, "tags": tags}

@@ -1,0 +1,153 @@
+"""What the commands share: options, one-line errors, opening a study, saying what was done."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moe_core.text import shown
+
+if TYPE_CHECKING:
+    from moe_core.data.sources import Unready
+    from moe_core.settings import Study
+    from moe_core.stages.context import Context
+    from moe_core.stages.takedown import Takedown
+    from pipelines.runner import Summary
+
+STUDY_OPTION = click.option(
+    "--study",
+    "study_file",
+    type=click.Path(path_type=Path),
+    default=lambda: os.environ.get("HARDMOE_STUDY", "study.toml"),
+    help="study.toml  [default: $HARDMOE_STUDY, else ./study.toml]",
+)
+WORKERS = click.option(
+    "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
+)
+FORCE = click.option("--force", is_flag=True, help="Make again what exists already.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+class OneLineErrors(click.Group):
+    """Turns the ValueErrors of moe_core, which are written for users, into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FloatingPointError, OSError) as error:
+            if os.environ.get("HARDMOE_TRACE"):
+                raise
+            # a message may quote what a file of a user's says
+            raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from None
+
+
+def open_study(study_file: Path) -> "Context":
+    """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
+    from moe_core.settings import load_study
+    from moe_core.stages.context import Context
+
+    study = load_study(study_file)
+    os.environ["HARDMOE_STUDY"] = str(study_file.absolute())
+    return Context(study, study_file.absolute().parent)
+
+
+def show_keys(context: "Context") -> None:
+    """Shows Dagster the study's partition keys."""
+    import dagster as dg
+
+    from pipelines.instance import home, project_keys
+    from pipelines.runner import default_workers
+
+    home(context.root, default_workers(context.study.partition.experts))
+    with dg.DagsterInstance.get() as instance:
+        project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
+
+
+def write_study(path: Path, study: "Study") -> None:
+    from moe_core.settings import dump_study
+    from moe_core.store import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, dump_study(study))
+
+
+def run_shown(context: "Context", **options: Any) -> "Summary":
+    from pipelines.display import Display
+    from pipelines.runner import run_study
+
+    warn_unready(context.unready)  # also a source that is not there is said before anything starts
+    if options.get("workers"):
+        os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
+    with Display(finish_takedown(context)) as display:
+        summary = run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
+    finish_takedown(context)  # one that came meanwhile had to wait
+    summary.failed |= {f"source {file.path}": file.why for file in context.unready}
+    return summary
+
+
+def warn_unready(unready: "list[Unready]") -> None:
+    for file in unready:
+        click.echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
+
+
+def finish_takedown(context: "Context") -> "Context":
+    """Ends a takedown that was begun, unless others are at work; the study as it is then."""
+    from moe_core.stages.context import Context
+    from moe_core.store import Busy
+
+    now = Context(context.study, context.root)
+    if not now.forgotten.pending:
+        return now
+    try:
+        show_takedown(take_posts_down(now, [], [], dry_run=False))
+    except Busy as why:
+        click.echo(f"Takedown: {why}", err=True)
+    return Context(context.study, context.root)
+
+
+def take_posts_down(context: "Context", ids: list[str], users: list[str], dry_run: bool) -> "Takedown":
+    from moe_core.stages.takedown import forget as take_down
+
+    return take_down(context, ids, users, dry_run)
+
+
+def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
+    would = "would be removed" if dry_run else "removed"
+    click.echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
+    for title, names in (
+        ("Unknown here, remembered all the same", done.unknown),
+        (f"Artefacts and files {would}", done.removed),
+        ("Networks made from these posts, stale now", done.saw),
+    ):
+        if names:
+            click.echo(f"{title}:")
+            for name in names:
+                click.echo(f"  {name}")
+    if done.posts and not dry_run:
+        click.echo("Next: hardmoe run makes everything again without them.")
+
+
+def finish(summary: "Summary") -> None:
+    """Says what was done; exit code 1 when something failed."""
+    click.echo(
+        f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
+        f"{len(summary.skipped)} not started, in {summary.seconds:.1f} s"
+    )
+    if summary.failed:
+        for name, why in summary.failed.items():
+            click.echo(f"Error: {name}: {shown(why, 4000)}", err=True)
+        sys.exit(1)
+
+
+def table_of(context: "Context") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
+    return found
+
+
+def show_table(context: "Context") -> None:
+    from pipelines.display import print_table
+
+    print_table(table_of(context))

@@ -1,0 +1,82 @@
+"""Keeping a study: reap, tidy, forget."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from pipelines.commands.common import JSON, STUDY_OPTION, open_study, show_takedown, take_posts_down
+
+
+@click.command(short_help="End runs whose process died.")
+@STUDY_OPTION
+def reap(study_file: Path) -> None:
+    """Ends what dead processes left: runs that only seem to run, and the pool slots they hold.
+
+    Example: hardmoe reap --study cats/study.toml
+    """
+    import dagster as dg
+
+    from pipelines import instance
+
+    context = open_study(study_file)
+    instance.home(context.root, 1)
+    with dg.DagsterInstance.get() as open_instance:
+        ended = instance.reap(open_instance)
+    click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
+
+
+@click.command(short_help="Free disk that nothing needs.")
+@STUDY_OPTION
+@click.option("--dry-run", is_flag=True, help="Say what would be freed, and free nothing.")
+@click.option("--superseded", is_flag=True, help="Also posts, features and the like that the study no longer reads.")
+@JSON
+def tidy(study_file: Path, dry_run: bool, superseded: bool, as_json: bool) -> None:
+    """Frees what nothing points at: old versions and files of the Lance data sets, leftovers of dead processes.
+
+    Example: hardmoe tidy --study cats/study.toml --dry-run
+    """
+    from moe_core.stages.housekeeping import tidy as clean_up
+
+    done = clean_up(open_study(study_file), dry_run, superseded)
+    if as_json:
+        click.echo(json.dumps(done.as_json()))
+        return
+    would = "would free" if dry_run else "freed"
+    click.echo(
+        f"{would} {done.bytes / 2**20:,.1f} MiB: {done.versions} old versions, {done.files} files, "
+        f"{len(done.removed)} leftovers; {len(done.rewritten)} shards {'would be ' if dry_run else ''}written again"
+    )
+    for name in done.removed:
+        click.echo(f"  {name}")
+
+
+@click.command(short_help="Take posts down for good.")
+@STUDY_OPTION
+@click.option("--ids", type=click.Path(path_type=Path), help="File with the id of a post on each line.")
+@click.option("--users", type=click.Path(path_type=Path), help="File with a user on each line: all their posts.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@JSON
+def forget(study_file: Path, ids: Path | None, users: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Takes posts down: out of every store and its old versions, for good, and names the networks that saw them.
+
+    Without a file it finishes a takedown that was interrupted. The source's own files are not touched.
+
+    Example: hardmoe forget --study cats/study.toml --ids ids.txt
+    """
+    from moe_core.data.forgotten import lines_of
+
+    context = open_study(study_file)
+    done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], dry_run)
+    if as_json:
+        click.echo(json.dumps(done.as_json()))
+    else:
+        show_takedown(done, dry_run)
+    if done.left:
+        click.echo(
+            f"Error: {len(done.left)} files still name what was forgotten: {', '.join(done.left)}. They are Dagster's "
+            "event logs: delete the folder while nothing runs, `hardmoe run` begins it anew",
+            err=True,
+        )
+        sys.exit(1)

@@ -1,0 +1,99 @@
+"""Commands that only look: status, results, report, ui."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from pipelines.commands.common import JSON, STUDY_OPTION, open_study, show_keys, show_table, table_of, warn_unready
+
+
+@click.command(short_help="What is fresh, stale, missing, failed, running.")
+@STUDY_OPTION
+@JSON
+def status(study_file: Path, as_json: bool) -> None:
+    """Each asset and expert: fresh, stale (why), missing, failed or running.
+
+    Example: hardmoe status --study cats/study.toml
+    """
+    from pipelines.status import posts_of, states_of
+
+    context = open_study(study_file)
+    states = states_of(context)
+    posts = posts_of(context)
+    if as_json:
+        unready = {file.path: file.why for file in context.unready}
+        click.echo(json.dumps({"posts": posts, "unready": unready, "assets": [state.as_json() for state in states]}))
+        return
+    reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
+    click.echo(
+        f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
+        + (f" ({reasons})" if reasons else "")
+    )
+    warn_unready(context.unready)
+    if context.forgotten.pending:
+        click.echo(f"A takedown is not finished: hardmoe forget --study {study_file}")
+    colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
+    for state in states:
+        label = state.asset if state.key is None else f"{state.asset}:{state.key}"
+        click.echo(f"{label:28} " + click.style(f"{state.state:8}", fg=colours[state.state]) + f" {state.why}".rstrip())
+
+
+@click.command()
+@STUDY_OPTION
+@JSON
+def results(study_file: Path, as_json: bool) -> None:
+    """The comparison table.
+
+    Example: hardmoe results --study cats/study.toml --json
+    """
+    context = open_study(study_file)
+    if as_json:
+        table = table_of(context)
+        click.echo(json.dumps({"study": context.study.name, **table}))
+        return
+    show_table(context)
+
+
+@click.command(short_help="Where the page lies; --open shows it.")
+@STUDY_OPTION
+@click.option("--open", "open_it", is_flag=True, help="Open it in a browser.")
+def report(study_file: Path, open_it: bool) -> None:
+    """Prints the path of the report, one HTML page that needs no other file and no network.
+
+    Example: hardmoe report --study cats/study.toml --open
+    """
+    import webbrowser
+
+    page = open_study(study_file).need("report").file("report.html")
+    click.echo(page)
+    if open_it and not webbrowser.open(page.absolute().as_uri()):
+        raise ValueError(f"no browser could be started: open {page} yourself")
+
+
+@click.command()
+@STUDY_OPTION
+@click.option("--port", default=3000, show_default=True, help="Port on 127.0.0.1.")
+def ui(study_file: Path, port: int) -> None:
+    """Dagster's UI and daemon on the study, until interrupted.
+
+    Example: hardmoe ui --study cats/study.toml --port 3000
+    """
+    context = open_study(study_file)
+    show_keys(context)
+    click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "pipelines.definitions",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
+    os.execv(sys.executable, command)

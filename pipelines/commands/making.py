@@ -1,0 +1,196 @@
+"""Commands that make things: demo, init, run, backfill."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moe_core.recipes import RECIPES
+from pipelines.commands.common import (
+    FORCE,
+    STUDY_OPTION,
+    WORKERS,
+    finish,
+    open_study,
+    run_shown,
+    show_keys,
+    show_table,
+    warn_unready,
+    write_study,
+)
+
+if TYPE_CHECKING:
+    from moe_core.stages.context import Context
+
+
+@click.command()
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("studies/demo"),
+    show_default=True,
+    help="Folder of the study.",
+)
+@WORKERS
+def demo(root: Path, workers: int | None) -> None:
+    """The whole graph on the drawn data; prints the comparison table.
+
+    Example: hardmoe demo --root /tmp/demo
+    """
+    from moe_core.recipes import demo as recipe
+
+    study_file = root / "study.toml"
+    if not study_file.exists():
+        write_study(study_file, recipe())
+    context = open_study(study_file)
+    finish(run_shown(context, workers=workers))
+    show_table(context)
+    click.echo(
+        f"\nReport: {context.need('report').path / 'report.html'}   (hardmoe report --study {study_file} --open)"
+    )
+    click.echo(f"Bundle: {context.need('mixture').path}")
+    click.echo(f"Dagster's UI on this study: hardmoe ui --study {study_file}   (or `make ui`)")
+
+
+@click.command(short_help="Look at a source, write study.toml.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--source",
+    required=True,
+    help="Parquet, Arrow or Lance file, tars, YFCC100M metadata: a file, folder, glob or URI; a folder of images with "
+    "a table, or that table; or the word drawn.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "drawn"]),
+    help="Format of the source.  [default: by what is there]",
+)
+@click.option("--id-column", default="", help="Column of ids, or #row.  [default: by the usual names]")
+@click.option("--image-column", default="", help="Column of images or file names.  [default: by the usual names]")
+@click.option("--tags-column", default="", help="Column of tags.  [default: by the usual names]")
+@click.option("--user-column", default="", help="Column of users.  [default: by the usual names]")
+@click.option("--split-column", default="", help="Column of splits.  [default: by the usual names]")
+@click.option("--caption-column", default="", help="Column of text whose #words are the tags.")
+@click.option("--images", default="", help="yfcc: folder of the images, or glob of tars of them.")
+@click.option("--table", default="", help="folder: the table, or a glob of them, where there are several.")
+@click.option("--recipe", default="small", show_default=True, help=f"Named settings: {', '.join(RECIPES)}.")
+@click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
+@click.option("--force", is_flag=True, help="Replace a study.toml that is there.")
+def init(
+    folder: Path,
+    source: str,
+    kind: str | None,
+    recipe: str,
+    name: str | None,
+    force: bool,
+    images: str,
+    **settings: str,
+) -> None:
+    """Says what was found in the source and writes FOLDER/study.toml.
+
+    Example: hardmoe init cats --source photos.parquet --recipe small
+    """
+    import re
+
+    from moe_core.data.sources import Unready, absolute, describe, find_shards, guess_format
+    from moe_core.settings import Source
+
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
+    study_file = folder / "study.toml"
+    if study_file.exists() and not force:
+        raise ValueError(f"{study_file} exists: edit it, or say --force to replace it")
+    kind = kind or guess_format(source)
+    found = Source.model_validate(
+        {
+            "format": kind,
+            "uri": "" if kind == "drawn" else absolute(source),
+            "images": absolute(images) if images else "",
+            **settings,
+        }
+    )
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
+    base = RECIPES[recipe]()
+    if kind == "drawn":
+        found = base.source if base.source.format == "drawn" else found
+    unready: list[Unready] = []
+    for line in describe(found, find_shards(found, unready=unready), base.data.image_size):
+        click.echo(line)
+    warn_unready(unready)
+    study = base.model_copy(update={"name": name or plain, "source": found})
+    write_study(study_file, type(study).model_validate(study.model_dump()))
+    click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
+    click.echo(f"Wrote {study_file}. Next: hardmoe run --study {study_file}")
+    show_keys(open_study(study_file))
+
+
+@click.command(short_help="Make everything missing or stale.")
+@STUDY_OPTION
+@click.option("--until", default=None, help="Stop after this asset and what it needs.")
+@WORKERS
+@FORCE
+def run(study_file: Path, until: str | None, workers: int | None, force: bool) -> None:
+    """Everything missing or stale, in order, each asset partition as its own Dagster run.
+
+    Example: hardmoe run --study cats/study.toml --workers 2
+    """
+    context = open_study(study_file)
+    finish(run_shown(context, until=until, workers=workers, force=force))
+    if until is None:
+        show_table(context)
+
+
+@click.command()
+@STUDY_OPTION
+@click.option("--experts", default=None, help="Keys with commas, such as e000,e003.")
+@click.option("--all", "every", is_flag=True, help="All experts.")
+@click.option("--missing", is_flag=True, help="Experts that were never trained.")
+@click.option("--stale", is_flag=True, help="Experts whose inputs or settings changed.")
+@click.option("--failed", is_flag=True, help="Experts whose last run failed.")
+@WORKERS
+@FORCE
+def backfill(
+    study_file: Path,
+    experts: str | None,
+    every: bool,
+    missing: bool,
+    stale: bool,
+    failed: bool,
+    workers: int | None,
+    force: bool,
+) -> None:
+    """Trains some experts only.
+
+    Example: hardmoe backfill --study cats/study.toml --experts e000,e003
+    """
+    context = open_study(study_file)
+    chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
+    if not chosen:
+        click.echo("No such expert: nothing to do.")
+        return
+    if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
+        raise ValueError(
+            "decoder.mode is joint: experts of one generation are trained together, not one by one; say "
+            f"`hardmoe run --study {study_file} --until expert`, with --force where they exist"
+        )
+    finish(run_shown(context, only=[("expert", key) for key in chosen], workers=workers, force=force))
+
+
+def _chosen(context: "Context", experts: str | None, every: bool, states: dict[str, bool]) -> list[str]:
+    from pipelines.status import states_of
+
+    if sum((experts is not None, every, *states.values())) != 1:
+        raise ValueError("say exactly one of --experts, --all, --missing, --stale, --failed")
+    if every:
+        return context.experts
+    if experts is not None:
+        keys = [key.strip() for key in experts.split(",") if key.strip()]
+        unknown = [key for key in keys if key not in context.experts]
+        if unknown or not keys:
+            raise ValueError(
+                f"no expert {', '.join(unknown) or repr(experts)}: wanted some of {', '.join(context.experts)}"
+            )
+        return keys
+    wanted = next(name for name, said in states.items() if said)
+    return [s.key for s in states_of(context, only="expert") if s.state == wanted and s.key is not None]

@@ -60,7 +60,7 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
     name = context.asset_key.to_user_string()
     key = context.partition_key if context.has_partition_key else None
     with Progress(context, name, key) as progress:
-        work = Context(study(), root(), progress.report)
+        work = Context(study(), root(), progress.report, by=f"run {context.run_id}")
         started = time.monotonic()
         try:
             built = build(work, STAGES[name], key, force=config.force)

@@ -1,9 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from assets.materialise import Work, asset_of, materialise
 from assets.showing import plot_of_bars, table
+from moe_core.publication import load
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 
@@ -30,6 +32,48 @@ def _look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.Asset
         "published": table(("expert", "gain in cross-entropy", "answers"), rows),
         "validation gain": None,
     }, []
+
+
+NEWEST = dg.AssetCheckSpec(
+    "newest_is_published",
+    asset="published",
+    description="Whether the mixture of the study as it is now is the one that is published; where not, why.",
+)
+HISTORY = 10  # decisions shown
+
+
+@asset_of("published", group_name="mixture", kinds={"numpy"}, check_specs=[NEWEST])
+def published(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Which mixture is answered with: a new one only if it is whole and not worse on the validation posts."""
+    return materialise(context, config, _decided)
+
+
+def _decided(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    mixture = artefact.inputs["mixture"]
+    said = decided(work.root, mixture)
+    newest = said.pop("newest is published")
+    check = dg.AssetCheckResult(
+        check_name=NEWEST.name,
+        passed=newest,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=str(said["why"]),
+        metadata={"published": str(said["published"]), "newest": mixture},
+    )
+    return said | {"publish": None}, [check]
+
+
+def decided(root: Path, mixture: str) -> dict[str, Any]:
+    """What is published, whether that is `mixture`, why, and the latest decisions, as Dagster shows them."""
+    book = load(root)
+    last = book.last(mixture)
+    rows = [(d.at, d.action, d.mixture, d.published, d.by, d.why) for d in reversed(book.history[-HISTORY:])]
+    why = last.why if last else "not decided yet"
+    return {
+        "published": book.published or "nothing",
+        "newest is published": book.published == mixture,
+        "why": why if book.published == mixture else f"not published: {why}",
+        "history": table(("at", "what", "mixture", "published then", "by", "why"), rows),
+    }
 
 
 @asset_of("embeddings", group_name="results", kinds={"lance"})

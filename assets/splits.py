@@ -37,4 +37,4 @@ def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.As
             "held-out posts searched": found.searched,
         },
     )
-    return {}, [checked]
+    return {"snapshot": None}, [checked]  # with the lineage

@@ -226,6 +226,16 @@ class Decoder(Strict):
         return self
 
 
+class Publish(Strict):
+    """When a new mixture takes the published one's place."""
+
+    margin: Fraction = Field(
+        0.005,
+        description="A new mixture is published unless its P@1 on validation posts is lower than the published one's "
+        "by more than this.",
+    )
+
+
 class Evaluation(Strict):
     """The comparison table."""
 
@@ -251,6 +261,7 @@ class Study(Strict):
     partition: Partition = Partition()
     expert: Expert = Expert()
     decoder: Decoder = Decoder()
+    publish: Publish = Publish()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")

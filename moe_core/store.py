@@ -74,6 +74,8 @@ class Artefact:
     digest: str  # of its content, without logs and times: equal for equal results
     metadata: Mapping[str, Json]
     files: Mapping[str, str] = field(repr=False)
+    code: str = ""  # version of the code that made it
+    settings: Json = None  # those that it was made with
 
     def file(self, name: str) -> Path:
         """A file of it, after its bytes were checked. Raises ValueError when they are not those that were written."""
@@ -129,6 +131,8 @@ class Store:
                 digest=said["digest"],
                 metadata=said["metadata"],
                 files=said["files"],
+                code=said["code"],
+                settings=said["settings"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}/artefact.json is damaged ({error}): delete {path} and run again") from None

@@ -2,7 +2,7 @@
 
 import click
 
-from pipelines.commands import asking, keeping, looking, making
+from pipelines.commands import asking, keeping, looking, making, publishing
 from pipelines.commands.common import OneLineErrors
 
 
@@ -28,6 +28,7 @@ for command in (
     looking.report,
     looking.ui,
     asking.predict,
+    publishing.publish,
     keeping.reap,
     keeping.tidy,
     keeping.forget,

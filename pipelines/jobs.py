@@ -7,7 +7,7 @@ JOBS = [
     dg.define_asset_job("experts", selection=["expert"], description="One expert; backfill over experts."),
     dg.define_asset_job(
         "finish",
-        selection=["shared_decoder", "mixture", "evaluation", "report"],
+        selection=["shared_decoder", "mixture", "published", "evaluation", "report"],
         description="From trained experts to the table.",
     ),
 ]

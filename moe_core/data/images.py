@@ -165,6 +165,15 @@ def pixels_of(stored: bytes, size: int) -> np.ndarray:
         ) from None
 
 
+def resized(images_NHWC: np.ndarray, size: int) -> np.ndarray:
+    """(N, size, size, 3) uint8 of square images; those of that size as they are."""
+    if images_NHWC.shape[1] == size:
+        return images_NHWC
+    square = (size, size)
+    found = [np.asarray(Image.fromarray(one).resize(square, Image.Resampling.BICUBIC)) for one in images_NHWC]
+    return np.stack(found) if found else np.empty((0, *square, 3), np.uint8)
+
+
 def contact_sheet(images_NHWC: np.ndarray, columns: int, side: int) -> bytes:
     """PNG of N uint8 images, each in a square of `side` pixels, `columns` a row. Places left over are clear."""
     rows = -(-len(images_NHWC) // columns)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,14 @@ ANSWERS = ("mixture_top1", "mixture_top1_router")
 
 @dataclass(frozen=True)
 class Part:
-    """A file that goes into a bundle, and the version of the artefact it comes from."""
+    """A file that goes into a bundle, the version of the artefact it comes from, and what that was made from.
+
+    Of the gate, `made_from` is the digest of each expert's members.
+    """
 
     path: Path
     version: str
+    made_from: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_bundle(
@@ -75,7 +79,8 @@ def write_bundle(
 
 def _take(part: Part, folder: Path, name: str) -> dict[str, Any]:
     shutil.copyfile(part.path, folder / name)
-    return {"file": name, "sha256": file_digest(folder / name), "version": part.version}
+    said = {"file": name, "sha256": file_digest(folder / name), "version": part.version}
+    return said | {"made_from": dict(part.made_from)}
 
 
 class Bundle:
@@ -117,6 +122,7 @@ class Bundle:
                     f"{folder}: expert {key} is of generation {came}, the decoder of {decoder.get('generation')}: "
                     "they were not trained together; materialise mixture again"
                 )
+        _one_generation(folder, said)
         state, _ = load_weights(folder / said["decoder"]["file"])
         self.weight_VD, self.bias_V = state["weight"], state["bias"]
         if len(self.bias_V) != len(self.hashtags):
@@ -128,6 +134,13 @@ class Bundle:
             raise ValueError(f"{folder}: the gate knows {self.gate.experts} experts, here are {len(self.published)}")
         sizes = {key: (folder / part["file"]).stat().st_size for key, part in said["experts"].items()}
         self.experts = Held(sizes, self._read_expert, most_experts, expert_bytes)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Version of the artefact that each part comes from, by the names of a mixture's inputs."""
+        places = {"trunk": "router", "partition": "gate", "shared_decoder": "decoder"}
+        experts = {key: part["version"] for key, part in self._said["experts"].items()}
+        return {name: self._said[place]["version"] for name, place in places.items()} | experts
 
     def _check(self, part: Mapping[str, Any], asset: str | None, key: str | None) -> dict[str, str]:
         """What a file says of itself, after it was found to be the one that was put here."""
@@ -220,6 +233,24 @@ class Bundle:
 
         (answer,) = routed(self, [images_NHWC], device=device)
         return answer.probabilities_BV, answer.experts
+
+
+def _one_generation(folder: Path, said: Mapping[str, Any]) -> None:
+    """Raises ValueError for a part that was made from another version than the one that is in the bundle."""
+    trunk, members = said["router"]["version"], said["gate"].get("made_from", {})
+    wanted = [
+        ("the decoder", said["decoder"], {"trunk": trunk} | {k: p["version"] for k, p in said["experts"].items()})
+    ]
+    for key, part in said["experts"].items():
+        wanted.append((f"expert {key}", part, {"trunk": trunk} | ({"members": members[key]} if key in members else {})))
+    for name, part, versions in wanted:
+        for what, version in versions.items():
+            came = part.get("made_from", {}).get(what, version)  # a bundle by another hand need not say
+            if came != version:
+                raise ValueError(
+                    f"{folder}: {name} was made from {what} {came}, here is {what} {version}: they are not of one "
+                    "generation; materialise mixture again"
+                )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Context:
     study: Study
     root: Path
     report: Report = silent
+    by: str = "a plain call"  # who works with it, for what is written down
     plans: dict[tuple[str, str | None], Plan] = field(default_factory=dict)
 
     @cached_property

@@ -27,9 +27,9 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         study,
         reading.vocabulary(context).hashtags,
         Part(trunk.file("weights.safetensors"), trunk.version),
-        Part(partition.file("gate.safetensors"), partition.version),
-        Part(decoder.file("decoder.safetensors"), decoder.version),
-        {k: Part(artefact.file("weights.safetensors"), artefact.version) for k, artefact in experts.items()},
+        Part(partition.file("gate.safetensors"), partition.version, partition.metadata["members"]),
+        Part(decoder.file("decoder.safetensors"), decoder.version, decoder.inputs),
+        {k: Part(a.file("weights.safetensors"), a.version, a.inputs) for k, a in experts.items()},
         chosen["published"],
         chosen["answer"],
     )
@@ -99,7 +99,7 @@ def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> floa
 MIXTURE = Stage(
     name="mixture",
     keys=None,
-    code="2",
+    code="3",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=lambda study: {
         "publish_gate": study.expert.publish_gate,

@@ -68,6 +68,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             "leaking_posts": len(leaking),
             "leaks_removed": int(removed),
             "users_apart": users_apart(posts),
+            "snapshot": {shard.key: context.version("posts", shard.key) for shard in context.shards},
         }
     )
 

@@ -27,6 +27,7 @@ class Stage:
     holds: Callable[[Artefact], Iterable[str]] | Literal["some"] | None = None
     """What a takedown has to look for in its artefacts: None where they say nothing of single posts; ids of the posts
     they hold; "some" where nobody can tell which (pictures, rare tags), so that every takedown removes them."""
+    after: Callable[[Context, Artefact], None] | None = None  # called each time it was found or made
 
     def plan(self, context: Context, key: str | None) -> Plan:
         if not self.when(context.study):
@@ -61,6 +62,13 @@ class Built:
 
 def build(context: Context, stage: Stage, key: str | None = None, force: bool = False) -> Built:
     """Finds the artefact or makes it; the same one is made by one process at a time, others wait and find it."""
+    built = _found_or_made(context, stage, key, force)
+    if stage.after:
+        stage.after(context, built.artefact)
+    return built
+
+
+def _found_or_made(context: Context, stage: Stage, key: str | None, force: bool) -> Built:
     plan = context.plan(stage.name, key)
     found = context.store.find(plan)
     if found and not force:

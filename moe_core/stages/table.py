@@ -7,6 +7,7 @@ from moe_core.stages.joint_experts import JOINT_EXPERTS, RANDOM_JOINT_EXPERTS
 from moe_core.stages.mixture import MIXTURE
 from moe_core.stages.partition import PARTITION
 from moe_core.stages.posts import POSTS
+from moe_core.stages.published import PUBLISHED
 from moe_core.stages.report import REPORT
 from moe_core.stages.shared_decoder import RANDOM_DECODER, SHARED_DECODER
 from moe_core.stages.splits import SPLITS
@@ -33,6 +34,7 @@ STAGES: dict[str, Stage] = {
         SHARED_DECODER,
         RANDOM_DECODER,
         MIXTURE,
+        PUBLISHED,
         EVALUATION,
         EMBEDDINGS,
         REPORT,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.commands.common import JSON, open_study
+from pipelines.commands.common import JSON
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Hashtags of images.")
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Folder of a mixture, or of its study.")
+@click.option(
+    "--bundle",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of a mixture, or of a study: its published one.",
+)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", default=5, show_default=True, help="Hashtags an image.")
 @click.option("--topk", default=1, show_default=True, help="Experts asked for an image; 1: the published answer.")
@@ -32,12 +37,13 @@ def predict(
 
     Example: hardmoe predict --bundle cats cat.jpg holiday/ --top 3
     """
+    from moe_core.publication import published_bundle
     from moe_core.serving.bundle import Bundle
     from moe_core.serving.files import files_of
 
     if top < 1:
         raise ValueError(f"--top {top}: wanted at least 1")
-    path = open_study(bundle / "study.toml").need("mixture").path if (bundle / "study.toml").exists() else bundle
+    path = published_bundle(bundle) if (bundle / "study.toml").exists() else bundle
     opened = Bundle(path, expert_bytes=memory << 20)
     failed, separator = False, "["
     for answer in _predictions(opened, list(files_of(images)), top, topk, temperature):

@@ -147,7 +147,24 @@ def table_of(context: "Context") -> dict[str, Any]:
     return found
 
 
+def publication_of(context: "Context") -> dict[str, Any]:
+    """Which mixture is published, whether it is the one that the table measures, and why or why not."""
+    from moe_core.publication import load
+
+    mixture, book = context.version("mixture"), load(context.root)
+    last = book.last(mixture)
+    return {
+        "published": book.published,
+        "mixture": mixture,
+        "is_published": book.published == mixture,
+        "why": last.why if last else "not decided yet",
+    }
+
+
 def show_table(context: "Context") -> None:
     from pipelines.display import print_table
 
     print_table(table_of(context))
+    said = publication_of(context)
+    if not said["is_published"]:
+        click.echo(f"This mixture is not published, {said['published'] or 'nothing'} is: {said['why']}")

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from pipelines.commands.common import JSON, STUDY_OPTION, open_study, show_keys, show_table, table_of, warn_unready
+from pipelines.commands.common import (
+    JSON,
+    STUDY_OPTION,
+    open_study,
+    publication_of,
+    show_keys,
+    show_table,
+    table_of,
+    warn_unready,
+)
 
 
 @click.command(short_help="What is fresh, stale, missing, failed, running.")
@@ -52,7 +61,7 @@ def results(study_file: Path, as_json: bool) -> None:
     context = open_study(study_file)
     if as_json:
         table = table_of(context)
-        click.echo(json.dumps({"study": context.study.name, **table}))
+        click.echo(json.dumps({"study": context.study.name, **table, "publication": publication_of(context)}))
         return
     show_table(context)
 

@@ -1,0 +1,145 @@
+"""Which mixture is published: `published.json` in the study's root, replaced in one move, with all that was decided.
+
+A reader reads it once and opens the bundle's folder, which never changes. Nothing is published by writing an artefact;
+only a decision in this file does it, and each keeps what it was made on, so that it can be taken back and explained.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from moe_core.store import digest, exclusive, to_disk, write_text
+
+FILE = "published.json"
+FORMAT = "hardmoe publication 1"
+NOTHING = ""  # published before the first
+
+Action = Literal["published", "refused", "forced", "rolled back"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One entry of the history."""
+
+    action: Action
+    mixture: str  # the version that it is about
+    against: str  # the version that was published when it was made
+    published: str  # the version that is published from then on
+    why: str
+    by: str
+    verdict: str = ""  # version of the artefact `published` that compared them; none where a person decided
+    scores: Mapping[str, Any] | None = None  # of both on the same validation posts, and the margin
+    at: str = ""  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class Book:
+    """All decisions, the oldest first."""
+
+    history: tuple[Decision, ...] = ()
+
+    @property
+    def published(self) -> str:
+        """The version that is published, or NOTHING."""
+        return self.history[-1].published if self.history else NOTHING
+
+    @property
+    def previous(self) -> str:
+        """The version that a rollback goes back to, or NOTHING."""
+        stack = self._stack()
+        return stack[-2] if len(stack) > 1 else NOTHING
+
+    def _stack(self) -> list[str]:
+        """Versions published one after the other, without those that were taken back."""
+        found: list[str] = []
+        for decision in self.history:
+            if decision.action in ("published", "forced"):
+                found.append(decision.published)
+            elif decision.action == "rolled back":
+                found.pop()
+        return found
+
+    def last(self, mixture: str) -> Decision | None:
+        """The latest decision about a mixture."""
+        return next((d for d in reversed(self.history) if d.mixture == mixture), None)
+
+    def withdrawn(self, mixture: str) -> Decision | None:
+        """The rollback that took a mixture back, unless it was published again since."""
+        for decision in reversed(self.history):
+            if decision.mixture == mixture and decision.action != "refused":
+                return decision if decision.action == "rolled back" else None
+        return None
+
+    def with_one(self, decision: Decision) -> "Book":
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return Book((*self.history, replace(decision, at=now)))
+
+    def rolled_back(self, by: str) -> "Book":
+        """With the latest publication taken back. Raises ValueError where there is none before it."""
+        if not self.previous:
+            raise ValueError(
+                f"no mixture was published before {self.published or 'this'}: there is nothing to roll back to"
+            )
+        why = f"taken back by hand; {self.previous} is published again"
+        return self.with_one(Decision("rolled back", self.published, self.published, self.previous, why, by))
+
+
+def load(root: Path) -> Book:
+    """Raises ValueError for a file that is not one; it is left as it is."""
+    path = root / FILE
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return Book()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+    try:
+        said = json.loads(text)
+        seal = said.pop("seal")
+        if said["format"] != FORMAT:
+            raise ValueError(f"format {said['format']!r}, this hardmoe reads {FORMAT!r}")
+        if seal != digest(said):
+            raise ValueError("its seal does not match")
+        return Book(tuple(Decision(**decision) for decision in said["history"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is damaged ({error}): restore it from a backup, or move it away and say `hardmoe publish --version "
+        f"VERSION --force`; verdicts of before are in {path.parent / 'published'}"
+    )
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[Book]:
+    """The book as it is while nobody else changes it; `save` it before the end, or leave it."""
+    with exclusive(root / ".publishing.lock"):
+        yield load(root)
+
+
+def save(root: Path, book: Book) -> None:
+    """Replaces the file in one move, on the disk before this returns. For those within `writing`."""
+    said = {"format": FORMAT, "published": book.published, "history": [asdict(d) for d in book.history]}
+    write_text(root / FILE, json.dumps(said | {"seal": digest(said)}, indent=1))
+    to_disk(root)
+
+
+def published_bundle(root: Path) -> Path:
+    """Folder of the published mixture. Raises ValueError where nothing is published, or its folder is gone."""
+    version = load(root).published
+    study = root / "study.toml"
+    if not version:
+        raise ValueError(f"no mixture of {study} is published: `hardmoe run`, or `hardmoe publish`, publishes one")
+    folder = root / "mixture" / version
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(
+            f"the published mixture {version} is not at {folder}: restore the folder, or `hardmoe publish --study "
+            f"{study} --rollback`"
+        )
+    return folder

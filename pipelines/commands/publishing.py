@@ -1,0 +1,104 @@
+"""Which mixture is answered with: publish."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipelines.commands.common import JSON, STUDY_OPTION, open_study
+
+if TYPE_CHECKING:
+    from moe_core.publication import Book
+    from moe_core.stages.context import Context
+
+
+@click.command(short_help="Publish a mixture, or go back.")
+@STUDY_OPTION
+@click.option("--version", default=None, help="Of the mixture.  [default: that of the study as it is]")
+@click.option("--force", is_flag=True, help="Without comparing it with the published one.")
+@click.option("--rollback", is_flag=True, help="Go back to the mixture that was published before.")
+@click.option("--list", "list_it", is_flag=True, help="Show what was decided, and change nothing.")
+@JSON
+def publish(study_file: Path, version: str | None, force: bool, rollback: bool, list_it: bool, as_json: bool) -> None:
+    """Says which mixture `predict` answers with. `hardmoe run` publishes a new one by itself unless it is worse.
+
+    \b
+    Example: hardmoe publish --study cats/study.toml --rollback
+             hardmoe publish --study cats/study.toml --version 1f0c8e5a2b7d4c3e9f60 --force
+    """
+    from moe_core.publication import load
+
+    if sum((rollback, list_it, version is not None or force)) > 1:
+        raise ValueError("--rollback, --list and --version (or --force) exclude one another: say one")
+    context = open_study(study_file)
+    context.by = "hardmoe publish"
+    book = load(context.root)
+    refused = False
+    if not list_it:
+        before = len(book.history)
+        book = _decide(context, version, force, rollback)
+        refused = len(book.history) > before and book.history[-1].action == "refused"
+        if len(book.history) > before:
+            _show_dagster(context, book)
+    if as_json:
+        history = [asdict(decision) for decision in book.history]
+        click.echo(json.dumps({"published": book.published, "previous": book.previous, "history": history}))
+    else:
+        _show(book, list_it)
+    if refused:
+        raise ValueError(f"not published: {book.history[-1].why}; --force publishes it all the same")
+
+
+def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "Book":
+    from moe_core.publication import load
+    from moe_core.stages import published
+
+    if rollback:
+        return published.roll_back(context)
+    mixture = version or context.need("mixture").version
+    if force:
+        return published.force(context, mixture)
+    against = load(context.root).published
+    if against == mixture:
+        return load(context.root)
+    return published.decide(context, mixture, against, published.judge(context, mixture, against))
+
+
+def _show(book: "Book", all_of_it: bool) -> None:
+    for decision in book.history if all_of_it else book.history[-1:]:
+        click.echo(f"{decision.at}  {decision.action:11}  {decision.mixture}  by {decision.by}: {decision.why}")
+    click.echo(f"published: {book.published or 'nothing'}" + (f"   (before: {book.previous})" if book.previous else ""))
+
+
+def _show_dagster(context: "Context", book: "Book") -> None:
+    """Dagster's UI is told, where it has the study: otherwise it would show what the last run decided."""
+    import os
+
+    home = os.environ.get("DAGSTER_HOME") or str(context.root / "dagster")
+    if not os.path.exists(os.path.join(home, "dagster.yaml")):
+        return
+    os.environ["DAGSTER_HOME"] = home
+    import dagster as dg
+
+    from assets.mixture import NEWEST, decided
+
+    try:
+        mixture = context.version("mixture")
+    except ValueError:  # another is to be made to know it: nothing is newest
+        mixture = book.history[-1].mixture
+    said = decided(context.root, mixture)
+    newest = said.pop("newest is published")
+    with dg.DagsterInstance.get() as instance:
+        instance.report_runless_asset_event(dg.AssetObservation("published", metadata=said))
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("published"),
+                check_name=NEWEST.name,
+                passed=newest,
+                metadata={"published": dg.MetadataValue.text(book.published)},
+                severity=dg.AssetCheckSeverity.WARN,
+                description=str(said["why"]),
+            )
+        )

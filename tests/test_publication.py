@@ -1,0 +1,396 @@
+"""Publication: a worse mixture is refused; a decision is taken once, and can be taken back."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from two_mixtures import BAD, GOOD, make, tiny_study, two_mixtures
+
+from moe_core import publication
+from moe_core.publication import Book, Decision, published_bundle
+from moe_core.serving.bundle import Bundle
+from moe_core.settings import Data, Publish, dump_study
+from moe_core.stages import published
+from moe_core.stages.context import Context
+from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, roll_back
+from moe_core.stages.stage import build
+from pipelines.cli import main
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    root = tmp_path_factory.mktemp("both") / "store"
+    two_mixtures(root)
+    return root
+
+
+@pytest.fixture
+def root(both, tmp_path):
+    return shutil.copytree(both, tmp_path / "store")
+
+
+def version(root, study):
+    return Context(study, root).version("mixture")
+
+
+def publish(root, study):
+    """What `hardmoe run` does; the decision about the study's mixture."""
+    context = Context(study, root)
+    build(context, PUBLISHED)
+    return publication.load(root).last(context.version("mixture"))
+
+
+def book(root):
+    return publication.load(root)
+
+
+def hardmoe(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_the_first_is_published_and_a_worse_one_is_refused_with_the_figures_of_both(root):
+    assert publish(root, GOOD).why == "nothing was published before"
+    refused = publish(root, BAD)
+    assert refused.action == "refused"
+    assert refused.scores["p_at_1_new"] < refused.scores["p_at_1_published"] - 0.005
+    assert refused.scores["validation_posts"] > 50
+    assert refused.scores["cross_entropy_new"] > refused.scores["cross_entropy_published"]
+    assert f"{refused.scores['p_at_1_published']:.4f} of {version(root, GOOD)}" in refused.why
+    assert "more than publish.margin 0.005 below it" in refused.why
+    assert published_bundle(root) == root / "mixture" / version(root, GOOD)
+
+
+def test_a_better_one_takes_its_place_and_the_rollback_is_not_undone_by_the_next_run(root):
+    publish(root, BAD)
+    assert publish(root, GOOD).action == "published"
+    good, bad = version(root, GOOD), version(root, BAD)
+    assert (book(root).published, book(root).previous) == (good, bad)
+    roll_back(Context(GOOD, root))
+    assert (book(root).published, book(root).previous) == (bad, "")
+    before = (root / publication.FILE).read_bytes()
+    assert publish(root, GOOD).action == "rolled back"
+    assert (root / publication.FILE).read_bytes() == before
+    with pytest.raises(ValueError, match="nothing to roll back to"):
+        roll_back(Context(GOOD, root))
+    force(Context(GOOD, root), good)
+    assert book(root).published == good
+
+
+def test_a_verdict_made_anew_does_not_bring_back_what_a_person_took_back(root):
+    publish(root, BAD)
+    publish(root, GOOD)
+    roll_back(Context(GOOD, root))
+    other_margin = GOOD.model_copy(update={"publish": Publish(margin=0.1)})  # another plan, so another comparison
+    said = publish(root, other_margin)
+    assert said.action == "refused"
+    assert "it was rolled back on" in said.why
+    assert book(root).published == version(root, BAD)
+
+
+def test_a_margin_that_allows_it_publishes_what_was_refused(root):
+    publish(root, GOOD)
+    publish(root, BAD)
+    wide = BAD.model_copy(update={"publish": Publish(margin=1.0)})
+    said = publish(root, wide)
+    assert said.action == "published"
+    assert "within publish.margin 1.0" in said.why
+
+
+def test_again_decides_nothing_anew(root):
+    publish(root, GOOD)
+    publish(root, BAD)
+    before = (root / publication.FILE).read_bytes()
+    for study in (GOOD, BAD, GOOD):
+        assert build(Context(study, root), PUBLISHED).reused
+    assert (root / publication.FILE).read_bytes() == before
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_comes_again(root, monkeypatch):
+    publish(root, BAD)
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "save", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(root, GOOD)
+    assert Context(GOOD, root).find("published") is not None
+    assert book(root).published == version(root, BAD)
+    assert build(Context(GOOD, root), PUBLISHED).reused
+    assert book(root).published == version(root, GOOD)
+
+
+def test_what_was_published_meanwhile_is_not_overrun_by_an_older_comparison(root):
+    publish(root, BAD)
+    good, bad = version(root, GOOD), version(root, BAD)
+    verdict = Verdict(True, "better", {})
+    with pytest.raises(
+        ValueError, match=f"{bad} is published now, mixture {good} was compared with nothing: run again"
+    ):
+        decide(Context(GOOD, root), good, "", verdict, "some-verdict")
+    assert book(root).published == bad
+
+
+def test_vocabularies_that_differ_are_compared_by_their_common_hashtags(root):
+    fewer = tiny_study(data=Data(image_size=16, min_posts_per_tag=12, test=0.2, validation=0.2))
+    make(Context(fewer, root), "mixture")
+    one, other = (Bundle(Context(study, root).need("mixture").path) for study in (GOOD, fewer))
+    assert len(other.hashtags) < len(one.hashtags)
+    found = judge(Context(fewer, root), version(root, fewer), version(root, GOOD))
+    assert found.scores["hashtags_compared"] == len(set(one.hashtags) & set(other.hashtags))
+    assert "cross_entropy_new" not in found.scores
+    back = judge(Context(fewer, root), version(root, GOOD), version(root, fewer))
+    assert back.scores["p_at_1_gain"] == -found.scores["p_at_1_gain"]
+
+
+def test_p_at_1_is_that_of_the_answers_users_get(root):
+    from moe_core.stages import reading
+
+    context = Context(GOOD, root)
+    index = reading.index(context)
+    posts = reading.posts_where(context, index, index.use("validation"))
+    bundle = Bundle(context.need("mixture").path)
+    probabilities, _ = bundle.predict(posts.images.read(np.arange(len(posts))))
+    starts = posts.starts_N1.tolist()
+    right = [int(probabilities[n].argmax()) in posts.tags_T[starts[n] : starts[n + 1]] for n in range(len(posts))]
+    found = judge(context, context.version("mixture"), version(root, BAD))
+    assert found.scores["p_at_1_new"] == pytest.approx(sum(right) / len(right), abs=1e-5)
+    assert found.scores["validation_posts"] == len(right)
+
+
+def test_an_old_bundle_of_another_image_size_is_asked_with_resized_posts(root):
+    small = tiny_study(data=Data(image_size=8, min_posts_per_tag=5, test=0.2, validation=0.2))
+    make(Context(small, root), "mixture")
+    found = judge(Context(GOOD, root), version(root, GOOD), version(root, small))
+    assert 0 < found.scores["p_at_1_published"] < 1
+
+
+def test_without_validation_posts_it_is_published_and_says_so(root):
+    for lr in (0.2, 0.1):
+        study = tiny_study(lr=lr, data=Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.0))
+        make(Context(study, root), "mixture")
+        said = publish(root, study)
+    assert said.action == "published"
+    assert said.why == "no validation post carries a hashtag of both: published without a comparison"
+
+
+def test_a_mixture_without_a_common_hashtag_is_refused(root, monkeypatch):
+    publish(root, BAD)
+    opened = published._bundle
+
+    def renamed(context, which):
+        bundle = opened(context, which)
+        if which == version(root, GOOD):
+            bundle.hashtags = [f"{tag}-renamed" for tag in bundle.hashtags]
+        return bundle
+
+    monkeypatch.setattr(published, "_bundle", renamed)
+    said = publish(root, GOOD)
+    assert (said.action, said.why) == (
+        "refused",
+        f"it has no hashtag in common with the published mixture {version(root, BAD)}",
+    )
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_new_mixture_is_an_error_and_the_old_one_stays(root):
+    publish(root, BAD)
+    flip(root / "mixture" / version(root, GOOD) / "experts" / "e001.safetensors")
+    with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
+        publish(root, GOOD)
+    with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
+        force(Context(GOOD, root), version(root, GOOD))
+    assert book(root).published == version(root, BAD)
+    assert len(book(root).history) == 1
+
+
+def test_a_published_bundle_that_is_gone_is_said_and_replaced_by_the_next(root):
+    publish(root, BAD)
+    shutil.rmtree(root / "mixture" / version(root, BAD))
+    with pytest.raises(ValueError, match=f"the published mixture {version(root, BAD)} is not at .*restore the folder"):
+        published_bundle(root)
+    said = publish(root, GOOD)
+    assert said.action == "published"
+    assert f"the published mixture {version(root, BAD)} cannot be opened any more" in said.why
+    with pytest.raises(ValueError, match=f"no mixture {version(root, BAD)} in"):
+        roll_back(Context(GOOD, root))
+    assert book(root).published == version(root, GOOD)
+
+
+@pytest.mark.parametrize("how", ["torn", "changed", "not ours", "binary", "empty"])
+def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
+    publish(root, BAD)
+    path = root / publication.FILE
+    text = path.read_text()
+    damaged = {
+        "torn": text[: len(text) // 2].encode(),
+        "changed": text.replace(version(root, BAD), version(root, GOOD)).encode(),
+        "not ours": b"[]",
+        "binary": b"\xff\x00",
+        "empty": b"",
+    }[how]
+    path.write_bytes(damaged)
+    for broken in (
+        lambda: published_bundle(root),
+        lambda: publish(root, GOOD),
+        lambda: force(Context(GOOD, root), version(root, GOOD)),
+        lambda: roll_back(Context(GOOD, root)),
+    ):
+        with pytest.raises(ValueError, match=r"published.json is damaged .* move it away and say `hardmoe publish"):
+            broken()
+    assert path.read_bytes() == damaged
+    done = hardmoe("predict", "--bundle", root, "x.png")
+    assert done.exit_code == 1
+    assert "published.json is damaged" in done.output
+
+
+def test_nothing_published_yet_says_what_to_do(root):
+    with pytest.raises(ValueError, match=r"no mixture of .*study.toml is published: `hardmoe run`"):
+        published_bundle(root)
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from moe_core.publication import Decision, save, writing
+root, name = Path(sys.argv[1]), sys.argv[2]
+for turn in range(20):
+    with writing(root) as now:
+        one = f"{name}{turn}"
+        save(root, now.with_one(Decision("forced", one, now.published, one, "by hand", "a test")))
+"""
+
+
+def test_two_publishers_at_once_lose_no_decision(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path), name]) for name in "ab"]
+    seen = []
+    while any(process.poll() is None for process in processes):
+        seen.append(len(book(tmp_path).history))  # a reader always finds a whole file
+    assert [process.returncode for process in processes] == [0, 0]
+    history = book(tmp_path).history
+    assert len(history) == 40
+    assert [d.against for d in history] == ["", *(d.published for d in history[:-1])]
+    assert seen == sorted(seen)
+
+
+def test_rollbacks_go_back_one_by_one():
+    now = Book()
+    for one in ("a", "b", "c"):
+        now = now.with_one(Decision("forced", one, now.published, one, "", ""))
+    now = now.with_one(Decision("refused", "d", "c", "c", "", ""))
+    assert (now.published, now.previous) == ("c", "b")
+    now = now.rolled_back("")
+    assert (now.published, now.previous) == ("b", "a")
+    now = now.with_one(Decision("published", "e", "b", "e", "", ""))
+    assert (now.published, now.previous) == ("e", "b")
+    now = now.rolled_back("").rolled_back("")
+    assert (now.published, now.previous) == ("a", "")
+
+
+def test_the_command_publishes_goes_back_and_lists(root):
+    file = root / "study.toml"
+    good, bad = version(root, GOOD), version(root, BAD)
+    assert f"published: {good}" in hardmoe("publish", "--study", file).output
+    refused = hardmoe("publish", "--study", file, "--version", bad)
+    assert refused.exit_code == 1
+    assert "not published: P@1" in refused.output
+    assert "--force publishes it all the same" in refused.output
+    assert (
+        f"published: {bad}   (before: {good})"
+        in hardmoe("publish", "--study", file, "--version", bad, "--force").output
+    )
+    assert f"published: {good}" in hardmoe("publish", "--study", file, "--rollback").output
+    listed = hardmoe("publish", "--study", file, "--list", "--json")
+    said = json.loads(listed.output)
+    assert (said["published"], said["previous"]) == (good, "")
+    assert [d["action"] for d in said["history"]] == ["published", "refused", "forced", "rolled back"]
+    assert {d["by"] for d in said["history"]} == {"hardmoe publish"}
+    for wrong, why in (
+        (["--rollback", "--list"], "exclude one another"),
+        (["--version", "nothing"], f"no mixture nothing in {root}: there are "),
+    ):
+        done = hardmoe("publish", "--study", file, *wrong)
+        assert done.exit_code == 1
+        assert why in done.output
+
+
+def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
+    make(Context(GOOD, root), "evaluation")
+    file = root / "study.toml"
+    said = json.loads(hardmoe("results", "--study", file, "--json").output)
+    assert said["publication"] == {
+        "published": version(root, GOOD),
+        "mixture": version(root, GOOD),
+        "is_published": True,
+        "why": "nothing was published before",
+    }
+    make(Context(BAD, root), "evaluation")
+    file.write_text(dump_study(BAD))
+    said = json.loads(hardmoe("results", "--study", file, "--json").output)
+    assert not said["publication"]["is_published"]
+    assert said["publication"]["published"] == version(root, GOOD)
+    assert "below it" in said["publication"]["why"]
+    assert f"This mixture is not published, {version(root, GOOD)} is: P@1" in hardmoe("results", "--study", file).output
+
+
+MISMATCHES = {
+    "the decoder was made from trunk": lambda said: said["decoder"]["made_from"].update(trunk="other"),
+    "the decoder was made from e001": lambda said: said["decoder"]["made_from"].update(e001="other"),
+    "expert e000 was made from trunk": lambda said: said["experts"]["e000"]["made_from"].update(trunk="other"),
+    "expert e001 was made from members": lambda said: said["experts"]["e001"]["made_from"].update(members="other"),
+    "expert e000 was made from members": lambda said: said["gate"]["made_from"].update(e000="other"),
+    "the manifest wants expert e001 other": lambda said: said["experts"]["e001"].update(version="other"),
+    "the manifest wants trunk other": lambda said: said["router"].update(version="other"),
+    "the manifest wants partition other": lambda said: said["gate"].update(version="other"),
+    "the manifest wants shared_decoder other": lambda said: said["decoder"].update(version="other"),
+}
+
+
+@pytest.mark.parametrize("why", MISMATCHES)
+def test_a_bundle_of_two_generations_is_refused(root, why):
+    """Its manifest is sealed anew, as one would be that was written wrongly."""
+    from moe_core.store import digest
+
+    path = Context(GOOD, root).need("mixture").path / "manifest.json"
+    said = json.loads(path.read_text())
+    said.pop("seal")
+    MISMATCHES[why](said)
+    path.write_text(json.dumps(said | {"seal": digest(said)}, indent=1))
+    with pytest.raises(ValueError, match=why):
+        Bundle(path.parent)
+    with pytest.raises(ValueError, match=why):
+        publish(root, GOOD)
+    assert book(root).history == ()
+
+
+def test_a_mixture_that_is_not_what_its_artefact_says_is_not_published(root, monkeypatch):
+    context = Context(GOOD, root)
+    store_read = context.store.read
+    monkeypatch.setattr(
+        context.store,
+        "read",
+        lambda path: (a := store_read(path)) and replace(a, inputs={**a.inputs, "e000": "another"}),
+    )
+    with pytest.raises(ValueError, match=r"holds e000 .*, it was made from another: delete the folder and run again"):
+        force(context, context.version("mixture"))
+
+
+def test_a_reader_keeps_its_bundle_while_another_is_published(root):
+    publish(root, BAD)
+    bundle = Bundle(published_bundle(root))
+    publish(root, GOOD)
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    bundle.predict(pictures)
+    assert bundle.folder.name == version(root, BAD)
+    assert bundle.parts["trunk"] != Bundle(published_bundle(root)).parts["trunk"]

@@ -1,0 +1,49 @@
+"""A store with two mixtures: one that learned something, and one whose networks never moved from their start."""
+
+from moe_core.recipes import demo
+from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+
+CONTROLS_OFF = demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50})
+
+
+def tiny_study(lr=0.2, **more):
+    training = Training(epochs=3, batch_size=32, lr=lr, flip=False, crop=0, checkpoint_seconds=60)
+    values = {
+        "name": "two",
+        "source": Source(format="drawn", posts=500, shards=2),
+        "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.2),
+        "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
+        "trunk": training,
+        "expert_training": training,
+        "partition": Partition(experts=2, pca=4),
+        "evaluation": CONTROLS_OFF,
+    }
+    return demo().model_copy(update=values | more)
+
+
+GOOD, BAD = tiny_study(), tiny_study(lr=1e-9)
+
+
+def make(context, until):
+    """All stages up to and with `until`."""
+    for name, stage in STAGES.items():
+        if not stage.control:
+            for key in stage.keys_of(context):
+                build(context, stage, key)
+        if name == until:
+            return
+
+
+def write(root, study=GOOD):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "study.toml").write_text(dump_study(study), "utf-8")
+
+
+def two_mixtures(root):
+    """`root` holds both; neither is published, and study.toml is that of the good one."""
+    write(root)
+    for study in (BAD, GOOD):
+        make(Context(study, root), "mixture")

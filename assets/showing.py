@@ -4,6 +4,7 @@ No picture of a post is given to Dagster, whose event log keeps what it is told:
 contact sheets are files of the artefact, named by their paths, and parts of the report.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import dagster as dg
 from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, glance, lines
 from moe_core.stages.context import Context
 from moe_core.stages.fitting import log_of
+from moe_core.stages.lineage import Lineage, flat, label
 from moe_core.stages.spending import spent
 from moe_core.store import Artefact
 from moe_core.text import shown
@@ -22,6 +24,7 @@ _MARKUP = re.compile(r"[!-,/:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])")
 # The UI makes links of addresses even where every mark is escaped: a word joiner, which nobody sees, breaks them.
 _ADDRESS = re.compile(r"(?i)://|www(?=\.)|@")
 ROWS = 40  # of a plot of bars at most
+MOST_ROWS = 100  # of a table of lineage
 INLINE = 1000  # characters of Markdown from which Dagster's UI shows a link to it in its place
 
 
@@ -68,14 +71,31 @@ def about(artefact: Artefact) -> dict[str, Any]:
 
 
 def origin(artefact: Artefact, context: Context) -> dict[str, Any]:
-    """Version, place, and the exact versions that it was made from."""
+    """Version, place, and all that it came from: exact versions, shards and settings, as far as a table can be read."""
+    lineage = Lineage(context.store)
+    above = [lineage.artefact(version) for version in lineage.above(artefact.version)]
+    shards = [(a.key, a.inputs["shard"]) for a in above if a.asset == "posts"]
+    settings = {(a.asset, name): json.dumps(value) for a in reversed(above) for name, value in flat(a.settings)}
     return {
-        "made from": table(("input", "version"), sorted(artefact.inputs.items())),
+        "made from": table(("input", "version"), _at_most(sorted(artefact.inputs.items()))),
+        "lineage": table(("artefact", "version", "digest"), _at_most([(label(a), a.version, a.digest) for a in above])),
+        "lineage: shards": table(("shard", "content"), _at_most(shards)),
+        "lineage: settings": table(
+            ("of", "setting", "value"), _at_most([(asset, name, value) for (asset, name), value in settings.items()])
+        ),
         "posts snapshot": context.posts_snapshot(),
         "version": artefact.version,
         "digest": artefact.digest,
         "path": dg.MetadataValue.path(str(artefact.path)),
     }
+
+
+def _at_most(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The first rows, and how many more there are: Dagster's event log is no place for a thousand."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    more = (f"and {len(rows) - MOST_ROWS} more", "hardmoe lineage has all")
+    return [*rows[:MOST_ROWS], (*more, *[""] * len(rows[0]))[: len(rows[0])]]
 
 
 def curves(artefact: Artefact) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import click
 
-from pipelines.commands import asking, keeping, looking, making, publishing
+from pipelines.commands import asking, keeping, lineage, looking, making, publishing
 from pipelines.commands.common import OneLineErrors
 
 
@@ -26,11 +26,13 @@ for command in (
     looking.status,
     looking.results,
     looking.report,
+    lineage.lineage,
     looking.ui,
     asking.predict,
     publishing.publish,
     keeping.reap,
     keeping.tidy,
+    keeping.gc,
     keeping.forget,
 ):
     main.add_command(command)

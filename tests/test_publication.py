@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from two_mixtures import BAD, GOOD, make, tiny_study, two_mixtures
+from two_mixtures import BAD, GOOD, make, tiny_study
 
 from moe_core import publication
 from moe_core.publication import Book, Decision, published_bundle
@@ -20,13 +20,6 @@ from moe_core.stages.context import Context
 from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, roll_back
 from moe_core.stages.stage import build
 from pipelines.cli import main
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    root = tmp_path_factory.mktemp("both") / "store"
-    two_mixtures(root)
-    return root
 
 
 @pytest.fixture

@@ -43,7 +43,11 @@ def write(root, study=GOOD):
 
 
 def two_mixtures(root):
-    """`root` holds both; neither is published, and study.toml is that of the good one."""
+    """`root` holds both, and of the good one evaluation and embeddings; neither is published."""
     write(root)
     for study in (BAD, GOOD):
         make(Context(study, root), "mixture")
+    context = Context(GOOD, root)
+    for name in ("evaluation", "embeddings"):
+        for key in STAGES[name].keys_of(context):
+            build(context, STAGES[name], key)

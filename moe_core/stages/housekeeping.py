@@ -4,11 +4,12 @@ A pin (a Lance tag) keeps the version that a posts artefact reads; a version goe
 here may be killed at any point and started again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe_core import publication
 from moe_core.stages.context import Context
 from moe_core.store import Artefact, Busy, alive, dead_parts, exclusive, take_away
 
@@ -24,44 +25,66 @@ class Tidied:
     bytes: int = 0
     rewritten: list[str] = field(default_factory=list)  # shards in fewer fragments now
     removed: list[str] = field(default_factory=list)  # folders and files, under the root
+    sizes: list[int] = field(default_factory=list)  # bytes of each
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 def tidy(context: Context, dry_run: bool = False, superseded: bool = False) -> Tidied:
-    """Cleans up. `superseded`: also artefacts of single posts that the study as it is now would not read.
+    """Cleans up. `superseded`: also artefacts of single posts that the study as it is now would not read, but for
+    embeddings of the published mixture and the one before.
 
     Raises Busy while an artefact is being made.
     """
+    with exclusive(context.in_use, wait=False):
+        return _free(context, dry_run, leftovers(context.root), _superseded(context) if superseded else [])
+
+
+def collect(context: Context, keep: int = 1, dry_run: bool = True) -> Tidied:
+    """Takes away versions that nothing needs, and what else `tidy` frees.
+
+    Kept are: what the study names now; what is published, what was before it, and their embeddings; the `keep` newest
+    versions of each asset partition of the study; and whatever one of these was made from, down to the posts. Where it
+    is not known yet what the study names, all versions stay. Raises Busy while an artefact is being made, and
+    ValueError for a damaged manifest or published.json: what it points at cannot be told.
+    """
+    if keep < 0:
+        raise ValueError(f"--keep {keep}: wanted 0 or more")
+    with exclusive(context.in_use, wait=False):
+        gone = [*leftovers(context.root), *_given_up(context)]
+        return _free(context, dry_run, gone, _unneeded(context, keep))
+
+
+def _free(context: Context, dry_run: bool, gone: Iterable[Path], old: list[Artefact]) -> Tidied:
+    """Files and folders, and artefacts with the rows that only they pin. For those who hold the store alone."""
     from moe_core.tables import clean, pins, rewrite, scattered
 
     done = Tidied()
-    with exclusive(context.in_use, wait=False):
-        gone = [*leftovers(context.root)]
-        old = _superseded(context) if superseded else []
-        for path in [*gone, *(artefact.path for artefact in old)]:
-            done.bytes += size_of(path)
-            done.removed.append(str(path.relative_to(context.root)))
-        if not dry_run:
-            for path in gone:
-                take_away(path)
-            for artefact in old:
-                context.store.remove(artefact)
-        keep = _pins_of_artefacts(context, without=old)
-        read = current_pins(context)
-        for path in (context.root / name for name in DATA_SETS):
-            there = pins(path)
-            lost = [pin for pin in there if pin.startswith("posts.") and pin not in keep]
-            for shard in scattered(path):
-                done.rewritten.append(f"{path.name} {shard}")
-                if not dry_run:
-                    rewrite(path, shard)
-            places = [(shard, pin) for shard, pin in read if pin in there]
-            freed = clean(path, dry_run, [*places, *_gone(context, path)], lost)
-            done.versions += freed.versions
-            done.files += freed.files
-            done.bytes += freed.bytes
+    gone = list(gone)
+    for path in [*gone, *(artefact.path for artefact in old)]:
+        done.sizes.append(size_of(path))
+        done.removed.append(str(path.relative_to(context.root)))
+    done.bytes = sum(done.sizes)
+    if not dry_run:
+        for path in gone:
+            take_away(path)
+        for artefact in old:
+            context.store.remove(artefact)
+    keep = _pins_of_artefacts(context, without=old)
+    read = current_pins(context)
+    for path in (context.root / name for name in DATA_SETS):
+        there = pins(path)
+        lost = [pin for pin in there if pin.startswith("posts.") and pin not in keep]
+        for shard in scattered(path):
+            done.rewritten.append(f"{path.name} {shard}")
+            if not dry_run:
+                rewrite(path, shard)
+        places = [(shard, pin) for shard, pin in read if pin in there]
+        freed = clean(path, dry_run, [*places, *_gone(context, path)], lost)
+        done.versions += freed.versions
+        done.files += freed.files
+        done.bytes += freed.bytes
     return done
 
 
@@ -118,7 +141,7 @@ def _superseded(context: Context) -> list[Artefact]:
     """Artefacts of stages that hold single posts that the study as it is now does not name."""
     from moe_core.stages.table import STAGES
 
-    found = []
+    found, served = [], _served(context)
     for name, stage in STAGES.items():
         if stage.holds is None:
             continue
@@ -128,9 +151,70 @@ def _superseded(context: Context) -> list[Artefact]:
                 current = artefact.key in keys and context.version(name, artefact.key) == artefact.version
             except ValueError:  # what it depends on is not there yet: nobody can say
                 current = True
-            if not current:
+            if not current and artefact.inputs.get("mixture") not in served:
                 found.append(artefact)
     return found
+
+
+def _served(context: Context) -> set[str]:
+    """Mixtures that are published, or were before. Raises ValueError for a damaged published.json."""
+    book = publication.load(context.root)
+    return {book.published, book.previous} - {publication.NOTHING}
+
+
+def _unneeded(context: Context, keep: int) -> list[Artefact]:
+    """Artefacts that nothing which is kept was made from; each before what it was made from."""
+    from moe_core.stages.lineage import Lineage
+    from moe_core.stages.table import STAGES
+
+    lineage = Lineage(context.store)
+    versions: dict[tuple[str, str | None], list[Artefact]] = {}
+    for version in lineage.places:
+        artefact = lineage.artefact(version)
+        versions.setdefault((artefact.asset, artefact.key), []).append(artefact)
+    served = _served(context)
+    roots = set(served)
+    for (name, key), artefacts in versions.items():
+        newest = sorted(artefacts, key=_made_at, reverse=True)
+        if key in STAGES[name].keys_of(context):
+            roots |= {artefact.version for artefact in newest[:keep]}
+            now = _version_now(context, name, key)
+            roots |= {artefact.version for artefact in artefacts} if now is None else {now}
+        if name == "embeddings":
+            roots |= {artefact.version for artefact in artefacts if artefact.inputs.get("mixture") in served}
+    kept = {one for root in roots if root in lineage.places for one in lineage.above(root)}
+    order = list(STAGES)
+    gone = [lineage.artefact(version) for version in lineage.places if version not in kept]
+    return sorted(gone, key=lambda a: (order.index(a.asset), _made_at(a)), reverse=True)
+
+
+def _version_now(context: Context, name: str, key: str | None) -> str | None:
+    """What the study names now; None where another must be made to know it."""
+    try:
+        return context.version(name, key)
+    except ValueError:
+        return None
+
+
+def _made_at(artefact: Artefact) -> float:
+    return (artefact.path / "artefact.json").stat().st_mtime
+
+
+def _given_up(context: Context) -> Iterator[Path]:
+    """Checkpoints of artefacts that the study as it is now does not make."""
+    from moe_core.stages.table import STAGES
+
+    for folder in _artefact_folders(context.root):
+        name, *rest = folder.relative_to(context.root).parts
+        key = rest[0] if rest else None
+        if (key is None) != (STAGES[name].keys is None):
+            continue
+        known = key in STAGES[name].keys_of(context)
+        now = _version_now(context, name, key) if known else ""
+        for path in folder.glob(".work-*") if now is not None else ():
+            version = path.name.removeprefix(".work-")
+            if version != now and not (folder / version / "artefact.json").exists():  # else it is a leftover
+                yield path
 
 
 def leftovers(root: Path) -> Iterator[Path]:

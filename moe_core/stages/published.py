@@ -268,5 +268,5 @@ PUBLISHED = Stage(
     settings=lambda study: study.publish.model_dump(),
     inputs=_inputs,
     make=_make,
-    after=_settle,
+    settle=_settle,
 )

@@ -27,7 +27,7 @@ class Stage:
     holds: Callable[[Artefact], Iterable[str]] | Literal["some"] | None = None
     """What a takedown has to look for in its artefacts: None where they say nothing of single posts; ids of the posts
     they hold; "some" where nobody can tell which (pictures, rare tags), so that every takedown removes them."""
-    after: Callable[[Context, Artefact], None] | None = None  # called each time it was found or made
+    settle: Callable[[Context, Artefact], None] | None = None  # once it was made, and whenever it is found
 
     def plan(self, context: Context, key: str | None) -> Plan:
         if not self.when(context.study):
@@ -62,26 +62,25 @@ class Built:
 
 def build(context: Context, stage: Stage, key: str | None = None, force: bool = False) -> Built:
     """Finds the artefact or makes it; the same one is made by one process at a time, others wait and find it."""
-    built = _found_or_made(context, stage, key, force)
-    if stage.after:
-        stage.after(context, built.artefact)
-    return built
-
-
-def _found_or_made(context: Context, stage: Stage, key: str | None, force: bool) -> Built:
     plan = context.plan(stage.name, key)
     found = context.store.find(plan)
     if found and not force:
-        return Built(found, reused=True)
+        return _settled(context, stage, Built(found, reused=True))
     lock = context.store.folder(stage.name, key) / f".lock-{plan.version}"
     with shared(context.in_use), exclusive(lock):
         if Forgotten.load(context.root) != context.forgotten:
             raise ValueError(f"{plan.name}: posts were forgotten after this was planned: run again")
         found = context.store.find(plan)
         if found and not force:
-            return Built(found, reused=True)
+            return _settled(context, stage, Built(found, reused=True))
         if found:
             context.store.remove(found)
         made = context.store.make(plan, lambda folder: stage.make(context, key, folder))
     lock.unlink(missing_ok=True)
-    return Built(made, reused=False)
+    return _settled(context, stage, Built(made, reused=False))
+
+
+def _settled(context: Context, stage: Stage, built: Built) -> Built:
+    if stage.settle:
+        stage.settle(context, built.artefact)
+    return built

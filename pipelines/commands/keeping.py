@@ -1,4 +1,4 @@
-"""Keeping a study: reap, tidy, forget."""
+"""Keeping a study: reap, tidy, gc, forget."""
 
 import json
 import sys
@@ -50,6 +50,32 @@ def tidy(study_file: Path, dry_run: bool, superseded: bool, as_json: bool) -> No
     )
     for name in done.removed:
         click.echo(f"  {name}")
+
+
+@click.command(short_help="Remove old versions.")
+@STUDY_OPTION
+@click.option("--keep", default=1, show_default=True, help="Newest versions of each asset partition that stay anyway.")
+@click.option("--apply", "apply_it", is_flag=True, help="Remove them; without it, only say what would be removed.")
+@JSON
+def gc(study_file: Path, keep: int, apply_it: bool, as_json: bool) -> None:
+    """Removes old versions of artefacts. Stays: what the study names now, the published mixture and the one before
+    with their embeddings, and whatever any of these was made from.
+
+    Example: hardmoe gc --study cats/study.toml --keep 2 --apply
+    """
+    from moe_core.stages.housekeeping import collect
+
+    done = collect(open_study(study_file), keep, dry_run=not apply_it)
+    if as_json:
+        click.echo(json.dumps(done.as_json() | {"applied": apply_it}))
+        return
+    for name, size in zip(done.removed, done.sizes, strict=True):
+        click.echo(f"{size / 2**20:10,.1f} MiB  {name}")
+    rows = done.bytes - sum(done.sizes)
+    if rows:
+        click.echo(f"{rows / 2**20:10,.1f} MiB  of {done.files} files of posts.lance and rejects.lance")
+    would = "freed" if apply_it else "would be freed; --apply frees it"
+    click.echo(f"{done.bytes / 2**20:,.1f} MiB {would}")
 
 
 @click.command(short_help="Take posts down for good.")

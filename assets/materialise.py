@@ -58,7 +58,8 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
     fails that blocks, the artefact is taken away: the next run makes it again, and nobody reads it until then.
     """
     name = context.asset_key.to_user_string()
-    key = context.partition_key if context.has_partition_key else None
+    partitioned = STAGES[name].keys is not None and context.has_partition_key  # of the asset, not of the run alone
+    key = context.partition_key if partitioned else None
     with Progress(context, name, key) as progress:
         work = Context(study(), root(), progress.report, by=f"run {context.run_id}")
         started = time.monotonic()

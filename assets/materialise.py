@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from assets.showing import about, cost_so_far, curves, numbers, origin
-from assets.study import EXPERTS, SHARDS, root, study
+from assets.study import EXPERTS, SHARDS, STUDY, root, study
 from moe_core.stages.context import Context
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import build
@@ -57,9 +57,11 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
     `look` gives more metadata, where None hides what the artefact says by that name, and results of checks. When one
     fails that blocks, the artefact is taken away: the next run makes it again, and nobody reads it until then.
     """
-    name = context.asset_key.to_user_string()
+    name = context.asset_key.path[-1]
     partitioned = STAGES[name].keys is not None and context.has_partition_key  # of the asset, not of the run alone
     key = context.partition_key if partitioned else None
+    if STUDY not in context.run.tags:  # one that the UI or the daemon started
+        context.instance.add_run_tags(context.run_id, {STUDY: study().name})
     with Progress(context, name, key) as progress:
         work = Context(study(), root(), progress.report, by=f"run {context.run_id}")
         started = time.monotonic()

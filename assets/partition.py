@@ -5,7 +5,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.materialise import OWNERS, Work, asset_of, materialise
 from assets.showing import bar, plot_of_bars, table
-from assets.study import EXPERTS
+from assets.study import EXPERTS, key_of
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 
@@ -42,7 +42,7 @@ def partition(context: dg.AssetExecutionContext, config: Work) -> dg.Materialize
         for key, digest in members.items():
             context.instance.report_runless_asset_event(
                 dg.AssetObservation(
-                    "expert_shard",
+                    key_of("expert_shard"),
                     partition=key,
                     metadata={"training posts": sizes[key]} | seen(artefact, key) | {"members": digest},
                     tags={DATA_VERSION_TAG: digest},

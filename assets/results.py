@@ -5,6 +5,7 @@ import dagster as dg
 
 from assets.materialise import Work, asset_of, materialise
 from assets.showing import picture, plot_of_bars, table
+from assets.study import key_of
 from moe_core.evaluation.plots import intervals
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
@@ -18,7 +19,9 @@ def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.Materializ
         found = json.loads(artefact.file("table.json").read_text("utf-8"))
         for said in found["per_expert"]:
             if said["n"]:
-                context.log_event(dg.AssetObservation("expert", partition=said["expert"], metadata=_of_expert(said)))
+                context.log_event(
+                    dg.AssetObservation(key_of("expert"), partition=said["expert"], metadata=_of_expert(said))
+                )
         return _comparison(found) | _experts(found), []
 
     return materialise(context, config, look)

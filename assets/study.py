@@ -10,6 +10,7 @@ from moe_core.recipes import demo
 from moe_core.settings import Study, dump_study, load_study
 from moe_core.store import write_text
 
+STUDY = "hardmoe/study"  # tag of a run: one instance may serve several studies
 DEFAULT = Path("studies/demo/study.toml")
 
 
@@ -38,3 +39,8 @@ def root() -> Path:
 # Partition sets belong to the Dagster instance, which several studies may share: hence the study's name in theirs.
 SHARDS = dg.DynamicPartitionsDefinition(name=f"{study().name}_shards")
 EXPERTS = dg.DynamicPartitionsDefinition(name=f"{study().name}_experts")
+
+
+def key_of(stage: str) -> dg.AssetKey:
+    """Of a stage's asset, in an instance that several studies may share."""
+    return dg.AssetKey([part for part in (study().asset_prefix, stage) if part])

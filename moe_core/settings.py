@@ -247,10 +247,21 @@ class Evaluation(Strict):
     )
 
 
+class Alerts(Strict):
+    """Who is told of a failed run; the sensor `alert` does it while it is switched on (docs/operations.md)."""
+
+    command: tuple[str, ...] = Field(
+        (), description="Program and its arguments, run for each failed run, which it reads as JSON; empty: none."
+    )
+
+
 class Study(Strict):
     """All the settings of one study."""
 
     name: str = Field("demo", description="Letters, digits, '-' and '_'; names the Dagster partition sets.")
+    asset_prefix: str = Field(
+        "", description="Put before the keys of its Dagster assets: wanted where studies share one Dagster instance."
+    )
     recipe: str = Field("", description="Recipe it was made from; for the record only.")
     source: Source = Source()
     data: Data = Data()
@@ -263,6 +274,7 @@ class Study(Strict):
     decoder: Decoder = Decoder()
     publish: Publish = Publish()
     evaluation: Evaluation = Evaluation()
+    alerts: Alerts = Alerts()
 
     @model_validator(mode="after")
     def _losses_agree(self) -> "Study":
@@ -286,6 +298,8 @@ class Study(Strict):
     def _name_is_plain(self) -> "Study":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):
             raise ValueError(f"name {self.name!r} must be 1 to 64 letters, digits, '-' or '_'")
+        if not re.fullmatch(r"\w{0,64}", self.asset_prefix, re.ASCII):
+            raise ValueError(f"asset_prefix {self.asset_prefix!r} must be at most 64 letters, digits or '_'")
         return self
 
 

@@ -3,13 +3,16 @@
 import dagster as dg
 
 from assets import controls, experts, mixture, partition, posts, results, splits, trunk, vocabulary
+from assets.study import key_of, study
 from pipelines.jobs import JOBS
 from pipelines.sensors import SENSORS
 
+MODULES = [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results]
+ASSETS = dg.load_assets_from_modules(MODULES, include_specs=True, key_prefix=study().asset_prefix or None)
+
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules(
-        [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results], include_specs=True
-    ),
+    # `key_prefix` reaches what an asset depends on, but not the key of an asset that cannot be executed
+    assets=[a.replace_attributes(key=key_of(a.key.path[-1])) if isinstance(a, dg.AssetSpec) else a for a in ASSETS],
     jobs=JOBS,
     sensors=SENSORS,
     # A step is minutes to days of work in one process: a process of its own inside the run would only be one more

@@ -1,7 +1,12 @@
 """Dagster's instance of a study: DAGSTER_HOME where the user has one, else the folder `dagster` in the study's root."""
 
+import json
 import os
+import re
 import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +31,13 @@ run_monitoring:
   start_timeout_seconds: 300
   free_slots_after_run_end_seconds: 300
 """
-PID, HOST = "hardmoe/pid", "hardmoe/host"
+MISSING = {  # modules that an instance in PostgreSQL needs
+    "dagster_postgres": "pip install 'hardmoe[postgres]'",
+    "psycopg": "name the driver of dagster-postgres: postgresql+psycopg2://..., or scheme: postgresql+psycopg2",
+}
+EVENTS = 5000  # read at once
+HEARTBEAT_SECONDS = 45.0  # a daemon that runs reports each 30 s
+PID, HOST = "hardmoe/pid", "hardmoe/host"  # tags of a run
 
 
 def home(root: Path, workers: int) -> Path:
@@ -37,6 +48,60 @@ def home(root: Path, workers: int) -> Path:
         write_text(folder / "dagster.yaml", SETTINGS.format(workers=workers))
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder
+
+
+@contextmanager
+def opened() -> "Iterator[dg.DagsterInstance]":
+    """The instance of DAGSTER_HOME. Raises ValueError where its dagster.yaml is wrong or its database is not there."""
+    import dagster as dg
+
+    try:
+        instance = dg.DagsterInstance.get()
+    except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
+        why = " ".join(str(error.__cause__ or error).split())[:600]
+        hints = (f" ({hint})" for name, hint in MISSING.items() if re.search(rf"module (named )?'?{name}\b", why))
+        why += next(hints, "")
+        raise ValueError(
+            f"Dagster's instance of {os.environ.get('DAGSTER_HOME')}/dagster.yaml cannot be opened: {why}"
+        ) from error
+    with instance:
+        yield instance
+
+
+def hold_ui(port: int) -> int:
+    """Takes the instance's UI for this process and the program that it becomes, until that ends or closes the file.
+
+    Raises ValueError where another has it, whose daemon would start each run a second time, or the port is taken.
+    """
+    import fcntl
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"port {port} of 127.0.0.1 cannot be had ({error}): say another with --port") from None
+    path = Path(os.environ["DAGSTER_HOME"]) / ".ui.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"`hardmoe ui` runs on {path.parent} already: {path.read_text('utf-8')}; end it first, two daemons would "
+            "start each run twice"
+        ) from None
+    os.truncate(handle, 0)
+    os.write(handle, f"http://127.0.0.1:{port}, process {os.getpid()}".encode())
+    os.set_inheritable(handle, True)  # the lock goes with the open file
+    return handle
+
+
+def reporting_daemons() -> dict[str, float]:
+    """Dagster's daemons that reported lately, on whatever machine, and how many seconds ago."""
+    with opened() as instance:
+        beats = instance.get_daemon_heartbeats().values()
+    ages = {f"Dagster's daemon {beat.daemon_type}": time.time() - beat.timestamp for beat in beats}
+    return {name: age for name, age in ages.items() if age < HEARTBEAT_SECONDS}
 
 
 def project_keys(instance: "dg.DagsterInstance", study: str, shards: list[str], experts: list[str]) -> None:
@@ -64,3 +129,26 @@ def reap(instance: "dg.DagsterInstance") -> list[str]:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended.append(run.run_id)
     return ended
+
+
+def runs_that_say(instance: "dg.DagsterInstance", texts: Iterable[str]) -> list[str]:
+    """Ids of runs whose events quote one of the texts, where events lie in a database such as PostgreSQL.
+
+    None where they are files of DAGSTER_HOME: those are searched as files.
+    """
+    import sqlalchemy as db
+    from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+
+    storage = instance.event_log_storage
+    wanted = {form for text in texts for form in (text, json.dumps(text)[1:-1])}
+    if not wanted or storage.is_run_sharded or not isinstance(storage, SqlEventLogStorage):
+        return []
+    events, found, last = SqlEventLogStorageTable.c, set(), 0
+    with storage.index_connection() as connection:
+        while True:
+            query = db.select(events.id, events.run_id, events.event).where(events.id > last).order_by(events.id)
+            rows = connection.execute(query.limit(EVENTS)).all()
+            found |= {run for _, run, event in rows if any(text in event for text in wanted)}
+            if not rows:
+                return sorted(found)
+            last = rows[-1].id

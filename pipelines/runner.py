@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from moe_core.stages.context import Context, cores, threads_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
 from moe_core.stages.table import STAGES
-from pipelines.instance import home, project_keys, reap
+from pipelines.instance import home, opened, project_keys, reap
 from pipelines.workers import Task, Worker, gpus, load_ahead
 
 if TYPE_CHECKING:
@@ -80,10 +80,9 @@ def run_study(
     if force or any(context.find(task.stage, task.key) is None for task in waiting):
         load_ahead()
 
-    import dagster as dg
     from dagster._core.utils import make_new_run_id
 
-    with dg.DagsterInstance.get() as instance:
+    with opened() as instance:
         reap(instance)
         project_keys(instance, study.name, [s.key for s in context.shards], context.experts)
         remove_gone_shards(context)
@@ -183,7 +182,9 @@ def recorded_version(instance: "dg.DagsterInstance", stage: str, key: str | None
     import dagster as dg
     from dagster._core.definitions.data_version import extract_data_version_from_entry
 
-    which = dg.AssetRecordsFilter(asset_key=dg.AssetKey(stage), asset_partitions=None if key is None else [key])
+    from assets.study import key_of
+
+    which = dg.AssetRecordsFilter(asset_key=key_of(stage), asset_partitions=None if key is None else [key])
     records = instance.fetch_materializations(which, limit=1).records
     version = extract_data_version_from_entry(records[0].event_log_entry) if records else None
     return version.value if version else None

@@ -1,10 +1,14 @@
 """Sensors: what starts by itself. All are stopped until someone starts them: a surprise of runs costs money."""
 
+import json
+import subprocess
+
 import dagster as dg
 
-from assets.study import SHARDS, root, study
+from assets.study import SHARDS, STUDY, root, study
 
 LOOK_SECONDS = 60
+ALERT_SECONDS = 30  # for the command: the daemon waits for it
 
 
 @dg.sensor(
@@ -35,4 +39,36 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     )
 
 
-SENSORS = [new_shards]
+@dg.run_failure_sensor(
+    minimum_interval_seconds=LOOK_SECONDS,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    monitor_all_code_locations=True,  # runs of `hardmoe run` belong to none
+    description="Tells the command in [alerts] of study.toml of each failed run, as JSON on its standard input.",
+)
+def alert(context: dg.RunFailureSensorContext) -> None:
+    """A command that fails or takes too long fails the tick, which the UI shows; the next failure is told again."""
+    from pipelines.status import error_of
+
+    run = context.dagster_run
+    command = study().alerts.command
+    if not command or run.tags.get(STUDY, study().name) != study().name:
+        return
+    said = {
+        "study": study().name,
+        "root": str(root()),
+        "assets": sorted(key.path[-1] for key in run.asset_selection or ()),
+        "partition": run.tags.get("dagster/partition"),
+        "run": run.run_id,
+        "error": error_of(context.instance, run.run_id),
+    }
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(said), capture_output=True, text=True, cwd=root(), timeout=ALERT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise dg.Failure(f"alerts.command {list(command)}: {error}") from error
+    if done.returncode:
+        raise dg.Failure(f"alerts.command {list(command)} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+SENSORS = [new_shards, alert]

@@ -109,32 +109,38 @@ def _failed_runs(context: Context) -> dict[tuple[str, str | None], str]:
     """Asset partitions whose latest run failed, with its error. Reads only; without an instance there are none."""
     import dagster as dg
 
+    from assets.study import STUDY
+    from pipelines.instance import opened
+
     home = os.environ.get("DAGSTER_HOME") or str(context.root / "dagster")
     if not os.path.exists(os.path.join(home, "dagster.yaml")):
         return {}
     os.environ["DAGSTER_HOME"] = home
     latest: dict[tuple[str, str | None], str | None] = {}
-    with dg.DagsterInstance.get() as instance:
+    with opened() as instance:
         for run in instance.get_runs(limit=500):
+            if run.tags.get(STUDY, context.study.name) != context.study.name:
+                continue  # of another study in the same instance
             for asset in run.asset_selection or ():
-                place = (asset.to_user_string(), run.tags.get("dagster/partition"))
+                place = (asset.path[-1], run.tags.get("dagster/partition"))
                 if place in latest:
                     continue
                 bad = run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-                latest[place] = _error_of(instance, run.run_id) if bad else None
+                latest[place] = error_of(instance, run.run_id) if bad else None
     return {place: why for place, why in latest.items() if why is not None}
 
 
-def _error_of(instance: Any, run_id: str) -> str:
+def error_of(instance: Any, run_id: str) -> str:
+    """Why a run failed, in a line: what its step said, or else what ended it."""
     import dagster as dg
 
-    for record in reversed(instance.get_records_for_run(run_id).records):
-        event = record.event_log_entry.dagster_event
-        if event and event.event_type == dg.DagsterEventType.STEP_FAILURE:
-            data = event.step_failure_data
-            if data.user_failure_data and data.user_failure_data.description:
-                return data.user_failure_data.description
-            return " ".join((data.error.message if data.error else "failed").split())[:300]
-        if event and event.event_type == dg.DagsterEventType.RUN_FAILURE and event.message:
-            return " ".join(event.message.split())[:300]
+    kinds = dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE
+    events = [entry.dagster_event for entry in instance.all_logs(run_id, of_type=set(kinds))]
+    for event in sorted(events, key=lambda event: kinds.index(event.event_type)):
+        if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+            return " ".join((event.message or "failed").split())[:300]
+        data = event.step_failure_data
+        if data.user_failure_data and data.user_failure_data.description:
+            return str(data.user_failure_data.description)
+        return " ".join((data.error.message if data.error else "failed").split())[:300]
     return "failed"

@@ -22,6 +22,7 @@ import dagster._core.storage.runs
 import dagster._core.storage.schedules
 import torch
 
+from assets.study import STUDY, key_of, study
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
 from pipelines.workers import Task
@@ -73,10 +74,10 @@ def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> str:
         run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
         instance=instance,
         partition_key=task.key,
-        asset_selection=[dg.AssetKey(task.stage)],
+        asset_selection=[key_of(task.stage)],
         raise_on_error=False,
         run_id=run_id,
-        tags={PID: str(os.getpid()), HOST: socket.gethostname()},
+        tags={PID: str(os.getpid()), HOST: socket.gethostname(), STUDY: study().name},
     )
     return "" if result.success else _why(result)
 

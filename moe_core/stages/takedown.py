@@ -8,8 +8,10 @@ Networks that saw them stay, are named, and are stale.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.data.forgotten import Forgotten
@@ -36,9 +38,10 @@ class Takedown:
     removed: list[str] = field(default_factory=list)  # artefacts and files, under the root
     bytes: int = 0
     left: list[str] = field(default_factory=list)  # files that still say an id or a user: not ours to change
+    texts: set[str] = field(default_factory=set, repr=False)  # that nothing may say any more
 
     def as_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "texts"}
 
 
 @dataclass
@@ -67,7 +70,8 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
         with exclusive(context.in_use, wait=False):
             found = _survey(context, book, asked, done)
             book.save(context.root)
-            _clear_logs(context, _texts(asked, found), done)
+            done.texts = _texts(asked, found)
+            _clear_logs(context, done.texts, done)
             _clear_tables(context, book, found, done)
             for path in (*(a.path for a in found.artefacts), *leftovers(context.root)):
                 if path.exists():
@@ -262,9 +266,11 @@ def _clear_logs(context: Context, texts: set[str], done: Takedown) -> None:
     for path in ours:
         if path.is_file() and _says(path, wanted):
             _remove(context, path, done)
-    for path in sorted((context.root / "dagster").rglob("*")):
-        if path.is_file() and _says(path, wanted):
-            done.left.append(str(path.relative_to(context.root)))
+    own = context.root / "dagster"
+    for home in {own, Path(os.environ.get("DAGSTER_HOME") or own)}:
+        for path in sorted(home.rglob("*")):
+            if path.is_file() and _says(path, wanted):
+                done.left.append(str(path.relative_to(context.root) if path.is_relative_to(context.root) else path))
 
 
 def _says(path: Any, wanted: list[bytes]) -> bool:

@@ -1,12 +1,17 @@
 """Keeping a study: reap, tidy, gc, forget."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.commands.common import JSON, STUDY_OPTION, open_study, show_takedown, take_posts_down
+
+if TYPE_CHECKING:
+    from moe_core.stages.context import Context
 
 
 @click.command(short_help="End runs whose process died.")
@@ -16,14 +21,12 @@ def reap(study_file: Path) -> None:
 
     Example: hardmoe reap --study cats/study.toml
     """
-    import dagster as dg
-
     from pipelines import instance
 
     context = open_study(study_file)
     instance.home(context.root, 1)
-    with dg.DagsterInstance.get() as open_instance:
-        ended = instance.reap(open_instance)
+    with instance.opened() as dagster:
+        ended = instance.reap(dagster)
     click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 
@@ -95,14 +98,34 @@ def forget(study_file: Path, ids: Path | None, users: Path | None, dry_run: bool
 
     context = open_study(study_file)
     done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], dry_run)
+    runs = _runs_that_say(context, done.texts)
     if as_json:
         click.echo(json.dumps(done.as_json()))
     else:
         show_takedown(done, dry_run)
+    if runs:
+        click.echo(
+            f"Error: events of {len(runs)} runs in Dagster's database still name what was forgotten: `dagster run "
+            f"delete` removes a run with its events: {', '.join(runs)}",
+            err=True,
+        )
     if done.left:
         click.echo(
             f"Error: {len(done.left)} files still name what was forgotten: {', '.join(done.left)}. They are Dagster's "
             "event logs: delete the folder while nothing runs, `hardmoe run` begins it anew",
             err=True,
         )
+    if runs or done.left:
         sys.exit(1)
+
+
+def _runs_that_say(context: "Context", texts: set[str]) -> list[str]:
+    """Runs in a database of Dagster's that quote what was forgotten; none without texts or an instance."""
+    from pipelines import instance
+
+    home = Path(os.environ.get("DAGSTER_HOME") or context.root / "dagster")
+    if not texts or not (home / "dagster.yaml").exists():
+        return []
+    instance.home(context.root, 1)
+    with instance.opened() as dagster:
+        return instance.runs_that_say(dagster, texts)

@@ -90,8 +90,15 @@ def ui(study_file: Path, port: int) -> None:
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
+    from pipelines.instance import hold_ui, reporting_daemons
+
     context = open_study(study_file)
     show_keys(context)
+    hold_ui(port)
+    for name, seconds in reporting_daemons().items():
+        click.echo(
+            f"{name} of another process reported {seconds:.0f} s ago: end one of the two if it runs on", err=True
+        )
     click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [
         sys.executable,

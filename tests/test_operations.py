@@ -1,0 +1,337 @@
+"""How a study is kept running: Dagster's storage in PostgreSQL, alerts, backup, several studies, many experts."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from plain import make_everything
+
+from moe_core.recipes import demo
+from moe_core.settings import Alerts, Data, Network, Partition, Source, Training, dump_study, load_study
+from moe_core.stages.context import Context
+from moe_core.stages.table import STAGES
+from moe_core.store import Written, digest
+from pipelines import instance
+from pipelines.status import states_of
+
+QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)
+GONE = "post-that-was-forgotten"
+
+
+def small_study(**more):
+    values = {
+        "name": "tiny",
+        "source": Source(format="drawn", posts=400, shards=1),
+        "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
+        "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
+        "trunk": QUICK,
+        "expert_training": QUICK,
+        "partition": Partition(experts=2, pca=8),
+        "evaluation": demo().evaluation.model_copy(update={"controls": False, "bootstrap": 20}),
+    }
+    return demo().model_copy(update=values | more)
+
+
+def write(folder, study):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.toml").write_text(dump_study(study), "utf-8")
+    return folder / "study.toml"
+
+
+def hardmoe(*arguments, check=True, **variables):
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")} | variables
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def opened(file):
+    return Context(load_study(file), file.parent)
+
+
+@pytest.fixture
+def postgres():
+    """Address of a database of a server that this test starts, on a socket alone."""
+    pytest.importorskip("dagster_postgres", reason="pip install 'hardmoe[postgres]'")
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    initdb = shutil.which("initdb") or (binaries and str(binaries[-1] / "initdb"))
+    if not initdb:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    control = str(Path(initdb).with_name("pg_ctl"))
+    user = {"user": "nobody", "env": {"PATH": os.environ["PATH"]}} if os.geteuid() == 0 else {}  # it refuses root
+    folder = Path(tempfile.mkdtemp(prefix="hardmoe-pg-", dir="/tmp"))  # short: the name of a socket has 107 bytes
+    if user:
+        shutil.chown(folder, "nobody")
+    quick = f"-F -c listen_addresses='' -c unix_socket_directories={folder}"
+    made = [initdb, "-D", folder / "data", "-U", "hardmoe", "-A", "trust", "-N", "--no-locale", "-E", "UTF8"]
+    subprocess.run(made, check=True, capture_output=True, **user)
+    started = [control, "-D", folder / "data", "-l", folder / "log", "-o", quick, "-w", "start"]
+    subprocess.run(started, check=True, stdout=subprocess.DEVNULL, **user)
+    yield f"postgresql+psycopg2://hardmoe@/postgres?host={folder}"
+    subprocess.run([control, "-D", folder / "data", "-m", "immediate", "stop"], check=True, capture_output=True, **user)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, tmp_path, monkeypatch):
+    file, home = write(tmp_path / "cats", small_study()), tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text(
+        "storage: {postgres: {postgres_url: {env: HARDMOE_PG}}}\n"
+        "concurrency: {pools: {granularity: run, default_limit: 2}}\ntelemetry: {enabled: false}\n"
+    )
+    variables = {"DAGSTER_HOME": str(home), "HARDMOE_PG": postgres}
+    assert " 0 failed" in hardmoe("run", "--study", file, **variables).stdout
+    assert not (file.parent / "dagster").exists()
+    assert list(home.rglob("*.db")) == []
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert {state.state for state in states_of(opened(file))} == {"fresh"}
+    with instance.opened() as dagster:
+        runs = dagster.get_runs()
+        assert len(runs) == 13
+        assert {run.tags["hardmoe/study"] for run in runs} == {"tiny"}
+        assert dagster.get_dynamic_partitions("tiny_experts") == ["e000", "e001"]
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        tags = {instance.PID: str(dead.pid), instance.HOST: socket.gethostname()}
+        dagster.add_run(dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.STARTED, tags=tags))
+        (left,) = dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        dagster.event_log_storage.set_concurrency_slots("trainer", 1)
+        assert dagster.event_log_storage.claim_concurrency_slot("trainer", left.run_id, "expert").is_claimed
+        assert instance.reap(dagster) == [left.run_id]
+        assert dagster.get_run_by_id(left.run_id).status == dg.DagsterRunStatus.FAILURE
+        assert dagster.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
+        assert instance.runs_that_say(dagster, {GONE}) == []
+        dagster.report_engine_event(f"{GONE}: no_tags", dagster.get_run_by_id(left.run_id))
+        assert instance.runs_that_say(dagster, {GONE}) == [left.run_id]
+    write(file.parent, small_study(partition=Partition(experts=5000)))
+    failed = hardmoe("run", "--study", file, "--until", "partition", check=False, **variables)
+    assert "Error: partition: partition.experts = 5000, but only" in failed.stderr
+    (state,) = states_of(opened(file), only="partition")
+    assert (state.state, "only" in state.why) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "storage: {postgres: {postgres_url: 'postgresql+psycopg2://nobody@127.0.0.1:1/none'}}\n",
+            r"(?i)connection refused|pip install 'hardmoe\[postgres\]'",
+        ),
+        ("storage: {postgres: {postgres_url: 'postgresql://nobody@127.0.0.1:1/none'}}\n", "psycopg2|hardmoe.postgres"),
+        ("storages: {}\n", "storages"),
+        ("a: [\n", "dagster.yaml cannot be opened"),
+    ],
+)
+def test_an_instance_that_cannot_be_opened_is_said_in_one_line(tmp_path, monkeypatch, text, why):
+    (tmp_path / "dagster.yaml").write_text(text)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between attempts
+    with pytest.raises(ValueError, match=why) as error, instance.opened():
+        pass
+    assert "\n" not in str(error.value)
+    assert f"{tmp_path}/dagster.yaml" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A study up to its partition, whose assets have a prefix in Dagster."""
+    file = write(tmp_path_factory.mktemp("begun"), small_study(asset_prefix="cats"))
+    hardmoe("run", "--study", file, "--until", "partition")
+    return file
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_root_goes_on_under_another_path(begun, tmp_path):
+    shutil.copytree(begun.parent, tmp_path / "restored")
+    file = tmp_path / "restored" / "study.toml"
+    before = digests(begun)
+    assert "7 made, 6 fresh, 0 failed" in hardmoe("run", "--study", file).stdout
+    assert digests(file)[: len(before)] == before
+    assert not (begun.parent / "expert").exists()
+
+
+def digests(file):
+    """Of what is made up to the partition."""
+    work = opened(file)
+    names = ("splits", "vocabulary", "trunk", "partition")
+    return [work.need("posts", work.shards[0].key).digest, *(work.need(name).digest for name in names)]
+
+
+@pytest.mark.slow
+def test_studies_that_share_an_instance_have_runs_assets_and_keys_apart(begun, tmp_path, monkeypatch):
+    root, home = tmp_path / "cats", tmp_path / "cats" / "dagster"
+    shutil.copytree(begun.parent, root)
+    cats = root / "study.toml"
+    other = {"source": Source(format="drawn", posts=400, shards=2), "partition": Partition(experts=1)}
+    dogs = write(tmp_path / "dogs", small_study(name="dogs", asset_prefix="dogs", **other))
+    assert "2 made" in hardmoe("run", "--study", dogs, "--until", "posts", DAGSTER_HOME=str(home)).stdout
+    assert "6 fresh" in hardmoe("run", "--study", cats, "--until", "partition", DAGSTER_HOME=str(home)).stdout
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with instance.opened() as dagster:
+        known = {key.path[0] for key in dagster.all_asset_keys()}
+        assert known == {"cats", "dogs"}
+        assert dagster.get_dynamic_partitions("tiny_experts") == ["e000", "e001"]
+        assert dagster.get_dynamic_partitions("dogs_experts") == ["e000"]
+        assert sorted(dagster.get_dynamic_partitions("dogs_shards")) == ["s0000", "s0001"]
+        tags = {"hardmoe/study": "dogs", "dagster/partition": "e000"}
+        expert = frozenset([dg.AssetKey(["dogs", "expert"])])
+        dagster.report_run_failed(dagster.add_run(dg.DagsterRun("__ASSET_JOB", tags=tags, asset_selection=expert)))
+    assert [state.state for state in states_of(opened(cats), only="expert")] == ["missing", "missing"]
+
+
+TICK = """
+import json, sys
+import dagster as dg
+from dagster._core.definitions.run_status_sensor_definition import RunStatusSensorCursor
+from pipelines.definitions import defs
+from pipelines.sensors import alert
+
+begin = RunStatusSensorCursor(record_id=0, update_timestamp="2000-01-01T00:00:00+00:00").to_json()
+with dg.DagsterInstance.get() as instance:
+    other = instance.add_run(dg.DagsterRun("__ASSET_JOB", tags={"hardmoe/study": "dogs"}))
+    instance.report_run_failed(other)
+    context = dg.build_sensor_context(instance, cursor=begin, repository_def=defs.get_repository_def())
+    said = alert.evaluate_tick(context)
+    print(json.dumps([reaction.error and str(reaction.error) for reaction in said.dagster_run_reactions]))
+"""
+NOTE = "import sys; open('alerts.jsonl', 'a').write(sys.stdin.read() + chr(10))"
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_told_to_the_command_as_json_and_a_failing_command_fails_the_tick(begun, tmp_path):
+    root = tmp_path / "cats"
+    shutil.copytree(begun.parent, root)
+    wrong = {"partition": Partition(experts=5000)}
+    file = write(root, small_study(alerts=Alerts(command=(sys.executable, "-c", NOTE)), asset_prefix="cats", **wrong))
+    assert hardmoe("run", "--study", file, "--until", "partition", check=False).returncode == 1
+    (run,) = tick(file)[1]
+    assert run["study"] == "tiny"
+    assert (run["root"], run["assets"], run["partition"]) == (str(root), ["partition"], None)
+    assert run["error"].startswith("partition.experts = 5000, but only")
+    (root / "alerts.jsonl").unlink()
+    write(root, small_study(alerts=Alerts(command=("/no/such; touch wicked",)), asset_prefix="cats", **wrong))
+    errors, told = tick(file)
+    assert "No such file or directory" in str(errors)
+    assert told == []
+    assert not list(tmp_path.rglob("wicked"))
+
+
+def tick(file):
+    """Errors and what the command was told, of one tick of the sensor that begins with the first run."""
+    environment = os.environ | {"HARDMOE_STUDY": str(file), "DAGSTER_HOME": str(file.parent / "dagster")}
+    done = subprocess.run([sys.executable, "-c", TICK], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = file.parent / "alerts.jsonl"
+    lines = told.read_text().splitlines() if told.exists() else []
+    return json.loads(done.stdout), [json.loads(line) for line in lines]
+
+
+def test_a_taken_port_and_a_second_ui_are_said_in_one_line(tmp_path):
+    file = write(tmp_path / "cats", small_study())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = hardmoe("ui", "--study", file, "--port", port, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"port {port} of 127.0.0.1 cannot be had" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+HOLD = """
+import os, sys
+from pipelines.instance import hold_ui
+hold_ui(int(sys.argv[1]))
+os.execv(sys.executable, [sys.executable, "-c", "print('held', flush=True); input()"])
+"""
+
+
+def test_one_instance_has_one_ui_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"  # by the program that it became
+        with pytest.raises(ValueError, match=rf"runs on .* already: http://127.0.0.1:{port}, process {holder.pid}"):
+            instance.hold_ui(port)
+        holder.communicate("\n")
+    os.close(instance.hold_ui(port))
+
+
+STALENESS = """
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
+from pipelines.definitions import defs
+
+with dg.DagsterInstance.get() as instance:
+    resolver = CachingStaleStatusResolver(instance, defs.resolve_asset_graph(), LoadingContextForTest(instance))
+    print(*(resolver.get_status(dg.AssetKey(name)).value for name in ("shared_decoder", "mixture", "evaluation")))
+"""
+
+
+@pytest.mark.slow
+def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tmp_path, monkeypatch):
+    """Dagster itself looks at no more than 100 partitions of what an asset depends on."""
+    many = Partition(experts=120, pca=8)
+    study = small_study(source=Source(format="drawn", posts=1500, shards=1), partition=many)
+    file = write(tmp_path, study)
+    make_everything(file)
+    monkeypatch.setenv("DAGSTER_HOME", str(instance.home(tmp_path, 2)))
+    work = opened(file)
+    recorded = ("posts", "splits", "vocabulary", "trunk", "trunk_features", "expert")
+    with instance.opened() as dagster:
+        for name in recorded:
+            for key in STAGES[name].keys_of(work):
+                tags = {DATA_VERSION_TAG: work.version(name, key)}
+                dagster.report_runless_asset_event(dg.AssetMaterialization(name, partition=key, tags=tags))
+    run = ("run", "--study", file, "--workers", 2, "--until")
+    dagster_home = {"DAGSTER_HOME": str(tmp_path / "dagster")}
+    assert "4 made, 125 fresh" in hardmoe(*run, "evaluation", **dagster_home).stdout
+    assert staleness(file) == "FRESH FRESH FRESH"
+    write(tmp_path, study.model_copy(update={"partition": many.model_copy(update={"iterations": many.iterations + 1})}))
+    repartition_one(work, opened(file), "e007")
+    found = {(state.asset, state.key): (state.state, state.why) for state in states_of(opened(file))}
+    old = {place: why for place, (state, why) in found.items() if state != "fresh"}
+    assert old.pop(("expert", "e007")) == "changed: input members"
+    assert old.pop(("shared_decoder", None)) == "changed: input e007"
+    assert {name for name, _ in old} == {"mixture", "evaluation", "embeddings", "report"}
+    assert "1 made, 5 fresh" in hardmoe(*run, "partition", **dagster_home).stdout
+    assert staleness(file) == "STALE STALE STALE"
+    assert "4 made, 125 fresh" in hardmoe(*run, "evaluation", **dagster_home).stdout
+    assert {state.state for state in states_of(opened(file), only="expert")} == {"fresh"}
+    assert staleness(file) == "FRESH FRESH FRESH"
+
+
+def repartition_one(old, new, key):
+    """A partition that differs from the one before in the posts of one expert."""
+    before = old.need("partition")
+
+    def write(folder):
+        shutil.copytree(before.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artefact.json"))
+        members = {**before.metadata["members"], key: "another cluster"}
+        return Written(before.metadata | {"members": members}, content={"members": digest(members)})
+
+    new.store.make(new.plan("partition"), write)
+
+
+def staleness(file):
+    environment = os.environ | {"HARDMOE_STUDY": str(file), "DAGSTER_HOME": str(file.parent / "dagster")}
+    done = subprocess.run([sys.executable, "-c", STALENESS], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

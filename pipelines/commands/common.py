@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,8 @@ def write_study(path: Path, study: "Study") -> None:
     write_text(path, dump_study(study))
 
 
-def run_shown(context: "Context", **options: Any) -> "Summary":
+def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
+    """`make` takes the place of `run_study`."""
     from pipelines.display import Display
     from pipelines.runner import run_study
 
@@ -122,7 +124,7 @@ def run_shown(context: "Context", **options: Any) -> "Summary":
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us so gets the end of Ctrl-C
     with Display(finish_takedown(context)) as display:
-        summary = run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
+        summary = (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
     if summary.interrupted:
         return summary
     finish_takedown(context)  # one that came meanwhile had to wait

@@ -81,8 +81,11 @@ def ui(study_file: Path, port: int) -> None:
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
+    from pipelines.daemon import remember
+
     context = open_study(study_file)
     show_keys(context)
+    remember(Path(os.environ["DAGSTER_HOME"]), study_file, port)
     click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [
         sys.executable,

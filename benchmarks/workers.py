@@ -82,10 +82,8 @@ def main() -> None:
             for workers in took:
                 seconds, trained = backfill(study, workers)
                 took[workers] += seconds
-                threads = max(1, cores() // workers)
-                print(
-                    f"8 experts, --workers {workers}, {threads} threads each: {seconds:.1f} s ({trained:.1f} s training)"
-                )
+                how = f"8 experts, --workers {workers}, {max(1, cores() // workers)} threads each"
+                print(f"{how}: {seconds:.1f} s ({trained:.1f} s training)", flush=True)
         print(f"{WORKERS} at once are {took[1] / took[WORKERS]:.2f} times as fast on {cores()} cores (target 1.25)")
         tiny = prepared(Path(folder) / "sixteen", 16, 2_000, TINY, Network(widths=(4, 8), depths=(1, 1), embedding=16))
         seconds, trained = backfill(tiny, WORKERS)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
 from moe_core.store import alive, write_text
-from pipelines.instance import home, project_keys
+from pipelines.instance import home, opened, project_keys
 from pipelines.runner import POLL_SECONDS, Event, Poll, Running, Summary, is_fresh, note, use_workers
 from pipelines.status import error_of
 from pipelines.workers import Answer, Task
@@ -122,7 +122,7 @@ def run_there(
     began = time.monotonic()
     home(context.root, use_workers(None, context.study.partition.experts))
     summary, running = Summary(), list[Running]()
-    with dg.DagsterInstance.get() as instance:
+    with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
         tasks = []
         for task in (Task(stage, key, force) for stage, key in only):

@@ -2,10 +2,12 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.store import alive, write_text
+from moe_core.store import alive, exclusive, write_text
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -37,6 +39,20 @@ def home(root: Path, workers: int) -> Path:
         write_text(folder / "dagster.yaml", SETTINGS.format(workers=workers))
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder
+
+
+@contextmanager
+def opened() -> "Iterator[dg.DagsterInstance]":
+    """The instance that DAGSTER_HOME names. Its data bases are made by one process at a time.
+
+    Dagster does not see to that: two that make them at once leave tables that nobody can open any more.
+    """
+    import dagster as dg
+
+    with exclusive(Path(os.environ["DAGSTER_HOME"]) / ".opening.lock"):
+        instance = dg.DagsterInstance.get()
+    with instance:
+        yield instance
 
 
 def project_keys(instance: "dg.DagsterInstance", study: str, shards: list[str], experts: list[str]) -> None:

@@ -17,7 +17,7 @@ from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import maker
 from moe_core.stages.table import STAGES
 from pipelines.devices import Lease, Leases, gpu_names
-from pipelines.instance import home, project_keys, reap
+from pipelines.instance import home, opened, project_keys, reap
 from pipelines.workers import Answer, Task, Worker, load_ahead
 
 if TYPE_CHECKING:
@@ -99,10 +99,9 @@ def run_study(
     if force or any(context.find(task.stage, task.key) is None for task in waiting):
         load_ahead()
 
-    import dagster as dg
     from dagster._core.utils import make_new_run_id
 
-    with dg.DagsterInstance.get() as instance:
+    with opened() as instance:
         reap(instance)
         project_keys(instance, study.name, [s.key for s in context.shards], context.experts)
         remove_gone_shards(context)

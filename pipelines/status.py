@@ -12,6 +12,7 @@ from moe_core.stages.context import Context
 from moe_core.stages.table import STAGES
 from moe_core.stages.takedown import network_name
 from moe_core.store import Artefact, Plan, alive
+from pipelines.instance import opened
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -116,14 +117,12 @@ def _runs(context: Context, name: str, key: str | None) -> bool:
 @contextmanager
 def existing_instance(root: Path) -> "Iterator[dg.DagsterInstance | None]":
     """Dagster's instance of the study where there is one: nothing is made for who only looks."""
-    import dagster as dg
-
     home = os.environ.get("DAGSTER_HOME") or str(root / "dagster")
     if not os.path.exists(os.path.join(home, "dagster.yaml")):
         yield None
         return
     os.environ["DAGSTER_HOME"] = home
-    with dg.DagsterInstance.get() as instance:
+    with opened() as instance:
         yield instance
 
 

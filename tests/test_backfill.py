@@ -74,17 +74,22 @@ def hardmoe(*arguments):
         return CliRunner().invoke(main, list(map(str, arguments)))
 
 
-def started(*arguments, **more):
-    """In a process of its own, in a process group of its own."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")} | more
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+@pytest.fixture
+def started():
+    """Starts the command in a process of its own, in a process group of its own."""
+    processes = []
+
+    def start(*arguments, **more):
+        environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")} | more
+        command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def until(true, process=None, seconds=120):
@@ -113,7 +118,7 @@ def everything_under(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_two_backfills_at_once_train_each_expert_once_and_the_plan_knows_what_that_took(file):
+def test_two_backfills_at_once_train_each_expert_once_and_the_plan_knows_what_that_took(file, started):
     both = [started("backfill", "--all", "--study", file, "--workers", "2") for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -201,7 +206,7 @@ def test_a_setting_is_changed_in_the_file_whose_comments_stay(tmp_path):
 
 
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_ctrl_c_ends_all_at_the_last_checkpoint_and_the_same_command_goes_on(file, whole_group):
+def test_ctrl_c_ends_all_at_the_last_checkpoint_and_the_same_command_goes_on(file, started, whole_group):
     process = started("backfill", "--all", "--study", file, "--workers", "2", "--set", "expert_training.epochs=2000")
     until(lambda: len(list(file.parent.glob("expert/*/.work-*/checkpoint.safetensors"))) == 2, process)
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
@@ -228,7 +233,7 @@ def test_ctrl_c_ends_all_at_the_last_checkpoint_and_the_same_command_goes_on(fil
         assert again.wait(60) == 130
 
 
-def test_a_crash_a_kill_and_a_stop_are_named_and_nobody_is_left(file):
+def test_a_crash_a_kill_and_a_stop_are_named_and_nobody_is_left(file, started):
     process = started(
         *("backfill", "--all", "--study", file, "--workers", "3", "--set", "expert_training.epochs=5000"),
         HARDMOE_STALL_SECONDS="2",

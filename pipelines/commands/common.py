@@ -96,13 +96,11 @@ def show_outlook(
 
 def show_keys(context: "Context") -> None:
     """Shows Dagster the study's partition keys."""
-    import dagster as dg
-
-    from pipelines.instance import home, project_keys
+    from pipelines.instance import home, opened, project_keys
     from pipelines.runner import default_workers
 
     home(context.root, default_workers(context.study.partition.experts))
-    with dg.DagsterInstance.get() as instance:
+    with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
 
 

@@ -16,13 +16,11 @@ def reap(study_file: Path) -> None:
 
     Example: hardmoe reap --study cats/study.toml
     """
-    import dagster as dg
-
     from pipelines import instance
 
     context = open_study(study_file)
     instance.home(context.root, 1)
-    with dg.DagsterInstance.get() as open_instance:
+    with instance.opened() as open_instance:
         ended = instance.reap(open_instance)
     click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 

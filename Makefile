@@ -55,3 +55,4 @@ bench: setup
 	$(BIN)/python benchmarks/copies.py
 	$(BIN)/python benchmarks/step.py --networks tiny wide
 	$(BIN)/python benchmarks/routed.py
+	$(BIN)/python benchmarks/workers.py

@@ -15,7 +15,7 @@ from moe_core.stages.context import Context
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
-from moe_core.store import Artefact, write_text
+from moe_core.store import Artefact, alive, write_text
 
 OBSERVE_SECONDS = 4.0
 OWNERS = ["team:hardmoe"]
@@ -101,13 +101,25 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.unlink(missing_ok=True)
+        if not self._is_anothers():
+            self.file.unlink(missing_ok=True)
 
     def report(self, said: Mapping[str, Any]) -> None:
         now = {"pid": os.getpid(), "run": self.context.run_id, "time": time.time()} | dict(said)
-        write_text(self.file, json.dumps(now))
+        if "waits_for" in said:
+            self.context.log.info(f"waits for process {said['waits_for']}, which makes the same")
+        if set(said) - {"waits_for"} or not self._is_anothers():  # whoever is at work says how far it is
+            write_text(self.file, json.dumps(now))
         if said and time.monotonic() - self.observed >= OBSERVE_SECONDS:
             self.observed = time.monotonic()
             self.context.log_event(
                 dg.AssetObservation(asset_key=self.context.asset_key, partition=self.key, metadata=numbers(said))
             )
+
+    def _is_anothers(self) -> bool:
+        """Another process that lives makes the same and tells its progress in the file."""
+        try:
+            pid = int(json.loads(self.file.read_text("utf-8"))["pid"])
+        except (OSError, ValueError, KeyError):
+            return False
+        return pid != os.getpid() and alive(pid)

@@ -13,7 +13,7 @@ import dagster as dg
 
 from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, glance, lines
 from moe_core.stages.context import Context
-from moe_core.stages.fitting import log_of
+from moe_core.stages.fitting import log_of, seconds_left
 from moe_core.stages.lineage import Lineage, flat, label
 from moe_core.stages.spending import spent
 from moe_core.store import Artefact
@@ -127,6 +127,6 @@ def numbers(said: Mapping[str, Any]) -> dict[str, int | float]:
     """Of a stage's report while it works: its numbers, how much is done and how long the rest takes."""
     found = {name.replace("_", " "): value for name, value in said.items() if isinstance(value, int | float)}
     if said.get("steps") and said.get("images_per_second"):
-        left = (said["steps"] - said["step"]) * said["images_seen"] / said["step"] / said["images_per_second"]
-        found |= {"percent done": round(100 * said["step"] / said["steps"], 1), "seconds left": round(left, 1)}
+        left = round(seconds_left(said), 1)
+        found |= {"percent done": round(100 * said["step"] / said["steps"], 1), "seconds left": left}
     return found

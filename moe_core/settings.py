@@ -310,10 +310,19 @@ def load_study(path: Path) -> Study:
     if not path.is_file():
         raise ValueError(f"no study at {path}: `hardmoe init DIR --source ...` writes one")
     try:
-        return Study.model_validate(tomllib.loads(path.read_text("utf-8")))
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    return study_of(text, path)
+
+
+def study_of(text: str, path: Path) -> Study:
+    """The study that the text of a study.toml says; errors name `path`."""
+    try:
+        return Study.model_validate(tomllib.loads(text))
     except ValidationError as error:
         raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 

@@ -9,11 +9,13 @@ from rich.live import Live
 from rich.table import Table
 
 from moe_core.stages.context import Context
+from moe_core.stages.fitting import seconds_left
 from moe_core.text import shown
 
 if TYPE_CHECKING:
-    from pipelines.runner import Running
-    from pipelines.worker import Task
+    from pipelines.planning import Outlook
+    from pipelines.runner import Running, Summary
+    from pipelines.workers import Task
 
 LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
 COLUMNS = (
@@ -50,16 +52,20 @@ class Display:
             self.console.print(f"[{colour}]{kind:7}[/{colour}] {task.name:24} ", end="")
             self.console.print(shown(why, 4000), markup=False)
 
-    def poll(self, running: "list[Running]") -> None:
+    def poll(self, running: "list[Running]", held_up: dict[str, str]) -> None:
         now = time.monotonic()
         if self.console.is_terminal:
             if now - self.looked >= 0.25:
                 self.looked = now
-                self.live.update("\n".join(self._line(one) for one in running))
+                self.live.update("\n".join(self.lines(running, held_up)))
         elif now - self.printed >= LINE_SECONDS:
             self.printed = now
-            for one in running:
-                self.console.print(self._line(one), markup=False)
+            for line in self.lines(running, held_up):
+                self.console.print(line, markup=False)
+
+    def lines(self, running: "list[Running]", held_up: dict[str, str]) -> list[str]:
+        """One of each run under way: its step, loss, speed and time left; one of each that waits for others."""
+        return [*(self._line(one) for one in running), *(f"waiting {name:24} {why}" for name, why in held_up.items())]
 
     def _line(self, one: "Running") -> str:
         from pipelines.runner import progress_of
@@ -69,14 +75,70 @@ class Display:
         except (OSError, ValueError):
             said = {}
         parts = [f"running {one.task.name:24} {time.monotonic() - one.started:6.0f} s"]
+        if said.get("run") not in (None, one.run_id):
+            parts.append(f"waits for another process ({said['pid']})")
+        elif "waits_for" in said:
+            parts.append(f"waits for another process ({said['waits_for'] or 'unknown'})")
         if said.get("steps"):
-            parts.append(f"{100 * said['step'] / said['steps']:3.0f} %  loss {said['loss']:.3f}")
-            parts.append(f"{said['images_per_second']:,.0f} images/s")
+            parts.append(f"{100 * said['step'] / said['steps']:3.0f} %  step {said['step']:,}  loss {said['loss']:.3f}")
+            parts.append(f"{said['images_per_second']:,.0f} images/s  {_time(seconds_left(said))} left")
         elif "posts" in said:
             parts.append(f"{said['posts']:,} posts")
         elif "experts" in said:
             parts.append(f"{said['experts']} experts")
         return "  ".join(parts)
+
+
+def results_of(context: Context, tasks: "list[Task]", summary: "Summary") -> list[str]:
+    """A line for each network that was asked for: made, fresh, failed or not, its time, loss and speed."""
+    return [_result(context, task, summary) for task in tasks]
+
+
+def _result(context: Context, task: "Task", summary: "Summary") -> str:
+    if task.name in summary.failed:
+        return f"{task.name:24} failed   {shown(summary.failed[task.name], 4000)}"
+    kinds = {"made": summary.made, "fresh": summary.fresh, "stopped": summary.stopped}
+    kind = next((kind for kind, names in kinds.items() if task.name in names), "not begun")
+    if kind not in ("made", "fresh"):
+        return f"{task.name:24} {kind}"
+    artefact = context.find(task.stage, task.key)
+    said = artefact.metadata if artefact else {}
+    parts = [f"{task.name:24} {kind:7}"]
+    if "loss" in said:
+        parts.append(f"loss {said['loss']:.3f}")
+    if said.get("seconds"):  # not of an expert that was drawn from a generation
+        parts.append(f"{_time(said['seconds'])}")
+        parts.append(f"{said['training_images'] / said['seconds']:,.0f} images/s")
+    return "  ".join(parts)
+
+
+def print_outlook(outlook: "Outlook") -> None:
+    """What would run, why, with time and disk as measured before, and their sums."""
+    console = Console(highlight=False, soft_wrap=True)
+    for step in outlook.steps:
+        took = "not measured" if step.cost.seconds is None else _time(step.cost.seconds)
+        size = "" if step.cost.bytes is None else f"{step.cost.bytes / 2**20:,.1f} MiB"
+        console.print(f"{step.name:28} {took:>12} {size:>12}  {shown(step.why, 4000)}", markup=False)
+    console.print(f"{len(outlook.steps)} would run, {outlook.fresh} are fresh")
+    if not outlook.steps:
+        return
+    unknown = len(outlook.unmeasured)
+    if unknown == len(outlook.steps):
+        console.print("Time, disk and GPU hours: not measured before")
+        return
+    console.print(
+        f"From what was measured before: about {_time(outlook.seconds)} with {outlook.workers} at once, "
+        f"{outlook.bytes / 2**20:,.1f} MiB, {outlook.gpu_hours:.2f} GPU hours"
+        + (f"; and {unknown} not measured before" if unknown else "")
+    )
+
+
+def _time(seconds: float) -> str:
+    """As one says it: 12 s, 3 min, 1 h 20 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def print_table(table: dict[str, Any]) -> None:

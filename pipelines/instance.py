@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.store import alive, write_text
+from moe_core.store import alive, exclusive, write_text
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -52,11 +52,16 @@ def home(root: Path, workers: int) -> Path:
 
 @contextmanager
 def opened() -> "Iterator[dg.DagsterInstance]":
-    """The instance of DAGSTER_HOME. Raises ValueError where its dagster.yaml is wrong or its database is not there."""
+    """The instance of DAGSTER_HOME. Raises ValueError where its dagster.yaml is wrong or its database is not there.
+
+    Its data bases are made by one process at a time: Dagster does not see to that, and two that make them at once leave
+    tables that nobody can open any more.
+    """
     import dagster as dg
 
     try:
-        instance = dg.DagsterInstance.get()
+        with exclusive(Path(os.environ["DAGSTER_HOME"]) / ".opening.lock"):
+            instance = dg.DagsterInstance.get()
     except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
         why = " ".join(str(error.__cause__ or error).split())[:600]
         hints = (f" ({hint})" for name, hint in MISSING.items() if re.search(rf"module (named )?'?{name}\b", why))

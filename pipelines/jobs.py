@@ -7,7 +7,10 @@ from assets.study import STUDY, key_of, study
 STAGES_OF = {
     "ingest": (["posts"], "One shard of the source; backfill over shards."),
     "experts": (["expert"], "One expert; backfill over experts."),
-    "finish": (["shared_decoder", "mixture", "published", "evaluation", "report"], "From trained experts to the table."),
+    "finish": (
+        ["shared_decoder", "mixture", "published", "evaluation", "report"],
+        "From trained experts to the table.",
+    ),
 }
 JOBS = [
     dg.define_asset_job(

@@ -1,8 +1,11 @@
 """`hardmoe run`: every missing or stale artefact of a study in order, each in its own Dagster run, N at a time."""
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -10,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from moe_core.stages.context import Context, cores, threads_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
+from moe_core.stages.spending import TRAINED
+from moe_core.stages.stage import maker
 from moe_core.stages.table import STAGES
+from pipelines.devices import Lease, Leases, gpu_names
 from pipelines.instance import home, opened, project_keys, reap
-from pipelines.workers import Task, Worker, gpus, load_ahead
+from pipelines.workers import Answer, Task, Worker, load_ahead
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -27,9 +33,10 @@ class Running:
 
     task: Task
     run_id: str
-    worker: Worker
     started: float
-    slot: int
+    worker: Worker | None = None  # None: a run of Dagster's daemon
+    slot: int = 0
+    lease: Lease | None = None
 
 
 @dataclass
@@ -40,15 +47,29 @@ class Summary:
     fresh: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # for want of one that failed
+    stopped: list[str] = field(default_factory=list)  # under way when it was interrupted
+    left: list[str] = field(default_factory=list)  # not begun when it was interrupted
+    interrupted: bool = False
     seconds: float = 0.0
 
 
 Event = Callable[[str, Task, str], None]  # ("started" | "done" | "fresh" | "failed", which, why)
+Poll = Callable[[list[Running], dict[str, str]], None]  # what runs, and what waits for others: its name, and for whom
 
 
 def default_workers(experts: int) -> int:
     """As many as there are shares of the cores, or GPUs."""
-    return gpus() or max(1, cores() // threads_for(True, experts))
+    return len(gpu_names()) or max(1, cores() // threads_for(True, experts))
+
+
+def use_workers(workers: int | None, experts: int) -> int:
+    """Divides the cores among so many workers, for the processes started from here on. Raises ValueError below 1."""
+    if workers is None:
+        return default_workers(experts)
+    if workers < 1:
+        raise ValueError(f"--workers {workers}: wanted at least 1")
+    os.environ.setdefault("HARDMOE_THREADS", str(max(1, cores() // workers)))
+    return workers
 
 
 def run_study(
@@ -59,24 +80,22 @@ def run_study(
     workers: int | None = None,
     force: bool = False,
     on_event: Event = lambda *_: None,
-    on_poll: Callable[[list[Running]], None] = lambda _: None,
+    on_poll: Poll = lambda *_: None,
 ) -> Summary:
     """Materialises what is missing, up to the asset `until`, or `only` some. HARDMOE_STUDY must name the study.
 
-    Raises ValueError for an unknown asset. A failure stops what depends on it, nothing else.
+    Raises ValueError for an unknown asset. A failure stops what depends on it, nothing else. Ctrl-C ends what is under
+    way, whose checkpoints stay, and the summary says so. What another process makes at the moment is waited for.
     """
     began = time.monotonic()
     study = context.study
-    if workers is not None:
-        if workers < 1:
-            raise ValueError(f"--workers {workers}: wanted at least 1")
-        os.environ.setdefault("HARDMOE_THREADS", str(max(1, cores() // workers)))
-    count = workers or default_workers(study.partition.experts)
+    count = use_workers(workers, study.partition.experts)
     home(context.root, count)
-    waiting = [Task(stage, key, force) for stage, key in (only if only is not None else _tasks(context, until))]
+    waiting = [Task(stage, key, force) for stage, key in (only if only is not None else tasks_of(context, until))]
     alone = only is not None
     done: set[tuple[str, str | None]] = set()
     summary, running, idle = Summary(), list[Running](), dict[int, Worker]()
+    leases = Leases(gpu_names(), count)
     if force or any(context.find(task.stage, task.key) is None for task in waiting):
         load_ahead()
 
@@ -88,54 +107,77 @@ def run_study(
         remove_gone_shards(context)
         try:
             while waiting or running:
+                held_up: dict[str, str] = {}
                 for task in list(waiting):
-                    if _lost(summary) & _above(task.stage):
+                    if _lost(summary) & above(task.stage):
                         waiting.remove(task)
                         summary.skipped.append(task.name)
                     elif len(running) < count and (alone or _ready(context, task, done)):
-                        if not force and _is_fresh(context, instance, task):
+                        if not force and is_fresh(context, instance, task):
                             summary.fresh.append(task.name)
                             on_event("fresh", task, "")
                             done.add((task.stage, task.key))
+                        elif (pid := maker(context, task.stage, task.key)) is not None:
+                            held_up[task.name] = f"is made by another process{f' ({pid})' if pid else ''}"
+                            continue
                         else:
                             slot = min(set(range(count)) - {r.slot for r in running})
-                            all_gpus = task.stage in JOINT or (task.stage == "trunk" and study.trunk_setup.ranks > 1)
-                            worker = _worker(slot, idle.pop(slot, None), all_gpus)
-                            running.append(Running(task, make_new_run_id(), worker, time.monotonic(), slot))
-                            worker.ask(task, running[-1].run_id, _log(context, task))
+                            lease = _lease(leases, context, task, slot)
+                            if lease is None:
+                                held_up[task.name] = f"waits for a GPU: {', '.join(leases.names)} in use"
+                                if uses_all_gpus(context, task):
+                                    break  # or those that need but one would never let it have all
+                                continue
+                            worker = _worker(idle.pop(slot, None), lease, uses_all_gpus(context, task))
+                            one = Running(task, make_new_run_id(), time.monotonic(), worker, slot, lease)
+                            running.append(one)
+                            worker.ask(task, one.run_id, _log(context, task))
                             on_event("started", task, "")
                         waiting.remove(task)
                 if running:
-                    wait([one.worker.pipe for one in running], POLL_SECONDS)  # a dead worker's is ready, too
-                for one in [one for one in running if one.worker.pipe.poll()]:
+                    wait([one.worker.pipe for one in running if one.worker], POLL_SECONDS)  # a dead worker's is ready
+                elif held_up:
+                    time.sleep(POLL_SECONDS)
+                for one in [one for one in running if one.worker and one.worker.has_ended()]:
                     running.remove(one)
-                    error = _end(one, instance)
-                    idle[one.slot] = one.worker
-                    if error:
-                        summary.failed[one.task.name] = error
-                    else:
-                        summary.made.append(one.task.name)
+                    answer = _end(one, instance)
+                    if one.worker:
+                        idle[one.slot] = one.worker
+                    note(summary, one, answer, on_event)
+                    if not answer.error:
                         done.add((one.task.stage, one.task.key))
-                    on_event(
-                        "failed" if error else "done", one.task, error or f"{time.monotonic() - one.started:.1f} s"
-                    )
-                on_poll(running)
+                on_poll(running, held_up)
+        except KeyboardInterrupt:
+            summary.interrupted = True
         finally:
-            for worker in (*(one.worker for one in running), *idle.values()):
-                worker.stop()
-            if running:
-                reap(instance)
-    if any(name.startswith("posts:") for name in summary.made):
+            with _undisturbed():
+                for worker in (*(one.worker for one in running if one.worker), *idle.values()):
+                    worker.stop()
+                for one in running:
+                    _cancel(one, instance)
+                summary.stopped = [one.task.name for one in running]
+                summary.left = [task.name for task in waiting]
+    if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
         tidy_where_cheap(context)
     summary.seconds = time.monotonic() - began
     return summary
 
 
-def _tasks(context: Context, until: str | None) -> list[tuple[str, str | None]]:
+def note(summary: Summary, one: Running, answer: Answer, on_event: Event) -> None:
+    """Enters how a run ended into the summary, and tells it."""
+    if answer.error:
+        summary.failed[one.task.name] = answer.error
+    else:
+        (summary.fresh if answer.reused else summary.made).append(one.task.name)
+    took = f"{time.monotonic() - one.started:.1f} s{', it was there' if answer.reused else ''}"
+    on_event("failed" if answer.error else "done", one.task, answer.error or took)
+
+
+def tasks_of(context: Context, until: str | None) -> list[tuple[str, str | None]]:
     """All of the graph, or what `until` needs; what others wait for longest comes first."""
     if until is not None and until not in STAGES:
         raise ValueError(f"no asset {until!r}: wanted one of {', '.join(STAGES)}")
-    wanted = set(STAGES) if until is None else {until, *_above(until)}
+    wanted = set(STAGES) if until is None else {until, *above(until)}
     if not context.study.evaluation.controls:
         wanted -= {name for name, stage in STAGES.items() if stage.control}
     order = sorted(
@@ -144,12 +186,12 @@ def _tasks(context: Context, until: str | None) -> list[tuple[str, str | None]]:
     return [(name, key) for name in order for key in STAGES[name].keys_of(context)]
 
 
-def _above(stage: str) -> set[str]:
+def above(stage: str) -> set[str]:
     """All stages upstream."""
     found: set[str] = set()
     for name in STAGES[stage].reads:
         name = "partition" if name == "expert_shard" else name
-        found |= {name, *_above(name)}
+        found |= {name, *above(name)}
     return found
 
 
@@ -170,7 +212,7 @@ def _ready(context: Context, task: Task, done: set[tuple[str, str | None]]) -> b
     return True
 
 
-def _is_fresh(context: Context, instance: "dg.DagsterInstance", task: Task) -> bool:
+def is_fresh(context: Context, instance: "dg.DagsterInstance", task: Task) -> bool:
     """The artefact is there, and it is the one that Dagster's record names."""
     return context.find(task.stage, task.key) is not None and (
         recorded_version(instance, task.stage, task.key) == context.version(task.stage, task.key)
@@ -190,22 +232,65 @@ def recorded_version(instance: "dg.DagsterInstance", stage: str, key: str | None
     return version.value if version else None
 
 
-def _worker(slot: int, idle: Worker | None, all_gpus: bool) -> Worker:
+def uses_all_gpus(context: Context, task: Task) -> bool:
+    return task.stage in JOINT or (task.stage == "trunk" and context.study.trunk_setup.ranks > 1)
+
+
+def _lease(leases: Leases, context: Context, task: Task, slot: int) -> Lease | None:
+    """Of the GPU of the slot where it is free; None where a training has to wait."""
+    if not leases.names:
+        return Lease([], ExitStack())
+    own = leases.names[slot % len(leases.names)]
+    if task.stage not in TRAINED:
+        return Lease([own], ExitStack())
+    return leases.all() if uses_all_gpus(context, task) else leases.one(own)
+
+
+def _worker(idle: Worker | None, lease: Lease, all_gpus: bool) -> Worker:
     """The slot's own, where it can go on, or a new one."""
-    if idle and all_gpus:
+    gpu = None if all_gpus or not lease.gpus else lease.gpus[0]
+    if idle:
+        if idle.gpu == gpu and not idle.is_worn:
+            return idle
         idle.stop()
-    return Worker(slot, all_gpus) if all_gpus or idle is None or idle.is_worn else idle
+    return Worker(gpu)
 
 
-def _end(one: Running, instance: "dg.DagsterInstance") -> str:
-    """The error of a run that ended, or "". A process that died without a word is named, and its run marked failed."""
-    error, died = one.worker.answer()
-    if died:
+def _end(one: Running, instance: "dg.DagsterInstance") -> Answer:
+    """How a run ended. A process that died without a word is named, and its run marked failed."""
+    assert one.worker
+    answer = one.worker.answer()
+    if one.lease:
+        one.lease.release()
+    if answer.died:
         run = instance.get_run_by_id(one.run_id)
         if run and not run.is_finished:
-            instance.report_run_failed(run, message=error)
+            instance.report_run_failed(run, message=answer.error)
             instance.event_log_storage.free_concurrency_slots_for_run(one.run_id)
-    return error
+    return answer
+
+
+def _cancel(one: Running, instance: "dg.DagsterInstance") -> None:
+    """Marks the run of a process that was ended canceled, and gives back what it held."""
+    if one.lease:
+        one.lease.release()
+    run = instance.get_run_by_id(one.run_id)
+    if run and not run.is_finished:
+        instance.report_run_canceled(run, message="interrupted: the same command goes on from the last checkpoint")
+        instance.event_log_storage.free_concurrency_slots_for_run(one.run_id)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C is not heard: what was started is ended in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _log(context: Context, task: Task) -> Path:

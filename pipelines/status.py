@@ -2,13 +2,20 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
 from moe_core.stages.table import STAGES
 from moe_core.stages.takedown import network_name
 from moe_core.store import Artefact, Plan, alive
+from pipelines.instance import opened
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,11 @@ class State:
 
 def states_of(context: Context, only: str | None = None) -> list[State]:
     """Of every asset partition, or those of one asset, in the order of the graph."""
-    failed = _failed_runs(context)
+    with existing_instance(context.root) as instance:
+        failed = failed_runs(instance, context.study.name)
     names = [name for name, stage in STAGES.items() if context.study.evaluation.controls or not stage.control]
     chosen = names if only is None else [only]
-    return [_state(context, name, key, failed) for name in chosen for key in STAGES[name].keys_of(context)]
+    return [state_of(context, name, key, failed) for name in chosen for key in STAGES[name].keys_of(context)]
 
 
 def posts_of(context: Context) -> dict[str, Any]:
@@ -47,7 +55,8 @@ def posts_of(context: Context) -> dict[str, Any]:
     return total
 
 
-def _state(context: Context, name: str, key: str | None, failed: dict[tuple[str, str | None], str]) -> State:
+def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[str, str | None], str]) -> State:
+    """`failed` is what `failed_runs` found."""
     if _runs(context, name, key):
         return State(name, key, "running", "", "")
     old = sorted(context.store.versions(name, key), key=lambda a: a.path.stat().st_mtime)
@@ -105,28 +114,34 @@ def _runs(context: Context, name: str, key: str | None) -> bool:
         return False
 
 
-def _failed_runs(context: Context) -> dict[tuple[str, str | None], str]:
-    """Asset partitions whose latest run failed, with its error. Reads only; without an instance there are none."""
+@contextmanager
+def existing_instance(root: Path) -> "Iterator[dg.DagsterInstance | None]":
+    """Dagster's instance of the study where there is one: nothing is made for who only looks."""
+    home = os.environ.get("DAGSTER_HOME") or str(root / "dagster")
+    if not os.path.exists(os.path.join(home, "dagster.yaml")):
+        yield None
+        return
+    os.environ["DAGSTER_HOME"] = home
+    with opened() as instance:
+        yield instance
+
+
+def failed_runs(instance: "dg.DagsterInstance | None", study: str) -> dict[tuple[str, str | None], str]:
+    """Asset partitions whose latest run failed, with its error; one that was interrupted did not fail."""
     import dagster as dg
 
     from assets.study import STUDY
-    from pipelines.instance import opened
 
-    home = os.environ.get("DAGSTER_HOME") or str(context.root / "dagster")
-    if not os.path.exists(os.path.join(home, "dagster.yaml")):
-        return {}
-    os.environ["DAGSTER_HOME"] = home
     latest: dict[tuple[str, str | None], str | None] = {}
-    with opened() as instance:
-        for run in instance.get_runs(limit=500):
-            if run.tags.get(STUDY, context.study.name) != context.study.name:
-                continue  # of another study in the same instance
-            for asset in run.asset_selection or ():
-                place = (asset.path[-1], run.tags.get("dagster/partition"))
-                if place in latest:
-                    continue
-                bad = run.status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-                latest[place] = error_of(instance, run.run_id) if bad else None
+    for run in instance.get_runs(limit=500) if instance else []:
+        if run.tags.get(STUDY, study) != study:
+            continue  # of another study in the same instance
+        for asset in run.asset_selection or ():
+            place = (asset.path[-1], run.tags.get("dagster/partition"))
+            if place in latest:
+                continue
+            bad = run.status == dg.DagsterRunStatus.FAILURE
+            latest[place] = error_of(instance, run.run_id) if bad else None
     return {place: why for place, why in latest.items() if why is not None}
 
 

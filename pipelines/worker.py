@@ -23,25 +23,27 @@ import dagster._core.storage.schedules
 import torch
 
 from assets.study import STUDY, key_of, study
+from moe_core.heartbeat import beat
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
-from pipelines.workers import Task
+from pipelines.workers import Answer, Task
 
 PR_SET_PDEATHSIG = 1
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
 
-def work(asked: Connection, gpu: int | None) -> None:
-    """Materialises what is asked for, one (task, run id, log) after the other; answers each with its error, or "".
+def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
+    """Materialises what is asked for, one (task, run id, log) after the other; answers each, and beats meanwhile.
 
     Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed.
     """
+    beat(beats.fileno())
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with the fork server
     threading.Thread(target=_die_with_asker, args=(asked.fileno(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threads = torch.get_num_threads()
     instance = None
     while True:
@@ -52,12 +54,13 @@ def work(asked: Connection, gpu: int | None) -> None:
             os.dup2(file.fileno(), 2)
             instance = instance or dg.DagsterInstance.get()
             torch.set_num_threads(threads)  # as in a process where nothing has run
-            error = materialise(task, run_id, instance)
+            result = execute(task, run_id, instance)
+            answer = Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))
             sys.stdout.flush()
             sys.stderr.flush()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # another worker may need it more
-        asked.send(error)
+        asked.send(answer)
 
 
 def _die_with_asker(pipe: int) -> None:
@@ -70,7 +73,12 @@ def _die_with_asker(pipe: int) -> None:
 
 def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> str:
     """Runs the asset in this process; returns the error in a line, or ""."""
-    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+    result = execute(task, run_id, instance)
+    return "" if result.success else _why(result)
+
+
+def execute(task: Task, run_id: str, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
         run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
         instance=instance,
         partition_key=task.key,
@@ -79,7 +87,11 @@ def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> str:
         run_id=run_id,
         tags={PID: str(os.getpid()), HOST: socket.gethostname(), STUDY: study().name},
     )
-    return "" if result.success else _why(result)
+
+
+def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:
+    (made,) = result.asset_materializations_for_node(task.stage)
+    return bool(made.metadata["reused"].value)
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:

@@ -5,14 +5,22 @@ What runs inside them is pipelines.worker. Torch and Dagster are loaded once, in
 
 import multiprocessing
 import multiprocessing.forkserver
-import os
+import signal
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from moe_core.heartbeat import Pulse
+
 END_SECONDS = 5.0  # for a worker whose pipe is closed to be gone
 RUNS_A_WORKER = 50  # then a fresh process: what libraries keep between runs does not add up
+CAUSES = {
+    9: " (out of memory?)",
+    11: " (a crash in native code)",
+    7: " (a full disk under a memory map?)",
+}  # of signals
 
 
 @dataclass(frozen=True)
@@ -28,59 +36,81 @@ class Task:
         return self.stage if self.key is None else f"{self.stage}:{self.key}"
 
 
-class Worker:
-    """A process that makes one run after the other, on the GPU of its slot, or on all of them, where there are any."""
+@dataclass(frozen=True)
+class Answer:
+    """How a run ended."""
 
-    def __init__(self, slot: int, all_gpus: bool = False) -> None:
+    error: str  # "" when it went well
+    reused: bool = False  # what it was to make was there
+    died: bool = False  # its process ended instead of answering
+
+
+class Worker:
+    """A process that makes one run after the other, on one GPU, or on all there are where `gpu` is None."""
+
+    def __init__(self, gpu: str | None) -> None:
+        self.gpu = gpu
         self.pipe, theirs = multiprocessing.Pipe()
-        gpu = slot % gpus() if gpus() and not all_gpus else None
-        self.process = _forks().Process(target=_work, args=(theirs, gpu), daemon=True)
+        self.beats, their_beats = multiprocessing.Pipe(duplex=False)
+        self.process = _forks().Process(target=_work, args=(theirs, their_beats, gpu), daemon=True)
         self.process.start()
         theirs.close()
-        self.runs = RUNS_A_WORKER - 1 if all_gpus else 0  # the next run may be meant for one GPU
+        their_beats.close()
+        assert self.process.pid is not None
+        self.pulse = Pulse(self.process.pid, self.beats.fileno())
+        self.runs = 0
 
     @property
     def is_worn(self) -> bool:
-        """Another is to be started in its place: it died, or has made enough runs. Ends it."""
-        worn = self.runs >= RUNS_A_WORKER or not self.process.is_alive()
-        if worn:
-            self.stop()
-        return worn
+        """Another is to be started in its place: it died, or has made enough runs."""
+        return self.runs >= RUNS_A_WORKER or not self.process.is_alive()
 
     def ask(self, task: Task, run_id: str, log: Path) -> None:
         self.runs += 1
         with suppress(BrokenPipeError):  # it died meanwhile: `answer` says how
             self.pipe.send((task, run_id, log))
 
-    def answer(self) -> tuple[str, bool]:
-        """The error of the run, or "", once the pipe is ready; and whether the process died instead of answering."""
+    def has_ended(self) -> bool:
+        """It answered, died, or stands still: `answer` says which."""
+        return self.pipe.poll() or self.pulse.stands_still()
+
+    def answer(self) -> Answer:
+        """How the run ended, once it has; a process that stands still is ended."""
+        if not self.pipe.poll():
+            self.process.kill()
+            self.process.join()
+            return Answer(f"its process {self.pulse.why}", died=True)
         with suppress(EOFError, ConnectionResetError):
-            error: str = self.pipe.recv()
-            return error, False
+            answer: Answer = self.pipe.recv()
+            return answer
         self.process.join(END_SECONDS)
         code = self.process.exitcode
         if code is None:
-            return "its process closed its pipe and does not end", True
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        return f"its process ended: {how}{' (out of memory?)' if code == -9 else ''}", True
+            return Answer("its process closed its pipe and does not end", died=True)
+        how = f"killed by signal {-code}{CAUSES.get(-code, '')}" if code < 0 else f"exit code {code}"
+        return Answer(f"its process ended: {how}", died=True)
 
     def stop(self) -> None:
         self.process.kill()
         self.process.join()
         self.pipe.close()
+        self.beats.close()
 
 
 def load_ahead() -> None:
-    """Starts the fork server, which loads what workers need while the caller goes on. HARDMOE_STUDY must be set."""
+    """Starts the fork server, which loads what workers need while the caller goes on. HARDMOE_STUDY must be set.
+
+    It does not hear Ctrl-C, nor do the workers: whoever started them ends them.
+    """
     _forks()
-    multiprocessing.forkserver.ensure_running()
-
-
-def gpus() -> int:
-    """NVIDIA devices, without loading torch."""
-    if (said := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([part for part in said.split(",") if part.strip()])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if threading.current_thread() is not threading.main_thread():
+        multiprocessing.forkserver.ensure_running()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _forks() -> "multiprocessing.context.ForkServerContext":
@@ -89,7 +119,7 @@ def _forks() -> "multiprocessing.context.ForkServerContext":
     return forks
 
 
-def _work(asked: Connection, gpu: int | None) -> None:
+def _work(asked: Connection, beats: Connection, gpu: str | None) -> None:
     from pipelines.worker import work  # loaded already, in the fork server
 
-    work(asked, gpu)
+    work(asked, beats, gpu)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
 from moe_core.store import Artefact, Plan, Written, file_digest
@@ -72,6 +73,12 @@ def fit(
         },
         content={"weights": file_digest(weights)},
     )
+
+
+def seconds_left(said: Mapping[str, Any]) -> float:
+    """Of a training, from a report of it that has `steps` and `images_per_second`."""
+    images_a_step = said["images_seen"] / said["step"]
+    return float((said["steps"] - said["step"]) * images_a_step / said["images_per_second"])
 
 
 def log_of(artefact: Artefact) -> list[dict[str, float]]:

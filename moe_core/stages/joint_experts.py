@@ -1,7 +1,8 @@
 """joint_experts: all the experts and their one decoder, trained together: one generation, written at once.
 
 The process that makes it starts others like itself (`joint_worker`), as many as there are shares of the cores or GPUs,
-and works with them; whoever of them dies is replaced. `random_joint_experts` is the same for the random partition.
+and works with them; whoever of them dies or stands still is replaced. `random_joint_experts` is the same for the
+random partition.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core.heartbeat import Pulse
 from moe_core.settings import Study
 from moe_core.stages.context import Context, cores, device_and_threads, threads_for
 from moe_core.stages.experts import expert_settings, members, start, training_posts
@@ -130,6 +132,7 @@ class _Helpers:
     work: Path
     devices: list[str]  # CUDA_VISIBLE_DEVICES of each; empty: as here
     running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    pulses: dict[int, Pulse] = field(default_factory=dict)
     killed: int = 0
 
     @property
@@ -143,12 +146,25 @@ class _Helpers:
         environment = os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)}
         if self.devices[number]:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[number]
-        command = [sys.executable, "-m", "moe_core.stages.joint_worker", str(self.work)]
-        self.running[number] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        ours, theirs = os.pipe()
+        command = [sys.executable, "-m", "moe_core.stages.joint_worker", str(self.work), str(theirs)]
+        self.running[number] = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs], close_fds=True
+        )
+        os.close(theirs)
+        self.pulses[number] = Pulse(self.running[number].pid, ours)
+
+    def end(self, number: int) -> None:
+        self.running[number].kill()
+        self.running[number].wait()
+        if pulse := self.pulses.pop(number, None):
+            os.close(pulse.pipe)
 
     def replace_killed(self) -> None:
         """One that ended by an error stays away: this process comes to the same error, and says it."""
         for number, process in list(self.running.items()):
+            if number in self.pulses and (process.poll() is not None or self.pulses[number].stands_still()):
+                self.end(number)
             if (process.poll() or 0) < 0 and self.killed < MOST_KILLED:
                 self.killed += 1
                 self.start(number)
@@ -162,9 +178,8 @@ def _helpers(work: Path, study: Study) -> Iterator[_Helpers]:
             helpers.start(number)
         yield helpers
     finally:
-        for process in helpers.running.values():
-            process.kill()
-            process.wait()
+        for number in helpers.running:
+            helpers.end(number)
 
 
 def _devices(study: Study) -> list[str]:

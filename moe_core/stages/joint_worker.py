@@ -1,6 +1,6 @@
-"""`python -m moe_core.stages.joint_worker WORK`: takes part in the joint training whose work folder is WORK.
+"""`python -m moe_core.stages.joint_worker WORK PIPE`: takes part in the joint training whose work folder is WORK.
 
-Started by the process that makes the generation, and ends with it.
+Started by the process that makes the generation, which listens at the pipe for signs of life; ends with it.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from moe_core.heartbeat import beat
 from moe_core.settings import Study
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.joint_experts import JOB, open_joint, train_part
@@ -31,4 +32,5 @@ def main(work: Path) -> None:
 
 
 if __name__ == "__main__":
+    beat(int(sys.argv[2]))
     main(Path(sys.argv[1]))

@@ -1,14 +1,16 @@
 """The trunk trained by several processes on one machine, one a GPU: started, watched and ended here.
 
 `train_in_ranks` runs in the stage's process and trains nothing itself; `python -m moe_core.stages.ranks` is one rank.
-When a rank dies the others are ended, and when the stage's process dies all ranks end: their standard input closes.
+When a rank dies or stands still the others are ended, and when the stage's process dies all ranks die with it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -19,12 +21,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_core.heartbeat import Pulse, beat
+
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.stages.context import Context
     from moe_core.training.loop import Measurement
 
 POLL_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 5.0  # in which the others end by themselves and say why, one of them perhaps the cause
 
 
@@ -54,22 +59,29 @@ def train_in_ranks(context: Context, model: ResNet, ranks: int, checkpoint: Path
         "trained": str(trained),
     }
     running: list[subprocess.Popen[str]] = []
+    pulses: list[Pulse] = []
     try:
-        running.extend(_start(said | {"rank": rank}, work / f"rank-{rank}.log") for rank in range(ranks))
-        for line in _lines(running, work):
+        for rank in range(ranks):
+            process, pulse = _start(said | {"rank": rank}, work / f"rank-{rank}.log")
+            running.append(process)
+            pulses.append(pulse)
+        for line in _lines(running, pulses, work):
             yield Measurement(**json.loads(line))
         model.load_state_dict(load_weights(trained)[0])
     finally:
         for process in running:
             process.kill()
             process.communicate()
+        for pulse in pulses:
+            os.close(pulse.pipe)
         meeting.unlink(missing_ok=True)
 
 
-def _start(said: dict[str, object], log: Path) -> subprocess.Popen[str]:
+def _start(said: dict[str, object], log: Path) -> tuple[subprocess.Popen[str], Pulse]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the ranks are on this machine
+    ours, theirs = os.pipe()
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "moe_core.stages.ranks"],
@@ -78,14 +90,16 @@ def _start(said: dict[str, object], log: Path) -> subprocess.Popen[str]:
             stderr=file,
             text=True,
             env=environment,
+            pass_fds=[theirs],
         )
+    os.close(theirs)
     assert process.stdin is not None
-    process.stdin.write(json.dumps(said) + "\n")
+    process.stdin.write(json.dumps(said | {"beats": theirs, "parent": os.getpid()}) + "\n")
     process.stdin.flush()
-    return process
+    return process, Pulse(process.pid, ours)
 
 
-def _lines(running: list[subprocess.Popen[str]], work: Path) -> Iterator[str]:
+def _lines(running: list[subprocess.Popen[str]], pulses: list[Pulse], work: Path) -> Iterator[str]:
     """What rank 0 writes, until all have ended well."""
     first = running[0].stdout
     assert first is not None
@@ -94,6 +108,9 @@ def _lines(running: list[subprocess.Popen[str]], work: Path) -> Iterator[str]:
         over = all(process.poll() is not None for process in running)
         if any(process.poll() for process in running):
             raise ValueError(_failure(running, work))
+        for rank, pulse in enumerate(pulses):
+            if running[rank].poll() is None and pulse.stands_still():
+                raise ValueError(f"rank {rank} of the trunk {pulse.why}, and the others with it")
         if over and said_all:
             return
         if said_all:
@@ -124,6 +141,10 @@ def _why(rank: int, code: int, work: Path) -> str:
 def _rank() -> None:
     """One rank: reads from standard input what it is to do, then watches that it stays open."""
     said = json.loads(sys.stdin.readline())
+    beat(said["beats"])
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also when this rank is stopped
+    if os.getppid() != said["parent"]:
+        os._exit(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

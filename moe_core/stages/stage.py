@@ -1,6 +1,9 @@
 """What a stage is, and how one artefact comes to be."""
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +11,9 @@ from typing import Any, Literal
 from moe_core.data.forgotten import Forgotten
 from moe_core.settings import Study
 from moe_core.stages.context import Context
-from moe_core.store import Artefact, Plan, Written, digest, exclusive, shared
+from moe_core.store import Artefact, Busy, Plan, Written, digest, exclusive, shared
+
+WAIT_SECONDS = 0.2  # between looks at a lock that another process holds
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,14 @@ def build(context: Context, stage: Stage, key: str | None = None, force: bool = 
     found = context.store.find(plan)
     if found and not force:
         return _settled(context, stage, Built(found, reused=True))
-    lock = context.store.folder(stage.name, key) / f".lock-{plan.version}"
-    with shared(context.in_use), exclusive(lock):
+    lock = _lock(context, plan)
+    with shared(context.in_use), _alone(context, lock):
         if Forgotten.load(context.root) != context.forgotten:
             raise ValueError(f"{plan.name}: posts were forgotten after this was planned: run again")
         found = context.store.find(plan)
         if found and not force:
             return _settled(context, stage, Built(found, reused=True))
+        lock.write_text(str(os.getpid()))
         if found:
             context.store.remove(found)
         made = context.store.make(plan, lambda folder: stage.make(context, key, folder))
@@ -84,3 +90,42 @@ def _settled(context: Context, stage: Stage, built: Built) -> Built:
     if stage.settle:
         stage.settle(context, built.artefact)
     return built
+
+
+def maker(context: Context, name: str, key: str | None) -> int | None:
+    """The process that makes an artefact right now, 0 where it does not say who it is; None where none does."""
+    lock = _lock(context, context.plan(name, key))
+    if not lock.exists():
+        return None
+    try:
+        with exclusive(lock, wait=False):
+            return None
+    except Busy:
+        return _holder(lock)
+
+
+def _lock(context: Context, plan: Plan) -> Path:
+    return context.store.folder(plan.asset, plan.key) / f".lock-{plan.version}"
+
+
+def _holder(lock: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(lock.read_text())
+    return 0
+
+
+@contextmanager
+def _alone(context: Context, lock: Path) -> Iterator[None]:
+    """Holds the lock; while another process does, it is reported once which (`waits_for`, a process id)."""
+    told: int | None = None
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(exclusive(lock, wait=False))
+                break
+            except Busy:
+                if (holder := _holder(lock)) != told:
+                    told = holder
+                    context.report({"waits_for": holder})
+                time.sleep(WAIT_SECONDS)
+        yield

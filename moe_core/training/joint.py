@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +89,9 @@ def take_part(joint: Joint, device: str = "cpu") -> Iterator[Trained | None]:
     while (number := joint.rounds_done()) < joint.decoder.rounds:
         left = [key for key in largest_first if not joint.expert_file(number, key).exists()]
         if not left:
-            _close(joint, number)
+            if not _close(joint, number):
+                yield None
+                time.sleep(POLL_SECONDS)
             continue
         for key in left:
             try:
@@ -160,11 +163,15 @@ def _train_round(joint: Joint, number: int, key: str, device: str) -> Iterator[M
     to_disk(joint.folder)
 
 
-def _close(joint: Joint, number: int) -> None:
-    """Writes the decoder after the round, then drops what the round before left."""
-    with exclusive(joint.folder / ".lock-decoder"):
+def _close(joint: Joint, number: int) -> bool:
+    """Writes the decoder after the round, then drops what the round before left; False where another is at it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive(joint.folder / ".lock-decoder", wait=False))
+        except Busy:
+            return False
         if joint.rounds_done() > number:
-            return
+            return True
         decoder, velocity = _load_decoder(joint.decoder_file(number))
         if number < joint.decoder.rounds - joint.decoder.settle_rounds:
             trained = []
@@ -179,6 +186,7 @@ def _close(joint: Joint, number: int) -> None:
         for key in joint.posts:
             joint.expert_file(number - 1, key).unlink(missing_ok=True)
         joint.decoder_file(number - 1).unlink(missing_ok=True)
+    return True
 
 
 def _save_decoder(path: Path, decoder: Mapping[str, Tensor], velocity: Mapping[str, Tensor]) -> None:

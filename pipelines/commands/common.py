@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,10 @@ WORKERS = click.option(
     "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
 )
 FORCE = click.option("--force", is_flag=True, help="Make again what exists already.")
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting in study.toml first."
+)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run, why and what it takes; change nothing.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
@@ -54,6 +60,40 @@ def open_study(study_file: Path) -> "Context":
     return Context(study, study_file.absolute().parent)
 
 
+def open_changed(study_file: Path, settings: tuple[str, ...], dry_run: bool) -> "Context":
+    """The study with some settings changed; study.toml says so too, unless this is a dry run."""
+    from moe_core.overrides import override
+    from moe_core.stages.context import Context
+
+    if not settings:
+        return open_study(study_file)
+    changed = override(study_file, settings)
+    for change in changed.changes:
+        click.echo(f"{study_file}{' would say' if dry_run else ''}: {change}", err=True)
+    if dry_run:
+        return Context(changed.study, study_file.absolute().parent)
+    changed.write()
+    return open_study(study_file)
+
+
+def show_outlook(
+    context: "Context",
+    tasks: "list[tuple[str, str | None]]",
+    force: bool,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """What a run would do, and what that takes."""
+    from pipelines.display import print_outlook
+    from pipelines.planning import outlook
+
+    found = outlook(context, tasks, force, workers)
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+    else:
+        print_outlook(found)
+
+
 def show_keys(context: "Context") -> None:
     """Shows Dagster the study's partition keys."""
     from pipelines.instance import home, opened, project_keys
@@ -72,15 +112,19 @@ def write_study(path: Path, study: "Study") -> None:
     write_text(path, dump_study(study))
 
 
-def run_shown(context: "Context", **options: Any) -> "Summary":
+def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
+    """`make` takes the place of `run_study`."""
     from pipelines.display import Display
     from pipelines.runner import run_study
 
     warn_unready(context.unready)  # also a source that is not there is said before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us so gets the end of Ctrl-C
     with Display(finish_takedown(context)) as display:
-        summary = run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
+        summary = (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
+    if summary.interrupted:
+        return summary
     finish_takedown(context)  # one that came meanwhile had to wait
     summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
@@ -128,8 +172,18 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
         click.echo("Next: hardmoe run makes everything again without them.")
 
 
+def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
+    """A line for each network that was asked for."""
+    from pipelines.display import results_of
+    from pipelines.workers import Task
+
+    now = finish_takedown(context)  # as it is since the run, which may have waited for one
+    for line in results_of(now, [Task(*task) for task in tasks], summary):
+        click.echo(line)
+
+
 def finish(summary: "Summary") -> None:
-    """Says what was done; exit code 1 when something failed."""
+    """Says what was done; exit code 1 when something failed, 130 after Ctrl-C."""
     click.echo(
         f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
         f"{len(summary.skipped)} not started, in {summary.seconds:.1f} s"
@@ -137,6 +191,13 @@ def finish(summary: "Summary") -> None:
     if summary.failed:
         for name, why in summary.failed.items():
             click.echo(f"Error: {name}: {shown(why, 4000)}", err=True)
+    if summary.interrupted:
+        under_way = f"; {', '.join(summary.stopped)} ended at the last checkpoint" if summary.stopped else ""
+        click.echo(
+            f"Interrupted: {len(summary.left)} not begun{under_way}. The same command goes on from here.", err=True
+        )
+        sys.exit(130)
+    if summary.failed:
         sys.exit(1)
 
 

@@ -25,8 +25,8 @@ def reap(study_file: Path) -> None:
 
     context = open_study(study_file)
     instance.home(context.root, 1)
-    with instance.opened() as dagster:
-        ended = instance.reap(dagster)
+    with instance.opened() as open_instance:
+        ended = instance.reap(open_instance)
     click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 

@@ -90,6 +90,7 @@ def ui(study_file: Path, port: int) -> None:
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
+    from pipelines.daemon import remember
     from pipelines.instance import hold_ui, reporting_daemons
 
     context = open_study(study_file)
@@ -99,6 +100,7 @@ def ui(study_file: Path, port: int) -> None:
         click.echo(
             f"{name} of another process reported {seconds:.0f} s ago: end one of the two if it runs on", err=True
         )
+    remember(Path(os.environ["DAGSTER_HOME"]), study_file, port)
     click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [
         sys.executable,

@@ -1,5 +1,6 @@
 """Commands that make things: demo, init, run, backfill."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,13 +8,19 @@ import click
 
 from moe_core.recipes import RECIPES
 from pipelines.commands.common import (
+    DRY_RUN,
     FORCE,
+    JSON,
+    SET,
     STUDY_OPTION,
     WORKERS,
     finish,
+    open_changed,
     open_study,
     run_shown,
     show_keys,
+    show_outlook,
+    show_results,
     show_table,
     warn_unready,
     write_study,
@@ -21,6 +28,7 @@ from pipelines.commands.common import (
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
+    from pipelines.daemon import Webserver
 
 
 @click.command()
@@ -130,26 +138,55 @@ def init(
 @click.option("--until", default=None, help="Stop after this asset and what it needs.")
 @WORKERS
 @FORCE
-def run(study_file: Path, until: str | None, workers: int | None, force: bool) -> None:
+@SET
+@DRY_RUN
+@JSON
+def run(
+    study_file: Path,
+    until: str | None,
+    workers: int | None,
+    force: bool,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Everything missing or stale, in order, each asset partition as its own Dagster run.
+
+    Ctrl-C ends it at the last checkpoints; the same command goes on. --json goes with --dry-run.
 
     Example: hardmoe run --study cats/study.toml --workers 2
     """
-    context = open_study(study_file)
+    _json_needs_dry_run(as_json, dry_run)
+    context = open_changed(study_file, settings, dry_run)
+    if dry_run:
+        from pipelines.runner import tasks_of
+
+        show_outlook(context, tasks_of(context, until), force, workers, as_json)
+        return
     finish(run_shown(context, until=until, workers=workers, force=force))
     if until is None:
         show_table(context)
 
 
-@click.command()
+@click.command(short_help="Train some experts, or all.")
 @STUDY_OPTION
 @click.option("--experts", default=None, help="Keys with commas, such as e000,e003.")
 @click.option("--all", "every", is_flag=True, help="All experts.")
 @click.option("--missing", is_flag=True, help="Experts that were never trained.")
 @click.option("--stale", is_flag=True, help="Experts whose inputs or settings changed.")
 @click.option("--failed", is_flag=True, help="Experts whose last run failed.")
+@click.option(
+    "--daemon",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Through the daemon of a running `hardmoe ui`; auto: if it answers, and neither --workers nor GPUs to divide.",
+)
 @WORKERS
 @FORCE
+@SET
+@DRY_RUN
+@JSON
 def backfill(
     study_file: Path,
     experts: str | None,
@@ -157,15 +194,30 @@ def backfill(
     missing: bool,
     stale: bool,
     failed: bool,
+    daemon: str,
     workers: int | None,
     force: bool,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Trains some experts only.
+    """Trains some experts only, says how each ended, and fails when one did.
+
+    Ctrl-C ends it at the last checkpoints, also in the daemon; the same command goes on. Two at once train no expert
+    twice.
+    --json goes with --dry-run.
 
     Example: hardmoe backfill --study cats/study.toml --experts e000,e003
     """
-    context = open_study(study_file)
+    from pipelines.daemon import run_there
+
+    _json_needs_dry_run(as_json, dry_run)
+    context = open_changed(study_file, settings, dry_run)
     chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
+    tasks: list[tuple[str, str | None]] = [("expert", key) for key in chosen]
+    if dry_run:
+        show_outlook(context, tasks, force, workers, as_json)
+        return
     if not chosen:
         click.echo("No such expert: nothing to do.")
         return
@@ -174,7 +226,37 @@ def backfill(
             "decoder.mode is joint: experts of one generation are trained together, not one by one; say "
             f"`hardmoe run --study {study_file} --until expert`, with --force where they exist"
         )
-    finish(run_shown(context, only=[("expert", key) for key in chosen], workers=workers, force=force))
+    if server := _daemon(context, study_file, daemon, workers):
+        click.echo(f"Through the daemon at {server.address}, as many at once as Dagster's limits allow")
+        if settings:
+            server.load_again()
+        summary = run_shown(context, partial(run_there, server=server), only=tasks, force=force)
+    else:
+        summary = run_shown(context, only=tasks, workers=workers, force=force)
+    show_results(context, tasks, summary)
+    finish(summary)
+
+
+def _daemon(context: "Context", study_file: Path, daemon: str, workers: int | None) -> "Webserver | None":
+    """The one to go through, or None for processes of this command's own."""
+    from pipelines.daemon import find
+    from pipelines.devices import gpu_names
+    from pipelines.instance import home
+    from pipelines.runner import use_workers
+
+    if daemon == "always" and workers:
+        raise ValueError("--workers does not go with --daemon always: Dagster's limits hold there (dagster.yaml)")
+    if daemon == "never" or workers or (daemon == "auto" and len(gpu_names()) > 1):
+        return None
+    found = find(home(context.root, use_workers(None, context.study.partition.experts)), study_file)
+    if found is None and daemon == "always":
+        raise ValueError(f"no daemon answers: start it with `hardmoe ui --study {study_file}` and wait half a minute")
+    return found
+
+
+def _json_needs_dry_run(as_json: bool, dry_run: bool) -> None:
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run: it is the plan as a document")
 
 
 def _chosen(context: "Context", experts: str | None, every: bool, states: dict[str, bool]) -> list[str]:

@@ -83,6 +83,7 @@ def _show_dagster(context: "Context", book: "Book") -> None:
     import dagster as dg
 
     from assets.mixture import NEWEST, decided
+    from assets.study import key_of
 
     try:
         mixture = context.version("mixture")
@@ -91,10 +92,10 @@ def _show_dagster(context: "Context", book: "Book") -> None:
     said = decided(context.root, mixture)
     newest = said.pop("newest is published")
     with dg.DagsterInstance.get() as instance:
-        instance.report_runless_asset_event(dg.AssetObservation("published", metadata=said))
+        instance.report_runless_asset_event(dg.AssetObservation(key_of("published"), metadata=said))
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey("published"),
+                asset_key=key_of("published"),
                 check_name=NEWEST.name,
                 passed=newest,
                 metadata={"published": dg.MetadataValue.text(book.published)},

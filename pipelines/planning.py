@@ -1,0 +1,213 @@
+"""`--dry-run`: what would run and why, and what it takes, from what was measured before. Writes nothing.
+
+An estimate comes from earlier artefacts of the same study: a network's seconds an image, where network and image size
+are the same, times the images it will see; for other assets the seconds of Dagster's last record of the same partition,
+else of the asset. What was not measured before is said to be so.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from moe_core.stages.context import Context
+from moe_core.stages.spending import TRAINED
+from moe_core.stages.table import STAGES
+from moe_core.store import Artefact
+from pipelines.runner import above, is_fresh, use_workers
+from pipelines.status import State, existing_instance, failed_runs, state_of
+from pipelines.workers import Task
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+ALIKE = ("expert", "random_expert", "separate_expert")  # one trains as fast as the other
+RECORDS = 100  # of an asset, looked at for its last times
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one artefact, as measured before; None where nothing was."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+    gpu: bool | None = None  # whether a GPU was busy with it
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run that is due."""
+
+    asset: str
+    key: str | None
+    why: str
+    cost: Cost
+
+    @property
+    def name(self) -> str:
+        return Task(self.asset, self.key).name
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a command would do."""
+
+    steps: list[Step]
+    fresh: int
+    workers: int
+
+    @property
+    def unmeasured(self) -> list[str]:
+        return [step.name for step in self.steps if step.cost.seconds is None]
+
+    @property
+    def seconds(self) -> float:
+        """From start to end with so many workers, of the steps that were measured before."""
+        return _makespan(self.steps, self.workers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(step.cost.bytes or 0 for step in self.steps)
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(step.cost.seconds or 0 for step in self.steps if step.cost.gpu) / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        steps = [{"asset": s.asset, "key": s.key, "why": s.why} | asdict(s.cost) for s in self.steps]
+        total = {"seconds": round(self.seconds, 1), "bytes": self.bytes, "gpu_hours": round(self.gpu_hours, 4)}
+        return {
+            "will_run": steps,
+            "fresh": self.fresh,
+            "workers": self.workers,
+            "estimate": total | {"not_measured_before": self.unmeasured},
+        }
+
+
+def outlook(
+    context: Context, tasks: Sequence[tuple[str, str | None]], force: bool = False, workers: int | None = None
+) -> Outlook:
+    """Of these tasks, each after those that it reads."""
+    steps: list[Step] = []
+    in_order = sorted(tasks, key=lambda task: list(STAGES).index(task[0]))
+    with existing_instance(context.root) as instance:
+        failed = failed_runs(instance, context.study.name)
+        for name, key in in_order:
+            state = state_of(context, name, key, failed)
+            if why := _why(context, instance, state, steps, force):
+                cost = Cost(0, 0) if why == UNRECORDED else _measured(context, instance, name, key)
+                steps.append(Step(name, key, why, cost))
+    count = use_workers(workers, context.study.partition.experts)
+    return Outlook(steps, len(in_order) - len(steps), count)
+
+
+UNRECORDED = "there, but not in Dagster's record: recorded again"
+
+
+def _why(context: Context, instance: "dg.DagsterInstance | None", state: State, steps: list[Step], force: bool) -> str:
+    """Why it runs, or "" where it does not."""
+    if state.state == "running":
+        return "another process makes it now: waited for"
+    try:
+        there = context.find(state.asset, state.key) is not None
+    except ValueError:  # what it depends on is to be made first
+        stage = STAGES[state.asset]
+        first = {"partition" if name == "expert_shard" else name for name in stage.reads}
+        due = list(dict.fromkeys(step.asset for step in steps if step.asset in first))
+        return f"follows from {', '.join(due)}" if due else state.why or state.state
+    if force:
+        return "forced"
+    if not there:
+        return {"failed": f"failed before: {state.why}"}.get(state.state, state.why or state.state)
+    return "" if instance and is_fresh(context, instance, Task(state.asset, state.key)) else UNRECORDED
+
+
+def _measured(context: Context, instance: "dg.DagsterInstance | None", name: str, key: str | None) -> Cost:
+    earlier = _earlier(context, name, key)
+    if name in TRAINED:
+        return _of_network(context, name, key, earlier)
+    last = earlier[-1] if earlier else None
+    return Cost(_step_seconds(instance, name, key), _size(context, last), False)
+
+
+def _of_network(context: Context, name: str, key: str | None, earlier: list[Artefact]) -> Cost:
+    settings = json.loads(json.dumps(STAGES[name].settings(context.study)))  # as a manifest has them
+    like = [a for a in earlier if _manifest(a)["settings"].get("network") == settings["network"]]
+    like = [a for a in like if a.metadata.get("seconds") and a.path.stat().st_mtime > _resized(context)]
+    if not like:
+        return Cost()
+    last = like[-1].metadata
+    posts = (
+        _posts(context, key)
+        or last.get("training_posts")
+        or sum(one["training_posts"] for one in last["trained"].values())
+    )
+    seconds = last["seconds"] / last["training_images"] * posts * settings["training"]["epochs"]
+    return Cost(round(seconds, 1), _size(context, like[-1]), last["device"] == "cuda")
+
+
+def _earlier(context: Context, name: str, key: str | None) -> list[Artefact]:
+    """Artefacts like it, the most telling last: of the same partition before others, then the newest."""
+    names = ALIKE if name in ALIKE else (name,)
+    found = [a for one in names for a in context.store.everything(one) if "generation" not in a.metadata]
+    return sorted(found, key=lambda a: (a.asset == name, a.key == key, a.path.stat().st_mtime))
+
+
+def _posts(context: Context, key: str | None) -> int | None:
+    """Training posts of an expert, where the partition is there."""
+    if key is None:
+        return None
+    try:
+        partition = context.find("partition")
+    except ValueError:
+        return None
+    return int(partition.metadata["sizes"][context.experts.index(key)]) if partition else None
+
+
+def _resized(context: Context) -> float:
+    """Time of the last posts that had another image size than the study's: what was measured until then is not like."""
+    size = context.study.data.image_size
+    other = [a for a in context.store.everything("posts") if _manifest(a)["settings"].get("image_size") != size]
+    return max((a.path.stat().st_mtime for a in other), default=0.0)
+
+
+def _step_seconds(instance: "dg.DagsterInstance | None", name: str, key: str | None) -> float | None:
+    """Of the last record of the same partition, else of the asset, that something was made for."""
+    if instance is None:
+        return None
+    from assets.study import key_of
+
+    found: dict[str | None, float] = {}
+    for record in instance.fetch_materializations(key_of(name), limit=RECORDS).records:
+        if (said := record.asset_materialization) is None:
+            continue
+        took, reused = said.metadata.get("step seconds"), said.metadata.get("reused")
+        if took and reused and not reused.value:
+            found.setdefault(said.partition, float(str(took.value)))
+    return found.get(key, next(iter(found.values()), None))
+
+
+def _size(context: Context, artefact: Artefact | None) -> int | None:
+    if artefact is None:
+        return None
+    files = list(artefact.path.rglob("*"))
+    if artefact.asset == "posts":  # its rows lie in tables that the shards share
+        files += context.root.glob(f"*.lance/data/{artefact.key}.*.lance")
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _manifest(artefact: Artefact) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((artefact.path / "artefact.json").read_text("utf-8"))
+    return found
+
+
+def _makespan(steps: Sequence[Step], workers: int) -> float:
+    """Seconds until the last step ends, when each starts once a worker is free and all it reads is made."""
+    free = [0.0] * workers
+    ends: dict[str, float] = {}
+    for step in steps:
+        ready = max((ends[name] for name in above(step.asset) if name in ends), default=0.0)
+        worker = min(range(workers), key=lambda n: free[n])
+        free[worker] = max(free[worker], ready) + (step.cost.seconds or 0.0)
+        ends[step.asset] = max(ends.get(step.asset, 0.0), free[worker])
+    return max(free)

@@ -11,6 +11,7 @@ import dagster as dg
 
 from assets.showing import about, cost_so_far, curves, numbers, origin
 from assets.study import EXPERTS, SHARDS, root, study
+from moe_core.faults import point
 from moe_core.stages.context import Context
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import build
@@ -77,6 +78,7 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
         work.store.remove(built.artefact)
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
     version = dg.DataVersion(built.artefact.version)
+    point("event.due", name)
     return dg.MaterializeResult(data_version=version, metadata=metadata, check_results=checks)
 
 

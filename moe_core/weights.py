@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from moe_core.store import write_bytes
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
@@ -20,12 +21,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, st
     # safetensors writes several entries in random order: one entry keeps equal weights equal files
     metadata = {"about": json.dumps(dict(about), sort_keys=True)}
     data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata=metadata)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_bytes(path, data)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

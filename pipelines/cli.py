@@ -30,6 +30,7 @@ for command in (
     asking.predict,
     keeping.reap,
     keeping.tidy,
+    keeping.verify,
     keeping.forget,
 ):
     main.add_command(command)

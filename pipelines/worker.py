@@ -22,6 +22,7 @@ import dagster._core.storage.runs
 import dagster._core.storage.schedules
 import torch
 
+from moe_core.faults import point
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
 from pipelines.workers import Task
@@ -78,6 +79,7 @@ def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> str:
         run_id=run_id,
         tags={PID: str(os.getpid()), HOST: socket.gethostname()},
     )
+    point("event.recorded", task.name)
     return "" if result.success else _why(result)
 
 

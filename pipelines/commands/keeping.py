@@ -1,4 +1,4 @@
-"""Keeping a study: reap, tidy, forget."""
+"""Keeping a study: reap, tidy, verify, forget."""
 
 import json
 import sys
@@ -50,6 +50,30 @@ def tidy(study_file: Path, dry_run: bool, superseded: bool, as_json: bool) -> No
     )
     for name in done.removed:
         click.echo(f"  {name}")
+
+
+@click.command(short_help="Check every byte of the store.")
+@STUDY_OPTION
+@JSON
+def verify(study_file: Path, as_json: bool) -> None:
+    """Reads all artefacts and all posts, and names what is not what was written: a damaged disk, an edited file.
+
+    Example: hardmoe verify --study cats/study.toml
+    """
+    from moe_core.stages.verifying import Damage
+    from moe_core.stages.verifying import verify as look_at_all
+
+    found = list(look_at_all(open_study(study_file)))
+    damaged = [one for one in found if isinstance(one, Damage)]
+    if as_json:
+        rows = [{"folder": str(one.folder), "why": one.why} for one in damaged]
+        click.echo(json.dumps({"artefacts": len(found), "damaged": rows}))
+    else:
+        click.echo(f"{len(found)} artefacts read, {len(damaged)} damaged")
+        for one in damaged:
+            click.echo(f"Error: {one.why}", err=True)
+    if damaged:
+        sys.exit(1)
 
 
 @click.command(short_help="Take posts down for good.")

@@ -69,8 +69,8 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
             if name in TRAINED:
                 drawn = curves(built.artefact) if "log.jsonl" in built.artefact.files else {}  # a generation has many
                 more = drawn | more | cost_so_far(work)
-        except (ValueError, FloatingPointError) as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+        except (ValueError, FloatingPointError, OSError) as error:
+            raise dg.Failure(" ".join(str(error).split()), allow_retries=False) from error
     metadata = more | {name: value for name, value in about(built.artefact).items() if name not in more}
     metadata = {name: value for name, value in metadata.items() if value is not None}
     metadata |= {"reused": dg.MetadataValue.bool(built.reused)} | origin(built.artefact, work)

@@ -185,6 +185,9 @@ class Store:
                 if self.read(final) is None:
                     raise
             point("artefact.renamed", plan.name)
+        except OSError as error:
+            error.filename = error.filename or str(temporary)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         to_disk(parent)
@@ -249,7 +252,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         point("file.synced", path)
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failing write or fsync names none
         part.unlink(missing_ok=True)
         raise
     point("file.renamed", path)
@@ -260,6 +265,9 @@ def to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(handle)
 

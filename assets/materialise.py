@@ -11,6 +11,7 @@ import dagster as dg
 
 from assets.showing import about, cost_so_far, curves, numbers, origin
 from assets.study import EXPERTS, SHARDS, STUDY, root, study
+from moe_core.faults import point
 from moe_core.stages.context import Context
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import build
@@ -71,8 +72,8 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
             if name in TRAINED:
                 drawn = curves(built.artefact) if "log.jsonl" in built.artefact.files else {}  # a generation has many
                 more = drawn | more | cost_so_far(work)
-        except (ValueError, FloatingPointError) as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+        except (ValueError, FloatingPointError, OSError) as error:
+            raise dg.Failure(" ".join(str(error).split()), allow_retries=False) from error
     metadata = more | {name: value for name, value in about(built.artefact).items() if name not in more}
     metadata = {name: value for name, value in metadata.items() if value is not None}
     metadata |= {"reused": dg.MetadataValue.bool(built.reused)} | origin(built.artefact, work)
@@ -80,6 +81,7 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
         work.store.remove(built.artefact)
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
     version = dg.DataVersion(built.artefact.version)
+    point("event.due", name)
     return dg.MaterializeResult(data_version=version, metadata=metadata, check_results=checks)
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe_core.faults import point
+
 Json = Any
 VERSION_CHARACTERS = 20  # 80 bits of SHA-256: a billion artefacts collide with probability below 1e-6
 
@@ -89,6 +91,13 @@ class Artefact:
                 f"delete the folder {self.path} and run again"
             )
         return path
+
+    def folder(self, name: str) -> Path:
+        """A folder in it, after the bytes of all its files were checked. Raises ValueError as `file` does."""
+        for file in self.files:
+            if file.startswith(f"{name}/"):
+                self.file(file)
+        return self.path / name
 
 
 class Store:
@@ -163,20 +172,30 @@ class Store:
         parent.mkdir(parents=True, exist_ok=True)
         for path in dead_parts(parent):
             shutil.rmtree(path, ignore_errors=True)
+        for path in dead_files(self.work_folder(plan)):
+            path.unlink(missing_ok=True)
         final = parent / plan.version
         temporary = _part(parent)
         temporary.mkdir()
         try:
+            point("artefact.begun", plan.name)
             written = write(temporary)
+            point("artefact.written", plan.name)
             _seal(temporary, plan, written)
+            point("artefact.sealed", plan.name)
             try:
                 temporary.rename(final)
             except OSError:
                 if self.read(final) is None:
                     raise
+            point("artefact.renamed", plan.name)
+        except OSError as error:
+            error.filename = error.filename or str(temporary)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         to_disk(parent)
+        point("artefact.committed", plan.name)
         shutil.rmtree(self.work_folder(plan), ignore_errors=True)
         made = self.read(final)
         assert made is not None
@@ -218,12 +237,31 @@ def _seal(folder: Path, plan: Plan, written: Written) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file's text in one move; a reader sees the old text or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces a file in one move; a reader sees the old bytes or the new ones, and a failure leaves the old."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with open(part, "wb") as file:
+            point("file.opened", path)
+            half = len(data) // 2
+            file.write(memoryview(data)[:half])
+            file.flush()
+            point("file.half", path)
+            file.write(memoryview(data)[half:])
+            file.flush()
+            point("file.written", path)
+            os.fsync(file.fileno())
+        point("file.synced", path)
+        part.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failing write or fsync names none
+        part.unlink(missing_ok=True)
+        raise
+    point("file.renamed", path)
 
 
 def to_disk(path: Path) -> None:
@@ -231,6 +269,9 @@ def to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(handle)
 
@@ -245,6 +286,16 @@ def dead_parts(parent: Path) -> list[Path]:
     found = []
     for path in parent.glob(f".part-{socket.gethostname()}-*"):
         pid = path.name.rsplit("-", 2)[1]
+        if pid.isdigit() and not alive(int(pid)):
+            found.append(path)
+    return found
+
+
+def dead_files(folder: Path) -> list[Path]:
+    """Unfinished files in a folder whose process on this machine is dead."""
+    found = []
+    for path in folder.glob(".*.part"):
+        pid = path.name.split(".")[-2]
         if pid.isdigit() and not alive(int(pid)):
             found.append(path)
     return found

@@ -1,13 +1,17 @@
-"""Weights on disk: safetensors with what they are in the header; never pickles, never numbers that are not finite."""
+"""Weights on disk: safetensors with what they are and a digest of both in the header; never pickles, never numbers that
+are not finite."""
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from moe_core.store import write_bytes
+
+SEAL = "seal"
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
@@ -17,15 +21,10 @@ def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, st
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds a number that is not finite: not saved to {path}")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     # safetensors writes several entries in random order: one entry keeps equal weights equal files
-    metadata = {"about": json.dumps(dict(about), sort_keys=True)}
-    data = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata=metadata)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    said = dict(about) | {SEAL: _seal(tensors, about)}
+    write_bytes(path, save(tensors, metadata={"about": json.dumps(said, sort_keys=True)}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -34,9 +33,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, _about(file.metadata())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable weights file: {error}") from None
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = _said(file.metadata())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {error}: delete it and run again") from None
+    seal = about.pop(SEAL, None)  # none: of another program, or an older hardmoe
+    if seal is not None and seal != _seal(state, about):
+        raise ValueError(f"{path} is damaged (its seal does not match): delete it and run again")
+    return state, about
 
 
 def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -62,12 +66,22 @@ def about_weights(path: Path) -> dict[str, str]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return _about(file.metadata())
-    except (SafetensorError, OSError) as error:
+            return {name: value for name, value in _said(file.metadata()).items() if name != SEAL}
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable weights file: {error}") from None
 
 
-def _about(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """What `save_weights` was told; nothing for a file of another program."""
-    about: dict[str, str] = json.loads((metadata or {}).get("about", "{}"))
-    return about
+def _said(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """What `save_weights` was told, and its seal; nothing for a file of another program."""
+    said: dict[str, str] = json.loads((metadata or {}).get("about", "{}"))
+    return said
+
+
+def _seal(state: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """SHA-256 of what is said, and of each tensor's name, type, shape and bytes."""
+    found = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+    for name in sorted(state):
+        tensor = state[name]
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -33,6 +33,7 @@ for command in (
     keeping.reap,
     keeping.tidy,
     keeping.gc,
+    keeping.verify,
     keeping.forget,
 ):
     main.add_command(command)

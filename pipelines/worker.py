@@ -23,6 +23,7 @@ import dagster._core.storage.schedules
 import torch
 
 from assets.study import STUDY, key_of, study
+from moe_core.faults import point
 from moe_core.heartbeat import beat
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
@@ -78,7 +79,7 @@ def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> str:
 
 
 def execute(task: Task, run_id: str, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
+    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
         run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
         instance=instance,
         partition_key=task.key,
@@ -87,6 +88,8 @@ def execute(task: Task, run_id: str, instance: dg.DagsterInstance) -> dg.Execute
         run_id=run_id,
         tags={PID: str(os.getpid()), HOST: socket.gethostname(), STUDY: study().name},
     )
+    point("event.recorded", task.name)
+    return result
 
 
 def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:

@@ -55,5 +55,5 @@ EMBEDDINGS = Stage(
     settings=lambda study: {},
     inputs=lambda context, key: {"mixture": context.version("mixture"), "posts": context.version("posts", key)},
     make=_make,
-    holds=lambda artefact: ids_in(artefact.path / "embeddings.lance"),
+    holds=lambda artefact: ids_in(artefact.folder("embeddings.lance")),
 )

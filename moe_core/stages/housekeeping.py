@@ -11,7 +11,7 @@ from typing import Any
 
 from moe_core import publication
 from moe_core.stages.context import Context
-from moe_core.store import Artefact, Busy, alive, dead_parts, exclusive, take_away
+from moe_core.store import Artefact, Busy, dead_files, dead_parts, exclusive, take_away
 
 DATA_SETS = ("posts.lance", "rejects.lance")
 
@@ -226,10 +226,7 @@ def leftovers(root: Path) -> Iterator[Path]:
                 yield path
         yield from folder.glob(".lock-*")
     for folder in (root, root / ".progress"):
-        for path in folder.glob(".*.part"):
-            pid = path.name.split(".")[-2]
-            if pid.isdigit() and not alive(int(pid)):
-                yield path
+        yield from dead_files(folder)
 
 
 def _artefact_folders(root: Path) -> Iterator[Path]:

@@ -145,7 +145,7 @@ def _digest_of_members(ids: np.ndarray, labels: Labels, rows_N: np.ndarray) -> s
 def _ids(artefact: Artefact) -> list[str]:
     import polars as pl
 
-    return pl.read_parquet(artefact.path / "assignment.parquet", columns=["id"])["id"].to_list()
+    return pl.read_parquet(artefact.file("assignment.parquet"), columns=["id"])["id"].to_list()
 
 
 PARTITION = Stage(

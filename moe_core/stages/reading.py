@@ -128,7 +128,7 @@ def trunk_features(context: Context) -> Iterator[np.ndarray]:
 
     for shard in context.shards:
         artefact = context.need("trunk_features", shard.key)
-        yield from vectors_in(artefact.path / "features.lance", "feature")
+        yield from vectors_in(artefact.folder("features.lance"), "feature")
 
 
 def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:

@@ -162,7 +162,7 @@ def _trained_on(context: Context, posts: set[tuple[str, str]]) -> set[tuple[str,
     wanted = pl.DataFrame(sorted(posts), schema={"shard": pl.String, "id": pl.String}, orient="row")
     held, trained = set[tuple[str, str]](), set[tuple[str, str]]()
     for artefact in context.store.everything("splits"):
-        rows = pl.read_parquet(artefact.path / "splits.parquet").join(wanted, on=["shard", "id"], how="semi")
+        rows = pl.read_parquet(artefact.file("splits.parquet")).join(wanted, on=["shard", "id"], how="semi")
         for shard, post_id, split in rows.select("shard", "id", "split").iter_rows():
             (held if split in HELD_OUT else trained).add((shard, post_id))
     return posts - (held - trained)
@@ -183,7 +183,7 @@ def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:
     mine: set[str] = set()
     posts = pl.DataFrame(sorted(training), schema={"shard": pl.String, "id": pl.String}, orient="row")
     for partition in store.everything("partition"):
-        rows = pl.read_parquet(partition.path / "assignment.parquet").join(posts, on=["shard", "id"], how="semi")
+        rows = pl.read_parquet(partition.file("assignment.parquet")).join(posts, on=["shard", "id"], how="semi")
         for column, name in (("expert", "members"), ("random", "random_members")):
             members = partition.metadata[name]
             known |= set(members.values())

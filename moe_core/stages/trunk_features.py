@@ -48,5 +48,5 @@ TRUNK_FEATURES = Stage(
     settings=lambda study: {},
     inputs=lambda context, key: {"trunk": context.version("trunk"), "posts": context.version("posts", key)},
     make=_make,
-    holds=lambda artefact: ids_in(artefact.path / "features.lance"),
+    holds=lambda artefact: ids_in(artefact.folder("features.lance")),
 )

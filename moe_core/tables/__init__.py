@@ -8,6 +8,7 @@ Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and 
 rows of raw pixels (docs/data.md has the figures, benchmarks/fragment_size.py makes them).
 """
 
+from moe_core.tables.checking import damage
 from moe_core.tables.cleaning import Freed, clean, release, search
 from moe_core.tables.foreign import TableInfo, scan_table, table_info
 from moe_core.tables.pins import parse_pin, pin_of, pins, raise_pins, unpin
@@ -21,6 +22,7 @@ __all__ = [
     "TableInfo",
     "clean",
     "count_rows",
+    "damage",
     "gather",
     "ids_in",
     "locate",

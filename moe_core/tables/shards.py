@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moe_core.store import exclusive, shared
+from moe_core.faults import point
+from moe_core.store import exclusive, shared, to_disk
 from moe_core.tables.memory import passed_on
 from moe_core.tables.pins import put_pin
-from moe_core.tables.versions import Pieces, at, committing, contents, fragments, new_file, pieces_of, writers
+from moe_core.tables.versions import Pieces, at, committing, contents, fragments, name_of, pieces_of, writers
 
 ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
 RETRIES = 20  # of a commit that a writer outside our locks preempts
@@ -72,9 +73,13 @@ def _write(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.Recor
     for fragment in new:
         said: dict[str, Any] = fragment.to_json()
         (file,) = said["files"]
-        before, file["path"] = file["path"], new_file(shard)
-        (path / "data" / before).rename(path / "data" / file["path"])
+        written = path / "data" / file["path"]
+        to_disk(written)
+        file["path"] = name_of(shard, written)
+        written.rename(path / "data" / file["path"])
         named.append(FragmentMetadata.from_json(json.dumps(said)))
+    if named:
+        to_disk(path / "data")
     return named
 
 
@@ -94,6 +99,7 @@ def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> 
     import lance
     from lance.commit import CommitConflictError
 
+    point("rows.written", path)
     with exclusive(committing(path)):
         for attempt in range(RETRIES):
             table = lance.dataset(str(path))
@@ -110,8 +116,10 @@ def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> 
             except CommitConflictError:
                 if attempt == RETRIES - 1:
                     raise
+        point("rows.committed", path)
         for pin, shard in pins.items():
             put_pin(table, pin, [fragment.files[0].path for fragment in new[shard]])
+        point("rows.pinned", path)
         return int(table.version)
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from moe_core.store import file_digest
+
+NAME_CHARACTERS = 40  # of a data file's digest; before there were digests, a name had 32 others
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Piece:
 
     shard: str
     fragment: int
-    file: str  # name of its data file: never used again, so equal names are equal rows
+    file: str  # name of its data file, which tells its bytes: equal names are equal rows
     first: int
     rows: int
 
@@ -26,9 +29,15 @@ class Piece:
 Pieces = dict[str, list[Piece]]  # by shard, in the order of the rows
 
 
-def new_file(shard: str) -> str:
-    """A name for a data file of a shard."""
-    return f"{shard}.{uuid4().hex}.lance"
+def name_of(shard: str, file: Path) -> str:
+    """The name of a data file of a shard, by the SHA-256 of its bytes: lance has no checksum of its own."""
+    return f"{shard}.{file_digest(file)[:NAME_CHARACTERS]}.lance"
+
+
+def is_what_it_says(file: Path) -> bool:
+    """Whether a data file holds the bytes that its name tells. One that an older hardmoe wrote tells nothing."""
+    shard, _, said = file.name.removesuffix(".lance").rpartition(".")
+    return file.is_file() and (len(said) != NAME_CHARACTERS or file.name == name_of(shard, file))
 
 
 def pieces_of(table: Any) -> Pieces:
@@ -50,7 +59,7 @@ def pieces_of(table: Any) -> Pieces:
 
 
 def content_of(files: Iterable[str]) -> str:
-    """Digest of the rows of a shard: of the names of its data files, which are written once."""
+    """Digest of the rows of a shard: of the names of its data files."""
     return hashlib.sha256(" ".join(files).encode()).hexdigest()[:20]
 
 

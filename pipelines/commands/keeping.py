@@ -1,4 +1,4 @@
-"""Keeping a study: reap, tidy, gc, forget."""
+"""Keeping a study: reap, tidy, gc, verify, forget."""
 
 import json
 import os
@@ -79,6 +79,30 @@ def gc(study_file: Path, keep: int, apply_it: bool, as_json: bool) -> None:
         click.echo(f"{rows / 2**20:10,.1f} MiB  of {done.files} files of posts.lance and rejects.lance")
     would = "freed" if apply_it else "would be freed; --apply frees it"
     click.echo(f"{done.bytes / 2**20:,.1f} MiB {would}")
+
+
+@click.command(short_help="Check every byte of the store.")
+@STUDY_OPTION
+@JSON
+def verify(study_file: Path, as_json: bool) -> None:
+    """Reads all artefacts and all posts, and names what is not what was written: a damaged disk, an edited file.
+
+    Example: hardmoe verify --study cats/study.toml
+    """
+    from moe_core.stages.verifying import Damage
+    from moe_core.stages.verifying import verify as look_at_all
+
+    found = list(look_at_all(open_study(study_file)))
+    damaged = [one for one in found if isinstance(one, Damage)]
+    if as_json:
+        rows = [{"folder": str(one.folder), "why": one.why} for one in damaged]
+        click.echo(json.dumps({"artefacts": len(found), "damaged": rows}))
+    else:
+        click.echo(f"{len(found)} artefacts read, {len(damaged)} damaged")
+        for one in damaged:
+            click.echo(f"Error: {one.why}", err=True)
+    if damaged:
+        sys.exit(1)
 
 
 @click.command(short_help="Take posts down for good.")

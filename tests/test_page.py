@@ -12,7 +12,7 @@ from moe_core.data.loading import Labels
 from moe_core.evaluation import page, plots
 from moe_core.recipes import demo
 from moe_core.stages.clusters import top_hashtags
-from moe_core.stages.evaluation import TagCounts
+from moe_core.stages.scoring import TagCounts
 from moe_core.stages.spending import Spent
 
 WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]

@@ -1,6 +1,7 @@
 """evaluation: the mixture against its controls on held-out posts, every figure with its interval and its n.
 
-`answers` has what each row of the table answers, `scoring` the measures, `costs` and `unity` the rest of the table.
+`asked` has the posts, `choices` what validation posts choose, `answers` what each row of the table answers, `scoring`
+the measures, `costs` and `unity` the rest of the table.
 """
 
 from __future__ import annotations
@@ -10,61 +11,59 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.settings import Study
-from moe_core.stages import reading
+from moe_core.stages.answers import ONE_NETWORK, controls_of
+from moe_core.stages.asked import asked
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.costs import costs_of
-from moe_core.stages.scoring import AP_POSTS, frequent_tags, per_expert, row_of, score
+from moe_core.stages.scoring import AP_POSTS, against, frequent_tags, per_expert, row_of, score
 from moe_core.stages.stage import Stage
 from moe_core.stages.unity import unity
 from moe_core.store import Written
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
-    from moe_core.evaluation.metrics import paired_difference
     from moe_core.serving.bundle import Bundle
 
     device = device_and_threads(parallel=False, experts=context.study.partition.experts)
     bundle = Bundle(context.need("mixture").path)
-    index = reading.index(context)
-    use_N = index.use("test")
-    if not use_N.any():
+    test = asked(context, "test")
+    if not len(test):
         raise ValueError("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
-    posts = reading.posts_where(context, index, use_N)
-    scores, expert_N, tags = score(context, bundle, posts, use_N, device)
-    frequent = frequent_tags(posts, len(bundle.hashtags))
-    rows = [row_of(context, name, scores[name], posts, frequent) for name in scores]
-    costs = costs_of(context, bundle)
-    for row in rows:
-        row |= costs[row["name"]]
-    resamples = context.study.evaluation.bootstrap
-    published = bundle.answer
-    against = {}
-    for name in scores:
-        if name != published:
-            pair = paired_difference(
-                scores[published].measure("p_at_1"), scores[name].measure("p_at_1"), resamples, seed=0
-            )
-            against[name] = {"p_at_1_gain": round(pair.mean, 5), "ci95": [round(pair.low, 5), round(pair.high, 5)]}
+    controls = controls_of(context, bundle, device)
+    scores, tags = score(context, bundle, controls, test, device)
+    frequent = frequent_tags(test.posts, len(bundle.hashtags))
+    costs, resamples = costs_of(context, bundle), context.study.evaluation.bootstrap
+    rows = [row_of(context, name, scores[name], test.posts, frequent) | costs[name] for name in scores]
+    gains = against(bundle.answer, scores, resamples)
     table = {
-        "published": published,
-        "n": len(posts),
+        "published": bundle.answer,
+        "n": len(test),
         "hashtags": len(bundle.hashtags),
         "hashtags_in_map": len(frequent),
-        "map_posts": min(len(posts), AP_POSTS),
-        "published_against": against,
-        "per_expert": per_expert(bundle, scores, expert_N, tags, resamples),
-        "unity": unity(context, bundle, posts, use_N, expert_N, device),
+        "map_posts": min(len(test), AP_POSTS),
+        "router_share": {"mixture_top1_router": bundle.router_share}
+        | {f"{row}_router": routed.share for row, routed in controls.routed.items()},
+        "temperature": bundle.temperature,
+        "published_against": gains,
+        "per_expert": per_expert(bundle, scores, test.expert_N, tags, resamples),
+        "unity": unity(context, bundle, test, device),
         "rows": rows,
     }
     (folder / "table.json").write_text(json.dumps(table, indent=1))
-    best = {row["name"]: row["p_at_1"] for row in rows}
-    return Written({"published": published, "n": len(posts), "p_at_1": best})
+    return Written(
+        {
+            "published": bundle.answer,
+            "n": len(test),
+            "p_at_1": {row["name"]: row["p_at_1"] for row in rows},
+            "published_against": gains,
+        }
+    )
 
 
 def _inputs(context: Context, key: str | None) -> dict[str, str]:
     found = {"mixture": context.version("mixture"), "splits": context.version("splits")}
     if context.study.evaluation.controls:
-        found |= {name: context.version(name) for name in ("trunk_same_budget", "random_decoder")}
+        found |= {name: context.version(name) for name in (*ONE_NETWORK, "random_decoder")}
         for name in ("random_expert", "separate_expert"):
             found |= {f"{name} {k}": context.version(name, k) for k in context.experts}
     return found
@@ -77,8 +76,8 @@ def _settings(study: Study) -> Any:
 EVALUATION = Stage(
     name="evaluation",
     keys=None,
-    code="2",
-    reads=("mixture", "trunk_same_budget", "random_expert", "random_decoder", "separate_expert", "posts", "splits"),
+    code="3",
+    reads=("mixture", *ONE_NETWORK, "random_expert", "random_decoder", "separate_expert", "posts", "splits"),
     settings=_settings,
     inputs=_inputs,
     make=_make,

@@ -6,13 +6,13 @@ Letters: N posts, K experts, V hashtags, T tags of all posts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe_core.stages import reading
-from moe_core.stages.answers import CONTROLS, ROWS, answers, controls
+from moe_core.stages.answers import ROWS, Controls, answers
+from moe_core.stages.asked import Asked
 from moe_core.stages.context import Context
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CHUNK = 8192  # test posts answered at once: bounds the memory to CHUNK x V numbers a row of the table
 CHUNK_BYTES = 256 << 20  # of their pixels
 MEASURES = ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy")
+PAIRED = ("p_at_1", "r_at_5", "r_at_10")  # of which the published row is set against each other, post by post
 LIFTED = 6  # hashtags shown of each expert that gained, and that lost
 AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
 
@@ -75,33 +76,27 @@ class Scores:
 
 
 def score(
-    context: Context, bundle: Bundle, posts: Posts, use_N: np.ndarray, device: str
-) -> tuple[dict[str, Scores], np.ndarray, TagCounts]:
-    """(scores of each row of the table, expert of each test post, what became of its tags)."""
+    context: Context, bundle: Bundle, controls: Controls, test: Asked, device: str
+) -> tuple[dict[str, Scores], TagCounts]:
+    """(scores of each row of the table that has an answer, what became of the tags)."""
     from moe_core.evaluation.metrics import per_post
 
-    assignment = reading.assignment(context)
-    expert_N = assignment["expert"].to_numpy()[use_N]
-    random_N = assignment["random"].to_numpy()[use_N]
-    features_ND = reading.trunk_features_where(context, use_N)
-    networks = controls(context)
-    wanted = [name for name in ROWS if context.study.evaluation.controls or name not in CONTROLS]
-    scores = {name: Scores() for name in wanted}
-    frequent = frequent_tags(posts, len(bundle.hashtags))
+    found: dict[str, Scores] = {}
+    frequent = frequent_tags(test.posts, len(bundle.hashtags))
     tags = TagCounts(len(bundle.published), len(bundle.hashtags))
     chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * bundle.image_size**2)))
-    for first in range(0, len(posts), chunk):
-        rows = slice(first, first + chunk)
-        part = posts.subset(np.arange(len(posts))[rows]).in_memory()  # every network looks at them
-        found = answers(context, bundle, networks, part, features_ND[rows], expert_N[rows], random_N[rows], device)
-        for name, p_NV in found:
-            scores[name].chunks.append(per_post(p_NV, part.tags_T, part.starts_N1))
+    for first in range(0, len(test), chunk):
+        some = test.rows(np.arange(len(test))[first : first + chunk])
+        some = replace(some, posts=some.posts.in_memory())  # every network looks at them
+        for name, p_NV in answers(context, bundle, controls, some, device):
+            scores = found.setdefault(name, Scores())
+            scores.chunks.append(per_post(p_NV, some.posts.tags_T, some.posts.starts_N1))
             if name in ("trunk", bundle.answer):
-                tags.add(name, p_NV, part, expert_N[rows])
+                tags.add(name, p_NV, some.posts, some.expert_N)
             if first < AP_POSTS:
-                scores[name].scores.append(p_NV[: AP_POSTS - first, frequent].numpy().astype(np.float32))
-        context.report({"posts": min(first + chunk, len(posts)), "of": len(posts)})
-    return {name: scores[name] for name in wanted}, expert_N, tags
+                scores.scores.append(p_NV[: AP_POSTS - first, frequent].numpy().astype(np.float32))
+        context.report({"posts": min(first + chunk, len(test)), "of": len(test)})
+    return {name: found[name] for name in ROWS if name in found}, tags
 
 
 def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
@@ -112,14 +107,22 @@ def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
     return [int(tag) for tag in order if counts[tag]]
 
 
-def row_of(context: Context, name: str, scores: Scores, posts: Posts, frequent: list[int]) -> dict[str, Any]:
-    from moe_core.evaluation.metrics import average_precision, bootstrap
+def measured(scores: Scores, resamples: int) -> dict[str, Any]:
+    """Each of MEASURES with its 95 % interval."""
+    from moe_core.evaluation.metrics import bootstrap
 
-    row: dict[str, Any] = {"name": name, "n": len(posts)}
+    row: dict[str, Any] = {}
     for measure in MEASURES:
-        found = bootstrap(scores.measure(measure), context.study.evaluation.bootstrap, seed=0)
+        found = bootstrap(scores.measure(measure), resamples, seed=0)
         row[measure] = round(found.mean, 5)
         row[f"{measure}_ci95"] = [round(found.low, 5), round(found.high, 5)]
+    return row
+
+
+def row_of(context: Context, name: str, scores: Scores, posts: Posts, frequent: list[int]) -> dict[str, Any]:
+    from moe_core.evaluation.metrics import average_precision
+
+    row = {"name": name, "n": len(posts)} | measured(scores, context.study.evaluation.bootstrap)
     found = average_precision(np.concatenate(scores.scores), _relevant(posts, frequent), AP_RESAMPLES, seed=0)
     row |= {"map": round(found.mean, 5), "map_ci95": [round(found.low, 5), round(found.high, 5)], "map_n": found.n}
     return row
@@ -153,4 +156,22 @@ def per_expert(
                 "p_at_1_gain_ci95": [round(gain.low, 5), round(gain.high, 5)],
             } | tags.changed(number, bundle.answer, bundle.hashtags)
         found.append(row)
+    return found
+
+
+def against(published: str, scores: Mapping[str, Scores], resamples: int) -> dict[str, dict[str, Any]]:
+    """The published row less each other on the same posts: of each of PAIRED the mean with its 95 % interval."""
+    from moe_core.evaluation.metrics import paired_difference
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in scores:
+        if name == published:
+            continue
+        found[name] = {}
+        for measure in PAIRED:
+            pair = paired_difference(scores[published].measure(measure), scores[name].measure(measure), resamples, 0)
+            found[name] |= {
+                f"{measure}_gain": round(pair.mean, 5),
+                f"{measure}_gain_ci95": [round(pair.low, 5), round(pair.high, 5)],
+            }
     return found

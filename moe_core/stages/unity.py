@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.stages import reading
+from moe_core.stages.asked import Asked
 from moe_core.stages.context import Context
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from moe_core.serving.bundle import Bundle
-    from moe_core.training.batches import Images, Posts
+    from moe_core.training.batches import Images
 
 UNITY_POSTS, UNITY_NEIGHBOURS = 4_000, 10  # the neighbours of some test posts among them
 
 
-def unity(
-    context: Context, bundle: Bundle, posts: Posts, use_N: np.ndarray, expert_N: np.ndarray, device: str
-) -> dict[str, Any]:
+def unity(context: Context, bundle: Bundle, test: Asked, device: str) -> dict[str, Any]:
     """Agreement of hashtags among neighbours within an expert and across experts, of a sample of the test posts.
 
     The trunk is one network: its row is what one space gives on these clusters. Experts with decoders of their own,
@@ -37,8 +36,8 @@ def unity(
     from moe_core.evaluation.unity import tag_agreement
     from moe_core.training.infer import features_of
 
-    rows = np.sort(np.random.default_rng(0).permutation(len(posts))[:UNITY_POSTS])
-    part, mine_N = posts.subset(rows), expert_N[rows]
+    rows = np.sort(np.random.default_rng(0).permutation(len(test))[:UNITY_POSTS])
+    part, mine_N = test.posts.subset(rows), test.expert_N[rows]
     starts = part.starts_N1.tolist()
     tags_N = [set(part.tags_T[a:b].tolist()) for a, b in pairwise(starts)]
 
@@ -55,7 +54,7 @@ def unity(
         return features_of(model, images, context.study.expert_training.precision, device)
 
     spaces = {
-        "trunk": torch.from_numpy(reading.trunk_features_where(context, use_N)[rows]),
+        "trunk": torch.from_numpy(test.features_ND[rows]),
         "mixture": embedded(lambda key, images: bundle.expert_features(key, images, device)),
     }
     if context.study.evaluation.controls:

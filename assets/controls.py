@@ -9,6 +9,12 @@ def trunk_same_budget(context: dg.AssetExecutionContext, config: Work) -> dg.Mat
     return materialise(context, config)
 
 
+@asset_of("dense_same_cost", group_name="controls", kinds={"pytorch"})
+def dense_same_cost(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Control: one wider network that costs an image and in training what the mixture costs."""
+    return materialise(context, config)
+
+
 @asset_of("random_expert", group_name="controls", kinds={"pytorch"})
 def random_expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """Control: an expert of a random partition of the same sizes; all else as for `expert`."""

@@ -8,6 +8,7 @@ from assets.showing import picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.evaluation.plots import intervals
 from moe_core.stages.context import Context
+from moe_core.stages.scoring import PAIRED
 from moe_core.store import Artefact
 
 
@@ -43,11 +44,26 @@ def _comparison(found: dict[str, Any]) -> dict[str, Any]:
     return {
         "P@1 against the controls": picture(intervals(measured, "P@1 with 95 % intervals"), "P@1 with 95 % intervals"),
         "table": table(("row", "95 %: from", "P@1", "to", "R@5"), lines),
+        "published less each other row, on the same posts": table(("row", "P@1", "R@5", "R@10"), _gains(found)),
         "published P@1": best["p_at_1"],
         "published R@5": best["r_at_5"],
         "published mAP": best["map"],
         "p at 1": None,
     }
+
+
+def _gains(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            *(
+                f"{pair[f'{measure}_gain']:+.3f} ({pair[f'{measure}_gain_ci95'][0]:+.3f} to "
+                f"{pair[f'{measure}_gain_ci95'][1]:+.3f})"
+                for measure in PAIRED
+            ),
+        )
+        for name, pair in found["published_against"].items()
+    ]
 
 
 def _experts(found: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def bundle_of(folder: Path, network: Network, side: int, experts: int) -> None:
     gate = Part(parts / "gate.safetensors", "1")
     (folder / "bundle").mkdir()
     published = dict.fromkeys(networks, True)
-    write_bundle(folder / "bundle", study, tags, router, gate, shared, networks, published, "mixture_top1_router")
+    write_bundle(
+        folder / "bundle", study, tags, router, gate, shared, networks, published, "mixture_top1_router", 0.3, 0.1
+    )
 
 
 def gate_of(features_ND: np.ndarray, experts: int) -> Gate:
@@ -82,8 +84,8 @@ def alone(bundle: Bundle, batches: list[np.ndarray]) -> Iterator[torch.Tensor]:
     network = bundle.filled(bundle.experts.get("e000"))
     for batch in batches:
         images = ImagesInMemory(batch)
-        router_BV = bundle.router_probabilities(features_of(bundle.router, images, bundle.precision))
-        yield bundle.decode(features_of(network, images, bundle.precision)).lerp(router_BV, bundle.router_share)
+        router_BV = bundle.router_logits(features_of(bundle.router, images, bundle.precision))
+        yield bundle.mixed(bundle.logits(features_of(network, images, bundle.precision)), router_BV)
 
 
 def peak_mib() -> float:

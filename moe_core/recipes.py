@@ -41,7 +41,7 @@ def small() -> Study:
         trunk=Training(epochs=22, lr=0.2),
         expert_training=Training(epochs=8, batch_size=64, lr=0.1),
         partition=Partition(experts=8),
-        expert=Expert(branch_at=1, router_share=0.5),
+        expert=Expert(branch_at=1),
         decoder=Decoder(mode="refit", refit_epochs=6, refit_lr=0.2),
     )
 

@@ -181,7 +181,7 @@ class Partition(Strict):
     iterations: Positive = Field(30, description="k-means iterations.")
     restarts: Positive = Field(3, description="k-means starts; the best objective is kept.")
     max_fit_posts: Positive = Field(2_000_000, description="Posts used to fit; recorded with the partition.")
-    seed: int = Field(0, description="Seed of k-means.")
+    seed: int = Field(0, description="Seed of k-means, and of the random partition that is the control.")
 
 
 class Expert(Strict):
@@ -194,8 +194,10 @@ class Expert(Strict):
     publish_gate: bool = Field(
         True, description="The trunk answers where its expert does not beat it on validation posts."
     )
-    router_share: Fraction = Field(
-        0.3, description="Weight of the trunk's probabilities where they are mixed into the expert's."
+    router_share: Fraction | Literal["validation"] = Field(
+        "validation",
+        description="Weight of the trunk's logits where they are mixed into the expert's; validation: of 0, 0.1 ... "
+        "0.7 the one with the lowest cross-entropy on validation posts.",
     )
 
 
@@ -241,7 +243,11 @@ class Evaluation(Strict):
 
     bootstrap: Positive = Field(1000, description="Resamples behind each 95 % interval.")
     topk: Positive = Field(8, description="Experts averaged in mixture_topk, at most K.")
-    temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="T of softmax(-d^2/T) in mixture_topk.")
+    temperature: Annotated[float, Field(gt=0)] | Literal["validation"] = Field(
+        "validation",
+        description="T of softmax(-d^2/T) in mixture_topk; validation: of 0.02 ... 1 the one with the lowest "
+        "cross-entropy on validation posts.",
+    )
     controls: bool = Field(
         True, description="Train the controls (same budget, random partition, separate decoders) too."
     )

@@ -164,6 +164,15 @@ def print_table(table: dict[str, Any]) -> None:
         lines.add_row(("* " if published else "  ") + row["name"], *cells, *costs, style="bold" if published else "")
     console.print(lines)
     console.print(f"* published: {table['published']}, chosen on validation posts")
+    console.print("It gains, on the same posts:")
+    for name, pair in table["published_against"].items():
+        gains = [
+            f"{title} {pair[f'{measure}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+            for measure, title in COLUMNS
+            if f"{measure}_gain" in pair
+            for low, high in [pair[f"{measure}_gain_ci95"]]
+        ]
+        console.print(f"  over {name:30} " + ", ".join(gains))
     unity = table["unity"]
     console.print(
         f"Overlap of a post's hashtags with those of its {unity['neighbours']} nearest neighbours in the embedding, "

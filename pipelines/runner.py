@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_core.stages.answers import ONE_NETWORK
 from moe_core.stages.context import Context, cores, threads_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
 from moe_core.stages.spending import TRAINED
@@ -180,9 +181,7 @@ def tasks_of(context: Context, until: str | None) -> list[tuple[str, str | None]
     wanted = set(STAGES) if until is None else {until, *above(until)}
     if not context.study.evaluation.controls:
         wanted -= {name for name, stage in STAGES.items() if stage.control}
-    order = sorted(
-        wanted, key=lambda name: (STAGES[name].control, name != "trunk_same_budget", list(STAGES).index(name))
-    )
+    order = sorted(wanted, key=lambda name: (STAGES[name].control, name not in ONE_NETWORK, list(STAGES).index(name)))
     return [(name, key) for name in order for key in STAGES[name].keys_of(context)]
 
 

@@ -92,12 +92,28 @@ def test_the_table_has_every_row_with_its_interval_and_cost(finished):
     rows = {row["name"]: row for row in table["rows"]}
     assert table["study"] == "tiny"
     assert table["published"] in ("mixture_top1", "mixture_top1_router")
-    assert {"trunk", "trunk_same_budget", "random_partition", "mixture_topk", "separate_decoders_top1"} < set(rows)
+    assert {
+        "trunk",
+        "trunk_same_budget",
+        "dense_same_cost",
+        "random_partition",
+        "mixture_topk",
+        "separate_decoders_top1",
+    } < set(rows)
     for row in rows.values():
         for name in ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy", "map"):
             low, high = row[f"{name}_ci95"]
             assert low <= row[name] <= high
     assert rows["trunk"]["multiply_adds"] * 2 == rows["mixture_top1"]["multiply_adds"]
+    dense, mixture, trunk = (rows[name] for name in ("dense_same_cost", "mixture_top1", "trunk"))
+    assert trunk["multiply_adds"] < dense["multiply_adds"] <= mixture["multiply_adds"]
+    trained = dense["multiply_adds"] * dense["training_images"]
+    assert trained == pytest.approx(trunk["multiply_adds"] * mixture["training_images"], rel=0.1)
+    assert set(table["published_against"]) == set(rows) - {table["published"]}
+    for pair in table["published_against"].values():
+        for name in ("p_at_1", "r_at_5", "r_at_10"):
+            low, high = pair[f"{name}_gain_ci95"]
+            assert low <= pair[f"{name}_gain"] <= high
     assert rows["trunk"]["training_images"] < rows["mixture_top1"]["training_images"]
     assert rows["best_expert_oracle"]["cross_entropy"] <= rows["mixture_top1"]["cross_entropy"] + 1e-6
 

@@ -227,6 +227,8 @@ def test_a_bundle_of_two_generations_is_refused(finished, tmp_path):
             experts,
             dict.fromkeys(experts, True),
             "mixture_top1",
+            router_share=0.3,
+            temperature=0.1,
         )
         return Bundle(folder)
 

@@ -12,7 +12,7 @@ from moe_core.data.loading import Labels
 from moe_core.evaluation import page, plots
 from moe_core.recipes import demo
 from moe_core.stages.clusters import top_hashtags
-from moe_core.stages.evaluation import TagCounts
+from moe_core.stages.scoring import PAIRED, TagCounts
 from moe_core.stages.spending import Spent
 
 WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]
@@ -128,6 +128,7 @@ def rendered(tags=("sea", "sand"), experts=2):
         "sheets": {"typical": base64.b64encode(b"picture").decode()},
         "size": 10,
     }
+    lost = {f"{name}_gain": -0.08 for name in PAIRED} | {f"{name}_gain_ci95": [-0.1, -0.02] for name in PAIRED}
     return page.render(
         study=demo(),
         table={
@@ -135,7 +136,7 @@ def rendered(tags=("sea", "sand"), experts=2):
             "n": 6,
             "hashtags_in_map": 2,
             "map_posts": 6,
-            "published_against": {"trunk": {"p_at_1_gain": -0.08, "ci95": [-0.1, -0.02]}},
+            "published_against": {"trunk": lost},
             "rows": rows,
         },
         posts={"read": 12, "accepted": 11, "rejected": 1},

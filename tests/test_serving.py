@@ -1,5 +1,6 @@
 """Bundles: what they refuse, and routed answers to streams of batches."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,8 @@ from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.serving.files import decoded, files_of
 from moe_core.serving.held import Held
 from moe_core.serving.routed import routed
-from moe_core.settings import Data, Expert, Network, Study
+from moe_core.settings import Data, Network, Study
+from moe_core.store import digest
 from moe_core.training.batches import ImagesInMemory
 from moe_core.training.infer import features_of
 from moe_core.weights import save_weights
@@ -56,10 +58,11 @@ def parts(tmp_path_factory):
 
 def bundle_at(folder, parts, answer="mixture_top1"):
     folder.mkdir()
-    study = Study(network=NETWORK, data=Data(image_size=SIDE), expert=Expert(router_share=0.25))
+    study = Study(network=NETWORK, data=Data(image_size=SIDE))
     published = {key: key != "e003" for key in parts.experts}
     tags = ["a", "b", "c", "d", "é"]
-    write_bundle(folder, study, tags, parts.router, parts.gate, parts.decoder, parts.experts, published, answer)
+    files = (parts.router, parts.gate, parts.decoder, parts.experts)
+    write_bundle(folder, study, tags, *files, published, answer, router_share=0.25, temperature=0.5)
     return folder
 
 
@@ -74,14 +77,14 @@ def one_by_one(bundle, pictures, topk=1, temperature=0.1):
     for n in range(len(pictures)):
         image = ImagesInMemory(pictures[n : n + 1])
         trunk_1D = features_of(bundle.router, image)
-        router_V = bundle.router_probabilities(trunk_1D)[0]
+        router_V = bundle.router_logits(trunk_1D)[0]
         weight_K = bundle.gate.weights(trunk_1D.numpy(), topk, temperature)[0]
         total_V = torch.zeros(TAGS)
         for key, weight in zip(bundle.published, weight_K, strict=True):
-            answer_V = bundle.expert_probabilities(key, image)[0] if bundle.published[key] else router_V
-            if topk == 1 and bundle.published[key] and bundle.answer == "mixture_top1_router":
-                answer_V = 0.75 * answer_V + 0.25 * router_V
-            total_V += float(weight) * answer_V
+            logits_V = bundle.expert_logits(key, image)[0] if bundle.published[key] else router_V
+            if topk == 1 and bundle.answer == "mixture_top1_router":
+                logits_V = 0.75 * logits_V + 0.25 * router_V
+            total_V += float(weight) * logits_V.softmax(0)
         rows.append(total_V)
     return torch.stack(rows)
 
@@ -103,6 +106,26 @@ def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, parts, answ
     nearest = bundle.gate.assign(features_of(bundle.router, ImagesInMemory(pictures)).numpy())
     assert [key for a in got for key in a.experts] == [f"e{n:03d}" for n in nearest]
     assert len(set(nearest)) == EXPERTS  # the pictures do reach all of them, the unpublished one too
+
+
+def test_the_temperature_is_the_bundles_where_none_is_given(folder):
+    bundle = Bundle(folder)
+    (own,), (same,), (other,) = (
+        list(routed(bundle, [images(9)], topk=3, temperature=at)) for at in (None, bundle.temperature, 0.05)
+    )
+    assert torch.equal(own.probabilities_BV, same.probabilities_BV)
+    assert not torch.equal(own.probabilities_BV, other.probabilities_BV)
+
+
+def test_a_bundle_of_the_older_format_still_mixes_probabilities(tmp_path, parts):
+    folder = bundle_at(tmp_path / "bundle", parts, "mixture_top1_router")
+    said = json.loads((folder / "manifest.json").read_text())
+    said = {k: v for k, v in said.items() if k not in ("seal", "temperature")} | {"format": "hardmoe bundle 1"}
+    (folder / "manifest.json").write_text(json.dumps(said | {"seal": digest(said)}, indent=1))
+    bundle = Bundle(folder)
+    one, two = torch.randn(2, 4, TAGS, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(bundle.mixed(one, two), 0.75 * one.softmax(1) + 0.25 * two.softmax(1))
+    assert bundle.temperature == 0.1
 
 
 def test_predict_is_one_batch_of_it(folder):
@@ -222,9 +245,9 @@ def test_every_single_byte_of_the_manifest_counts(folder):
 def test_an_expert_that_was_damaged_after_the_bundle_was_opened_is_refused_when_it_is_read(folder):
     bundle = Bundle(folder)
     flip(folder / "experts" / "e001.safetensors", -1)
-    bundle.expert_probabilities("e000", ImagesInMemory(images(1)))
+    bundle.expert_logits("e000", ImagesInMemory(images(1)))
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
-        bundle.expert_probabilities("e001", ImagesInMemory(images(1)))
+        bundle.expert_logits("e001", ImagesInMemory(images(1)))
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
         list(routed(bundle, [images(40)]))
 

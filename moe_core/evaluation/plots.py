@@ -27,8 +27,11 @@ class Line:
     opacity: float = 1.0
 
 
-def lines(curves: Sequence[Line], x: str, y: str) -> str:
-    """Curves over one pair of axes; a legend names each name once. Raises ValueError where there is no point."""
+def lines(curves: Sequence[Line], x: str, y: str, marks: Sequence[tuple[float, str]] = ()) -> str:
+    """Curves over one pair of axes; a legend names each name once. Raises ValueError where there is no point.
+
+    `marks` are named places of the x axis, as of a logarithmic one; round numbers where there are none.
+    """
     curves = [Line(c.name, thinned(c.points), c.colour, c.width, c.opacity) for c in curves]
     every = [point for curve in curves for point in curve.points]
     if not every:
@@ -45,7 +48,8 @@ def lines(curves: Sequence[Line], x: str, y: str) -> str:
         at = place((x_low, value))[1]
         parts.append(f'<path d="M{LEFT} {at:.1f}H{right}" stroke="{GREY}" stroke-opacity=".25"/>')
         parts.append(_text(LEFT - 6, at + 4, short(value), "end"))
-    parts += [_text(place((v, y_low))[0], bottom + 15, short(v), "middle") for v in ticks(x_low, x_high)]
+    marks = marks or [(value, short(value)) for value in ticks(x_low, x_high)]
+    parts += [_text(place((at, y_low))[0], bottom + 15, name, "middle") for at, name in marks]
     parts.append(_text((LEFT + right) / 2, HEIGHT - 3, x, "middle"))
     for curve in curves:
         path = " ".join(f"{across:.1f},{down:.1f}" for across, down in map(place, curve.points))

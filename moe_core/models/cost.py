@@ -12,7 +12,10 @@ def parameters(model: nn.Module) -> int:
 
 
 def multiply_adds(model: ResNet, image_size: int) -> int:
-    """Multiply-adds of convolutions and linear layers for one image of `image_size` squared pixels."""
+    """Multiply-adds of convolutions and linear layers for one image of `image_size` squared pixels.
+
+    A `hollow` network is counted without computing anything.
+    """
     total = 0
 
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -26,7 +29,7 @@ def multiply_adds(model: ResNet, image_size: int) -> int:
     training = model.training
     try:
         with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
+            model.eval()(torch.zeros(1, 3, image_size, image_size, device=model.fc.weight.device))
     finally:
         model.train(training)
         for handle in handles:

@@ -19,13 +19,14 @@ from moe_core.store import digest, file_digest, write_text
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from moe_core.clustering.gate import Gate
     from moe_core.models.resnet import ResNet
     from moe_core.training.batches import Images
 
-FORMAT = "hardmoe bundle 1"
+FORMAT = "hardmoe bundle 2"
+OF_PROBABILITIES = "hardmoe bundle 1"  # older: the router's probabilities are mixed in, not its logits
 EXPERT_BYTES = 4 << 30  # of experts that are held at once
 ANSWERS = ("mixture_top1", "mixture_top1_router")
 
@@ -52,6 +53,8 @@ def write_bundle(
     experts: Mapping[str, Part],
     published: Mapping[str, bool],
     answer: str,
+    router_share: float,
+    temperature: float,
 ) -> None:
     """Copies the parts into `folder` and writes manifest.json, last."""
     assert answer in ANSWERS
@@ -67,7 +70,8 @@ def write_bundle(
     said = parts | {
         "format": FORMAT,
         "answer": answer,
-        "router_share": study.expert.router_share,
+        "router_share": router_share,
+        "temperature": temperature,
         "network": study.network.model_dump(mode="json"),
         "image_size": study.data.image_size,
         "loss": study.expert_training.loss,
@@ -98,6 +102,7 @@ class Bundle:
         said = _manifest(folder)
         self.answer: str = said["answer"]
         self.router_share: float = said["router_share"]
+        self.temperature: float = said.get("temperature", 0.1)  # of the nearest experts' weights, where several answer
         self.published: dict[str, bool] = {key: part["published"] for key, part in said["experts"].items()}
         self.network = Network.model_validate(said["network"])
         self.image_size: int = said["image_size"]
@@ -124,11 +129,11 @@ class Bundle:
                 )
         _one_generation(folder, said)
         state, _ = load_weights(folder / said["decoder"]["file"])
-        self.weight_VD, self.bias_V = state["weight"], state["bias"]
-        if len(self.bias_V) != len(self.hashtags):
+        self.decoder = decoder_of(state)
+        if self.decoder.out_features != len(self.hashtags):
             raise ValueError(
-                f"{folder}: the decoder knows {len(self.bias_V)} hashtags, the vocabulary {len(self.hashtags)}: "
-                "were they made by different runs?"
+                f"{folder}: the decoder knows {self.decoder.out_features} hashtags, the vocabulary "
+                f"{len(self.hashtags)}: were they made by different runs?"
             )
         if self.gate.experts != len(self.published):
             raise ValueError(f"{folder}: the gate knows {self.gate.experts} experts, here are {len(self.published)}")
@@ -204,18 +209,31 @@ class Bundle:
         self._body.load_state_dict(state, assign=True)
         return self._body
 
-    def router_probabilities(self, features_ND: Tensor) -> Tensor:
-        """(N, V): the router's own answer."""
+    def router_logits(self, features_ND: Tensor) -> Tensor:
+        """(N, V): what the router itself says, from its features."""
+        from moe_core.training.infer import logits_of
+
+        return logits_of(features_ND, self.router.fc)
+
+    def logits(self, features_ND: Tensor) -> Tensor:
+        """(N, V): what an expert says, from its features, by the shared decoder."""
+        from moe_core.training.infer import logits_of
+
+        return logits_of(features_ND, self.decoder)
+
+    def probabilities(self, logits_NV: Tensor) -> Tensor:
+        """(N, V), rows sum to one."""
         from moe_core.training.infer import probabilities_of
 
-        fc = self.router.fc
-        return probabilities_of(features_ND, fc.weight.detach().cpu(), fc.bias.detach().cpu(), self.loss)
+        return probabilities_of(logits_NV, self.loss)
 
-    def decode(self, features_ND: Tensor) -> Tensor:
-        """(N, V): an expert's answer, from its features, by the shared decoder."""
-        from moe_core.training.infer import probabilities_of
+    def mixed(self, logits_NV: Tensor, router_NV: Tensor) -> Tensor:
+        """(N, V): probabilities of an expert's logits with the bundle's share of the router's."""
+        from moe_core.training.infer import mixed
 
-        return probabilities_of(features_ND, self.weight_VD, self.bias_V, self.loss)
+        if self._said["format"] == OF_PROBABILITIES:
+            return self.probabilities(logits_NV).lerp(self.probabilities(router_NV), self.router_share)
+        return mixed(logits_NV, router_NV, self.router_share, self.loss)
 
     def expert_features(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, D): the images in the one embedding space, by one expert."""
@@ -223,9 +241,9 @@ class Bundle:
 
         return features_of(self.filled(self.experts.get(key)), images, self.precision, device)
 
-    def expert_probabilities(self, key: str, images: Images, device: str = "cpu") -> Tensor:
-        """(N, V): an expert's answer through the shared decoder."""
-        return self.decode(self.expert_features(key, images, device))
+    def expert_logits(self, key: str, images: Images, device: str = "cpu") -> Tensor:
+        """(N, V): what an expert says of images through the shared decoder."""
+        return self.logits(self.expert_features(key, images, device))
 
     def predict(self, images_NHWC: np.ndarray, device: str = "cpu") -> tuple[Tensor, list[str]]:
         """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size; for streams: `routed`."""
@@ -253,6 +271,16 @@ def _one_generation(folder: Path, said: Mapping[str, Any]) -> None:
                 )
 
 
+def decoder_of(state: Mapping[str, Tensor]) -> nn.Linear:
+    """The last layer in a decoder's file."""
+    from torch import nn
+
+    hashtags, width = state["weight"].shape
+    decoder = nn.Linear(width, hashtags, device="meta")
+    decoder.load_state_dict(state, assign=True)
+    return decoder
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
@@ -267,8 +295,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         seal = said.pop("seal")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a bundle's manifest: {error!r}") from None
-    if said.get("format") != FORMAT:
-        raise ValueError(f"{path} is of format {said.get('format')!r}, this hardmoe reads {FORMAT!r}")
+    if said.get("format") not in (FORMAT, OF_PROBABILITIES):
+        raise ValueError(
+            f"{path} is of format {said.get('format')!r}, this hardmoe reads {OF_PROBABILITIES!r}, {FORMAT!r}"
+        )
     if seal != digest(said) or text != written:
         raise ValueError(f"{path} was changed after it was written: copy the bundle again")
     return said

@@ -43,14 +43,16 @@ def routed(
     *,
     window: int = WINDOW,
     topk: int = 1,
-    temperature: float = 0.1,
+    temperature: float | None = None,
     device: str = "cpu",
 ) -> Iterator[Answer]:
     """Answers in the order of `batches`, (B, H, W, C) uint8 of the bundle's size each; B may vary and be 0.
 
     With `topk` = 1 the published answer; above, the `topk` nearest experts weighted by softmax(-d^2 / temperature), an
-    unpublished one replaced by the router. Raises ValueError for images of another size or an expert's damaged file.
+    unpublished one replaced by the router; the temperature is the bundle's where none is given. Raises ValueError for
+    images of another size or an expert's damaged file.
     """
+    temperature = bundle.temperature if temperature is None else temperature
     if window < 1 or topk < 1 or temperature <= 0:
         raise ValueError(
             f"window {window}, topk {topk}, temperature {temperature}: wanted 1 or more, 1 or more, above 0"
@@ -88,7 +90,7 @@ def _answer(bundle: Bundle, batches: list[np.ndarray], topk: int, temperature: f
     for images_BHWC in batches:
         part = slice(first, first + len(images_BHWC))
         first += len(images_BHWC)
-        router_BV = bundle.router_probabilities(trunk_ND[part])
+        router_BV = bundle.router_logits(trunk_ND[part])
         probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], weight_NS[part])
         yield Answer(probabilities_BV, [keys[number] for number in expert_NS[part, 0]])
 
@@ -106,15 +108,13 @@ def _experts_of(bundle: Bundle, trunk_ND: np.ndarray, count: int, temperature: f
 def _mixed(
     bundle: Bundle, router_BV: Tensor, features_BSD: Tensor, asked_BS: np.ndarray, weight_BS: np.ndarray
 ) -> Tensor:
-    """(B, V): the experts' answers, and the router's where an expert was not asked."""
-    alone = asked_BS.shape[1] == 1
-    out_BV = torch.zeros_like(router_BV)
+    """(B, V): the experts' answers, and the router's where an expert was not asked; `router_BV` are its logits."""
+    with_router = asked_BS.shape[1] == 1 and bundle.answer == "mixture_top1_router"
+    alone_BV, out_BV = bundle.probabilities(router_BV), torch.zeros_like(router_BV)
     for place in range(asked_BS.shape[1]):
         mine_B = torch.from_numpy(asked_BS[:, place])
-        answer_MV = bundle.decode(features_BSD[mine_B, place])
-        if alone and bundle.answer == "mixture_top1_router":
-            answer_MV = answer_MV.lerp(router_BV[mine_B], bundle.router_share)
-        each_BV = router_BV.clone()
-        each_BV[mine_B] = answer_MV
+        logits_MV = bundle.logits(features_BSD[mine_B, place])
+        each_BV = alone_BV.clone()
+        each_BV[mine_B] = bundle.mixed(logits_MV, router_BV[mine_B]) if with_router else bundle.probabilities(logits_MV)
         out_BV += torch.from_numpy(weight_BS[:, place, None]) * each_BV
     return out_BV

@@ -179,7 +179,7 @@ def find(context: Context, name: str, version: str | None = None) -> Asked:
 
     Raises ValueError for a name or version that is not there, with those that are.
     """
-    from moe_core.stages.evaluation import ROWS
+    from moe_core.stages.answers import ROWS
     from moe_core.stages.table import STAGES
 
     asset, _, rest = name.partition(":")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.stages import reading
+from moe_core.stages import choices, reading
+from moe_core.stages.asked import Asked, asked
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.stage import Stage
 from moe_core.store import Artefact, Written
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+
+    from moe_core.training.batches import Images
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
@@ -32,50 +36,65 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         {k: Part(a.file("weights.safetensors"), a.version, a.inputs) for k, a in experts.items()},
         chosen["published"],
         chosen["answer"],
+        chosen["router_share"],
+        chosen["temperature"],
     )
     Bundle(folder)  # refuses what does not belong together, before it is committed
     return Written(chosen | {"unpublished": [k for k, good in chosen["published"].items() if not good]})
 
 
 def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mapping[str, Artefact]) -> dict:
-    """Which experts answer, and whether the router's answer is mixed in, by P@1 on validation posts."""
+    """Which experts answer, whether the router's answer is mixed in, by P@1 on validation posts; and how it is."""
     import numpy as np
     import torch
 
+    from moe_core.clustering.gate import load_gate
     from moe_core.evaluation.metrics import per_post
-    from moe_core.training.infer import features_of, probabilities_of
+    from moe_core.serving.bundle import decoder_of
+    from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
     from moe_core.weights import load_weights
 
     study = context.study
     device = device_and_threads(parallel=False, experts=study.partition.experts)
-    index = reading.index(context)
-    use_N = index.use("validation")
-    if not use_N.any():
-        return {"published": dict.fromkeys(experts, True), "answer": "mixture_top1", "validation_posts": 0}
-    posts = reading.posts_where(context, index, use_N)
-    loss, precision = study.expert_training.loss, study.expert_training.precision
+    validation = asked(context, "validation")
+    if not len(validation):
+        return {
+            "published": dict.fromkeys(experts, True),
+            "answer": "mixture_top1",
+            "router_share": choices.given(study.expert.router_share, choices.SHARE),
+            "temperature": choices.given(study.evaluation.temperature, choices.TEMPERATURE),
+            "validation_posts": 0,
+        }
+    posts, loss, precision = validation.posts, study.expert_training.loss, study.expert_training.precision
     own = reading.network(context, trunk).fc
-    features_ND = torch.from_numpy(reading.trunk_features_where(context, use_N))
-    trunk_NV = probabilities_of(features_ND, own.weight.detach(), own.bias.detach(), loss)
-    shared, _ = load_weights(decoder.file("decoder.safetensors"))
-    expert_N = reading.assignment(context)["expert"].to_numpy()[use_N]
-    top1_NV = trunk_NV.clone()
-    trunk_scores = per_post(trunk_NV, posts.tags_T, posts.starts_N1)
+    shared = decoder_of(load_weights(decoder.file("decoder.safetensors"))[0])
+
+    def router(some: Asked) -> Tensor:
+        return logits_of(torch.from_numpy(some.features_ND), own)
+
+    def expert(key: str, images: Images) -> Tensor:
+        return logits_of(features_of(reading.network(context, experts[key]), images, precision, device), shared)
+
+    router_NV = router(validation)
+    top1_NV = router_NV.clone()
     for number, k in enumerate(experts):
-        rows = np.flatnonzero(expert_N == number)
-        if not len(rows):
-            continue
-        mine = posts.images.subset(rows)
-        feature_ND = features_of(reading.network(context, experts[k]), mine, precision, device)
-        top1_NV[rows] = probabilities_of(feature_ND, shared["weight"], shared["bias"], loss)
+        rows = np.flatnonzero(validation.expert_N == number)
+        if len(rows):
+            top1_NV[rows] = expert(k, posts.images.subset(rows))
         context.report({"experts": number + 1})
+    share = choices.router_share(study.expert.router_share, top1_NV, router_NV, posts, loss)
     # An expert is judged by the answer that would be given with it: alone, or with the router's mixed in.
-    candidates = {"mixture_top1": top1_NV, "mixture_top1_router": top1_NV.lerp(trunk_NV, study.expert.router_share)}
+    trunk_NV = probabilities_of(router_NV, loss)
+    candidates = {
+        "mixture_top1": probabilities_of(top1_NV, loss),
+        "mixture_top1_router": mixed(top1_NV, router_NV, share, loss),
+    }
+    trunk_scores = per_post(trunk_NV, posts.tags_T, posts.starts_N1)
     scores, gains = {}, {name: dict[str, float]() for name in candidates}
     for name, answer_NV in candidates.items():
         answer_scores = per_post(answer_NV, posts.tags_T, posts.starts_N1)
         for number, k in enumerate(experts):
-            rows = np.flatnonzero(expert_N == number)
+            rows = np.flatnonzero(validation.expert_N == number)
             if not len(rows):
                 continue
             gains[name][k] = _mean(trunk_scores, "cross_entropy", rows) - _mean(answer_scores, "cross_entropy", rows)
@@ -83,9 +102,20 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
                 answer_NV[rows] = trunk_NV[rows]
         scores[name] = per_post(answer_NV, posts.tags_T, posts.starts_N1)
     answer = max(scores, key=lambda name: (scores[name]["p_at_1"].mean(), -scores[name]["cross_entropy"].mean()))
+    published = {k: not study.expert.publish_gate or gains[answer].get(k, 1.0) > 0 for k in experts}
+
+    def answer_of(key: str) -> Callable[[Asked], Tensor]:
+        return lambda some: probabilities_of(expert(key, some.posts.images) if published[key] else router(some), loss)
+
+    gate, _ = load_gate(context.need("partition").file("gate.safetensors"))
+    soft = study.evaluation
     return {
-        "published": {k: not study.expert.publish_gate or gains[answer].get(k, 1.0) > 0 for k in experts},
+        "published": published,
         "answer": answer,
+        "router_share": share,
+        "temperature": choices.temperature(
+            soft.temperature, gate, soft.topk, validation, [answer_of(key) for key in experts]
+        ),
         "validation_posts": len(posts),
         "validation_p_at_1": {name: round(float(s["p_at_1"].mean()), 4) for name, s in scores.items()},
         "validation_gain": {k: round(gain, 4) for k, gain in gains[answer].items()},
@@ -104,6 +134,8 @@ MIXTURE = Stage(
     settings=lambda study: {
         "publish_gate": study.expert.publish_gate,
         "router_share": study.expert.router_share,
+        "topk": study.evaluation.topk,
+        "temperature": study.evaluation.temperature,
         "network": study.network.model_dump(),
         "image_size": study.data.image_size,
     },

@@ -20,8 +20,6 @@ from moe_core.store import Artefact, Written, file_digest
 if TYPE_CHECKING:
     from moe_core.data.loading import Labels
 
-RANDOM_SEED = 0  # of the random partition that is the control
-
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
     import polars as pl
@@ -69,7 +67,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     ids = columns["id"].to_numpy()
     for rows_N in [training_N, *(~training_N & (index.split_N == s) for s in SPLITS)]:
         sizes_K = np.bincount(expert_N[rows_N], minlength=settings.experts)
-        random_N[rows_N] = random_partition(ids[rows_N].tolist(), sizes_K, RANDOM_SEED)
+        random_N[rows_N] = random_partition(ids[rows_N].tolist(), sizes_K, settings.seed)
     assignment = columns.with_columns(
         pl.Series("split", index.split_N.tolist(), pl.String),
         pl.Series("expert", expert_N, pl.Int32),
@@ -151,7 +149,7 @@ def _ids(artefact: Artefact) -> list[str]:
 PARTITION = Stage(
     name="partition",
     keys=None,
-    code="2",
+    code="3",
     reads=("trunk_features", "vocabulary", "posts"),
     settings=lambda study: study.partition.model_dump(),
     inputs=lambda context, key: {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_core.settings import Network
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 
@@ -111,13 +112,13 @@ def images_of(context: Context, shard: str, size: int) -> Images:
     return open_images(context.root, [place(context, shard)], size)
 
 
-def network(context: Context, artefact: Artefact) -> ResNet:
-    """The network of an artefact with `weights.safetensors`."""
+def network(context: Context, artefact: Artefact, shape: Network | None = None) -> ResNet:
+    """The network of an artefact with `weights.safetensors`, of the study's shape where no other is given."""
     from moe_core.models.resnet import build
     from moe_core.weights import load_weights
 
     state, _ = load_weights(artefact.file("weights.safetensors"))
-    model = build(context.study.network, len(state["fc.bias"]), seed=0)
+    model = build(shape or context.study.network, len(state["fc.bias"]), seed=0)
     model.load_state_dict(state)
     return model
 

@@ -9,6 +9,7 @@ TRAINED = (
     "joint_experts",
     "expert",
     "trunk_same_budget",
+    "dense_same_cost",
     "random_joint_experts",
     "random_expert",
     "separate_expert",

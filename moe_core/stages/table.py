@@ -1,5 +1,6 @@
 """All stages, each after those it reads."""
 
+from moe_core.stages.dense import DENSE_SAME_COST
 from moe_core.stages.embeddings import EMBEDDINGS
 from moe_core.stages.evaluation import EVALUATION
 from moe_core.stages.experts import EXPERT, RANDOM_EXPERT, SEPARATE_EXPERT
@@ -31,6 +32,7 @@ STAGES: dict[str, Stage] = {
         RANDOM_EXPERT,
         SEPARATE_EXPERT,
         TRUNK_SAME_BUDGET,
+        DENSE_SAME_COST,
         SHARED_DECODER,
         RANDOM_DECODER,
         MIXTURE,

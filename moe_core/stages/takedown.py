@@ -188,7 +188,7 @@ def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:
             members = partition.metadata[name]
             known |= set(members.values())
             mine |= {members[f"e{k:03d}"] for k in rows[column].unique().to_list()}
-    saw = {a.version: a for a in store.everything("trunk")}
+    saw = {a.version: a for name in ("trunk", "dense_same_cost") for a in store.everything(name)}
     for name in ("joint_experts", "random_joint_experts"):  # of all its experts' posts, through the decoder
         for a in store.everything(name):
             shards = {digest for key, digest in a.inputs.items() if key != "trunk"}

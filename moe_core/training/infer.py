@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_core.training.batches import Images, ahead, as_tensor, normalise
 from moe_core.training.loop import uses_bfloat16
@@ -58,9 +58,21 @@ def features_in_parts(
         yield first, some_BD
 
 
-def probabilities_of(features_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, loss: str) -> Tensor:
+def logits_of(features_ND: Tensor, decoder: nn.Linear) -> Tensor:
+    """(N, V) float32 on the CPU: what a last layer says of features."""
+    return features_ND @ decoder.weight.detach().cpu().T + decoder.bias.detach().cpu()
+
+
+def mixed(logits_NV: Tensor, router_NV: Tensor, share: float, loss: str) -> Tensor:
+    """(N, V): an expert's answer with a share of the router's, as probabilities of the weighted mean of their logits.
+
+    With softmax that is the geometric mean of the two answers, scaled to sum to one.
+    """
+    return probabilities_of(logits_NV.lerp(router_NV, share), loss)
+
+
+def probabilities_of(logits_NV: Tensor, loss: str) -> Tensor:
     """(N, V) float32, rows sum to one: the softmax; or each hashtag's sigmoid, scaled so that both are scored alike."""
-    logits_NV = features_ND @ weight_VD.T + bias_V
     if loss == "sigmoid":
         each_NV = logits_NV.sigmoid()
         return each_NV / each_NV.sum(1, keepdim=True).clamp(min=1e-12)

@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", default=5, show_default=True, help="Hashtags an image.")
 @click.option("--topk", default=1, show_default=True, help="Experts asked for an image; 1: the published answer.")
-@click.option("--temperature", default=0.1, show_default=True, help="T of softmax(-d^2/T), the weights of --topk.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=None,
+    help="T of softmax(-d^2/T), the weights of --topk.  [default: the bundle's]",
+)
 @click.option("--memory", default=4096, show_default=True, help="MiB of experts held at once.")
 @JSON
 def predict(
-    bundle: Path, images: tuple[Path, ...], top: int, topk: int, temperature: float, memory: int, as_json: bool
+    bundle: Path, images: tuple[Path, ...], top: int, topk: int, temperature: float | None, memory: int, as_json: bool
 ) -> None:
     """Hashtags of image files, and of all image files in folders.
 
@@ -63,7 +68,7 @@ def predict(
 
 
 def _predictions(
-    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float
+    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float | None
 ) -> Iterator[dict[str, Any]]:
     """The answer to each file in turn, or what is wrong with it."""
     import torch

@@ -1,0 +1,136 @@
+"""The benchmarks that make studies: what they ask for, that they go on where they stopped, and what they print."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_core.settings import dump_study
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import fragmentation
+import linked
+import seeds
+
+
+def test_a_link_is_the_same_file_and_leaves_out_what_is_not_finished(tmp_path):
+    made = tmp_path / "one" / "trunk" / "abc"
+    made.mkdir(parents=True)
+    (made / "weights").write_text("w")
+    (tmp_path / "one" / "trunk" / ".part-x").mkdir()
+    linked.link(tmp_path / "one", tmp_path / "two", ["trunk"])
+    assert (tmp_path / "two" / "trunk" / "abc" / "weights").samefile(made / "weights")
+    assert [path.name for path in (tmp_path / "two" / "trunk").iterdir()] == ["abc"]
+    (made / "weights").unlink()
+    linked.link(tmp_path / "one", tmp_path / "two", ["trunk"])  # it has that already
+    assert (tmp_path / "two" / "trunk" / "abc" / "weights").read_text() == "w"
+    with pytest.raises(FileNotFoundError):
+        linked.link(tmp_path / "one", tmp_path / "two", ["splits"])
+
+
+def test_a_study_of_a_seed_has_it_everywhere_and_the_settings_that_were_said():
+    study = seeds.study_of("demo", "drawn", ["trunk.epochs=50", "source.posts=700", "decoder.mode=frozen"], 3)
+    assert (study.trunk.seed, study.expert_training.seed, study.partition.seed) == (3, 3, 3)
+    assert (study.trunk.epochs, study.source.posts, study.decoder.mode) == (50, 700, "frozen")
+    assert study.source.seed == 0  # the posts stay
+
+
+@pytest.mark.parametrize("said", ["trunk.lrr=1", "epochs=3", "trunk.epochs"])
+def test_a_setting_that_is_none_is_refused(said):
+    with pytest.raises(ValueError, match=r"wanted section\.key=value"):
+        seeds.study_of("demo", "drawn", [said], 0)
+
+
+def test_another_study_at_the_same_place_is_refused(tmp_path):
+    (tmp_path / "study.toml").write_text(dump_study(seeds.study_of("demo", "drawn", [], 0)))
+    with pytest.raises(ValueError, match="is another study"):
+        seeds.table_of(seeds.study_of("demo", "drawn", ["trunk.epochs=1"], 0), tmp_path, [])
+
+
+def table(p_at_1, gain, low):
+    measures = dict.fromkeys(seeds.MEASURES, p_at_1)
+    pair = {f"{m}_gain": gain for m in seeds.MEASURES} | {f"{m}_gain_ci95": [low, 1.0] for m in seeds.MEASURES}
+    return {
+        "n": 10,
+        "rows": [{"name": name} | measures for name in ("trunk", "mixture_top1")],
+        "published_against": {"trunk": pair},
+    }
+
+
+def test_mean_deviation_and_spread_over_seeds_by_hand():
+    found = seeds.summary([table(0.4, 0.01, -0.01), table(0.5, 0.03, 0.01)])
+    assert found["rows"]["trunk"]["p_at_1"] == {
+        "mean": 0.45,
+        "deviation": 0.07071,
+        "spread": 0.1,
+        "values": [0.4, 0.5],
+    }
+    assert found["published_less"]["trunk"]["r_at_10"]["above_nought"] == 1
+    said = seeds.printed(found)
+    assert "| `trunk` | 45.0 ± 7.1 (10.0) | 45.0" in said
+    assert "| `trunk` | +2.0 ± 1.4 (2.0), 1 of 2 above 0 |" in said
+
+
+def test_one_seed_has_no_deviation():
+    found = seeds.summary([table(0.4, 0.01, -0.01)])
+    assert "| `trunk` | 40.0 (0.0) |" in seeds.printed(found)
+
+
+def test_posts_that_are_held_out_do_not_count_as_training_posts():
+    study = fragmentation.study_of(20_000, 4, 10_000)
+    held = study.data.test + study.data.validation
+    assert study.source.posts * (1 - held) == pytest.approx(20_000)
+    assert (study.trunk.epochs, study.expert_training.epochs) == (12, 8)
+
+
+@pytest.fixture(scope="module")
+def one_cell(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fragmentation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fragmentation, "TRUNK_EPOCHS", 0.2)
+        patch.setattr(fragmentation, "EXPERT_EPOCHS", 0.1)
+        patch.setattr(fragmentation, "VALIDATION", 150)
+        return root, fragmentation.measure(root, [700], [2], 200)
+
+
+def test_a_cell_has_every_row_and_both_differences(one_cell):
+    _, cells = one_cell
+    (cell,) = cells.values()
+    assert set(fragmentation.CONTROLS) | {"trunk", fragmentation.MIXTURE} <= set(cell["rows"])
+    for control in fragmentation.CONTROLS:
+        pair = cell["mixture_against"][control]
+        gain = cell["rows"][fragmentation.MIXTURE]["p_at_1"] - cell["rows"][control]["p_at_1"]
+        assert pair["p_at_1_gain"] == pytest.approx(gain, abs=2e-5)
+    assert cell["smallest_expert"] > 0
+
+
+def test_a_cell_that_is_in_the_file_is_not_made_again(one_cell, monkeypatch):
+    root, cells = one_cell
+    monkeypatch.setattr(fragmentation, "make", None)
+    assert fragmentation.measure(root, [700], [2], 200) == json.loads(json.dumps(cells))
+
+
+def test_a_gain_is_bold_where_its_interval_leaves_out_nought():
+    def cell(posts, experts, gain, low, high):
+        pair = {"p_at_1_gain": gain, "p_at_1_gain_ci95": [low, high]}
+        rows = {name: {"p_at_1": 0.5} for name in ("trunk", *fragmentation.CONTROLS, fragmentation.MIXTURE)}
+        return {
+            "posts": posts,
+            "training_posts": posts,
+            "experts": experts,
+            "smallest_expert": 9,
+            "trunk_epochs": 6.0,
+            "expert_epochs": 4.0,
+            "rows": rows,
+            "mixture_against": dict.fromkeys(fragmentation.CONTROLS, pair),
+        }
+
+    cells = {"a": cell(5000, 2, 0.02, 0.01, 0.03), "b": cell(20000, 2, 0.01, -0.01, 0.03)}
+    lines = fragmentation.table_of(cells).splitlines()
+    assert "| **+2.0 (+1.0 to +3.0)** |" in lines[2]
+    assert "| +1.0 (-1.0 to +3.0) |" in lines[3]
+    drawn = fragmentation.plot(cells, "trunk_same_budget")
+    assert ">5k<" in drawn
+    assert ">K=2<" in drawn

@@ -1,0 +1,117 @@
+"""Mixing the router's answer in, what validation posts choose, paired differences and the dense control's size."""
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.clustering.gate import Gate
+from moe_core.clustering.whitening import Whitening
+from moe_core.models.cost import multiply_adds
+from moe_core.models.resnet import build, hollow
+from moe_core.recipes import resnet18_k16, small
+from moe_core.settings import Network, Study, Training, TrunkSetup
+from moe_core.stages import choices
+from moe_core.stages.asked import Asked
+from moe_core.stages.dense import training_of, widened
+from moe_core.stages.scoring import Scores, against
+from moe_core.training.batches import ImagesInMemory, Posts
+from moe_core.training.infer import mixed
+
+TWO = torch.tensor([0, 1])  # the one tag of each of two posts
+
+
+def posts(tags=TWO):
+    images = ImagesInMemory(np.zeros((len(tags), 8, 8, 3), np.uint8))
+    return Posts(images, tags, torch.arange(len(tags) + 1))
+
+
+def test_mixing_is_the_geometric_mean_of_two_answers():
+    one, other = torch.tensor([[0.8, 0.2]]), torch.tensor([[0.5, 0.5]])
+    found = mixed(one.log(), other.log(), 0.5, "softmax")
+    # (0.8 x 0.5)^1/2 : (0.2 x 0.5)^1/2 = 2 : 1
+    assert found.numpy() == pytest.approx(np.array([[2 / 3, 1 / 3]]), abs=1e-6)
+    assert torch.equal(mixed(one.log(), other.log(), 0.0, "softmax"), one.log().softmax(1))
+
+
+def test_with_the_sigmoid_loss_the_mean_is_that_of_the_logits():
+    found = mixed(torch.tensor([[4.0, -2.0]]), torch.tensor([[-4.0, 2.0]]), 0.5, "sigmoid")
+    assert found.tolist() == [[0.5, 0.5]]  # sigmoid(0) each, scaled to one
+
+
+@pytest.mark.parametrize(
+    ("expert", "router", "share"),
+    [
+        ([[9.0, 0.0], [0.0, 9.0]], [[0.0, 0.0], [0.0, 0.0]], 0.0),  # the expert is right, the router knows nothing
+        ([[0.0, 0.0], [0.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], 0.7),  # the other way round: the most there is
+        ([[3.0, 0.0], [3.0, 0.0]], [[0.0, 3.0], [0.0, 3.0]], 0.5),  # each is wrong once: best is to say neither
+        ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], 0.0),  # alike: of equally good ones the smallest
+    ],
+)
+def test_the_share_is_the_one_with_the_lowest_cross_entropy(expert, router, share):
+    logits, said = torch.tensor(expert), torch.tensor(router)
+    assert choices.router_share("validation", logits, said, posts(), "softmax") == share
+    assert choices.router_share(0.25, logits, said, posts(), "softmax") == 0.25
+
+
+def test_without_validation_posts_share_and_temperature_are_fixed():
+    none = posts(torch.tensor([], dtype=torch.int64))
+    asked = Asked(none, np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int))
+    nothing = torch.zeros(0, 2)
+    assert choices.router_share("validation", nothing, nothing, none, "softmax") == choices.SHARE
+    assert choices.temperature("validation", None, 2, asked, []) == choices.TEMPERATURE
+    assert choices.temperature(0.4, None, 2, asked, []) == 0.4
+
+
+@pytest.mark.parametrize(("near_is_right", "wanted"), [(True, 0.02), (False, 1.0)])
+def test_the_temperature_trusts_the_nearest_expert_as_far_as_it_is_right(near_is_right, wanted):
+    centroids_KP = np.eye(2, dtype=np.float32)
+    gate = Gate(Whitening(np.zeros(2, np.float32), np.eye(2, dtype=np.float32)), centroids_KP, np.arange(2))
+    right, wrong = torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[0.1, 0.9], [0.9, 0.1]])
+    asked = Asked(posts(), np.array([[1, 0.5], [1, 0.5]], np.float32), np.zeros(2, int), np.zeros(2, int))
+    experts = [lambda _: right, lambda _: wrong]
+    answers = experts if near_is_right else experts[::-1]
+    assert choices.temperature("validation", gate, 2, asked, answers) == wanted
+
+
+def test_paired_differences_by_hand():
+    def scored(p_at_1):
+        return Scores([dict.fromkeys(("p_at_1", "r_at_5", "r_at_10"), np.array(p_at_1))])
+
+    found = against("best", {"best": scored([1.0, 1.0]), "half": scored([1.0, 0.0]), "same": scored([1.0, 1.0])}, 50)
+    assert set(found) == {"half", "same"}
+    assert found["half"]["p_at_1_gain"] == found["half"]["r_at_10_gain"] == 0.5
+    assert found["half"]["p_at_1_gain_ci95"] == [0.0, 1.0]
+    assert found["same"] == {
+        f"{name}_gain{what}": value
+        for name in ("p_at_1", "r_at_5", "r_at_10")
+        for what, value in (("", 0.0), ("_ci95", [0.0, 0.0]))
+    }
+
+
+def test_the_wider_network_by_hand():
+    """64 pixels of w channels: 27 w + 18 w^2 multiply-adds each, and 3 w of the last layer. w=2: 8,070; w=3: 15,561."""
+    assert widened(Network(widths=(2,), depths=(1,), embedding=0), 3, 8, times=2).widths == (3,)
+    assert widened(Network(widths=(2,), depths=(1,), embedding=0), 3, 8, times=1).widths == (2,)
+
+
+@pytest.mark.parametrize("study", [small(), resnet18_k16()])
+def test_the_wider_network_is_as_dear_as_it_may_be_and_keeps_its_embedding(study):
+    wide = widened(study.network, 500, study.data.image_size, times=2)
+    cost = {n: multiply_adds(hollow(n, 500), study.data.image_size) for n in (study.network, wide)}
+    assert 0.9 < cost[wide] / (2 * cost[study.network]) <= 1
+    assert wide.embedding == study.network.embedding
+    assert wide.model_copy(update={"widths": study.network.widths}) == study.network
+
+
+def test_a_hollow_network_is_counted_as_a_whole_one():
+    network = Network(widths=(4, 8), depths=(1, 2), embedding=12)
+    assert multiply_adds(hollow(network, 7), 16) == multiply_adds(build(network, 7, 0), 16)
+
+
+def test_the_wider_network_is_trained_for_the_multiply_adds_of_trunk_and_experts():
+    study = Study(
+        trunk=Training(epochs=22, accumulate=2), expert_training=Training(epochs=8), trunk_setup=TrunkSetup(ranks=3)
+    )
+    found = training_of(study, times=1.5)
+    assert (found.epochs, found.accumulate) == (20, 6)
+    assert found.model_copy(update={"epochs": 22.0, "accumulate": 2}) == study.trunk

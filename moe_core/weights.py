@@ -83,5 +83,5 @@ def _seal(state: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     for name in sorted(state):
         tensor = state[name]
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -83,7 +83,7 @@ def test_posts_are_conserved(finished):
 def test_again_makes_nothing_and_trains_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.parent.rglob("weights.safetensors")}
     done = hardmoe("run", "--study", finished)
-    assert "0 made, 23 fresh, 0 failed" in done.stdout
+    assert "0 made, 24 fresh, 0 failed" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in finished.parent.rglob("weights.safetensors")}
 
 
@@ -151,7 +151,7 @@ def test_dagster_records_each_run_with_the_versions_it_read(finished):
         assert f"| trunk | {context.version('trunk')} |" in said["made from"].value
         observed = instance.fetch_observations(dg.AssetKey("expert_shard"), limit=10).records
         assert {r.partition_key for r in observed} == {"e000", "e001"}
-        assert len(instance.get_runs()) == 23
+        assert len(instance.get_runs()) == 24
 
 
 def test_the_check_of_splits_is_recorded_and_passes(finished):

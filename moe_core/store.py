@@ -166,8 +166,11 @@ class Store:
         """Where checkpoints of an unfinished artefact lie, from one attempt to the next."""
         return self.folder(plan.asset, plan.key) / f".work-{plan.version}"
 
-    def make(self, plan: Plan, write: Callable[[Path], "Written"]) -> Artefact:
-        """Calls `write(folder)` and commits what it wrote; whoever commits first wins, and all get that artefact."""
+    def make(self, plan: Plan, write: Callable[[Path], "Written"], replace: bool = False) -> Artefact:
+        """Calls `write(folder)` and commits what it wrote; whoever commits first wins, and all get that artefact.
+
+        With `replace` what is there stays until then, and goes in its favour.
+        """
         parent = self.folder(plan.asset, plan.key)
         parent.mkdir(parents=True, exist_ok=True)
         for path in dead_parts(parent):
@@ -183,6 +186,8 @@ class Store:
             point("artefact.written", plan.name)
             _seal(temporary, plan, written)
             point("artefact.sealed", plan.name)
+            if replace and final.is_dir():
+                take_away(final)
             try:
                 temporary.rename(final)
             except OSError:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from click.testing import CliRunner
 from two_mixtures import BAD, GOOD, make, tiny_study
 
 from moe_core import publication
+from moe_core.data.forgotten import Entry, Forgotten
 from moe_core.publication import Book, Decision, published_bundle
 from moe_core.serving.bundle import Bundle
 from moe_core.settings import Data, Publish, dump_study
-from moe_core.stages import published
+from moe_core.stages import mixture, published
 from moe_core.stages.context import Context
 from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, roll_back
 from moe_core.stages.stage import build
@@ -335,6 +337,29 @@ def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
     assert said["publication"]["published"] == version(root, GOOD)
     assert "below it" in said["publication"]["why"]
     assert f"This mixture is not published, {version(root, GOOD)} is: P@1" in hardmoe("results", "--study", file).output
+
+
+def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch):
+    publish(root, GOOD)
+    made, seen = mixture._choose, []
+    monkeypatch.setattr(mixture, "_choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
+    before = Bundle(published_bundle(root)).parts
+    assert not build(Context(GOOD, root), mixture.MIXTURE, force=True).reused
+    assert len(seen) == 1
+    assert Bundle(published_bundle(root)).parts == before
+    assert sorted(p.name for p in (root / "mixture").iterdir() if not p.name.startswith(".lock")) == sorted(
+        [version(root, GOOD), version(root, BAD)]
+    )
+
+
+def test_a_refusal_says_that_the_published_one_saw_what_was_taken_down(root):
+    publish(root, GOOD)
+    context = Context(BAD, root)
+    entry = Entry("id", "hash", datetime.now(UTC), saw=(f"mixture {version(root, GOOD)}",), done=True)
+    context.forgotten = Forgotten("salt", {("id", "hash"): entry})
+    found = judge(context, version(root, BAD), version(root, GOOD))
+    assert not found.publish
+    assert found.why.endswith("; the published one saw posts that were taken down since")
 
 
 MISMATCHES = {

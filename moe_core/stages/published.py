@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from moe_core.publication import NOTHING, Book, Decision, load, save, writing
 from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.stage import Stage
+from moe_core.stages.takedown import network_name
 from moe_core.store import Artefact, Plan, Written, shared
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def judge(context: Context, mixture: str, against: str) -> Verdict:
         return Verdict(False, f"it has no hashtag in common with the published mixture {against}", {})
     if not len(posts):
         return Verdict(True, "no validation post carries a hashtag of both: published without a comparison", {})
-    return _verdict(context.study.publish.margin, against, _compare(context, posts, hashtags, new, old))
+    verdict = _verdict(context.study.publish.margin, against, _compare(context, posts, hashtags, new, old))
+    if not verdict.publish and network_name("mixture", None, against) in context.forgotten.saw:
+        return replace(verdict, why=f"{verdict.why}; the published one saw posts that were taken down since")
+    return verdict
 
 
 def _bundle(context: Context, version: str) -> Bundle:

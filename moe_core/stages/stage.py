@@ -79,9 +79,7 @@ def build(context: Context, stage: Stage, key: str | None = None, force: bool = 
         if found and not force:
             return _settled(context, stage, Built(found, reused=True))
         lock.write_text(str(os.getpid()))
-        if found:
-            context.store.remove(found)
-        made = context.store.make(plan, lambda folder: stage.make(context, key, folder))
+        made = context.store.make(plan, lambda folder: stage.make(context, key, folder), replace=force)
     lock.unlink(missing_ok=True)
     return _settled(context, stage, Built(made, reused=False))
 

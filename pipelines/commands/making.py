@@ -45,6 +45,7 @@ def demo(root: Path, workers: int | None) -> None:
 
     Example: hardmoe demo --root /tmp/demo
     """
+    from moe_core.publication import published_bundle
     from moe_core.recipes import demo as recipe
 
     study_file = root / "study.toml"
@@ -56,7 +57,7 @@ def demo(root: Path, workers: int | None) -> None:
     click.echo(
         f"\nReport: {context.need('report').path / 'report.html'}   (hardmoe report --study {study_file} --open)"
     )
-    click.echo(f"Bundle: {context.need('mixture').path}")
+    click.echo(f"Bundle: {published_bundle(context.root)}")
     click.echo(f"Dagster's UI on this study: hardmoe ui --study {study_file}   (or `make ui`)")
 
 

@@ -31,7 +31,7 @@ ANSWER_SECONDS = 60.0  # the webserver loads the study anew before it answers so
 _HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is reached without a proxy
 FOUND = """query { instance { daemonHealth { allDaemonStatuses { required healthy } } }
   repositoriesOrError { ... on RepositoryConnection { nodes {
-    name location { name } assetNodes { assetKey { path } } } } } }"""
+    name location { name } assetNodes { assetKey { path } partitionDefinition { name } } } } } }"""
 LAUNCH = """mutation($runs: [ExecutionParams!]!) { launchMultipleRuns(executionParamsList: $runs) { __typename
   ... on LaunchMultipleRunsResult { launchMultipleRunsResult { __typename
     ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }
@@ -72,8 +72,9 @@ class Webserver:
             raise ValueError(f"Dagster's webserver cannot load the study again: {done['message']}")
 
     def _run(self, task: Task) -> dict[str, Any]:
-        from assets.study import key_of
+        from assets.study import STUDY, key_of, study
 
+        tags = {"dagster/partition": task.key, STUDY: study().name}
         return {
             "selector": {
                 "repositoryLocationName": self.location,
@@ -82,7 +83,7 @@ class Webserver:
                 "assetSelection": [{"path": key_of(task.stage).path}],
             },
             "runConfigData": json.dumps({"ops": {task.stage: {"config": {"force": task.force}}}}),
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": task.key}]},
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }
 
 
@@ -92,11 +93,8 @@ def remember(folder: Path, study_file: Path, port: int) -> None:
     write_text(folder / ADDRESS, json.dumps(said))
 
 
-def find(folder: Path, study_file: Path) -> Webserver | None:
+def find(context: Context, folder: Path, study_file: Path) -> Webserver | None:
     """The webserver of `hardmoe ui` on the study, when it answers and all its daemons are well."""
-    from assets.study import key_of
-
-    experts = list(key_of("expert").path)
     try:
         said = json.loads((folder / ADDRESS).read_text("utf-8"))
         if said["study"] != str(study_file.absolute()) or not alive(said["pid"]):
@@ -106,7 +104,8 @@ def find(folder: Path, study_file: Path) -> Webserver | None:
         if not all(one["healthy"] for one in daemons if one["required"]):
             return None
         for node in found["repositoriesOrError"].get("nodes", []):
-            if any(asset["assetKey"]["path"] == experts for asset in node["assetNodes"]):
+            sets = {one["partitionDefinition"]["name"] for one in node["assetNodes"] if one["partitionDefinition"]}
+            if f"{context.study.name}_experts" in sets:
                 return Webserver(said["address"], node["location"]["name"], node["name"])
     except (OSError, ValueError, KeyError):
         return None

@@ -249,7 +249,7 @@ def _daemon(context: "Context", study_file: Path, daemon: str, workers: int | No
         raise ValueError("--workers does not go with --daemon always: Dagster's limits hold there (dagster.yaml)")
     if daemon == "never" or workers or (daemon == "auto" and len(gpu_names()) > 1):
         return None
-    found = find(home(context.root, use_workers(None, context.study.partition.experts)), study_file)
+    found = find(context, home(context.root, use_workers(None, context.study.partition.experts)), study_file)
     if found is None and daemon == "always":
         raise ValueError(f"no daemon answers: start it with `hardmoe ui --study {study_file}` and wait half a minute")
     return found

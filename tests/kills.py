@@ -1,4 +1,4 @@
-"""`python kills.py FOLDER SEED [--points N] [--random N] [--command]`: kills `hardmoe run` over and over.
+"""`python kills.py FOLDER SEED [--points N] [--random N] [--locked] [--command]`: kills `hardmoe run` over and over.
 
 After each kill whatever can be read must be complete, no process and no pool slot may be left, and the next run goes
 on; whenever a graph is complete, it must equal an undisturbed run's, which is remembered here, outside the store. The
@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -31,8 +32,8 @@ POINTS = [
     *(f"event.{what}" for what in ("due", "recorded")),
 ]
 ABOUT = ["checkpoint", "artefact.json", "weights", ""]  # files in whose writing a process dies
-END_SECONDS = 20.0  # for all processes of a killed command to be gone
-PROGRESSES_UNTIL = 12  # kills without a new artefact: then a run is left alone
+LONG = 1200.0  # seconds of a run that does not end: machines may be busy
+END_SECONDS = 60.0  # for all processes of a killed command to be gone
 
 
 def study():
@@ -197,12 +198,10 @@ class Kills:
                 about = ""
             else:
                 raise AssertionError(f"no run came to {name} {about}")
-        assert self.start(2).wait() == 0, self.log()
-        self.complete()
 
     def at_random(self, count):
         """SIGKILL at random moments: of the whole tree at once, of the command alone, or of one worker."""
-        killed = before = without = 0
+        killed = 0
         while killed < count:
             run = self.start(2)
             ended = run.wait(self.draw.uniform(0.0, self.seconds / 2))
@@ -217,13 +216,34 @@ class Kills:
             run.gone()
             if ended == 0:
                 self.complete()
-                before = without = 0
-                continue
-            now = self.check()
-            without = 0 if now > before else without + 1
-            before = now
-        assert self.start(2).wait() == 0, self.log()
+            else:
+                self.check()
+        self.finish()
+
+    def finish(self):
+        """Two runs at once make what is left."""
+        for run in [self.start(1), self.start(1)]:
+            assert run.wait() == 0, self.log()
         self.complete()
+
+    def locked(self):
+        """Another program holds Dagster's data base: the run says so in a line, or goes on when it is free."""
+        run = self.start(1)
+        assert run.wait() == 0, self.log()
+        (base,) = (self.root / "dagster").rglob("runs.db")
+        for expert in self.root.glob("expert/*"):
+            shutil.rmtree(expert)
+        held = sqlite3.connect(base)
+        held.execute("BEGIN EXCLUSIVE")
+        run = self.start(1)
+        ended = run.wait(120)
+        held.close()
+        assert ended == 1, self.log()
+        assert "database is locked" in self.log()
+        assert "Traceback" not in self.log()
+        run.gone()
+        self.done["data base locked"] += 1
+        self.finish()
 
 
 class Forked:
@@ -241,9 +261,9 @@ class Forked:
         )
         self.process.start()
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=LONG):
         self.process.join(seconds)
-        assert self.process.exitcode is not None or seconds < 300, "a run that does not end"
+        assert self.process.exitcode is not None or seconds < LONG, "a run that does not end"
         return self.process.exitcode
 
     def tree(self):
@@ -271,11 +291,11 @@ class Command:
                 start_new_session=True,
             )
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=LONG):
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            assert seconds < 300, "a run that does not end"
+            assert seconds < LONG, "a run that does not end"
             return None
 
     def tree(self):
@@ -342,6 +362,7 @@ def main():
     parser.add_argument("seed", type=int)
     parser.add_argument("--random", type=int, default=0, dest="moments")
     parser.add_argument("--points", type=int, default=0)
+    parser.add_argument("--locked", action="store_true")
     parser.add_argument("--command", action="store_true")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
@@ -350,6 +371,8 @@ def main():
     kills.prepare()
     kills.at_points(options.points)
     kills.at_random(options.moments)
+    if options.locked:
+        kills.locked()
     took = {"undisturbed": round(kills.seconds, 1), "all": round(time.monotonic() - began, 1)}
     print(json.dumps({"done": kills.done, "seconds": took}))
 

@@ -239,7 +239,7 @@ class Kills:
         ended = run.wait(120)
         held.close()
         assert ended == 1, self.log()
-        assert "database is locked" in self.log()
+        assert "Dagster could not record the run: (sqlite3.OperationalError) database is locked" in self.log()
         assert "Traceback" not in self.log()
         run.gone()
         self.done["data base locked"] += 1

@@ -36,7 +36,7 @@ LONG = 1200.0  # seconds of a run that does not end: machines may be busy
 END_SECONDS = 60.0  # for all processes of a killed command to be gone
 
 
-def study():
+def study(posts=400, shards=2):
     from moe_core.recipes import demo
     from moe_core.settings import Data, Network, Partition, Source, Training
 
@@ -45,7 +45,7 @@ def study():
     return base.model_copy(
         update={
             "name": "tiny",
-            "source": Source(format="drawn", posts=400, shards=2),
+            "source": Source(format="drawn", posts=posts, shards=shards),
             "data": Data(image_size=16, min_posts_per_tag=3, test=0.2, validation=0.1),
             "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
             "trunk": quick,
@@ -83,7 +83,7 @@ class Kills:
         from moe_core.settings import dump_study
 
         self.root.mkdir(parents=True)
-        self.file.write_text(dump_study(study()), "utf-8")
+        self.file.write_text(dump_study(study(300, 1)), "utf-8")
         os.environ |= {
             "HARDMOE_STUDY": str(self.file),
             "DAGSTER_HOME": str(self.root / "dagster"),
@@ -169,7 +169,7 @@ class Kills:
     def check(self):
         artefacts = self.artefacts()
         self.check_dagster()
-        return artefacts
+        print(f"{artefacts} artefacts after {dict(self.done)}", flush=True)
 
     def complete(self):
         """A graph was made in spite of everything: it is what it would have been."""
@@ -369,10 +369,10 @@ def main():
     kills = Kills(options.folder, random.Random(options.seed), options.command)
     began = time.monotonic()
     kills.prepare()
-    kills.at_points(options.points)
-    kills.at_random(options.moments)
     if options.locked:
         kills.locked()
+    kills.at_points(options.points)
+    kills.at_random(options.moments)
     took = {"undisturbed": round(kills.seconds, 1), "all": round(time.monotonic() - began, 1)}
     print(json.dumps({"done": kills.done, "seconds": took}))
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import shutil
 import time
 
 import pytest
@@ -19,13 +20,14 @@ from moe_core.weights import load_weights, save_weights
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(PRELOAD)  # as test_joint's: one fork server serves all
-TRAINING = Training(epochs=40, batch_size=8, lr=0.1, checkpoint_seconds=1e-9)
+TRAINING = Training(epochs=12, batch_size=8, lr=0.1, checkpoint_seconds=1e-9)
 KILLS = 10
 
 
 def train_experts(folder, mode):
     """Two experts against the first decoder, which is then refitted where it is to be; or all together."""
     torch.set_num_threads(1)
+    (folder / "begun").touch()
     if mode == "joint":
         found = finish_joint(joint_training(folder / "joint"))
         save_weights(folder / "result", {f"{k}.{n}": t for k, state in found.items() for n, t in state.items()}, {})
@@ -52,18 +54,14 @@ def test_ten_kills_at_random_moments_and_the_same_bits(tmp_path, mode):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    began = time.monotonic()
-    process = FORKS.Process(target=train_experts, args=(whole, mode))
-    process.start()
-    process.join()
-    seconds = time.monotonic() - began
+    seconds = finish(start(whole, mode))
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # pytest shows it where the test fails
     draw, kills, within = random.Random(seed), 0, 0
-    while kills < KILLS:
-        process = FORKS.Process(target=train_experts, args=(killed, mode))
-        process.start()
-        process.join(draw.uniform(0, seconds / 4))
+    while kills < KILLS or not within:
+        assert kills < 10 * KILLS, "no kill comes after a checkpoint"
+        process = start(killed, mode)
+        process.join(draw.uniform(0, seconds / 3))
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -71,13 +69,29 @@ def test_ten_kills_at_random_moments_and_the_same_bits(tmp_path, mode):
             within += steps_done(killed) > 0
         if (killed / "result").exists():  # done before ten kills: once more, from the start
             assert same(killed, whole)
-            for path in sorted(killed.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-    process = FORKS.Process(target=train_experts, args=(killed, mode))
-    process.start()
-    process.join()
+            shutil.rmtree(killed)
+            killed.mkdir()
+    finish(start(killed, mode))
     assert same(killed, whole)
-    assert within >= 1, "no kill came after the first checkpoint"
+
+
+def start(folder, mode):
+    """A process that has begun to train."""
+    (folder / "begun").unlink(missing_ok=True)
+    process = FORKS.Process(target=train_experts, args=(folder, mode))
+    process.start()
+    while not (folder / "begun").exists():
+        assert process.is_alive()
+        time.sleep(0.002)
+    return process
+
+
+def finish(process):
+    """Seconds until it is done."""
+    began = time.monotonic()
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - began
 
 
 def same(one, two):

@@ -35,7 +35,7 @@ def train_experts(folder, mode):
     result = {}
     for key, count in (("e000", 40), ("e001", 24)):
         expert = network(key)
-        list(train(expert, drawn_posts(count), TRAINING, train_decoder=False, checkpoint=folder / key))
+        list(train(expert, drawn_posts(count), TRAINING, train_decoder=False, checkpoint=folder / f"{key}.safetensors"))
         result |= {f"{key}.{name}": tensor for name, tensor in expert.state_dict().items()}
         if mode == "refit":
             features_ND = features_of(expert, drawn_posts(count).images, "float32", "cpu")
@@ -45,7 +45,7 @@ def train_experts(folder, mode):
 
 
 def steps_done(folder):
-    found = [load_weights(path)[1] for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    found = [load_weights(path)[1] for path in folder.rglob("[!.]*.safetensors")]
     return sum(int(said.get("step", 0)) for said in found)
 
 

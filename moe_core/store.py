@@ -182,7 +182,8 @@ class Store:
         temporary.mkdir()
         try:
             point("artefact.begun", plan.name)
-            written = write(temporary)
+            with naming(temporary):
+                written = write(temporary)
             point("artefact.written", plan.name)
             _seal(temporary, plan, written)
             point("artefact.sealed", plan.name)
@@ -194,9 +195,6 @@ class Store:
                 if self.read(final) is None:
                     raise
             point("artefact.renamed", plan.name)
-        except OSError as error:
-            error.filename = error.filename or str(temporary)
-            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         to_disk(parent)
@@ -249,7 +247,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replaces a file in one move; a reader sees the old bytes or the new ones, and a failure leaves the old."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with naming(path), open(part, "wb") as file:
             point("file.opened", path)
             half = len(data) // 2
             file.write(memoryview(data)[:half])
@@ -261,22 +259,28 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         point("file.synced", path)
         part.replace(path)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a failing write or fsync names none
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
     point("file.renamed", path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that names no file, as that of a failing write or fsync, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def to_disk(path: Path) -> None:
     """Returns when the bytes of a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 
 # What every run needs is imported here, once, in the fork server: forked runs have it at no cost. Not lance or polars:
@@ -53,10 +54,14 @@ def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
         with open(log, "ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-            instance = instance or dg.DagsterInstance.get()
             torch.set_num_threads(threads)  # as in a process where nothing has run
-            result = execute(task, run_id, instance)
-            answer = Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))
+            try:
+                instance = instance or dg.DagsterInstance.get()
+                result = execute(task, run_id, instance)
+                answer = Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))
+            except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
+                traceback.print_exc()
+                answer = Answer(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
             sys.stdout.flush()
             sys.stderr.flush()
         if torch.cuda.is_initialized():

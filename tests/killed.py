@@ -17,7 +17,7 @@ ARMED = "KILLS_FAULT_FILE"  # names a file with a HARDMOE_FAULT; the first worke
 _work = pipelines.worker.work
 
 
-def _armed_work(asked, gpu):
+def _armed_work(*arguments):
     taken = Path(f"{os.environ[ARMED]}.{os.getpid()}")
     try:
         Path(os.environ[ARMED]).rename(taken)
@@ -25,7 +25,7 @@ def _armed_work(asked, gpu):
         pass
     else:
         faults.armed = faults.parse(taken.read_text())
-    _work(asked, gpu)
+    _work(*arguments)
 
 
 pipelines.worker.work = _armed_work

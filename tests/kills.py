@@ -1,4 +1,4 @@
-"""`python kills.py FOLDER SEED [--points N] [--random N] [--command]`: kills `hardmoe run` over and over.
+"""`python kills.py FOLDER SEED [--points N] [--random N] [--locked] [--command]`: kills `hardmoe run` over and over.
 
 After each kill whatever can be read must be complete, no process and no pool slot may be left, and the next run goes
 on; whenever a graph is complete, it must equal an undisturbed run's, which is remembered here, outside the store. The
@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -31,11 +32,11 @@ POINTS = [
     *(f"event.{what}" for what in ("due", "recorded")),
 ]
 ABOUT = ["checkpoint", "artefact.json", "weights", ""]  # files in whose writing a process dies
-END_SECONDS = 20.0  # for all processes of a killed command to be gone
-PROGRESSES_UNTIL = 12  # kills without a new artefact: then a run is left alone
+LONG = 1200.0  # seconds of a run that does not end: machines may be busy
+END_SECONDS = 60.0  # for all processes of a killed command to be gone
 
 
-def study():
+def study(posts=400, shards=2):
     from moe_core.recipes import demo
     from moe_core.settings import Data, Network, Partition, Source, Training
 
@@ -44,7 +45,7 @@ def study():
     return base.model_copy(
         update={
             "name": "tiny",
-            "source": Source(format="drawn", posts=400, shards=2),
+            "source": Source(format="drawn", posts=posts, shards=shards),
             "data": Data(image_size=16, min_posts_per_tag=3, test=0.2, validation=0.1),
             "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
             "trunk": quick,
@@ -82,7 +83,7 @@ class Kills:
         from moe_core.settings import dump_study
 
         self.root.mkdir(parents=True)
-        self.file.write_text(dump_study(study()), "utf-8")
+        self.file.write_text(dump_study(study(300, 1)), "utf-8")
         os.environ |= {
             "HARDMOE_STUDY": str(self.file),
             "DAGSTER_HOME": str(self.root / "dagster"),
@@ -168,7 +169,7 @@ class Kills:
     def check(self):
         artefacts = self.artefacts()
         self.check_dagster()
-        return artefacts
+        print(f"{artefacts} artefacts after {dict(self.done)}", flush=True)
 
     def complete(self):
         """A graph was made in spite of everything: it is what it would have been."""
@@ -197,12 +198,10 @@ class Kills:
                 about = ""
             else:
                 raise AssertionError(f"no run came to {name} {about}")
-        assert self.start(2).wait() == 0, self.log()
-        self.complete()
 
     def at_random(self, count):
         """SIGKILL at random moments: of the whole tree at once, of the command alone, or of one worker."""
-        killed = before = without = 0
+        killed = 0
         while killed < count:
             run = self.start(2)
             ended = run.wait(self.draw.uniform(0.0, self.seconds / 2))
@@ -217,13 +216,34 @@ class Kills:
             run.gone()
             if ended == 0:
                 self.complete()
-                before = without = 0
-                continue
-            now = self.check()
-            without = 0 if now > before else without + 1
-            before = now
-        assert self.start(2).wait() == 0, self.log()
+            else:
+                self.check()
+        self.finish()
+
+    def finish(self):
+        """Two runs at once make what is left."""
+        for run in [self.start(1), self.start(1)]:
+            assert run.wait() == 0, self.log()
         self.complete()
+
+    def locked(self):
+        """Another program holds Dagster's data base: the run says so in a line, or goes on when it is free."""
+        run = self.start(1)
+        assert run.wait() == 0, self.log()
+        (base,) = (self.root / "dagster").rglob("runs.db")
+        for expert in self.root.glob("expert/*"):
+            shutil.rmtree(expert)
+        held = sqlite3.connect(base)
+        held.execute("BEGIN EXCLUSIVE")
+        run = self.start(1)
+        ended = run.wait(120)
+        held.close()
+        assert ended == 1, self.log()
+        assert "Dagster could not record the run: (sqlite3.OperationalError) database is locked" in self.log()
+        assert "Traceback" not in self.log()
+        run.gone()
+        self.done["data base locked"] += 1
+        self.finish()
 
 
 class Forked:
@@ -241,9 +261,9 @@ class Forked:
         )
         self.process.start()
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=LONG):
         self.process.join(seconds)
-        assert self.process.exitcode is not None or seconds < 300, "a run that does not end"
+        assert self.process.exitcode is not None or seconds < LONG, "a run that does not end"
         return self.process.exitcode
 
     def tree(self):
@@ -271,11 +291,11 @@ class Command:
                 start_new_session=True,
             )
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=LONG):
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            assert seconds < 300, "a run that does not end"
+            assert seconds < LONG, "a run that does not end"
             return None
 
     def tree(self):
@@ -342,12 +362,15 @@ def main():
     parser.add_argument("seed", type=int)
     parser.add_argument("--random", type=int, default=0, dest="moments")
     parser.add_argument("--points", type=int, default=0)
+    parser.add_argument("--locked", action="store_true")
     parser.add_argument("--command", action="store_true")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     kills = Kills(options.folder, random.Random(options.seed), options.command)
     began = time.monotonic()
     kills.prepare()
+    if options.locked:
+        kills.locked()
     kills.at_points(options.points)
     kills.at_random(options.moments)
     took = {"undisturbed": round(kills.seconds, 1), "all": round(time.monotonic() - began, 1)}

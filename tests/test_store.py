@@ -79,22 +79,6 @@ def _die_while_writing(root):
     Store(root).make(PLAN, lambda folder: os._exit(9))
 
 
-def test_eight_processes_commit_the_same_and_one_wins(tmp_path):
-    processes = [multiprocessing.get_context("spawn").Process(target=_commit, args=(tmp_path,)) for _ in range(8)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [p.exitcode for p in processes] == [0] * 8
-    assert [p.name for p in (tmp_path / "trunk").iterdir()] == [PLAN.version]
-
-
-def _commit(root):
-    store = Store(root)
-    for _ in range(20):
-        assert store.make(PLAN, write_hello).metadata == {"posts": 3}
-
-
 def test_a_lock_ends_with_its_process(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=_die_with_lock, args=(tmp_path,))
     process.start()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from moe_core.data.forgotten import Forgotten
 from moe_core.settings import Study
 from moe_core.stages.context import Context
-from moe_core.store import Artefact, Busy, Plan, Written, digest, exclusive, shared
+from moe_core.store import Artefact, Busy, Plan, Written, digest, exclusive, naming, shared
 
 WAIT_SECONDS = 0.2  # between looks at a lock that another process holds
 
@@ -78,7 +78,8 @@ def build(context: Context, stage: Stage, key: str | None = None, force: bool = 
         found = context.store.find(plan)
         if found and not force:
             return _settled(context, stage, Built(found, reused=True))
-        lock.write_text(str(os.getpid()))
+        with naming(lock):
+            lock.write_text(str(os.getpid()))
         made = context.store.make(plan, lambda folder: stage.make(context, key, folder), replace=force)
     lock.unlink(missing_ok=True)
     return _settled(context, stage, Built(made, reused=False))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from moe_core.store import exclusive
 from moe_core.tables.pins import parse_pin, pins, raise_pins, unpin
 from moe_core.tables.shards import absent, gather
-from moe_core.tables.versions import at, committing, contents, forget_opened, pieces_of, writers
+from moe_core.tables.versions import at, committing, contents, forget_opened, is_there, pieces_of, writers
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def search(path: Path, columns: list[str]) -> Iterator[tuple[str, str, pa.Record
     """(data file, shard, rows) of everything in any version that is left, each data file once."""
     import lance
 
-    if not path.exists():
+    if not is_there(path):
         return
     files: dict[int, set[str]] = {}
     for row in lance.dataset(str(path)).tracked_files().read_all().to_pylist():
@@ -75,7 +75,7 @@ def clean(
     """
     import lance
 
-    if not path.exists():
+    if not is_there(path):
         return Freed()
     with exclusive(writers(path), wait=False):
         freed = _unneeded(path, lance.dataset(str(path)), places, without)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.store import exclusive
-from moe_core.tables.versions import committing, content_of, contents, pieces_of
+from moe_core.tables.versions import committing, content_of, contents, is_there, pieces_of
 
 
 def pin_of(shard: str, version: str) -> str:
@@ -27,7 +27,7 @@ def pins(path: Path) -> dict[str, int]:
     """Version of each pin."""
     import lance
 
-    if not path.exists():
+    if not is_there(path):
         return {}
     return {name: int(tag["version"]) for name, tag in lance.dataset(str(path)).tags.list().items()}
 

@@ -13,7 +13,7 @@ from moe_core.faults import point
 from moe_core.store import exclusive, shared, to_disk
 from moe_core.tables.memory import passed_on
 from moe_core.tables.pins import put_pin
-from moe_core.tables.versions import Pieces, at, committing, contents, fragments, name_of, pieces_of, writers
+from moe_core.tables.versions import Pieces, at, committing, contents, fragments, is_there, name_of, pieces_of, writers
 
 ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
 RETRIES = 20  # of a commit that a writer outside our locks preempts
@@ -45,7 +45,7 @@ def _begin(path: Path, schema: pa.Schema) -> None:
     import lance
 
     with exclusive(committing(path)):
-        if not path.exists():
+        if not is_there(path):
             lance.write_dataset(schema.empty_table(), str(path), mode="create", data_storage_version="stable")
         elif lance.dataset(str(path)).schema != schema:
             lance.LanceDataset.commit(str(path), lance.LanceOperation.Overwrite(schema, []))
@@ -127,7 +127,7 @@ def shards_in(path: Path) -> dict[str, int]:
     """Rows of each shard in the latest version."""
     import lance
 
-    if not path.exists():
+    if not is_there(path):
         return {}
     return {shard: sum(p.rows for p in mine) for shard, mine in pieces_of(lance.dataset(str(path))).items()}
 
@@ -187,7 +187,7 @@ def scattered(path: Path) -> list[str]:
     """Shards in more fragments than they need."""
     import lance
 
-    if not path.exists():
+    if not is_there(path):
         return []
     # files are cut by bytes too: only shards with files far below the limit in rows are worth writing again
     return [

@@ -29,6 +29,11 @@ class Piece:
 Pieces = dict[str, list[Piece]]  # by shard, in the order of the rows
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a data set: a folder whose first commit failed, or was killed, is none."""
+    return any((path / "_versions").glob("*.manifest"))
+
+
 def name_of(shard: str, file: Path) -> str:
     """The name of a data file of a shard, by the SHA-256 of its bytes: lance has no checksum of its own."""
     return f"{shard}.{file_digest(file)[:NAME_CHARACTERS]}.lance"

@@ -48,6 +48,14 @@ class OneLineErrors(click.Group):
                 raise
             # a message may quote what a file of a user's says
             raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from None
+        except Exception as error:
+            if os.environ.get("HARDMOE_TRACE") or not type(error).__module__.startswith("sqlalchemy"):
+                raise
+            home = os.environ.get("DAGSTER_HOME", "dagster")
+            raise click.ClickException(
+                f"Dagster's data base in {home}: {str(error).splitlines()[0]}: does another program hold it, or is its "
+                "disk full? Then try again"
+            ) from None
 
 
 def open_study(study_file: Path) -> "Context":

@@ -9,12 +9,6 @@ def trunk_same_budget(context: dg.AssetExecutionContext, config: Work) -> dg.Mat
     return materialise(context, config)
 
 
-@asset_of("dense_same_cost", group_name="controls", kinds={"pytorch"})
-def dense_same_cost(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Control: one wider network that costs an image and in training what the mixture costs."""
-    return materialise(context, config)
-
-
 @asset_of("random_expert", group_name="controls", kinds={"pytorch"})
 def random_expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """Control: an expert of a random partition of the same sizes; all else as for `expert`."""
@@ -38,4 +32,12 @@ if has("random_joint_experts"):
     @asset_of("random_joint_experts", group_name="controls", kinds={"pytorch"})
     def random_joint_experts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
         """Control: the experts of the random partition and their decoder, trained together as `joint_experts` are."""
+        return materialise(context, config)
+
+
+if has("dense_same_cost"):
+
+    @asset_of("dense_same_cost", group_name="controls", kinds={"pytorch"})
+    def dense_same_cost(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+        """Control: one wider network that costs an image and in training what the mixture costs."""
         return materialise(context, config)

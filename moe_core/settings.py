@@ -249,7 +249,11 @@ class Evaluation(Strict):
         "cross-entropy on validation posts.",
     )
     controls: bool = Field(
-        True, description="Train the controls (same budget, random partition, separate decoders) too."
+        True, description="Train the controls (same budget, dense, random partition, separate decoders) too."
+    )
+    dense_control: bool = Field(
+        True,
+        description="controls: train dense_same_cost too, which takes as many multiply-adds as trunk and experts do.",
     )
 
 

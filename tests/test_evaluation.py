@@ -1,5 +1,7 @@
 """Mixing the router's answer in, what validation posts choose, paired differences and the dense control's size."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,12 @@ from moe_core.clustering.whitening import Whitening
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build, hollow
 from moe_core.recipes import resnet18_k16, small
-from moe_core.settings import Network, Study, Training, TrunkSetup
+from moe_core.settings import Evaluation, Network, Study, Training, TrunkSetup
 from moe_core.stages import choices
+from moe_core.stages.answers import one_network_controls
 from moe_core.stages.asked import Asked
-from moe_core.stages.dense import training_of, widened
+from moe_core.stages.context import Context
+from moe_core.stages.dense import DENSE_SAME_COST, training_of, widened
 from moe_core.stages.scoring import Scores, against
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import mixed
@@ -115,3 +119,10 @@ def test_the_wider_network_is_trained_for_the_multiply_adds_of_trunk_and_experts
     found = training_of(study, times=1.5)
     assert (found.epochs, found.accumulate) == (20, 6)
     assert found.model_copy(update={"epochs": 22.0, "accumulate": 2}) == study.trunk
+
+
+def test_a_study_can_leave_the_wider_network_out():
+    without = Study(evaluation=Evaluation(dense_control=False))
+    assert one_network_controls(Study()) == ("trunk_same_budget", "dense_same_cost")
+    assert one_network_controls(without) == ("trunk_same_budget",)
+    assert DENSE_SAME_COST.keys_of(Context(without, Path("nowhere"))) == []

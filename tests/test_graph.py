@@ -446,7 +446,10 @@ def test_a_worker_makes_many_runs_and_its_death_fails_only_the_one_it_was_at(tmp
 
 
 def test_an_expert_that_branches_late_has_the_trunks_early_stages_and_the_table_counts_them_once(tmp_path):
-    study = small_study(expert=Expert(branch_at=1))
+    study = small_study(
+        expert=Expert(branch_at=1),
+        evaluation=small_study().evaluation.model_copy(update={"dense_control": False}),
+    )
     make_everything(write(tmp_path, study))
     context = Context(study, tmp_path)
     trunk, _ = load_weights(context.need("trunk").file("weights.safetensors"))
@@ -455,6 +458,7 @@ def test_an_expert_that_branches_late_has_the_trunks_early_stages_and_the_table_
         changed = {tensor.split(".")[0] for tensor in trunk if not torch.equal(trunk[tensor], expert[tensor])}
         assert changed - {"fc"} == {"layer2", "conv_embed", "bn_embed"}
     rows = {row["name"]: row for row in json.loads(context.need("evaluation").file("table.json").read_text())["rows"]}
+    assert "dense_same_cost" not in rows
     early = 3 * 4 * 9 + 2 * 4 * 4 * 9 + 3 * 2 * 4  # stem, two convolutions, three batch norms
     body = rows["trunk"]["parameters"] - (16 + 1) * len(trunk["fc.bias"])
     extra = rows["mixture_top1"]["parameters"] - rows["trunk"]["parameters"] - 2 * (body - early)

@@ -186,7 +186,7 @@ def test_the_assets_of_a_generation_are_there_in_this_mode_only(finished, tmp_pa
     assert STAGES["joint_experts"].keys_of(opened(finished)) == [None]
     context = opened(write(tmp_path, small_study()))
     assert STAGES["joint_experts"].keys_of(context) == []
-    with pytest.raises(ValueError, match=r"this study has no joint_experts: it goes with another decoder\.mode"):
+    with pytest.raises(ValueError, match=r"this study has no joint_experts: its decoder\.mode"):
         context.plan("joint_experts")
 
 

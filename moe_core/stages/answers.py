@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_core.settings import Network
+from moe_core.settings import Network, Study
 from moe_core.stages import reading
 from moe_core.stages.asked import Asked, asked
 from moe_core.stages.choices import router_share
@@ -38,6 +38,11 @@ ROWS = (
     "best_expert_oracle",
 )
 ONE_NETWORK = ("trunk_same_budget", "dense_same_cost")  # controls, each a stage of this name
+
+
+def one_network_controls(study: Study) -> tuple[str, ...]:
+    """Those of ONE_NETWORK that the study has."""
+    return ONE_NETWORK if study.evaluation.dense_control else ONE_NETWORK[:1]
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def controls_of(context: Context, bundle: Bundle, device: str) -> Controls:
     validation = asked(context, "validation")
     separate = [reading.network(context, context.need("separate_expert", key)) for key in context.experts]
     return Controls(
-        {name: one_network(context, name) for name in ONE_NETWORK},
+        {name: one_network(context, name) for name in one_network_controls(context.study)},
         {
             "random_partition": with_share(context, bundle, random_experts(context), True, validation, device),
             "separate_decoders_top1": with_share(context, bundle, separate, False, validation, device),

@@ -46,13 +46,14 @@ def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     if context.study.evaluation.controls:
         more = context.need("trunk_same_budget").metadata["training_images"]
         found["trunk_same_budget"] = cost(whole, whole, 1, trunk_images + more)
-        dense = context.need("dense_same_cost").metadata
-        found["dense_same_cost"] = {
-            "parameters": dense["parameters"],
-            "parameters_used": dense["parameters"],
-            "multiply_adds": dense["multiply_adds"],
-            "training_images": dense["training_images"],
-        }
+        if context.study.evaluation.dense_control:
+            dense = context.need("dense_same_cost").metadata
+            found["dense_same_cost"] = {
+                "parameters": dense["parameters"],
+                "parameters_used": dense["parameters"],
+                "multiply_adds": dense["multiply_adds"],
+                "training_images": dense["training_images"],
+            }
         found["random_partition"] = cost(mixture, whole + extra + own, 2, trunk_images + seen["random_expert"])
         found["separate_decoders_top1"] = cost(
             whole + count * (own + decoder), whole + own + decoder, 2, trunk_images + seen["separate_expert"]

@@ -18,7 +18,7 @@ from moe_core.stages.stage import Stage
 from moe_core.stages.trunk import training_settings
 from moe_core.store import Written
 
-HALVINGS = 40  # of the interval of factors: below a channel for any width
+HALVINGS = 20  # of the interval of factors: finer than a channel in half a million
 
 
 def widened(network: Network, hashtags: int, image_size: int, times: float) -> Network:
@@ -89,4 +89,5 @@ DENSE_SAME_COST = Stage(
     inputs=lambda context, key: {name: context.version(name) for name in ("splits", "vocabulary")},
     make=_make,
     control=True,
+    when=lambda study: study.evaluation.dense_control,
 )

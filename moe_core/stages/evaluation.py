@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.settings import Study
-from moe_core.stages.answers import ONE_NETWORK, controls_of
+from moe_core.stages.answers import ONE_NETWORK, controls_of, one_network_controls
 from moe_core.stages.asked import asked
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.costs import costs_of
@@ -63,7 +63,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 def _inputs(context: Context, key: str | None) -> dict[str, str]:
     found = {"mixture": context.version("mixture"), "splits": context.version("splits")}
     if context.study.evaluation.controls:
-        found |= {name: context.version(name) for name in (*ONE_NETWORK, "random_decoder")}
+        found |= {name: context.version(name) for name in (*one_network_controls(context.study), "random_decoder")}
         for name in ("random_expert", "separate_expert"):
             found |= {f"{name} {k}": context.version(name, k) for k in context.experts}
     return found

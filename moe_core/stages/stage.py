@@ -36,7 +36,9 @@ class Stage:
 
     def plan(self, context: Context, key: str | None) -> Plan:
         if not self.when(context.study):
-            raise ValueError(f"this study has no {self.name}: it goes with another decoder.mode")
+            raise ValueError(
+                f"this study has no {self.name}: its decoder.mode or evaluation.dense_control leaves it out"
+            )
         if (key is None) != (self.keys is None):
             raise ValueError(f"{self.name} has {'no partitions' if self.keys is None else self.keys}: got key {key!r}")
         if key is not None and key not in self.keys_of(context):

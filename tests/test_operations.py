@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._daemon.types import DaemonHeartbeat
 from plain import make_everything
 
 from moe_core.recipes import demo
@@ -271,6 +273,15 @@ def test_one_instance_has_one_ui_at_a_time(tmp_path, monkeypatch):
             instance.hold_ui(port)
         holder.communicate("\n")
     os.close(instance.hold_ui(port))
+
+
+def test_a_daemon_that_reports_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(instance.home(tmp_path, 1)))
+    assert instance.daemon_reported() is None
+    for seconds, noticed in ((3600, False), (10, True)):
+        with instance.opened() as dagster:
+            dagster.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds, "SENSOR", "elsewhere", []))
+        assert (instance.daemon_reported() is not None) == noticed
 
 
 STALENESS = """

@@ -296,7 +296,7 @@ with dg.DagsterInstance.get() as instance:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tmp_path, monkeypatch):
     """Dagster itself looks at no more than 100 partitions of what an asset depends on."""
     many = Partition(experts=120, pca=8)

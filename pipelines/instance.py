@@ -101,12 +101,11 @@ def hold_ui(port: int) -> int:
     return handle
 
 
-def reporting_daemons() -> dict[str, float]:
-    """Dagster's daemons that reported lately, on whatever machine, and how many seconds ago."""
+def daemon_reported() -> float | None:
+    """Seconds since a daemon of the instance last reported, on whatever machine; None where none can be running."""
     with opened() as instance:
-        beats = instance.get_daemon_heartbeats().values()
-    ages = {f"Dagster's daemon {beat.daemon_type}": time.time() - beat.timestamp for beat in beats}
-    return {name: age for name, age in ages.items() if age < HEARTBEAT_SECONDS}
+        ages = [time.time() - beat.timestamp for beat in instance.get_daemon_heartbeats().values()]
+    return min((age for age in ages if age < HEARTBEAT_SECONDS), default=None)
 
 
 def project_keys(instance: "dg.DagsterInstance", study: str, shards: list[str], experts: list[str]) -> None:

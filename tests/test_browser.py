@@ -75,7 +75,7 @@ def study(tmp_path_factory):
             "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
             "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
             "trunk": training,
-            "expert_training": training,
+            "expert_training": training.model_copy(update={"epochs": 250}),  # some ten seconds: long enough to watch
             "partition": Partition(experts=3, pca=8),
             "evaluation": demo().evaluation.model_copy(update={"controls": False}),
         }
@@ -96,7 +96,7 @@ def ui(study):
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not _answers(address):
             assert process.poll() is None, (study.parent / "ui.log").read_text()
             assert time.monotonic() < deadline, "the webserver did not come up"
@@ -190,8 +190,14 @@ def test_a_backfill_of_the_experts_finishes_while_one_watches(ui, study, watched
     page.get_by_role("button", name="Materialize…").first.click()
     page.get_by_role("button", name="Missing", exact=True).click()
     page.get_by_role("button", name="Launch backfill").click()
-    page.get_by_text("Materialized (3)").wait_for(timeout=2 * LONG)
+    page.wait_for_timeout(2000)
+    page.goto(f"{ui}/assets/expert?view=events")
+    page.get_by_text("percent done").first.wait_for(timeout=3 * LONG)
     work = Context(load_study(study), study.parent)
+    assert not all(work.find("expert", key) for key in work.experts)  # it is seen while they are trained
+    watched.shoot("ui-progress")
+    page.goto(f"{ui}/assets/expert?view=partitions")
+    page.get_by_text("Materialized (3)").wait_for(timeout=3 * LONG)
     assert all(work.find("expert", key) for key in work.experts)
 
 

@@ -413,6 +413,16 @@ def test_the_command_reports_what_is_left_and_a_file_that_is_not_there(ingested,
     assert "1 files still name what was forgotten: dagster/events" in done.stderr
 
 
+def test_logs_of_dagster_elsewhere_are_searched_too(ingested, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "events").write_text(f"{GONE}: no_tags")
+    done = forget(ingested, ids=[GONE])
+    assert done.left == [str(tmp_path / "home" / "events")]
+    assert GONE in done.texts
+    assert "texts" not in done.as_json()
+
+
 def test_lines_of_a_file(tmp_path):
     (tmp_path / "ids").write_bytes("\ufeffa\r\n\nb c\na\n".encode())
     assert lines_of(tmp_path / "ids") == ["a", "b c"]

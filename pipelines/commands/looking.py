@@ -91,14 +91,14 @@ def ui(study_file: Path, port: int) -> None:
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
     from pipelines.daemon import remember
-    from pipelines.instance import hold_ui, reporting_daemons
+    from pipelines.instance import daemon_reported, hold_ui
 
     context = open_study(study_file)
     show_keys(context)
     hold_ui(port)
-    for name, seconds in reporting_daemons().items():
+    if (seconds := daemon_reported()) is not None:
         click.echo(
-            f"{name} of another process reported {seconds:.0f} s ago: end one of the two if it runs on", err=True
+            f"A daemon of this instance reported {seconds:.0f} s ago: if it runs on, end it or this one", err=True
         )
     remember(Path(os.environ["DAGSTER_HOME"]), study_file, port)
     click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")

@@ -1,10 +1,13 @@
 """Routed inference of a mixture larger than memory against trunk + one expert alone, on the same images.
 
-K experts lie on disk; memory holds a few. Both contestants answer every image in batches, through the same decoder.
+K experts lie on disk; memory holds a few. The contestants answer every image in batches, through the same decoder.
 They take turns, window by window, in one process; the ratio is that of the sums of their times, so what slows the
-machine for a while slows both. Printed too: the bytes of experts that were held at the most, and the peak memory.
+machine for a while slows all. One expert is asked as a whole network: the reference, whatever the mixture's experts
+share with the trunk (--branch-at). With shared stages a third contestant is one expert that shares them too, so that
+what sharing saves and what routing costs are told apart. Printed too: the bytes of experts that were held at the most,
+and the peak memory.
 
-Example: python benchmarks/routed.py --experts 64 --held 8
+Example: python benchmarks/routed.py --experts 64 --held 8 --branch-at 0 1
 """
 
 import argparse
@@ -19,12 +22,12 @@ import torch
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
 from moe_core.models.cost import multiply_adds
-from moe_core.models.resnet import build
+from moe_core.models.resnet import build, early_layers
 from moe_core.serving.bundle import Bundle, Part, write_bundle
-from moe_core.serving.routed import WINDOW, routed
-from moe_core.settings import Data, Network, Study
-from moe_core.training.batches import ImagesInMemory
-from moe_core.training.infer import features_of
+from moe_core.serving.routed import WINDOW, WINDOW_BYTES, routed
+from moe_core.settings import Data, Expert, Network, Study
+from moe_core.training.batches import ImagesInMemory, as_tensor, normalise
+from moe_core.training.infer import computing, features_of
 from moe_core.weights import save_weights
 
 HASHTAGS = 500
@@ -34,8 +37,9 @@ NETWORKS = {
 }
 
 
-def bundle_of(folder: Path, network: Network, side: int, experts: int) -> None:
-    """Networks with drawn weights, and a gate that sends every expert about the same number of drawn images."""
+def bundle_of(folder: Path, network: Network, side: int, experts: int, branch_at: int) -> None:
+    """Networks with drawn weights, which share the trunk's first stages, and a gate that sends every expert about the
+    same number of drawn images."""
     parts = folder / "parts"
     parts.mkdir()
 
@@ -43,17 +47,18 @@ def bundle_of(folder: Path, network: Network, side: int, experts: int) -> None:
         save_weights(parts / f"{name}.safetensors", state, about)
         return Part(parts / f"{name}.safetensors", "1")
 
-    study = Study(network=network, data=Data(image_size=side))
+    study = Study(network=network, data=Data(image_size=side), expert=Expert(branch_at=branch_at))
     trunk = build(network, HASHTAGS, 0)
     router = part("trunk", trunk.state_dict(), {"asset": "trunk", "version": "1"})
     decoder = {"weight": trunk.fc.weight, "bias": trunk.fc.bias}
     shared = part("decoder", decoder, {"asset": "shared_decoder", "version": "1", "trunk": "1"})
     features_ND = features_of(trunk, ImagesInMemory(drawn(4096, side, 1))).numpy()
     gate_of(features_ND, experts).save(parts / "gate.safetensors", {"asset": "partition", "version": "1", "trunk": "1"})
-    networks = {}
+    networks, shared_layers = {}, tuple(f"{name}." for name in early_layers(branch_at))
+    early = {name: tensor for name, tensor in trunk.state_dict().items() if name.startswith(shared_layers)}
     for number in range(experts):
         key = f"e{number:03d}"
-        state = build(network, HASHTAGS, number + 1).state_dict()
+        state = build(network, HASHTAGS, number + 1).state_dict() | early
         networks[key] = part(key, state, {"asset": "expert", "key": key, "version": "1"})
     tags = [f"t{n}" for n in range(HASHTAGS)]
     gate = Part(parts / "gate.safetensors", "1")
@@ -79,6 +84,17 @@ def drawn(count: int, side: int, seed: int) -> np.ndarray:
     return coarse.repeat(side // 4, 1).repeat(side // 4, 2)
 
 
+def sharing(bundle: Bundle, batches: list[np.ndarray]) -> Iterator[torch.Tensor]:
+    """Trunk + the first expert, which goes on from the trunk's first stages."""
+    network, at = bundle.filled(bundle.experts.get("e000")), bundle.branch_at
+    for batch in batches:
+        with computing(bundle.precision, "cpu"):
+            early_BCHW = bundle.router.begin(normalise(as_tensor(batch)), at)
+            trunk_BD = bundle.router.finish(early_BCHW, at).float()
+            expert_BD = network.finish(early_BCHW, at).float()
+        yield bundle.mixed(bundle.logits(expert_BD), bundle.router_logits(trunk_BD))
+
+
 def alone(bundle: Bundle, batches: list[np.ndarray]) -> Iterator[torch.Tensor]:
     """Trunk + the first expert for every image: no gate, no grouping, nothing read meanwhile."""
     network = bundle.filled(bundle.experts.get("e000"))
@@ -94,10 +110,10 @@ def peak_mib() -> float:
     return int(text.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure(name: str, said: argparse.Namespace) -> None:
+def measure(name: str, branch_at: int, said: argparse.Namespace) -> None:
     network, side = NETWORKS[name]
     with tempfile.TemporaryDirectory() as root:
-        bundle_of(Path(root), network, side, said.experts)
+        bundle_of(Path(root), network, side, said.experts, branch_at)
         bundle = Bundle(Path(root) / "bundle", most_experts=said.held)
         images = drawn(said.images, side, 2)
         batches = [images[first : first + said.batch] for first in range(0, len(images), said.batch)]
@@ -106,34 +122,44 @@ def measure(name: str, said: argparse.Namespace) -> None:
         file = (Path(root) / "bundle" / "experts" / "e000.safetensors").stat().st_size
         mine = Bundle(Path(root) / "bundle", most_experts=2)
         windows = [batches[first : first + said.window] for first in range(0, len(batches), said.window)]
-        turns = (
-            lambda window: sum(len(answer) for answer in alone(mine, window)),
-            lambda window: sum(len(answer.experts) for answer in routed(bundle, window, window=said.window)),
-        )
-        for turn in turns:
+
+        def many(window: list[np.ndarray]) -> None:
+            for _ in routed(bundle, window, window=said.window, window_bytes=said.window_mib << 20):
+                pass
+
+        turns = {"trunk + one expert": lambda window: [len(p_BV) for p_BV in alone(mine, window)], "routed": many}
+        if branch_at:
+            turns["sharing stages"] = lambda window: [len(p_BV) for p_BV in sharing(mine, window)]
+        for turn in turns.values():
             turn(windows[0])
         before, reads = peak_mib(), bundle.experts.reads
-        wall, busy = np.zeros((2, said.repeats)), np.zeros((2, said.repeats))
+        wall = {who: np.zeros(said.repeats) for who in turns}
+        busy = {who: np.zeros(said.repeats) for who in turns}
         for repeat in range(said.repeats):
             for number, window in enumerate(windows):
-                for who in (0, 1) if (repeat + number) % 2 else (1, 0):
+                for who in list(turns) if (repeat + number) % 2 else list(turns)[::-1]:
                     began, began_busy = time.perf_counter(), time.process_time()
                     turns[who](window)
-                    wall[who, repeat] += time.perf_counter() - began
-                    busy[who, repeat] += time.process_time() - began_busy
-        reads = (bundle.experts.reads - reads) / (said.repeats * len(windows))
-        cost = multiply_adds(bundle.router, side) / 1e6
+                    wall[who][repeat] += time.perf_counter() - began
+                    busy[who][repeat] += time.process_time() - began_busy
+        reads = (bundle.experts.reads - reads) / said.repeats
+        whole, rest = (multiply_adds(bundle.router, side, after) / 1e6 for after in (0, branch_at))
         print(
-            f"{name}: {side} px, {cost:,.1f} M multiply-adds a network, {said.experts} experts of {file / 2**20:.1f} "
-            f"MiB, memory for {said.held}; {said.images} images in batches of {said.batch}, {said.window} looked at "
-            f"together; an expert gets {share.min():.1%} to {share.max():.1%} of the images"
+            f"{name}, branch_at {branch_at}: {side} px, {whole:,.1f} M multiply-adds a network, {rest:,.1f} M after "
+            f"the shared stages, {said.experts} experts of {file / 2**20:.2f} MiB, memory for {said.held}; "
+            f"{said.images} images in batches of {said.batch}, at most {said.window} and {said.window_mib} MiB looked "
+            f"at together; an expert gets {share.min():.1%} to {share.max():.1%} of the images; "
+            f"{torch.get_num_threads()} threads"
         )
-        one, many = said.images * said.repeats / wall.sum(1)
-        print(f"  trunk + one expert {one:10,.0f} images/s")
-        print(f"  routed             {many:10,.0f} images/s, {reads:,.0f} experts read for a window")
-        print(f"  ratio {many / one:.3f} (target 0.90), of each pass: ", end="")
-        print(", ".join(f"{ratio:.3f}" for ratio in wall[0] / wall[1]), end="; ")
-        print(f"of processor time {busy[0].sum() / busy[1].sum():.3f}")
+        for who in turns:
+            speed, busy_speed = (said.images * said.repeats / times[who].sum() for times in (wall, busy))
+            print(f"  {who:18} {speed:10,.0f} images/s, {busy_speed:10,.0f} a second of processor time")
+        print(f"  {reads:,.0f} experts read in a pass of {len(windows)} windows")
+        for who in turns:
+            if who != "routed":
+                print(f"  routed against {who}: {wall[who].sum() / wall['routed'].sum():.3f}, of each pass: ", end="")
+                print(", ".join(f"{ratio:.3f}" for ratio in wall[who] / wall["routed"]), end="; ")
+                print(f"of processor time {busy[who].sum() / busy['routed'].sum():.3f} (target 0.90)")
         print(
             f"  held at most {bundle.experts.most_held_bytes / 2**20:.1f} of {said.experts * file / 2**20:.1f} MiB of "
             f"experts; peak of the process {peak_mib():,.0f} MiB, before the passes {before:,.0f} MiB"
@@ -145,13 +171,16 @@ def main() -> None:
     options.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     options.add_argument("--experts", type=int, default=64)
     options.add_argument("--held", type=int, default=8)
+    options.add_argument("--branch-at", type=int, nargs="+", default=[0, 1], help="stages the experts share")
     options.add_argument("--batch", type=int, default=256)
     options.add_argument("--window", type=int, default=WINDOW)
+    options.add_argument("--window-mib", type=int, default=WINDOW_BYTES >> 20)
     options.add_argument("--images", type=int, default=8192)
     options.add_argument("--repeats", type=int, default=3)
     said = options.parse_args()
     for name in said.networks:
-        measure(name, said)
+        for branch_at in said.branch_at:
+            measure(name, branch_at, said)
 
 
 if __name__ == "__main__":

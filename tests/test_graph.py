@@ -241,6 +241,7 @@ def test_predict_takes_folders_and_many_files_in_batches(finished, tmp_path):
     [
         (["--memory", 0], "wanted room for two"),
         (["--topk", 0], "topk 0"),
+        (["--window", 0], "window 32 and 0 bytes"),
         (["{}/empty"], "holds no image file"),
     ],
 )

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from moe_core.models.cost import multiply_adds, parameters
-from moe_core.models.resnet import build
+from moe_core.models.resnet import build, early_layers
 from moe_core.recipes import resnet18_k16, resnet50_k32
+from moe_core.serving.branches import Body
 from moe_core.settings import Network, Training
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.loop import train
@@ -56,6 +57,27 @@ def test_cost_of_a_network_small_enough_to_count_by_hand():
     # conv1 3*2*9, two convolutions 2*2*9, all on 8x8 pixels; three batch norms of 2+2; the decoder 2*3 (+3 biases)
     assert multiply_adds(model, 8) == 64 * (54 + 36 + 36) + 6
     assert parameters(model) == 54 + 36 + 36 + 3 * 4 + 9
+    assert multiply_adds(model, 8, after=1) == 6  # of its one stage nothing is left
+
+
+@pytest.mark.parametrize("stages", [0, 1])
+def test_an_expert_in_a_bundle_computes_what_its_network_does_up_to_rounding(network, stages):
+    router, expert = build(network, 5, seed=0), build(network, 5, seed=1)
+    for model in (router, expert):
+        model.train()(torch.randn(8, 3, 32, 32))  # batch norms that have seen something
+    for mine, theirs in zip(expert.early(stages), router.early(stages), strict=True):
+        mine.load_state_dict(theirs.state_dict())
+    body = Body(network, router.eval(), stages)
+    names = tuple(f"{name}." for name in early_layers(stages))
+    own = {name: tensor for name, tensor in expert.state_dict().items() if not name.startswith(names)}
+    x_BCHW = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        filled = body.fill(body.taken(own))
+        got_BD, wanted_BD = filled.features(x_BCHW), expert.eval().features(x_BCHW)
+        assert got_BD.numpy() == pytest.approx(wanted_BD.numpy(), abs=1e-5)
+        assert torch.equal(filled.finish((router if stages else filled).begin(x_BCHW, stages), stages), got_BD)
+    norms = [n for n, m in filled.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [name for name in norms if not f"{name}.".startswith(names)] == []
 
 
 def test_resnet50_has_torchvisions_size_and_names():

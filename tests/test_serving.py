@@ -1,6 +1,7 @@
 """Bundles: what they refuse, and routed answers to streams of batches."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,14 +15,15 @@ from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.serving.files import decoded, files_of
 from moe_core.serving.held import Held
 from moe_core.serving.routed import routed
-from moe_core.settings import Data, Network, Study
-from moe_core.store import digest
-from moe_core.training.batches import ImagesInMemory
+from moe_core.settings import Data, Expert, Network, Study, Training
+from moe_core.store import digest, file_digest
+from moe_core.training.batches import ImagesInMemory, as_tensor, normalise
 from moe_core.training.infer import features_of
-from moe_core.weights import save_weights
+from moe_core.weights import load_weights, save_weights
 
 SIDE, TAGS, EXPERTS = 8, 5, 4
-NETWORK = Network(widths=(4,), depths=(1,), embedding=6)
+CENTROIDS = [16, 17, 18, 19]  # of 64 drawn images: these attract some of any others
+NETWORK = Network(widths=(4, 8), depths=(1, 1), embedding=6)
 
 
 def images(count, seed=0):
@@ -29,25 +31,25 @@ def images(count, seed=0):
     return coarse.repeat(4, 1).repeat(4, 2)
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """Files of a bundle whose experts and decoder are all different; expert e003 is not published."""
-    folder = tmp_path_factory.mktemp("parts")
+def drawn_parts(folder, branch_at):
+    """Files of a bundle whose experts and decoder all differ but for the first stages; e003 is not published."""
 
     def part(name, state, **about):
         save_weights(folder / f"{name}.safetensors", state, {"version": "1"} | about)
         return Part(folder / f"{name}.safetensors", "1")
 
-    trunk = build(NETWORK, TAGS, 0)
+    trunk = used(build(NETWORK, TAGS, 0))
     features_ND = features_of(trunk, ImagesInMemory(images(64))).numpy()
     whitening = Whitening(features_ND.mean(0), np.diag(1 / features_ND.std(0).clip(1e-3)).astype(np.float32))
-    gate = Gate(whitening, whitening.apply(features_ND[:EXPERTS]), np.arange(EXPERTS))
+    gate = Gate(whitening, whitening.apply(features_ND[CENTROIDS]), np.arange(EXPERTS))
     gate.save(folder / "gate.safetensors", {"version": "1", "asset": "partition", "trunk": "1"})
     decoder = build(NETWORK, TAGS, 99).fc
-    experts = {
-        f"e{n:03d}": part(f"e{n:03d}", build(NETWORK, TAGS, n + 1).state_dict(), asset="expert", key=f"e{n:03d}")
-        for n in range(EXPERTS)
-    }
+    experts = {}
+    for n in range(EXPERTS):
+        expert, key = used(build(NETWORK, TAGS, n + 1)), f"e{n:03d}"
+        for mine, router in zip(expert.early(branch_at), trunk.early(branch_at), strict=True):
+            mine.load_state_dict(router.state_dict())
+        experts[key] = part(key, expert.state_dict(), asset="expert", key=key)
     return SimpleNamespace(
         router=part("router", trunk.state_dict(), asset="trunk"),
         gate=Part(folder / "gate.safetensors", "1"),
@@ -56,9 +58,26 @@ def parts(tmp_path_factory):
     )
 
 
-def bundle_at(folder, parts, answer="mixture_top1"):
+def used(model):
+    """A network whose batch norms have seen images."""
+    model.train()(normalise(as_tensor(images(32, seed=3))))
+    return model
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return drawn_parts(tmp_path_factory.mktemp("parts"), 0)
+
+
+@pytest.fixture(scope="module")
+def branches(tmp_path_factory):
+    return drawn_parts(tmp_path_factory.mktemp("branches"), 1)
+
+
+def bundle_at(folder, parts, answer="mixture_top1", branch_at=0, precision="auto"):
     folder.mkdir()
-    study = Study(network=NETWORK, data=Data(image_size=SIDE))
+    expert, training = Expert(branch_at=branch_at), Training(precision=precision)
+    study = Study(network=NETWORK, data=Data(image_size=SIDE), expert=expert, expert_training=training)
     published = {key: key != "e003" for key in parts.experts}
     tags = ["a", "b", "c", "d", "é"]
     files = (parts.router, parts.gate, parts.decoder, parts.experts)
@@ -95,8 +114,10 @@ def in_batches(pictures, *sizes):
 
 @pytest.mark.parametrize("answer", ["mixture_top1", "mixture_top1_router"])
 @pytest.mark.parametrize("topk", [1, 3, 9])
-def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, parts, answer, topk):
-    bundle = Bundle(bundle_at(tmp_path / "bundle", parts, answer), most_experts=2)
+@pytest.mark.parametrize("shared", ["parts", "branches"])
+def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, request, answer, topk, shared):
+    files = request.getfixturevalue(shared)
+    bundle = Bundle(bundle_at(tmp_path / "bundle", files, answer, shared == "branches"), most_experts=2)
     pictures = images(40, seed=1)
     batches = in_batches(pictures, 7, 0, 20, 12, 1)
     got = list(routed(bundle, batches, window=3, topk=topk, temperature=0.5))
@@ -126,6 +147,47 @@ def test_a_bundle_of_the_older_format_still_mixes_probabilities(tmp_path, parts)
     one, two = torch.randn(2, 4, TAGS, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(bundle.mixed(one, two), 0.75 * one.softmax(1) + 0.25 * two.softmax(1))
     assert bundle.temperature == 0.1
+
+
+def test_an_expert_s_features_are_those_of_its_network(tmp_path, branches):
+    bundle = Bundle(bundle_at(tmp_path / "bundle", branches, branch_at=1, precision="float32"))
+    network = build(NETWORK, TAGS, 0)
+    network.load_state_dict(load_weights(branches.experts["e001"].path)[0])
+    wanted_ND = features_of(network, ImagesInMemory(images(9)), "float32")
+    assert bundle.expert_features("e001", ImagesInMemory(images(9))).numpy() == pytest.approx(
+        wanted_ND.numpy(), abs=1e-5
+    )
+
+
+def test_an_expert_s_file_holds_what_is_its_own_and_whole_ones_are_read_too(tmp_path, branches):
+    folder = bundle_at(tmp_path / "bundle", branches, branch_at=1, precision="float32")
+    state, about = load_weights(folder / "experts" / "e001.safetensors")
+    assert {name.split(".")[0] for name in state} == {"layer2", "conv_embed", "bn_embed"}
+    assert about["key"] == "e001"
+    wanted_NV, _ = Bundle(folder).predict(images(9))
+    said = json.loads((folder / "manifest.json").read_text())  # as it used to be
+    for key, part in branches.experts.items():
+        shutil.copyfile(part.path, folder / "experts" / f"{key}.safetensors")
+        said["experts"][key]["sha256"] = file_digest(part.path)
+    del said["branch_at"], said["seal"]
+    (folder / "manifest.json").write_text(json.dumps(said | {"seal": digest(said)}, indent=1))
+    old = Bundle(folder)
+    assert old.branch_at == 0
+    assert old.predict(images(9))[0].numpy() == pytest.approx(wanted_NV.numpy(), abs=1e-5)
+
+
+def test_an_expert_that_does_not_share_the_router_s_stages_is_refused(tmp_path, parts):
+    with pytest.raises(ValueError, match=r"e000.safetensors: \S+ is not the router's"):
+        bundle_at(tmp_path / "bundle", parts, branch_at=1)
+
+
+def test_an_expert_of_another_network_is_refused(tmp_path, parts):
+    other = build(Network(widths=(4, 16), depths=(1, 1), embedding=6), TAGS, 0).state_dict()
+    save_weights(tmp_path / "e001.safetensors", other, {"version": "1", "asset": "expert", "key": "e001"})
+    experts = parts.experts | {"e001": Part(tmp_path / "e001.safetensors", "1")}
+    bundle = Bundle(bundle_at(tmp_path / "bundle", SimpleNamespace(**vars(parts) | {"experts": experts})))
+    with pytest.raises(ValueError, match=r"expert e001: conv_embed.weight is not as the manifest's network has it"):
+        bundle.expert_features("e001", ImagesInMemory(images(1)))
 
 
 def test_predict_is_one_batch_of_it(folder):
@@ -159,6 +221,17 @@ def test_what_is_looked_at_together_is_bounded(folder):
     answers = routed(Bundle(folder), stream(), window=4)
     next(answers)
     assert len(taken) == 4
+
+
+@pytest.mark.parametrize(("shared", "kept"), [("parts", 8 * 8 * 3), ("branches", 8 * 8 * 4 * 4)])
+def test_what_is_kept_of_the_images_bounds_it_too(tmp_path, request, shared, kept):
+    """Of each image its pixels, or four channels of float32 after the shared stage; and six features of float32."""
+    files = request.getfixturevalue(shared)
+    folder = bundle_at(tmp_path / "bundle", files, branch_at=int(shared == "branches"), precision="float32")
+    taken = []
+    batches = (taken.append(seed) or images(2, seed) for seed in range(100))
+    next(routed(Bundle(folder), batches, window=32, window_bytes=2 * 3 * (kept + 6 * 4)))
+    assert len(taken) == 3
 
 
 def test_images_of_another_size_are_refused(folder):

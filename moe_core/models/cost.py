@@ -11,12 +11,14 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model: ResNet, image_size: int) -> int:
+def multiply_adds(model: ResNet, image_size: int, after: int = 0) -> int:
     """Multiply-adds of convolutions and linear layers for one image of `image_size` squared pixels.
 
-    A `hollow` network is counted without computing anything.
+    With `after` only those that follow the stem and the first `after` stages, which an expert shares with the trunk. A
+    `hollow` network is counted without computing anything.
     """
     total = 0
+    left_out = {layer for module in model.early(after) for layer in module.modules()}
 
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal total
@@ -25,7 +27,8 @@ def multiply_adds(model: ResNet, image_size: int) -> int:
         elif isinstance(module, nn.Linear):
             total += module.weight.numel()
 
-    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    counted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in left_out]
+    handles = [m.register_forward_hook(count) for m in counted]
     training = model.training
     try:
         with torch.inference_mode():

@@ -104,8 +104,18 @@ class ResNet(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """The embedding of normalised images: (B, D) float."""
+        return self.finish(self.begin(x_BCHW, 0), 0)
+
+    def begin(self, x_BCHW: Tensor, stages: int) -> Tensor:
+        """What normalised images are after the stem and the first `stages` stages: (B, C, H, W)."""
         y_BCHW = self.maxpool(F.relu(self.bn1(self.conv1(x_BCHW))))
-        for stage in self.stages:
+        for stage in self.stages[:stages]:
+            y_BCHW = self.get_submodule(stage)(y_BCHW)
+        return y_BCHW
+
+    def finish(self, y_BCHW: Tensor, stages: int) -> Tensor:
+        """The embedding of images that have gone through `begin`: (B, D) float."""
+        for stage in self.stages[stages:]:
             y_BCHW = self.get_submodule(stage)(y_BCHW)
         if self.embeds:
             y_BCHW = F.relu(self.bn_embed(self.conv_embed(y_BCHW)))
@@ -116,7 +126,7 @@ class ResNet(nn.Module):
 
     def early(self, stages: int) -> list[nn.Module]:
         """The stem and the first `stages` stages; nothing for 0."""
-        return [self.conv1, self.bn1, *map(self.get_submodule, self.stages[:stages])] if stages else []
+        return [self.get_submodule(name) for name in early_layers(stages)]
 
     def hold(self, stages: int) -> None:
         """Training changes nothing in the early stages from now on, their running statistics neither."""
@@ -130,6 +140,11 @@ class ResNet(nn.Module):
         for module in self.held:
             module.eval()
         return self
+
+
+def early_layers(stages: int) -> list[str]:
+    """Names of the stem and the first `stages` stages; none for 0."""
+    return ["conv1", "bn1", *(f"layer{stage + 1}" for stage in range(stages))] if stages else []
 
 
 def build(network: Network, hashtags: int, seed: int) -> ResNet:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from moe_core.clustering.gate import Gate
     from moe_core.models.resnet import ResNet
+    from moe_core.serving.branches import Body
     from moe_core.training.batches import Images
 
 FORMAT = "hardmoe bundle 2"
@@ -57,13 +58,16 @@ def write_bundle(
     temperature: float,
 ) -> None:
     """Copies the parts into `folder` and writes manifest.json, last."""
+    from moe_core.serving.branches import early_of, write_branch
+
     assert answer in ANSWERS
     (folder / "experts").mkdir()
     parts: dict[str, Any] = {}
     for name, part in {"router": router, "gate": gate, "decoder": decoder}.items():
         parts[name] = _take(part, folder, f"{name}.safetensors")
+    branch = partial(write_branch, early=early_of(router.path, study.expert.branch_at))
     parts["experts"] = {
-        key: _take(part, folder, f"experts/{key}.safetensors") | {"published": published[key]}
+        key: _take(part, folder, f"experts/{key}.safetensors", branch) | {"published": published[key]}
         for key, part in experts.items()
     }
     write_text(folder / "hashtags.json", json.dumps(hashtags, ensure_ascii=False))
@@ -72,6 +76,7 @@ def write_bundle(
         "answer": answer,
         "router_share": router_share,
         "temperature": temperature,
+        "branch_at": study.expert.branch_at,
         "network": study.network.model_dump(mode="json"),
         "image_size": study.data.image_size,
         "loss": study.expert_training.loss,
@@ -81,8 +86,10 @@ def write_bundle(
     write_text(folder / "manifest.json", json.dumps(said | {"seal": digest(said)}, indent=1))
 
 
-def _take(part: Part, folder: Path, name: str) -> dict[str, Any]:
-    shutil.copyfile(part.path, folder / name)
+def _take(
+    part: Part, folder: Path, name: str, copy: Callable[[Path, Path], object] = shutil.copyfile
+) -> dict[str, Any]:
+    copy(part.path, folder / name)
     said = {"file": name, "sha256": file_digest(folder / name), "version": part.version}
     return said | {"made_from": dict(part.made_from)}
 
@@ -103,6 +110,7 @@ class Bundle:
         self.answer: str = said["answer"]
         self.router_share: float = said["router_share"]
         self.temperature: float = said.get("temperature", 0.1)  # of the nearest experts' weights, where several answer
+        self.branch_at: int = said.get("branch_at", 0)
         self.published: dict[str, bool] = {key: part["published"] for key, part in said["experts"].items()}
         self.network = Network.model_validate(said["network"])
         self.image_size: int = said["image_size"]
@@ -189,25 +197,22 @@ class Bundle:
         return channels_last(read_weights(self.folder / part["file"], part["sha256"]))
 
     def _read_expert(self, key: str) -> dict[str, Tensor]:
-        """Without its last layer: an expert answers through the shared decoder."""
-        state = self._read(self._said["experts"][key])
-        return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        """What is its own: an expert answers through the shared decoder."""
+        part = self._said["experts"][key]
+        try:
+            return self._body.taken(self._read(part))
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: expert {key}: {error}") from None
 
     @cached_property
-    def _body(self) -> ResNet:
-        """The network that takes an expert's weights in turn; making one takes longer than reading small weights."""
-        from torch import nn
+    def _body(self) -> Body:
+        from moe_core.serving.branches import Body
 
-        from moe_core.models.resnet import hollow
-
-        network = hollow(self.network, len(self.hashtags))
-        network.fc = nn.Identity()  # type: ignore[assignment]
-        return network
+        return Body(self.network, self.router, self.branch_at)
 
     def filled(self, state: Mapping[str, Tensor]) -> ResNet:
         """The network of an expert's weights, until the next call."""
-        self._body.load_state_dict(state, assign=True)
-        return self._body
+        return self._body.fill(state)
 
     def router_logits(self, features_ND: Tensor) -> Tensor:
         """(N, V): what the router itself says, from its features."""

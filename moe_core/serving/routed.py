@@ -1,10 +1,11 @@
 """Routed answers to a stream of batches: each expert is read once for many batches, whatever K is.
 
 A batch of 256 over 64 experts has four images for each. So some batches are looked at together: the router goes over
-them, their images are grouped by expert, each expert looks at all of its own, and the batches are answered in order.
-What is kept of each image meanwhile is its features, not its probabilities.
+them as they come, their images are grouped by expert, each expert looks at all of its own, and the batches are answered
+in order. What is kept of each image meanwhile is its features and what its expert starts from: the pixels, or what the
+router made of them in the stages that the experts share with it.
 
-Letters: B images of a batch, N images of a window, H W pixels, C channels, D embedding width, V hashtags, K experts,
+Letters: B images of a batch, M images of an expert, H W pixels, C channels, D embedding width, V hashtags, K experts,
 S experts asked for an image.
 """
 
@@ -18,15 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_core.training.batches import ImagesInMemory
-from moe_core.training.infer import features_of
+from moe_core.training.batches import as_tensor, normalise
+from moe_core.training.infer import BATCH, check_finite, computing
 
 if TYPE_CHECKING:
+    from moe_core.models.resnet import ResNet
     from moe_core.serving.bundle import Bundle
     from moe_core.serving.held import State
 
 WINDOW = 32  # batches
-WINDOW_BYTES = 256 << 20  # of their pixels
+WINDOW_BYTES = 256 << 20  # of what is kept of their images
+MULTIPLE = 8  # images of an expert are made so many: oneDNN takes milliseconds to prepare for a number it has not seen
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,45 @@ class Answer:
     experts: list[str]  # the nearest of each image
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What is kept of a batch after the router has looked at it."""
+
+    trunk_BD: Tensor  # features, float32
+    start_BHWC: Tensor  # uint8 pixels, or what the shared stages made of them
+    expert_BS: np.ndarray  # int64, the nearest first
+    weight_BS: np.ndarray  # float32, rows sum to one
+
+    @property
+    def nbytes(self) -> int:
+        return self.trunk_BD.nbytes + self.start_BHWC.nbytes
+
+
 def routed(
     bundle: Bundle,
     batches: Iterable[np.ndarray],
     *,
     window: int = WINDOW,
+    window_bytes: int = WINDOW_BYTES,
     topk: int = 1,
     temperature: float | None = None,
     device: str = "cpu",
 ) -> Iterator[Answer]:
     """Answers in the order of `batches`, (B, H, W, C) uint8 of the bundle's size each; B may vary and be 0.
 
-    With `topk` = 1 the published answer; above, the `topk` nearest experts weighted by softmax(-d^2 / temperature), an
+    At most `window` batches are looked at together, fewer where what is kept of them reaches `window_bytes`. With
+    `topk` = 1 the published answer; above, the `topk` nearest experts weighted by softmax(-d^2 / temperature), an
     unpublished one replaced by the router; the temperature is the bundle's where none is given. Raises ValueError for
     images of another size or an expert's damaged file.
     """
     temperature = bundle.temperature if temperature is None else temperature
-    if window < 1 or topk < 1 or temperature <= 0:
+    if window < 1 or window_bytes < 1 or topk < 1 or temperature <= 0:
         raise ValueError(
-            f"window {window}, topk {topk}, temperature {temperature}: wanted 1 or more, 1 or more, above 0"
+            f"window {window} and {window_bytes:,} bytes, topk {topk}, temperature {temperature}: wanted 1 or more of "
+            "each, temperature above 0"
         )
-    waiting: list[np.ndarray] = []
+    bundle.router.to(device)
+    waiting: list[Looked] = []
     for images_BHWC in batches:
         wanted = (bundle.image_size, bundle.image_size, 3)
         if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != wanted:
@@ -65,34 +86,73 @@ def routed(
                 f"images of {images_BHWC.dtype} and shape {images_BHWC.shape}: wanted uint8 and (B, {wanted[0]}, "
                 f"{wanted[1]}, 3)"
             )
-        waiting.append(images_BHWC)
-        if len(waiting) == window or sum(b.nbytes for b in waiting) >= WINDOW_BYTES:
-            yield from _answer(bundle, waiting, topk, temperature, device)
+        waiting.append(_look(bundle, images_BHWC, topk, temperature, device))
+        if len(waiting) == window or sum(looked.nbytes for looked in waiting) >= window_bytes:
+            yield from _answer(bundle, waiting, device)
             waiting = []
     if waiting:
-        yield from _answer(bundle, waiting, topk, temperature, device)
+        yield from _answer(bundle, waiting, device)
 
 
-def _answer(bundle: Bundle, batches: list[np.ndarray], topk: int, temperature: float, device: str) -> Iterator[Answer]:
-    images = ImagesInMemory(np.concatenate(batches))
+def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> Looked:
+    """The router's look at a batch, BATCH images at a time."""
+    trunk, start = [], []
+    for first in range(0, max(1, len(images_BHWC)), BATCH):
+        pixels_BCHW = as_tensor(images_BHWC[first : first + BATCH]).to(device)
+        with computing(bundle.precision, device):
+            early_BCHW = bundle.router.begin(normalise(pixels_BCHW), bundle.branch_at)
+            trunk.append(bundle.router.finish(early_BCHW, bundle.branch_at).float().cpu())
+        start.append((early_BCHW if bundle.branch_at else pixels_BCHW).permute(0, 2, 3, 1).contiguous())
+    trunk_BD = torch.cat(trunk)
+    check_finite(trunk_BD)
+    expert_BS, weight_BS = _experts_of(bundle, trunk_BD.numpy(), min(topk, len(bundle.published)), temperature)
+    return Looked(trunk_BD, torch.cat(start) if len(start) > 1 else start[0], expert_BS, weight_BS)
+
+
+def _answer(bundle: Bundle, window: list[Looked], device: str) -> Iterator[Answer]:
     keys = list(bundle.published)
-    trunk_ND = features_of(bundle.router, images, bundle.precision, device)
-    expert_NS, weight_NS = _experts_of(bundle, trunk_ND.numpy(), min(topk, len(keys)), temperature)
+    expert_NS = np.concatenate([looked.expert_BS for looked in window])
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
+    ends = np.cumsum([len(looked.expert_BS) for looked in window])
 
     def ask(key: str, state: State) -> None:
+        network = bundle.filled({name: tensor.to(device) for name, tensor in state.items()})
         rows, places = np.nonzero(expert_NS == keys.index(key))
-        features_NSD[rows, places] = features_of(bundle.filled(state), images.subset(rows), bundle.precision, device)
+        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // BATCH)):
+            filled_up = np.pad(rows[some], (0, -len(some) % MULTIPLE), mode="edge")
+            features_MD = _features(bundle, network, _gathered(window, filled_up, ends, device), device)
+            features_NSD[rows[some], places[some]] = features_MD[: len(some)]
 
     asked_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
     bundle.experts.each([keys[number] for number in np.unique(expert_NS[asked_NS])], ask)
-    first = 0
-    for images_BHWC in batches:
-        part = slice(first, first + len(images_BHWC))
-        first += len(images_BHWC)
-        router_BV = bundle.router_logits(trunk_ND[part])
-        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], weight_NS[part])
-        yield Answer(probabilities_BV, [keys[number] for number in expert_NS[part, 0]])
+    for looked, end in zip(window, ends, strict=True):
+        part = slice(end - len(looked.expert_BS), end)
+        router_BV = bundle.router_logits(looked.trunk_BD)
+        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], looked.weight_BS)
+        yield Answer(probabilities_BV, [keys[number] for number in looked.expert_BS[:, 0]])
+
+
+def _gathered(window: list[Looked], rows_M: np.ndarray, ends: np.ndarray, device: str) -> Tensor:
+    """(M, C, H, W) channels-last: what the expert starts from, of ascending rows of the window."""
+    cuts = np.searchsorted(rows_M, ends)
+    parts, first, begin = [], 0, 0
+    for looked, cut, end in zip(window, cuts, ends, strict=True):
+        if cut > first:
+            parts.append(looked.start_BHWC.index_select(0, torch.from_numpy(rows_M[first:cut] - begin).to(device)))
+        first, begin = cut, end
+    return torch.cat(parts).permute(0, 3, 1, 2)
+
+
+def _features(bundle: Bundle, network: ResNet, start_MCHW: Tensor, device: str) -> Tensor:
+    """(M, D) float32: of images in the one embedding space, by an expert."""
+    with computing(bundle.precision, device):
+        if bundle.branch_at:
+            features_MD = network.finish(start_MCHW, bundle.branch_at)
+        else:
+            features_MD = network.features(normalise(start_MCHW))
+        features_MD = features_MD.float().cpu()
+    check_finite(features_MD)
+    return features_MD
 
 
 def _experts_of(bundle: Bundle, trunk_ND: np.ndarray, count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:

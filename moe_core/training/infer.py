@@ -6,6 +6,7 @@ Letters: N posts, B posts in the batch, D embedding width, V hashtags.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,19 +44,29 @@ def features_in_parts(
 
     starts = range(0, len(images), BATCH)
     for first, images_BHWC in zip(starts, ahead(read, starts, readers), strict=True):
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.split(":")[0], torch.bfloat16, enabled=uses_bfloat16(precision, device)),
-        ):
+        with computing(precision, device):
             x_BCHW = normalise(as_tensor(images_BHWC).to(device, non_blocking=True))
             some_BD = model.features(x_BCHW).float().cpu()
-        finite_B = some_BD.isfinite().all(1)
-        if not finite_B.all():
-            raise FloatingPointError(
-                f"features of image {first + int((~finite_B).int().argmax())} of {len(images)} hold a number that is "
-                'not finite: look at the network\'s weights, or set precision = "float32"'
-            )
+        check_finite(some_BD, first, len(images))
         yield first, some_BD
+
+
+@contextmanager
+def computing(precision: str, device: str) -> Iterator[None]:
+    """Nothing is recorded for gradients, and networks compute in bfloat16 where that is wanted."""
+    bfloat16 = uses_bfloat16(precision, device)
+    with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
+        yield
+
+
+def check_finite(features_BD: Tensor, first: int = 0, of: int | None = None) -> None:
+    """Raises FloatingPointError for features that are not finite; `first` is the place of the first image of `of`."""
+    finite_B = features_BD.isfinite().all(1)
+    if not finite_B.all():
+        raise FloatingPointError(
+            f"features of image {first + int((~finite_B).int().argmax())} of {of or len(features_BD)} hold a number "
+            'that is not finite: look at the network\'s weights, or set precision = "float32"'
+        )
 
 
 def logits_of(features_ND: Tensor, decoder: nn.Linear) -> Tensor:

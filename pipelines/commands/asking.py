@@ -34,9 +34,17 @@ if TYPE_CHECKING:
     help="T of softmax(-d^2/T), the weights of --topk.  [default: the bundle's]",
 )
 @click.option("--memory", default=4096, show_default=True, help="MiB of experts held at once.")
+@click.option("--window", default=256, show_default=True, help="MiB kept of the images looked at together.")
 @JSON
 def predict(
-    bundle: Path, images: tuple[Path, ...], top: int, topk: int, temperature: float | None, memory: int, as_json: bool
+    bundle: Path,
+    images: tuple[Path, ...],
+    top: int,
+    topk: int,
+    temperature: float | None,
+    memory: int,
+    window: int,
+    as_json: bool,
 ) -> None:
     """Hashtags of image files, and of all image files in folders.
 
@@ -51,7 +59,7 @@ def predict(
     path = published_bundle(bundle) if (bundle / "study.toml").exists() else bundle
     opened = Bundle(path, expert_bytes=memory << 20)
     failed, separator = False, "["
-    for answer in _predictions(opened, list(files_of(images)), top, topk, temperature):
+    for answer in _predictions(opened, list(files_of(images)), top, topk, temperature, window << 20):
         failed |= "error" in answer
         if as_json:
             click.echo(separator + json.dumps(answer, ensure_ascii=False), nl=False)
@@ -68,7 +76,7 @@ def predict(
 
 
 def _predictions(
-    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float | None
+    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float | None, window_bytes: int
 ) -> Iterator[dict[str, Any]]:
     """The answer to each file in turn, or what is wrong with it."""
     import torch
@@ -85,7 +93,8 @@ def _predictions(
             parts.append(part.files)
             yield part.images_BHWC
 
-    for answer in routed(bundle, batches(), topk=topk, temperature=temperature, device=device):
+    answers = routed(bundle, batches(), window_bytes=window_bytes, topk=topk, temperature=temperature, device=device)
+    for answer in answers:
         rows = iter(zip(answer.probabilities_BV, answer.experts, strict=True))
         for path, error in parts.popleft():
             if error:

@@ -1,0 +1,95 @@
+"""Experts as a bundle has them: on disk without their decoder and the stages that they share with the router, in memory
+with each batch norm taken into the convolution before it, which changes answers by rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from moe_core.models.resnet import ResNet, channels_last, early_layers
+from moe_core.weights import load_weights, save_weights
+
+if TYPE_CHECKING:
+    from moe_core.settings import Network
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+EPSILON = nn.BatchNorm2d(1).eps
+
+
+def early_of(router: Path, stages: int) -> dict[str, Tensor]:
+    """Weights of the router's stem and first `stages` stages."""
+    state, _ = load_weights(router)
+    return {name: tensor for name, tensor in state.items() if name.startswith(_prefixes(stages))}
+
+
+def write_branch(expert: Path, to: Path, early: Mapping[str, Tensor]) -> None:
+    """Writes the expert's weights without its decoder and those of `early`.
+
+    Raises ValueError for an expert that has others in their place.
+    """
+    state, about = load_weights(expert)
+    for name, tensor in early.items():
+        if name not in state or not torch.equal(state[name], tensor):
+            raise ValueError(
+                f"{expert}: {name} is not the router's, although expert.branch_at says they share it: materialise the "
+                "expert again"
+            )
+    save_weights(to, {name: t for name, t in state.items() if name not in early and not name.startswith("fc.")}, about)
+
+
+class Body:
+    """The one network that takes the weights of each expert in turn; it shares the router's first `stages` stages."""
+
+    def __init__(self, network: Network, router: ResNet, stages: int) -> None:
+        with torch.device("meta"):
+            self.network = ResNet(network, 1).eval()
+            self.network.fc = nn.Identity()  # type: ignore[assignment]
+            for name in early_layers(stages):
+                self.network.set_submodule(name, nn.Identity())
+            self.shapes = {name: tensor.shape for name, tensor in self.network.state_dict().items()}  # of a file
+            for name, module in list(self.network.named_modules()):
+                if isinstance(module, nn.Conv2d):
+                    module.bias = nn.Parameter(torch.empty(module.out_channels))
+                    self.network.set_submodule(_norm_of(name), nn.Identity())
+        for name in early_layers(stages):
+            self.network.set_submodule(name, router.get_submodule(name))
+
+    def taken(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `fill` wants of the weights in a file; a decoder, which older bundles' files hold, is left out.
+
+        Raises ValueError for weights of another network.
+        """
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if odd := sorted(name for name in shapes | self.shapes if shapes.get(name) != self.shapes.get(name)):
+            raise ValueError(f"{odd[0]} is not as the manifest's network has it")
+        taken: dict[str, Tensor] = {}
+        for conv in [name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 4]:
+            weight, bias, mean, variance = (state[f"{_norm_of(conv)}.{name}"] for name in NORM)
+            taken[f"{conv}.weight"], taken[f"{conv}.bias"] = fuse_conv_bn_weights(
+                state[f"{conv}.weight"], None, mean, variance, EPSILON, weight, bias
+            )
+        return channels_last(taken)
+
+    def fill(self, taken: Mapping[str, Tensor]) -> ResNet:
+        """The network of an expert, until the next call. `load_state_dict` would take as long as a dozen images do."""
+        for name, tensor in taken.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(self.network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
+        return self.network
+
+
+def _norm_of(conv: str) -> str:
+    """The batch norm that follows a convolution."""
+    head, _, name = conv.rpartition(".")
+    return ".".join(part for part in (head, "1" if name == "0" else name.replace("conv", "bn")) if part)
+
+
+def _prefixes(stages: int) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in early_layers(stages))

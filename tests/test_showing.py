@@ -176,3 +176,24 @@ def test_no_picture_of_a_post_is_given_to_dagster(metadata):
     texts = [v.value for said in metadata.values() for v in said.values() if isinstance(v, dg.MarkdownMetadataValue)]
     assert any("data:image/svg+xml" in text for text in texts)
     assert not any("data:image/" in text.replace("data:image/svg+xml", "") for text in texts)
+
+
+def text_of(table):
+    """Of a table, as Markdown or as records."""
+    return table.value if isinstance(table, dg.MarkdownMetadataValue) else json.dumps([r.data for r in table.records])
+
+
+def test_each_asset_shows_its_lineage_down_to_shards_and_settings(metadata):
+    said = metadata["expert", "e001"]
+    for place in (("trunk", None), ("partition", None), ("vocabulary", None), ("posts", "s0000")):
+        assert metadata[place]["version"].value in text_of(said["lineage"])
+    assert "s0000" in text_of(said["lineage: shards"])
+    assert "training.epochs" in text_of(said["lineage: settings"])
+    assert "min_posts_per_tag" in text_of(said["lineage: settings"])
+
+
+def test_the_publication_shows_what_is_published_and_why(metadata):
+    said = metadata["published", None]
+    assert said["published"].value == metadata["mixture", None]["version"].value
+    assert said["why"].value == "nothing was published before"
+    assert said["published"].value in text_of(said["history"])

@@ -1,6 +1,7 @@
 """Publication: a worse mixture is refused; a decision is taken once, and can be taken back."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -318,6 +319,26 @@ def test_the_command_publishes_goes_back_and_lists(root):
         done = hardmoe("publish", "--study", file, *wrong)
         assert done.exit_code == 1
         assert why in done.output
+
+
+def test_what_is_published_by_hand_is_shown_in_dagsters_ui(root):
+    """In a process of its own: the assets belong to one study a process."""
+    import dagster as dg
+
+    publish(root, GOOD)
+    (root / "dagster").mkdir()
+    (root / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    options = ["publish", "--study", str(root / "study.toml"), "--version", version(root, BAD), "--force"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    subprocess.run([sys.executable, "-m", "pipelines.cli", *options], check=True, env=environment)
+    with dg.DagsterInstance.from_config(str(root / "dagster")) as instance:
+        (record,) = instance.fetch_observations(dg.AssetKey("published"), limit=2).records
+        assert record.asset_observation.metadata["published"].value == version(root, BAD)
+        key = dg.AssetCheckKey(dg.AssetKey("published"), "newest_is_published")
+        (check,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=2)
+        said = check.event.dagster_event.asset_check_evaluation_data
+        assert (said.passed, said.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert said.description == "not published: nothing was published before"
 
 
 def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):

@@ -84,7 +84,6 @@ def _show_dagster(context: "Context", book: "Book") -> None:
 
     from assets.mixture import NEWEST, decided
     from assets.study import key_of
-    from assets.study import key_of
 
     try:
         mixture = context.version("mixture")

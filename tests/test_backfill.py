@@ -483,7 +483,7 @@ class FakeServer:
             for task in tasks:
                 if task.key in self.stays:
                     job = dg.Definitions(assets=[expert]).resolve_implicit_global_asset_job_def()
-                    ids.append(instance.create_run_for_job(job, status=dg.DagsterRunStatus.QUEUED).run_id)
+                    ids.append(instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED).run_id)
                     continue
                 done = dg.materialize([expert], instance=instance, partition_key=task.key, raise_on_error=False)
                 ids.append(done.run_id)

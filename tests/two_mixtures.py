@@ -10,7 +10,7 @@ CONTROLS_OFF = demo().evaluation.model_copy(update={"controls": False, "bootstra
 
 
 def tiny_study(lr=0.2, **more):
-    training = Training(epochs=3, batch_size=32, lr=lr, flip=False, crop=0, checkpoint_seconds=60)
+    training = Training(epochs=10, batch_size=32, lr=lr, flip=False, crop=0, checkpoint_seconds=60)
     values = {
         "name": "two",
         "source": Source(format="drawn", posts=500, shards=2),

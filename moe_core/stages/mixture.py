@@ -129,7 +129,7 @@ def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> floa
 MIXTURE = Stage(
     name="mixture",
     keys=None,
-    code="3",
+    code="4",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=lambda study: {
         "publish_gate": study.expert.publish_gate,

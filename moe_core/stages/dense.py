@@ -89,4 +89,5 @@ DENSE_SAME_COST = Stage(
     inputs=lambda context, key: {name: context.version(name) for name in ("splits", "vocabulary")},
     make=_make,
     control=True,
+    kept=True,
 )

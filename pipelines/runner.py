@@ -116,7 +116,7 @@ def run_study(
                         summary.skipped.append(task.name)
                     elif len(running) < count and (alone or _ready(context, task, done)):
                         if not force and is_fresh(context, instance, task):
-                            settle(context, task)
+                            _settle(context, task)
                             summary.fresh.append(task.name)
                             on_event("fresh", task, "")
                             done.add((task.stage, task.key))
@@ -222,11 +222,11 @@ def is_fresh(context: Context, instance: "dg.DagsterInstance", task: Task) -> bo
     return version == context.version(task.stage, task.key) and not _looks_stale(context, task, recorded)
 
 
-def settle(context: Context, task: Task) -> None:
-    """What is to be noted of an artefact whenever it is found, in case that whoever made it was killed before."""
-    stage, found = STAGES[task.stage], context.find(task.stage, task.key)
-    if stage.settle and found:
-        stage.settle(context, found)
+def _settle(context: Context, task: Task) -> None:
+    """Notes what the study lives with, in case that whoever made it was killed before, or was of another time."""
+    stage = STAGES[task.stage]
+    if stage.settle and task.stage in ("trunk", "partition"):
+        stage.settle(context, context.need(task.stage))
 
 
 def _looks_stale(context: Context, task: Task, recorded: Mapping[str, str]) -> bool:

@@ -5,7 +5,7 @@ import os
 
 import dagster as dg
 
-from assets.study import root, study, study_file
+from assets.study import STUDY, root, study, study_file
 
 LOOK_SECONDS = 600
 
@@ -47,7 +47,10 @@ def fit_again(context: dg.OpExecutionContext, config: Again) -> None:
     )
 
 
-@dg.job(description="Fits the gate again from its clusters; experts whose posts changed become stale.")
+@dg.job(
+    description="Fits the gate again from its clusters; experts whose posts changed become stale.",
+    tags={STUDY: study().name},
+)
 def repartition() -> None:
     fit_again()
 

@@ -232,8 +232,10 @@ def _settle(context: Context, task: Task) -> None:
 def _looks_stale(context: Context, task: Task, recorded: Mapping[str, str]) -> bool:
     """Dagster compares the versions that it read then with those of now: what is kept when they change is to be found
     again in a run of its own."""
+    from assets.study import key_of
+
     for name in STAGES[task.stage].reads:
-        stage, seen = STAGES[shown_as(name)], recorded.get(f"{INPUT_TAG}/{name}")
+        stage, seen = STAGES[shown_as(name)], recorded.get(f"{INPUT_TAG}/{key_of(name).to_user_string()}")
         if not stage.when(context.study) or (stage.control and not context.study.evaluation.controls):
             continue
         if name != stage.name and seen is None:  # recorded before there was this name

@@ -31,6 +31,8 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
     context = open_study(study_file)
     if until not in STAGES:
         raise ValueError(f"no asset {until!r}: wanted one of {', '.join(STAGES)}")
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run: it is what would be done as a document")
     if dry_run:
         if renew:
             raise ValueError("--dry-run --renew: a trunk that is not trained cannot tell where posts will lie")
@@ -40,9 +42,9 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
     if renew and not basis.ask_to_renew(context):
         click.echo("Trunk and vocabulary are those of all shards already.", err=True)
     summary = run_shown(open_study(study_file), until=until, workers=workers)
-    if not summary.failed:
+    if not summary.failed and not summary.interrupted:
         found = open_study(study_file).need("partition")
-        show_churn(dict(found.metadata) | churn_of(found), as_json)
+        show_churn(dict(found.metadata) | churn_of(found))
     finish(summary)
 
 
@@ -52,7 +54,7 @@ def churn_of(partition: "Artefact") -> dict[str, Any]:
     return said
 
 
-def show_churn(said: dict[str, Any], as_json: bool) -> None:
+def show_churn(said: dict[str, Any], as_json: bool = False) -> None:
     """Posts moved, by expert, and which experts are to be trained again."""
     if as_json:
         names = ("moved", "new", "gone", "trained_again", "kept", "drift", "experts", "before", "now", "posts")

@@ -169,6 +169,7 @@ def test_a_new_shard_costs_its_own_features_and_the_experts_that_it_changed(stud
 
 def test_experts_beyond_the_threshold_go_on_from_their_old_weights_and_the_others_are_the_same_files(study_of):
     study, root = study_of()
+    before = weights_of(opened(study, root))
     add_shard(shards_of(root), 3, posts=40)
     shutil.copytree(root, root.with_name("tried"))
     make(study, root.with_name("tried"), "partition")
@@ -178,7 +179,6 @@ def test_experts_beyond_the_threshold_go_on_from_their_old_weights_and_the_other
     limit = (changed[0][0] + changed[1][0]) / 2  # the least changed is kept
     assert changed[0][0] < limit < changed[1][0]
     study, root = study_of(**kept_at(limit))
-    before = weights_of(opened(study, root))
     again = [f"expert:{key}" for key in sorted(key for share, key in changed if share > limit)]
     made = make(study, root)
     assert [name for name in made if name.startswith("expert")] == again

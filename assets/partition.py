@@ -1,11 +1,13 @@
+import json
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.materialise import OWNERS, Work, asset_of, materialise
-from assets.showing import bar, plot_of_bars, table
+from assets.showing import ROWS, bar, picture, plot_of_bars, table
 from assets.study import EXPERTS, key_of
+from moe_core.evaluation.plots import matrix
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
 
@@ -15,6 +17,15 @@ expert_shard = dg.AssetSpec(
     "so only the experts whose cluster changed become stale.",
     deps=["partition"],
     group_name="gate",
+    partitions_def=EXPERTS,
+    owners=OWNERS,
+)
+
+random_shard = dg.AssetSpec(
+    "random_shard",
+    description="The same of the random partition, which is the control.",
+    deps=["partition"],
+    group_name="controls",
     partitions_def=EXPERTS,
     owners=OWNERS,
 )
@@ -31,6 +42,29 @@ def seen(artefact: Artefact, key: str) -> dict[str, Any]:
     return {"hashtags that set it apart": table(("hashtag", "posts", "times its share among all posts"), rows)} | sheets
 
 
+def churn(artefact: Artefact) -> dict[str, Any]:
+    """Of a partition that follows another: where training posts went, which experts are stale and which are kept."""
+    if "churn.json" not in artefact.files:
+        return {}
+    said = json.loads(artefact.file("churn.json").read_text("utf-8"))
+    rows = [
+        (
+            key,
+            *(f"{one[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")),
+            f"{100 * one['changed']:.1f} %",
+            "trained again" if one["again"] else "kept",
+        )
+        for key, one in said["experts"].items()
+    ]
+    head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", " ")
+    found: dict[str, Any] = {"churn": table(head, rows), "drift": None}
+    found |= {f"drift: {name.replace('_', ' ')}": value for name, value in artefact.metadata["drift"].items()}
+    if max(len(said["before"]), len(said["now"])) <= ROWS:
+        about = "training posts, from the experts before (down) to those now"
+        found["posts moved"] = picture(matrix(said["posts"], [*said["before"], "new"], said["now"], about), about)
+    return found
+
+
 @asset_of("partition", group_name="gate", kinds={"faiss"})
 def partition(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The gate: PCA-whitening and k-means on the trunk's features; each post belongs to exactly one expert."""
@@ -38,7 +72,16 @@ def partition(context: dg.AssetExecutionContext, config: Work) -> dg.Materialize
     def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
         members = artefact.metadata["members"]
         sizes = dict(zip(members, artefact.metadata["sizes"], strict=True))
-        context.instance.add_dynamic_partitions(EXPERTS.name or "", list(members))
+        names = EXPERTS.name or ""
+        context.instance.add_dynamic_partitions(names, list(members))
+        for gone in set(context.instance.get_dynamic_partitions(names)) - set(members):
+            context.instance.delete_dynamic_partition(names, gone)
+        for key, digest in artefact.metadata["random_members"].items():
+            context.instance.report_runless_asset_event(
+                dg.AssetObservation(
+                    key_of("random_shard"), partition=key, metadata={"members": digest}, tags={DATA_VERSION_TAG: digest}
+                )
+            )
         for key, digest in members.items():
             context.instance.report_runless_asset_event(
                 dg.AssetObservation(
@@ -56,6 +99,6 @@ def partition(context: dg.AssetExecutionContext, config: Work) -> dg.Materialize
             "members": None,  # of each expert, with its observation
             "random members": None,
             "contact sheets": dg.MetadataValue.path(str(artefact.path / "sheets")),
-        }, []
+        } | churn(artefact), []
 
     return materialise(context, config, look)

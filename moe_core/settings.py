@@ -184,6 +184,44 @@ class Partition(Strict):
     seed: int = Field(0, description="Seed of k-means, and of the random partition that is the control.")
 
 
+class Repartition(Strict):
+    """What happens to trunk, vocabulary, gate and experts when shards arrive."""
+
+    cron: str = Field("0 3 * * 1", description="Schedule `weekly_repartition`, which is stopped until it is started.")
+    then: Literal["partition", "expert", "mixture", "report"] = Field(
+        "partition", description="How far the job `repartition` goes: up to this asset and all that it needs."
+    )
+    retrain_share: Fraction = Field(
+        0.1,
+        description="An expert is trained again when more than this share of the posts that it was trained on has been "
+        "added or removed.",
+    )
+    start: Literal["continue", "usual"] = Field(
+        "continue", description="An expert that is trained again goes on from its old weights, or starts as a new one."
+    )
+    growth: Annotated[float, Field(ge=1)] = Field(
+        2.0, description="Trunk and vocabulary are made anew when training posts are so many times those they saw."
+    )
+    new_tags: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="And when new hashtags would make the vocabulary larger by more than this share."
+    )
+    drift_far: Fraction = Field(
+        0.05, description="Sensor `drift`: share of new posts farther from their centroid than 99 % at the fit."
+    )
+    drift_ambiguous: Fraction = Field(
+        0.15, description="Sensor `drift`: share of new posts nearer to two experts than 95 % at the fit."
+    )
+    drift_imbalance: Annotated[float, Field(ge=1)] = Field(
+        1.5, description="Sensor `drift`: largest expert by the mean, as a multiple of what it was at the fit."
+    )
+
+    @model_validator(mode="after")
+    def _cron_has_five_fields(self) -> "Repartition":
+        if not re.fullmatch(r"@\w+|[\d*/,\-A-Za-z]+( [\d*/,\-A-Za-z]+){4}", self.cron):
+            raise ValueError(f"cron {self.cron!r} must have five fields, such as '0 3 * * 1'")
+        return self
+
+
 class Expert(Strict):
     """How experts start; how they train is `expert_training`."""
 
@@ -280,6 +318,7 @@ class Study(Strict):
     trunk_setup: TrunkSetup = TrunkSetup()
     expert_training: Training = Field(Training(), description="How an expert is trained, and every control.")
     partition: Partition = Partition()
+    repartition: Repartition = Repartition()
     expert: Expert = Expert()
     decoder: Decoder = Decoder()
     publish: Publish = Publish()

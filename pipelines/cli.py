@@ -2,7 +2,7 @@
 
 import click
 
-from pipelines.commands import asking, keeping, lineage, looking, making, publishing
+from pipelines.commands import asking, keeping, lineage, looking, making, publishing, repartitioning
 from pipelines.commands.common import OneLineErrors
 
 
@@ -23,6 +23,7 @@ for command in (
     making.init,
     making.run,
     making.backfill,
+    repartitioning.repartition,
     looking.status,
     looking.results,
     looking.report,

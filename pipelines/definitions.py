@@ -5,6 +5,7 @@ import dagster as dg
 from assets import controls, experts, mixture, partition, posts, results, splits, trunk, vocabulary
 from assets.study import key_of, study
 from pipelines.jobs import JOBS
+from pipelines.repartition import drift, repartition, weekly_repartition
 from pipelines.sensors import SENSORS
 
 MODULES = [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results]
@@ -13,8 +14,9 @@ ASSETS = dg.load_assets_from_modules(MODULES, include_specs=True, key_prefix=stu
 defs = dg.Definitions(
     # `key_prefix` reaches what an asset depends on, but not the key of an asset that cannot be executed
     assets=[a.replace_attributes(key=key_of(a.key.path[-1])) if isinstance(a, dg.AssetSpec) else a for a in ASSETS],
-    jobs=JOBS,
-    sensors=SENSORS,
+    jobs=[*JOBS, repartition],
+    schedules=[weekly_repartition],
+    sensors=[*SENSORS, drift],
     # A step is minutes to days of work in one process: a process of its own inside the run would only be one more
     # that can be orphaned. Parallelism is one run an expert.
     executor=dg.in_process_executor,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
 from moe_core.stages.spending import TRAINED
+from moe_core.stages.stage import shown_as
 from moe_core.stages.table import STAGES
 from moe_core.store import Artefact
 from pipelines.runner import above, is_fresh, use_workers
@@ -112,7 +113,7 @@ def _why(context: Context, instance: "dg.DagsterInstance | None", state: State, 
         there = context.find(state.asset, state.key) is not None
     except ValueError:  # what it depends on is to be made first
         stage = STAGES[state.asset]
-        first = {"partition" if name == "expert_shard" else name for name in stage.reads}
+        first = {shown_as(name) for name in stage.reads}
         due = list(dict.fromkeys(step.asset for step in steps if step.asset in first))
         return f"follows from {', '.join(due)}" if due else state.why or state.state
     if force:

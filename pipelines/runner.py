@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -15,7 +15,7 @@ from moe_core.stages.answers import ONE_NETWORK
 from moe_core.stages.context import Context, cores, threads_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
 from moe_core.stages.spending import TRAINED
-from moe_core.stages.stage import maker
+from moe_core.stages.stage import maker, shown_as
 from moe_core.stages.table import STAGES
 from pipelines.devices import Lease, Leases, gpu_names
 from pipelines.instance import home, opened, project_keys, reap
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 POLL_SECONDS = 0.25  # at least so often the display is told
+DATA_VERSION_TAG, INPUT_TAG = "dagster/data_version", "dagster/input_data_version"
 JOINT = ("joint_experts", "random_joint_experts")  # stages that start processes of their own, one a GPU
 
 
@@ -115,6 +116,7 @@ def run_study(
                         summary.skipped.append(task.name)
                     elif len(running) < count and (alone or _ready(context, task, done)):
                         if not force and is_fresh(context, instance, task):
+                            _settle(context, task)
                             summary.fresh.append(task.name)
                             on_event("fresh", task, "")
                             done.add((task.stage, task.key))
@@ -189,7 +191,7 @@ def above(stage: str) -> set[str]:
     """All stages upstream."""
     found: set[str] = set()
     for name in STAGES[stage].reads:
-        name = "partition" if name == "expert_shard" else name
+        name = shown_as(name)
         found |= {name, *above(name)}
     return found
 
@@ -202,7 +204,7 @@ def _lost(summary: Summary) -> set[str]:
 def _ready(context: Context, task: Task, done: set[tuple[str, str | None]]) -> bool:
     stage = STAGES[task.stage]
     for name in stage.reads:
-        upstream = STAGES["partition" if name == "expert_shard" else name]
+        upstream = STAGES[shown_as(name)]
         if upstream.control and not context.study.evaluation.controls:
             continue
         keys = [task.key] if upstream.keys == stage.keys == "shards" else upstream.keys_of(context)
@@ -212,23 +214,47 @@ def _ready(context: Context, task: Task, done: set[tuple[str, str | None]]) -> b
 
 
 def is_fresh(context: Context, instance: "dg.DagsterInstance", task: Task) -> bool:
-    """The artefact is there, and it is the one that Dagster's record names."""
-    return context.find(task.stage, task.key) is not None and (
-        recorded_version(instance, task.stage, task.key) == context.version(task.stage, task.key)
-    )
+    """The artefact is there, and it is the one that Dagster's record names, made from what is there now."""
+    if context.find(task.stage, task.key) is None:
+        return False
+    recorded = _recorded(instance, task.stage, task.key)
+    version = recorded.get(DATA_VERSION_TAG)
+    return version == context.version(task.stage, task.key) and not _looks_stale(context, task, recorded)
 
 
-def recorded_version(instance: "dg.DagsterInstance", stage: str, key: str | None) -> str | None:
-    """Data version of the latest materialisation in Dagster's event log."""
+def _settle(context: Context, task: Task) -> None:
+    """Notes what the study lives with, in case that whoever made it was killed before, or was of another time."""
+    stage = STAGES[task.stage]
+    if stage.settle and task.stage in ("trunk", "partition"):
+        stage.settle(context, context.need(task.stage))
+
+
+def _looks_stale(context: Context, task: Task, recorded: Mapping[str, str]) -> bool:
+    """Dagster compares the versions that it read then with those of now: what is kept when they change is to be found
+    again in a run of its own."""
+    from assets.study import key_of
+
+    for name in STAGES[task.stage].reads:
+        stage, seen = STAGES[shown_as(name)], recorded.get(f"{INPUT_TAG}/{key_of(name).to_user_string()}")
+        if not stage.when(context.study) or (stage.control and not context.study.evaluation.controls):
+            continue
+        if name != stage.name and seen is None:  # recorded before there was this name
+            return True
+        if name == stage.name and stage.keys is None and seen != context.version(name):
+            return True
+    return False
+
+
+def _recorded(instance: "dg.DagsterInstance", stage: str, key: str | None) -> Mapping[str, str]:
+    """Tags of the latest materialisation in Dagster's event log."""
     import dagster as dg
-    from dagster._core.definitions.data_version import extract_data_version_from_entry
 
     from assets.study import key_of
 
     which = dg.AssetRecordsFilter(asset_key=key_of(stage), asset_partitions=None if key is None else [key])
     records = instance.fetch_materializations(which, limit=1).records
-    version = extract_data_version_from_entry(records[0].event_log_entry) if records else None
-    return version.value if version else None
+    found = records[0].asset_materialization if records else None
+    return found.tags or {} if found else {}
 
 
 def uses_all_gpus(context: Context, task: Task) -> bool:

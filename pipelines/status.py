@@ -67,7 +67,7 @@ def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[st
             return State(name, key, "stale", _forgotten(context, old[-1]) + str(error), old[-1].version)
         return State(name, key, "missing", failed.get((name, key), ""), "")
     if context.store.find(plan):
-        return State(name, key, "fresh", "", plan.version)
+        return State(name, key, "fresh", _kept(context, name, key), plan.version)
     if (name, key) in failed:
         return State(name, key, "failed", failed[name, key], plan.version)
     if old:
@@ -76,6 +76,17 @@ def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[st
     if "forgotten" in plan.inputs:  # the artefact went with the takedown: it named a post
         return State(name, key, "stale", "changed: forgotten posts", "")
     return State(name, key, "missing", "", plan.version)
+
+
+def _kept(context: Context, name: str, key: str | None) -> str:
+    """Says of what is fresh that it goes on although posts came since."""
+    if STAGES[name].kept and context.basis is not context:
+        return f"kept: made from {len(context.basis.shards)} of {len(context.shards)} shards"
+    column = {"expert": "expert", "separate_expert": "expert", "random_expert": "random"}.get(name)
+    if column is None or key is None:
+        return ""
+    said = context.need("partition").metadata.get("kept_members", {}).get(column, {})
+    return f"kept: {100 * said[key]:.1f} % of its posts changed" if said.get(key) else ""
 
 
 def _forgotten(context: Context, artefact: Artefact) -> str:

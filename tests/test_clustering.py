@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from moe_core.clustering.assign import assign
-from moe_core.clustering.balance import pack
+from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate, load_gate
-from moe_core.clustering.kmeans import fit
-from moe_core.clustering.random_partition import random_partition
+from moe_core.clustering.kmeans import fit, starts
+from moe_core.clustering.matching import continued_by, overlap
+from moe_core.clustering.random_partition import carried_on, random_partition
 from moe_core.clustering.whitening import Moments, Whitening, whiten
 
 
@@ -174,3 +175,54 @@ def test_a_random_partition_has_the_sizes_and_follows_from_the_ids():
     backwards = dict(zip(ids[::-1], random_partition(ids[::-1], np.array([7, 3]), seed=0), strict=True))
     assert backwards == cluster
     assert dict(zip(ids, random_partition(ids, np.array([7, 3]), seed=1), strict=True)) != cluster
+
+
+def test_clusters_go_on_from_their_means_and_a_new_one_is_half_of_the_worst_served():
+    """Of the three heaps two lie in one cluster: that is the one to be halved."""
+    old_N = np.repeat([0, 1, 1], 30)
+    start_KP = starts(blobs(), old_N, 3, iterations=10, seed=0)
+    assert start_KP @ np.eye(3)[0] == pytest.approx([1, 0, 0], abs=0.1)
+    assert sorted((start_KP[1:] @ np.eye(3)[1:].T).round().astype(int).tolist()) == [[0, 1], [1, 0]]
+    found = fit(blobs(), 3, 10, 1, seed=0, start_KP=start_KP)
+    assert (found.centroids_KP * start_KP).sum(1).min() > 0.99
+
+
+def test_a_post_that_was_in_no_cluster_does_not_pull_at_a_start():
+    old_N = np.repeat([0, 1, -1], 30)
+    assert starts(blobs(), old_N, 2, 10, 0)[:, 2] == pytest.approx([0, 0], abs=0.1)
+
+
+def test_new_clusters_continue_the_old_ones_with_most_of_their_posts():
+    old = np.array([0, 0, 0, 1, 1, 2, -1])
+    new = np.array([2, 2, 1, 0, 0, 1, 1])
+    counted = overlap(new, old, 3)
+    assert counted.tolist() == [[0, 1, 2], [2, 0, 0], [0, 1, 0]]
+    assert continued_by(counted).tolist() == [2, 0, 1]
+    assert continued_by(np.zeros((3, 3), int)).tolist() == [0, 1, 2], "without posts, by number"
+    assert continued_by(np.array([[0, 0], [5, 0]])).tolist() == [1, 0], "who has posts chooses first"
+
+
+def test_fine_clusters_keep_their_expert_where_the_balance_lets_them():
+    x = np.repeat(np.eye(3), 2, axis=0)
+    even = np.full(6, 10)
+    assert repack(even, x, np.array([0, 0, 1, 1, 2, 2]), 3).tolist() == [0, 0, 1, 1, 2, 2]
+    moved = repack(even, x, np.array([0, 0, 0, 1, 2, 2]), 3)
+    assert moved.tolist() == [0, 0, 1, 1, 2, 2], "the one that lies with the other gives way"
+    assert repack(even, x, np.array([0, 0, 1, 1, -1, -1]), 3).tolist() == [0, 0, 1, 1, 2, 2]
+    assert sorted(np.bincount(repack(even, x, np.array([0, 0, 0, 1, 1, 1]), 3)).tolist()) == [2, 2, 2]
+    with pytest.raises(ValueError, match="2 fine clusters for 3 experts"):
+        repack(even[:2], x[:2], np.array([0, 1]), 3)
+
+
+def test_a_random_partition_that_goes_on_moves_no_more_than_its_sizes_ask_for():
+    ids = [f"p{n}" for n in range(8)]
+    old = np.array([0, 0, 0, 0, 1, 1, -1, -1])
+    grown = carried_on(ids, old, np.array([5, 3]), seed=0)
+    assert grown[:6].tolist() == old[:6].tolist()
+    assert sorted(grown[6:].tolist()) == [0, 1]
+    shrunk = carried_on(ids, old, np.array([2, 6]), seed=0)
+    assert np.bincount(shrunk).tolist() == [2, 6]
+    assert (shrunk[:4] == 0).sum() == 2
+    assert shrunk[4:].tolist() == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match="sizes sum to 7, got 8 posts"):
+        carried_on(ids, old, np.array([4, 3]), seed=0)

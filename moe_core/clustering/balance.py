@@ -29,6 +29,61 @@ def pack(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> np.ndar
     return expert_M
 
 
+def repack(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, experts: int) -> np.ndarray:
+    """(M,) int64: as `pack`, from the experts that fine clusters have (-1: none), moving only what a balance takes.
+
+    Fine clusters without an expert go to the nearest with room; an expert without any gets one from the fullest; then
+    the fullest give away what loses least, as long as they hold too much and another has room.
+    """
+    if len(sizes_M) < experts:
+        raise ValueError(f"{len(sizes_M)} fine clusters for {experts} experts: raise partition.fine to the latter")
+    expert_M = expert_M.copy()
+    capacity = sizes_M.sum() / experts * SLACK
+    for m in sorted(np.flatnonzero(expert_M < 0).tolist(), key=lambda m: -sizes_M[m]):
+        expert_M[m] = _best(m, sizes_M, centroids_MP, expert_M, experts, capacity)
+    for expert in range(experts):
+        if not (expert_M == expert).any():
+            counts_K = np.bincount(expert_M, minlength=experts)
+            giver = int(np.where(counts_K > 1, _loads(sizes_M, expert_M, experts), -1).argmax())
+            mine = np.flatnonzero(expert_M == giver)
+            expert_M[mine[(centroids_MP[mine] @ _centre(sizes_M, centroids_MP, expert_M, giver)).argmin()]] = expert
+    for _ in range(len(sizes_M)):
+        load_K = _loads(sizes_M, expert_M, experts)
+        giver = int(load_K.argmax())
+        mine = np.flatnonzero(expert_M == giver)
+        centres_KP = np.stack([_centre(sizes_M, centroids_MP, expert_M, k) for k in range(experts)])
+        similarity_mK = centroids_MP[mine] @ centres_KP.T
+        room_mK = load_K + sizes_M[mine, None] <= capacity
+        room_mK[:, giver] = False
+        if load_K[giver] <= capacity or len(mine) == 1 or not room_mK.any():
+            break
+        gain_mK = np.where(room_mK, similarity_mK - similarity_mK[:, [giver]], -np.inf)
+        which, taker = np.unravel_index(int(gain_mK.argmax()), gain_mK.shape)
+        expert_M[mine[which]] = taker
+    return expert_M
+
+
+def _loads(sizes_M: np.ndarray, expert_M: np.ndarray, experts: int) -> np.ndarray:
+    held = expert_M >= 0
+    return np.bincount(expert_M[held], weights=sizes_M[held], minlength=experts)
+
+
+def _centre(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, expert: int) -> np.ndarray:
+    mine = expert_M == expert
+    centre_P: np.ndarray = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
+    return centre_P / max(float(np.linalg.norm(centre_P)), 1e-12)
+
+
+def _best(
+    m: int, sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, experts: int, capacity: float
+) -> int:
+    """The nearest expert with room for a fine cluster, else the emptiest."""
+    load_K = _loads(sizes_M, expert_M, experts)
+    room_K = load_K + sizes_M[m] <= capacity
+    centres_KP = np.stack([_centre(sizes_M, centroids_MP, expert_M, k) for k in range(experts)])
+    return int(np.where(room_K, centres_KP @ centroids_MP[m], -np.inf).argmax() if room_K.any() else load_K.argmin())
+
+
 def _spread(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> list[int]:
     """The largest fine cluster, then again and again the one farthest from all chosen."""
     chosen = [int(sizes_M.argmax())]

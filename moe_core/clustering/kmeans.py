@@ -21,9 +21,17 @@ class Fit:
     points: int  # posts that it was fitted on: all that were given
 
 
-def fit(x_NP: np.ndarray, clusters: int, iterations: int, restarts: int, seed: int) -> Fit:
+def fit(
+    x_NP: np.ndarray,
+    clusters: int,
+    iterations: int,
+    restarts: int,
+    seed: int,
+    start_KP: np.ndarray | None = None,
+) -> Fit:
     """Fits `clusters` centroids to rows of unit norm, on a GPU where faiss has one; the same seed gives the same.
 
+    From random posts, `restarts` times, or once from `start_KP`: then centroid k is what became of start k.
     Raises ValueError when there are fewer posts than clusters, or a cluster stays empty.
     """
     import faiss
@@ -35,14 +43,14 @@ def fit(x_NP: np.ndarray, clusters: int, iterations: int, restarts: int, seed: i
         x_NP.shape[1],
         clusters,
         niter=iterations,
-        nredo=restarts,
+        nredo=restarts if start_KP is None else 1,
         spherical=True,
         seed=seed,
         gpu=hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0,
         max_points_per_centroid=len(x_NP),  # the default of 256 would fit on a sample without a word
         min_points_per_centroid=1,  # only a warning otherwise
     )
-    kmeans.train(x_NP)
+    kmeans.train(x_NP, init_centroids=None if start_KP is None else np.ascontiguousarray(start_KP, np.float32))
     assert kmeans.centroids is not None
     assert kmeans.obj is not None
     centroids_KP = kmeans.centroids.reshape(clusters, -1)
@@ -57,3 +65,28 @@ def fit(x_NP: np.ndarray, clusters: int, iterations: int, restarts: int, seed: i
             "(or partition.fine), or raise partition.restarts"
         )
     return Fit(centroids_KP, float(kmeans.obj[-1]), len(x_NP))
+
+
+def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, seed: int) -> np.ndarray:
+    """(K, P) float32, unit norm: means of old clusters, to go on from; `old_N` is -1 for a post that was in none.
+
+    A cluster without posts is one half of the worst served: that with the largest sum of distances to its mean.
+    """
+    old_N = old_N.copy()
+    start_KP = np.zeros((clusters, x_NP.shape[1]), np.float32)
+    for k in range(clusters):
+        start_KP[k] = _direction(x_NP[old_N == k])
+    for k in np.flatnonzero(np.bincount(old_N[old_N >= 0], minlength=clusters) == 0).tolist():
+        far_N = np.where(old_N >= 0, 1 - (x_NP * start_KP[old_N]).sum(1), 0)
+        worst = int(np.bincount(np.maximum(old_N, 0), weights=far_N, minlength=clusters).argmax())
+        mine = np.flatnonzero(old_N == worst)
+        halves = fit(x_NP[mine], 2, iterations, 1, seed).centroids_KP
+        stays = int((halves @ start_KP[worst]).argmax())
+        old_N[mine[assign(x_NP[mine], halves) != stays]] = k
+        start_KP[worst], start_KP[k] = halves[stays], halves[1 - stays]
+    return start_KP
+
+
+def _direction(x_NP: np.ndarray) -> np.ndarray:
+    mean_P = x_NP.sum(0, dtype=np.float64)
+    return mean_P / max(float(np.linalg.norm(mean_P)), 1e-12)

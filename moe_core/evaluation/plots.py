@@ -104,6 +104,28 @@ def bars(rows: Sequence[tuple[str, float]], about: str, form: str = "{:,.0f}") -
     return _svg(WIDTH, len(rows) * ROW + 6, about, parts)
 
 
+def matrix(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str], about: str) -> str:
+    """A square for each count, the darker the larger its share of its row; the count in it where there is room."""
+    left = 12 + 6.6 * max(len(name) for name in rows)
+    side = max(6.0, min(34.0, (WIDTH - left - 4) / len(columns)))
+    parts = []
+    for across, name in enumerate(columns):
+        if side >= 28:
+            parts.append(_text(left + (across + 0.5) * side, 12, name, "middle", size=9.5))
+    for down, (name, counted) in enumerate(zip(rows, counts, strict=True)):
+        top, total = 18 + down * side, max(sum(counted), 1)
+        parts.append(_text(left - 6, top + side / 2 + 4, name, "end", size=min(10.5, side)))
+        for across, count in enumerate(counted):
+            at = left + across * side
+            parts.append(
+                f'<rect x="{at:.1f}" y="{top:.1f}" width="{side - 1:.1f}" height="{side - 1:.1f}" fill="{BLUE}" '
+                f'fill-opacity="{0.06 + 0.6 * count / total:.2f}"/>'
+            )
+            if count and side >= 28:
+                parts.append(_text(at + side / 2, top + side / 2 + 4, short(count), "middle", size=9))
+    return _svg(WIDTH, round(22 + len(rows) * side), about, parts)
+
+
 def sparkline(points: Sequence[tuple[float, float]], about: str) -> str:
     """A curve without axes, to stand in a line of text."""
     points = thinned(points, 40)

@@ -36,9 +36,9 @@ class Asked:
 
 
 def asked(context: Context, split: str) -> Asked:
-    """The posts of a split that have something to predict; there may be none."""
+    """The posts of a split that have something to predict and that no network was trained on; there may be none."""
     index = reading.index(context)
-    use_N = index.use(split)
+    use_N = reading.held_out(context, index, split)
     assignment = reading.assignment(context)
     return Asked(
         reading.posts_where(context, index, use_N),

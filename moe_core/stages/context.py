@@ -10,9 +10,11 @@ from typing import Any
 from moe_core.data.forgotten import Forgotten
 from moe_core.data.sources import Shard, Unready, find_shards
 from moe_core.settings import Study
+from moe_core.stages import basis, history
 from moe_core.store import Artefact, Plan, Store
 
 Report = Callable[[Mapping[str, Any]], None]
+BEFORE_BASIS = ("posts", "splits")  # stages whose plans do not depend on what is kept
 
 
 def silent(_: Mapping[str, Any]) -> None:
@@ -28,6 +30,9 @@ class Context:
     report: Report = silent
     by: str = "a plain call"  # who works with it, for what is written down
     plans: dict[tuple[str, str | None], Plan] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()  # "refit", "renew": to look at what they would do
+    _basis: "Context | None" = field(default=None, repr=False, compare=False)
+    _view: "Context | None" = field(default=None, repr=False, compare=False)
 
     @cached_property
     def store(self) -> Store:
@@ -57,17 +62,52 @@ class Context:
         """A lock that everyone holds who makes an artefact, and whoever takes artefacts away holds alone."""
         return self.root / ".in-use.lock"
 
-    @property
+    @cached_property
+    def current(self) -> history.Current | None:
+        """The partition that the study lives with, as it is when this context first asks."""
+        return history.load(self.root)
+
+    @cached_property
+    def refit_is_asked(self) -> bool:
+        return history.is_refit_asked(self)
+
+    @cached_property
     def experts(self) -> list[str]:
-        return [f"e{k:03d}" for k in range(self.study.partition.experts)]
+        """Keys, in the order of the gate's numbers."""
+        return history.keys_for(self.current, self.study.partition.experts)
+
+    @property
+    def basis(self) -> "Context":
+        """The study as its trunk and vocabulary see it: of the shards that they were made from, where they are kept.
+
+        Kept until the splits of all shards are there to tell whether the study has outgrown them.
+        """
+        if self._basis is None:
+            view = self._view = self._view or basis.view_of(self)
+            kept = False if view is None else basis.keeps(self, view)
+            if kept is None:
+                assert view is not None
+                return view
+            self._basis = view if kept and view is not None else self
+        return self._basis
+
+    def view(self, shards: list[Shard]) -> "Context":
+        """The study with some of its shards only."""
+        found = Context(self.study, self.root, self.report)
+        found.__dict__ |= {"_found": (shards, []), "forgotten": self.forgotten}
+        found._basis = found
+        return found
 
     def plan(self, stage: str, key: str | None = None) -> Plan:
         """What the artefact is to be made from now. Raises ValueError where another must be made to know it."""
         from moe_core.stages.table import STAGES
 
-        if (stage, key) not in self.plans:
-            self.plans[stage, key] = STAGES[stage].plan(self, key)
-        return self.plans[stage, key]
+        if (stage, key) in self.plans:
+            return self.plans[stage, key]
+        plan = STAGES[stage].plan(self, key)
+        if stage in BEFORE_BASIS or self._basis is not None:  # else it may yet be another
+            self.plans[stage, key] = plan
+        return plan
 
     def find(self, stage: str, key: str | None = None) -> Artefact | None:
         return self.store.find(self.plan(stage, key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
+from moe_core.stages.experts import images_of
 
 if TYPE_CHECKING:
     from moe_core.serving.bundle import Bundle
@@ -22,7 +23,7 @@ def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     k = min(context.study.evaluation.topk, count)
     trunk_images = context.need("trunk").metadata["training_images"]
     seen = {
-        name: sum(context.need(name, key).metadata["training_images"] for key in context.experts)
+        name: sum(images_of(context.need(name, key)) for key in context.experts)
         for name in ("expert", *(("random_expert", "separate_expert") if context.study.evaluation.controls else ()))
     }
 

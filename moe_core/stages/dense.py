@@ -90,4 +90,5 @@ DENSE_SAME_COST = Stage(
     make=_make,
     control=True,
     when=lambda study: study.evaluation.dense_control,
+    kept=True,
 )

@@ -10,17 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moe_core.settings import Study
-from moe_core.stages import reading
+from moe_core.stages import membership, reading
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.fitting import fit
 from moe_core.stages.stage import Stage
 from moe_core.stages.trunk import training_settings
-from moe_core.store import Written, file_digest
+from moe_core.store import Artefact, Plan, Written, file_digest
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.training.batches import Posts
+
+CODE = "1"
 
 
 def _stage(name: str, column: str, own_decoder: bool, control: bool, generation: str | None) -> Stage:
@@ -37,39 +41,105 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool, generation:
             return _draw(context, stage, name, key, folder)
         device = device_and_threads(parallel=True, experts=study.partition.experts)
         posts = training_posts(context, column, [key])[key]
-        model = start(context, key, own_decoder)
-        training = study.expert_training
-        return fit(context, context.plan(name, key), folder, model, posts, training, device, train_decoder=own_decoder)
+        plan, training = context.plan(name, key), study.expert_training
+        before = _before(context, plan)
+        model = start(context, key, own_decoder, before)
+        done = fit(context, plan, folder, model, posts, training, device, train_decoder=own_decoder)
+        if before is None:
+            return done
+        said = {"continued_from": before.version, "images_before": images_of(before)}
+        return Written(dict(done.metadata) | said, done.content)
 
     def inputs(context: Context, key: str | None) -> Mapping[str, str]:
         assert key is not None
         found = {"members": members(context, column)[key], "trunk": context.version("trunk")}
         if stage := joint(context.study):
-            found[stage] = context.version(stage)
-        return found
+            return found | {stage: context.version(stage)}
+        return found | continued(context, Plan(name, key, CODE, settings(context.study), found), column)
 
     def settings(study: Study) -> Any:
         found = expert_settings(study)
         return found | {"mode": "joint"} if joint(study) else found
 
-    shards = "expert_shard" if column == "expert" else "partition"
+    shards = f"{column}_shard"
     reads = (shards, "trunk", generation) if generation else (shards, "trunk")
-    return Stage(name, "experts", "1", reads, settings, inputs, make, control)
+    return Stage(name, "experts", CODE, reads, settings, inputs, make, control)
 
 
 def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[str, Posts]:
-    """Of each of these experts; the column of the assignment says whose a post is."""
-    expert_N = reading.assignment(context)[column].to_numpy()
+    """Of each of these experts, as its digest names them; the column of the assignment says whose a post is.
+
+    Raises ValueError where a kept expert is to be trained again on posts of which some are gone.
+    """
+    rows = reading.assignment(context)
     index = reading.index(context)
-    use_N = index.use("train")
-    return {key: reading.posts_where(context, index, use_N & (expert_N == int(key[1:]))) for key in keys}
+    use_N, expert_N = index.use("train"), rows[column].to_numpy()
+    trained = reading.trained(context)
+    if trained is None:
+        number = {key: k for k, key in enumerate(context.experts)}
+        return {key: reading.posts_where(context, index, use_N & (expert_N == number[key])) for key in keys}
+    found, digests, lines = {}, members(context, column), membership.lines(context, rows, index)
+    for key in keys:
+        mine_N = np.zeros(len(use_N), bool)
+        mine_N[membership.rows_of(trained, column, key, lines, digests[key])] = True
+        found[key] = reading.posts_where(context, index, mine_N)
+    return found
 
 
-def start(context: Context, key: str, own_decoder: bool) -> ResNet:
-    """An expert before its first step, with the trunk's decoder unless it starts from scratch with one of its own."""
+def continued(context: Context, plan: Plan, column: str) -> dict[str, str]:
+    """{"from": version of the expert whose weights it goes on from}, or nothing.
+
+    An expert goes on from the last one of its lineage that was trained with the same settings and trunk, as long as the
+    store has it. Which one that was stays an input of what was made: it is found again when the older is gone.
+    """
+    lineage = context.need("partition").metadata.get("lineage", {}).get(column, {}).get(plan.key, [])
+    if len(lineage) < 2:
+        return {}
+    there: dict[str, list[Artefact]] = {}
+    for artefact in context.store.versions(plan.asset, plan.key):
+        if artefact.inputs.get("trunk") == plan.inputs["trunk"]:
+            same = Plan(plan.asset, plan.key, plan.code, plan.settings, artefact.inputs)
+            if same.version == artefact.version:
+                there.setdefault(artefact.inputs["members"], []).append(artefact)
+    for mine in there.get(lineage[-1], []):
+        return {"from": mine.inputs["from"]} if "from" in mine.inputs else {}
+    if context.study.repartition.start == "usual":
+        return {}
+    for digest in reversed(lineage[:-1]):
+        for older in there.get(digest, []):
+            return {"from": older.version}
+    return {}
+
+
+def _before(context: Context, plan: Plan) -> Artefact | None:
+    """The expert that it goes on from. Raises ValueError where that is gone."""
+    if "from" not in plan.inputs:
+        return None
+    found = context.store.read(context.store.folder(plan.asset, plan.key) / plan.inputs["from"])
+    if found is None:
+        raise ValueError(
+            f"{plan.name}: the weights that it went on from ({plan.inputs['from']}) are gone: run again, and it "
+            "starts as a new expert does"
+        )
+    return found
+
+
+def images_of(artefact: Artefact) -> int:
+    """Images that an expert was trained on in its life."""
+    found: int = artefact.metadata["training_images"] + artefact.metadata.get("images_before", 0)
+    return found
+
+
+def start(context: Context, key: str, own_decoder: bool, before: Artefact | None = None) -> ResNet:
+    """An expert before its first step: as `before` ended, or with the trunk's decoder unless it starts from scratch
+    with one of its own."""
     from moe_core.models.resnet import build
 
     study = context.study
+    if before is not None:
+        model = reading.network(context, before)
+        model.hold(study.expert.branch_at)
+        return model
     model = reading.network(context, context.need("trunk"))
     if study.expert.start == "scratch":
         decoder = model.fc.state_dict()

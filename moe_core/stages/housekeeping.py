@@ -142,6 +142,7 @@ def _superseded(context: Context) -> list[Artefact]:
     from moe_core.stages.table import STAGES
 
     found, served = [], _served(context)
+    needed = _followed(context)
     for name, stage in STAGES.items():
         if stage.holds is None:
             continue
@@ -151,9 +152,14 @@ def _superseded(context: Context) -> list[Artefact]:
                 current = artefact.key in keys and context.version(name, artefact.key) == artefact.version
             except ValueError:  # what it depends on is not there yet: nobody can say
                 current = True
-            if not current and artefact.inputs.get("mixture") not in served:
+            if not current and artefact.inputs.get("mixture") not in served and artefact.version not in needed:
                 found.append(artefact)
     return found
+
+
+def _followed(context: Context) -> set[str]:
+    """What the next partition follows, and the splits that the kept trunk was made from."""
+    return {context.basis.version("splits")} | ({context.current.version} if context.current else set())
 
 
 def _served(context: Context) -> set[str]:
@@ -173,7 +179,7 @@ def _unneeded(context: Context, keep: int) -> list[Artefact]:
         artefact = lineage.artefact(version)
         versions.setdefault((artefact.asset, artefact.key), []).append(artefact)
     served = _served(context)
-    roots = set(served)
+    roots = served | _followed(context)
     for (name, key), artefacts in versions.items():
         newest = sorted(artefacts, key=_made_at, reverse=True)
         if key in STAGES[name].keys_of(context):

@@ -93,7 +93,7 @@ def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts
     from moe_core.training.batches import Posts
 
     index = reading.index(context)
-    rows_N = np.flatnonzero(index.use("validation"))
+    rows_N = np.flatnonzero(reading.held_out(context, index, "validation"))
     if len(rows_N) > MOST_POSTS:
         rows_N = np.sort(np.random.default_rng(0).choice(rows_N, MOST_POSTS, replace=False))
     wanted_N = np.zeros(len(index.split_N), bool)

@@ -143,8 +143,29 @@ def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
+def trained(context: Context) -> pl.DataFrame | None:
+    """Columns of, key, id, mark of the posts that each expert is trained on, where the assignment does not say it."""
+    import polars as pl
+
+    artefact = context.need("partition")
+    there = "trained.parquet" in artefact.files
+    return pl.read_parquet(artefact.file("trained.parquet")) if there else None
+
+
+def held_out(context: Context, index: Index, split: str) -> np.ndarray:
+    """(N,) bool: posts of a split to judge by, without those that a network that is kept was trained on: a shard that
+    arrives can put an old post into another split, where it joins two groups of near-duplicates."""
+    use_N = index.use(split)
+    rows = assignment(context)
+    return use_N & ~rows["trained"].to_numpy() if "trained" in rows.columns else use_N
+
+
 def assignment(context: Context) -> pl.DataFrame:
-    """Columns shard, id, split, expert and random of all the posts, in the one order."""
+    """Columns shard, id, split, expert and random of all the posts, in the one order.
+
+    In a partition that follows another also trained (a network that is kept saw the post) and late (it came since the
+    gate was fitted), both bool.
+    """
     import polars as pl
 
     return pl.read_parquet(context.need("partition").file("assignment.parquet"))

@@ -8,7 +8,7 @@ from typing import Any
 from moe_core.stages.context import Context
 from moe_core.stages.fitting import log_of
 from moe_core.stages.spending import spent
-from moe_core.stages.stage import Stage
+from moe_core.stages.stage import Stage, shown_as
 from moe_core.store import Artefact, Written, digest
 
 SHEETS = ("typical", "ambiguous")
@@ -68,7 +68,7 @@ def _lineage(context: Context) -> list[tuple[str, str, str]]:
     upstream: list[str] = []
     waiting = list(REPORT.reads)
     while waiting:
-        name = waiting.pop().replace("expert_shard", "partition")
+        name = shown_as(waiting.pop())
         if name not in upstream and (context.study.evaluation.controls or not STAGES[name].control):
             upstream.append(name)
             waiting += STAGES[name].reads

@@ -47,7 +47,10 @@ def _stage(name: str, experts: str, column: str, control: bool, generation: str)
         return Written(metadata, content={"decoder": file_digest(path)})
 
     def inputs(context: Context, key: str | None) -> Mapping[str, str]:
-        return {"trunk": context.version("trunk")} | {k: context.version(experts, k) for k in context.experts}
+        found = {"trunk": context.version("trunk")} | {k: context.version(experts, k) for k in context.experts}
+        if context.study.decoder.mode == "refit" and {"previous", "splits"} & set(context.plan("partition").inputs):
+            found["partition"] = context.version("partition")  # its posts are more than those of trunk and experts
+        return found
 
     def settings(study: Study) -> Any:
         used = {"mode", "refit_epochs", "refit_lr"} if study.decoder.mode == "refit" else {"mode"}

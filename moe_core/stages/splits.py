@@ -210,6 +210,11 @@ def _ids(artefact: Artefact) -> list[str]:
     return pl.read_parquet(artefact.file("splits.parquet"), columns=["id"])["id"].to_list()
 
 
+def _look_at_growth(context: Context) -> None:
+    """Whether the trunk is kept is known from here on, and need not be counted again."""
+    assert context.basis
+
+
 def _settings(study: Study) -> dict[str, object]:
     names = {"validation", "test", "router", "split_by", "near_duplicates", "near_duplicate_levels", "leaks"}
     return study.data.model_dump(include=names)
@@ -223,5 +228,6 @@ SPLITS = Stage(
     settings=_settings,
     inputs=lambda context, key: {"posts": context.posts_snapshot()},
     make=_make,
+    settle=lambda context, artefact: _look_at_growth(context),
     holds=_ids,
 )

@@ -29,10 +29,12 @@ class Stage:
     make: Callable[[Context, str | None, Path], Written]
     control: bool = False  # only there to compare with
     when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
+    kept: bool = False  # when shards arrive: planned and made as the shards of the study's basis want it
+    follow: Callable[[Context, str, Mapping[str, str]], Plan] | None = None  # where it follows one made before
+    settle: Callable[[Context, Artefact], None] | None = None  # once it was made, and whenever it is found
     holds: Callable[[Artefact], Iterable[str]] | Literal["some"] | None = None
     """What a takedown has to look for in its artefacts: None where they say nothing of single posts; ids of the posts
     they hold; "some" where nobody can tell which (pictures, rare tags), so that every takedown removes them."""
-    settle: Callable[[Context, Artefact], None] | None = None  # once it was made, and whenever it is found
 
     def plan(self, context: Context, key: str | None) -> Plan:
         if not self.when(context.study):
@@ -45,7 +47,12 @@ class Stage:
             raise ValueError(
                 f"{self.name} has no partition {key!r}: it has {', '.join(map(str, self.keys_of(context)))}"
             )
-        return Plan(self.name, key, self.code, self.settings(context.study), self.inputs(context, key))
+        if self.kept and context.basis is not context:
+            return context.basis.plan(self.name, key)
+        inputs = self.inputs(context, key)
+        if self.follow:
+            return self.follow(context, self.code, inputs)
+        return Plan(self.name, key, self.code, self.settings(context.study), inputs)
 
     def keys_of(self, context: Context) -> list[str | None]:
         if not self.when(context.study):
@@ -82,7 +89,8 @@ def build(context: Context, stage: Stage, key: str | None = None, force: bool = 
             return _settled(context, stage, Built(found, reused=True))
         with naming(lock):
             lock.write_text(str(os.getpid()))
-        made = context.store.make(plan, lambda folder: stage.make(context, key, folder), replace=force)
+        seen = context.basis if stage.kept else context
+        made = context.store.make(plan, lambda folder: stage.make(seen, key, folder), replace=force)
     lock.unlink(missing_ok=True)
     return _settled(context, stage, Built(made, reused=False))
 
@@ -130,3 +138,8 @@ def _alone(context: Context, lock: Path) -> Iterator[None]:
                     context.report({"waits_for": holder})
                 time.sleep(WAIT_SECONDS)
         yield
+
+
+def shown_as(upstream: str) -> str:
+    """The stage behind a name in `reads`: what an expert reads of the partition has a name of its own for Dagster."""
+    return "partition" if upstream in ("expert_shard", "random_shard") else upstream

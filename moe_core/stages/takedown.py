@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.data.forgotten import Forgotten
+from moe_core.stages import membership
 from moe_core.stages.context import Context
 from moe_core.stages.housekeeping import DATA_SETS, current_pins, leftovers, size_of
 from moe_core.store import Artefact, Busy, exclusive, take_away
@@ -184,10 +185,16 @@ def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:
     posts = pl.DataFrame(sorted(training), schema={"shard": pl.String, "id": pl.String}, orient="row")
     for partition in store.everything("partition"):
         rows = pl.read_parquet(partition.file("assignment.parquet")).join(posts, on=["shard", "id"], how="semi")
+        trained = "trained.parquet" in partition.files
+        kept = pl.read_parquet(partition.file("trained.parquet")).join(posts, on="id", how="semi") if trained else None
         for column, name in (("expert", "members"), ("random", "random_members")):
             members = partition.metadata[name]
             known |= set(members.values())
-            mine |= {members[f"e{k:03d}"] for k in rows[column].unique().to_list()}
+            if kept is None:
+                keys = list(members)
+                mine |= {members[keys[k]] for k in rows[column].unique().to_list()}
+            else:
+                mine |= {members[key] for key in kept.filter(pl.col("of") == column)["key"].unique().to_list()}
     saw = {a.version: a for name in ("trunk", "dense_same_cost") for a in store.everything(name)}
     for name in ("joint_experts", "random_joint_experts"):  # of all its experts' posts, through the decoder
         for a in store.everything(name):
@@ -199,6 +206,8 @@ def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:
             of_generation = a.inputs.get("joint_experts") or a.inputs.get("random_joint_experts")
             if a.inputs["members"] in mine or a.inputs["members"] not in known or of_generation in saw:
                 saw[a.version] = a
+        for _ in range(membership.LINEAGE):  # one that went on from weights that saw them did, too
+            saw |= {a.version: a for a in store.everything(name) if a.inputs.get("from") in saw}
     for name in ("trunk_same_budget", "shared_decoder", "random_decoder", "mixture"):
         saw |= {a.version: a for a in store.everything(name) if set(a.inputs.values()) & set(saw)}
     return [network_name(a.asset, a.key, a.version) for a in saw.values()]

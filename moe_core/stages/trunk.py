@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.settings import Study
-from moe_core.stages import reading
+from moe_core.stages import basis, reading
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.fitting import fit
 from moe_core.stages.stage import Stage
@@ -24,6 +24,7 @@ def training_settings(study: Study, which: str) -> Any:
 
 def trunk_start(context: Context) -> tuple[ResNet, Posts]:
     """The network before its first step, and the posts it is trained on."""
+    context = context.basis
     from moe_core.models.resnet import build
     from moe_core.models.start import load_start
 
@@ -67,6 +68,8 @@ TRUNK = Stage(
     },
     inputs=_inputs,
     make=_make_trunk,
+    kept=True,
+    settle=basis.settle,
 )
 
 
@@ -90,4 +93,5 @@ TRUNK_SAME_BUDGET = Stage(
     inputs=lambda context, key: {"trunk": context.version("trunk")},
     make=_make_same_budget,
     control=True,
+    kept=True,
 )

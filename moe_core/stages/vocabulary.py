@@ -29,10 +29,9 @@ def _settings(study: Study) -> Any:
     return said
 
 
-def _make(context: Context, key: str | None, folder: Path) -> Written:
-    import polars as pl
-
-    from moe_core.data.vocabulary import choose_from, reasons, save
+def choose(context: Context, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str], int]:
+    """(hashtags kept, tags dropped with their reason, synonyms, training posts read) of the study's training posts."""
+    from moe_core.data.vocabulary import choose_from
 
     split_N = reading.splits(context)["split"]
     read = 0
@@ -47,7 +46,15 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
             context.report({"posts": read})
             yield posts
 
-    kept, dropped, synonyms = choose_from(training, context.study.data, folder)
+    return *choose_from(training, context.study.data, scratch), read
+
+
+def _make(context: Context, key: str | None, folder: Path) -> Written:
+    import polars as pl
+
+    from moe_core.data.vocabulary import reasons, save
+
+    kept, dropped, synonyms, read = choose(context, folder)
     save(folder, kept, dropped, synonyms)
     return Written(
         {
@@ -79,5 +86,6 @@ VOCABULARY = Stage(
     settings=_settings,
     inputs=lambda context, key: {"splits": context.version("splits")},
     make=_make,
+    kept=True,
     holds="some",  # tags that one user alone wrote
 )

@@ -137,6 +137,9 @@ def init(
 @click.command(short_help="Make everything missing or stale.")
 @STUDY_OPTION
 @click.option("--until", default=None, help="Stop after this asset and what it needs.")
+@click.option(
+    "--renew-trunk", is_flag=True, help="A new trunk and vocabulary where shards came since, as --force does."
+)
 @WORKERS
 @FORCE
 @SET
@@ -145,6 +148,7 @@ def init(
 def run(
     study_file: Path,
     until: str | None,
+    renew_trunk: bool,
     workers: int | None,
     force: bool,
     settings: tuple[str, ...],
@@ -157,13 +161,20 @@ def run(
 
     Example: hardmoe run --study cats/study.toml --workers 2
     """
+    from moe_core.stages.basis import ask_to_renew
+
     _json_needs_dry_run(as_json, dry_run)
     context = open_changed(study_file, settings, dry_run)
+    renew = renew_trunk or (force and until not in ("posts", "splits"))
     if dry_run:
         from pipelines.runner import tasks_of
 
+        if renew:
+            context = type(context)(context.study, context.root, asked=frozenset({"renew"}))
         show_outlook(context, tasks_of(context, until), force, workers, as_json)
         return
+    if renew:
+        ask_to_renew(context)
     finish(run_shown(context, until=until, workers=workers, force=force))
     if until is None:
         show_table(context)

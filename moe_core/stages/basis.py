@@ -1,0 +1,120 @@
+"""The basis: the shards that the trunk and its vocabulary were made from, which are kept when other shards arrive.
+
+`<root>/trunk/current.json` names the trunk and its shards. As long as each of them is there as it was, and settings and
+code are the same, the study's trunk is that of these shards alone. It is made anew from all shards when that is asked
+for (`<root>/trunk/renew.json`), or when the study has outgrown it: [repartition] growth and new_tags.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_core.store import Artefact, digest, write_text
+
+if TYPE_CHECKING:
+    from moe_core.stages.context import Context
+
+CURRENT, RENEW, GROWTH = "trunk/current.json", "trunk/renew.json", "trunk/growth.json"
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What came since the basis."""
+
+    posts: float  # training posts of all shards, as a multiple of those of the basis
+    new_tags: float  # hashtags that all shards would add to the vocabulary, as a share of it
+
+
+def view_of(context: Context) -> Context | None:
+    """The study with only the shards that its trunk was made from; None where there is no such trunk to be kept."""
+    said = read_json(context.root / CURRENT)
+    shards = [shard for shard in context.shards if said and shard.key in said["shards"]]
+    if said is None or len(shards) < len(said["shards"]) or len(shards) == len(context.shards):
+        return None
+    if is_renewal_asked(context):
+        return None
+    view = context.view(shards)
+    try:
+        if view.version("trunk") != said["trunk"] or any(view.find(name) is None for name in ("vocabulary", "trunk")):
+            return None
+    except ValueError:  # such as a file of weights to start from that is gone: the study itself will say so
+        return None
+    return view
+
+
+def keeps(context: Context, view: Context) -> bool | None:
+    """Whether the study still lives with the trunk of `view`; None as long as its splits are not made."""
+    if context.find("splits") is None:
+        return None
+    grown, limits = growth(context, view), context.study.repartition
+    return grown.posts < limits.growth and grown.new_tags <= limits.new_tags
+
+
+def growth(context: Context, view: Context) -> Growth:
+    """Counts once what came, and remembers it."""
+    from moe_core.stages.reading import vocabulary
+    from moe_core.stages.vocabulary import choose
+
+    of = digest([view.version("trunk"), context.version("splits")])
+    memo = read_json(context.root / GROWTH)
+    if memo and memo["of"] == of:
+        return Growth(memo["posts"], memo["new_tags"])
+    said = read_json(context.root / CURRENT)
+    assert said is not None
+    train = context.need("splits").metadata["splits"]["train"]
+    there = set(vocabulary(view).lookup())
+    with tempfile.TemporaryDirectory() as scratch:
+        now, _, _, _ = choose(context, Path(scratch))
+    new = [tag for tag in now["tag"].to_list() if tag not in there]
+    found = Growth(train / max(said["train"], 1), len(new) / max(view.need("vocabulary").metadata["hashtags"], 1))
+    write_text(context.root / GROWTH, json.dumps({"of": of} | asdict(found)))
+    return found
+
+
+def settle(context: Context, artefact: Artefact) -> None:
+    """The trunk of all the shards that there are now is what the study is based on from here on."""
+    splits = context.find("splits")
+    if context.basis is not context or splits is None:
+        return
+    said = {
+        "trunk": artefact.version,
+        "shards": [shard.key for shard in context.shards],
+        "train": splits.metadata["splits"]["train"],
+    }
+    if read_json(context.root / CURRENT) != said:
+        write_text(context.root / CURRENT, json.dumps(said))
+    (context.root / RENEW).unlink(missing_ok=True)
+
+
+def ask_to_renew(context: Context) -> bool:
+    """Asks for a trunk and a vocabulary of all shards; False where those of the study are that already."""
+    view = view_of(context)
+    if view is None:
+        return False
+    write_text(context.root / RENEW, json.dumps({"trunk": view.version("trunk")}))
+    return True
+
+
+def is_renewal_asked(context: Context) -> bool:
+    """A request names the trunk that it is to replace, so that it is spent when there is another."""
+    if "renew" in context.asked:
+        return True
+    asked, said = read_json(context.root / RENEW), read_json(context.root / CURRENT)
+    return asked is not None and said is not None and asked["trunk"] == said["trunk"]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is no such file. Raises ValueError for one that is damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not what was written there: delete it and run again")
+    return found

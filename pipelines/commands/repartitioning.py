@@ -1,0 +1,70 @@
+"""Fitting the gate again: repartition."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.commands.common import JSON, STUDY_OPTION, WORKERS, finish, open_study, run_shown
+
+if TYPE_CHECKING:
+    from moe_core.store import Artefact
+
+
+@click.command(short_help="Fit the gate again; experts that changed are stale.")
+@STUDY_OPTION
+@click.option("--dry-run", is_flag=True, help="Say what would move and be trained again, and keep all as it is.")
+@click.option("--renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
+@click.option("--until", default="partition", show_default=True, help="Go on to this asset and what it needs.")
+@WORKERS
+@JSON
+def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, workers: int | None, as_json: bool) -> None:
+    """Fits the gate again from the clusters there are; experts keep their keys, and those that changed become stale.
+
+    Example: hardmoe repartition --study cats/study.toml --dry-run
+    """
+    from moe_core.stages import basis, history
+    from moe_core.stages.repartition import look_ahead
+    from moe_core.stages.table import STAGES
+
+    context = open_study(study_file)
+    if until not in STAGES:
+        raise ValueError(f"no asset {until!r}: wanted one of {', '.join(STAGES)}")
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run: it is what would be done as a document")
+    if dry_run:
+        if renew:
+            raise ValueError("--dry-run --renew: a trunk that is not trained cannot tell where posts will lie")
+        show_churn(look_ahead(context), as_json)
+        return
+    history.ask_to_refit(context)
+    if renew and not basis.ask_to_renew(context):
+        click.echo("Trunk and vocabulary are those of all shards already.", err=True)
+    summary = run_shown(open_study(study_file), until=until, workers=workers)
+    if not summary.failed and not summary.interrupted:
+        found = open_study(study_file).need("partition")
+        show_churn(dict(found.metadata) | churn_of(found))
+    finish(summary)
+
+
+def churn_of(partition: "Artefact") -> dict[str, Any]:
+    """Of a partition that follows another."""
+    said: dict[str, Any] = json.loads(partition.file("churn.json").read_text("utf-8"))
+    return said
+
+
+def show_churn(said: dict[str, Any], as_json: bool = False) -> None:
+    """Posts moved, by expert, and which experts are to be trained again."""
+    if as_json:
+        names = ("moved", "new", "gone", "trained_again", "kept", "drift", "experts", "before", "now", "posts")
+        click.echo(json.dumps({name: said[name] for name in names}))
+        return
+    click.echo(f"training posts: {said['moved']:,} moved, {said['new']:,} new, {said['gone']:,} gone")
+    head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", "")
+    rows = [head]
+    for key, one in said["experts"].items():
+        counts = [f"{one[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")]
+        rows.append((key, *counts, f"{100 * one['changed']:.1f} %", "trained again" if one["again"] else "kept"))
+    for row in rows:
+        click.echo("  ".join(f"{text:>8}" for text in row).rstrip())

@@ -1,0 +1,554 @@
+"""Shards that arrive, a gate that is fitted again, experts that come and go: what is made again and what is kept."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+from growing import add_shard, growing_study, make, opened
+
+from moe_core.clustering.gate import load_gate
+from moe_core.data.loading import Labels
+from moe_core.settings import Partition, Repartition
+from moe_core.stages import basis, history, membership
+from moe_core.stages.reading import Index
+from moe_core.stages.repartition import look_ahead
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three shards and three experts, made up to the bundle."""
+    folder = tmp_path_factory.mktemp("three")
+    for number in range(3):
+        add_shard(folder / "source", number)
+    make(growing_study(folder / "source"), folder / "store")
+    return folder
+
+
+@pytest.fixture
+def study_of(three, tmp_path):
+    """Of a copy of it, to be changed: (study, root)."""
+    shutil.copytree(three, tmp_path / "copy")
+    return lambda **more: (growing_study(tmp_path / "copy" / "source", **more), tmp_path / "copy" / "store")
+
+
+def shards_of(root):
+    return root.parent / "source"
+
+
+def weights_of(context, name="expert"):
+    return {key: context.need(name, key).file("weights.safetensors") for key in context.experts}
+
+
+def kept_at(share, **more):
+    return {"repartition": Repartition(new_tags=10, retrain_share=share, **more)}
+
+
+def status(context):
+    from pipelines.status import states_of
+
+    return {(state.asset, state.key): (state.state, state.why) for state in states_of(context)}
+
+
+# ---- which experts are trained again: figures to do in the head
+
+
+def lines(count, arrived=None, shard="s"):
+    """Posts p0, p1, ... with the hashtag 0 each."""
+    labels = Labels(np.zeros(count, np.int64), np.arange(count + 1))
+    ids, shards = np.array([f"p{n}" for n in range(count)]), np.array([shard] * count)
+    return membership.Lines(ids, shards, Index(np.array(["train"] * count), labels), arrived or {})
+
+
+def carried(before, now, most, count=12, same_trunk=True):
+    """One expert that was trained on the posts `before` and has `now`."""
+    text = lines(count)
+    digest = membership.digest_of(text.of(np.array(before)))
+    old = SimpleNamespace(metadata={"members": {"e000": digest}})
+    frame = membership.frame_of("expert", "e000", text.ids[before], text.of(np.array(before)))
+    number_N = np.full(count, 1)
+    number_N[now] = 0
+    found = membership.carried("expert", ["e000"], number_N, np.ones(count, bool), text, old, frame, same_trunk, most)
+    return digest, found
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0.2, True), (0.19, False)])
+def test_one_of_ten_posts_left_and_one_came_is_a_change_of_a_fifth(most, kept):
+    digest, found = carried(list(range(10)), [*range(9), 10], most)
+    assert found.changed == {"e000": 0.2}
+    assert (found.digests["e000"] == digest) is kept
+    assert found.kept == ({"e000": 0.2} if kept else {})
+    assert found.frame["id"].to_list() == [f"p{n}" for n in (range(10) if kept else [*range(9), 10])]
+    assert found.lineage["e000"] == [digest] if kept else [digest, found.digests["e000"]]
+
+
+def test_small_changes_add_up_until_the_expert_is_trained_again():
+    """Against what it was trained on, not against the partition before: 1 of 10 is kept, the second is one too many."""
+    digest, first = carried(list(range(10)), list(range(11)), most=0.1)
+    assert first.digests["e000"] == digest
+    assert len(first.frame) == 10, "the tenth is not forgotten to be new"
+    text = lines(12)
+    old = SimpleNamespace(metadata={"members": first.digests, "lineage": {"expert": first.lineage}})
+    second = membership.carried(
+        "expert", ["e000"], np.zeros(12, int), np.ones(12, bool), text, old, first.frame, True, 0.1
+    )
+    assert second.changed == {"e000": 0.2}
+    assert second.digests["e000"] == membership.digest_of(text.of(np.arange(12)))
+
+
+def test_with_another_trunk_every_expert_begins_anew():
+    digest, found = carried(list(range(10)), list(range(10)), most=1.0, same_trunk=False)
+    assert found.lineage == {"e000": [digest]}
+    assert found.kept == {}
+
+
+def test_a_post_of_a_shard_that_the_trunk_has_not_seen_is_known_with_the_version_of_its_shard():
+    assert lines(1).of(np.array([0])) == ["p0 0"]
+    assert lines(1, {"s": "v1"}).of(np.array([0])) == ["p0 0 v1"]
+
+
+# ---- keys
+
+
+def current(keys, sizes, following):
+    return history.Current("v", "2", {}, {}, "t", keys, sizes, following)
+
+
+def test_the_smallest_go_and_no_number_comes_back():
+    three = current(["e000", "e001", "e002"], [5, 3, 4], 3)
+    assert history.keys_for(None, 2) == ["e000", "e001"]
+    assert history.keys_for(three, 3) == ["e000", "e001", "e002"]
+    assert history.keys_for(three, 2) == ["e000", "e002"]
+    assert history.keys_for(current(["e000", "e002"], [5, 4], 3), 4) == ["e000", "e002", "e003", "e004"]
+    assert history.keys_for(current(["e000", "e001"], [3, 3], 2), 1) == ["e000"], "of equals the later goes"
+
+
+# ---- a shard arrives
+
+
+def test_a_new_shard_costs_its_own_features_and_the_experts_that_it_changed(study_of):
+    study, root = study_of(**kept_at(1.0))
+    before = opened(study, root)
+    assert make(study, root) == [], "the same with other limits"
+    old, weights = before.need("partition"), weights_of(before)
+    trunk, hashtags = before.need("trunk"), before.need("vocabulary")
+    add_shard(shards_of(root), 3, posts=30)
+    assert status(opened(study, root))["trunk", None] == ("fresh", "kept: made from 3 of 4 shards"), (
+        "before anything ran"
+    )
+    assert make(study, root) == ["posts:s3", "splits", "trunk_features:s3", "partition", "mixture"]
+    now = opened(study, root)
+    found = now.need("partition")
+    assert found.inputs["previous"] == old.version
+    assert (now.need("trunk"), now.need("vocabulary")) == (trunk, hashtags)
+    assert weights_of(now) == weights
+    gates = [load_gate(artefact.file("gate.safetensors"))[0] for artefact in (old, found)]
+    assert np.array_equal(gates[0].centroids_MP, gates[1].centroids_MP)
+    rows = pl.read_parquet(found.file("assignment.parquet"))
+    same = rows.filter(pl.col("shard") != "s3")
+    was = pl.read_parquet(old.file("assignment.parquet"))
+    assert same.select("id", "expert").equals(was.select("id", "expert"))
+    assert rows.filter("late")["shard"].unique().to_list() == ["s3"]
+    assert (found.metadata["moved"], found.metadata["gone"]) == (0, 0)
+    assert found.metadata["new"] == found.metadata["training_posts"] - old.metadata["training_posts"] > 0
+    assert make(study, root) == []
+    states = status(now)
+    assert {state for state, _ in states.values()} == {"fresh", "missing"}
+    assert [name for (name, _), (state, _) in states.items() if state == "missing"] == (
+        ["published", "evaluation"] + ["embeddings"] * 4 + ["report"]
+    )
+    assert states["vocabulary", None][1] == "kept: made from 3 of 4 shards"
+    share = found.metadata["kept_members"]["expert"]["e001"]
+    assert states["expert", "e001"][1] == f"kept: {100 * share:.1f} % of its posts changed"
+
+
+def test_experts_beyond_the_threshold_go_on_from_their_old_weights_and_the_others_are_the_same_files(study_of):
+    study, root = study_of()
+    before = weights_of(opened(study, root))
+    add_shard(shards_of(root), 3, posts=40)
+    shutil.copytree(root, root.with_name("tried"))
+    make(study, root.with_name("tried"), "partition")
+    tried = opened(study, root.with_name("tried")).need("partition")
+    churn = json.loads(tried.file("churn.json").read_text())["experts"]
+    changed = sorted((one["changed"], key) for key, one in churn.items())
+    limit = (changed[0][0] + changed[1][0]) / 2  # the least changed is kept
+    assert changed[0][0] < limit < changed[1][0]
+    study, root = study_of(**kept_at(limit))
+    again = [f"expert:{key}" for key in sorted(key for share, key in changed if share > limit)]
+    made = make(study, root)
+    assert [name for name in made if name.startswith("expert")] == again
+    now = opened(study, root)
+    assert [f"expert:{key}" for key in now.need("partition").metadata["trained_again"]] == again
+    for key in now.experts:
+        expert = now.need("expert", key)
+        if f"expert:{key}" in again:
+            assert expert.metadata["continued_from"] == expert.inputs["from"] == before[key].parent.name
+        else:
+            assert expert.file("weights.safetensors") == before[key]
+    assert make(study, root) == []
+
+
+def test_a_kept_expert_whose_weights_are_gone_is_trained_on_what_it_was_trained_on(study_of):
+    study, root = study_of(**kept_at(1.0))
+    weights = weights_of(opened(study, root))["e001"]
+    bytes_then = weights.read_bytes()
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root, "partition")
+    shutil.rmtree(weights.parent)
+    assert make(study, root, "expert") == ["expert:e001"]
+    assert weights.read_bytes() == bytes_then
+    shutil.rmtree(weights.parent)
+    trained = opened(study, root).need("partition").path / "trained.parquet"
+    assert pl.read_parquet(trained).filter(pl.col("of") == "expert")["key"].unique().sort().to_list() == [
+        "e000",
+        "e001",
+        "e002",
+    ]
+    frame = pl.read_parquet(trained)
+    lost = lines(3)
+    with pytest.raises(ValueError, match=r"e001 was kept, but its weights are gone, and \d+ of the \d+ posts"):
+        membership.rows_of(frame, "expert", "e001", lost, "digest")
+
+
+def test_weights_that_it_went_on_from_may_leave_once_it_is_trained(study_of):
+    study, root = study_of(**kept_at(0.0))
+    old = weights_of(opened(study, root))["e000"].parent
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root, "expert")
+    version = opened(study, root).version("expert", "e000")
+    shutil.rmtree(old)
+    assert opened(study, root).version("expert", "e000") == version
+    assert make(study, root, "expert") == []
+    shutil.rmtree(root / "expert" / "e000" / version)
+    assert opened(study, root).version("expert", "e000") != version, "there is nothing to go on from"
+    make(study, root, "expert")
+    assert "continued_from" not in opened(study, root).need("expert", "e000").metadata
+
+
+def test_experts_start_as_usual_where_that_is_said(study_of):
+    study, root = study_of(**kept_at(0.0, start="usual"))
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root, "expert")
+    assert all("from" not in opened(study, root).need("expert", key).inputs for key in opened(study, root).experts)
+
+
+def test_a_kill_between_the_partition_and_its_pointer_is_mended_and_two_ways_end_equal(study_of, monkeypatch):
+    study, root = study_of()
+    add_shard(shards_of(root), 3, posts=40)
+    shutil.copytree(root, root.with_name("other"))
+    other = root.with_name("other")
+    make(study, other)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(study, root)
+    old, version = history.load(root), opened(study, root).version("partition")
+    assert old.version != version
+    assert opened(study, root).find("partition"), "it is committed"
+    make(study, root)
+    assert history.load(root).version == version
+    one, two = opened(study, root), opened(study, other)
+    for name in ("partition", "shared_decoder", "mixture"):
+        assert one.need(name).digest == two.need(name).digest
+    for key in one.experts:
+        assert (
+            one.need("expert", key).files["weights.safetensors"] == two.need("expert", key).files["weights.safetensors"]
+        )
+
+
+def test_an_earlier_partition_is_taken_up_again_when_its_shards_are_back(study_of):
+    study, root = study_of(**kept_at(0.0))
+    first = opened(study, root).version("partition")
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root)
+    (shards_of(root) / "s3.parquet").unlink()
+    assert opened(study, root).version("partition") == first
+    assert make(study, root) == []
+    assert history.load(root).version == first
+
+
+# ---- fitted again
+
+
+def test_fitted_again_where_nothing_changed_nothing_moves_and_nothing_is_trained(study_of):
+    study, root = study_of()
+    ahead = look_ahead(opened(study, root))
+    assert opened(study, root).find("partition"), "looking changed nothing"
+    old, weights = opened(study, root).need("partition"), weights_of(opened(study, root))
+    history.ask_to_refit(opened(study, root))
+    assert make(study, root) == ["partition", "mixture"]
+    now = opened(study, root)
+    said = now.need("partition").metadata
+    assert now.need("partition").metadata["how"] == "refit"
+    assert (said["moved"], said["trained_again"]) == (ahead["moved"], ahead["trained_again"])
+    assert said["moved"] < 0.1 * said["training_posts"]
+    assert said["kept"] == ["e000", "e001", "e002"]
+    assert weights_of(now) == weights
+    assert make(study, root) == [], "the request is spent"
+    assert not (root / history.REQUEST).exists()
+    assert list(old.metadata["members"]) == list(said["members"])
+
+
+def test_before_there_is_a_partition_there_is_nothing_to_fit_again(tmp_path):
+    context = opened(growing_study(tmp_path), tmp_path / "store")
+    with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
+        history.ask_to_refit(context)
+    with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
+        look_ahead(context)
+
+
+@pytest.mark.parametrize("fine", [0, 8])
+def test_experts_come_and_go_by_keys_that_are_never_used_twice(study_of, fine):
+    from moe_core.serving.bundle import Bundle
+
+    first = opened(*study_of()).need("mixture")
+    bundles, seen = [first.path], dict(opened(*study_of()).need("partition").metadata["members"])
+    for count, keys in (
+        (4, ["e000", "e001", "e002", "e003"]),
+        (2, None),
+        (3, None),
+    ):
+        study, root = study_of(partition=Partition(experts=count, pca=8, fine=fine), **kept_at(0.1))
+        before = history.load(root)
+        keys = keys or history.keys_for(before, count)
+        made = make(study, root)
+        now = opened(study, root)
+        partition, decoder, mixture = (now.need(name) for name in ("partition", "shared_decoder", "mixture"))
+        assert now.experts == keys == list(partition.metadata["members"])
+        assert load_gate(partition.file("gate.safetensors"))[0].experts == count
+        assert set(decoder.inputs) == {"trunk", *keys}
+        again = [name.removeprefix("expert:") for name in made if name.startswith("expert:")]
+        assert again == partition.metadata["trained_again"]
+        assert set(keys) - set(before.keys) <= set(again)
+        for key in keys:
+            if key in before.keys and key not in again:
+                assert partition.metadata["members"][key] == seen[key]
+        seen = dict(partition.metadata["members"])
+        assert list(Bundle(mixture.path).published) == keys
+        bundles.append(mixture.path)
+        assert make(study, root) == []
+    assert keys[-1] == "e004", "e003 was used"
+    for path in bundles:
+        assert Bundle(path).gate.experts == len(Bundle(path).published)
+    assert list(Bundle(first.path).published) == ["e000", "e001", "e002"]
+
+
+# ---- trunk and vocabulary
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [({"growth": 1.5}, True), ({"growth": 1.05}, False), ({"new_tags": 0.0}, False), ({"new_tags": 10.0}, True)],
+)
+def test_trunk_and_vocabulary_are_kept_until_posts_or_hashtags_are_too_many(study_of, limits, kept):
+    study, root = study_of(repartition=Repartition(**{"growth": 9.0, "new_tags": 10.0} | limits))
+    trunk = opened(study, root).version("trunk")
+    add_shard(shards_of(root), 3)
+    make(study, root, "splits")
+    now = opened(study, root)
+    grown = json.loads((root / basis.GROWTH).read_text())
+    assert 1.05 < grown["posts"] < 1.5
+    assert grown["new_tags"] > 0
+    assert (now.version("trunk") == trunk) is kept
+    assert (status(now)["trunk", None][0] == "fresh") is kept
+
+
+def test_a_new_trunk_is_made_when_it_is_asked_for_once(study_of):
+    study, root = study_of(**kept_at(1.0))
+    assert not basis.ask_to_renew(opened(study, root)), "it is that of all shards"
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root)
+    old = opened(study, root)
+    assert basis.ask_to_renew(opened(study, root))
+    made = make(study, root)
+    assert [name for name in made if name in ("vocabulary", "trunk", "partition")] == [
+        "vocabulary",
+        "trunk",
+        "partition",
+    ]
+    now = opened(study, root)
+    assert now.need("partition").metadata["how"] == "refit"
+    assert [name for name in made if name.startswith("expert")] == [f"expert:{key}" for key in old.experts]
+    assert all("from" not in now.need("expert", key).inputs for key in now.experts)
+    assert make(study, root) == []
+    assert now.need("trunk").metadata["training_posts"] > old.need("trunk").metadata["training_posts"]
+
+
+def test_a_shard_of_the_basis_that_changed_makes_the_trunk_stale(study_of):
+    study, root = study_of()
+    add_shard(shards_of(root), 3, posts=30)
+    add_shard(shards_of(root), 0, posts=119)
+    assert status(opened(study, root))["trunk", None][0] == "stale"
+
+
+def test_a_takedown_makes_the_trunk_stale_and_no_expert_goes_on_from_weights_that_saw_the_post(study_of):
+    from moe_core.stages.takedown import forget
+
+    study, root = study_of(**kept_at(0.0))
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root)
+    before = opened(study, root)
+    rows = pl.read_parquet(before.need("partition").file("assignment.parquet"))
+    gone = rows.filter((pl.col("shard") == "s3") & (pl.col("split") == "train"))["id"][0]
+    forget(opened(study, root), ids=[gone])
+    now = opened(study, root)
+    assert before.find("partition") is None
+    assert status(now)["trunk", None][0] == "stale"
+    made = make(study, root)
+    assert [name for name in made if name.startswith("expert")] == [f"expert:{key}" for key in now.experts]
+    now = opened(study, root)
+    assert "previous" not in now.need("partition").inputs
+    assert all("from" not in now.need("expert", key).inputs for key in now.experts)
+    assert now.experts == before.experts
+
+
+def test_tidying_leaves_what_the_next_partition_follows_and_what_the_trunk_was_made_from(study_of):
+    from moe_core.stages.housekeeping import tidy
+
+    study, root = study_of()
+    first = opened(study, root)
+    old, splits = first.version("partition"), first.version("splits")
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root, "splits")
+    tidy(opened(study, root), superseded=True)
+    assert (root / "partition" / old).exists()
+    make(study, root)
+    done = tidy(opened(study, root), superseded=True)
+    assert f"partition/{old}" in done.removed
+    assert (root / "splits" / splits).exists()
+    assert make(study, root) == []
+
+
+# ---- the control
+
+
+def test_the_random_partition_goes_on_and_new_posts_are_dealt_out_in_proportion(study_of):
+    study, root = study_of()
+    was = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    add_shard(shards_of(root), 3, posts=60)
+    make(study, root, "partition")
+    rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    assert rows.filter(pl.col("shard") != "s3").select("id", "random").equals(was.select("id", "random"))
+    new = rows.filter((pl.col("shard") == "s3") & (pl.col("split") == "train"))
+    assert new["random"].sort().to_list() == new["expert"].sort().to_list(), "as many to each"
+    assert not new["random"].equals(new["expert"])
+
+
+# ---- Dagster
+
+
+def test_the_schedule_and_the_sensor_are_stopped_and_the_cron_is_that_of_the_study():
+    import dagster as dg
+
+    from pipelines.definitions import defs
+    from pipelines.repartition import drift, weekly_repartition
+
+    assert weekly_repartition.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert drift.default_status == dg.DefaultSensorStatus.STOPPED
+    assert weekly_repartition.cron_schedule == Repartition().cron
+    with dg.instance_for_test() as instance:
+        asked = weekly_repartition.evaluate_tick(dg.build_schedule_context(instance=instance))
+    assert len(asked.run_requests) == 1
+    assert weekly_repartition.job_name == "repartition"
+    assert defs.get_job_def("repartition")
+    with pytest.raises(ValueError, match="must have five fields"):
+        Repartition(cron="weekly")
+
+
+def test_the_sensor_asks_once_for_each_partition_that_drifted(study_of, monkeypatch):
+    import dagster as dg
+
+    from pipelines import repartition
+
+    def look(**limits):
+        more = {"drift_far": 1.0, "drift_ambiguous": 1.0, "drift_imbalance": 9.0} | limits
+        study, root = study_of(**kept_at(0.1, **more))
+        monkeypatch.setattr(repartition, "study", lambda: study)
+        monkeypatch.setattr(repartition, "root", lambda: root)
+        with dg.instance_for_test() as instance:
+            return study, root, repartition.drift(dg.build_sensor_context(instance=instance))
+
+    study, root, first = look()
+    assert first.skip_reason.skip_message == "no shard came since the gate was fitted"
+    add_shard(shards_of(root), 3)
+    make(study, root, "partition")
+    said = opened(study, root).need("partition").metadata["drift"]
+    assert said["posts_since_fit"] == 120
+    assert look()[2].skip_reason.skip_message.startswith("no drift")
+    for name in ("far", "ambiguous"):
+        assert said[name] > 0
+        asked = look(**{f"drift_{name}": 0.0})[2].run_requests
+        assert [request.run_key for request in asked] == [f"drift-{opened(study, root).version('partition')}"]
+    assert said["imbalance"] > 0
+    assert bool(look(drift_imbalance=1.0)[2].run_requests) == (said["imbalance"] > 1)
+
+
+STALE = """
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
+from pipelines.definitions import defs
+with dg.DagsterInstance.get() as instance:
+    graph = defs.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    for key in sorted(graph.get_all_asset_keys()):
+        partitions = graph.get(key).partitions_def
+        for name in partitions.get_partition_keys(dynamic_partitions_store=instance) if partitions else [None]:
+            state = resolver.get_status(key, name).value
+            if state not in ("FRESH", "MISSING"):
+                print(key.to_user_string(), name)
+"""
+JOB = """
+import dagster as dg
+from pipelines.definitions import defs
+with dg.DagsterInstance.get() as instance:
+    config = {"ops": {"fit_again": {"config": {"then": "partition"}}}}
+    assert defs.get_job_def("repartition").execute_in_process(run_config=config, instance=instance).success
+"""
+
+
+@pytest.mark.slow
+def test_through_dagster_only_what_changed_is_stale_and_what_is_kept_is_not(tmp_path):
+    for number in range(2):
+        add_shard(tmp_path / "source", number)
+    study, root = growing_study(tmp_path / "source", experts=2, **kept_at(1.0)), tmp_path / "store"
+    opened(study, root)
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    inside = environment | {"HARDMOE_STUDY": str(root / "study.toml"), "DAGSTER_HOME": str(root / "dagster")}
+
+    def hardmoe(*arguments):
+        command = [sys.executable, "-m", "pipelines.cli", arguments[0], "--study", str(root / "study.toml")]
+        done = subprocess.run([*command, *arguments[1:]], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def python(code):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=inside)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    hardmoe("run", "--until", "mixture")
+    weights = weights_of(opened(study, root))
+    add_shard(tmp_path / "source", 2, posts=30)
+    made = hardmoe("run", "--until", "mixture")
+    assert "expert" not in made
+    assert weights_of(opened(study, root)) == weights
+    assert python(STALE) == []
+    assert "0 made" in hardmoe("run", "--until", "mixture")
+    said = json.loads(hardmoe("repartition", "--dry-run", "--json"))
+    assert {"moved", "new", "gone", "trained_again", "kept"} <= set(said)
+    version = opened(study, root).version("partition")
+    python(JOB)
+    now = opened(study, root)
+    assert now.need("partition").inputs["previous"] == version
+    assert {line.split()[0] for line in python(STALE)} == {"shared_decoder", "mixture"}
+    assert weights_of(now) == weights

@@ -271,7 +271,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # one that says only a text would lose it
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -219,7 +219,7 @@ def is_fresh(context: Context, instance: "dg.DagsterInstance", task: Task) -> bo
         return False
     recorded = _recorded(instance, task.stage, task.key)
     version = recorded.get(DATA_VERSION_TAG)
-    return version == context.version(task.stage, task.key) and not _looks_stale(context, task, recorded)
+    return version == context.version(task.stage, task.key) and not _looks_stale(context, instance, task, recorded)
 
 
 def _settle(context: Context, task: Task) -> None:
@@ -229,7 +229,7 @@ def _settle(context: Context, task: Task) -> None:
         stage.settle(context, context.need(task.stage))
 
 
-def _looks_stale(context: Context, task: Task, recorded: Mapping[str, str]) -> bool:
+def _looks_stale(context: Context, instance: "dg.DagsterInstance", task: Task, recorded: Mapping[str, str]) -> bool:
     """Dagster compares the versions that it read then with those of now: what is kept when they change is to be found
     again in a run of its own."""
     from assets.study import key_of
@@ -238,8 +238,10 @@ def _looks_stale(context: Context, task: Task, recorded: Mapping[str, str]) -> b
         stage, seen = STAGES[shown_as(name)], recorded.get(f"{INPUT_TAG}/{key_of(name).to_user_string()}")
         if not stage.when(context.study) or (stage.control and not context.study.evaluation.controls):
             continue
-        if name != stage.name and seen is None:  # recorded before there was this name
-            return True
+        if name != stage.name and seen is None:  # recorded before there was this name, if Dagster knows it by now
+            if instance.fetch_observations(key_of(name), limit=1).records:
+                return True
+            continue
         if name == stage.name and stage.keys is None and seen != context.version(name):
             return True
     return False

@@ -238,13 +238,20 @@ def _looks_stale(context: Context, instance: "dg.DagsterInstance", task: Task, r
         stage, seen = STAGES[shown_as(name)], recorded.get(f"{INPUT_TAG}/{key_of(name).to_user_string()}")
         if not stage.when(context.study) or (stage.control and not context.study.evaluation.controls):
             continue
-        if name != stage.name and seen is None:  # recorded before there was this name, if Dagster knows it by now
-            if instance.fetch_observations(key_of(name), limit=1).records:
-                return True
+        if seen is None and not _knows(instance, key_of(name)):  # made without Dagster, which has nothing to compare
             continue
+        if name != stage.name and seen is None:  # recorded before there was this name
+            return True
         if name == stage.name and stage.keys is None and seen != context.version(name):
             return True
     return False
+
+
+def _knows(instance: "dg.DagsterInstance", asset: "dg.AssetKey") -> bool:
+    """Whether Dagster has a record of the asset."""
+    return bool(
+        instance.fetch_materializations(asset, limit=1).records or instance.fetch_observations(asset, limit=1).records
+    )
 
 
 def _recorded(instance: "dg.DagsterInstance", stage: str, key: str | None) -> Mapping[str, str]:

@@ -489,7 +489,7 @@ def test_the_sensor_asks_once_for_each_partition_that_drifted(study_of, monkeypa
     add_shard(shards_of(root), 3)
     make(study, root, "partition")
     said = opened(study, root).need("partition").metadata["drift"]
-    assert said["posts_since_fit"] == 120
+    assert said["posts_since_fit"] == opened(study, root).need("posts", "s3").metadata["accepted"] > 100
     assert look()[2].skip_reason.skip_message.startswith("no drift")
     for name in ("far", "ambiguous"):
         assert said[name] > 0

@@ -362,3 +362,16 @@ def test_folders_are_searched_and_what_is_no_image_is_named(tmp_path):
 def test_a_folder_without_images_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no image file"):
         list(files_of([tmp_path]))
+
+
+def test_images_whose_experts_are_all_unpublished_are_answered_by_the_router(tmp_path, parts):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    study = Study(network=NETWORK, data=Data(image_size=SIDE))
+    files = (parts.router, parts.gate, parts.decoder, parts.experts)
+    none = dict.fromkeys(parts.experts, False)
+    write_bundle(folder, study, list("abcde"), *files, none, "mixture_top1", router_share=0.25, temperature=0.5)
+    bundle = Bundle(folder)
+    (answer,) = routed(bundle, [images(6)])
+    features_ND = features_of(bundle.router, ImagesInMemory(images(6)))
+    assert torch.allclose(answer.probabilities_BV, bundle.probabilities(bundle.router_logits(features_ND)), atol=1e-5)

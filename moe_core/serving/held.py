@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Held:
         order = sorted(keys, key=lambda key: key not in self._held)
         with ThreadPoolExecutor(1) as reader:
             coming: Future[State] | None = None
-            for key, following in zip(order, [*order[1:], None], strict=True):
+            for key, following in zip_longest(order, order[1:]):
                 if coming:
                     self._put(key, coming.result())
                 state, coming = self.get(key), None

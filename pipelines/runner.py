@@ -238,9 +238,10 @@ def _looks_stale(context: Context, instance: "dg.DagsterInstance", task: Task, r
         stage, seen = STAGES[shown_as(name)], recorded.get(f"{INPUT_TAG}/{key_of(name).to_user_string()}")
         if not stage.when(context.study) or (stage.control and not context.study.evaluation.controls):
             continue
-        if seen is None and not _knows(instance, key_of(name)):  # made without Dagster, which has nothing to compare
+        unseen = seen in (None, "INITIAL")  # the latter is Dagster's word for what it has no record of
+        if unseen and not _knows(instance, key_of(name)):  # made without Dagster, which has nothing to compare
             continue
-        if name != stage.name and seen is None:  # recorded before there was this name
+        if name != stage.name and unseen:  # recorded before there was this name
             return True
         if name == stage.name and stage.keys is None and seen != context.version(name):
             return True

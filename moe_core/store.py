@@ -271,8 +271,10 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # one that says only a text would lose it
-            error.filename = error.filename or str(path)
+        if error.errno is None and str(path) not in str(error):  # of Lance or Arrow: nothing but a text
+            raise OSError(f"{path}: {error}") from error
+        if error.errno is not None and not error.filename:
+            error.filename = str(path)
         raise
 
 

@@ -36,11 +36,10 @@ def train_experts(folder, mode):
     for key, count in (("e000", 40), ("e001", 24)):
         expert = network(key)
         list(train(expert, drawn_posts(count), TRAINING, train_decoder=False, checkpoint=folder / f"{key}.safetensors"))
-        result |= {f"{key}.{name}": tensor.clone() for name, tensor in expert.state_dict().items()}
         if mode == "refit":
             features_ND = features_of(expert, drawn_posts(count).images, "float32", "cpu")
             refit(expert.fc, features_ND, drawn_posts(count), 4, 0.1, "softmax", 0)
-            result |= {f"{key}.decoder": expert.fc.weight.detach().clone()}
+        result |= {f"{key}.{name}": tensor for name, tensor in expert.state_dict().items()}
     save_weights(folder / "result", result, {})
 
 

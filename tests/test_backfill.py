@@ -302,7 +302,7 @@ def test_a_long_computation_lives_a_stopped_process_does_not_and_neither_is_a_cl
     idle.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     until(its.stands_still, seconds=20)
-    assert time.monotonic() - began >= 1.5
+    assert time.monotonic() - began >= 0.9  # the limit, less the second since its last beat
     assert its.why == "stood still for 2 s (stopped, or stuck), and was ended"
 
 

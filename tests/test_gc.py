@@ -8,11 +8,12 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from two_mixtures import BAD, GOOD, at, make, tiny_study
+from two_mixtures import BAD, GOOD, make, tiny_study
 
 from moe_core.publication import FILE, published_bundle
 from moe_core.serving.bundle import Bundle
 from moe_core.settings import Partition, dump_study
+from moe_core.stages.context import Context
 from moe_core.stages.housekeeping import collect, tidy
 from moe_core.stages.lineage import Lineage
 from moe_core.stages.published import PUBLISHED, force, roll_back
@@ -39,7 +40,7 @@ def whole(root):
 
 def versions(root, study, until="mixture"):
     """Of what the study's mixture (or another asset) is made from, itself included."""
-    context = at(study, root)
+    context = Context(study, root)
     return set(Lineage(context.store).above(context.version(until)))
 
 
@@ -49,7 +50,7 @@ def there(root):
 
 def newest_is(root, study):
     """The artefacts of a study are the newest of each."""
-    context = at(study, root)
+    context = Context(study, root)
     now = time.time() + 100
     for version in Lineage(context.store).above(context.version("mixture")):
         os.utime(Lineage(context.store).places[version] / "artefact.json", (now, now))
@@ -58,78 +59,82 @@ def newest_is(root, study):
 def test_without_apply_nothing_changes_and_the_same_is_said(root):
     newest_is(root, GOOD)
     before = files(root)
-    said = collect(at(GOOD, root))
+    said = collect(Context(GOOD, root))
     assert files(root) == before
-    done = collect(at(GOOD, root), dry_run=False)
+    done = collect(Context(GOOD, root), dry_run=False)
     assert [name for name in done.removed if "/.lock" not in name] == [n for n in said.removed if "/.lock" not in n]
     assert done.bytes == said.bytes > 0
     assert len(done.sizes) == len(done.removed)
-    assert collect(at(GOOD, root)).removed == []
+    assert collect(Context(GOOD, root)).removed == []
 
 
 def test_old_versions_leave_and_what_the_study_names_stays_whole(root):
     newest_is(root, GOOD)
     good, bad = versions(root, GOOD, "evaluation"), versions(root, BAD)
     before = there(root)
-    collect(at(GOOD, root), dry_run=False)
+    collect(Context(GOOD, root), dry_run=False)
     assert good < there(root)
     assert before - there(root) == bad - good
     assert len(bad - good) >= 6, "trunk, two of features, two experts, decoder, mixture"
     assert whole(root)
-    Bundle(at(GOOD, root).need("mixture").path)
+    Bundle(Context(GOOD, root).need("mixture").path)
 
 
 def test_published_and_previous_stay_with_all_they_were_made_from(root):
     for study in (BAD, GOOD):
-        build(at(study, root), PUBLISHED)
+        build(Context(study, root), PUBLISHED)
     good, bad = versions(root, GOOD), versions(root, BAD)
-    evaluation = at(GOOD, root).version("evaluation")
-    embeddings = {at(GOOD, root).version("embeddings", shard.key) for shard in at(GOOD, root).shards}
+    evaluation = Context(GOOD, root).version("evaluation")
+    embeddings = {Context(GOOD, root).version("embeddings", shard.key) for shard in Context(GOOD, root).shards}
     other = tiny_study(lr=0.05)
-    make(at(other, root), "mixture")
+    make(Context(other, root), "mixture")
     newest_is(root, other)
-    collect(at(other, root), keep=0, dry_run=False)
+    collect(Context(other, root), keep=0, dry_run=False)
     assert good | bad | embeddings < there(root)
     assert evaluation not in there(root)
     assert whole(root)
-    roll_back(at(GOOD, root))
+    roll_back(Context(GOOD, root))
     Bundle(published_bundle(root)).predict(np.zeros((1, 16, 16, 3), np.uint8))
-    collect(at(other, root), keep=0, dry_run=False)
+    collect(Context(other, root), keep=0, dry_run=False)
     assert bad < there(root)
     assert not (good - bad - versions(root, other)) & there(root), "taken back, and nothing names it"
     assert whole(root)
 
 
 def test_keep_says_how_many_of_the_newest_stay(root):
-    force(at(GOOD, root), at(GOOD, root).version("mixture"))
+    force(Context(GOOD, root), Context(GOOD, root).version("mixture"))
     newest_is(root, GOOD)
-    assert collect(at(GOOD, root), keep=2).removed == [
-        name for name in collect(at(GOOD, root), keep=2).removed if "/.lock" in name
+    assert collect(Context(GOOD, root), keep=2).removed == [
+        name for name in collect(Context(GOOD, root), keep=2).removed if "/.lock" in name
     ]
-    assert any(name.startswith("mixture/") for name in collect(at(GOOD, root), keep=1).removed)
+    assert any(name.startswith("mixture/") for name in collect(Context(GOOD, root), keep=1).removed)
     with pytest.raises(ValueError, match="--keep -1: wanted 0 or more"):
-        collect(at(GOOD, root), keep=-1)
+        collect(Context(GOOD, root), keep=-1)
 
 
 def test_experts_that_the_study_has_no_more_leave_unless_a_mixture_here_needs_them(root):
     one = tiny_study(partition=Partition(experts=1, pca=4))
-    make(at(one, root), "mixture")
+    mixture, versions = Context(GOOD, root).version("mixture"), {}
+    for key in ("e000", "e001"):
+        versions[key] = Context(GOOD, root).version("expert", key)
+    make(Context(one, root), "mixture")
+    (gone,) = set(versions) - set(Context(one, root).experts)
     newest_is(root, one)
-    force(at(GOOD, root), at(GOOD, root).version("mixture"))
-    collect(at(one, root), dry_run=False)
-    assert [a.version for a in Store(root).versions("expert", "e001")] == [at(GOOD, root).version("expert", "e001")]
+    force(Context(GOOD, root), mixture)
+    collect(Context(one, root), dry_run=False)
+    assert [a.version for a in Store(root).versions("expert", gone)] == [versions[gone]]
     (root / FILE).unlink()
-    collect(at(one, root), keep=0, dry_run=False)  # else the newest evaluation stays, and its mixture
-    assert Store(root).versions("expert", "e001") == []
+    collect(Context(one, root), keep=0, dry_run=False)  # else the newest evaluation stays, and its mixture
+    assert Store(root).versions("expert", gone) == []
     assert whole(root)
 
 
 def test_posts_of_old_settings_leave_with_their_rows(root):
     smaller = tiny_study(data=GOOD.data.model_copy(update={"image_size": 8}))
-    make(at(smaller, root), "mixture")
+    make(Context(smaller, root), "mixture")
     newest_is(root, smaller)
     assert len(pins(root / "posts.lance")) == 4
-    done = collect(at(smaller, root), keep=0, dry_run=False)
+    done = collect(Context(smaller, root), keep=0, dry_run=False)
     gone = [name for name in done.removed if name.startswith("posts/") and "/.lock" not in name]
     assert len(gone) == 2
     assert done.bytes > sum(done.sizes), "rows too"
@@ -140,14 +145,14 @@ def test_posts_of_old_settings_leave_with_their_rows(root):
 def test_nothing_leaves_of_which_the_study_cannot_say_yet_what_it_names(root):
     """The trunk is to be made to know the rest."""
     other = tiny_study(partition=Partition(experts=2, pca=3))  # a partition that is not made: experts are not known
-    done = collect(at(other, root), keep=0)
+    done = collect(Context(other, root), keep=0)
     assert not any(
         name.startswith(("expert/", "mixture/", "evaluation/")) for name in done.removed if "/.lock" not in name
     )
 
 
 def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_from(tmp_path):
-    from two_mixtures import at, write
+    from two_mixtures import write
 
     write(tmp_path)
     store = Store(tmp_path)
@@ -170,13 +175,13 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
         os.utime(artefact.path / "artefact.json", (1, 1) if old else (2, 2))
     from moe_core.stages.housekeeping import _unneeded
 
-    context = at(GOOD, tmp_path)
+    context = Context(GOOD, tmp_path)
     context.plans |= {(a, k): Plan(a, k, "none", {}, {}) for a, k in (("partition", None), ("expert", "e000"))}
     assert [a.version for a in _unneeded(context, keep=1)] == [alone.version]
 
 
 def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings_leave(root):
-    context = at(GOOD, root)
+    context = Context(GOOD, root)
     trunk = context.need("trunk")
     shutil.rmtree(trunk.path)
     unfinished = context.store.work_folder(context.plan("trunk"))
@@ -184,7 +189,7 @@ def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings
     for folder in (unfinished, given_up):
         folder.mkdir()
         (folder / "checkpoint.safetensors").write_bytes(b"x")
-    done = collect(at(GOOD, root), dry_run=False)
+    done = collect(Context(GOOD, root), dry_run=False)
     assert unfinished.exists()
     assert not given_up.exists()
     assert "trunk/.work-0123456789abcdef0123" in done.removed
@@ -192,30 +197,30 @@ def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings
 
 def test_in_doubt_nothing_is_removed(root):
     newest_is(root, GOOD)
-    with shared(at(GOOD, root).in_use), pytest.raises(Busy, match="held by another process"):
-        collect(at(GOOD, root), dry_run=False)
-    manifest = at(BAD, root).need("mixture").path / "artefact.json"
+    with shared(Context(GOOD, root).in_use), pytest.raises(Busy, match="held by another process"):
+        collect(Context(GOOD, root), dry_run=False)
+    manifest = Context(BAD, root).need("mixture").path / "artefact.json"
     text = manifest.read_text()
     manifest.write_text(text[:100])
     before = files(root)
     with pytest.raises(ValueError, match=r"artefact.json is damaged"):
-        collect(at(GOOD, root), dry_run=False)
+        collect(Context(GOOD, root), dry_run=False)
     manifest.write_text(text)
     (root / FILE).write_text("no")
     with pytest.raises(ValueError, match=r"published.json is damaged"):
-        collect(at(GOOD, root), dry_run=False)
+        collect(Context(GOOD, root), dry_run=False)
     (root / FILE).unlink()
     assert files(root) == before | {manifest: text.encode()}
 
 
 def test_tidy_leaves_the_published_mixtures_embeddings(root):
-    context = at(GOOD, root)
+    context = Context(GOOD, root)
     embeddings = {context.version("embeddings", shard.key) for shard in context.shards}
     force(context, context.version("mixture"))
-    tidy(at(BAD, root), superseded=True)
+    tidy(Context(BAD, root), superseded=True)
     assert embeddings | {context.version("mixture")} < there(root)
     (root / FILE).unlink()
-    tidy(at(BAD, root), superseded=True)
+    tidy(Context(BAD, root), superseded=True)
     assert not embeddings & there(root)
 
 
@@ -226,7 +231,7 @@ def test_the_command_says_what_would_go_and_removes_with_apply(root):
     def gc(*more):
         return CliRunner().invoke(main, ["gc", "--study", str(root / "study.toml"), *more])
 
-    old = f"mixture/{at(BAD, root).version('mixture')}"
+    old = f"mixture/{Context(BAD, root).version('mixture')}"
     said = gc()
     assert f"MiB  {old}" in said.output
     assert said.output.splitlines()[-1].endswith("MiB would be freed; --apply frees it")

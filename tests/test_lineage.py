@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from two_mixtures import BAD, GOOD, at, tiny_study
+from two_mixtures import BAD, GOOD, tiny_study
 
+from moe_core.stages.context import Context
 from moe_core.stages.lineage import Lineage, find, report
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
@@ -20,7 +21,7 @@ def root(both, tmp_path):
 
 
 def asked(root, name, version=None, study=GOOD):
-    context = at(study, root)
+    context = Context(study, root)
     return report(context, find(context, name, version))
 
 
@@ -33,7 +34,7 @@ def hardmoe(root, *arguments):
 
 
 def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
-    context = at(GOOD, both)
+    context = Context(GOOD, both)
     said = asked(both, "expert:e001")
     nodes = dict(zip(names(said), said["nodes"], strict=True))
     assert next(iter(nodes)) == "expert:e001"
@@ -65,7 +66,7 @@ def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
 
 
 def test_what_depends_on_it_is_what_the_store_has(both):
-    context = at(GOOD, both)
+    context = Context(GOOD, both)
     below = {
         (one["asset"], one["key"]): (one["version"], one["direct"]) for one in asked(both, "expert:e001")["dependents"]
     }
@@ -77,7 +78,7 @@ def test_what_depends_on_it_is_what_the_store_has(both):
         ("mixture", None): (mixture, True),
     }
     trunks = [one["version"] for one in asked(both, "vocabulary")["dependents"] if one["asset"] == "trunk"]
-    assert sorted(trunks) == sorted(at(study, both).version("trunk") for study in (GOOD, BAD))
+    assert sorted(trunks) == sorted(Context(study, both).version("trunk") for study in (GOOD, BAD))
     assert asked(both, "evaluation")["dependents"] == []
 
 
@@ -86,7 +87,7 @@ def test_an_expert_knows_the_partition_of_its_own_trunk(both):
     for study in (GOOD, BAD):
         said = asked(both, "mixture", study=study)
         (partition,) = (node for node in said["nodes"] if node["asset"] == "partition")
-        assert partition["version"] == at(study, both).version("partition")
+        assert partition["version"] == Context(study, both).version("partition")
 
 
 def test_a_figure_comes_from_the_evaluation(both):
@@ -100,14 +101,14 @@ def test_a_figure_comes_from_the_evaluation(both):
 
 
 def test_a_node_comes_before_what_it_was_made_from(both):
-    said = asked(both, "embeddings:" + at(GOOD, both).shards[0].key)
+    said = asked(both, "embeddings:" + Context(GOOD, both).shards[0].key)
     place = {node["version"]: number for number, node in enumerate(said["nodes"])}
     for node in said["nodes"]:
         assert all(place[node["version"]] < place[v] for one in node["inputs"] for v in one["of"])
 
 
 def test_old_versions_by_their_beginning(root):
-    old = at(BAD, root).version("expert", "e000")
+    old = Context(BAD, root).version("expert", "e000")
     said = asked(root, "expert:e000", old[:6])
     assert said["asked"]["version"] == old
     assert said["nodes"][0]["settings"]["training"]["lr"] == 1e-9
@@ -143,7 +144,7 @@ def test_a_version_that_is_not_made_names_those_that_are(both):
 
 
 def test_what_was_removed_since_is_said_and_the_rest_is_shown(root):
-    context = at(GOOD, root)
+    context = Context(GOOD, root)
     shutil.rmtree(context.need("trunk").path)
     shutil.rmtree(context.need("posts", context.shards[0].key).path)
     said = asked(root, "expert:e000", context.version("expert", "e000"))
@@ -193,7 +194,7 @@ def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_pa
 
 
 def test_a_damaged_manifest_is_named(root):
-    path = at(GOOD, root).need("vocabulary").path / "artefact.json"
+    path = Context(GOOD, root).need("vocabulary").path / "artefact.json"
     path.write_text("{")
     done = hardmoe(root, "expert:e000")
     assert done.exit_code == 1
@@ -201,7 +202,7 @@ def test_a_damaged_manifest_is_named(root):
 
 
 def test_the_command_prints_a_tree_with_each_node_once(both):
-    context = at(GOOD, both)
+    context = Context(GOOD, both)
     text = hardmoe(both, "mixture").output.splitlines()
     assert text[0] == f"mixture {context.version('mixture')}  digest {context.need('mixture').digest}"
     tree = text[: text.index("Settings")]
@@ -236,7 +237,7 @@ def test_many_shards_are_counted_in_the_text(tmp_path):
 
 
 def test_the_published_mixture_is_marked(root):
-    context = at(GOOD, root)
+    context = Context(GOOD, root)
     build(context, STAGES["published"])
     published = context.version("mixture")
     assert asked(root, "trunk")["publication"] == {published: "published"}

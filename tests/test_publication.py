@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from two_mixtures import BAD, GOOD, at, make, tiny_study
+from two_mixtures import BAD, GOOD, make, tiny_study
 
 from moe_core import publication
 from moe_core.data.forgotten import Entry, Forgotten
@@ -19,6 +19,7 @@ from moe_core.publication import Book, Decision, published_bundle
 from moe_core.serving.bundle import Bundle
 from moe_core.settings import Data, Publish, dump_study
 from moe_core.stages import mixture, published
+from moe_core.stages.context import Context
 from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, roll_back
 from moe_core.stages.stage import build
 from pipelines.cli import main
@@ -30,12 +31,12 @@ def root(both, tmp_path):
 
 
 def version(root, study):
-    return at(study, root).version("mixture")
+    return Context(study, root).version("mixture")
 
 
 def publish(root, study):
     """What `hardmoe run` does; the decision about the study's mixture."""
-    context = at(study, root)
+    context = Context(study, root)
     build(context, PUBLISHED)
     return publication.load(root).last(context.version("mixture"))
 
@@ -65,21 +66,21 @@ def test_a_better_one_takes_its_place_and_the_rollback_is_not_undone_by_the_next
     assert publish(root, GOOD).action == "published"
     good, bad = version(root, GOOD), version(root, BAD)
     assert (book(root).published, book(root).previous) == (good, bad)
-    roll_back(at(GOOD, root))
+    roll_back(Context(GOOD, root))
     assert (book(root).published, book(root).previous) == (bad, "")
     before = (root / publication.FILE).read_bytes()
     assert publish(root, GOOD).action == "rolled back"
     assert (root / publication.FILE).read_bytes() == before
     with pytest.raises(ValueError, match="nothing to roll back to"):
-        roll_back(at(GOOD, root))
-    force(at(GOOD, root), good)
+        roll_back(Context(GOOD, root))
+    force(Context(GOOD, root), good)
     assert book(root).published == good
 
 
 def test_a_verdict_made_anew_does_not_bring_back_what_a_person_took_back(root):
     publish(root, BAD)
     publish(root, GOOD)
-    roll_back(at(GOOD, root))
+    roll_back(Context(GOOD, root))
     other_margin = GOOD.model_copy(update={"publish": Publish(margin=0.1)})  # another plan, so another comparison
     said = publish(root, other_margin)
     assert said.action == "refused"
@@ -101,7 +102,7 @@ def test_again_decides_nothing_anew(root):
     publish(root, BAD)
     before = (root / publication.FILE).read_bytes()
     for study in (GOOD, BAD, GOOD):
-        assert build(at(study, root), PUBLISHED).reused
+        assert build(Context(study, root), PUBLISHED).reused
     assert (root / publication.FILE).read_bytes() == before
 
 
@@ -115,9 +116,9 @@ def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_c
         patch.setattr(published, "save", _killed)
         with pytest.raises(KeyboardInterrupt):
             publish(root, GOOD)
-    assert at(GOOD, root).find("published") is not None
+    assert Context(GOOD, root).find("published") is not None
     assert book(root).published == version(root, BAD)
-    assert build(at(GOOD, root), PUBLISHED).reused
+    assert build(Context(GOOD, root), PUBLISHED).reused
     assert book(root).published == version(root, GOOD)
 
 
@@ -128,26 +129,26 @@ def test_what_was_published_meanwhile_is_not_overrun_by_an_older_comparison(root
     with pytest.raises(
         ValueError, match=f"{bad} is published now, mixture {good} was compared with nothing: run again"
     ):
-        decide(at(GOOD, root), good, "", verdict, "some-verdict")
+        decide(Context(GOOD, root), good, "", verdict, "some-verdict")
     assert book(root).published == bad
 
 
 def test_vocabularies_that_differ_are_compared_by_their_common_hashtags(root):
     fewer = tiny_study(data=Data(image_size=16, min_posts_per_tag=12, test=0.2, validation=0.2))
-    make(at(fewer, root), "mixture")
-    one, other = (Bundle(at(study, root).need("mixture").path) for study in (GOOD, fewer))
+    make(Context(fewer, root), "mixture")
+    one, other = (Bundle(Context(study, root).need("mixture").path) for study in (GOOD, fewer))
     assert len(other.hashtags) < len(one.hashtags)
-    found = judge(at(fewer, root), version(root, fewer), version(root, GOOD))
+    found = judge(Context(fewer, root), version(root, fewer), version(root, GOOD))
     assert found.scores["hashtags_compared"] == len(set(one.hashtags) & set(other.hashtags))
     assert "cross_entropy_new" not in found.scores
-    back = judge(at(fewer, root), version(root, GOOD), version(root, fewer))
+    back = judge(Context(fewer, root), version(root, GOOD), version(root, fewer))
     assert back.scores["p_at_1_gain"] == -found.scores["p_at_1_gain"]
 
 
 def test_p_at_1_is_that_of_the_answers_users_get(root):
     from moe_core.stages import reading
 
-    context = at(GOOD, root)
+    context = Context(GOOD, root)
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("validation"))
     bundle = Bundle(context.need("mixture").path)
@@ -161,15 +162,15 @@ def test_p_at_1_is_that_of_the_answers_users_get(root):
 
 def test_an_old_bundle_of_another_image_size_is_asked_with_resized_posts(root):
     small = tiny_study(data=Data(image_size=8, min_posts_per_tag=5, test=0.2, validation=0.2))
-    make(at(small, root), "mixture")
-    found = judge(at(GOOD, root), version(root, GOOD), version(root, small))
+    make(Context(small, root), "mixture")
+    found = judge(Context(GOOD, root), version(root, GOOD), version(root, small))
     assert 0 < found.scores["p_at_1_published"] < 1
 
 
 def test_without_validation_posts_it_is_published_and_says_so(root):
     for lr in (0.2, 0.1):
         study = tiny_study(lr=lr, data=Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.0))
-        make(at(study, root), "mixture")
+        make(Context(study, root), "mixture")
         said = publish(root, study)
     assert said.action == "published"
     assert said.why == "no validation post carries a hashtag of both: published without a comparison"
@@ -205,7 +206,7 @@ def test_a_damaged_new_mixture_is_an_error_and_the_old_one_stays(root):
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
         publish(root, GOOD)
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
-        force(at(GOOD, root), version(root, GOOD))
+        force(Context(GOOD, root), version(root, GOOD))
     assert book(root).published == version(root, BAD)
     assert len(book(root).history) == 1
 
@@ -219,7 +220,7 @@ def test_a_published_bundle_that_is_gone_is_said_and_replaced_by_the_next(root):
     assert said.action == "published"
     assert f"the published mixture {version(root, BAD)} cannot be opened any more" in said.why
     with pytest.raises(ValueError, match=f"no mixture {version(root, BAD)} in"):
-        roll_back(at(GOOD, root))
+        roll_back(Context(GOOD, root))
     assert book(root).published == version(root, GOOD)
 
 
@@ -239,8 +240,8 @@ def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
     for broken in (
         lambda: published_bundle(root),
         lambda: publish(root, GOOD),
-        lambda: force(at(GOOD, root), version(root, GOOD)),
-        lambda: roll_back(at(GOOD, root)),
+        lambda: force(Context(GOOD, root), version(root, GOOD)),
+        lambda: roll_back(Context(GOOD, root)),
     ):
         with pytest.raises(ValueError, match=r"published.json is damaged .* move it away and say `hardmoe publish"):
             broken()
@@ -341,7 +342,7 @@ def test_what_is_published_by_hand_is_shown_in_dagsters_ui(root):
 
 
 def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
-    make(at(GOOD, root), "evaluation")
+    make(Context(GOOD, root), "evaluation")
     file = root / "study.toml"
     said = json.loads(hardmoe("results", "--study", file, "--json").output)
     assert said["publication"] == {
@@ -350,7 +351,7 @@ def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
         "is_published": True,
         "why": "nothing was published before",
     }
-    make(at(BAD, root), "evaluation")
+    make(Context(BAD, root), "evaluation")
     file.write_text(dump_study(BAD))
     said = json.loads(hardmoe("results", "--study", file, "--json").output)
     assert not said["publication"]["is_published"]
@@ -364,7 +365,7 @@ def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch)
     made, seen = mixture._choose, []
     monkeypatch.setattr(mixture, "_choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
     before = Bundle(published_bundle(root)).parts
-    assert not build(at(GOOD, root), mixture.MIXTURE, force=True).reused
+    assert not build(Context(GOOD, root), mixture.MIXTURE, force=True).reused
     assert len(seen) == 1
     assert Bundle(published_bundle(root)).parts == before
     assert sorted(p.name for p in (root / "mixture").iterdir() if not p.name.startswith(".lock")) == sorted(
@@ -374,7 +375,7 @@ def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch)
 
 def test_a_refusal_says_that_the_published_one_saw_what_was_taken_down(root):
     publish(root, GOOD)
-    context = at(BAD, root)
+    context = Context(BAD, root)
     entry = Entry("id", "hash", datetime.now(UTC), saw=(f"mixture {version(root, GOOD)}",), done=True)
     context.forgotten = Forgotten("salt", {("id", "hash"): entry})
     found = judge(context, version(root, BAD), version(root, GOOD))
@@ -400,7 +401,7 @@ def test_a_bundle_of_two_generations_is_refused(root, why):
     """Its manifest is sealed anew, as one would be that was written wrongly."""
     from moe_core.store import digest
 
-    path = at(GOOD, root).need("mixture").path / "manifest.json"
+    path = Context(GOOD, root).need("mixture").path / "manifest.json"
     said = json.loads(path.read_text())
     said.pop("seal")
     MISMATCHES[why](said)
@@ -413,7 +414,7 @@ def test_a_bundle_of_two_generations_is_refused(root, why):
 
 
 def test_a_mixture_that_is_not_what_its_artefact_says_is_not_published(root, monkeypatch):
-    context = at(GOOD, root)
+    context = Context(GOOD, root)
     store_read = context.store.read
     monkeypatch.setattr(
         context.store,

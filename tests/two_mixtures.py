@@ -3,7 +3,6 @@
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
 from moe_core.stages.context import Context
-from moe_core.stages.history import CURRENT
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
 
@@ -28,14 +27,6 @@ def tiny_study(lr=0.2, **more):
 GOOD, BAD = tiny_study(), tiny_study(lr=1e-9)
 
 
-def at(study, root):
-    """The study with a partition of its own: each fits its own from scratch, and none goes on from another's."""
-    (root / CURRENT).unlink(missing_ok=True)
-    context = Context(study, root)
-    assert context.current is None
-    return context
-
-
 def make(context, until):
     """All stages up to and with `until`."""
     for name, stage in STAGES.items():
@@ -55,8 +46,8 @@ def two_mixtures(root):
     """`root` holds both, and of the good one evaluation and embeddings; neither is published."""
     write(root)
     for study in (BAD, GOOD):
-        make(at(study, root), "mixture")
-    context = at(GOOD, root)
+        make(Context(study, root), "mixture")
+    context = Context(GOOD, root)
     for name in ("evaluation", "embeddings"):
         for key in STAGES[name].keys_of(context):
             build(context, STAGES[name], key)

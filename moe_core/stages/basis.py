@@ -1,8 +1,9 @@
 """The basis: the shards that the trunk and its vocabulary were made from, which are kept when other shards arrive.
 
-`<root>/trunk/current.json` names the trunk and its shards. As long as each of them is there as it was, and settings and
-code are the same, the study's trunk is that of these shards alone. It is made anew from all shards when that is asked
-for (`<root>/trunk/renew.json`), or when the study has outgrown it: [repartition] growth and new_tags.
+`<root>/trunk/current.*.json` names the trunk and its shards, one file for each choice of settings up to the trunk's:
+who goes back to earlier settings finds what was kept with them. As long as each shard is there as it was, the study's
+trunk is that of these shards alone. It is made anew from all shards when that is asked for (`<root>/trunk/renew.json`),
+or when the study has outgrown it: [repartition] growth and new_tags.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from moe_core.store import Artefact, digest, write_text
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
 
-CURRENT, RENEW, GROWTH = "trunk/current.json", "trunk/renew.json", "trunk/growth.json"
+RENEW, GROWTH = "trunk/renew.json", "trunk/growth.json"
+ABOVE = ("posts", "splits", "vocabulary", "trunk", "trunk_features")  # whose settings begin a history of their own
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,17 @@ class Growth:
     new_tags: float  # hashtags that all shards would add to the vocabulary, as a share of it
 
 
+def current_file(context: Context, asset: str) -> Path:
+    """Where it is written which trunk, or partition, the study lives with."""
+    from moe_core.stages.table import STAGES
+
+    line = digest({name: STAGES[name].code_version(context.study) for name in ABOVE})
+    return context.root / asset / f"current.{line}.json"
+
+
 def view_of(context: Context) -> Context | None:
     """The study with only the shards that its trunk was made from; None where there is no such trunk to be kept."""
-    said = read_json(context.root / CURRENT)
+    said = read_json(current_file(context, "trunk"))
     shards = [shard for shard in context.shards if said and shard.key in said["shards"]]
     if said is None or len(shards) < len(said["shards"]) or len(shards) == len(context.shards):
         return None
@@ -63,7 +73,7 @@ def growth(context: Context, view: Context) -> Growth:
     memo = read_json(context.root / GROWTH)
     if memo and memo["of"] == of:
         return Growth(memo["posts"], memo["new_tags"])
-    said = read_json(context.root / CURRENT)
+    said = read_json(current_file(context, "trunk"))
     assert said is not None
     train = context.need("splits").metadata["splits"]["train"]
     there = set(vocabulary(view).lookup())
@@ -85,8 +95,8 @@ def settle(context: Context, artefact: Artefact) -> None:
         "shards": [shard.key for shard in context.shards],
         "train": splits.metadata["splits"]["train"],
     }
-    if read_json(context.root / CURRENT) != said:
-        write_text(context.root / CURRENT, json.dumps(said))
+    if read_json(current_file(context, "trunk")) != said:
+        write_text(current_file(context, "trunk"), json.dumps(said))
     (context.root / RENEW).unlink(missing_ok=True)
 
 
@@ -103,7 +113,7 @@ def is_renewal_asked(context: Context) -> bool:
     """A request names the trunk that it is to replace, so that it is spent when there is another."""
     if "renew" in context.asked:
         return True
-    asked, said = read_json(context.root / RENEW), read_json(context.root / CURRENT)
+    asked, said = read_json(context.root / RENEW), read_json(current_file(context, "trunk"))
     return asked is not None and said is not None and asked["trunk"] == said["trunk"]
 
 

@@ -65,7 +65,7 @@ class Context:
     @cached_property
     def current(self) -> history.Current | None:
         """The partition that the study lives with, as it is when this context first asks."""
-        return history.load(self.root)
+        return history.load(self)
 
     @cached_property
     def refit_is_asked(self) -> bool:

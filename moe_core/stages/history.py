@@ -1,8 +1,9 @@
 """Which partition the study lives with, and what its next one is made from.
 
-`<root>/partition/current.json` names it, with the keys of its experts in the order of the gate's numbers and the next
-key that was never used: a key is not given to another expert, since Dagster shows one that comes back as materialised.
-A version is a hash of what an artefact is made from, so the partition that another follows is one of its inputs.
+`<root>/partition/current.*.json` names it, one file for each choice of settings up to the trunk's, with the keys of its
+experts in the order of the gate's numbers and the next key that was never used: a key is not given to another expert,
+since Dagster shows one that comes back as materialised. A version is a hash of what an artefact is made from, so the
+partition that another follows is one of its inputs.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.stages.basis import read_json
+from moe_core.stages.basis import current_file, read_json
 from moe_core.store import Artefact, Plan, write_text
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
 
-CURRENT, REQUEST = "partition/current.json", "partition/request.json"
+REQUEST = "partition/request.json"
 ABOUT_HISTORY = {"retrain_share", "how", "keys"}  # settings that are not those of the gate
 
 
@@ -41,8 +41,8 @@ class Current:
         return Plan("partition", None, self.code, self.settings, self.inputs)
 
 
-def load(root: Path) -> Current | None:
-    said = read_json(root / CURRENT)
+def load(context: Context) -> Current | None:
+    said = read_json(current_file(context, "partition"))
     return None if said is None else Current(**said)
 
 
@@ -120,7 +120,7 @@ def plan_of(artefact: Artefact) -> Plan:
 
 def settle(context: Context, artefact: Artefact) -> None:
     """The study lives with this partition from here on: said when it was made, and again whenever it is found."""
-    plan, now = context.plan("partition"), load(context.root)
+    plan, now = context.plan("partition"), load(context)
     keys = list(artefact.metadata["members"])
     numbers = [int(key[1:]) + 1 for key in keys]
     current = Current(
@@ -134,7 +134,7 @@ def settle(context: Context, artefact: Artefact) -> None:
         next=max(*numbers, now.next if now else 0),
     )
     if now != current:
-        write_text(context.root / CURRENT, json.dumps(asdict(current)))
+        write_text(current_file(context, "partition"), json.dumps(asdict(current)))
     asked = read_json(context.root / REQUEST)
     if asked and asked["partition"] != current.version:
         (context.root / REQUEST).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def settle(context: Context, artefact: Artefact) -> None:
 
 def ask_to_refit(context: Context) -> None:
     """Asks for a new fit. Raises ValueError where there is no partition yet, so that `run` makes the first."""
-    now = load(context.root)
+    now = load(context)
     if now is None:
         raise ValueError("there is no partition yet to begin from: `hardmoe run` makes the first")
     write_text(context.root / REQUEST, json.dumps({"partition": now.version}))

@@ -134,7 +134,7 @@ def _measured(context: Context, instance: "dg.DagsterInstance | None", name: str
 def _of_network(context: Context, name: str, key: str | None, earlier: list[Artefact]) -> Cost:
     settings = json.loads(json.dumps(STAGES[name].settings(context.study)))  # as a manifest has them
     like = [a for a in earlier if _manifest(a)["settings"].get("network") == settings["network"]]
-    like = [a for a in like if a.metadata.get("seconds") and a.path.stat().st_mtime > _resized(context)]
+    like = [a for a in like if "seconds" in a.metadata and a.path.stat().st_mtime > _resized(context)]
     if not like:
         return Cost()
     last = like[-1].metadata

@@ -68,6 +68,7 @@ def test_a_step_of_one_gives_the_one_decoder_back_to_the_bit():
 
 
 def test_one_expert_alone_is_plain_training(tmp_path):
+    torch.set_num_threads(1)
     plain = network("e000")
     list(train(plain, drawn_posts(40), TRAINING))
     alone = finish(joint(tmp_path, sizes=(40,), rounds=4, settle_rounds=0, outer_lr=1.0, outer_momentum=0.0))

@@ -1,5 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch import nn
 
 from moe_core.models.cost import multiply_adds, parameters
 from moe_core.models.resnet import build, early_layers
@@ -34,6 +39,39 @@ def test_every_parameter_gets_a_gradient(network):
     model = build(network, 5, seed=0)
     model(torch.randn(4, 3, 32, 32)).pow(2).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+BACKWARD = """
+import torch
+from moe_core.models.resnet import build
+from moe_core.settings import Network
+
+for block in ("basic", "bottleneck"):
+    model = build(Network(block=block, widths=(4, 8), depths=(1, 1), embedding=0), 5, seed=0)
+    images_BCHW = torch.randn(3, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.to(memory_format=torch.channels_last)(images_BCHW).float().square().mean()
+    loss.backward()
+"""
+
+
+def test_no_stride_is_taken_in_the_gradient_that_writes_beyond_its_buffer():
+    verbose = {**os.environ, "ONEDNN_VERBOSE": "1"}
+    said = subprocess.run([sys.executable, "-c", BACKWARD], env=verbose, check=True, capture_output=True, text=True)
+    gradients = [line for line in said.stdout.splitlines() if ",backward_weights," in line]
+    assert any("sh2" in line for line in gradients), "those of 3x3 convolutions are there"
+    assert [line for line in gradients if "kh1sh2" in line] == []
+
+
+def test_a_shortcut_answers_and_learns_as_a_strided_convolution():
+    ours = build(NETWORKS["tiny"], 5, seed=0).layer2[0].downsample[0]
+    theirs = nn.Conv2d(4, 8, 1, stride=2, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    images_BCHW = torch.randn(5, 4, 9, 8)
+    assert torch.allclose(ours(images_BCHW), theirs(images_BCHW), atol=1e-6)
+    for one in (ours, theirs):
+        one(images_BCHW).square().sum().backward()
+    assert torch.allclose(ours.weight.grad, theirs.weight.grad, rtol=1e-4)
 
 
 def test_sixteen_images_are_learned_by_heart(network):

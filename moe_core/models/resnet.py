@@ -65,7 +65,19 @@ class Bottleneck(nn.Module):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(Pointwise(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution whose stride is taken before it.
+
+    The same answer; but where oneDNN (torch 2.13) takes the stride itself, its bfloat16 gradient of the weights writes
+    beyond a buffer of its own when the images do not divide among the threads, and the process dies, sooner or later.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        down, across = self.stride
+        return F.conv2d(x_BCHW[:, :, ::down, ::across], self.weight, self.bias)
 
 
 class ResNet(nn.Module):

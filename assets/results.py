@@ -6,7 +6,7 @@ import dagster as dg
 from assets.materialise import Work, asset_of, materialise
 from assets.showing import picture, plot_of_bars, table
 from assets.study import key_of
-from moe_core.evaluation.plots import intervals
+from moe_core.evaluation.plots import around, intervals
 from moe_core.stages.context import Context
 from moe_core.stages.scoring import PAIRED
 from moe_core.store import Artefact
@@ -31,11 +31,11 @@ def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.Materializ
 def _comparison(found: dict[str, Any]) -> dict[str, Any]:
     """Plot and table of the rows, and the published row's figures as numbers, which Dagster plots over the runs."""
     rows, marked = found["rows"], found["published"]
-    measured = [(r["name"], *_around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == marked) for r in rows]
+    measured = [(r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == marked) for r in rows]
     lines = [
         (
             f"{r['name']} ✓" if r["name"] == marked else r["name"],
-            *(f"{value:.3f}" for value in _around(r["p_at_1_ci95"], r["p_at_1"])),
+            *(f"{value:.3f}" for value in around(r["p_at_1_ci95"], r["p_at_1"])),
             f"{r['r_at_5']:.3f}",
         )
         for r in rows
@@ -106,10 +106,6 @@ def _of_expert(said: dict[str, Any]) -> dict[str, Any]:
             ("hashtag", "test posts", "found by the trunk", "by the mixture"), changed
         ),
     }
-
-
-def _around(interval: list[float], value: float) -> tuple[float, float, float]:
-    return interval[0], value, interval[1]
 
 
 @asset_of("report", group_name="results", kinds={"html"})

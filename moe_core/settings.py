@@ -84,7 +84,7 @@ class Data(Strict):
         "user",
         description="Posts of one user (or id) lie in one split, except copies of another's earlier post.",
     )
-    router: Fraction = Field(0.0, description="Share held out for routing; no stage uses it yet.")
+    router: Fraction = Field(0.0, description="Share held out as `router`, for your own uses: no stage reads it.")
     near_duplicates: Literal["group", "off"] = Field(
         "group", description="group: copies of one picture always lie in one split; off: they are not looked for."
     )
@@ -200,16 +200,16 @@ class Repartition(Strict):
         "continue", description="An expert that is trained again goes on from its old weights, or starts as a new one."
     )
     growth: Annotated[float, Field(ge=1)] = Field(
-        2.0, description="Trunk and vocabulary are made anew when training posts are so many times those they saw."
+        2.0, description="Trunk and vocabulary are made anew when training posts are so many times those of before."
     )
     new_tags: Annotated[float, Field(ge=0)] = Field(
-        0.1, description="And when new hashtags would make the vocabulary larger by more than this share."
+        0.1, description="Or when all posts would add more than this share of new hashtags to the vocabulary."
     )
     drift_far: Fraction = Field(
         0.05, description="Sensor `drift`: share of new posts farther from their centroid than 99 % at the fit."
     )
     drift_ambiguous: Fraction = Field(
-        0.15, description="Sensor `drift`: share of new posts nearer to two experts than 95 % at the fit."
+        0.15, description="Sensor `drift`: share of new posts nearer to a tie of two experts than 95 % were at the fit."
     )
     drift_imbalance: Annotated[float, Field(ge=1)] = Field(
         1.5, description="Sensor `drift`: largest expert by the mean, as a multiple of what it was at the fit."
@@ -377,10 +377,18 @@ def study_of(text: str, path: Path) -> Study:
 
 def _explain(error: object) -> str:
     assert isinstance(error, dict)
-    where = ".".join(str(part) for part in error["loc"]) or "study"
+    parts = [str(part) for part in error["loc"]]
+    where = ".".join(p for p in parts if p != "constrained-float" and not p.startswith("literal["))
+    why = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"unknown setting {where!r}: remove it, or see docs/settings.md for the names"
-    return f"{where} = {error['input']!r}: {error['msg']}"
+    if error["type"] == "model_type":
+        return f"{where} = {error['input']!r}: wanted a table, [{where}]"
+    if error["type"] == "tuple_type":
+        return f"{where} = {error['input']!r}: wanted a list, such as [8, 16]"
+    if isinstance(error["input"], dict):  # of a whole table, or the study: what is wrong says which settings
+        return f"[{where}] {why}" if where else why
+    return f"{where} = {error['input']!r}: {why}"
 
 
 def dump_study(study: Study) -> str:

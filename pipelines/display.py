@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from moe_core.evaluation.page import COLUMNS
 from moe_core.stages.context import Context
 from moe_core.stages.fitting import seconds_left
 from moe_core.text import shown
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from pipelines.workers import Task
 
 LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
-COLUMNS = (
-    ("p_at_1", "P@1"),
-    ("p_at_5", "P@5"),
-    ("r_at_5", "R@5"),
-    ("r_at_10", "R@10"),
-    ("cross_entropy", "x-entropy"),
-    ("map", "mAP"),
-)
 
 
 class Display:
@@ -163,7 +156,7 @@ def print_table(table: dict[str, Any]) -> None:
         published = row["name"] == table["published"]
         lines.add_row(("* " if published else "  ") + row["name"], *cells, *costs, style="bold" if published else "")
     console.print(lines)
-    console.print(f"* published: {table['published']}, chosen on validation posts")
+    console.print(f"* the answer of this mixture: {table['published']}, chosen on validation posts")
     console.print("It gains, on the same posts:")
     for name, pair in table["published_against"].items():
         gains = [

@@ -183,6 +183,10 @@ def tasks_of(context: Context, until: str | None) -> list[tuple[str, str | None]
     wanted = set(STAGES) if until is None else {until, *above(until)}
     if not context.study.evaluation.controls:
         wanted -= {name for name, stage in STAGES.items() if stage.control}
+    if until is not None and not (until in wanted and STAGES[until].when(context.study)):
+        raise ValueError(
+            f"this study has no {until}: decoder.mode, evaluation.controls or evaluation.dense_control leaves it out"
+        )
     order = sorted(wanted, key=lambda name: (STAGES[name].control, name not in ONE_NETWORK, list(STAGES).index(name)))
     return [(name, key) for name in order for key in STAGES[name].keys_of(context)]
 

@@ -77,12 +77,6 @@ def _die_with_asker(pipe: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> str:
-    """Runs the asset in this process; returns the error in a line, or ""."""
-    result = execute(task, run_id, instance)
-    return "" if result.success else _why(result)
-
-
 def execute(task: Task, run_id: str, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
     result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
         run_config={"ops": {task.stage: {"config": {"force": task.force}}}},

@@ -59,6 +59,8 @@ def test_no_stride_is_taken_in_the_gradient_that_writes_beyond_its_buffer():
     verbose = {**os.environ, "ONEDNN_VERBOSE": "1"}
     said = subprocess.run([sys.executable, "-c", BACKWARD], env=verbose, check=True, capture_output=True, text=True)
     gradients = [line for line in said.stdout.splitlines() if ",backward_weights," in line]
+    if not gradients:
+        pytest.skip("oneDNN computes no bfloat16 on this processor")
     assert any("sh2" in line for line in gradients), "those of 3x3 convolutions are there"
     assert [line for line in gradients if "kh1sh2" in line] == []
 

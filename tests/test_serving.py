@@ -10,6 +10,7 @@ import torch
 
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
+from moe_core.data.images import REASONS
 from moe_core.models.resnet import build
 from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.serving.files import decoded, files_of
@@ -354,7 +355,7 @@ def test_folders_are_searched_and_what_is_no_image_is_named(tmp_path):
     found = list(files_of([tmp_path / "b.png", tmp_path / "in", tmp_path / "none.png"]))
     assert [p.name for p in found] == ["b.png", "bad.jpg", "c.PNG", "a.png", "none.png"]
     (part,) = decoded(found, SIDE, threads=2)
-    assert [error for _, error in part.files][:4] == ["", "not_an_image", "", ""]
+    assert [error for _, error in part.files][:4] == ["", f"not_an_image: {REASONS['not_an_image']}", "", ""]
     assert "No such file" in part.files[4][1]
     assert np.array_equal(part.images_BHWC, images(1).repeat(3, 0))
 

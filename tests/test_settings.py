@@ -47,3 +47,25 @@ def test_stages_must_agree():
 def test_an_expert_cannot_share_all_stages_nor_share_them_from_scratch(expert, said):
     with pytest.raises(ValueError, match=said):
         Study(network=Network(widths=(4, 8), depths=(1, 1)), expert=expert)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[expert]\nbranch_at = 3\n", "branch_at"),
+        ("name = 'a b'\n", "name 'a b' must be"),
+        ("trunk = 3\n", "trunk = 3: wanted a table, [trunk]"),
+        ("[network]\nwidths = 8\n", "network.widths = 8: wanted a list"),
+        ("[trunk]\nloss = 'hinge'\n", "trunk.loss = 'hinge': "),
+    ],
+)
+def test_a_mistake_is_told_without_the_rest_of_the_study(tmp_path, text, said):
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="study.toml: ") as error:
+        load_study(file)
+    told = str(error.value).removeprefix(f"{file}: ")
+    assert said in told
+    assert len(told) < 200
+    assert "pydantic" not in told
+    assert "constrained" not in told

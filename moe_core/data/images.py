@@ -188,11 +188,11 @@ def contact_sheet(images_NHWC: np.ndarray, columns: int, side: int) -> bytes:
     return file.getvalue()
 
 
-def webp(png: bytes, quality: int = 70) -> bytes:
+def webp(png: bytes) -> bytes:
     """A picture of ours in a fraction of the bytes."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        image.save(file, "WEBP", quality=quality)
+        image.save(file, "WEBP", quality=70)
     return file.getvalue()
 
 

@@ -59,7 +59,7 @@ REASONS = {
     "bad_id": "an id with control characters, or of more than 512 characters",
     "too_many_tags": "more than 1,000 tags, or more than 100,000 bytes in them",
     "no_tags": "no tag written, or nothing left of those written",
-    "bad_split": "a split that is none of train, validation, test and router",
+    "bad_split": "a split that is none of train, validation (val, valid), test and router",
     **images.REASONS,
     "duplicate_id": "an accepted post before it in the shard has the same id",
     "internal_error": "a mistake of ours on this row alone: please report it with its detail",

@@ -4,7 +4,7 @@ requests to the browser that shows it."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_core.evaluation.plots import BLUE, ORANGE, Line, bars, intervals, lines, short, sparkline
+from moe_core.evaluation.plots import BLUE, ORANGE, Line, around, bars, intervals, lines, short, sparkline
 from moe_core.settings import Study, dump_study
 from moe_core.text import shown
 
@@ -204,7 +204,7 @@ def render(
     losses = {name: smoothed([(line["images_seen"], line["loss"]) for line in log]) for name, log in logs.items()}
     rates = {name: [(line["images_seen"], line["lr"]) for line in log] for name, log in logs.items()}
     measured = [
-        (r["name"], *_around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == table["published"]) for r in table["rows"]
+        (r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == table["published"]) for r in table["rows"]
     ]
     sizes = bars([(e["key"], e["size"]) for e in experts], "training posts") if len(experts) <= SIZES_OF else ""
     return environment.from_string(TEMPLATE).render(
@@ -237,10 +237,10 @@ def render(
     )
 
 
-def smoothed(points: Sequence[tuple[float, float]], window: int = SMOOTH) -> list[tuple[float, float]]:
-    """Each y becomes the mean of the last `window` ones."""
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each y becomes the mean of the last SMOOTH ones."""
     values = [y for _, y in points]
-    return [(x, sum(values[max(0, n - window + 1) : n + 1]) / min(n + 1, window)) for n, (x, _) in enumerate(points)]
+    return [(x, sum(values[max(0, n - SMOOTH + 1) : n + 1]) / min(n + 1, SMOOTH)) for n, (x, _) in enumerate(points)]
 
 
 def signed(value: float) -> str:
@@ -254,10 +254,6 @@ def duration(seconds: float) -> str:
         if seconds >= size * least:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _around(interval: Sequence[float], value: float) -> tuple[float, float, float]:
-    return interval[0], value, interval[1]
 
 
 def _curves(points: Mapping[str, Sequence[tuple[float, float]]]) -> list[Line]:

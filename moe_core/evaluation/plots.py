@@ -64,6 +64,11 @@ def lines(curves: Sequence[Line], x: str, y: str, marks: Sequence[tuple[float, s
     return _svg(WIDTH, HEIGHT, f"{y} over {x}", [_text(2, TOP - 3, y, "start"), *parts])
 
 
+def around(interval: Sequence[float], value: float) -> tuple[float, float, float]:
+    """(low, value, high), as `intervals` draws them."""
+    return interval[0], value, interval[1]
+
+
 def intervals(rows: Sequence[tuple[str, float, float, float, bool]], about: str) -> str:
     """A dot with its interval for each row (name, low, value, high, marked)."""
     low, high = _range([n for _, low, _, high, _ in rows for n in (low, high)])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_core.data.images import Rejected, decode
+from moe_core.data.images import REASONS, Rejected, decode
 from moe_core.data.sources.raw import IMAGE_SUFFIXES
 from moe_core.training.batches import ahead
 
@@ -54,12 +54,14 @@ def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[Part]:
     while batch := list(islice(rest, BATCH)):
         groups = [batch[first : first + TOGETHER] for first in range(0, len(batch), TOGETHER)]
         found = [one for group in ahead(read, groups, threads) for one in group]
-        pixels = np.frombuffer(b"".join(data for _, _, data in found), np.uint8)
+        pixels = np.frombuffer(bytearray().join(data for _, _, data in found), np.uint8)
         yield Part([(path, error) for path, error, _ in found], pixels.reshape(-1, size, size, 3))
 
 
 def _read(path: Path, size: int) -> tuple[Path, str, bytes]:
     try:
         return path, "", decode(path.read_bytes(), size).pixels
-    except (Rejected, OSError) as why:
+    except Rejected as why:
+        return path, f"{why}: {REASONS[why.reason]}", b""
+    except OSError as why:
         return path, str(why), b""

@@ -27,7 +27,7 @@ class Held:
         if most < 2 or most_bytes < 2 * largest:
             raise ValueError(
                 f"memory for {most} experts and {most_bytes:,} bytes: wanted room for two, one in use and one that is "
-                f"being read, and the largest has {largest:,} bytes"
+                f"being read, and the largest has {largest:,} bytes: raise the bound (--memory)"
             )
         self.reads = 0  # from the disk, so far
         self.most_held_bytes = 0  # of files, at one time so far

@@ -191,7 +191,7 @@ def find(context: Context, name: str, version: str | None = None) -> Asked:
     if figure is not None and figure not in ROWS:
         raise ValueError(f"the table has no row {figure!r}: wanted one of {', '.join(ROWS)}")
     if asset not in STAGES:
-        raise ValueError(f"no asset or row {asset!r}: wanted one of {', '.join([*STAGES, *ROWS])}")
+        raise ValueError(f"no asset or row {asset!r}: wanted one of {', '.join(dict.fromkeys([*STAGES, *ROWS]))}")
     stage = STAGES[asset]
     if (key is None) != (stage.keys is None):
         wanted = asset if stage.keys is None else f"{asset}:KEY, with one of its {stage.keys}"

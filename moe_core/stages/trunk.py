@@ -24,10 +24,10 @@ def training_settings(study: Study, which: str) -> Any:
 
 def trunk_start(context: Context) -> tuple[ResNet, Posts]:
     """The network before its first step, and the posts it is trained on."""
-    context = context.basis
     from moe_core.models.resnet import build
     from moe_core.models.start import load_start
 
+    context = context.basis
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("train"))
     model = build(context.study.network, len(reading.vocabulary(context).hashtags), context.study.trunk.seed)

@@ -55,7 +55,7 @@ def pieces_of(table: Any) -> Pieces:
         shard = file.removesuffix(".lance").rpartition(".")[0]
         if not shard:
             raise ValueError(
-                f"{table.uri} has the data file {file}, wanted <shard>.<number>.lance: was it written by something "
+                f"{table.uri} has the data file {file}, wanted <shard>.<SHA-256>.lance: was it written by something "
                 "else, or by an older hardmoe? Take posts.lance and rejects.lance away and ingest again"
             )
         found.setdefault(shard, []).append(Piece(shard, fragment.fragment_id, file, first, about.num_rows))

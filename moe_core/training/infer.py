@@ -31,7 +31,7 @@ def features_of(model: ResNet, images: Images, precision: str = "auto", device: 
 
 
 def features_in_parts(
-    model: ResNet, images: Images, precision: str = "auto", device: str = "cpu", readers: int = 1
+    model: ResNet, images: Images, precision: str = "auto", device: str = "cpu"
 ) -> Iterator[tuple[int, Tensor]]:
     """(place of the first, (B, D) float32 on the CPU), BATCH images at a time: memory does not grow with N.
 
@@ -43,7 +43,7 @@ def features_in_parts(
         return images.read(np.arange(first, min(first + BATCH, len(images))))
 
     starts = range(0, len(images), BATCH)
-    for first, images_BHWC in zip(starts, ahead(read, starts, readers), strict=True):
+    for first, images_BHWC in zip(starts, ahead(read, starts, 1), strict=True):
         with computing(precision, device):
             x_BCHW = normalise(as_tensor(images_BHWC).to(device, non_blocking=True))
             some_BD = model.features(x_BCHW).float().cpu()

@@ -56,18 +56,16 @@ def train(
     until: int | None = None,
     checkpoint: Path | None = None,
     device: str = "cpu",
-    readers: int = 1,
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Measurement]:
     """Trains `model` in place, yielding every CHECK_EVERY steps; resumes from `checkpoint` where that file exists.
 
     With `train_decoder=False` the last layer is held fixed. `until` ends it after so many of the steps, with the state
-    of then in `checkpoint`. `readers` threads read images ahead; their number changes nothing in the result. Of `ranks`
-    processes in torch's default process group each trains on its own part of every step and ends with the same weights;
-    rank 0 writes the checkpoint, all read it. Raises ValueError with fewer posts than ranks and FloatingPointError at
-    the first loss or weight that is not finite, saying between which steps it
-    arose.
+    of then in `checkpoint`. Of `ranks` processes in torch's default process group each trains on its
+    own part of every step and ends with the same weights; rank 0 writes the checkpoint, all read it. Raises ValueError
+    with fewer posts than ranks and FloatingPointError at the first loss or weight that is not finite, saying between
+    which steps it arose.
     """
     if len(posts) < ranks:
         raise ValueError("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
@@ -86,7 +84,7 @@ def train(
     losses_S = torch.zeros(CHECK_EVERY, device=device)  # of the steps since the last look, each at its own place
 
     parts = (start * accumulate, stop * accumulate)
-    for batch in batches(posts, training, model.fc.out_features, *parts, threads=readers, rank=rank, ranks=ranks):
+    for batch in batches(posts, training, model.fc.out_features, *parts, rank=rank, ranks=ranks):
         step, part = divmod(batch.step, accumulate)
         x_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True))
         targets_BV = batch.targets_BV.to(device, non_blocking=True)

@@ -54,8 +54,11 @@ def predict(
     from moe_core.serving.bundle import Bundle
     from moe_core.serving.files import files_of
 
-    if top < 1:
-        raise ValueError(f"--top {top}: wanted at least 1")
+    for option, value in (("top", top), ("topk", topk), ("memory", memory), ("window", window)):
+        if value < 1:
+            raise ValueError(f"--{option} {value}: wanted at least 1")
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"--temperature {temperature}: wanted more than 0")
     path = published_bundle(bundle) if (bundle / "study.toml").exists() else bundle
     opened = Bundle(path, expert_bytes=memory << 20)
     failed, separator = False, "["

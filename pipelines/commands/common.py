@@ -43,6 +43,8 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # who read the output has seen enough: click ends without a word
         except (ValueError, FloatingPointError, OSError) as error:
             if os.environ.get("HARDMOE_TRACE"):
                 raise
@@ -168,9 +170,9 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
     would = "would be removed" if dry_run else "removed"
     click.echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
     for title, names in (
-        ("Unknown here, remembered all the same", done.unknown),
+        (f"Unknown here, {'would be ' if dry_run else ''}remembered all the same", done.unknown),
         (f"Artefacts and files {would}", done.removed),
-        ("Networks made from these posts, stale now", done.saw),
+        (f"Networks made from these posts, {'would be stale' if dry_run else 'stale now'}", done.saw),
     ):
         if names:
             click.echo(f"{title}:")

@@ -22,9 +22,10 @@ def reap(study_file: Path) -> None:
     Example: hardmoe reap --study cats/study.toml
     """
     from pipelines import instance
+    from pipelines.runner import default_workers
 
     context = open_study(study_file)
-    instance.home(context.root, 1)
+    instance.home(context.root, default_workers(context.study.partition.experts))
     with instance.opened() as open_instance:
         ended = instance.reap(open_instance)
     click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))

@@ -103,7 +103,7 @@ def init(
     import re
 
     from moe_core.data.sources import Unready, absolute, describe, find_shards, guess_format
-    from moe_core.settings import Source
+    from moe_core.settings import Source, dump_study, study_of
 
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
@@ -128,7 +128,7 @@ def init(
         click.echo(line)
     warn_unready(unready)
     study = base.model_copy(update={"name": name or plain, "source": found})
-    write_study(study_file, type(study).model_validate(study.model_dump()))
+    write_study(study_file, study_of(dump_study(study), study_file))
     click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
     click.echo(f"Wrote {study_file}. Next: hardmoe run --study {study_file}")
     show_keys(open_study(study_file))
@@ -231,7 +231,7 @@ def backfill(
         show_outlook(context, tasks, force, workers, as_json)
         return
     if not chosen:
-        click.echo("No such expert: nothing to do.")
+        click.echo("No expert is to be made: nothing to do.")
         return
     if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
         raise ValueError(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Fit the gate again; experts that changed are stale.")
 @STUDY_OPTION
 @click.option("--dry-run", is_flag=True, help="Say what would move and be trained again, and keep all as it is.")
-@click.option("--renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
+@click.option("--renew-trunk", "renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
 @click.option("--until", default="partition", show_default=True, help="Go on to this asset and what it needs.")
 @WORKERS
 @JSON
@@ -35,7 +35,7 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
         raise ValueError("--json goes with --dry-run: it is what would be done as a document")
     if dry_run:
         if renew:
-            raise ValueError("--dry-run --renew: a trunk that is not trained cannot tell where posts will lie")
+            raise ValueError("--dry-run --renew-trunk: a trunk that is not trained cannot tell where posts will lie")
         show_churn(look_ahead(context), as_json)
         return
     history.ask_to_refit(context)

@@ -21,9 +21,7 @@ NAMED = 50  # columns listed in an error
 BY_ROW = "#row"  # as source.id_column: the shard's key and the number of the row
 
 
-def choose(
-    names: Sequence[str], source: Source, where: str, needed: Sequence[str] = ("image", "tags")
-) -> dict[str, str]:
+def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
     """Column for each of ours that is there. Raises ValueError with what is missing and what is there.
 
     A caption_column makes the tags column one that is read only where it was named.
@@ -49,7 +47,7 @@ def choose(
         found["caption"] = source.caption_column
     missing = [
         f"{' or '.join(USUAL[name][:2] if name == 'tags' else USUAL[name][:1])} (source.{name}_column)"
-        for name in needed
+        for name in ("image", "tags")
         if name not in found and not (name == "tags" and "caption" in found)
     ]
     if missing:

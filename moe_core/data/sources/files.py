@@ -64,7 +64,7 @@ def files_at(uri: str, suffixes: Sequence[str], what: str) -> list[File]:
     In a folder only the suffixes count, and what starts with '.' or '_' does not.
     """
     if not uri:
-        raise ValueError(f"source.uri is empty: wanted {what}")
+        raise ValueError(f"source.uri is empty: wanted {what}; `hardmoe init DIR --source ...` sets it")
     found = _remote(uri, suffixes) if is_remote(uri) else _local(local(uri), suffixes)
     if not found:
         raise ValueError(f"no {what.split(',')[0].split(' ', 1)[1]} at {uri}: wanted {what}")

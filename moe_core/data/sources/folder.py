@@ -54,7 +54,7 @@ def _look(table: Path, source: Source) -> None:
 def _tables(source: Source) -> tuple[Path, list[Any]]:
     """The folder of images, and its tables."""
     if not source.uri:
-        raise ValueError("source.uri is empty: wanted a folder of images")
+        raise ValueError("source.uri is empty: wanted a folder of images; `hardmoe init DIR --source ...` sets it")
     folder = local(source.uri)
     if folder.is_file():
         return folder.parent, [_file(folder, folder.parent)]

@@ -19,7 +19,7 @@ WHAT = "a Lance table, a folder of them (*.lance) or the URI of one"
 
 def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     if not source.uri:
-        raise ValueError(f"source.uri is empty: wanted {WHAT}")
+        raise ValueError(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
     if is_remote(source.uri):
         info = table_info(source.uri)
         columns_of(info.schema, source, source.uri)

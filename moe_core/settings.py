@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what FAISS takes
+MOST_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
 
 
 class Strict(BaseModel):
     """Frozen, and an unknown key is an error rather than a setting that silently does nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Source(Strict):
@@ -46,7 +48,7 @@ class Source(Strict):
     split_column: str = Field("", description="Column of the split; empty: by the usual names.")
     shards: Positive = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
     posts: Positive = Field(40_000, description="drawn: how many posts to draw.")
-    seed: int = Field(0, description="drawn: seed of the drawing.")
+    seed: Seed = Field(0, description="drawn: seed of the drawing.")
 
 
 class Data(Strict):
@@ -154,7 +156,7 @@ class Training(Strict):
         4096, description="GPU: images that fit into so many MiB stay on it and are augmented there; 0: never."
     )
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(20.0, description="A resumable checkpoint this often.")
-    seed: int = Field(0, description="Seed of weights, batch order and augmentation.")
+    seed: Seed = Field(0, description="Seed of weights, batch order and augmentation.")
 
 
 class TrunkSetup(Strict):
@@ -173,7 +175,7 @@ class TrunkSetup(Strict):
 class Partition(Strict):
     """The gate: how posts are cut into clusters, one an expert."""
 
-    experts: Positive = Field(8, description="K: clusters, and networks trained.")
+    experts: Annotated[int, Field(ge=1, le=MOST_EXPERTS)] = Field(8, description="K: clusters, and networks trained.")
     pca: Annotated[int, Field(ge=1, le=256)] = Field(128, description="Dimensions kept by PCA-whitening, at most.")
     fine: int = Field(
         0, ge=0, description="Fine centroids packed into K near-equal experts; 0: one level, the paper's."
@@ -181,7 +183,7 @@ class Partition(Strict):
     iterations: Positive = Field(30, description="k-means iterations.")
     restarts: Positive = Field(3, description="k-means starts; the best objective is kept.")
     max_fit_posts: Positive = Field(2_000_000, description="Posts used to fit; recorded with the partition.")
-    seed: int = Field(0, description="Seed of k-means, and of the random partition that is the control.")
+    seed: Seed = Field(0, description="Seed of k-means, and of the random partition that is the control.")
 
 
 class Repartition(Strict):

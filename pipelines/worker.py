@@ -58,7 +58,7 @@ def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
             try:
                 instance = instance or dg.DagsterInstance.get()
                 result = execute(task, run_id, instance)
-                answer = Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))
+                answer = Answer("", reused=_reused(result, task)) if result.success else Answer(why_failed(result))
             except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
                 traceback.print_exc()
                 answer = Answer(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
@@ -96,7 +96,8 @@ def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:
     return bool(made.metadata["reused"].value)
 
 
-def _why(result: dg.ExecuteInProcessResult) -> str:
+def why_failed(result: dg.ExecuteInProcessResult) -> str:
+    """What went wrong, in a line."""
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
             return f"check {check.check_name} failed: {check.description or 'see its metadata'}"

@@ -23,6 +23,7 @@ from moe_core.stages.context import Context
 from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, roll_back
 from moe_core.stages.stage import build
 from pipelines.cli import main
+from pipelines.commands.common import publication_of
 
 
 @pytest.fixture
@@ -319,6 +320,37 @@ def test_the_command_publishes_goes_back_and_lists(root):
         done = hardmoe("publish", "--study", file, *wrong)
         assert done.exit_code == 1
         assert why in done.output
+
+
+def test_going_back_to_a_mixture_that_saw_forgotten_posts_warns(root):
+    file = root / "study.toml"
+    good, bad = version(root, GOOD), version(root, BAD)
+    book = Forgotten.load(root).adding("id", ["a post"])
+    book.noting("id", "a post", [], [f"mixture {bad}"])
+    book.finished().save(root)
+    warning = "the published mixture saw posts that were taken down since"
+    assert warning in hardmoe("publish", "--study", file, "--version", bad, "--force").output
+    assert warning not in hardmoe("publish", "--study", file, "--version", good, "--force").output
+    assert warning in hardmoe("publish", "--study", file, "--rollback").output
+
+
+def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
+    context = Context(GOOD, root)
+    good, bad = version(root, GOOD), version(root, BAD)
+    for which in (bad, good, bad):
+        force(context, which)
+    assert publication_of(context)["why"] == "forced on " + publication.load(root).last(good).at + (
+        "; since then: by hand, without a comparison"
+    )
+    roll_back(context)
+    assert publication_of(context)["is_published"]
+
+
+def test_a_worse_cross_entropy_is_said_of_a_mixture_that_is_published():
+    scores = {"p_at_1_gain": 0.1, "p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
+    worse = scores | {"cross_entropy_new": 3.2, "cross_entropy_published": 3.1}
+    assert "its cross-entropy is higher, 3.2000 against 3.1000" in published._verdict(0.005, "v", worse).why
+    assert "cross-entropy" not in published._verdict(0.005, "v", scores).why
 
 
 def test_what_is_published_by_hand_is_shown_in_dagsters_ui(root):

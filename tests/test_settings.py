@@ -57,12 +57,15 @@ def test_an_expert_cannot_share_all_stages_nor_share_them_from_scratch(expert, s
         ("trunk = 3\n", "trunk = 3: wanted a table, [trunk]"),
         ("[network]\nwidths = 8\n", "network.widths = 8: wanted a list"),
         ("[trunk]\nloss = 'hinge'\n", "trunk.loss = 'hinge': "),
+        ("[trunk]\nlr = inf\n", "trunk.lr = inf: Input should be a finite number"),
+        ("[partition]\nseed = 2147483648\n", "partition.seed = 2147483648: "),
+        ("[partition]\nexperts = 100000\n", "partition.experts = 100000: "),
     ],
 )
 def test_a_mistake_is_told_without_the_rest_of_the_study(tmp_path, text, said):
     file = tmp_path / "study.toml"
     file.write_text(text)
-    with pytest.raises(ValueError, match="study.toml: ") as error:
+    with pytest.raises(ValueError, match=r"study\.toml: ") as error:
         load_study(file)
     told = str(error.value).removeprefix(f"{file}: ")
     assert said in told

@@ -168,6 +168,9 @@ def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
     than = f"P@1 {scores['p_at_1_new']:.4f} against {scores['p_at_1_published']:.4f} of {against}"
     beyond = f"within publish.margin {margin}" if publish else f"more than publish.margin {margin} below it"
     why = than + (f", {beyond}" if gain < 0 else "") + f", on {scores['validation_posts']:,} validation posts"
+    new, old = (scores.get(f"cross_entropy_{which}") for which in ("new", "published"))
+    if publish and new is not None and new > old:
+        why += f"; its cross-entropy is higher, {new:.4f} against {old:.4f}"
     return Verdict(publish, why, scores | {"margin": margin})
 
 

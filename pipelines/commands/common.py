@@ -222,11 +222,14 @@ def publication_of(context: "Context") -> dict[str, Any]:
 
     mixture, book = context.version("mixture"), load(context.root)
     last = book.last(mixture)
+    why = last.why if last else "not decided yet"
+    if last and book.published not in (mixture, last.published):
+        why = f"{last.action} on {last.at}; since then: {book.history[-1].why}"
     return {
         "published": book.published,
         "mixture": mixture,
         "is_published": book.published == mixture,
-        "why": last.why if last else "not decided yet",
+        "why": why,
     }
 
 

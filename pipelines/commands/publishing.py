@@ -29,6 +29,7 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
              hardmoe publish --study cats/study.toml --version 1f0c8e5a2b7d4c3e9f60 --force
     """
     from moe_core.publication import load
+    from moe_core.stages.takedown import network_name
 
     if sum((rollback, list_it, version is not None or force)) > 1:
         raise ValueError("--rollback, --list and --version (or --force) exclude one another: say one")
@@ -47,6 +48,8 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
         click.echo(json.dumps({"published": book.published, "previous": book.previous, "history": history}))
     else:
         _show(book, list_it)
+    if network_name("mixture", None, book.published) in context.forgotten.saw:
+        click.echo("Warning: the published mixture saw posts that were taken down since.", err=True)
     if refused:
         raise ValueError(f"not published: {book.history[-1].why}; --force publishes it all the same")
 

@@ -314,10 +314,16 @@ def dead_files(folder: Path) -> list[Path]:
 
 
 def take_away(path: Path) -> None:
-    """Removes a file or a folder; a folder is first out of sight: a reader sees the whole or nothing."""
+    """Removes a file or a folder; a folder is first out of sight: a reader sees the whole or nothing.
+
+    What somebody else removed meanwhile is gone, and that is no error.
+    """
     if path.is_dir():
         hidden = _part(path.parent)
-        path.rename(hidden)
+        try:
+            path.rename(hidden)
+        except FileNotFoundError:
+            return
         shutil.rmtree(hidden)
     else:
         path.unlink(missing_ok=True)

@@ -3,16 +3,17 @@
 import json
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
 
 from moe_core.settings import dump_study
 from moe_core.stages.context import Context
-from moe_core.stages.housekeeping import remove_gone_shards, tidy, tidy_where_cheap
+from moe_core.stages.housekeeping import remove_gone_shards, size_of, tidy, tidy_where_cheap
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
-from moe_core.store import Busy, Plan, shared
+from moe_core.store import Busy, Plan, shared, take_away
 from moe_core.tables import pin_of, pins, read_rows, shards_in
 
 
@@ -37,6 +38,25 @@ def images(context, key):
 
 def everything(root):
     return {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")}
+
+
+def test_what_somebody_else_removes_meanwhile_is_nothing_and_no_error(tmp_path, monkeypatch):
+    folder = tmp_path / ".work-1"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).write_text("four")
+    walk = os.walk
+
+    def slow(path):
+        for found in list(walk(path)):
+            (folder / "b").unlink(missing_ok=True)
+            yield found
+
+    monkeypatch.setattr(os, "walk", slow)
+    assert size_of(folder) == 4
+    assert size_of(tmp_path / "never was") == 0
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    take_away(tmp_path / "gone")
 
 
 def test_a_version_stays_as_long_as_an_artefact_needs_it(ingested):

@@ -4,7 +4,9 @@ A pin (a Lance tag) keeps the version that a posts artefact reads; a version goe
 here may be killed at any point and started again.
 """
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,7 +249,10 @@ def _artefact_folders(root: Path) -> Iterator[Path]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all the files in a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    """Bytes of a file, or of all the files in a folder; of what is removed meanwhile, nothing."""
+    files = [path] if path.is_file() else [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+    size = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            size += file.lstat().st_size
+    return size

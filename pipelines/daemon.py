@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from moe_core.stages.context import Context
 from moe_core.store import alive, write_text
 from pipelines.instance import home, opened, project_keys
-from pipelines.runner import POLL_SECONDS, Event, Poll, Running, Summary, is_fresh, note, use_workers
+from pipelines.runner import POLL_SECONDS, Event, Meanwhile, Poll, Running, Summary, ended, is_fresh, use_workers
 from pipelines.status import error_of
 from pipelines.workers import Answer, Task
 
@@ -125,7 +125,7 @@ def run_there(
 
     began = time.monotonic()
     home(context.root, use_workers(None, context.study.partition.experts))
-    summary, running = Summary(), list[Running]()
+    summary, running, meanwhile = Summary(), list[Running](), Meanwhile(context)
     with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
         tasks = []
@@ -145,7 +145,7 @@ def run_there(
                     run = runs[one.run_id]
                     if run is None or run.is_finished:
                         running.remove(one)
-                        note(summary, one, _answer(instance, run), on_event)
+                        ended(summary, one, _answer(instance, run), meanwhile, instance, on_event)
                 begun = {id for id, run in runs.items() if run and run.status == dg.DagsterRunStatus.STARTED}
                 queued = [one.task.name for one in running if one.run_id not in begun]
                 on_poll(

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_core.stages import basis, history
 from moe_core.stages.answers import ONE_NETWORK
 from moe_core.stages.context import Context, cores, threads_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
@@ -50,9 +51,16 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # for want of one that failed
     stopped: list[str] = field(default_factory=list)  # under way when it was interrupted
-    left: list[str] = field(default_factory=list)  # not begun when it was interrupted
+    left: list[str] = field(default_factory=list)  # not begun when it was interrupted or overtaken
     interrupted: bool = False
+    overtaken: str = ""  # what came meanwhile, so that the rest is to be planned again
     seconds: float = 0.0
+
+    def followed_by(self, other: "Summary") -> "Summary":
+        """Both together, where the other began with what this one left."""
+        made = [name for name in self.made if name not in other.made]
+        fresh = [name for name in other.fresh if name not in made]
+        return replace(other, made=made + other.made, fresh=fresh, seconds=self.seconds + other.seconds)
 
 
 Event = Callable[[str, Task, str], None]  # ("started" | "done" | "fresh" | "failed", which, why)
@@ -87,7 +95,8 @@ def run_study(
     """Materialises what is missing, up to the asset `until`, or `only` some. HARDMOE_STUDY must name the study.
 
     Raises ValueError for an unknown asset. A failure stops what depends on it, nothing else. Ctrl-C ends what is under
-    way, whose checkpoints stay, and the summary says so. What another process makes at the moment is waited for.
+    way, whose checkpoints stay, and the summary says so. What another process makes at the moment is waited for. When
+    something comes meanwhile that changes the plan, what is under way ends and nothing else is begun.
     """
     began = time.monotonic()
     study = context.study
@@ -97,6 +106,7 @@ def run_study(
     alone = only is not None
     done: set[tuple[str, str | None]] = set()
     summary, running, idle = Summary(), list[Running](), dict[int, Worker]()
+    meanwhile = Meanwhile(context)
     leases = Leases(gpu_names(), count)
     if force or any(context.find(task.stage, task.key) is None for task in waiting):
         load_ahead()
@@ -108,9 +118,11 @@ def run_study(
         project_keys(instance, study.name, [s.key for s in context.shards], context.experts)
         remove_gone_shards(context)
         try:
-            while waiting or running:
+            while running or (waiting and not summary.overtaken):
                 held_up: dict[str, str] = {}
                 for task in list(waiting):
+                    if summary.overtaken:
+                        break
                     if _lost(summary) & above(task.stage):
                         waiting.remove(task)
                         summary.skipped.append(task.name)
@@ -123,6 +135,9 @@ def run_study(
                         elif (pid := maker(context, task.stage, task.key)) is not None:
                             held_up[task.name] = f"is made by another process{f' ({pid})' if pid else ''}"
                             continue
+                        elif why := meanwhile.overtook(task):
+                            summary.overtaken = why
+                            break
                         else:
                             slot = min(set(range(count)) - {r.slot for r in running})
                             lease = _lease(leases, context, task, slot)
@@ -146,7 +161,7 @@ def run_study(
                     answer = _end(one, instance)
                     if one.worker:
                         idle[one.slot] = one.worker
-                    note(summary, one, answer, on_event)
+                    ended(summary, one, answer, meanwhile, instance, on_event)
                     if not answer.error:
                         done.add((one.task.stage, one.task.key))
                 on_poll(running, held_up)
@@ -159,11 +174,75 @@ def run_study(
                 for one in running:
                     _cancel(one, instance)
                 summary.stopped = [one.task.name for one in running]
-                summary.left = [task.name for task in waiting]
-    if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
+                summary.left += [task.name for task in waiting]
+    if not (summary.interrupted or summary.overtaken) and any(name.startswith("posts:") for name in summary.made):
         tidy_where_cheap(context)
     summary.seconds = time.monotonic() - began
     return summary
+
+
+class Meanwhile:
+    """What came since the study was planned: takedowns, requests, shards, another command's partition."""
+
+    def __init__(self, planned: Context) -> None:
+        self.planned = planned
+        self.seen = self._files()
+
+    def overtook(self, task: Task, surely: bool = False) -> str:
+        """What changed the plan of the task since it was made; "" where nothing did. Looks only when a file tells of
+        it, unless `surely`."""
+        if (files := self._files()) == self.seen and not surely:
+            return ""
+        planned, now = self.planned, Context(self.planned.study, self.planned.root)
+        try:
+            if now.version(task.stage, task.key) == planned.version(task.stage, task.key):
+                self.seen = files
+                return ""
+        except ValueError:  # what it is made from is to be made first
+            pass
+        if now.forgotten != planned.forgotten:
+            return "posts were forgotten"
+        if [shard.digest for shard in now.shards] != [shard.digest for shard in planned.shards]:
+            return "the files of the source changed"
+        if basis.is_renewal_asked(now):
+            return "a new trunk was asked for"
+        if now.refit_is_asked:
+            return "a new fit of the gate was asked for"
+        if now.current and now.current.version != planned.version("partition"):
+            return "the gate was fitted again"
+        return ""
+
+    def _files(self) -> list[tuple[int, int] | None]:
+        places = "forgotten.parquet", history.REQUEST, basis.RENEW
+        current = (basis.current_file(self.planned, asset) for asset in ("trunk", "partition"))
+        return [_state(path) for path in (*(self.planned.root / place for place in places), *current)]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        said = path.stat()
+    except OSError:
+        return None
+    return said.st_mtime_ns, said.st_ino
+
+
+def ended(
+    summary: Summary,
+    one: Running,
+    answer: Answer,
+    meanwhile: Meanwhile,
+    instance: "dg.DagsterInstance",
+    on_event: Event,
+) -> None:
+    """Notes how a run ended. One that failed since its plan was overtaken is canceled, for Dagster too."""
+    why = meanwhile.overtook(one.task, surely=True) if answer.error and not answer.died else ""
+    if not why:
+        note(summary, one, answer, on_event)
+        return
+    summary.overtaken = why
+    summary.left.append(one.task.name)
+    if run := instance.get_run_by_id(one.run_id):
+        instance.report_run_canceled(run, message=f"{why} meanwhile: {answer.error}")
 
 
 def note(summary: Summary, one: Running, answer: Answer, on_event: Event) -> None:

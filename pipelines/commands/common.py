@@ -123,7 +123,7 @@ def write_study(path: Path, study: "Study") -> None:
 
 
 def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
-    """`make` takes the place of `run_study`."""
+    """`make` takes the place of `run_study`. What something overtakes is planned again, once, but not by force."""
     from pipelines.display import Display
     from pipelines.runner import run_study
 
@@ -131,8 +131,15 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us so gets the end of Ctrl-C
-    with Display(finish_takedown(context)) as display:
-        summary = (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
+
+    def once(context: "Context") -> "Summary":
+        with Display(finish_takedown(context)) as display:
+            return (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
+
+    summary = once(context)
+    if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
+        click.echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
+        summary = summary.followed_by(once(context))
     if summary.interrupted:
         return summary
     finish_takedown(context)  # one that came meanwhile had to wait
@@ -207,7 +214,12 @@ def finish(summary: "Summary") -> None:
             f"Interrupted: {len(summary.left)} not begun{under_way}. The same command goes on from here.", err=True
         )
         sys.exit(130)
-    if summary.failed:
+    if summary.overtaken:
+        click.echo(
+            f"Stopped: meanwhile {summary.overtaken}; {len(summary.left)} not begun. `hardmoe run` goes on from here.",
+            err=True,
+        )
+    if summary.failed or summary.overtaken:
         sys.exit(1)
 
 

@@ -152,6 +152,32 @@ def warn_unready(unready: "list[Unready]") -> None:
         click.echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
 
 
+def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
+    """Whether the source can be read now. Where not, that is said, and the study names the newest of these assets in
+    the store, with what they were made from.
+
+    Raises ValueError where there is none.
+    """
+    from moe_core.stages.history import plan_of
+
+    try:
+        _ = context.shards
+        return True
+    except (ValueError, OSError) as error:
+        why = shown(" ".join(str(error).split()), 4000)
+    for asset, key in wanted:
+        there = context.store.versions(asset, key)
+        if not there:
+            raise ValueError(f"the source cannot be read, and the store has no {asset} yet: {why}")
+        newest = max(there, key=lambda artefact: (artefact.path / "artefact.json").stat().st_mtime)
+        context.plans[asset, key] = plan_of(newest)
+        for name, version in newest.inputs.items():
+            if made_from := context.store.read(context.root / name / version):
+                context.plans.setdefault((name, None), plan_of(made_from))
+    click.echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
+    return False
+
+
 def finish_takedown(context: "Context") -> "Context":
     """Ends a takedown that was begun, unless others are at work; the study as it is then."""
     from moe_core.stages.context import Context

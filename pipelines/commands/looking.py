@@ -10,6 +10,7 @@ import click
 from pipelines.commands.common import (
     JSON,
     STUDY_OPTION,
+    as_last_made,
     open_study,
     publication_of,
     show_keys,
@@ -59,6 +60,7 @@ def results(study_file: Path, as_json: bool) -> None:
     Example: hardmoe results --study cats/study.toml --json
     """
     context = open_study(study_file)
+    as_last_made(context, ("evaluation", None))
     if as_json:
         table = table_of(context)
         click.echo(json.dumps({"study": context.study.name, **table, "publication": publication_of(context)}))
@@ -76,7 +78,9 @@ def report(study_file: Path, open_it: bool) -> None:
     """
     import webbrowser
 
-    page = open_study(study_file).need("report").file("report.html")
+    context = open_study(study_file)
+    as_last_made(context, ("report", None))
+    page = context.need("report").file("report.html")
     click.echo(page)
     if open_it and not webbrowser.open(page.absolute().as_uri()):
         raise ValueError(f"no browser could be started: open {page} yourself")
@@ -91,11 +95,14 @@ def ui(study_file: Path, port: int) -> None:
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
     from pipelines.daemon import remember
-    from pipelines.instance import daemon_reported, hold_ui
+    from pipelines.instance import daemon_reported, hold_ui, home
+    from pipelines.runner import default_workers
     from pipelines.services import keep
 
     context = open_study(study_file)
-    show_keys(context)
+    home(context.root, default_workers(context.study.partition.experts))
+    if as_last_made(context):
+        show_keys(context)
     hold_ui(port)
     if (seconds := daemon_reported()) is not None:
         click.echo(

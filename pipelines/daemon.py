@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 from moe_core.stages.context import Context
 from moe_core.store import alive, write_text
 from pipelines.instance import home, opened, project_keys
-from pipelines.runner import POLL_SECONDS, Event, Meanwhile, Poll, Running, Summary, ended, is_fresh, use_workers
+from pipelines.runner import (
+    POLL_SECONDS,
+    Event,
+    Meanwhile,
+    Poll,
+    Running,
+    Summary,
+    ended,
+    heard_later,
+    is_fresh,
+    undisturbed,
+    use_workers,
+)
 from pipelines.status import error_of
 from pipelines.workers import Answer, Task
 
@@ -136,8 +148,9 @@ def run_there(
             summary.fresh.append(task.name)
             on_event("fresh", task, "")
         with _cancelling(server, instance, running, summary):
-            for task, run_id in zip(tasks, server.launch(tasks) if tasks else [], strict=True):
-                running.append(Running(task, run_id, time.monotonic()))
+            with heard_later():  # runs that nobody knows could not be canceled
+                for task, run_id in zip(tasks, server.launch(tasks) if tasks else [], strict=True):
+                    running.append(Running(task, run_id, time.monotonic()))
             while running:
                 time.sleep(FOLLOW_SECONDS)
                 runs = {one.run_id: instance.get_run_by_id(one.run_id) for one in running}
@@ -164,14 +177,15 @@ def _cancelling(
         yield
     except KeyboardInterrupt:
         summary.interrupted = True
-        summary.stopped = [one.task.name for one in running]
-        if running:
-            server.terminate([one.run_id for one in running])
-        deadline = time.monotonic() + END_SECONDS
-        while running and time.monotonic() < deadline:
-            runs = [instance.get_run_by_id(one.run_id) for one in running]
-            running[:] = [one for one, run in zip(running, runs, strict=True) if run and not run.is_finished]
-            time.sleep(POLL_SECONDS)
+        with undisturbed():
+            summary.stopped = [one.task.name for one in running]
+            if running:
+                server.terminate([one.run_id for one in running])
+            deadline = time.monotonic() + END_SECONDS
+            while running and time.monotonic() < deadline:
+                runs = [instance.get_run_by_id(one.run_id) for one in running]
+                running[:] = [one for one, run in zip(running, runs, strict=True) if run and not run.is_finished]
+                time.sleep(POLL_SECONDS)
 
 
 def _answer(instance: "dg.DagsterInstance", run: "dg.DagsterRun | None") -> Answer:

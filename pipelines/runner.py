@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moe_core.stages import basis, history
 from moe_core.stages.answers import ONE_NETWORK
@@ -168,7 +168,7 @@ def run_study(
         except KeyboardInterrupt:
             summary.interrupted = True
         finally:
-            with _undisturbed():
+            with undisturbed():
                 for worker in (*(one.worker for one in running if one.worker), *idle.values()):
                     worker.stop()
                 for one in running:
@@ -176,7 +176,10 @@ def run_study(
                 summary.stopped = [one.task.name for one in running]
                 summary.left += [task.name for task in waiting]
     if not (summary.interrupted or summary.overtaken) and any(name.startswith("posts:") for name in summary.made):
-        tidy_where_cheap(context)
+        try:
+            tidy_where_cheap(context)
+        except KeyboardInterrupt:
+            summary.interrupted = True
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -398,17 +401,37 @@ def _cancel(one: Running, instance: "dg.DagsterInstance") -> None:
         instance.event_log_storage.free_concurrency_slots_for_run(one.run_id)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C is not heard: what was started is ended in order."""
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are not heard: what was started is ended in order."""
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def heard_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are heard at the end: what is asked of others is known by then."""
+    heard: list[int] = []
+    with _handled(lambda number, _: heard.append(number)):
+        yield
+    if heard:
+        signal.raise_signal(heard[0])
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, its in before.items():
+            signal.signal(number, its)
 
 
 def _log(context: Context, task: Task) -> Path:

@@ -20,6 +20,7 @@ from test_graph import QUICK, _names, small_study, write
 from moe_core.heartbeat import Pulse, stall_seconds
 from moe_core.overrides import override
 from moe_core.settings import Partition, Source, load_study
+from moe_core.stages import history
 from moe_core.stages.context import Context
 from moe_core.stages.joint_experts import _Helpers
 from moe_core.stages.stage import Stage, build, maker
@@ -38,6 +39,7 @@ TO_THE_PARTITION = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
+from moe_core.stages import history
 from moe_core.stages.context import Context
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
@@ -583,3 +585,60 @@ def test_a_daemon_that_is_wanted_and_not_there_is_one_line(file):
     assert done.output.startswith(f"Error: no daemon answers: start it with `hardmoe ui --study {file}`")
     done = hardmoe("backfill", "--all", "--daemon", "always", "--workers", "2", "--study", file)
     assert done.output.startswith("Error: --workers does not go with --daemon always")
+
+
+def test_more_than_one_ctrl_c_leaves_the_summary_of_the_daemons_runs(through_daemon):
+    class Slow(FakeServer):
+        def terminate(self, run_ids):
+            signal.raise_signal(signal.SIGINT)
+            super().terminate(run_ids)
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupt(running, held_up):
+        signal.raise_signal(signal.SIGINT)
+
+    server = Slow(stays=["e000", "e002"])
+    summary = through_daemon(server, interrupt)
+    assert summary.interrupted
+    assert [len(server.terminated), summary.failed] == [2, {"expert:e001": "broken: on purpose"}]
+
+
+def test_ctrl_c_while_runs_are_launched_cancels_them(through_daemon):
+    class Launching(FakeServer):
+        def launch(self, tasks):
+            signal.raise_signal(signal.SIGINT)
+            return super().launch(tasks)
+
+    server = Launching(stays=["e000", "e001", "e002"])
+    assert through_daemon(server).interrupted
+    assert len(server.terminated) == 3
+
+
+@pytest.mark.parametrize("command", [["backfill", "--all"], ["repartition"], ["run"]])
+def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, monkeypatch, command):
+    def begin(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # not heard any more
+
+    monkeypatch.setattr("pipelines.runner.reap", begin)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = hardmoe(*command, "--study", file)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done.exit_code == 130, done.output
+    assert "Aborted" not in done.output
+    assert "Interrupted before anything was begun. The same command goes on from here." in done.output
+    assert not (file.parent / history.REQUEST).exists()
+
+
+def test_ctrl_c_before_a_command_has_begun_is_one_line(file, monkeypatch):
+    monkeypatch.setattr("moe_core.settings.load_study", lambda _: signal.raise_signal(signal.SIGINT))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = hardmoe("repartition", "--study", file)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (done.exit_code, done.output) == (130, "Interrupted. The same command goes on from here.\n")

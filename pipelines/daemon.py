@@ -178,7 +178,8 @@ def _cancelling(
     except KeyboardInterrupt:
         summary.interrupted = True
         with undisturbed():
-            summary.stopped = [one.task.name for one in running]
+            for one in running:
+                (summary.stopped if _has_begun(instance, one.run_id) else summary.left).append(one.task.name)
             if running:
                 server.terminate([one.run_id for one in running])
             deadline = time.monotonic() + END_SECONDS
@@ -186,6 +187,12 @@ def _cancelling(
                 runs = [instance.get_run_by_id(one.run_id) for one in running]
                 running[:] = [one for one, run in zip(running, runs, strict=True) if run and not run.is_finished]
                 time.sleep(POLL_SECONDS)
+
+
+def _has_begun(instance: "dg.DagsterInstance", run_id: str) -> bool:
+    """Its process is at work, or was; one that waits in the queue, or is being started, has not."""
+    run = instance.get_run_record_by_id(run_id)
+    return run is not None and run.start_time is not None
 
 
 def _answer(instance: "dg.DagsterInstance", run: "dg.DagsterRun | None") -> Answer:

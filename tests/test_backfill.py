@@ -470,8 +470,8 @@ class FakeServer:
 
     address = "http://127.0.0.1:0"
 
-    def __init__(self, stays=()):
-        self.stays, self.terminated = stays, []
+    def __init__(self, stays=(), begun=()):
+        self.stays, self.begun, self.terminated = stays, begun, []
 
     def launch(self, tasks):
         @dg.asset(partitions_def=dg.DynamicPartitionsDefinition(name="tiny_experts"))
@@ -486,6 +486,9 @@ class FakeServer:
                 if task.key in self.stays:
                     job = dg.Definitions(assets=[expert]).resolve_implicit_global_asset_job_def()
                     ids.append(instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED).run_id)
+                    if task.key in self.begun:
+                        start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, "__ASSET_JOB")
+                        instance.report_dagster_event(start, ids[-1])
                     continue
                 done = dg.materialize([expert], instance=instance, partition_key=task.key, raise_on_error=False)
                 ids.append(done.run_id)
@@ -520,17 +523,17 @@ def test_runs_of_the_daemon_are_followed_to_their_ends(through_daemon):
 
 
 def test_ctrl_c_cancels_what_the_daemon_has_not_finished(through_daemon):
-    server, seen = FakeServer(stays=["e002"]), []
+    server, seen = FakeServer(stays=["e000", "e002"], begun=["e000"]), []
 
     def interrupt(running, held_up):
-        seen.append(held_up)
+        seen.append(([one.task.name for one in running], held_up))
         raise KeyboardInterrupt
 
     summary = through_daemon(server, interrupt)
-    assert seen == [{"expert:e002": "waits for Dagster's daemon"}]
+    assert seen == [(["expert:e000"], {"expert:e002": "waits for Dagster's daemon"})]
     assert summary.interrupted
-    assert summary.stopped == ["expert:e002"]
-    assert len(server.terminated) == 1
+    assert (summary.stopped, summary.left) == (["expert:e000"], ["expert:e002"])
+    assert len(server.terminated) == 2
 
 
 def test_what_the_webserver_is_asked_is_in_its_schema():

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -189,20 +189,21 @@ class Meanwhile:
 
     def __init__(self, planned: Context) -> None:
         self.planned = planned
-        self.seen = self._files()
+        self.requests, self.current = self._requests(), history.load(planned)
 
     def overtook(self, task: Task, surely: bool = False) -> str:
         """What changed the plan of the task since it was made; "" where nothing did. Looks only when a file tells of
         it, unless `surely`."""
-        if (files := self._files()) == self.seen and not surely:
-            return ""
+        with suppress(ValueError, OSError):  # source or lists cannot be read: the task itself says so
+            if surely or self._is_told():
+                return self._why(task)
+        return ""
+
+    def _why(self, task: Task) -> str:
         planned, now = self.planned, Context(self.planned.study, self.planned.root)
-        try:
+        with suppress(ValueError):  # what it is made from is to be made first
             if now.version(task.stage, task.key) == planned.version(task.stage, task.key):
-                self.seen = files
                 return ""
-        except ValueError:  # what it is made from is to be made first
-            pass
         if now.forgotten != planned.forgotten:
             return "posts were forgotten"
         if [shard.digest for shard in now.shards] != [shard.digest for shard in planned.shards]:
@@ -215,10 +216,14 @@ class Meanwhile:
             return "the gate was fitted again"
         return ""
 
-    def _files(self) -> list[tuple[int, int] | None]:
-        places = "forgotten.parquet", history.REQUEST, basis.RENEW
-        current = (basis.current_file(self.planned, asset) for asset in ("trunk", "partition"))
-        return [_state(path) for path in (*(self.planned.root / place for place in places), *current)]
+    def _is_told(self) -> bool:
+        if any(now not in (None, then) for then, now in zip(self.requests, self._requests(), strict=True)):
+            return True  # one that is gone is spent
+        current = history.load(self.planned)
+        return current not in (None, self.current) and current.version != self.planned.version("partition")
+
+    def _requests(self) -> list[tuple[int, int] | None]:
+        return [_state(self.planned.root / name) for name in ("forgotten.parquet", history.REQUEST, basis.RENEW)]
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -11,9 +11,10 @@ from test_backfill import file, hardmoe, prepared, started, until  # noqa: F401
 from moe_core.settings import load_study
 from moe_core.stages import history
 from moe_core.stages.context import Context
-from pipelines.runner import Summary
-
-pytestmark = pytest.mark.slow
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from pipelines.runner import Meanwhile, Summary
+from pipelines.workers import Task
 
 
 def opened(file):
@@ -44,6 +45,7 @@ def overtaken(file, started, come, *command):
     return process.returncode, out, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("come", "what"),
     [(ask_to_refit, "a new fit of the gate was asked for"), (forget_a_post, "posts were forgotten")],
@@ -56,6 +58,7 @@ def test_a_run_plans_again_what_was_overtaken(file, started, come, what):
     assert {s["state"] for s in states if s["asset"] in ("posts", "trunk", "partition", "expert")} == {"fresh"}
 
 
+@pytest.mark.slow
 def test_a_backfill_that_was_overtaken_says_what_goes_on(file, started):
     code, out, errors = overtaken(file, started, ask_to_refit, "backfill", "--all")
     assert code == 1
@@ -69,3 +72,29 @@ def test_a_run_that_was_planned_again_is_summed_up_as_one():
     first = Summary(made=["a", "b"], fresh=["c"], failed={"d": "why"}, left=["e"], overtaken="it", seconds=1.0)
     second = Summary(made=["b", "d", "e"], fresh=["a", "c"], seconds=2.0)
     assert first.followed_by(second) == Summary(made=["a", "b", "d", "e"], fresh=["c"], seconds=3.0)
+
+
+def test_what_overtakes_a_task_is_what_changes_its_plan(file):
+    meanwhile, expert = Meanwhile(opened(file)), Task("expert", "e000")
+    assert meanwhile.overtook(expert, surely=True) == ""
+    ask_to_refit(file)
+    assert meanwhile.overtook(Task("trunk", None)) == "", "a trunk is the same for every gate"
+    assert meanwhile.overtook(expert) == "a new fit of the gate was asked for"
+    (file.parent / history.REQUEST).unlink()
+    assert meanwhile.overtook(expert) == ""
+    another = opened(file)
+    build(another, STAGES["posts"], another.shards[0].key, force=True)
+    assert meanwhile.overtook(expert, surely=True) == "", "what another made is the same"
+    (file.parent / "forgotten.parquet").write_bytes(b"damaged")
+    assert meanwhile.overtook(expert, surely=True) == "", "the task itself says what is wrong"
+
+
+def test_a_gate_that_another_command_fitted_meanwhile_overtakes_the_experts(file):
+    planned = opened(file)
+    meanwhile, _ = Meanwhile(planned), planned.version("mixture")
+    ask_to_refit(file)
+    build(opened(file), STAGES["partition"])
+    assert not (file.parent / history.REQUEST).exists()
+    assert meanwhile.overtook(Task("mixture", None)) == "the gate was fitted again"
+    assert meanwhile.overtook(Task("expert", "e000")) == "", "no post moved"
+    assert Meanwhile(opened(file)).overtook(Task("mixture", None)) == ""

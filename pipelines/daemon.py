@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 from moe_core.stages.context import Context
 from moe_core.store import alive, write_text
 from pipelines.instance import home, opened, project_keys
-from pipelines.runner import POLL_SECONDS, Event, Poll, Running, Summary, is_fresh, note, use_workers
+from pipelines.runner import (
+    POLL_SECONDS,
+    Event,
+    Meanwhile,
+    Poll,
+    Running,
+    Summary,
+    ended,
+    heard_later,
+    is_fresh,
+    undisturbed,
+    use_workers,
+)
 from pipelines.status import error_of
 from pipelines.workers import Answer, Task
 
@@ -125,7 +137,7 @@ def run_there(
 
     began = time.monotonic()
     home(context.root, use_workers(None, context.study.partition.experts))
-    summary, running = Summary(), list[Running]()
+    summary, running, meanwhile = Summary(), list[Running](), Meanwhile(context)
     with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
         tasks = []
@@ -136,8 +148,9 @@ def run_there(
             summary.fresh.append(task.name)
             on_event("fresh", task, "")
         with _cancelling(server, instance, running, summary):
-            for task, run_id in zip(tasks, server.launch(tasks) if tasks else [], strict=True):
-                running.append(Running(task, run_id, time.monotonic()))
+            with heard_later():  # runs that nobody knows could not be canceled
+                for task, run_id in zip(tasks, server.launch(tasks) if tasks else [], strict=True):
+                    running.append(Running(task, run_id, time.monotonic()))
             while running:
                 time.sleep(FOLLOW_SECONDS)
                 runs = {one.run_id: instance.get_run_by_id(one.run_id) for one in running}
@@ -145,7 +158,7 @@ def run_there(
                     run = runs[one.run_id]
                     if run is None or run.is_finished:
                         running.remove(one)
-                        note(summary, one, _answer(instance, run), on_event)
+                        ended(summary, one, _answer(instance, run), meanwhile, instance, on_event)
                 begun = {id for id, run in runs.items() if run and run.status == dg.DagsterRunStatus.STARTED}
                 queued = [one.task.name for one in running if one.run_id not in begun]
                 on_poll(
@@ -164,14 +177,22 @@ def _cancelling(
         yield
     except KeyboardInterrupt:
         summary.interrupted = True
-        summary.stopped = [one.task.name for one in running]
-        if running:
-            server.terminate([one.run_id for one in running])
-        deadline = time.monotonic() + END_SECONDS
-        while running and time.monotonic() < deadline:
-            runs = [instance.get_run_by_id(one.run_id) for one in running]
-            running[:] = [one for one, run in zip(running, runs, strict=True) if run and not run.is_finished]
-            time.sleep(POLL_SECONDS)
+        with undisturbed():
+            for one in running:
+                (summary.stopped if _has_begun(instance, one.run_id) else summary.left).append(one.task.name)
+            if running:
+                server.terminate([one.run_id for one in running])
+            deadline = time.monotonic() + END_SECONDS
+            while running and time.monotonic() < deadline:
+                runs = [instance.get_run_by_id(one.run_id) for one in running]
+                running[:] = [one for one, run in zip(running, runs, strict=True) if run and not run.is_finished]
+                time.sleep(POLL_SECONDS)
+
+
+def _has_begun(instance: "dg.DagsterInstance", run_id: str) -> bool:
+    """Its process is at work, or was; one that waits in the queue, or is being started, has not."""
+    run = instance.get_run_record_by_id(run_id)
+    return run is not None and run.start_time is not None
 
 
 def _answer(instance: "dg.DagsterInstance", run: "dg.DagsterRun | None") -> Answer:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -94,7 +95,9 @@ def _result(context: Context, task: "Task", summary: "Summary") -> str:
     kind = next((kind for kind, names in kinds.items() if task.name in names), "not begun")
     if kind not in ("made", "fresh"):
         return f"{task.name:24} {kind}"
-    artefact = context.find(task.stage, task.key)
+    artefact = None
+    with suppress(ValueError):  # its plan was overtaken meanwhile: it belongs to the one before
+        artefact = context.find(task.stage, task.key)
     said = artefact.metadata if artefact else {}
     parts = [f"{task.name:24} {kind:7}"]
     if "loss" in said:

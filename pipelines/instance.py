@@ -37,6 +37,7 @@ MISSING = {  # modules that an instance in PostgreSQL needs
 }
 EVENTS = 5000  # read at once
 HEARTBEAT_SECONDS = 45.0  # a daemon that runs reports each 30 s
+LAST_SECONDS = 15.0  # for a daemon to end whose `hardmoe ui` was killed just now
 PID, HOST = "hardmoe/pid", "hardmoe/host"  # tags of a run
 
 
@@ -74,31 +75,65 @@ def opened() -> "Iterator[dg.DagsterInstance]":
 
 
 def hold_ui(port: int) -> int:
-    """Takes the instance's UI for this process and the program that it becomes, until that ends or closes the file.
+    """Takes the instance's UI for this process, until it ends or closes the file.
 
-    Raises ValueError where another has it, whose daemon would start each run a second time, or the port is taken.
+    Raises ValueError where another has it, or a daemon runs here that would start each run a second time, or the port
+    is taken.
     """
     import fcntl
 
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise ValueError(f"port {port} of 127.0.0.1 cannot be had ({error}): say another with --port") from None
     path = Path(os.environ["DAGSTER_HOME"]) / ".ui.lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"`hardmoe ui` runs on {path.parent} already: {path.read_text('utf-8')}; end it first, two daemons would "
-            "start each run twice"
-        ) from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"`hardmoe ui` runs on {path.parent} already: {path.read_text('utf-8')}; end it first, two daemons "
+                "would start each run twice"
+            ) from None
+        _no_daemon_here(path.parent)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except (OSError, OverflowError) as error:
+                raise ValueError(f"port {port} of 127.0.0.1 cannot be had ({error}): say another with --port") from None
+    except ValueError:
+        os.close(handle)
+        raise
     os.truncate(handle, 0)
     os.write(handle, f"http://127.0.0.1:{port}, process {os.getpid()}".encode())
-    os.set_inheritable(handle, True)  # the lock goes with the open file
     return handle
+
+
+def _no_daemon_here(folder: Path) -> None:
+    """Raises ValueError where a daemon of the instance runs on this machine and does not end in a while."""
+    deadline = time.monotonic() + LAST_SECONDS
+    while found := daemons_here(folder):
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"a daemon of {folder} runs on this machine already: process {', '.join(map(str, found))}; end it "
+                "first, two daemons would start each run twice"
+            )
+        time.sleep(0.2)
+
+
+def daemons_here(folder: Path) -> list[int]:
+    """Processes of this machine that are Dagster's daemon on the instance; none where the system does not say."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if not any(part == b"dagster._daemon" or part.endswith(b"dagster-daemon") for part in command[:4]):
+                continue
+            said = dict(part.partition(b"=")[::2] for part in (process / "environ").read_bytes().split(b"\0"))
+        except OSError:  # it ended, or is another user's
+            continue
+        home = os.fsdecode(said.get(b"DAGSTER_HOME", b""))
+        if home and os.path.realpath(home) == os.path.realpath(folder):
+            found.append(int(process.name))
+    return sorted(found)
 
 
 def daemon_reported() -> float | None:

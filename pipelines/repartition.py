@@ -32,10 +32,15 @@ def fit_again(context: dg.OpExecutionContext, config: Again) -> None:
             if config.renew:
                 basis.ask_to_renew(work)
         summary = run_study(Context(study(), root()), until=config.then)
+        if summary.overtaken:
+            context.log.info(f"meanwhile {summary.overtaken}: what is left is planned again")
+            summary = summary.followed_by(run_study(Context(study(), root()), until=config.then))
     except ValueError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     if summary.failed:
         raise dg.Failure("; ".join(f"{name}: {why}" for name, why in summary.failed.items()), allow_retries=False)
+    if summary.overtaken:
+        raise dg.Failure(f"meanwhile {summary.overtaken}: launch the job again", allow_retries=False)
     said = Context(study(), root()).need("partition").metadata
     context.add_output_metadata(
         {

@@ -5,12 +5,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from moe_core.stages import basis, history
 from moe_core.stages.answers import ONE_NETWORK
 from moe_core.stages.context import Context, cores, threads_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
@@ -50,9 +51,16 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # for want of one that failed
     stopped: list[str] = field(default_factory=list)  # under way when it was interrupted
-    left: list[str] = field(default_factory=list)  # not begun when it was interrupted
+    left: list[str] = field(default_factory=list)  # not begun when it was interrupted or overtaken
     interrupted: bool = False
+    overtaken: str = ""  # what came meanwhile, so that the rest is to be planned again
     seconds: float = 0.0
+
+    def followed_by(self, other: "Summary") -> "Summary":
+        """Both together, where the other began with what this one left."""
+        made = [name for name in self.made if name not in other.made]
+        fresh = [name for name in other.fresh if name not in made]
+        return replace(other, made=made + other.made, fresh=fresh, seconds=self.seconds + other.seconds)
 
 
 Event = Callable[[str, Task, str], None]  # ("started" | "done" | "fresh" | "failed", which, why)
@@ -87,7 +95,8 @@ def run_study(
     """Materialises what is missing, up to the asset `until`, or `only` some. HARDMOE_STUDY must name the study.
 
     Raises ValueError for an unknown asset. A failure stops what depends on it, nothing else. Ctrl-C ends what is under
-    way, whose checkpoints stay, and the summary says so. What another process makes at the moment is waited for.
+    way, whose checkpoints stay, and the summary says so. What another process makes at the moment is waited for. When
+    something comes meanwhile that changes the plan, what is under way ends and nothing else is begun.
     """
     began = time.monotonic()
     study = context.study
@@ -97,6 +106,7 @@ def run_study(
     alone = only is not None
     done: set[tuple[str, str | None]] = set()
     summary, running, idle = Summary(), list[Running](), dict[int, Worker]()
+    meanwhile = Meanwhile(context)
     leases = Leases(gpu_names(), count)
     if force or any(context.find(task.stage, task.key) is None for task in waiting):
         load_ahead()
@@ -108,9 +118,11 @@ def run_study(
         project_keys(instance, study.name, [s.key for s in context.shards], context.experts)
         remove_gone_shards(context)
         try:
-            while waiting or running:
+            while running or (waiting and not summary.overtaken):
                 held_up: dict[str, str] = {}
                 for task in list(waiting):
+                    if summary.overtaken:
+                        break
                     if _lost(summary) & above(task.stage):
                         waiting.remove(task)
                         summary.skipped.append(task.name)
@@ -123,6 +135,9 @@ def run_study(
                         elif (pid := maker(context, task.stage, task.key)) is not None:
                             held_up[task.name] = f"is made by another process{f' ({pid})' if pid else ''}"
                             continue
+                        elif why := meanwhile.overtook(task):
+                            summary.overtaken = why
+                            break
                         else:
                             slot = min(set(range(count)) - {r.slot for r in running})
                             lease = _lease(leases, context, task, slot)
@@ -146,24 +161,96 @@ def run_study(
                     answer = _end(one, instance)
                     if one.worker:
                         idle[one.slot] = one.worker
-                    note(summary, one, answer, on_event)
+                    ended(summary, one, answer, meanwhile, instance, on_event)
                     if not answer.error:
                         done.add((one.task.stage, one.task.key))
                 on_poll(running, held_up)
         except KeyboardInterrupt:
             summary.interrupted = True
         finally:
-            with _undisturbed():
+            with undisturbed():
                 for worker in (*(one.worker for one in running if one.worker), *idle.values()):
                     worker.stop()
                 for one in running:
                     _cancel(one, instance)
                 summary.stopped = [one.task.name for one in running]
-                summary.left = [task.name for task in waiting]
-    if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
-        tidy_where_cheap(context)
+                summary.left += [task.name for task in waiting]
+    if not (summary.interrupted or summary.overtaken) and any(name.startswith("posts:") for name in summary.made):
+        try:
+            tidy_where_cheap(context)
+        except KeyboardInterrupt:
+            summary.interrupted = True
     summary.seconds = time.monotonic() - began
     return summary
+
+
+class Meanwhile:
+    """What came since the study was planned: takedowns, requests, shards, another command's partition."""
+
+    def __init__(self, planned: Context) -> None:
+        self.planned = planned
+        self.requests, self.current = self._requests(), history.load(planned)
+
+    def overtook(self, task: Task, surely: bool = False) -> str:
+        """What changed the plan of the task since it was made; "" where nothing did. Looks only when a file tells of
+        it, unless `surely`."""
+        with suppress(ValueError, OSError):  # source or lists cannot be read: the task itself says so
+            if surely or self._is_told():
+                return self._why(task)
+        return ""
+
+    def _why(self, task: Task) -> str:
+        planned, now = self.planned, Context(self.planned.study, self.planned.root)
+        with suppress(ValueError):  # what it is made from is to be made first
+            if now.version(task.stage, task.key) == planned.version(task.stage, task.key):
+                return ""
+        if now.forgotten != planned.forgotten:
+            return "posts were forgotten"
+        if [shard.digest for shard in now.shards] != [shard.digest for shard in planned.shards]:
+            return "the files of the source changed"
+        if basis.is_renewal_asked(now):
+            return "a new trunk was asked for"
+        if now.refit_is_asked:
+            return "a new fit of the gate was asked for"
+        if now.current and now.current.version != planned.version("partition"):
+            return "the gate was fitted again"
+        return ""
+
+    def _is_told(self) -> bool:
+        if any(now not in (None, then) for then, now in zip(self.requests, self._requests(), strict=True)):
+            return True  # one that is gone is spent
+        current = history.load(self.planned)
+        return current not in (None, self.current) and current.version != self.planned.version("partition")
+
+    def _requests(self) -> list[tuple[int, int] | None]:
+        return [_state(self.planned.root / name) for name in ("forgotten.parquet", history.REQUEST, basis.RENEW)]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        said = path.stat()
+    except OSError:
+        return None
+    return said.st_mtime_ns, said.st_ino
+
+
+def ended(
+    summary: Summary,
+    one: Running,
+    answer: Answer,
+    meanwhile: Meanwhile,
+    instance: "dg.DagsterInstance",
+    on_event: Event,
+) -> None:
+    """Notes how a run ended. One that failed since its plan was overtaken is canceled, for Dagster too."""
+    why = meanwhile.overtook(one.task, surely=True) if answer.error and not answer.died else ""
+    if not why:
+        note(summary, one, answer, on_event)
+        return
+    summary.overtaken = why
+    summary.left.append(one.task.name)
+    if run := instance.get_run_by_id(one.run_id):
+        instance.report_run_canceled(run, message=f"{why} meanwhile: {answer.error}")
 
 
 def note(summary: Summary, one: Running, answer: Answer, on_event: Event) -> None:
@@ -319,17 +406,37 @@ def _cancel(one: Running, instance: "dg.DagsterInstance") -> None:
         instance.event_log_storage.free_concurrency_slots_for_run(one.run_id)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C is not heard: what was started is ended in order."""
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are not heard: what was started is ended in order."""
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def heard_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are heard at the end: what is asked of others is known by then."""
+    heard: list[int] = []
+    with _handled(lambda number, _: heard.append(number)):
+        yield
+    if heard:
+        signal.raise_signal(heard[0])
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, its in before.items():
+            signal.signal(number, its)
 
 
 def _log(context: Context, task: Task) -> Path:

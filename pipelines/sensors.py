@@ -53,6 +53,8 @@ def alert(context: dg.RunFailureSensorContext) -> None:
     command = study().alerts.command
     if not command or run.tags.get(STUDY, study().name) != study().name:
         return
+    if run.status != dg.DagsterRunStatus.FAILURE:  # canceled since: something came that changed its plan
+        return
     said = {
         "study": study().name,
         "root": str(root()),

@@ -20,6 +20,7 @@ from test_graph import QUICK, _names, small_study, write
 from moe_core.heartbeat import Pulse, stall_seconds
 from moe_core.overrides import override
 from moe_core.settings import Partition, Source, load_study
+from moe_core.stages import history
 from moe_core.stages.context import Context
 from moe_core.stages.joint_experts import _Helpers
 from moe_core.stages.stage import Stage, build, maker
@@ -38,6 +39,7 @@ TO_THE_PARTITION = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
+from moe_core.stages import history
 from moe_core.stages.context import Context
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
@@ -468,8 +470,8 @@ class FakeServer:
 
     address = "http://127.0.0.1:0"
 
-    def __init__(self, stays=()):
-        self.stays, self.terminated = stays, []
+    def __init__(self, stays=(), begun=()):
+        self.stays, self.begun, self.terminated = stays, begun, []
 
     def launch(self, tasks):
         @dg.asset(partitions_def=dg.DynamicPartitionsDefinition(name="tiny_experts"))
@@ -484,6 +486,9 @@ class FakeServer:
                 if task.key in self.stays:
                     job = dg.Definitions(assets=[expert]).resolve_implicit_global_asset_job_def()
                     ids.append(instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED).run_id)
+                    if task.key in self.begun:
+                        start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, "__ASSET_JOB")
+                        instance.report_dagster_event(start, ids[-1])
                     continue
                 done = dg.materialize([expert], instance=instance, partition_key=task.key, raise_on_error=False)
                 ids.append(done.run_id)
@@ -518,17 +523,17 @@ def test_runs_of_the_daemon_are_followed_to_their_ends(through_daemon):
 
 
 def test_ctrl_c_cancels_what_the_daemon_has_not_finished(through_daemon):
-    server, seen = FakeServer(stays=["e002"]), []
+    server, seen = FakeServer(stays=["e000", "e002"], begun=["e000"]), []
 
     def interrupt(running, held_up):
-        seen.append(held_up)
+        seen.append(([one.task.name for one in running], held_up))
         raise KeyboardInterrupt
 
     summary = through_daemon(server, interrupt)
-    assert seen == [{"expert:e002": "waits for Dagster's daemon"}]
+    assert seen == [(["expert:e000"], {"expert:e002": "waits for Dagster's daemon"})]
     assert summary.interrupted
-    assert summary.stopped == ["expert:e002"]
-    assert len(server.terminated) == 1
+    assert (summary.stopped, summary.left) == (["expert:e000"], ["expert:e002"])
+    assert len(server.terminated) == 2
 
 
 def test_what_the_webserver_is_asked_is_in_its_schema():
@@ -583,3 +588,60 @@ def test_a_daemon_that_is_wanted_and_not_there_is_one_line(file):
     assert done.output.startswith(f"Error: no daemon answers: start it with `hardmoe ui --study {file}`")
     done = hardmoe("backfill", "--all", "--daemon", "always", "--workers", "2", "--study", file)
     assert done.output.startswith("Error: --workers does not go with --daemon always")
+
+
+def test_more_than_one_ctrl_c_leaves_the_summary_of_the_daemons_runs(through_daemon):
+    class Slow(FakeServer):
+        def terminate(self, run_ids):
+            signal.raise_signal(signal.SIGINT)
+            super().terminate(run_ids)
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupt(running, held_up):
+        signal.raise_signal(signal.SIGINT)
+
+    server = Slow(stays=["e000", "e002"])
+    summary = through_daemon(server, interrupt)
+    assert summary.interrupted
+    assert [len(server.terminated), summary.failed] == [2, {"expert:e001": "broken: on purpose"}]
+
+
+def test_ctrl_c_while_runs_are_launched_cancels_them(through_daemon):
+    class Launching(FakeServer):
+        def launch(self, tasks):
+            signal.raise_signal(signal.SIGINT)
+            return super().launch(tasks)
+
+    server = Launching(stays=["e000", "e001", "e002"])
+    assert through_daemon(server).interrupted
+    assert len(server.terminated) == 3
+
+
+@pytest.mark.parametrize("command", [["backfill", "--all"], ["repartition"], ["run"]])
+def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, monkeypatch, command):
+    def begin(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # not heard any more
+
+    monkeypatch.setattr("pipelines.runner.reap", begin)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = hardmoe(*command, "--study", file)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done.exit_code == 130, done.output
+    assert "Aborted" not in done.output
+    assert "Interrupted before anything was begun. The same command goes on from here." in done.output
+    assert not (file.parent / history.REQUEST).exists()
+
+
+def test_ctrl_c_before_a_command_has_begun_is_one_line(file, monkeypatch):
+    monkeypatch.setattr("moe_core.settings.load_study", lambda _: signal.raise_signal(signal.SIGINT))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = hardmoe("repartition", "--study", file)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (done.exit_code, done.output) == (130, "Interrupted. The same command goes on from here.\n")

@@ -252,10 +252,11 @@ def test_a_taken_port_and_a_second_ui_are_said_in_one_line(tmp_path):
 
 
 HOLD = """
-import os, sys
+import sys
 from pipelines.instance import hold_ui
 hold_ui(int(sys.argv[1]))
-os.execv(sys.executable, [sys.executable, "-c", "print('held', flush=True); input()"])
+print("held", flush=True)
+input()
 """
 
 
@@ -268,7 +269,7 @@ def test_one_instance_has_one_ui_at_a_time(tmp_path, monkeypatch):
         [sys.executable, "-c", HOLD, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with holder:
-        assert holder.stdout.readline() == "held\n"  # by the program that it became
+        assert holder.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=rf"runs on .* already: http://127.0.0.1:{port}, process {holder.pid}"):
             instance.hold_ui(port)
         holder.communicate("\n")

@@ -174,11 +174,8 @@ class Asked:
     figure: str | None = None  # row of the comparison table
 
 
-def find(context: Context, name: str, version: str | None = None) -> Asked:
-    """ASSET[:KEY] or a row of the table, at the version that the study names now or at another, by its beginning.
-
-    Raises ValueError for a name or version that is not there, with those that are.
-    """
+def place_of(name: str) -> tuple[str, str | None, str | None]:
+    """(asset, key, row) that ASSET[:KEY] or a row of the table stands for. Raises ValueError where there is no such."""
     from moe_core.stages.answers import ROWS
     from moe_core.stages.table import STAGES
 
@@ -196,6 +193,15 @@ def find(context: Context, name: str, version: str | None = None) -> Asked:
     if (key is None) != (stage.keys is None):
         wanted = asset if stage.keys is None else f"{asset}:KEY, with one of its {stage.keys}"
         raise ValueError(f"{name} names no artefact: wanted {wanted}")
+    return asset, key, figure
+
+
+def find(context: Context, name: str, version: str | None = None) -> Asked:
+    """ASSET[:KEY] or a row of the table, at the version that the study names now or at another, by its beginning.
+
+    Raises ValueError for a name or version that is not there, with those that are.
+    """
+    asset, key, figure = place_of(name)
     there = [a.version for a in context.store.versions(asset, key)]
     if version is None:
         return Asked(asset, key, _current(context, asset, key, there), figure)

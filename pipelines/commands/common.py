@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,8 +43,15 @@ class OneLineErrors(click.Group):
     """Turns the ValueErrors of moe_core, which are written for users, into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        ours = threading.current_thread() is threading.main_thread()
+        ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is not to be heard
+        if ours:
+            signal.signal(signal.SIGINT, _interrupt_once)
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. The same command goes on from here.", err=True)
+            ctx.exit(130)
         except BrokenPipeError:
             raise  # who read the output has seen enough: click ends without a word
         except (ValueError, FloatingPointError, OSError) as error:
@@ -58,6 +67,16 @@ class OneLineErrors(click.Group):
                 f"Dagster's data base in {home}: {str(error).splitlines()[0]}: does another program hold it, or is its "
                 "disk full? Then try again"
             ) from None
+        finally:
+            if ours and signal.getsignal(signal.SIGINT) is _interrupt_once:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C or SIGTERM ends the command in order; of more nothing is heard, so that it says what it did."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def open_study(study_file: Path) -> "Context":
@@ -123,16 +142,29 @@ def write_study(path: Path, study: "Study") -> None:
 
 
 def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
-    """`make` takes the place of `run_study`."""
+    """`make` takes the place of `run_study`. What something overtakes is planned again, once, but not by force."""
     from pipelines.display import Display
-    from pipelines.runner import run_study
+    from pipelines.runner import Summary, run_study
 
     warn_unready(context.unready)  # also a source that is not there is said before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us so gets the end of Ctrl-C
-    with Display(finish_takedown(context)) as display:
-        summary = (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
+    signal.signal(signal.SIGTERM, _interrupt_once)  # whoever ends us so gets the end of Ctrl-C
+
+    def once(context: "Context") -> "Summary":
+        try:
+            return shown_once(context)
+        except KeyboardInterrupt:  # before or after runs are under way
+            return Summary(interrupted=True)
+
+    def shown_once(context: "Context") -> "Summary":
+        with Display(finish_takedown(context)) as display:
+            return (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
+
+    summary = once(context)
+    if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
+        click.echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
+        summary = summary.followed_by(once(context))
     if summary.interrupted:
         return summary
     finish_takedown(context)  # one that came meanwhile had to wait
@@ -143,6 +175,32 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
 def warn_unready(unready: "list[Unready]") -> None:
     for file in unready:
         click.echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
+
+
+def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
+    """Whether the source can be read now. Where not, that is said, and the study names the newest of these assets in
+    the store, with what they were made from.
+
+    Raises ValueError where there is none.
+    """
+    from moe_core.stages.history import plan_of
+
+    try:
+        _ = context.shards
+        return True
+    except (ValueError, OSError) as error:
+        why = shown(" ".join(str(error).split()), 4000)
+    for asset, key in wanted:
+        there = context.store.versions(asset, key)
+        if not there:
+            raise ValueError(f"the source cannot be read, and the store has no {asset} yet: {why}")
+        newest = max(there, key=lambda artefact: (artefact.path / "artefact.json").stat().st_mtime)
+        context.plans[asset, key] = plan_of(newest)
+        for name, version in newest.inputs.items():
+            if made_from := context.store.read(context.root / name / version):
+                context.plans.setdefault((name, None), plan_of(made_from))
+    click.echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
+    return False
 
 
 def finish_takedown(context: "Context") -> "Context":
@@ -202,12 +260,17 @@ def finish(summary: "Summary") -> None:
         for name, why in summary.failed.items():
             click.echo(f"Error: {name}: {shown(why, 4000)}", err=True)
     if summary.interrupted:
+        nothing = not (summary.made or summary.fresh or summary.stopped or summary.left)
         under_way = f"; {', '.join(summary.stopped)} ended at the last checkpoint" if summary.stopped else ""
-        click.echo(
-            f"Interrupted: {len(summary.left)} not begun{under_way}. The same command goes on from here.", err=True
-        )
+        what = "before anything was begun" if nothing else f": {len(summary.left)} not begun{under_way}"
+        click.echo(f"Interrupted{' ' * nothing}{what}. The same command goes on from here.", err=True)
         sys.exit(130)
-    if summary.failed:
+    if summary.overtaken:
+        click.echo(
+            f"Stopped: meanwhile {summary.overtaken}; {len(summary.left)} not begun. `hardmoe run` goes on from here.",
+            err=True,
+        )
+    if summary.failed or summary.overtaken:
         sys.exit(1)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moe_core.text import shown
-from pipelines.commands.common import JSON, STUDY_OPTION, open_study
+from pipelines.commands.common import JSON, STUDY_OPTION, as_last_made, open_study
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
@@ -30,9 +30,11 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
     Example: hardmoe lineage expert:e003 --study cats/study.toml
              hardmoe lineage mixture_top1_router --study cats/study.toml --json
     """
-    from moe_core.stages.lineage import find, report
+    from moe_core.stages.lineage import find, place_of, report
 
     context = open_study(study_file)
+    if version is None:
+        as_last_made(context, place_of(asset)[:2])
     said = report(context, find(context, asset, version))
     if as_json:
         click.echo(json.dumps(said))

@@ -10,6 +10,7 @@ import click
 from pipelines.commands.common import (
     JSON,
     STUDY_OPTION,
+    as_last_made,
     open_study,
     publication_of,
     show_keys,
@@ -59,6 +60,7 @@ def results(study_file: Path, as_json: bool) -> None:
     Example: hardmoe results --study cats/study.toml --json
     """
     context = open_study(study_file)
+    as_last_made(context, ("evaluation", None))
     if as_json:
         table = table_of(context)
         click.echo(json.dumps({"study": context.study.name, **table, "publication": publication_of(context)}))
@@ -76,7 +78,9 @@ def report(study_file: Path, open_it: bool) -> None:
     """
     import webbrowser
 
-    page = open_study(study_file).need("report").file("report.html")
+    context = open_study(study_file)
+    as_last_made(context, ("report", None))
+    page = context.need("report").file("report.html")
     click.echo(page)
     if open_it and not webbrowser.open(page.absolute().as_uri()):
         raise ValueError(f"no browser could be started: open {page} yourself")
@@ -86,32 +90,28 @@ def report(study_file: Path, open_it: bool) -> None:
 @STUDY_OPTION
 @click.option("--port", default=3000, show_default=True, help="Port on 127.0.0.1.")
 def ui(study_file: Path, port: int) -> None:
-    """Dagster's UI and daemon on the study, until interrupted.
+    """Dagster's UI and daemon on the study, until interrupted; they end with this command, also when it is killed.
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
     from pipelines.daemon import remember
-    from pipelines.instance import daemon_reported, hold_ui
+    from pipelines.instance import daemon_reported, hold_ui, home
+    from pipelines.runner import default_workers
+    from pipelines.services import keep
 
     context = open_study(study_file)
-    show_keys(context)
+    home(context.root, default_workers(context.study.partition.experts))
+    if as_last_made(context):
+        show_keys(context)
     hold_ui(port)
     if (seconds := daemon_reported()) is not None:
         click.echo(
-            f"A daemon of this instance reported {seconds:.0f} s ago: if it runs on, end it or this one", err=True
+            f"A daemon of this instance reported {seconds:.0f} s ago; none runs on this machine. If one runs on "
+            "another, end it or this one",
+            err=True,
         )
     remember(Path(os.environ["DAGSTER_HOME"]), study_file, port)
     click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
-    command = [
-        sys.executable,
-        "-m",
-        "dagster",
-        "dev",
-        "-m",
-        "pipelines.definitions",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
-    os.execv(sys.executable, command)
+    dagster = [sys.executable, "-m", "dagster", "dev", "-m", "pipelines.definitions"]
+    if code := keep([*dagster, "-h", "127.0.0.1", "-p", str(port)]):
+        raise ValueError(f"webserver or daemon ended (exit code {code}): what they said last is above")

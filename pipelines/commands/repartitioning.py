@@ -1,6 +1,7 @@
 """Fitting the gate again: repartition."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
     from moe_core.stages import basis, history
     from moe_core.stages.repartition import look_ahead
     from moe_core.stages.table import STAGES
+    from pipelines.runner import Summary
 
     context = open_study(study_file)
     if until not in STAGES:
@@ -38,11 +40,17 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
             raise ValueError("--dry-run --renew-trunk: a trunk that is not trained cannot tell where posts will lie")
         show_churn(look_ahead(context), as_json)
         return
-    history.ask_to_refit(context)
-    if renew and not basis.ask_to_renew(context):
-        click.echo("Trunk and vocabulary are those of all shards already.", err=True)
-    summary = run_shown(open_study(study_file), until=until, workers=workers)
-    if not summary.failed and not summary.interrupted:
+    asked = {history.REQUEST: history.is_refit_asked(context), basis.RENEW: basis.is_renewal_asked(context)}
+    summary = Summary(interrupted=True)
+    with suppress(KeyboardInterrupt):
+        history.ask_to_refit(context)
+        if renew and not basis.ask_to_renew(context):
+            click.echo("Trunk and vocabulary are those of all shards already.", err=True)
+        summary = run_shown(open_study(study_file), until=until, workers=workers)
+    if summary.interrupted and not {"trunk", "partition"} & {*summary.made, *summary.stopped}:
+        for name in (name for name, before in asked.items() if not before):  # else the next run would do what nobody
+            (context.root / name).unlink(missing_ok=True)  # wants any more
+    if not (summary.failed or summary.interrupted or summary.overtaken):
         found = open_study(study_file).need("partition")
         show_churn(dict(found.metadata) | churn_of(found))
     finish(summary)

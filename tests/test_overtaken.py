@@ -1,0 +1,100 @@
+# ruff: noqa: F811  (fixtures of another file)
+"""What comes while a run is under way and changes its plan: it is planned again, and nothing counts as failed."""
+
+import json
+
+import dagster as dg
+import polars as pl
+import pytest
+from test_backfill import file, hardmoe, prepared, started, until  # noqa: F401
+
+from moe_core.settings import load_study
+from moe_core.stages import history
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from pipelines.runner import Meanwhile, Summary
+from pipelines.workers import Task
+
+
+def opened(file):
+    return Context(load_study(file), file.parent)
+
+
+def ask_to_refit(file):
+    history.ask_to_refit(opened(file))
+
+
+def forget_a_post(file):
+    context = opened(file)
+    ids = pl.read_parquet(context.need("splits").file("splits.parquet"))["id"].to_list()
+    (file.parent / "ids.txt").write_text(f"{ids[0]}\n")
+    done = hardmoe("forget", "--study", file, "--ids", file.parent / "ids.txt")
+    assert "the takedown is written down" in done.output, done.output
+
+
+def overtaken(file, started, come, *command):
+    """What a command said in whose first expert something came."""
+    settings = ("--set", "expert_training.epochs=40")
+    process = started(*command, "--study", file, "--workers", "1", *settings)
+    until(lambda: len(list(file.parent.glob("expert/*/.work-*/checkpoint.safetensors"))) == 1, process)
+    come(file)
+    out, errors = process.communicate(timeout=500)
+    with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as instance:
+        assert "FAILURE" not in {run.status.value for run in instance.get_runs()}
+    return process.returncode, out, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("come", "what"),
+    [(ask_to_refit, "a new fit of the gate was asked for"), (forget_a_post, "posts were forgotten")],
+)
+def test_a_run_plans_again_what_was_overtaken(file, started, come, what):
+    code, out, errors = overtaken(file, started, come, "run", "--until", "expert")
+    assert (code, f"Meanwhile {what}: what is left is planned again" in errors) == (0, True), out + errors
+    assert " 0 failed, 0 not started" in out
+    states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]
+    assert {s["state"] for s in states if s["asset"] in ("posts", "trunk", "partition", "expert")} == {"fresh"}
+
+
+@pytest.mark.slow
+def test_a_backfill_that_was_overtaken_says_what_goes_on(file, started):
+    code, out, errors = overtaken(file, started, ask_to_refit, "backfill", "--all")
+    assert code == 1
+    assert "1 made, 0 fresh, 0 failed" in out
+    assert "Stopped: meanwhile a new fit of the gate was asked for; 2 not begun. `hardmoe run` goes on" in errors
+    states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]
+    assert "failed" not in {s["state"] for s in states}
+
+
+def test_a_run_that_was_planned_again_is_summed_up_as_one():
+    first = Summary(made=["a", "b"], fresh=["c"], failed={"d": "why"}, left=["e"], overtaken="it", seconds=1.0)
+    second = Summary(made=["b", "d", "e"], fresh=["a", "c"], seconds=2.0)
+    assert first.followed_by(second) == Summary(made=["a", "b", "d", "e"], fresh=["c"], seconds=3.0)
+
+
+def test_what_overtakes_a_task_is_what_changes_its_plan(file):
+    meanwhile, expert = Meanwhile(opened(file)), Task("expert", "e000")
+    assert meanwhile.overtook(expert, surely=True) == ""
+    ask_to_refit(file)
+    assert meanwhile.overtook(Task("trunk", None)) == "", "a trunk is the same for every gate"
+    assert meanwhile.overtook(expert) == "a new fit of the gate was asked for"
+    (file.parent / history.REQUEST).unlink()
+    assert meanwhile.overtook(expert) == ""
+    another = opened(file)
+    build(another, STAGES["posts"], another.shards[0].key, force=True)
+    assert meanwhile.overtook(expert, surely=True) == "", "what another made is the same"
+    (file.parent / "forgotten.parquet").write_bytes(b"damaged")
+    assert meanwhile.overtook(expert, surely=True) == "", "the task itself says what is wrong"
+
+
+def test_a_gate_that_another_command_fitted_meanwhile_overtakes_the_experts(file):
+    planned = opened(file)
+    meanwhile, _ = Meanwhile(planned), planned.version("mixture")
+    ask_to_refit(file)
+    build(opened(file), STAGES["partition"])
+    assert not (file.parent / history.REQUEST).exists()
+    assert meanwhile.overtook(Task("mixture", None)) == "the gate was fitted again"
+    assert meanwhile.overtook(Task("expert", "e000")) == "", "no post moved"
+    assert Meanwhile(opened(file)).overtook(Task("mixture", None)) == ""

@@ -1,0 +1,162 @@
+"""Webserver and daemon of `hardmoe ui` end with it, whoever of them is killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from test_operations import hardmoe, small_study, write
+
+from pipelines import instance
+
+KEEP = """
+import sys
+from pipelines.services import keep
+sys.exit(keep([sys.executable, "-c", sys.argv[1], sys.argv[2]]))
+"""
+SERVICES = """
+import subprocess, sys, time
+service = [sys.executable, "-c", "import signal, sys, time; {}; time.sleep(600)", sys.argv[1]]
+both = [subprocess.Popen(service), subprocess.Popen(service)]
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    open(sys.argv[1] + "/in-order", "w").close()
+    [one.wait() for one in both]
+"""
+STUBBORN = "signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN)"
+
+
+def until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def processes(folder):
+    """Command lines, by process, of those that have the folder among their arguments or in their environment."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if command and str(folder).encode() in command + environment:
+            found[int(path.name)] = command.decode().split("\0")
+    return found
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Starts a command that keeps two services, and gives its process, the watchdog's, the services' parent's."""
+    started = []
+
+    def start(service="pass"):
+        command = [sys.executable, "-c", KEEP, SERVICES.format(service), str(tmp_path)]
+        started.append(subprocess.Popen(command, start_new_session=True))
+        everyone = until(lambda: found if len(found := processes(tmp_path)) == 5 else None)
+        (watchdog,) = [pid for pid, words in everyone.items() if "pipelines.services" in words]
+        children = Path(f"/proc/{watchdog}/task/{watchdog}/children").read_text().split()
+        return started[-1], watchdog, int(children[0])
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    for pid in processes(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("killed", [[0], [1], [2], [0, 1], [0, 2]])
+def test_services_end_whoever_is_killed(kept, tmp_path, killed):
+    command, *others = kept()
+    time.sleep(0.3)  # for all to be past their imports
+    for number in killed:
+        os.kill([command.pid, *others][number], signal.SIGKILL)
+    until(lambda: not processes(tmp_path), seconds=20)
+    assert command.wait() != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_services_end_in_order_at_a_signal(kept, tmp_path, number):
+    command, *_ = kept()
+    time.sleep(0.3)
+    command.send_signal(number)
+    assert command.wait(20) == 0
+    assert processes(tmp_path) == {}
+    assert (tmp_path / "in-order").exists()
+
+
+def test_a_second_signal_kills_services_that_do_not_end(kept, tmp_path):
+    command, *_ = kept(STUBBORN)
+    time.sleep(0.5)
+    command.send_signal(signal.SIGINT)
+    until((tmp_path / "in-order").exists)
+    assert len(processes(tmp_path)) == 5
+    command.send_signal(signal.SIGINT)
+    assert command.wait(20) == 0
+    until(lambda: not processes(tmp_path))
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_a_daemon_of_the_instance_that_runs_here_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr(instance, "LAST_SECONDS", 0.5)
+    pretends = [sys.executable, "-c", "input()", "dagster._daemon"]
+    with subprocess.Popen(pretends, stdin=subprocess.PIPE) as daemon:
+        until(lambda: instance.daemons_here(tmp_path) == [daemon.pid])
+        assert instance.daemons_here(tmp_path / "other") == []
+        with pytest.raises(ValueError, match=rf"a daemon of .* runs on this machine already: process {daemon.pid}; "):
+            instance.hold_ui(free_port())
+        daemon.communicate(b"\n")
+    os.close(instance.hold_ui(free_port()))
+
+
+@pytest.mark.slow
+def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_path):
+    file, port = write(tmp_path / "cats", small_study()), free_port()
+    home = file.parent / "dagster"
+    first = started_ui(file, port)
+    (daemon,) = until(lambda: instance.daemons_here(home))
+    refused = hardmoe("ui", "--study", file, "--port", free_port(), check=False)
+    assert f"already: http://127.0.0.1:{port}, process {first.pid}" in refused.stderr
+    first.kill()
+    first.wait()
+    second = started_ui(file, port, after=daemon)
+    assert len(instance.daemons_here(home)) == 1
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(90) == 0
+    assert processes(file.parent) == {}
+
+
+def started_ui(file, port, after=None):
+    """`hardmoe ui`, once it answers and has a daemon that is not the one before."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-m", "pipelines.cli", "ui", "--study", str(file), "--port", str(port)]
+    with open(file.parent.parent / "ui.log", "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def answers():
+        assert process.poll() is None, (file.parent.parent / "ui.log").read_text()
+        if instance.daemons_here(file.parent / "dagster") in ([], [after]):
+            return False
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    until(answers, seconds=180)
+    return process

@@ -96,7 +96,7 @@ def outlook(
         for name, key in in_order:
             state = state_of(context, name, key, failed)
             if why := _why(context, instance, state, steps, force):
-                cost = Cost(0, 0) if why == UNRECORDED else _measured(context, instance, name, key)
+                cost = Cost(0, 0) if state.state == "fresh" and not force else _measured(context, instance, name, key)
                 steps.append(Step(name, key, why, cost))
     count = use_workers(workers, context.study.partition.experts)
     return Outlook(steps, len(in_order) - len(steps), count)
@@ -120,7 +120,9 @@ def _why(context: Context, instance: "dg.DagsterInstance | None", state: State, 
         return "forced"
     if not there:
         return {"failed": f"failed before: {state.why}"}.get(state.state, state.why or state.state)
-    return "" if instance and is_fresh(context, instance, Task(state.asset, state.key)) else UNRECORDED
+    if instance and is_fresh(context, instance, Task(state.asset, state.key)):
+        return ""
+    return state.why if state.asset == "partition" and state.why else UNRECORDED
 
 
 def _measured(context: Context, instance: "dg.DagsterInstance | None", name: str, key: str | None) -> Cost:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
+from moe_core.stages.history import goes_back
 from moe_core.stages.table import STAGES
 from moe_core.stages.takedown import network_name
 from moe_core.store import Artefact, Plan, alive
@@ -79,7 +80,9 @@ def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[st
 
 
 def _kept(context: Context, name: str, key: str | None) -> str:
-    """Says of what is fresh that it goes on although posts came since."""
+    """Says of what is fresh that it goes on although posts came since, or is an earlier one that is taken up again."""
+    if name == "partition":
+        return goes_back(context)
     if STAGES[name].kept and context.basis is not context:
         return f"kept: made from {len(context.basis.shards)} of {len(context.shards)} shards"
     column = {"expert": "expert", "separate_expert": "expert", "random_expert": "random"}.get(name)

@@ -271,9 +271,52 @@ def test_an_earlier_partition_is_taken_up_again_when_its_shards_are_back(study_o
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
     (shards_of(root) / "s3.parquet").unlink()
-    assert opened(study, root).version("partition") == first
+    now = opened(study, root)
+    assert now.version("partition") == first
+    before = now.current
+    said = f"goes back to partition {first} from {before.version}: it was made from just these posts and settings"
+    assert status(now)["partition", None] == ("fresh", said)
     assert make(study, root) == []
     assert history.load(opened(study, root)).version == first
+    assert history.went_back(opened(study, root), before) == said
+    assert status(opened(study, root))["partition", None] == ("fresh", "")
+
+
+def retrain_share(study, share):
+    return study.model_copy(update={"repartition": study.repartition.model_copy(update={"retrain_share": share})})
+
+
+@pytest.mark.parametrize("threshold_before_the_fit", [True, False])
+def test_another_threshold_goes_on_from_the_fit_that_was_asked_for(study_of, threshold_before_the_fit):
+    study, root = study_of()
+    other = retrain_share(study, 0.06)
+    history.ask_to_refit(opened(study, root))
+    make(other if threshold_before_the_fit else study, root)
+    refit = opened(study, root).current
+    assert refit.settings["how"] == "refit"
+    changed = study if threshold_before_the_fit else other
+    assert make(changed, root)[:1] == ["partition"]
+    now = opened(changed, root).need("partition")
+    assert (now.inputs["previous"], now.metadata["how"]) == (refit.version, "assign")
+    assert make(changed, root) == []
+    back = other if threshold_before_the_fit else study
+    assert opened(back, root).plan("partition").inputs["previous"] == now.version
+
+
+def test_a_fit_that_was_asked_for_outlives_a_shard_that_is_away_for_an_hour(study_of):
+    study, root = study_of(**kept_at(1.0))
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root)
+    history.ask_to_refit(opened(study, root))
+    make(study, root)
+    refit = opened(study, root).version("partition")
+    away = shards_of(root) / "s3.parquet"
+    away.rename(away.with_suffix(".away"))
+    make(study, root)
+    assert opened(study, root).need("partition").inputs["previous"] == refit, "not the one before the fit"
+    away.with_suffix(".away").rename(away)
+    assert opened(study, root).version("partition") == refit
+    assert make(study, root) == []
 
 
 def test_other_settings_of_the_trunk_begin_anew_and_going_back_finds_what_was_kept(study_of):

@@ -60,16 +60,15 @@ def plan(context: Context, code: str, read: Mapping[str, str]) -> Plan:
     """Of the partition, from what it would read of the posts.
 
     Fitted from scratch where there is none yet; the current one, or an earlier one of the same experts, where that was
-    made from just this; else one that follows the current one. `how` says by what: "assign" by the frozen gate, or
-    "refit" where that is asked for or the gate cannot be the same.
+    made from just this (`_taken_up`); else one that follows the current one. `how` says by what: "assign" by the
+    frozen gate, or "refit" where that is asked for or the gate cannot be the same.
     """
     study, now = context.study, context.current
     settings = study.partition.model_dump()
     if now is None:
         return Plan("partition", None, code, settings, read)
-    if not context.refit_is_asked:
-        for earlier in _fitting(context, now, code, read):
-            return earlier
+    if not context.refit_is_asked and (found := _taken_up(context, now, code, read)):
+        return found
     if context.store.read(context.root / "partition" / now.version) is None:  # such as after a takedown
         if context.experts != keys_for(None, len(context.experts)):
             settings["keys"] = context.experts
@@ -80,20 +79,56 @@ def plan(context: Context, code: str, read: Mapping[str, str]) -> Plan:
     return Plan("partition", None, code, settings, {**read, "previous": now.version})
 
 
-def _fitting(context: Context, now: Current, code: str, read: Mapping[str, str]) -> Iterator[Plan]:
-    """Plans of the current partition and those before it, with the same experts, that are made from what is there."""
-    share = context.study.repartition.retrain_share
+def _taken_up(context: Context, now: Current, code: str, read: Mapping[str, str]) -> Plan | None:
+    """Of the current partition and those before it with the same experts, the latest that is made from what is there.
+
+    Looked for no further back than the first that differs in nothing but the threshold, and the first that was fitted
+    again because somebody asked: that is not undone by the way.
+    """
+    share, gate = context.study.repartition.retrain_share, context.study.partition.model_dump()
     for plan, there in _line(context, now):
         before = plan.inputs.get("previous")
-        can_be_made = there or before is None or context.store.read(context.root / "partition" / before) is not None
-        if (
-            plan.code == code
-            and _of_gate(plan.settings) == context.study.partition.model_dump()
-            and plan.settings.get("retrain_share", share) == share
-            and {name: version for name, version in plan.inputs.items() if name != "previous"} == read
-            and can_be_made
-        ):
-            yield plan
+        artefact = None if before is None else context.store.read(context.root / "partition" / before)
+        same_gate = plan.code == code and _of_gate(plan.settings) == gate
+        if same_gate and _read(plan) == dict(read) and (there or before is None or artefact is not None):
+            if plan.settings.get("retrain_share", share) == share:
+                return plan
+            if there:
+                return None
+        if artefact is None or _was_asked_for(plan, plan_of(artefact)):
+            return None
+    return None
+
+
+def _read(plan: Plan) -> dict[str, str]:
+    """What it read of the posts."""
+    return {name: version for name, version in plan.inputs.items() if name != "previous"}
+
+
+def _was_asked_for(plan: Plan, before: Plan) -> bool:
+    """Whether it was fitted again although code, settings of the gate and the trunk (by features) were the same."""
+    same_gate = plan.code == before.code and _of_gate(plan.settings) == _of_gate(before.settings)
+    same_trunk = any(before.inputs.get(name) == version for name, version in _read(plan).items() if name != "splits")
+    return plan.settings.get("how") == "refit" and same_gate and same_trunk
+
+
+def goes_back(context: Context) -> str:
+    """Says so where the study takes up an earlier partition in the current one's place; else ""."""
+    try:
+        return _said_back(context, context.current, context.version("partition"))
+    except ValueError:  # something must be made first
+        return ""
+
+
+def went_back(context: Context, before: Current | None) -> str:
+    """The same after a run, by the partition that was the current one `before` it."""
+    return _said_back(context, before, context.current.version if context.current else "")
+
+
+def _said_back(context: Context, now: Current | None, version: str) -> str:
+    if now is None or version == now.version or version not in {plan.version for plan, _ in _line(context, now)}:
+        return ""
+    return f"goes back to partition {version} from {now.version}: it was made from just these posts and settings"
 
 
 def _line(context: Context, now: Current) -> Iterator[tuple[Plan, bool]]:

@@ -124,6 +124,7 @@ def write_study(path: Path, study: "Study") -> None:
 
 def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
     """`make` takes the place of `run_study`."""
+    from moe_core.stages.history import went_back
     from pipelines.display import Display
     from pipelines.runner import run_study
 
@@ -131,11 +132,14 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us so gets the end of Ctrl-C
+    before = context.current
     with Display(finish_takedown(context)) as display:
         summary = (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
     if summary.interrupted:
         return summary
-    finish_takedown(context)  # one that came meanwhile had to wait
+    now = finish_takedown(context)  # one that came meanwhile had to wait
+    if said := went_back(now, before):
+        click.echo(f"The study {said}", err=True)
     summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
 

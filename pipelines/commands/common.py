@@ -125,9 +125,12 @@ def write_study(path: Path, study: "Study") -> None:
 def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
     """`make` takes the place of `run_study`."""
     from moe_core.stages.history import went_back
+    from moe_core.stages.verifying import damaged_files
     from pipelines.display import Display
     from pipelines.runner import run_study
 
+    for damage in damaged_files(context):
+        click.echo(f"Damaged: {damage.why}", err=True)
     warn_unready(context.unready)  # also a source that is not there is said before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own

@@ -38,7 +38,7 @@ def verify(context: Context) -> Iterator[Damage | Artefact]:
             except ValueError as error:
                 yield Damage(folder, str(error))
                 continue
-            lost = _lost_rows(context, artefact, checked) if name == "posts" else []
+            lost = _lost_rows(context, artefact, checked) if name == "posts" and has_rows(context, artefact) else []
             yield Damage(folder, f"{'; '.join(lost)}: delete {folder} and run again") if lost else artefact
     yield from damaged_files(context)
 
@@ -69,6 +69,12 @@ def _with_way_out(context: Context, name: str, path: Path, error: ValueError) ->
         return f"{error}: `hardmoe run` writes it again"
     version = said["trunk"] if isinstance(said, dict) else said.version
     return f"{error}: `hardmoe run` writes it again from the store, where {name} {version} is the newest"
+
+
+def has_rows(context: Context, posts: Artefact) -> bool:
+    """Whether it has its rows still: where posts of its shard were forgotten since, only the record stays."""
+    assert posts.key is not None
+    return posts.inputs.get("forgotten", "") == context.forgotten.digest_of(posts.key)
 
 
 def _lost_rows(context: Context, artefact: Artefact, checked: dict[str, dict[str, bool]]) -> list[str]:

@@ -94,14 +94,14 @@ def show_outlook(
     as_json: bool,
 ) -> None:
     """What a run would do, and what that takes."""
-    from pipelines.display import print_outlook
     from pipelines.planning import outlook
 
     found = outlook(context, tasks, force, workers)
     if as_json:
         click.echo(json.dumps(found.as_json()))
     else:
-        print_outlook(found)
+        for line in found.as_lines():
+            click.echo(line)
 
 
 def show_keys(context: "Context") -> None:

@@ -113,6 +113,12 @@ class Artefact:
         return self.path / name
 
 
+class Missing(ValueError):
+    """Another artefact, of this name, must be made first."""
+
+    name = ""
+
+
 class Store:
     """The artefacts of one study under `root`, a local folder."""
 
@@ -127,10 +133,13 @@ class Store:
         return self.read(self.folder(plan.asset, plan.key) / plan.version)
 
     def need(self, plan: Plan) -> Artefact:
-        """The artefact of `plan`. Raises ValueError naming the asset to make first."""
+        """The artefact of `plan`. Raises Missing, which names the asset to make first."""
         found = self.find(plan)
         if found is None:
-            raise ValueError(f"{plan.name} {plan.version} is missing: materialise {plan.asset} first (`hardmoe run`)")
+            why = f"{plan.name} {plan.version} is missing: materialise {plan.asset} first (`hardmoe run`)"
+            error = Missing(why)
+            error.name = plan.name
+            raise error
         return found
 
     def read(self, path: Path) -> Artefact | None:

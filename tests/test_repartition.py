@@ -335,6 +335,14 @@ def test_other_settings_of_the_trunk_begin_anew_and_going_back_finds_what_was_ke
     assert make(study, root) == []
 
 
+def test_until_the_partition_is_made_experts_wait_for_it(study_of):
+    study, root = study_of()
+    add_shard(shards_of(root), 3, posts=30)
+    states = status(opened(study, root))
+    assert {states["expert", f"e00{k}"] for k in range(3)} == {("stale", "waits for partition")}
+    assert states["mixture", None] == ("stale", "waits for partition")
+
+
 # ---- what a dry run says of it
 
 

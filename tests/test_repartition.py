@@ -650,6 +650,32 @@ def test_where_the_store_does_not_tell_nothing_is_guessed(study_of):
         assert damages(study, there) == {path: str(raised.value)}
 
 
+def test_a_dry_run_tells_of_a_damaged_file(study_of):
+    from click.testing import CliRunner
+
+    from pipelines.cli import main
+
+    study, root = study_of()
+    path = basis.current_file(opened(study, root), "partition")
+    half(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARDMOE_STUDY", "")
+        done = CliRunner().invoke(main, ["run", "--dry-run", "--study", str(root / "study.toml")])
+    assert (done.exit_code, done.stderr.startswith(f"Damaged: {path} is damaged (")) == (0, True)
+
+
+def test_after_a_takedown_a_damaged_file_of_the_trunk_is_no_obstacle(study_of):
+    from moe_core.stages.takedown import forget
+
+    study, root = study_of()
+    rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    forget(opened(study, root), ids=[rows.filter(pl.col("split") == "train")["id"][0]])
+    half(basis.current_file(opened(study, root), "trunk"))
+    assert len(damages(study, root)) == 1
+    assert "trunk" in make(study, root)
+    assert damages(study, root) == {}
+
+
 def test_verify_looks_at_what_is_published(study_of):
     from moe_core import publication
 

@@ -96,6 +96,7 @@ def show_outlook(
     """What a run would do, and what that takes."""
     from pipelines.planning import outlook
 
+    warn_damaged(context)
     found = outlook(context, tasks, force, workers)
     if as_json:
         click.echo(json.dumps(found.as_json()))
@@ -125,12 +126,10 @@ def write_study(path: Path, study: "Study") -> None:
 def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
     """`make` takes the place of `run_study`."""
     from moe_core.stages.history import went_back
-    from moe_core.stages.verifying import damaged_files
     from pipelines.display import Display
     from pipelines.runner import run_study
 
-    for damage in damaged_files(context):
-        click.echo(f"Damaged: {damage.why}", err=True)
+    warn_damaged(context)
     warn_unready(context.unready)  # also a source that is not there is said before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
@@ -145,6 +144,14 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
         click.echo(f"The study {said}", err=True)
     summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
+
+
+def warn_damaged(context: "Context") -> None:
+    """Of files that say what the study lives with: what follows from them is to be explained."""
+    from moe_core.stages.verifying import damaged_files
+
+    for damage in damaged_files(context):
+        click.echo(f"Damaged: {damage.why}", err=True)
 
 
 def warn_unready(unready: "list[Unready]") -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_core.store import digest, exclusive, to_disk, write_text
+from moe_core.store import exclusive, to_disk, with_seal, without_seal, write_text
 
 FILE = "published.json"
 FORMAT = "hardmoe publication 1"
@@ -99,11 +99,9 @@ def load(root: Path) -> Book:
         raise _damaged(path, error) from None
     try:
         said = json.loads(text)
-        seal = said.pop("seal")
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']!r}, this hardmoe reads {FORMAT!r}")
-        if seal != digest(said):
-            raise ValueError("its seal does not match")
+        said = without_seal(said)
         return Book(tuple(Decision(**decision) for decision in said["history"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
@@ -126,7 +124,7 @@ def writing(root: Path) -> Iterator[Book]:
 def save(root: Path, book: Book) -> None:
     """Replaces the file in one move, on the disk before this returns. For those within `writing`."""
     said = {"format": FORMAT, "published": book.published, "history": [asdict(d) for d in book.history]}
-    write_text(root / FILE, json.dumps(said | {"seal": digest(said)}, indent=1))
+    write_text(root / FILE, json.dumps(with_seal(said), indent=1))
     to_disk(root)
 
 

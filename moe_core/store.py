@@ -31,6 +31,19 @@ def digest(value: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:VERSION_CHARACTERS]
 
 
+def with_seal(said: Mapping[str, Json]) -> dict[str, Json]:
+    """With a digest of the rest, by which a reader knows that it is what was written."""
+    return {**said, "seal": digest(dict(said))}
+
+
+def without_seal(said: dict[str, Json]) -> dict[str, Json]:
+    """What was sealed. Raises ValueError, or KeyError where there is no seal."""
+    rest = dict(said)
+    if rest.pop("seal") != digest(rest):
+        raise ValueError("its seal does not match")
+    return rest
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
@@ -100,6 +113,12 @@ class Artefact:
         return self.path / name
 
 
+class Missing(ValueError):
+    """Another artefact, of this name, must be made first."""
+
+    name = ""
+
+
 class Store:
     """The artefacts of one study under `root`, a local folder."""
 
@@ -114,10 +133,13 @@ class Store:
         return self.read(self.folder(plan.asset, plan.key) / plan.version)
 
     def need(self, plan: Plan) -> Artefact:
-        """The artefact of `plan`. Raises ValueError naming the asset to make first."""
+        """The artefact of `plan`. Raises Missing, which names the asset to make first."""
         found = self.find(plan)
         if found is None:
-            raise ValueError(f"{plan.name} {plan.version} is missing: materialise {plan.asset} first (`hardmoe run`)")
+            why = f"{plan.name} {plan.version} is missing: materialise {plan.asset} first (`hardmoe run`)"
+            error = Missing(why)
+            error.name = plan.name
+            raise error
         return found
 
     def read(self, path: Path) -> Artefact | None:
@@ -127,10 +149,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            said = json.loads(text)
-            seal = said.pop("seal")
-            if seal != digest(said):
-                raise ValueError("its seal does not match")
+            said = without_seal(json.loads(text))
             return Artefact(
                 path=path,
                 asset=said["asset"],
@@ -234,7 +253,7 @@ def _seal(folder: Path, plan: Plan, written: Written) -> None:
         "metadata": dict(written.metadata),
         "files": files,
     }
-    write_text(folder / "artefact.json", json.dumps(said | {"seal": digest(said)}, indent=1))
+    write_text(folder / "artefact.json", json.dumps(with_seal(said), indent=1))
     to_disk(folder)
 
 

@@ -6,22 +6,27 @@ else of the asset. What was not measured before is said to be so.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import shown_as
 from moe_core.stages.table import STAGES
-from moe_core.store import Artefact
-from pipelines.runner import above, is_fresh, use_workers
+from moe_core.store import Artefact, digest
+from moe_core.text import shown
+from pipelines.display import _time as as_one_says
+from pipelines.runner import JOINT, above, is_fresh, use_workers
 from pipelines.status import State, existing_instance, failed_runs, state_of
 from pipelines.workers import Task
 
 if TYPE_CHECKING:
     import dagster as dg
 
+DECODERS = ("shared_decoder", "random_decoder")
+BY_MEMBERS = ("expert", "random_expert", "separate_expert", *JOINT, *DECODERS)  # of a partition they read no more
 ALIKE = ("expert", "random_expert", "separate_expert")  # one trains as fast as the other
 RECORDS = 100  # of an asset, looked at for its last times
 
@@ -35,6 +40,9 @@ class Cost:
     gpu: bool | None = None  # whether a GPU was busy with it
 
 
+NOTHING = Cost(0, 0)  # of what is there and recorded again
+
+
 @dataclass(frozen=True)
 class Step:
     """One run that is due."""
@@ -43,6 +51,7 @@ class Step:
     key: str | None
     why: str
     cost: Cost
+    may: bool = False  # what is there may prove to be what is wanted, once what it reads is made
 
     @property
     def name(self) -> str:
@@ -62,6 +71,11 @@ class Outlook:
         return [step.name for step in self.steps if step.cost.seconds is None]
 
     @property
+    def least(self) -> "Outlook":
+        """Without what may prove to be there."""
+        return replace(self, steps=[step for step in self.steps if not step.may])
+
+    @property
     def seconds(self) -> float:
         """From start to end with so many workers, of the steps that were measured before."""
         return _makespan(self.steps, self.workers)
@@ -75,14 +89,44 @@ class Outlook:
         return sum(step.cost.seconds or 0 for step in self.steps if step.cost.gpu) / 3600
 
     def as_json(self) -> dict[str, Any]:
-        steps = [{"asset": s.asset, "key": s.key, "why": s.why} | asdict(s.cost) for s in self.steps]
-        total = {"seconds": round(self.seconds, 1), "bytes": self.bytes, "gpu_hours": round(self.gpu_hours, 4)}
+        """The estimate is at most that, and at least `at_least`."""
+        rows = {False: list[Any](), True: list[Any]()}
+        for step in self.steps:
+            rows[step.may].append({"asset": step.asset, "key": step.key, "why": step.why} | asdict(step.cost))
         return {
-            "will_run": steps,
+            "will_run": rows[False],
+            "may_run": rows[True],
             "fresh": self.fresh,
             "workers": self.workers,
-            "estimate": total | {"not_measured_before": self.unmeasured},
+            "estimate": self._total() | {"at_least": self.least._total(), "not_measured_before": self.unmeasured},
         }
+
+    def _total(self) -> dict[str, Any]:
+        return {"seconds": round(self.seconds, 1), "bytes": self.bytes, "gpu_hours": round(self.gpu_hours, 4)}
+
+    def as_lines(self) -> Iterator[str]:
+        """What would run, why, with time and disk as measured before, and their sums."""
+        for step in self.steps:
+            took = "not measured" if step.cost.seconds is None else as_one_says(step.cost.seconds)
+            size = "" if step.cost.bytes is None else f"{step.cost.bytes / 2**20:,.1f} MiB"
+            why = f"may run: {step.why}" if step.may else step.why
+            yield f"{step.name:28} {took:>12} {size:>12}  {shown(why, 4000)}"
+        least = self.least
+        may = len(self.steps) - len(least.steps)
+        yield f"{len(least.steps)} would run, " + (f"{may} may run, " if may else "") + f"{self.fresh} are fresh"
+        if not self.steps:
+            return
+        unknown = len(self.unmeasured)
+        if unknown == len(self.steps):
+            yield "Time, disk and GPU hours: not measured before"
+            return
+        figures = [
+            f"{as_one_says(one.seconds)} with {self.workers} at once, {one.bytes / 2**20:,.1f} MiB, "
+            f"{one.gpu_hours:.2f} GPU hours"
+            for one in ((least, self) if may else (self,))
+        ]
+        amount = f"at least {figures[0]}; at most {figures[1]}" if may else f"about {figures[0]}"
+        yield f"From what was measured before: {amount}" + (f"; and {unknown} not measured before" if unknown else "")
 
 
 def outlook(
@@ -95,11 +139,38 @@ def outlook(
         failed = failed_runs(instance, context.study.name)
         for name, key in in_order:
             state = state_of(context, name, key, failed)
-            if why := _why(context, instance, state, steps, force):
-                cost = Cost(0, 0) if why == UNRECORDED else _measured(context, instance, name, key)
+            if not force and _may_stay(context, state, steps):
+                steps.append(Step(name, key, _if(context, name), _measured(context, instance, name, key), may=True))
+            elif why := _why(context, instance, state, steps, force):
+                cost = NOTHING if state.state == "fresh" and not force else _measured(context, instance, name, key)
                 steps.append(Step(name, key, why, cost))
     count = use_workers(workers, context.study.partition.experts)
     return Outlook(steps, len(in_order) - len(steps), count)
+
+
+def _may_stay(context: Context, state: State, steps: list[Step]) -> bool:
+    """Whether it reads the partition, which is to be made first, and there is one that it may prove to be."""
+    stage = STAGES[state.asset]
+    if state.state == "running" or state.asset not in BY_MEMBERS or not any(s.asset == "partition" for s in steps):
+        return False
+    with suppress(ValueError):
+        context.plan(state.asset, state.key)
+        return False  # it is known
+    surely = {step.asset for step in steps if not step.may and step.cost != NOTHING} - {"partition"}
+    if surely & {shown_as(name) for name in stage.reads}:
+        return False
+    if state.asset in DECODERS and context.study.decoder.mode == "refit":  # on the posts of each partition anew
+        return False
+    wanted = stage.code, digest(stage.settings(context.study)), context.version("trunk")
+    there = context.store.versions(state.asset, state.key)
+    return wanted in [(a.code, digest(a.settings), a.inputs.get("trunk")) for a in there]
+
+
+def _if(context: Context, name: str) -> str:
+    if name in DECODERS:
+        return "if an expert is trained again"
+    share = f"more than {100 * context.study.repartition.retrain_share:g} % of"
+    return f"if {share} the posts of an expert changed" if name in JOINT else f"if {share} its posts changed"
 
 
 UNRECORDED = "there, but not in Dagster's record: recorded again"
@@ -114,13 +185,16 @@ def _why(context: Context, instance: "dg.DagsterInstance | None", state: State, 
     except ValueError:  # what it depends on is to be made first
         stage = STAGES[state.asset]
         first = {shown_as(name) for name in stage.reads}
-        due = list(dict.fromkeys(step.asset for step in steps if step.asset in first))
+        due = list(dict.fromkeys(step.asset for step in steps if step.asset in first and step.cost != NOTHING))
         return f"follows from {', '.join(due)}" if due else state.why or state.state
     if force:
         return "forced"
     if not there:
         return {"failed": f"failed before: {state.why}"}.get(state.state, state.why or state.state)
-    return "" if instance and is_fresh(context, instance, Task(state.asset, state.key)) else UNRECORDED
+    kept = STAGES[state.asset].kept and context.basis is not context  # recorded again, at no cost
+    if kept or (instance and is_fresh(context, instance, Task(state.asset, state.key))):
+        return ""
+    return state.why if state.asset == "partition" and state.why else UNRECORDED
 
 
 def _measured(context: Context, instance: "dg.DagsterInstance | None", name: str, key: str | None) -> Cost:

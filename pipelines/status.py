@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
+from moe_core.stages.history import goes_back
 from moe_core.stages.table import STAGES
 from moe_core.stages.takedown import network_name
-from moe_core.store import Artefact, Plan, alive
+from moe_core.store import Artefact, Missing, Plan, alive
 from pipelines.instance import opened
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[st
         plan = context.plan(name, key)
     except ValueError as error:  # what it depends on is not there yet
         if old:
-            return State(name, key, "stale", _forgotten(context, old[-1]) + str(error), old[-1].version)
+            why = f"waits for {error.name}" if isinstance(error, Missing) else str(error)
+            return State(name, key, "stale", _forgotten(context, old[-1]) + why, old[-1].version)
         return State(name, key, "missing", failed.get((name, key), ""), "")
     if context.store.find(plan):
         return State(name, key, "fresh", _kept(context, name, key), plan.version)
@@ -79,7 +81,9 @@ def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[st
 
 
 def _kept(context: Context, name: str, key: str | None) -> str:
-    """Says of what is fresh that it goes on although posts came since."""
+    """Says of what is fresh that it goes on although posts came since, or is an earlier one that is taken up again."""
+    if name == "partition":
+        return goes_back(context)
     if STAGES[name].kept and context.basis is not context:
         return f"kept: made from {len(context.basis.shards)} of {len(context.shards)} shards"
     column = {"expert": "expert", "separate_expert": "expert", "random_expert": "random"}.get(name)

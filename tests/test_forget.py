@@ -22,8 +22,9 @@ from moe_core.stages.context import Context
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
 from moe_core.stages.takedown import forget
+from moe_core.stages.verifying import Damage, verify
 from moe_core.store import Busy, Plan, Written, shared
-from moe_core.tables import pin_of, pins, read_rows, write_vectors
+from moe_core.tables import pin_of, pins, read_rows, unpin, write_vectors
 
 SIZE = 16
 GONE = "post-of-ann-000"  # ann's posts: 0 to 3 of shard a, 0 of shard b, and one that is rejected
@@ -214,6 +215,19 @@ def test_only_shards_that_held_them_are_ingested_again(ingested):
     kept = pins(now.root / "posts.lance")
     assert [name for name in kept if name.startswith("posts.b.")], "b's rows are still pinned"
     assert not [name for name in kept if name.startswith("posts.a.")]
+
+
+def test_after_a_takedown_nothing_is_damaged_before_the_next_run_and_after_it(ingested):
+    old = ingested.need("posts", "a")
+    forget(ingested, ids=[GONE])
+    assert not [one for one in verify(reopen(ingested)) if isinstance(one, Damage)]
+    build(reopen(ingested), STAGES["posts"], "a")
+    found = list(verify(reopen(ingested)))
+    assert not [one for one in found if isinstance(one, Damage)]
+    assert old in found, "what is left of it is read"
+    now = reopen(ingested).need("posts", "a")
+    unpin(ingested.root / "posts.lance", pin_of("a", now.version))
+    assert [one.folder for one in verify(reopen(ingested)) if isinstance(one, Damage)] == [now.path]
 
 
 def test_the_forgotten_do_not_come_back_and_their_reject_names_nobody(ingested):

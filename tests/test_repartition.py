@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,8 @@ from moe_core.settings import Partition, Repartition
 from moe_core.stages import basis, history, membership
 from moe_core.stages.reading import Index
 from moe_core.stages.repartition import look_ahead
+from pipelines.planning import Cost, Outlook, outlook
+from pipelines.runner import tasks_of
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +251,7 @@ def test_a_kill_between_the_partition_and_its_pointer_is_mended_and_two_ways_end
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(history, "write_text", killed)
+        patch.setattr(history, "write_current", killed)
         with pytest.raises(KeyboardInterrupt):
             make(study, root)
     old, version = history.load(opened(study, root)), opened(study, root).version("partition")
@@ -271,9 +274,52 @@ def test_an_earlier_partition_is_taken_up_again_when_its_shards_are_back(study_o
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
     (shards_of(root) / "s3.parquet").unlink()
-    assert opened(study, root).version("partition") == first
+    now = opened(study, root)
+    assert now.version("partition") == first
+    before = now.current
+    said = f"goes back to partition {first} from {before.version}: it was made from just these posts and settings"
+    assert status(now)["partition", None] == ("fresh", said)
     assert make(study, root) == []
     assert history.load(opened(study, root)).version == first
+    assert history.went_back(opened(study, root), before) == said
+    assert status(opened(study, root))["partition", None] == ("fresh", "")
+
+
+def retrain_share(study, share):
+    return study.model_copy(update={"repartition": study.repartition.model_copy(update={"retrain_share": share})})
+
+
+@pytest.mark.parametrize("threshold_before_the_fit", [True, False])
+def test_another_threshold_goes_on_from_the_fit_that_was_asked_for(study_of, threshold_before_the_fit):
+    study, root = study_of()
+    other = retrain_share(study, 0.06)
+    history.ask_to_refit(opened(study, root))
+    make(other if threshold_before_the_fit else study, root)
+    refit = opened(study, root).current
+    assert refit.settings["how"] == "refit"
+    changed = study if threshold_before_the_fit else other
+    assert make(changed, root)[:1] == ["partition"]
+    now = opened(changed, root).need("partition")
+    assert (now.inputs["previous"], now.metadata["how"]) == (refit.version, "assign")
+    assert make(changed, root) == []
+    back = other if threshold_before_the_fit else study
+    assert opened(back, root).plan("partition").inputs["previous"] == now.version
+
+
+def test_a_fit_that_was_asked_for_outlives_a_shard_that_is_away_for_an_hour(study_of):
+    study, root = study_of(**kept_at(1.0))
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root)
+    history.ask_to_refit(opened(study, root))
+    make(study, root)
+    refit = opened(study, root).version("partition")
+    away = shards_of(root) / "s3.parquet"
+    away.rename(away.with_suffix(".away"))
+    make(study, root)
+    assert opened(study, root).need("partition").inputs["previous"] == refit, "not the one before the fit"
+    away.with_suffix(".away").rename(away)
+    assert opened(study, root).version("partition") == refit
+    assert make(study, root) == []
 
 
 def test_other_settings_of_the_trunk_begin_anew_and_going_back_finds_what_was_kept(study_of):
@@ -287,6 +333,61 @@ def test_other_settings_of_the_trunk_begin_anew_and_going_back_finds_what_was_ke
     assert len(opened(other, root).basis.shards) == 4
     assert opened(study, root).version("partition") == version
     assert make(study, root) == []
+
+
+def test_until_the_partition_is_made_experts_wait_for_it(study_of):
+    study, root = study_of()
+    add_shard(shards_of(root), 3, posts=30)
+    states = status(opened(study, root))
+    assert {states["expert", f"e00{k}"] for k in range(3)} == {("stale", "waits for partition")}
+    assert states["mixture", None] == ("stale", "waits for partition")
+
+
+# ---- what a dry run says of it
+
+
+def planned(study, root):
+    context = opened(study, root)
+    return outlook(context, tasks_of(context, None), workers=1)
+
+
+def test_a_dry_run_says_which_experts_a_new_shard_may_train_again_and_names_no_trunk_that_is_kept(study_of):
+    study, root = study_of()
+    add_shard(shards_of(root), 3, posts=30)
+    said = planned(study, root)
+    steps = {step.name: step for step in said.steps}
+    may = {name: step.why for name, step in steps.items() if step.may}
+    assert may == {f"expert:e00{k}": "if more than 10 % of its posts changed" for k in range(3)} | {
+        "shared_decoder": "if an expert is trained again"
+    }
+    assert not {"trunk", "vocabulary"} & set(steps)
+    assert steps["posts:s3"].why == "missing"
+    assert steps["mixture"].why == "follows from partition, expert, shared_decoder"
+    slow = {name: replace(step, cost=Cost(60.0, 1)) for name, step in steps.items() if step.may or name == "partition"}
+    assert Outlook(list(slow.values()), 0, 1).seconds == 300
+    assert Outlook(list(slow.values()), 0, 1).least.seconds == 60
+    document = said.as_json()
+    assert {f"{row['asset']}:{row['key']}" for row in document["may_run"]} >= {"expert:e000", "shared_decoder:None"}
+    assert not {"expert", "shared_decoder"} & {row["asset"] for row in document["will_run"]}
+    assert document["estimate"]["at_least"]["bytes"] < document["estimate"]["bytes"]
+    text = list(said.as_lines())
+    assert any(line.startswith("expert:e000 ") and "may run: if more than 10 %" in line for line in text)
+    assert any(f" would run, {len(may)} may run, " in line for line in text)
+    assert "at least" in text[-1]
+    assert "at most" in text[-1]
+
+
+def test_a_dry_run_is_sure_of_experts_that_nothing_can_keep(study_of):
+    study, root = study_of()
+    add_shard(shards_of(root), 3, posts=30)
+    longer = study.model_copy(update={"expert_training": study.expert_training.model_copy(update={"epochs": 2})})
+    assert not [step for step in planned(longer, root).steps if step.may]
+    refit = study.model_copy(update={"decoder": study.decoder.model_copy(update={"mode": "refit"})})
+    assert {step.asset for step in planned(refit, root).steps if step.may} == {"expert"}
+    more = study.model_copy(update={"partition": Partition(experts=4, pca=8)})
+    steps = {step.name: step.may for step in planned(more, root).steps}
+    assert [steps[f"expert:e00{k}"] for k in range(4)] == [True, True, True, False]
+    assert not steps["shared_decoder"]
 
 
 # ---- fitted again
@@ -446,6 +547,146 @@ def test_tidying_leaves_what_the_next_partition_follows_and_what_the_trunk_was_m
     assert f"partition/{old}" in done.removed
     assert (root / "splits" / splits).exists()
     assert make(study, root) == []
+
+
+# ---- the files that say what the study lives with
+
+
+def damages(study, root):
+    from moe_core.stages.verifying import Damage, verify
+
+    return {one.folder: one.why for one in verify(opened(study, root)) if isinstance(one, Damage)}
+
+
+def grown(study, root):
+    """A fourth shard by the kept trunk, then a fit that was asked for: the newest partition follows two."""
+    add_shard(shards_of(root), 3, posts=30)
+    make(study, root)
+    history.ask_to_refit(opened(study, root))
+    make(study, root)
+
+
+def one_character(path):
+    """Of the version that it names; what it says is JSON still."""
+    text = path.read_text()
+    at = text.index('": "') + 4
+    path.write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
+
+
+def half(path):
+    path.write_text(path.read_text()[:50])
+
+
+@pytest.mark.parametrize("damage", [one_character, half, os.unlink])
+@pytest.mark.parametrize("asset", ["trunk", "partition"])
+def test_what_the_study_lives_with_is_written_again_from_the_store(study_of, asset, damage):
+    study, root = study_of(**kept_at(1.0))
+    grown(study, root)
+    assert damages(study, root) == {}
+    before = opened(study, root)
+    path = basis.current_file(before, asset)
+    wanted, versions = path.read_text(), {name: before.version(name) for name in ("trunk", "partition", "mixture")}
+    damage(path)
+    if damage is not os.unlink:
+        said = damages(study, root)
+        assert list(said) == [path]
+        assert f"from the store, where {asset} {versions[asset]} is the newest" in said[path]
+    now = opened(study, root)
+    assert {name: now.version(name) for name in versions} == versions
+    assert make(study, root) == []
+    assert path.read_text() == wanted
+    assert damages(study, root) == {}
+
+
+def test_a_key_is_not_given_away_again_when_the_file_is_written_from_the_store(study_of):
+    more = kept_at(1.0)
+    for count in (4, 3):
+        study, root = study_of(partition=Partition(experts=count, pca=8), **more)
+        make(study, root)
+    half(basis.current_file(opened(study, root), "partition"))
+    study, root = study_of(partition=Partition(experts=4, pca=8), **more)
+    assert opened(study, root).experts[-1] == "e004", "e003 was used"
+
+
+def test_partitions_of_other_settings_are_not_taken_for_what_a_damaged_file_said(study_of):
+    study, root = study_of()
+    version = opened(study, root).version("partition")
+    other = study.model_copy(update={"trunk": study.trunk.model_copy(update={"lr": 0.1})})
+    make(other, root, "partition")
+    half(basis.current_file(opened(study, root), "partition"))
+    half(basis.current_file(opened(study, root), "trunk"))
+    assert opened(study, root).version("partition") == version
+    assert opened(other, root).version("partition") != version
+    assert len(damages(other, root)) == 2, "all are looked at"
+    assert make(study, root) == []
+
+
+def test_files_without_a_seal_are_read_and_get_one(study_of):
+    study, root = study_of(**kept_at(1.0))
+    grown(study, root)
+    version = opened(study, root).version("partition")
+    for asset in ("trunk", "partition"):
+        path = basis.current_file(opened(study, root), asset)
+        wanted = path.read_text()
+        path.write_text(json.dumps({name: value for name, value in json.loads(wanted).items() if name != "seal"}))
+        assert opened(study, root).version("partition") == version
+        assert damages(study, root) == {}
+        assert make(study, root) == []
+        assert path.read_text() == wanted
+
+
+def test_where_the_store_does_not_tell_nothing_is_guessed(study_of):
+    study, root = study_of()
+    for asset, lost in (("trunk", "splits"), ("partition", "partition")):
+        shutil.copytree(root, root.with_name(asset))
+        there = root.with_name(asset)
+        path = basis.current_file(opened(study, there), asset)
+        half(path)
+        version = next(p for p in (there / lost).iterdir() if p.is_dir())
+        shutil.rmtree(version)
+        with pytest.raises(ValueError, match="restore the file from a backup") as raised:
+            opened(study, there).version("partition")
+        assert str(path) in str(raised.value)
+        assert damages(study, there) == {path: str(raised.value)}
+
+
+def test_a_dry_run_tells_of_a_damaged_file(study_of):
+    from click.testing import CliRunner
+
+    from pipelines.cli import main
+
+    study, root = study_of()
+    path = basis.current_file(opened(study, root), "partition")
+    half(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARDMOE_STUDY", "")
+        done = CliRunner().invoke(main, ["run", "--dry-run", "--study", str(root / "study.toml")])
+    assert (done.exit_code, done.stderr.startswith(f"Damaged: {path} is damaged (")) == (0, True)
+
+
+def test_after_a_takedown_a_damaged_file_of_the_trunk_is_no_obstacle(study_of):
+    from moe_core.stages.takedown import forget
+
+    study, root = study_of()
+    rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    forget(opened(study, root), ids=[rows.filter(pl.col("split") == "train")["id"][0]])
+    half(basis.current_file(opened(study, root), "trunk"))
+    assert len(damages(study, root)) == 1
+    assert "trunk" in make(study, root)
+    assert damages(study, root) == {}
+
+
+def test_verify_looks_at_what_is_published(study_of):
+    from moe_core import publication
+
+    study, root = study_of()
+    decision = publication.Decision("published", "m", "", "m", "the first", "a test")
+    publication.save(root, publication.Book().with_one(decision))
+    assert damages(study, root) == {}
+    path = root / publication.FILE
+    path.write_text(path.read_text().replace("the first", "the worst"))
+    assert list(damages(study, root)) == [path]
+    assert "its seal does not match" in damages(study, root)[path]
 
 
 # ---- the control

@@ -4,22 +4,27 @@
 who goes back to earlier settings finds what was kept with them. As long as each shard is there as it was, the study's
 trunk is that of these shards alone. It is made anew from all shards when that is asked for (`<root>/trunk/renew.json`),
 or when the study has outgrown it: [repartition] growth and new_tags.
+
+The file has a seal. One that is damaged or gone is written again from the store, where the store tells what it said.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.store import Artefact, digest, write_text
+from moe_core.store import Artefact, digest, with_seal, without_seal, write_text
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
 
 RENEW, GROWTH = "trunk/renew.json", "trunk/growth.json"
+FIELDS = ("trunk", "shards", "train")  # of the file
 ABOVE = ("posts", "splits", "vocabulary", "trunk", "trunk_features")  # whose settings begin a history of their own
 
 
@@ -39,9 +44,86 @@ def current_file(context: Context, asset: str) -> Path:
     return context.root / asset / f"current.{line}.json"
 
 
+def read_current(path: Path) -> dict[str, Any] | None:
+    """What it says of the trunk; None where there is no such file. Raises ValueError for one that is damaged."""
+    return read_sealed(path, FIELDS)
+
+
+def read_sealed(path: Path, names: Collection[str]) -> dict[str, Any] | None:
+    """Values of these names; None where there is no such file. One of before there were seals is read, too.
+
+    Raises ValueError for one that is damaged.
+    """
+    try:
+        said = json.loads(path.read_text("utf-8"))
+        if "seal" in said:
+            said = without_seal(said)
+        if set(said) != set(names):
+            raise ValueError(f"it has {', '.join(said)}; wanted {', '.join(names)}")
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    return dict(said)
+
+
+def write_current(path: Path, said: Mapping[str, Any]) -> None:
+    """Replaces a file that says something else, or has no seal, in one move."""
+    text = json.dumps(with_seal(said))
+    with suppress(OSError, UnicodeDecodeError):
+        if path.read_text("utf-8") == text:
+            return
+    write_text(path, text)
+
+
+def load(context: Context) -> dict[str, Any] | None:
+    """What the study is based on: by the file, or by the store where that is damaged or gone; None: on nothing yet.
+
+    Raises ValueError for a damaged file where the store does not tell which shards a trunk was made from.
+    """
+    path = current_file(context, "trunk")
+    try:
+        said, why = read_current(path), ""
+    except ValueError as error:
+        said, why = None, str(error)
+    return said or _rebuilt(context, why)
+
+
+def made_at(artefact: Artefact) -> float:
+    return (artefact.path / "artefact.json").stat().st_mtime
+
+
+def _rebuilt(context: Context, why: str) -> dict[str, Any] | None:
+    """By the newest trunk that the study would make of shards which are there."""
+    from moe_core.stages.table import STAGES
+    from moe_core.stages.takedown import network_name
+
+    like = digest(STAGES["trunk"].settings(context.study))
+    newest_first = sorted(context.store.everything("trunk"), key=made_at, reverse=True)
+    unclear = []
+    for artefact in newest_first:
+        splits = context.store.read(context.root / "splits" / artefact.inputs.get("splits", ""))
+        seen = splits.metadata.get("snapshot", {}) if splits else {}
+        shards = [shard for shard in context.shards if shard.key in seen]
+        if splits and seen and len(shards) == len(seen):
+            with suppress(ValueError):  # such as weights to start from that are gone
+                if context.view(shards).version("trunk") == artefact.version:
+                    train = splits.metadata["splits"]["train"]
+                    return {"trunk": artefact.version, "shards": list(seen), "train": train}
+        saw_forgotten = network_name("trunk", None, artefact.version) in context.forgotten.saw
+        if not seen and not saw_forgotten and digest(artefact.settings) == like:
+            unclear.append(artefact.version)
+    if why and unclear:
+        raise ValueError(
+            f"{why}, and splits of trunk {unclear[0]}, which would tell its shards, are not in the store: restore the "
+            "file from a backup; without one, move it away, and trunk and vocabulary are made anew"
+        )
+    return None
+
+
 def view_of(context: Context) -> Context | None:
     """The study with only the shards that its trunk was made from; None where there is no such trunk to be kept."""
-    said = read_json(current_file(context, "trunk"))
+    said = load(context)
     shards = [shard for shard in context.shards if said and shard.key in said["shards"]]
     if said is None or len(shards) < len(said["shards"]) or len(shards) == len(context.shards):
         return None
@@ -70,10 +152,10 @@ def growth(context: Context, view: Context) -> Growth:
     from moe_core.stages.vocabulary import choose
 
     of = digest([view.version("trunk"), context.version("splits")])
-    memo = read_json(context.root / GROWTH)
-    if memo and memo["of"] == of:
-        return Growth(memo["posts"], memo["new_tags"])
-    said = read_json(current_file(context, "trunk"))
+    with suppress(ValueError, KeyError):  # damaged: counted again
+        if (memo := read_json(context.root / GROWTH)) and memo["of"] == of:
+            return Growth(memo["posts"], memo["new_tags"])
+    said = load(context)
     assert said is not None
     train = context.need("splits").metadata["splits"]["train"]
     there = set(vocabulary(view).lookup())
@@ -89,14 +171,15 @@ def settle(context: Context, artefact: Artefact) -> None:
     """The trunk of all the shards that there are now is what the study is based on from here on."""
     splits = context.find("splits")
     if context.basis is not context or splits is None:
+        if said := load(context):
+            write_current(current_file(context, "trunk"), said)
         return
     said = {
         "trunk": artefact.version,
         "shards": [shard.key for shard in context.shards],
         "train": splits.metadata["splits"]["train"],
     }
-    if read_json(current_file(context, "trunk")) != said:
-        write_text(current_file(context, "trunk"), json.dumps(said))
+    write_current(current_file(context, "trunk"), said)
     (context.root / RENEW).unlink(missing_ok=True)
 
 
@@ -113,12 +196,12 @@ def is_renewal_asked(context: Context) -> bool:
     """A request names the trunk that it is to replace, so that it is spent when there is another."""
     if "renew" in context.asked:
         return True
-    asked, said = read_json(context.root / RENEW), read_json(current_file(context, "trunk"))
+    asked, said = read_json(context.root / RENEW), load(context)
     return asked is not None and said is not None and asked["trunk"] == said["trunk"]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file. Raises ValueError for one that is damaged."""
+    """A request; None where there is no such file. Raises ValueError for one that is damaged."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -126,5 +209,5 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is not what was written there: delete it and run again")
+        raise ValueError(f"{path} is not what was written there: it is but a request, delete it and ask again")
     return found

@@ -4,17 +4,22 @@
 experts in the order of the gate's numbers and the next key that was never used: a key is not given to another expert,
 since Dagster shows one that comes back as materialised. A version is a hash of what an artefact is made from, so the
 partition that another follows is one of its inputs.
+
+The file has a seal. One that is damaged or gone is written again from the store: the newest partition of these
+settings, and for the next key one that no partition or expert in the store has.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.stages.basis import current_file, read_json
-from moe_core.store import Artefact, Plan, write_text
+from moe_core.stages.basis import ABOVE, current_file, made_at, read_json, read_sealed, write_current
+from moe_core.store import Artefact, Plan, digest, write_text
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
@@ -41,9 +46,97 @@ class Current:
         return Plan("partition", None, self.code, self.settings, self.inputs)
 
 
+def read_current(path: Path) -> Current | None:
+    """None where there is no such file. Raises ValueError for one that is damaged."""
+    said = read_sealed(path, [field.name for field in fields(Current)])
+    if said is None:
+        return None
+    now = Current(**said)
+    try:
+        if now.plan.version == now.version:
+            return now
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{path} is damaged (its version is not that of what it says)")
+
+
 def load(context: Context) -> Current | None:
-    said = read_json(current_file(context, "partition"))
-    return None if said is None else Current(**said)
+    """By the file, or by the store where that is damaged or gone; None where there is no partition yet.
+
+    Raises ValueError for a damaged file where the store has no partition of these settings.
+    """
+    try:
+        found, why = read_current(current_file(context, "partition")), ""
+    except ValueError as error:
+        found, why = None, str(error)
+    found = found or _rebuilt(context)
+    if found is None and why:
+        raise ValueError(
+            f"{why}, and no partition of these settings is left in the store: restore the file from a backup; without "
+            "one, move it away: the gate is fitted from scratch, for experts e000, e001, ..., names used before"
+        )
+    return found
+
+
+def _rebuilt(context: Context) -> Current | None:
+    """Of the newest partition of the study's line that none follows."""
+    everything = context.store.everything("partition")
+    mine = [artefact for artefact in everything if _is_of_line(context, artefact)]
+    if not mine:
+        return None
+    followed = {artefact.inputs.get("previous") for artefact in mine}
+    newest = max((a for a in mine if a.version not in followed), key=made_at)
+    plan = plan_of(newest)
+    return Current(
+        version=newest.version,
+        code=plan.code,
+        settings=plan.settings,
+        inputs=dict(plan.inputs),
+        trunk=_trunk_of(newest, _features_of(context, newest)),
+        keys=list(newest.metadata["members"]),
+        sizes=list(newest.metadata["sizes"]),
+        next=1 + max(_numbers_used(context, everything)),
+    )
+
+
+def _trunk_of(partition: Artefact, features: list[Artefact]) -> str:
+    """Version of the trunk whose features it was fitted on."""
+    if features:
+        return features[0].inputs.get("trunk", "")
+    if "gate.safetensors" not in partition.files:
+        return ""
+    from moe_core.weights import about_weights
+
+    return about_weights(partition.file("gate.safetensors"))["trunk"]
+
+
+def _features_of(context: Context, partition: Artefact) -> list[Artefact]:
+    """Those that are in the store."""
+    keys = [(name.removeprefix("features "), version) for name, version in _read(plan_of(partition)).items()]
+    found = (context.store.read(context.root / "trunk_features" / key / version) for key, version in keys)
+    return [artefact for artefact in found if artefact]
+
+
+def _is_of_line(context: Context, partition: Artefact) -> bool:
+    """Whether its trunk, and what is in the store of that which the two were made from, has the study's settings."""
+    from moe_core.stages.table import STAGES
+
+    features = _features_of(context, partition)
+    trunk = context.store.read(context.root / "trunk" / _trunk_of(partition, features))
+    if trunk is None:
+        return False
+    above = [context.store.read(context.root / name / trunk.inputs.get(name, "")) for name in ("splits", "vocabulary")]
+    snapshot = above[0].metadata.get("snapshot", {}) if above[0] else {}
+    above += [context.store.read(context.root / "posts" / key / version) for key, version in snapshot.items()]
+    wanted = {name: (STAGES[name].code, digest(STAGES[name].settings(context.study))) for name in ABOVE}
+    return all((one.code, digest(one.settings)) == wanted[one.asset] for one in (trunk, *features, *above) if one)
+
+
+def _numbers_used(context: Context, partitions: list[Artefact]) -> Iterator[int]:
+    """Of all experts that the store knows."""
+    keys = [key for partition in partitions for key in partition.metadata["members"]]
+    keys += [path.name for path in (context.root / "expert").glob("e*")]
+    yield from (int(key[1:]) for key in keys if re.fullmatch(r"e\d+", key))
 
 
 def keys_for(now: Current | None, experts: int) -> list[str]:
@@ -60,16 +153,15 @@ def plan(context: Context, code: str, read: Mapping[str, str]) -> Plan:
     """Of the partition, from what it would read of the posts.
 
     Fitted from scratch where there is none yet; the current one, or an earlier one of the same experts, where that was
-    made from just this; else one that follows the current one. `how` says by what: "assign" by the frozen gate, or
-    "refit" where that is asked for or the gate cannot be the same.
+    made from just this (`_taken_up`); else one that follows the current one. `how` says by what: "assign" by the
+    frozen gate, or "refit" where that is asked for or the gate cannot be the same.
     """
     study, now = context.study, context.current
     settings = study.partition.model_dump()
     if now is None:
         return Plan("partition", None, code, settings, read)
-    if not context.refit_is_asked:
-        for earlier in _fitting(context, now, code, read):
-            return earlier
+    if not context.refit_is_asked and (found := _taken_up(context, now, code, read)):
+        return found
     if context.store.read(context.root / "partition" / now.version) is None:  # such as after a takedown
         if context.experts != keys_for(None, len(context.experts)):
             settings["keys"] = context.experts
@@ -80,20 +172,56 @@ def plan(context: Context, code: str, read: Mapping[str, str]) -> Plan:
     return Plan("partition", None, code, settings, {**read, "previous": now.version})
 
 
-def _fitting(context: Context, now: Current, code: str, read: Mapping[str, str]) -> Iterator[Plan]:
-    """Plans of the current partition and those before it, with the same experts, that are made from what is there."""
-    share = context.study.repartition.retrain_share
+def _taken_up(context: Context, now: Current, code: str, read: Mapping[str, str]) -> Plan | None:
+    """Of the current partition and those before it with the same experts, the latest that is made from what is there.
+
+    Looked for no further back than the first that differs in nothing but the threshold, and the first that was fitted
+    again because somebody asked: that is not undone by the way.
+    """
+    share, gate = context.study.repartition.retrain_share, context.study.partition.model_dump()
     for plan, there in _line(context, now):
         before = plan.inputs.get("previous")
-        can_be_made = there or before is None or context.store.read(context.root / "partition" / before) is not None
-        if (
-            plan.code == code
-            and _of_gate(plan.settings) == context.study.partition.model_dump()
-            and plan.settings.get("retrain_share", share) == share
-            and {name: version for name, version in plan.inputs.items() if name != "previous"} == read
-            and can_be_made
-        ):
-            yield plan
+        artefact = None if before is None else context.store.read(context.root / "partition" / before)
+        same_gate = plan.code == code and _of_gate(plan.settings) == gate
+        if same_gate and _read(plan) == dict(read) and (there or before is None or artefact is not None):
+            if plan.settings.get("retrain_share", share) == share:
+                return plan
+            if there:
+                return None
+        if artefact is None or _was_asked_for(plan, plan_of(artefact)):
+            return None
+    return None
+
+
+def _read(plan: Plan) -> dict[str, str]:
+    """What it read of the posts."""
+    return {name: version for name, version in plan.inputs.items() if name != "previous"}
+
+
+def _was_asked_for(plan: Plan, before: Plan) -> bool:
+    """Whether it was fitted again although code, settings of the gate and the trunk (by features) were the same."""
+    same_gate = plan.code == before.code and _of_gate(plan.settings) == _of_gate(before.settings)
+    same_trunk = any(before.inputs.get(name) == version for name, version in _read(plan).items() if name != "splits")
+    return plan.settings.get("how") == "refit" and same_gate and same_trunk
+
+
+def goes_back(context: Context) -> str:
+    """Says so where the study takes up an earlier partition in the current one's place; else ""."""
+    try:
+        return _said_back(context, context.current, context.version("partition"))
+    except ValueError:  # something must be made first
+        return ""
+
+
+def went_back(context: Context, before: Current | None) -> str:
+    """The same after a run, by the partition that was the current one `before` it."""
+    return _said_back(context, before, context.current.version if context.current else "")
+
+
+def _said_back(context: Context, now: Current | None, version: str) -> str:
+    if now is None or version == now.version or version not in {plan.version for plan, _ in _line(context, now)}:
+        return ""
+    return f"goes back to partition {version} from {now.version}: it was made from just these posts and settings"
 
 
 def _line(context: Context, now: Current) -> Iterator[tuple[Plan, bool]]:
@@ -133,8 +261,7 @@ def settle(context: Context, artefact: Artefact) -> None:
         sizes=list(artefact.metadata["sizes"]),
         next=max(*numbers, now.next if now else 0),
     )
-    if now != current:
-        write_text(current_file(context, "partition"), json.dumps(asdict(current)))
+    write_current(current_file(context, "partition"), asdict(current))
     asked = read_json(context.root / REQUEST)
     if asked and asked["partition"] != current.version:
         (context.root / REQUEST).unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.stages import membership, reading
-from moe_core.stages.basis import current_file
 from moe_core.stages.context import Context
 from moe_core.stages.history import plan_of
 from moe_core.stages.partition import (
@@ -118,8 +117,7 @@ def _before(context: Context, posts: Posts) -> Before:
     artefact = context.store.read(context.root / "partition" / version)
     if artefact is None:
         raise ValueError(
-            f"partition {version}, which the next one follows, is gone: delete "
-            f"{current_file(context, 'partition')} to fit one from scratch"
+            f"partition {version}, which the next one follows, was removed after that was planned: run again"
         )
     gate, about = load_gate(artefact.file("gate.safetensors"))
     keys = list(artefact.metadata["members"])

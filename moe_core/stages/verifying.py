@@ -1,9 +1,11 @@
 """Whether every byte of a study's store is the one that was written. Reads all of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_core import publication
+from moe_core.stages import basis, history
 from moe_core.stages.context import Context
 from moe_core.stages.housekeeping import DATA_SETS
 from moe_core.store import Artefact
@@ -11,14 +13,15 @@ from moe_core.store import Artefact
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong, and the folder of the artefact that has to be made again."""
+    """What is wrong, and the folder of the artefact that has to be made again, or a file that is none's."""
 
     folder: Path
     why: str
 
 
 def verify(context: Context) -> Iterator[Damage | Artefact]:
-    """Every complete artefact in turn, or what is wrong with it: its files, and the rows that posts point at."""
+    """Every complete artefact in turn, or what is wrong with it: its files, and the rows that posts point at. Then what
+    is wrong with files that say what the study lives with, and which mixture is published."""
     from moe_core.stages.table import STAGES
 
     checked: dict[str, dict[str, bool]] = {name: {} for name in DATA_SETS}
@@ -35,8 +38,43 @@ def verify(context: Context) -> Iterator[Damage | Artefact]:
             except ValueError as error:
                 yield Damage(folder, str(error))
                 continue
-            lost = _lost_rows(context, artefact, checked) if name == "posts" else []
+            lost = _lost_rows(context, artefact, checked) if name == "posts" and has_rows(context, artefact) else []
             yield Damage(folder, f"{'; '.join(lost)}: delete {folder} and run again") if lost else artefact
+    yield from damaged_files(context)
+
+
+def damaged_files(context: Context) -> Iterator[Damage]:
+    """Of files that say what the study lives with, by any settings that it had, and which mixture is published."""
+    readers: dict[str, Callable[[Path], object]] = {"trunk": basis.read_current, "partition": history.read_current}
+    for name, read in readers.items():
+        for path in sorted((context.root / name).glob("current.*.json")):
+            try:
+                read(path)
+            except ValueError as error:
+                yield Damage(path, _with_way_out(context, name, path, error))
+    try:
+        publication.load(context.root)
+    except ValueError as error:
+        yield Damage(context.root / publication.FILE, str(error))
+
+
+def _with_way_out(context: Context, name: str, path: Path, error: ValueError) -> str:
+    if path != basis.current_file(context, name):
+        return f"{error}: with the settings that it belongs to, `hardmoe run` writes it again from the store"
+    try:
+        said = basis.load(context) if name == "trunk" else history.load(context)
+    except ValueError as why:  # the store does not tell
+        return str(why)
+    if said is None:  # of a trunk that is made anew in any case
+        return f"{error}: `hardmoe run` writes it again"
+    version = said["trunk"] if isinstance(said, dict) else said.version
+    return f"{error}: `hardmoe run` writes it again from the store, where {name} {version} is the newest"
+
+
+def has_rows(context: Context, posts: Artefact) -> bool:
+    """Whether it has its rows still: where posts of its shard were forgotten since, only the record stays."""
+    assert posts.key is not None
+    return posts.inputs.get("forgotten", "") == context.forgotten.digest_of(posts.key)
 
 
 def _lost_rows(context: Context, artefact: Artefact, checked: dict[str, dict[str, bool]]) -> list[str]:

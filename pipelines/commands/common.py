@@ -113,14 +113,15 @@ def show_outlook(
     as_json: bool,
 ) -> None:
     """What a run would do, and what that takes."""
-    from pipelines.display import print_outlook
     from pipelines.planning import outlook
 
+    warn_damaged(context)
     found = outlook(context, tasks, force, workers)
     if as_json:
         click.echo(json.dumps(found.as_json()))
     else:
-        print_outlook(found)
+        for line in found.as_lines():
+            click.echo(line)
 
 
 def show_keys(context: "Context") -> None:
@@ -143,9 +144,11 @@ def write_study(path: Path, study: "Study") -> None:
 
 def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
     """`make` takes the place of `run_study`. What something overtakes is planned again, once, but not by force."""
+    from moe_core.stages.history import went_back
     from pipelines.display import Display
     from pipelines.runner import Summary, run_study
 
+    warn_damaged(context)
     warn_unready(context.unready)  # also a source that is not there is said before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
@@ -161,15 +164,26 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
         with Display(finish_takedown(context)) as display:
             return (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
 
+    before = context.current
     summary = once(context)
     if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
         click.echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
         summary = summary.followed_by(once(context))
     if summary.interrupted:
         return summary
-    finish_takedown(context)  # one that came meanwhile had to wait
+    now = finish_takedown(context)  # one that came meanwhile had to wait
+    if said := went_back(now, before):
+        click.echo(f"The study {said}", err=True)
     summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
+
+
+def warn_damaged(context: "Context") -> None:
+    """Of files that say what the study lives with: what follows from them is to be explained."""
+    from moe_core.stages.verifying import damaged_files
+
+    for damage in damaged_files(context):
+        click.echo(f"Damaged: {damage.why}", err=True)
 
 
 def warn_unready(unready: "list[Unready]") -> None:

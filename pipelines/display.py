@@ -15,7 +15,6 @@ from moe_core.stages.fitting import seconds_left
 from moe_core.text import shown
 
 if TYPE_CHECKING:
-    from pipelines.planning import Outlook
     from pipelines.runner import Running, Summary
     from pipelines.workers import Task
 
@@ -75,7 +74,7 @@ class Display:
             parts.append(f"waits for another process ({said['waits_for'] or 'unknown'})")
         if said.get("steps"):
             parts.append(f"{100 * said['step'] / said['steps']:3.0f} %  step {said['step']:,}  loss {said['loss']:.3f}")
-            parts.append(f"{said['images_per_second']:,.0f} images/s  {_time(seconds_left(said))} left")
+            parts.append(f"{said['images_per_second']:,.0f} images/s  {as_one_says(seconds_left(said))} left")
         elif "posts" in said:
             parts.append(f"{said['posts']:,} posts")
         elif "experts" in said:
@@ -103,34 +102,13 @@ def _result(context: Context, task: "Task", summary: "Summary") -> str:
     if "loss" in said:
         parts.append(f"loss {said['loss']:.3f}")
     if said.get("seconds"):  # not of an expert that was drawn from a generation
-        parts.append(f"{_time(said['seconds'])}")
+        parts.append(f"{as_one_says(said['seconds'])}")
         parts.append(f"{said['training_images'] / said['seconds']:,.0f} images/s")
     return "  ".join(parts)
 
 
-def print_outlook(outlook: "Outlook") -> None:
-    """What would run, why, with time and disk as measured before, and their sums."""
-    console = Console(highlight=False, soft_wrap=True)
-    for step in outlook.steps:
-        took = "not measured" if step.cost.seconds is None else _time(step.cost.seconds)
-        size = "" if step.cost.bytes is None else f"{step.cost.bytes / 2**20:,.1f} MiB"
-        console.print(f"{step.name:28} {took:>12} {size:>12}  {shown(step.why, 4000)}", markup=False)
-    console.print(f"{len(outlook.steps)} would run, {outlook.fresh} are fresh")
-    if not outlook.steps:
-        return
-    unknown = len(outlook.unmeasured)
-    if unknown == len(outlook.steps):
-        console.print("Time, disk and GPU hours: not measured before")
-        return
-    console.print(
-        f"From what was measured before: about {_time(outlook.seconds)} with {outlook.workers} at once, "
-        f"{outlook.bytes / 2**20:,.1f} MiB, {outlook.gpu_hours:.2f} GPU hours"
-        + (f"; and {unknown} not measured before" if unknown else "")
-    )
-
-
-def _time(seconds: float) -> str:
-    """As one says it: 12 s, 3 min, 1 h 20 min."""
+def as_one_says(seconds: float) -> str:
+    """12 s, 3 min, 1 h 20 min."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -17,7 +17,7 @@ from moe_core.stages.stage import shown_as
 from moe_core.stages.table import STAGES
 from moe_core.store import Artefact, digest
 from moe_core.text import shown
-from pipelines.display import _time as as_one_says
+from pipelines.display import as_one_says
 from pipelines.runner import JOINT, above, is_fresh, use_workers
 from pipelines.status import State, existing_instance, failed_runs, state_of
 from pipelines.workers import Task

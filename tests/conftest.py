@@ -1,4 +1,9 @@
+import signal
+
 import pytest
+
+# Tests of Ctrl-C need it heard, by children too, and a shell's job in the background is started without.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,10 @@ def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     count = len(bundle.published)
     whole = parameters(bundle.router)
     decoder = parameters(bundle.router.fc)
-    own = whole - decoder - sum(parameters(module) for module in bundle.router.early(context.study.expert.branch_at))
-    once = multiply_adds(bundle.router, bundle.image_size)
+    shared = context.study.expert.branch_at  # stages that an image passes once, whoever answers
+    own = whole - decoder - sum(parameters(module) for module in bundle.router.early(shared))
+    trunk = multiply_adds(bundle.router, bundle.image_size)
+    expert = multiply_adds(bundle.router, bundle.image_size, after=shared)
     k = min(context.study.evaluation.topk, count)
     trunk_images = context.need("trunk").metadata["training_images"]
     seen = {
@@ -27,26 +29,26 @@ def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
         for name in ("expert", *(("random_expert", "separate_expert") if context.study.evaluation.controls else ()))
     }
 
-    def cost(total: int, used: int, forwards: int, images: int) -> dict[str, Any]:
+    def cost(total: int, used: int, asked: int, images: int) -> dict[str, Any]:
         return {
             "parameters": total,
             "parameters_used": used,
-            "multiply_adds": forwards * once,
+            "multiply_adds": trunk + asked * expert,
             "training_images": images,
         }
 
     extra = 0 if context.study.decoder.mode == "frozen" else decoder  # a decoder beside the router's own
     mixture = whole + extra + count * own
     found = {
-        "trunk": cost(whole, whole, 1, trunk_images),
-        "mixture_top1": cost(mixture, whole + extra + own, 2, trunk_images + seen["expert"]),
-        "mixture_topk": cost(mixture, whole + extra + k * own, 1 + k, trunk_images + seen["expert"]),
-        "best_expert_oracle": cost(mixture, whole + extra + count * own, 1 + count, trunk_images + seen["expert"]),
+        "trunk": cost(whole, whole, 0, trunk_images),
+        "mixture_top1": cost(mixture, whole + extra + own, 1, trunk_images + seen["expert"]),
+        "mixture_topk": cost(mixture, whole + extra + k * own, k, trunk_images + seen["expert"]),
+        "best_expert_oracle": cost(mixture, whole + extra + count * own, count, trunk_images + seen["expert"]),
     }
     found["mixture_top1_router"] = found["mixture_top1"]
     if context.study.evaluation.controls:
         more = context.need("trunk_same_budget").metadata["training_images"]
-        found["trunk_same_budget"] = cost(whole, whole, 1, trunk_images + more)
+        found["trunk_same_budget"] = cost(whole, whole, 0, trunk_images + more)
         if context.study.evaluation.dense_control:
             dense = context.need("dense_same_cost").metadata
             found["dense_same_cost"] = {
@@ -55,9 +57,9 @@ def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
                 "multiply_adds": dense["multiply_adds"],
                 "training_images": dense["training_images"],
             }
-        found["random_partition"] = cost(mixture, whole + extra + own, 2, trunk_images + seen["random_expert"])
+        found["random_partition"] = cost(mixture, whole + extra + own, 1, trunk_images + seen["random_expert"])
         found["separate_decoders_top1"] = cost(
-            whole + count * (own + decoder), whole + own + decoder, 2, trunk_images + seen["separate_expert"]
+            whole + count * (own + decoder), whole + own + decoder, 1, trunk_images + seen["separate_expert"]
         )
         for name in ("random_partition", "separate_decoders_top1"):
             found[f"{name}_router"] = found[name]

@@ -76,7 +76,7 @@ def _settings(study: Study) -> Any:
 EVALUATION = Stage(
     name="evaluation",
     keys=None,
-    code="3",
+    code="4",
     reads=("mixture", *ONE_NETWORK, "random_expert", "random_decoder", "separate_expert", "posts", "splits"),
     settings=_settings,
     inputs=_inputs,

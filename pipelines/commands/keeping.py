@@ -95,11 +95,12 @@ def verify(study_file: Path, as_json: bool) -> None:
 
     found = list(look_at_all(open_study(study_file)))
     damaged = [one for one in found if isinstance(one, Damage)]
+    artefacts = len(found) - sum(one.folder.is_file() for one in damaged)
     if as_json:
         rows = [{"folder": str(one.folder), "why": one.why} for one in damaged]
-        click.echo(json.dumps({"artefacts": len(found), "damaged": rows}))
+        click.echo(json.dumps({"artefacts": artefacts, "damaged": rows}))
     else:
-        click.echo(f"{len(found)} artefacts read, {len(damaged)} damaged")
+        click.echo(f"{artefacts} artefacts read, {len(damaged)} damaged")
         for one in damaged:
             click.echo(f"Error: {one.why}", err=True)
     if damaged:

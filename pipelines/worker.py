@@ -57,8 +57,7 @@ def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
             torch.set_num_threads(threads)  # as in a process where nothing has run
             try:
                 instance = instance or dg.DagsterInstance.get()
-                result = execute(task, run_id, instance)
-                answer = Answer("", reused=_reused(result, task)) if result.success else Answer(why_failed(result))
+                answer = materialise(task, run_id, instance)
             except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
                 traceback.print_exc()
                 answer = Answer(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
@@ -77,7 +76,8 @@ def _die_with_asker(pipe: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def execute(task: Task, run_id: str, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> Answer:
+    """Runs the asset in this process, as a run of Dagster's."""
     result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
         run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
         instance=instance,
@@ -88,7 +88,7 @@ def execute(task: Task, run_id: str, instance: dg.DagsterInstance) -> dg.Execute
         tags={PID: str(os.getpid()), HOST: socket.gethostname(), STUDY: study().name},
     )
     point("event.recorded", task.name)
-    return result
+    return Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))
 
 
 def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:
@@ -96,7 +96,7 @@ def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:
     return bool(made.metadata["reused"].value)
 
 
-def why_failed(result: dg.ExecuteInProcessResult) -> str:
+def _why(result: dg.ExecuteInProcessResult) -> str:
     """What went wrong, in a line."""
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:

@@ -97,7 +97,7 @@ home(Path(sys.argv[1]).parent, 1)
 with dg.DagsterInstance.get() as instance:
     for task in (Task("joint_experts", None), Task("expert", "e001")):
         instance.add_dynamic_partitions("tiny_experts", ["e001"])
-        print(materialise(task, make_new_run_id(), instance) or "no error")
+        print(materialise(task, make_new_run_id(), instance).error or "no error")
 """
 
 

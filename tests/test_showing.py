@@ -98,7 +98,7 @@ with dg.DagsterInstance.get() as instance:
     for name, stage in STAGES.items():
         if not stage.control:
             for key in stage.keys_of(context):
-                error = materialise(Task(name, key), None, instance)
+                error = materialise(Task(name, key), None, instance).error
                 assert not error, (name, key, error)
 """
 

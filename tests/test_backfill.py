@@ -624,6 +624,7 @@ def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, m
         signal.raise_signal(signal.SIGINT)  # not heard any more
 
     monkeypatch.setattr("pipelines.runner.reap", begin)
+    monkeypatch.setattr("pipelines.runner.load_ahead", lambda: None)  # a fork server would stay, and serve other tests
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         done = hardmoe(*command, "--study", file)

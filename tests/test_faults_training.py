@@ -60,7 +60,7 @@ def test_ten_kills_at_random_moments_and_the_same_bits(tmp_path, mode):
     while kills < KILLS or not within:
         assert kills < 10 * KILLS, "no kill comes after a checkpoint"
         process = start(killed, mode)
-        process.join(draw.uniform(0, seconds / 3))
+        process.join(draw.uniform(0, seconds))
         if process.exitcode is None:
             process.kill()
             process.join()

@@ -466,3 +466,5 @@ def test_an_expert_that_branches_late_has_the_trunks_early_stages_and_the_table_
     body = rows["trunk"]["parameters"] - (16 + 1) * len(trunk["fc.bias"])
     extra = rows["mixture_top1"]["parameters"] - rows["trunk"]["parameters"] - 2 * (body - early)
     assert extra == 17 * len(trunk["fc.bias"])  # the refitted decoder
+    early = 16 * 16 * (3 * 4 * 9 + 2 * 4 * 4 * 9)  # multiply-adds of stem and first stage
+    assert rows["mixture_top1"]["multiply_adds"] == 2 * rows["trunk"]["multiply_adds"] - early

@@ -19,14 +19,17 @@ import sys
 from pipelines.services import keep
 sys.exit(keep([sys.executable, "-c", sys.argv[1], sys.argv[2]]))
 """
+# as `dagster dev`: SIGTERM is heard as SIGINT, which ends the services in order
 SERVICES = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
 service = [sys.executable, "-c", "import signal, sys, time; {}; time.sleep(600)", sys.argv[1]]
 both = [subprocess.Popen(service), subprocess.Popen(service)]
 try:
     time.sleep(600)
 except KeyboardInterrupt:
     open(sys.argv[1] + "/in-order", "w").close()
+    [one.send_signal(signal.SIGINT) for one in both]
     [one.wait() for one in both]
 """
 STUBBORN = "signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN)"

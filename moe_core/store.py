@@ -92,6 +92,11 @@ class Artefact:
     code: str = ""  # version of the code that made it
     settings: Json = None  # those that it was made with
 
+    @property
+    def made_at(self) -> float:
+        """Seconds since 1970, by the clock of then."""
+        return (self.path / "artefact.json").stat().st_mtime
+
     def file(self, name: str) -> Path:
         """A file of it, after its bytes were checked. Raises ValueError when they are not those that were written."""
         path = self.path / name

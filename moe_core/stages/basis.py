@@ -89,17 +89,13 @@ def load(context: Context) -> dict[str, Any] | None:
     return said or _rebuilt(context, why)
 
 
-def made_at(artefact: Artefact) -> float:
-    return (artefact.path / "artefact.json").stat().st_mtime
-
-
 def _rebuilt(context: Context, why: str) -> dict[str, Any] | None:
     """By the newest trunk that the study would make of shards which are there."""
     from moe_core.stages.table import STAGES
     from moe_core.stages.takedown import network_name
 
     like = digest(STAGES["trunk"].settings(context.study))
-    newest_first = sorted(context.store.everything("trunk"), key=made_at, reverse=True)
+    newest_first = sorted(context.store.everything("trunk"), key=lambda a: a.made_at, reverse=True)
     unclear = []
     for artefact in newest_first:
         splits = context.store.read(context.root / "splits" / artefact.inputs.get("splits", ""))

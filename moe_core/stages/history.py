@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.stages.basis import ABOVE, current_file, made_at, read_json, read_sealed, write_current
+from moe_core.stages.basis import ABOVE, current_file, read_json, read_sealed, write_current
 from moe_core.store import Artefact, Plan, digest, write_text
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _rebuilt(context: Context) -> Current | None:
     if not mine:
         return None
     followed = {artefact.inputs.get("previous") for artefact in mine}
-    newest = max((a for a in mine if a.version not in followed), key=made_at)
+    newest = max((a for a in mine if a.version not in followed), key=lambda a: a.made_at)
     plan = plan_of(newest)
     return Current(
         version=newest.version,

@@ -183,7 +183,7 @@ def _unneeded(context: Context, keep: int) -> list[Artefact]:
     served = _served(context)
     roots = served | _followed(context)
     for (name, key), artefacts in versions.items():
-        newest = sorted(artefacts, key=_made_at, reverse=True)
+        newest = sorted(artefacts, key=lambda a: a.made_at, reverse=True)
         if key in STAGES[name].keys_of(context):
             roots |= {artefact.version for artefact in newest[:keep]}
             now = _version_now(context, name, key)
@@ -193,7 +193,7 @@ def _unneeded(context: Context, keep: int) -> list[Artefact]:
     kept = {one for root in roots if root in lineage.places for one in lineage.above(root)}
     order = list(STAGES)
     gone = [lineage.artefact(version) for version in lineage.places if version not in kept]
-    return sorted(gone, key=lambda a: (order.index(a.asset), _made_at(a)), reverse=True)
+    return sorted(gone, key=lambda a: (order.index(a.asset), a.made_at), reverse=True)
 
 
 def _version_now(context: Context, name: str, key: str | None) -> str | None:
@@ -202,10 +202,6 @@ def _version_now(context: Context, name: str, key: str | None) -> str | None:
         return context.version(name, key)
     except ValueError:
         return None
-
-
-def _made_at(artefact: Artefact) -> float:
-    return (artefact.path / "artefact.json").stat().st_mtime
 
 
 def _given_up(context: Context) -> Iterator[Path]:

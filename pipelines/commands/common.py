@@ -208,7 +208,7 @@ def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
         there = context.store.versions(asset, key)
         if not there:
             raise ValueError(f"the source cannot be read, and the store has no {asset} yet: {why}")
-        newest = max(there, key=lambda artefact: (artefact.path / "artefact.json").stat().st_mtime)
+        newest = max(there, key=lambda artefact: artefact.made_at)
         context.plans[asset, key] = plan_of(newest)
         for name, version in newest.inputs.items():
             if made_from := context.store.read(context.root / name / version):

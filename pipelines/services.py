@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+from moe_core.heartbeat import die_with_parent
+
+PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 POLL_SECONDS = 0.2
 END_SECONDS = 30.0  # for services and their runs to end in order, then they are killed
 
@@ -52,14 +54,13 @@ def keep(command: Sequence[str]) -> int:
 def _watch(pipe: int, command: Sequence[str]) -> int:
     """Ends the group when the other end of the pipe is closed, or the command ends. Returns the command's exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the group is told so; and orphans of it become children
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     watchdog = os.getpid()
 
     def die_with_watchdog() -> None:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if os.getppid() != watchdog:
-            os._exit(1)
+        die_with_parent(watchdog, signal.SIGTERM)
 
     main = subprocess.Popen(command, preexec_fn=die_with_watchdog).pid
     code = None

@@ -4,7 +4,6 @@ Imported by the fork server before it forks, so that a worker does not wait for 
 be loaded there it loads at its first run.
 """
 
-import ctypes
 import gc
 import os
 import select
@@ -25,12 +24,10 @@ import torch
 
 from assets.study import STUDY, key_of, study
 from moe_core.faults import point
-from moe_core.heartbeat import beat
+from moe_core.heartbeat import beat, die_with_parent
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
 from pipelines.workers import Answer, Task
-
-PR_SET_PDEATHSIG = 1
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
@@ -41,7 +38,7 @@ def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
     Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed.
     """
     beat(beats.fileno())
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with the fork server
+    die_with_parent()  # the fork server
     threading.Thread(target=_die_with_asker, args=(asked.fileno(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     if gpu is not None:

@@ -180,14 +180,15 @@ class Kills:
         self.wipe()
 
     def at_points(self, count):
-        """Dies at every named point, in a worker, at one pass or another; `count` deaths in all."""
+        """Dies at every named point, at one pass or another, in a worker or in what starts them; `count` deaths."""
         points = [POINTS[number % len(POINTS)] for number in range(count)]
         for name in points:
             about = self.draw.choice(ABOUT) if name.startswith("file.") else ""
             for passes in (self.draw.randint(1, 3) if name.startswith(("artefact.", "event.")) else 1, 1):
                 run = self.start(1, f"kill {name} {passes} {about}".strip())
                 code = run.wait()
-                if code == 1 and "killed by signal 9" in self.log():
+                run.gone()
+                if code == -signal.SIGKILL or (code == 1 and "killed by signal 9" in self.log()):
                     self.done[name] += 1
                     self.check()
                     break

@@ -66,6 +66,15 @@ def test_without_validation_posts_share_and_temperature_are_fixed():
     assert choices.temperature(0.4, None, 2, asked, []) == 0.4
 
 
+def test_the_answer_is_chosen_by_cross_entropy_not_by_one_right_post_more():
+    def measures(right, entropy):
+        return {"p_at_1": np.array([1.0] * right + [0.0] * (10 - right)), "cross_entropy": np.full(10, entropy)}
+
+    alone, mixed = measures(5, 2.0), measures(4, 1.9)
+    assert choices.answer({"mixture_top1": alone, "mixture_top1_router": mixed}) == "mixture_top1_router"
+    assert choices.answer({"mixture_top1": alone, "mixture_top1_router": alone}) == "mixture_top1"
+
+
 @pytest.mark.parametrize(("near_is_right", "wanted"), [(True, 0.02), (False, 1.0)])
 def test_the_temperature_trusts_the_nearest_expert_as_far_as_it_is_right(near_is_right, wanted):
     centroids_KP = np.eye(2, dtype=np.float32)

@@ -1,12 +1,13 @@
-"""What validation posts choose about an answer: how much of it is the router's, and how soft the weights of several
-experts are. Both by cross-entropy, which turns on every post and so varies less than the count of right answers.
+"""What validation posts choose about an answer: whether it is the expert's alone, how much of it is the router's, and how
+soft the weights of several experts are. All by cross-entropy, which turns on every post and so varies less than the
+count of right answers: by that, of 795 posts of tinyimagenet, one chose the answer that was worse on 10,000.
 
 Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,11 @@ def router_share(said: float | str, logits_NV: Tensor, router_NV: Tensor, posts:
         for share in SHARES
     ]
     return SHARES[int(np.argmin(entropies))]
+
+
+def answer(scores: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Of the answers by name, each with its (N,) measures, the best one; of equally good ones the first."""
+    return min(scores, key=lambda name: float(scores[name]["cross_entropy"].mean()))
 
 
 def temperature(

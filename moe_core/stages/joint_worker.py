@@ -3,26 +3,19 @@
 Started by the process that makes the generation, which listens at the pipe for signs of life; ends with it.
 """
 
-import ctypes
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
-from moe_core.heartbeat import beat
+from moe_core.heartbeat import beat, die_with_parent
 from moe_core.settings import Study
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.joint_experts import JOB, open_joint, train_part
 
-PR_SET_PDEATHSIG = 1
-
 
 def main(work: Path) -> None:
     said = json.loads((work / JOB).read_text("utf-8"))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != said["parent"]:  # it died before the line above
-        return
+    die_with_parent(said["parent"])
     context = Context(Study.model_validate(said["study"]), Path(said["root"]))
     if context.version(said["name"]) != said["version"]:
         raise ValueError(f"{work} is of {said['name']} {said['version']}, the store asks for another now: run again")

@@ -44,7 +44,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 
 
 def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mapping[str, Artefact]) -> dict:
-    """Which experts answer, whether the router's answer is mixed in, by P@1 on validation posts; and how it is."""
+    """Which experts answer, and whether and how the router's answer is mixed in: by cross-entropy on validation posts."""
     import numpy as np
     import torch
 
@@ -101,7 +101,7 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
             if study.expert.publish_gate and gains[name][k] <= 0:
                 answer_NV[rows] = trunk_NV[rows]
         scores[name] = per_post(answer_NV, posts.tags_T, posts.starts_N1)
-    answer = max(scores, key=lambda name: (scores[name]["p_at_1"].mean(), -scores[name]["cross_entropy"].mean()))
+    answer = choices.answer(scores)
     published = {k: not study.expert.publish_gate or gains[answer].get(k, 1.0) > 0 for k in experts}
 
     def answer_of(key: str) -> Callable[[Asked], Tensor]:
@@ -118,6 +118,7 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
         ),
         "validation_posts": len(posts),
         "validation_p_at_1": {name: round(float(s["p_at_1"].mean()), 4) for name, s in scores.items()},
+        "validation_cross_entropy": {name: round(float(s["cross_entropy"].mean()), 4) for name, s in scores.items()},
         "validation_gain": {k: round(gain, 4) for k, gain in gains[answer].items()},
     }
 
@@ -129,7 +130,7 @@ def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> floa
 MIXTURE = Stage(
     name="mixture",
     keys=None,
-    code="4",
+    code="5",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=lambda study: {
         "publish_gate": study.expert.publish_gate,

@@ -6,11 +6,9 @@ When a rank dies or stands still the others are ended, and when the stage's proc
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.heartbeat import Pulse, beat
+from moe_core.heartbeat import Pulse, beat, die_with_parent
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from moe_core.training.loop import Measurement
 
 POLL_SECONDS = 0.2
-PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 5.0  # in which the others end by themselves and say why, one of them perhaps the cause
 
 
@@ -142,9 +139,7 @@ def _rank() -> None:
     """One rank: reads from standard input what it is to do, then watches that it stays open."""
     said = json.loads(sys.stdin.readline())
     beat(said["beats"])
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also when this rank is stopped
-    if os.getppid() != said["parent"]:
-        os._exit(1)
+    die_with_parent(said["parent"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

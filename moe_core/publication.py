@@ -74,6 +74,14 @@ class Book:
                 return decision if decision.action == "rolled back" else None
         return None
 
+    def superseded(self, mixture: str) -> bool:
+        """Whether it was published, and then a run published another in its place: no person did."""
+        last = self.last(mixture)
+        now = next((d for d in reversed(self.history) if d.action != "refused"), None)
+        if last is None or now is None or last.action not in ("published", "forced") or self.published == mixture:
+            return False
+        return now.action == "published" and bool(now.verdict)
+
     def with_one(self, decision: Decision) -> "Book":
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return Book((*self.history, replace(decision, at=now)))

@@ -107,6 +107,31 @@ def test_again_decides_nothing_anew(root):
     assert (root / publication.FILE).read_bytes() == before
 
 
+def test_a_study_that_goes_back_has_its_mixture_judged_again(root):
+    wide = BAD.model_copy(update={"publish": Publish(margin=1.0)})
+    publish(root, wide)
+    publish(root, GOOD)
+    good, bad = version(root, GOOD), version(root, BAD)
+    for study, wanted in ((wide, bad), (GOOD, good), (wide, bad), (GOOD, good)):
+        said = publish(root, study)
+        assert (said.action, book(root).published) == ("published", wanted)
+        assert said.scores["p_at_1_new"], "it was compared"
+        assert build(Context(study, root), PUBLISHED).reused
+    publish(root, BAD)
+    assert book(root).last(bad).action == "refused", "by the margin that it has now"
+    assert book(root).published == good
+
+
+def test_what_a_person_published_stays_where_the_study_s_own_was_published_before(root):
+    publish(root, BAD)
+    publish(root, GOOD)
+    force(Context(GOOD, root), version(root, BAD))
+    assert publish(root, GOOD).action == "published"
+    assert book(root).published == version(root, BAD)
+    publish(root, BAD)
+    assert book(root).published == version(root, BAD)
+
+
 def _killed(*_):
     raise KeyboardInterrupt
 
@@ -339,8 +364,9 @@ def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
     good, bad = version(root, GOOD), version(root, BAD)
     for which in (bad, good, bad):
         force(context, which)
-    assert publication_of(context)["why"] == "forced on " + publication.load(root).last(good).at + (
-        "; since then: by hand, without a comparison"
+    assert publication_of(context)["why"] == (
+        f"it was forced on {publication.load(root).last(good).at}; since then {bad} was forced: by hand, without a "
+        "comparison"
     )
     roll_back(context)
     assert publication_of(context)["is_published"]

@@ -53,7 +53,7 @@ def weights(artefact):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    context = context_of(tmp_path_factory.mktemp("ranks"), ranks=2)
+    context = context_of(tmp_path_factory.mktemp("ranks#1?of=2"), ranks=2)
     return context, trained(context)
 
 

@@ -32,7 +32,7 @@ def images(count, seed=0):
     return coarse.repeat(4, 1).repeat(4, 2)
 
 
-def drawn_parts(folder, branch_at):
+def drawn_parts(folder, branch_at, count=EXPERTS):
     """Files of a bundle whose experts and decoder all differ but for the first stages; e003 is not published."""
 
     def part(name, state, **about):
@@ -42,11 +42,11 @@ def drawn_parts(folder, branch_at):
     trunk = used(build(NETWORK, TAGS, 0))
     features_ND = features_of(trunk, ImagesInMemory(images(64))).numpy()
     whitening = Whitening(features_ND.mean(0), np.diag(1 / features_ND.std(0).clip(1e-3)).astype(np.float32))
-    gate = Gate(whitening, whitening.apply(features_ND[CENTROIDS]), np.arange(EXPERTS))
+    gate = Gate(whitening, whitening.apply(features_ND[CENTROIDS[:count]]), np.arange(count))
     gate.save(folder / "gate.safetensors", {"version": "1", "asset": "partition", "trunk": "1"})
     decoder = build(NETWORK, TAGS, 99).fc
     experts = {}
-    for n in range(EXPERTS):
+    for n in range(count):
         expert, key = used(build(NETWORK, TAGS, n + 1)), f"e{n:03d}"
         for mine, router in zip(expert.early(branch_at), trunk.early(branch_at), strict=True):
             mine.load_state_dict(router.state_dict())
@@ -130,6 +130,14 @@ def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, request, an
     assert len(set(nearest)) == EXPERTS  # the pictures do reach all of them, the unpublished one too
 
 
+def test_more_experts_than_there_are_give_the_mean_of_all_without_the_router_s_share(tmp_path):
+    bundle = Bundle(bundle_at(tmp_path / "bundle", drawn_parts(tmp_path, 0, count=1), "mixture_top1_router"))
+    one, many = (next(routed(bundle, [images(5)], topk=topk)).probabilities_BV for topk in (1, 4))
+    alone = bundle.probabilities(bundle.expert_logits("e000", ImagesInMemory(images(5))))
+    assert torch.allclose(many, alone, atol=1e-5)
+    assert not torch.allclose(one, alone, atol=1e-3)
+
+
 def test_the_temperature_is_the_bundles_where_none_is_given(folder):
     bundle = Bundle(folder)
     (own,), (same,), (other,) = (
@@ -137,6 +145,22 @@ def test_the_temperature_is_the_bundles_where_none_is_given(folder):
     )
     assert torch.equal(own.probabilities_BV, same.probabilities_BV)
     assert not torch.equal(own.probabilities_BV, other.probabilities_BV)
+
+
+@pytest.mark.parametrize("at", [1e-50, 1e-310, 1e30])
+def test_a_temperature_however_small_or_large_gives_weights(folder, at):
+    bundle = Bundle(folder)
+    (answer,) = routed(bundle, [images(9)], topk=3, temperature=at)
+    assert torch.allclose(answer.probabilities_BV.sum(1), torch.ones(9), atol=1e-5)
+    features_ND = features_of(bundle.router, ImagesInMemory(images(9))).numpy()
+    largest_N = bundle.gate.weights(features_ND, 3, at).max(axis=1)
+    assert largest_N == pytest.approx(1.0 if at < 1 else 1 / 3)
+
+
+@pytest.mark.parametrize("at", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_temperature_is_refused(folder, at):
+    with pytest.raises(ValueError, match="wanted 1 or more of each, a finite temperature above 0"):
+        list(routed(Bundle(folder), [images(2)], topk=3, temperature=at))
 
 
 def test_a_bundle_of_the_older_format_still_mixes_probabilities(tmp_path, parts):

@@ -58,10 +58,11 @@ class Gate:
 
     def weights(self, features_ND: np.ndarray, k: int, temperature: float) -> np.ndarray:
         """(N, K) float32, rows sum to one: softmax(-d^2/T) over the k nearest experts, zero elsewhere (c-BTM)."""
-        distance_NK = self.distances(features_ND)
+        distance_NK = self.distances(features_ND).astype(np.float64)
         far_NK = np.argsort(np.argsort(distance_NK, axis=1, kind="stable"), axis=1) >= k
-        logits_NK = np.where(far_NK, -np.inf, -distance_NK / temperature)
-        weights_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+        behind_NK = distance_NK - distance_NK.min(axis=1, keepdims=True)
+        with np.errstate(over="ignore"):  # however small T is, the nearest has its weight
+            weights_NK = np.where(far_NK, 0.0, np.exp(-behind_NK / temperature))
         return (weights_NK / weights_NK.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def save(self, path: Path, about: Mapping[str, str]) -> None:

@@ -37,7 +37,10 @@ def fit(
     import faiss
 
     if clusters > len(x_NP):
-        raise ValueError(f"wanted {clusters} clusters, got {len(x_NP)} posts: lower partition.experts, or add posts")
+        raise ValueError(
+            f"wanted {clusters} clusters, got {len(x_NP)} posts to fit them on: lower partition.experts (or "
+            "partition.fine), raise partition.max_fit_posts, or add posts"
+        )
     x_NP = np.ascontiguousarray(x_NP, np.float32)
     kmeans = faiss.Kmeans(
         x_NP.shape[1],

@@ -58,7 +58,10 @@ def whiten(moments: Moments, dimensions: int) -> Whitening:
     order = order[variance_D[order] > SMALLEST * max(variance_D.max(), 0)]
     scale = float(np.abs(moments.sum_DD).max()) / moments.count
     if not len(order) or variance_D[order[0]] <= 1e-12 * scale:
-        raise ValueError(f"all {moments.count} posts have the same features: was the trunk trained?")
+        raise ValueError(
+            f"all {moments.count} posts have the same features: wanted images that differ, and a trunk that tells them "
+            "apart (trunk.epochs, trunk.lr)"
+        )
     axes_DP = axes_DD[:, order]
     largest = np.abs(axes_DP).argmax(axis=0)
     axes_DP = axes_DP * np.sign(axes_DP[largest, np.arange(axes_DP.shape[1])])  # eigh leaves the sign open

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,18 +43,34 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The state_dict in a file, alone or under the usual keys."""
     import pickle
 
-    if path.suffix == ".safetensors":
-        from moe_core.weights import load_weights
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        return load_weights(path)[0]
+    path.stat()  # says what is wrong with a path
+    found: Any
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a file of weights: {why}") from None
+        if path.suffix.lower() == ".safetensors":
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than tensors, which is not loaded, or is no file of torch's: wanted a state_dict, "
+            "saved by torch.save or as .safetensors"
+        ) from None
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, SafetensorError):
+        raise ValueError(
+            f"{path} is no whole file of weights: wanted a state_dict saved by torch.save, or a .safetensors file"
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{path} holds no state_dict: wanted names of parameters and their tensors")
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{path} holds no state_dict: {name} is a {type(tensor).__name__}, wanted a tensor")
+        numbers = tensor.is_floating_point() or name.endswith("num_batches_tracked")
+        if not numbers or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ValueError(f"{path}: {name} is a {tensor.dtype} tensor, {tensor.layout}: wanted dense floats")
     return found

@@ -11,6 +11,7 @@ S experts asked for an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,10 +73,10 @@ def routed(
     images of another size or an expert's damaged file.
     """
     temperature = bundle.temperature if temperature is None else temperature
-    if window < 1 or window_bytes < 1 or topk < 1 or temperature <= 0:
+    if window < 1 or window_bytes < 1 or topk < 1 or not 0 < temperature < math.inf:
         raise ValueError(
             f"window {window} and {window_bytes:,} bytes, topk {topk}, temperature {temperature}: wanted 1 or more of "
-            "each, temperature above 0"
+            "each, a finite temperature above 0"
         )
     bundle.router.to(device)
     waiting: list[Looked] = []
@@ -88,10 +89,10 @@ def routed(
             )
         waiting.append(_look(bundle, images_BHWC, topk, temperature, device))
         if len(waiting) == window or sum(looked.nbytes for looked in waiting) >= window_bytes:
-            yield from _answer(bundle, waiting, device)
+            yield from _answer(bundle, waiting, topk == 1, device)
             waiting = []
     if waiting:
-        yield from _answer(bundle, waiting, device)
+        yield from _answer(bundle, waiting, topk == 1, device)
 
 
 def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> Looked:
@@ -109,7 +110,8 @@ def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float
     return Looked(trunk_BD, torch.cat(start) if len(start) > 1 else start[0], expert_BS, weight_BS)
 
 
-def _answer(bundle: Bundle, window: list[Looked], device: str) -> Iterator[Answer]:
+def _answer(bundle: Bundle, window: list[Looked], published: bool, device: str) -> Iterator[Answer]:
+    """`published`: as the mixture is published, with the router's share where it has one."""
     keys = list(bundle.published)
     expert_NS = np.concatenate([looked.expert_BS for looked in window])
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
@@ -128,7 +130,8 @@ def _answer(bundle: Bundle, window: list[Looked], device: str) -> Iterator[Answe
     for looked, end in zip(window, ends, strict=True):
         part = slice(end - len(looked.expert_BS), end)
         router_BV = bundle.router_logits(looked.trunk_BD)
-        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], looked.weight_BS)
+        with_router = published and bundle.answer == "mixture_top1_router"
+        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], looked.weight_BS, with_router)
         yield Answer(probabilities_BV, [keys[number] for number in looked.expert_BS[:, 0]])
 
 
@@ -166,10 +169,14 @@ def _experts_of(bundle: Bundle, trunk_ND: np.ndarray, count: int, temperature: f
 
 
 def _mixed(
-    bundle: Bundle, router_BV: Tensor, features_BSD: Tensor, asked_BS: np.ndarray, weight_BS: np.ndarray
+    bundle: Bundle,
+    router_BV: Tensor,
+    features_BSD: Tensor,
+    asked_BS: np.ndarray,
+    weight_BS: np.ndarray,
+    with_router: bool,
 ) -> Tensor:
     """(B, V): the experts' answers, and the router's where an expert was not asked; `router_BV` are its logits."""
-    with_router = asked_BS.shape[1] == 1 and bundle.answer == "mixture_top1_router"
     alone_BV, out_BV = bundle.probabilities(router_BV), torch.zeros_like(router_BV)
     for place in range(asked_BS.shape[1]):
         mine_B = torch.from_numpy(asked_BS[:, place])

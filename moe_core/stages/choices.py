@@ -1,5 +1,5 @@
-"""What validation posts choose about an answer: whether it is the expert's alone, how much of it is the router's, and how
-soft the weights of several experts are. All by cross-entropy, which turns on every post and so varies less than the
+"""What validation posts choose about an answer: whether it is the expert's alone, how much of it is the router's, and
+how soft the weights of several experts are. All by cross-entropy, which turns on every post and so varies less than the
 count of right answers: by that, of 795 posts of tinyimagenet, one chose the answer that was worse on 10,000.
 
 Letters: N posts, K experts, V hashtags, T tags of all posts.

@@ -70,7 +70,8 @@ def _inputs(context: Context, key: str | None) -> dict[str, str]:
 
 
 def _settings(study: Study) -> Any:
-    return study.evaluation.model_dump()
+    found = study.evaluation.model_dump() | {"topk": min(study.evaluation.topk, study.partition.experts)}
+    return found if study.evaluation.controls else found | {"dense_control": False}
 
 
 EVALUATION = Stage(

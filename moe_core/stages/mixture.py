@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from moe_core.settings import Study
 from moe_core.stages import choices, reading
 from moe_core.stages.asked import Asked, asked
 from moe_core.stages.context import Context, device_and_threads
@@ -44,7 +45,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 
 
 def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mapping[str, Artefact]) -> dict:
-    """Which experts answer, and whether and how the router's answer is mixed in: by cross-entropy on validation posts."""
+    """Which experts answer, and whether and how the router joins in: by cross-entropy on validation posts."""
     import numpy as np
     import torch
 
@@ -127,19 +128,25 @@ def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> floa
     return float(scores[name][rows].mean())
 
 
+def _settings(study: Study) -> dict[str, Any]:
+    found = {
+        "publish_gate": study.expert.publish_gate,
+        "router_share": study.expert.router_share,
+        "temperature": study.evaluation.temperature,
+        "network": study.network.model_dump(),
+        "image_size": study.data.image_size,
+    }
+    if study.evaluation.temperature == "validation":  # chosen for so many experts
+        found["topk"] = min(study.evaluation.topk, study.partition.experts)
+    return found
+
+
 MIXTURE = Stage(
     name="mixture",
     keys=None,
     code="5",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
-    settings=lambda study: {
-        "publish_gate": study.expert.publish_gate,
-        "router_share": study.expert.router_share,
-        "topk": study.evaluation.topk,
-        "temperature": study.evaluation.temperature,
-        "network": study.network.model_dump(),
-        "image_size": study.data.image_size,
-    },
+    settings=_settings,
     inputs=lambda context, key: (
         {name: context.version(name) for name in ("trunk", "partition", "shared_decoder", "vocabulary")}
         | {k: context.version("expert", k) for k in context.experts}

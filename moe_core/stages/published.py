@@ -175,12 +175,13 @@ def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
 
 
 def decide(context: Context, mixture: str, against: str, verdict: Verdict, artefact: str = "") -> Book:
-    """Writes the decision down, and with it publishes or refuses; a verdict that was settled already changes nothing.
+    """Writes the decision down, and with it publishes or refuses; a verdict that was settled already changes nothing,
+    unless the mixture of a later run took its place since and the study has come back to this one.
 
     Raises ValueError where another mixture was published since the comparison.
     """
     with shared(context.in_use), writing(context.root) as book:
-        settled = artefact and any(d.verdict == artefact for d in book.history)
+        settled = artefact and any(d.verdict == artefact for d in book.history) and not book.superseded(mixture)
         if settled or book.published == mixture:
             return book
         if book.published != against:
@@ -243,13 +244,14 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
 
 def _inputs(context: Context, key: str | None) -> dict[str, str]:
     """`against` is what was published when the mixture was judged, once it is judged: a verdict does not grow stale by
-    the publication that follows from it."""
+    the publication that follows from it. A study that comes back to an older mixture has it judged again."""
     inputs = {"mixture": context.version("mixture"), "splits": context.version("splits")}
     try:
         book = load(context.root)
     except ValueError:
         return inputs | {"against": UNREADABLE}
-    for decision in reversed(book.history):
+    superseded = book.superseded(inputs["mixture"])
+    for decision in () if superseded else reversed(book.history):
         if decision.mixture == inputs["mixture"] and decision.verdict:
             then = inputs | {"against": decision.against or NONE}
             if (

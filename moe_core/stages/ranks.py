@@ -43,6 +43,7 @@ def train_in_ranks(context: Context, model: ResNet, ranks: int, checkpoint: Path
     gpus = torch.cuda.device_count()
     if 0 < gpus < ranks:
         raise ValueError(f"trunk_setup.ranks = {ranks}, but this process sees {gpus} GPUs: wanted one a rank")
+    checkpoint = checkpoint.absolute()
     work = checkpoint.parent
     trained, meeting = work / "trained.safetensors", work / f"meeting-{os.getpid()}-{time.time_ns()}"
     said = {
@@ -154,9 +155,8 @@ def _rank() -> None:
     device = f"cuda:{rank}" if said["cuda"] else "cpu"
     if said["cuda"]:
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group(
-        "nccl" if said["cuda"] else "gloo", f"file://{said['meeting']}", rank=rank, world_size=ranks
-    )
+    store = torch.distributed.FileStore(said["meeting"], ranks)  # a file:// address would end at a "#" or "?"
+    torch.distributed.init_process_group("nccl" if said["cuda"] else "gloo", store=store, rank=rank, world_size=ranks)
     context = Context(Study.model_validate(said["study"]), Path(said["root"]))
     model, posts = trunk_start(context)
     checkpoint = Path(said["checkpoint"])

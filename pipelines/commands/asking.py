@@ -1,6 +1,7 @@
 """Asking a mixture: predict."""
 
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -57,8 +58,8 @@ def predict(
     for option, value in (("top", top), ("topk", topk), ("memory", memory), ("window", window)):
         if value < 1:
             raise ValueError(f"--{option} {value}: wanted at least 1")
-    if temperature is not None and temperature <= 0:
-        raise ValueError(f"--temperature {temperature}: wanted more than 0")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise ValueError(f"--temperature {temperature}: wanted a number above 0")
     path = published_bundle(bundle) if (bundle / "study.toml").exists() else bundle
     opened = Bundle(path, expert_bytes=memory << 20)
     failed, separator = False, "["
@@ -71,7 +72,8 @@ def predict(
             click.echo(f"Error: {answer['image']}: {answer['error']}", err=True)
         elif not as_json:
             words = "  ".join(f"{tag['tag']} {tag['p']:.3f}" for tag in answer["tags"])
-            click.echo(f"{answer['image']}  [{answer['expert']}]  {words}")
+            who = answer["expert"] if answer["expert_published"] else f"{answer['expert']}: trunk"
+            click.echo(f"{answer['image']}  [{who}]  {words}")
     if as_json:
         click.echo("]")
     if failed:
@@ -110,4 +112,10 @@ def _predictions(
                 for p, tag in zip(best.values, best.indices, strict=True)
             ]
             how = bundle.answer if topk == 1 else "mixture_topk"
-            yield {"image": str(path), "expert": expert, "answer": how, "tags": tags}
+            yield {
+                "image": str(path),
+                "expert": expert,
+                "expert_published": bundle.published[expert],
+                "answer": how,
+                "tags": tags,
+            }

@@ -301,7 +301,8 @@ def publication_of(context: "Context") -> dict[str, Any]:
     last = book.last(mixture)
     why = last.why if last else "not decided yet"
     if last and book.published not in (mixture, last.published):
-        why = f"{last.action} on {last.at}; since then: {book.history[-1].why}"
+        since = book.history[-1]
+        why = f"it was {last.action} on {last.at}; since then {since.mixture} was {since.action}: {since.why}"
     return {
         "published": book.published,
         "mixture": mixture,

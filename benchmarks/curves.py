@@ -25,7 +25,7 @@ from moe_core.stages.context import Context, cores
 from moe_core.stages.experts import start, training_posts
 from moe_core.stages.trunk import trunk_start
 from moe_core.training.batches import Posts
-from moe_core.training.infer import features_of, probabilities_of
+from moe_core.training.infer import features_of, logits_of, probabilities_of
 from moe_core.training.loop import steps_of, train
 
 SAMPLE = 4000  # training posts that are looked at
@@ -34,7 +34,7 @@ SAMPLE = 4000  # training posts that are looked at
 def scores(model: ResNet, posts: Posts, training: Training) -> np.ndarray:
     """(N,) P@1 of each post."""
     features_ND = features_of(model, posts.images, training.precision)
-    probabilities_NV = probabilities_of(features_ND, model.fc.weight.detach(), model.fc.bias.detach(), training.loss)
+    probabilities_NV = probabilities_of(logits_of(features_ND, model.fc), training.loss)
     return per_post(probabilities_NV, posts.tags_T, posts.starts_N1)["p_at_1"]
 
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lance
@@ -52,6 +53,15 @@ def rate(rows: int, work: Callable[[], object]) -> float:
     return rows / (time.process_time() - started)
 
 
+def taken(data: lance.LanceDataset, picks: list[np.ndarray]) -> None:
+    for rows in picks:
+        data.take(rows, columns=["image"])
+
+
+def scanned(data: lance.LanceDataset, column: str) -> int:
+    return sum(len(batch) for batch in data.to_batches(columns=[column]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=131_072)
@@ -69,15 +79,14 @@ def main() -> None:
                 data.take([0, rows - 1], columns=["image"])
                 picks = [np.sort(rng.choice(rows, 1024, replace=False)) for _ in range(TAKES)]
                 now = (
-                    rate(TAKES * 1024, lambda d=data, p=picks: [d.take(n, columns=["image"]) for n in p]),
-                    rate(rows, lambda d=data: [len(b) for b in d.to_batches(columns=["image"])]),
-                    rate(rows, lambda d=data: [len(b) for b in d.to_batches(columns=["position"])]),
+                    rate(TAKES * 1024, partial(taken, data, picks)),
+                    rate(rows, partial(scanned, data, "image")),
+                    rate(rows, partial(scanned, data, "position")),
                 )
                 best[size] = [max(old, new) for old, new in zip(best[size], now, strict=True)]
         shutil.rmtree(folder)
-        found = [(size, *best[size]) for size in SIZES]
-        for size, take, scan, narrow in found:
-            ratios = "  ".join(f"{x / y:.2f}" for x, y in zip((take, scan, narrow), found[-1][1:], strict=True))
+        for size, (take, scan, narrow) in best.items():
+            ratios = "  ".join(f"{x / y:.2f}" for x, y in zip(best[size], best[SIZES[-1]], strict=True))
             print(f"{kind:5} {size:7,} rows a fragment: take {take:9,.0f}  scan {scan:11,.0f}  ", end="")
             print(f"position alone {narrow:12,.0f} rows/s   ratios {ratios}")
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +98,9 @@ def main() -> None:
         )
         for size in said.sizes:
             kinds: dict[str, Callable[[], None]] = {
-                "bare": lambda size=size: bare(files, size, said.threads, draft=False),
-                "bare+draft": lambda size=size: bare(files, size, said.threads, draft=True),
-                "ingest": lambda size=size: ours(source, size, said.threads),
+                "bare": partial(bare, files, size, said.threads, draft=False),
+                "bare+draft": partial(bare, files, size, said.threads, draft=True),
+                "ingest": partial(ours, source, size, said.threads),
             }
             rates: dict[str, list[float]] = {name: [] for name in kinds}
             for _ in range(said.repeats):

@@ -14,7 +14,7 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ def augmented(image: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(window[:, ::-1] if draw.integers(2) else window)).permute(2, 0, 1)
 
 
-class Files(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Files(torch.utils.data.Dataset):
     """JPEG files of a folder, decoded by Pillow."""
 
     def __init__(self, folder: Path) -> None:
@@ -95,8 +95,8 @@ def ours(posts: Posts) -> Callable[[], int]:
     return run
 
 
-def counted(loader: object) -> Callable[[], int]:
-    return lambda: sum(len(batch) for batch in loader)  # type: ignore[attr-defined]
+def counted(loader: Iterable[Sized]) -> Callable[[], int]:
+    return lambda: sum(len(batch) for batch in loader)
 
 
 def torch_files(folder: Path) -> Callable[[], int]:

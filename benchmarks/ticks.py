@@ -26,6 +26,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dagster._core.remote_representation.external import RemoteSchedule, RemoteSensor
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon import sensor as sensor_daemon
@@ -149,7 +150,8 @@ def measure(
                 for name, pid in processes.items():
                     found[name][tick] = resident(pid)
                 print(tick, {name: round(at[tick]) for name, at in found.items()}, flush=True)
-        for kind in (*sensors, *schedules):
+        started: list[RemoteSensor | RemoteSchedule] = [*sensors, *schedules]
+        for kind in started:
             ticks = instance.get_ticks(kind.get_remote_origin_id(), kind.selector_id)
             print(f"{kind.name}: {len(ticks)} ticks, {sum(t.status.value == 'FAILURE' for t in ticks)} failed")
     for name, at in found.items():

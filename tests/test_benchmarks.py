@@ -4,12 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import growing
 import pytest
 
-from moe_core.settings import dump_study
+from moe_core.settings import Source, dump_study
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import curves
 import fragmentation
 import linked
 import seeds
@@ -134,3 +136,17 @@ def test_a_gain_is_bold_where_its_interval_leaves_out_nought():
     drawn = fragmentation.plot(cells, "trunk_same_budget")
     assert ">5k<" in drawn
     assert ">K=2<" in drawn
+
+
+def test_curves_of_a_finished_study(tmp_path, capsys, monkeypatch):
+    study = growing.growing_study(tmp_path / "source", source=Source(format="drawn", posts=300, shards=1))
+    growing.make(study, tmp_path, until="partition")
+    monkeypatch.setattr(
+        "sys.argv", ["curves.py", str(tmp_path / "study.toml"), "--points", "2", "--svg", str(tmp_path / "curves.svg")]
+    )
+    curves.main()
+    lines = capsys.readouterr().out.splitlines()
+    networks = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    curves_of = ("trunk", "same budget", "random experts", "experts")
+    assert networks == ["network", "---", *(name for name in curves_of for _ in range(3))]
+    assert "<svg" in (tmp_path / "curves.svg").read_text()

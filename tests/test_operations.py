@@ -17,6 +17,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from PIL import Image
 from plain import make_everything
 
+from moe_core.clustering.gate import load_gate
 from moe_core.recipes import demo
 from moe_core.settings import Alerts, Data, Network, Partition, Source, Training, dump_study, load_study
 from moe_core.stages.context import Context
@@ -393,6 +394,8 @@ def repartition_one(old, new, key):
 
     def write(folder):
         shutil.copytree(before.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artefact.json"))
+        gate, about = load_gate(before.file("gate.safetensors"))
+        gate.save(folder / "gate.safetensors", about | {"version": new.version("partition")})
         members = {**before.metadata["members"], key: "another cluster"}
         return Written(before.metadata | {"members": members}, content={"members": digest(members)})
 

@@ -25,6 +25,8 @@ from moe_core.stages.stage import build
 from pipelines.cli import main
 from pipelines.commands.common import publication_of
 
+SCORES = {"p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
+
 
 @pytest.fixture
 def root(both, tmp_path):
@@ -373,10 +375,19 @@ def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
 
 
 def test_a_worse_cross_entropy_is_said_of_a_mixture_that_is_published():
-    scores = {"p_at_1_gain": 0.1, "p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
+    scores = SCORES | {"p_at_1_gain": 0.1, "p_at_1_gain_ci95": [0.05, 0.15]}
     worse = scores | {"cross_entropy_new": 3.2, "cross_entropy_published": 3.1}
     assert "its cross-entropy is higher, 3.2000 against 3.1000" in published._verdict(0.005, "v", worse).why
     assert "cross-entropy" not in published._verdict(0.005, "v", scores).why
+
+
+def test_a_refusal_that_may_be_chance_says_so():
+    unsure = SCORES | {"p_at_1_gain": -0.01, "p_at_1_gain_ci95": [-0.03, 0.01]}
+    sure = SCORES | {"p_at_1_gain": -0.05, "p_at_1_gain_ci95": [-0.07, -0.03]}
+    for scores, chance in ((unsure, True), (sure, False)):
+        verdict = published._verdict(0.005, "v", scores)
+        assert not verdict.publish
+        assert ("that may be chance (95 % of the difference: -0.0300 to +0.0100)" in verdict.why) == chance
 
 
 def test_what_is_published_by_hand_is_shown_in_dagsters_ui(root):

@@ -168,6 +168,12 @@ def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
     than = f"P@1 {scores['p_at_1_new']:.4f} against {scores['p_at_1_published']:.4f} of {against}"
     beyond = f"within publish.margin {margin}" if publish else f"more than publish.margin {margin} below it"
     why = than + (f", {beyond}" if gain < 0 else "") + f", on {scores['validation_posts']:,} validation posts"
+    low, high = scores["p_at_1_gain_ci95"]
+    if not publish and high >= -margin:
+        why += (
+            f"; that may be chance (95 % of the difference: {low:+.4f} to {high:+.4f}): `hardmoe publish --version V "
+            "--force` publishes it, and more validation posts (data.validation) tell better"
+        )
     new, old = (scores.get(f"cross_entropy_{which}") for which in ("new", "published"))
     if publish and new is not None and new > old:
         why += f"; its cross-entropy is higher, {new:.4f} against {old:.4f}"

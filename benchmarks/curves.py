@@ -123,7 +123,7 @@ def main() -> None:
         shown = found[1:] if name == "trunk" else found  # before its first step it knows nothing
         drawn.append(Line(name, [(before + e, on_test) for e, _, on_test in shown], colour))
         drawn.append(Line(name, [(before + e, on_train) for e, on_train, _ in shown], colour, width=1.2, opacity=0.45))
-    said.svg.write_text(lines(drawn, "epochs", "P@1 (strong: test posts, faint: training posts)"))
+    said.svg.write_text(lines(drawn, "epochs", "P@1 (faint: train)"))
     print(f"plot: {said.svg}")
 
 

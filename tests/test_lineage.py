@@ -13,6 +13,7 @@ from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
 from moe_core.store import Plan, Store, Written
 from pipelines.cli import main
+from pipelines.commands.lineage import _lines
 
 
 @pytest.fixture
@@ -191,6 +192,9 @@ def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_pa
     lineage = Lineage(store)
     assert lineage.parents(joint) == lineage.parents(random) == [partition]
     assert {i.name: i.kind for i in lineage.inputs(joint)} == {"trunk": "gone", "e000": "members", "e001": "members"}
+    inputs = [{"name": i.name, "kind": i.kind, "version": i.version, "of": i.of} for i in lineage.inputs(joint)]
+    lines = list(_lines({partition: {"asset": "partition"}}, {}, {"inputs": inputs}))
+    assert lines == [(None, "trunk gone  (not in the store any more)"), (partition, "")], "once, not once a cluster"
 
 
 def test_a_damaged_manifest_is_named(root):

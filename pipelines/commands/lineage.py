@@ -94,8 +94,12 @@ def _tree(
 def _lines(nodes: dict[str, Any], files: dict[str, str], node: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
     """(version of an artefact, "") or (None, what else it is) of each input; many of one asset are counted."""
     shown_of: dict[str, int] = {}
+    versions = set()  # of a generation each cluster's members stand for the one partition
     for one in node["inputs"]:
         for version in one["of"]:
+            if version in versions:
+                continue
+            versions.add(version)
             if version not in nodes:
                 yield None, f"{one['name']} {version}  (not in the store any more)"
                 continue

@@ -63,7 +63,7 @@ def test_the_nearest_centroid_of_each_post_whatever_the_chunk():
 
 
 def test_more_clusters_than_posts_is_an_error():
-    with pytest.raises(ValueError, match=r"wanted 8 clusters, got 5 posts: lower partition.experts"):
+    with pytest.raises(ValueError, match=r"wanted 8 clusters, got 5 posts to fit them on: lower partition.experts"):
         fit(blobs()[:5], 8, 10, 1, seed=0)
 
 

@@ -244,7 +244,7 @@ def test_predict_takes_folders_and_many_files_in_batches(finished, tmp_path):
     [
         (["--memory", 0], "--memory 0: wanted at least 1"),
         (["--topk", 0], "--topk 0: wanted at least 1"),
-        (["--temperature", 0], "--temperature 0.0: wanted more than 0"),
+        (["--temperature", 0], "--temperature 0.0: wanted a number above 0"),
         (["--window", 0], "--window 0: wanted at least 1"),
         (["{}/empty"], "holds no image file"),
     ],

@@ -57,6 +57,16 @@ def die_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> 
         os._exit(1)
 
 
+def end_by_parent_alone() -> None:
+    """Ctrl-C and SIGTERM, which a terminal and a batch system send to all of a process group, do nothing here.
+
+    Whoever started this process hears them too, and ends it in order. Programs that it starts hear them: they inherit
+    no handler, as they would SIG_IGN. To be called in the main thread.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+
 class Pulse:
     """Of the process `pid` that beats into the other end of `pipe`."""
 

@@ -156,14 +156,15 @@ def run_study(
                     wait([one.worker.pipe for one in running if one.worker], POLL_SECONDS)  # a dead worker's is ready
                 elif held_up:
                     time.sleep(POLL_SECONDS)
-                for one in [one for one in running if one.worker and one.worker.has_ended()]:
-                    running.remove(one)
-                    answer = _end(one, instance)
-                    if one.worker:
-                        idle[one.slot] = one.worker
-                    ended(summary, one, answer, meanwhile, instance, on_event)
-                    if not answer.error:
-                        done.add((one.task.stage, one.task.key))
+                with heard_later():
+                    for one in [one for one in running if one.worker and one.worker.has_ended()]:
+                        running.remove(one)
+                        answer = _end(one, instance)
+                        if one.worker:
+                            idle[one.slot] = one.worker
+                        ended(summary, one, answer, meanwhile, instance, on_event)
+                        if not answer.error:
+                            done.add((one.task.stage, one.task.key))
                 on_poll(running, held_up)
         except KeyboardInterrupt:
             summary.interrupted = True

@@ -24,7 +24,7 @@ import torch
 
 from assets.study import STUDY, key_of, study
 from moe_core.faults import point
-from moe_core.heartbeat import beat, die_with_parent
+from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
 from pipelines.workers import Answer, Task
@@ -35,41 +35,49 @@ gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
     """Materialises what is asked for, one (task, run id, log) after the other; answers each, and beats meanwhile.
 
-    Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed.
+    Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed: the command
+    is done, or was killed. The runs are in a thread: in the main thread Dagster would set handlers of its own, by which
+    a Ctrl-C meant for the command made failed runs of them.
     """
     beat(beats.fileno())
     die_with_parent()  # the fork server
-    threading.Thread(target=_die_with_asker, args=(asked.fileno(),), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    end_by_parent_alone()
+    threading.Thread(target=_answer, args=(asked, gpu), daemon=True).start()
+    watch = select.poll()
+    watch.register(asked.fileno(), 0)  # hang-ups are always told
+    watch.poll()
+    _end()
+
+
+def _answer(asked: Connection, gpu: str | None) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threads = torch.get_num_threads()
     instance = None
-    while True:
-        task, run_id, log = asked.recv()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab", buffering=0) as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            torch.set_num_threads(threads)  # as in a process where nothing has run
-            try:
-                instance = instance or dg.DagsterInstance.get()
-                answer = materialise(task, run_id, instance)
-            except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
-                traceback.print_exc()
-                answer = Answer(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
-            sys.stdout.flush()
-            sys.stderr.flush()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # another worker may need it more
-        asked.send(answer)
+    try:
+        while True:
+            task, run_id, log = asked.recv()
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "ab", buffering=0) as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                torch.set_num_threads(threads)  # as in a process where nothing has run
+                try:
+                    instance = instance or dg.DagsterInstance.get()
+                    answer = materialise(task, run_id, instance)
+                except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
+                    traceback.print_exc()
+                    answer = Answer(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
+                sys.stdout.flush()
+                sys.stderr.flush()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # another worker may need it more
+            asked.send(answer)
+    finally:
+        _end()  # nobody else would answer
 
 
-def _die_with_asker(pipe: int) -> None:
-    """Kills this process when the other end of the pipe is closed: the command is done, or was killed."""
-    watch = select.poll()
-    watch.register(pipe, 0)  # hang-ups are always told
-    watch.poll()
+def _end() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

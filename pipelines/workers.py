@@ -100,17 +100,18 @@ class Worker:
 def load_ahead() -> None:
     """Starts the fork server, which loads what workers need while the caller goes on. HARDMOE_STUDY must be set.
 
-    It does not hear Ctrl-C, nor do the workers: whoever started them ends them.
+    It does not hear Ctrl-C or SIGTERM, nor do the workers: whoever started them ends them.
     """
     _forks()
     if threading.current_thread() is not threading.main_thread():
         multiprocessing.forkserver.ensure_running()
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, its in before.items():
+            signal.signal(number, its)
 
 
 def _forks() -> "multiprocessing.context.ForkServerContext":

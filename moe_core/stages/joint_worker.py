@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from moe_core.heartbeat import beat, die_with_parent
+from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from moe_core.settings import Study
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.joint_experts import JOB, open_joint, train_part
@@ -25,5 +25,6 @@ def main(work: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_by_parent_alone()
     beat(int(sys.argv[2]))
     main(Path(sys.argv[1]))

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.heartbeat import Pulse, beat, die_with_parent
+from moe_core.heartbeat import Pulse, beat, die_with_parent, end_by_parent_alone
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
@@ -138,6 +138,7 @@ def _why(rank: int, code: int, work: Path) -> str:
 
 def _rank() -> None:
     """One rank: reads from standard input what it is to do, then watches that it stays open."""
+    end_by_parent_alone()
     said = json.loads(sys.stdin.readline())
     beat(said["beats"])
     die_with_parent(said["parent"])

@@ -2,6 +2,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.gains import known
 from assets.materialise import Work, asset_of, has, materialise
 from assets.partition import seen
 from moe_core.stages.context import Context
@@ -22,4 +23,4 @@ def expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeRes
 
 
 def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    return seen(work.need("partition"), str(artefact.key)), []
+    return seen(work.need("partition"), str(artefact.key)) | known(work, artefact), []

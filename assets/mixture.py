@@ -3,8 +3,10 @@ from typing import Any
 
 import dagster as dg
 
+from assets.gains import who_answers
 from assets.materialise import Work, asset_of, materialise
 from assets.showing import plot_of_bars, table
+from assets.study import key_of
 from moe_core.publication import load
 from moe_core.stages.context import Context
 from moe_core.store import Artefact
@@ -19,10 +21,17 @@ def shared_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.Materi
 @asset_of("mixture", group_name="mixture", kinds={"pytorch"})
 def mixture(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The bundle: router, gate, experts, decoder and vocabulary under one manifest; `hardmoe predict` reads it."""
-    return materialise(context, config, _look)
+
+    def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+        for key in artefact.metadata["published"]:
+            context.log_event(dg.AssetObservation(key_of("expert"), partition=key, metadata=who_answers(artefact, key)))
+        return _answers(artefact), []
+
+    return materialise(context, config, look)
 
 
-def _look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _answers(artefact: Artefact) -> dict[str, Any]:
+    """Of each expert its gain, and whether it or the trunk answers."""
     said = artefact.metadata
     gains = said.get("validation_gain", {})  # none without validation posts
     answers = {key: "expert" if good else "trunk" for key, good in said["published"].items()}
@@ -31,7 +40,7 @@ def _look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.Asset
     return plot_of_bars(list(gains.items()), name, "{:+.4f}") | {
         "published": table(("expert", "gain in cross-entropy", "answers"), rows),
         "validation gain": None,
-    }, []
+    }
 
 
 NEWEST = dg.AssetCheckSpec(

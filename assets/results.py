@@ -3,6 +3,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.gains import of_expert
 from assets.materialise import Work, asset_of, materialise
 from assets.showing import picture, plot_of_bars, table
 from assets.study import key_of
@@ -21,7 +22,7 @@ def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.Materializ
         for said in found["per_expert"]:
             if said["n"]:
                 context.log_event(
-                    dg.AssetObservation(key_of("expert"), partition=said["expert"], metadata=_of_expert(said))
+                    dg.AssetObservation(key_of("expert"), partition=said["expert"], metadata=of_expert(said))
                 )
         return _comparison(found) | _experts(found), []
 
@@ -84,27 +85,6 @@ def _experts(found: dict[str, Any]) -> dict[str, Any]:
     head = ("expert", "posts", "trunk", "mixture", "gain", "95 %", "hashtags lifted most")
     return plot_of_bars(gains, "P@1 gain of each expert over the trunk", "{:+.3f}") | {
         "P@1 of each expert's test posts": table(head, rows)
-    }
-
-
-def _of_expert(said: dict[str, Any]) -> dict[str, Any]:
-    """Of one expert's test posts, to be seen with the expert."""
-    low, high = said["p_at_1_gain_ci95"]
-    figures = [
-        ("test posts", f"{said['n']:,}"),
-        ("P@1 of the trunk", f"{said['trunk_p_at_1']:.3f}"),
-        ("P@1 of the mixture", f"{said['mixture_p_at_1']:.3f}"),
-        ("gain, 95 %", f"{low:+.3f} to {high:+.3f}"),
-    ]
-    changed = [
-        (tag["tag"], tag["n"], tag["trunk"], tag["mixture"]) for name in ("lifted", "lowered") for tag in said[name]
-    ]
-    return {
-        "P@1 gain over the trunk": said["p_at_1_gain"],
-        "on its test posts": table((" ", "of this expert"), figures),
-        "hashtags lifted and lowered": table(
-            ("hashtag", "test posts", "found by the trunk", "by the mixture"), changed
-        ),
     }
 
 

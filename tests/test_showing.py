@@ -15,12 +15,17 @@ from moe_core.stages.table import STAGES
 
 CELLS = """
 import json, sys
+from types import SimpleNamespace
+from assets.gains import who_answers
 from assets.showing import bar, cell, numbers, table
 said = json.load(sys.stdin)
+judged = {"validation_gain": {"e000": -0.0123}, "published": {"e000": False, "e001": True}}
+mixture = SimpleNamespace(metadata=judged)
 print(json.dumps({
     "cells": [cell(text) for text in said],
     "short": table(("tag",), [(said[0],)]).value,
     "long": [record.data["tag"] for record in table(("tag",), [(said[0],)] * 50).records],
+    "answers": [who_answers(mixture, key)["its images are answered by"] for key in ("e000", "e001")],
     "bars": [bar(0, 9), bar(1, 900), bar(9, 9)],
     "numbers": numbers({"step": 10, "steps": 40, "images_per_second": 100.0, "images_seen": 320, "note": "x"}),
 }))
@@ -104,8 +109,9 @@ with dg.DagsterInstance.get() as instance:
 
 
 @pytest.fixture(scope="module")
-def metadata(tmp_path_factory):
-    """Of the latest materialisation of each asset partition of a tiny study, by (asset, key)."""
+def events(tmp_path_factory):
+    """Materializations and observations of each asset partition of a tiny study, by (asset, key): by Dagster from what
+    the store has already."""
     folder = tmp_path_factory.mktemp("showing")
     training = Training(epochs=2, batch_size=32, lr=0.2, flip=False, crop=1)
     study = demo().model_copy(
@@ -134,8 +140,14 @@ def metadata(tmp_path_factory):
             ]
             for record in records:
                 event = record.asset_materialization or record.event_log_entry.asset_observation
-                found.setdefault((name, event.partition), {}).update(event.metadata)
+                found.setdefault((name, event.partition), []).append(event)
     return found
+
+
+@pytest.fixture(scope="module")
+def metadata(events):
+    """All that was shown of each asset partition, by (asset, key)."""
+    return {place: {k: v for event in found for k, v in event.metadata.items()} for place, found in events.items()}
 
 
 def test_no_asset_shows_raw_json(metadata):
@@ -190,6 +202,33 @@ def test_each_asset_shows_its_lineage_down_to_shards_and_settings(metadata):
     assert "s0000" in text_of(said["lineage: shards"])
     assert "training.epochs" in text_of(said["lineage: settings"])
     assert "min_posts_per_tag" in text_of(said["lineage: settings"])
+
+
+def test_an_expert_that_is_found_in_the_store_keeps_its_gains(events):
+    """As a backfill of fresh experts does: the newest materialization is what the page of an expert shows."""
+    (made,) = [e.metadata for e in events["expert", "e001"] if isinstance(e, dg.AssetMaterialization)]
+    observed = {}
+    for event in events["expert", "e001"]:
+        if isinstance(event, dg.AssetObservation):
+            observed |= event.metadata
+    assert made["reused"].value
+    for name in ("P@1 gain over the trunk", "on its test posts", "hashtags lifted and lowered"):
+        assert made[name] == observed[name]
+
+
+@pytest.mark.parametrize("key", ["e000", "e001"])
+def test_an_expert_says_who_answers_for_it(metadata, key):
+    (row,) = (line for line in metadata["mixture", None]["published"].value.splitlines() if f"| {key} |" in line)
+    answers = "this expert (" if row.endswith("| expert |") else "the trunk: this expert is not published ("
+    said = metadata["expert", key]["its images are answered by"].value
+    assert said.startswith(answers + "gain in cross-entropy on its validation posts: ")
+
+
+def test_the_trunk_answers_for_an_expert_that_is_not_published(told):
+    assert told["answers"] == [
+        "the trunk: this expert is not published (gain in cross-entropy on its validation posts: -0.0123)",
+        "this expert (no validation post is its)",
+    ]
 
 
 def test_the_publication_shows_what_is_published_and_why(metadata):

@@ -22,7 +22,7 @@ from moe_core.data.duplicates import SIGNATURE_BYTES, signature
 from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_lists
 from moe_core.settings import Data
-from moe_core.tables import count_rows, replace_rows
+from moe_core.tables import copied, count_rows, replace_rows
 
 POSTS = pa.schema(
     [
@@ -419,7 +419,7 @@ class _Rejects:
         columns = {name: _arrow(rows[name]) for name in ("position", "id", "user", "written", "reason", "detail")}
         columns |= {"shard": pa.repeat(self.shard, len(rows)), "source": pa.repeat(self.source, len(rows))}
         arrays = [columns[f.name].cast(f.type) for f in REJECTS]
-        self.writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=REJECTS))
+        self.writer.write_batch(copied(pa.RecordBatch.from_arrays(arrays, schema=REJECTS)))
         for reason, position, name, detail in rows.select("reason", "position", "id", "detail").iter_rows():
             self.count.reasons[reason] += 1
             named = self.count.examples.setdefault(reason, [])

@@ -10,6 +10,7 @@ rows of raw pixels (docs/data.md has the figures, benchmarks/fragment_size.py ma
 
 from moe_core.tables.checking import damage
 from moe_core.tables.cleaning import Freed, clean, release, search
+from moe_core.tables.copying import copied
 from moe_core.tables.foreign import TableInfo, scan_table, table_info
 from moe_core.tables.pins import parse_pin, pin_of, pins, raise_pins, unpin
 from moe_core.tables.reading import count_rows, read_positions, read_rows, scan_rows, take_rows
@@ -21,6 +22,7 @@ __all__ = [
     "Located",
     "TableInfo",
     "clean",
+    "copied",
     "count_rows",
     "damage",
     "gather",

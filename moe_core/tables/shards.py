@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from moe_core.faults import point
 from moe_core.store import exclusive, shared, to_disk
+from moe_core.tables.copying import copied
 from moe_core.tables.memory import passed_on
 from moe_core.tables.pins import put_pin
 from moe_core.tables.versions import Pieces, at, committing, contents, fragments, is_there, name_of, pieces_of, writers
@@ -91,7 +92,7 @@ def _ascending(shard: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Rec
             assert (np.diff(position_B, prepend=last) > 0).all(), f"rows of {shard} are out of order"
             last = int(position_B[-1])
             passed_on(batch.nbytes)
-        yield batch
+        yield copied(batch)
 
 
 def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from moe_core.tables.copying import copied
+
 PART = 16_384  # vectors read at once
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
 
@@ -25,7 +27,7 @@ def write_vectors(
     import lance
 
     schema = pa.schema([*columns.items(), (name, pa.list_(pa.float32(), width))])
-    stream = (_with_vectors(some, name, vectors_BD).cast(schema) for some, vectors_BD in parts)
+    stream = (copied(_with_vectors(some, name, vectors_BD).cast(schema)) for some, vectors_BD in parts)
     reader = pa.RecordBatchReader.from_batches(schema, stream)
     data = lance.write_dataset(reader, str(path), mode="create", data_storage_version="stable")
     rows = data.count_rows()

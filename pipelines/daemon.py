@@ -99,9 +99,9 @@ class Webserver:
         }
 
 
-def remember(folder: Path, study_file: Path, port: int) -> None:
-    """Leaves the address of the webserver that this process becomes."""
-    said = {"address": f"http://127.0.0.1:{port}", "pid": os.getpid(), "study": str(study_file.absolute())}
+def remember(folder: Path, study_file: Path, address: str) -> None:
+    """Leaves the address of the webserver that this process starts."""
+    said = {"address": address, "pid": os.getpid(), "study": str(study_file.absolute())}
     write_text(folder / ADDRESS, json.dumps(said))
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipelines import instance
 KEEP = """
 import sys
 from pipelines.services import keep
-sys.exit(keep([sys.executable, "-c", sys.argv[1], sys.argv[2]]))
+sys.exit(keep([[sys.executable, "-c", sys.argv[1], sys.argv[2]]]))
 """
 # as `dagster dev`: SIGTERM is heard as SIGINT, which ends the services in order
 SERVICES = """
@@ -135,6 +136,10 @@ def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_pa
     (daemon,) = until(lambda: instance.daemons_here(home))
     refused = hardmoe("ui", "--study", file, "--port", free_port(), check=False)
     assert f"already: http://127.0.0.1:{port}, process {first.pid}" in refused.stderr
+    foreign = urllib.request.Request(f"http://127.0.0.1:{port}/server_info", headers={"Host": f"evil.example:{port}"})
+    with pytest.raises(urllib.error.HTTPError, match="421"):
+        urllib.request.urlopen(foreign)
+    assert {place for pid in processes(home) for place in listens(pid)} == {("0100007F", port)}
     first.kill()
     first.wait()
     second = started_ui(file, port, after=daemon)
@@ -142,6 +147,16 @@ def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_pa
     second.send_signal(signal.SIGTERM)
     assert second.wait(90) == 0
     assert processes(file.parent) == {}
+
+
+def listens(pid):
+    """(address, port) at which a process takes connections, the address of 127.0.0.1 being 0100007F."""
+    handles = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    rows = [
+        row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]
+    ]
+    ours = [row[1].split(":") for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in handles]
+    return {(address, int(port, 16)) for address, port in ours}
 
 
 def started_ui(file, port, after=None):

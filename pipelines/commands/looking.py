@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -89,16 +88,26 @@ def report(study_file: Path, open_it: bool) -> None:
 @click.command()
 @STUDY_OPTION
 @click.option("--port", default=3000, show_default=True, help="Port on 127.0.0.1.")
-def ui(study_file: Path, port: int) -> None:
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME[:PORT]",
+    help="Also a name of this server, such as that of a proxy before it; may be given several times.",
+)
+@click.option("--path-prefix", default="", metavar="/PATH", help="Path under which a proxy serves the UI.")
+def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: str) -> None:
     """Dagster's UI and daemon on the study, until interrupted; they end with this command, also when it is killed.
+
+    The UI answers requests from its own pages and from programs of this machine, not from other web sites.
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
     from pipelines.daemon import remember
     from pipelines.instance import daemon_reported, hold_ui, home
     from pipelines.runner import default_workers
-    from pipelines.services import keep
+    from pipelines.services import checked_host, checked_prefix, dagster_services, keep
 
+    allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
     context = open_study(study_file)
     home(context.root, default_workers(context.study.partition.experts))
     if as_last_made(context):
@@ -110,8 +119,11 @@ def ui(study_file: Path, port: int) -> None:
             "another, end it or this one",
             err=True,
         )
-    remember(Path(os.environ["DAGSTER_HOME"]), study_file, port)
-    click.echo(f"Dagster's UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
-    dagster = [sys.executable, "-m", "dagster", "dev", "-m", "pipelines.definitions"]
-    if code := keep([*dagster, "-h", "127.0.0.1", "-p", str(port)]):
-        raise ValueError(f"webserver or daemon ended (exit code {code}): what they said last is above")
+    address = f"http://127.0.0.1:{port}{prefix}"
+    remember(Path(os.environ["DAGSTER_HOME"]), study_file, address)
+    click.echo(f"Dagster's UI: {address}   (Ctrl-C ends it)")
+    os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # the code server alone shows an error of its code
+    with dagster_services(port, prefix, allowed) as (served, commands):
+        code = keep(commands, served)
+    if code:
+        raise ValueError(f"code server, webserver or daemon ended (exit code {code}): their last messages are above")

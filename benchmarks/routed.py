@@ -86,22 +86,23 @@ def drawn(count: int, side: int, seed: int) -> np.ndarray:
 
 def sharing(bundle: Bundle, batches: list[np.ndarray]) -> Iterator[torch.Tensor]:
     """Trunk + the first expert, which goes on from the trunk's first stages."""
-    network, at = bundle.filled(bundle.experts.get("e000")), bundle.branch_at
-    for batch in batches:
-        with computing(bundle.precision, "cpu"):
-            early_BCHW = bundle.router.begin(normalise(as_tensor(batch)), at)
-            trunk_BD = bundle.router.finish(early_BCHW, at).float()
-            expert_BD = network.finish(early_BCHW, at).float()
-        yield bundle.mixed(bundle.logits(expert_BD), bundle.router_logits(trunk_BD))
+    at = bundle.branch_at
+    with bundle.experts.using("e000") as state, bundle.filled(state) as network:
+        for batch in batches:
+            with computing(bundle.precision, "cpu"):
+                early_BCHW = bundle.router.begin(normalise(as_tensor(batch)), at)
+                trunk_BD = bundle.router.finish(early_BCHW, at).float()
+                expert_BD = network.finish(early_BCHW, at).float()
+            yield bundle.mixed(bundle.logits(expert_BD), bundle.router_logits(trunk_BD))
 
 
 def alone(bundle: Bundle, batches: list[np.ndarray]) -> Iterator[torch.Tensor]:
     """Trunk + the first expert for every image: no gate, no grouping, nothing read meanwhile."""
-    network = bundle.filled(bundle.experts.get("e000"))
-    for batch in batches:
-        images = ImagesInMemory(batch)
-        router_BV = bundle.router_logits(features_of(bundle.router, images, bundle.precision))
-        yield bundle.mixed(bundle.logits(features_of(network, images, bundle.precision)), router_BV)
+    with bundle.experts.using("e000") as state, bundle.filled(state) as network:
+        for batch in batches:
+            images = ImagesInMemory(batch)
+            router_BV = bundle.router_logits(features_of(bundle.router, images, bundle.precision))
+            yield bundle.mixed(bundle.logits(features_of(network, images, bundle.precision)), router_BV)
 
 
 def peak_mib() -> float:

@@ -4,7 +4,8 @@ with each batch norm taken into the convolution before it, which changes answers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,10 @@ def write_branch(expert: Path, to: Path, early: Mapping[str, Tensor]) -> None:
 
 
 class Body:
-    """The one network that takes the weights of each expert in turn; it shares the router's first `stages` stages."""
+    """A network that takes the weights of one expert after another; it shares the router's first `stages` stages.
+
+    For one thread at a time.
+    """
 
     def __init__(self, network: Network, router: ResNet, stages: int) -> None:
         with torch.device("meta"):
@@ -61,7 +65,7 @@ class Body:
             self.network.set_submodule(name, router.get_submodule(name))
 
     def taken(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `fill` wants of the weights in a file; a decoder, which older bundles' files hold, is left out.
+        """What `filled` wants of the weights in a file; a decoder, which older bundles' files hold, is left out.
 
         Raises ValueError for weights of another network.
         """
@@ -77,12 +81,17 @@ class Body:
             )
         return channels_last(taken)
 
-    def fill(self, taken: Mapping[str, Tensor]) -> ResNet:
-        """The network of an expert, until the next call. `load_state_dict` would take as long as a dozen images do."""
-        for name, tensor in taken.items():
-            module, _, leaf = name.rpartition(".")
-            setattr(self.network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
-        return self.network
+    @contextmanager
+    def filled(self, taken: Mapping[str, Tensor]) -> Iterator[ResNet]:
+        """The network of an expert while inside. `load_state_dict` would take as long as a dozen images do."""
+        places = [(self.network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in taken]
+        try:
+            for (module, leaf), tensor in zip(places, taken.values(), strict=True):
+                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+            yield self.network
+        finally:
+            for module, leaf in places:
+                setattr(module, leaf, None)  # or the weights would outlive their place in memory
 
 
 def _norm_of(conv: str) -> str:

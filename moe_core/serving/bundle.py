@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from moe_core.clustering.gate import Gate
     from moe_core.models.resnet import ResNet
-    from moe_core.serving.branches import Body
     from moe_core.training.batches import Images
 
 FORMAT = "hardmoe bundle 2"
@@ -98,10 +98,13 @@ class Bundle:
     """A bundle, opened and checked. Raises ValueError for one whose parts do not belong together.
 
     Every file is checked here, and an expert's again each time it is read: the mixture may be larger than memory, which
-    holds at most `most_experts` and `expert_bytes` of them.
+    holds at most `most_experts` and `expert_bytes` of them. Any number of threads may ask one bundle at once: they
+    share these experts, and each has a network of its own to put them into.
     """
 
     def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
+        from moe_core.clustering.gate import load_gate
+        from moe_core.serving.branches import Body
         from moe_core.serving.held import Held
         from moe_core.weights import load_weights
 
@@ -136,6 +139,8 @@ class Bundle:
                     "they were not trained together; materialise mixture again"
                 )
         _one_generation(folder, said)
+        self.router = _network(self.network, len(self.hashtags), _read(folder, said["router"]))
+        self.gate, _ = load_gate(folder / said["gate"]["file"])
         state, _ = load_weights(folder / said["decoder"]["file"])
         self.decoder = decoder_of(state)
         if self.decoder.out_features != len(self.hashtags):
@@ -146,7 +151,13 @@ class Bundle:
         if self.gate.experts != len(self.published):
             raise ValueError(f"{folder}: the gate knows {self.gate.experts} experts, here are {len(self.published)}")
         sizes = {key: (folder / part["file"]).stat().st_size for key, part in said["experts"].items()}
-        self.experts = Held(sizes, self._read_expert, most_experts, expert_bytes)
+        body = Body(self.network, self.router, self.branch_at)
+        self._idle = {"cpu": [body]}  # networks that no thread uses now, by device
+        self._routers = {"cpu": self.router}  # by device
+        self._to_device = threading.Lock()
+        # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
+        read = partial(_read_expert, folder, said["experts"], body.taken)
+        self.experts = Held(sizes, read, most_experts, expert_bytes)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -173,46 +184,29 @@ class Bundle:
             raise ValueError(f"{path} is not the file the manifest names (SHA-256 differs): copy the bundle again")
         return about
 
-    @cached_property
-    def gate(self) -> Gate:
-        from moe_core.clustering.gate import load_gate
+    def router_on(self, device: str) -> ResNet:
+        """The router on a device, where it stays."""
+        with self._to_device:
+            if device not in self._routers:
+                state = {name: tensor.to(device) for name, tensor in self.router.state_dict().items()}
+                self._routers[device] = _network(self.network, len(self.hashtags), state)
+            return self._routers[device]
 
-        return load_gate(self.folder / self._said["gate"]["file"])[0]
-
-    @cached_property
-    def router(self) -> ResNet:
-        return self._network(self._said["router"])
-
-    def _network(self, part: Mapping[str, Any]) -> ResNet:
-        from moe_core.models.resnet import hollow
-
-        network = hollow(self.network, len(self.hashtags))
-        network.load_state_dict(self._read(part), assign=True)
-        return network
-
-    def _read(self, part: Mapping[str, Any]) -> dict[str, Tensor]:
-        from moe_core.models.resnet import channels_last
-        from moe_core.weights import read_weights
-
-        return channels_last(read_weights(self.folder / part["file"], part["sha256"]))
-
-    def _read_expert(self, key: str) -> dict[str, Tensor]:
-        """What is its own: an expert answers through the shared decoder."""
-        part = self._said["experts"][key]
-        try:
-            return self._body.taken(self._read(part))
-        except ValueError as error:
-            raise ValueError(f"{self.folder}: expert {key}: {error}") from None
-
-    @cached_property
-    def _body(self) -> Body:
+    @contextmanager
+    def filled(self, state: Mapping[str, Tensor], device: str = "cpu") -> Iterator[ResNet]:
+        """The network of an expert's weights on a device; this thread's alone while inside."""
         from moe_core.serving.branches import Body
 
-        return Body(self.network, self.router, self.branch_at)
-
-    def filled(self, state: Mapping[str, Tensor]) -> ResNet:
-        """The network of an expert's weights, until the next call."""
-        return self._body.fill(state)
+        idle = self._idle.setdefault(device, [])
+        try:
+            body = idle.pop()
+        except IndexError:
+            body = Body(self.network, self.router_on(device), self.branch_at)
+        try:
+            with body.filled({name: tensor.to(device) for name, tensor in state.items()}) as network:
+                yield network
+        finally:
+            idle.append(body)
 
     def router_logits(self, features_ND: Tensor) -> Tensor:
         """(N, V): what the router itself says, from its features."""
@@ -244,7 +238,8 @@ class Bundle:
         """(N, D): the images in the one embedding space, by one expert."""
         from moe_core.training.infer import features_of
 
-        return features_of(self.filled(self.experts.get(key)), images, self.precision, device)
+        with self.experts.using(key) as state, self.filled(state, device) as network:
+            return features_of(network, images, self.precision, device)
 
     def expert_logits(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, V): what an expert says of images through the shared decoder."""
@@ -274,6 +269,34 @@ def _one_generation(folder: Path, said: Mapping[str, Any]) -> None:
                     f"{folder}: {name} was made from {what} {came}, here is {what} {version}: they are not of one "
                     "generation; materialise mixture again"
                 )
+
+
+def _network(network: Network, hashtags: int, state: Mapping[str, Tensor]) -> ResNet:
+    from moe_core.models.resnet import hollow
+
+    found = hollow(network, hashtags)
+    found.load_state_dict(state, assign=True)
+    return found
+
+
+def _read(folder: Path, part: Mapping[str, Any]) -> dict[str, Tensor]:
+    from moe_core.models.resnet import channels_last
+    from moe_core.weights import read_weights
+
+    return channels_last(read_weights(folder / part["file"], part["sha256"]))
+
+
+def _read_expert(
+    folder: Path,
+    experts: Mapping[str, Mapping[str, Any]],
+    taken: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    key: str,
+) -> dict[str, Tensor]:
+    """What is its own: an expert answers through the shared decoder."""
+    try:
+        return taken(_read(folder, experts[key]))
+    except ValueError as error:
+        raise ValueError(f"{folder}: expert {key}: {error}") from None
 
 
 def decoder_of(state: Mapping[str, Tensor]) -> nn.Linear:

@@ -1,10 +1,13 @@
-"""Experts in memory under a bound: read when they are wanted, the least recently used gone first."""
+"""Experts in memory under one bound for all threads: read when they are wanted, the least recently used gone first."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from torch import Tensor
@@ -12,11 +15,19 @@ from torch import Tensor
 State = Mapping[str, Tensor]
 
 
-class Held:
-    """At most `most` experts and `most_bytes` of their files: the one in use and one that is being read included.
+@dataclass
+class _Place:
+    """One expert's place in memory, taken from the moment its reading begins."""
 
-    `sizes` has the bytes of each expert's file, `read` gives its weights. Raises ValueError for a bound without room
-    for two.
+    state: State | None = None  # None while it is read
+    users: int = 0  # threads that compute with it now
+
+
+class Held:
+    """At most `most` experts and `most_bytes` of their files: those in use and those that are being read included.
+
+    `sizes` has the bytes of each expert's file, `read` gives its weights. Threads share the bound: one waits for room
+    only while it uses no expert itself, so each of them gets on. Raises ValueError for a bound without room for two.
     """
 
     def __init__(
@@ -32,40 +43,86 @@ class Held:
         self.reads = 0  # from the disk, so far
         self.most_held_bytes = 0  # of files, at one time so far
         self._sizes, self._read, self._most, self._most_bytes = sizes, read, most, most_bytes
-        self._held: OrderedDict[str, State] = OrderedDict()
+        self._held: OrderedDict[str, _Place] = OrderedDict()
+        self._changed = threading.Condition()  # guards all of the above
 
-    def get(self, key: str) -> State:
-        """An expert's weights; the one before stays held too."""
-        if key not in self._held:
-            self._make_room(key)
-            self._put(key, self._read(key))
-        self._held.move_to_end(key)
-        return self._held[key]
+    @contextmanager
+    def using(self, key: str) -> Iterator[State]:
+        """An expert's weights, which stay in memory while inside; keep no reference to them afterwards.
+
+        A thread must not enter this again while inside: it might wait for itself.
+        """
+        place = self._pinned(key)
+        try:
+            assert place.state is not None
+            yield place.state
+        finally:
+            with self._changed:
+                place.users -= 1
+                self._changed.notify_all()
 
     def each(self, keys: Iterable[str], use: Callable[[str, State], None]) -> None:
         """`use(key, state)` for each of these experts, those held already first; a thread reads the next meanwhile."""
-        order = sorted(keys, key=lambda key: key not in self._held)
+        with self._changed:
+            order = sorted(keys, key=lambda key: key not in self._held)
         with ThreadPoolExecutor(1) as reader:
-            coming: Future[State] | None = None
+            coming: list[Future[None]] = []
             for key, following in zip_longest(order, order[1:]):
-                if coming:
-                    self._put(key, coming.result())
-                state, coming = self.get(key), None
-                if following and following not in self._held:
-                    self._make_room(following)
-                    coming = reader.submit(self._read, following)
-                use(key, state)
-                del state  # or it would outlive its place
+                wait(coming)  # what failed in it is read again, and fails here
+                with self.using(key) as state:
+                    coming = [reader.submit(self._read_ahead, following)] if following else []
+                    use(key, state)
+                    del state  # or it would outlive its place
 
-    def _put(self, key: str, state: State) -> None:
-        self._held[key] = state
-        self.reads += 1
-        self.most_held_bytes = max(self.most_held_bytes, self._bytes())
+    def _pinned(self, key: str) -> _Place:
+        """The place of an expert that is in memory, and stays there until its `users` are down again."""
+        with self._changed:
+            while True:
+                there = self._held.get(key)
+                if there is not None and there.state is not None:
+                    there.users += 1
+                    self._held.move_to_end(key)
+                    return there
+                mine = self._taken(key) if there is None else None
+                if mine is not None:
+                    mine.users = 1
+                    break
+                self._changed.wait()  # until it is read, or there is room for it
+        return self._filled(key, mine)
 
-    def _make_room(self, key: str) -> None:
-        """Lets go of the least recently used until `key` fits, which it does beside the last used at the latest."""
+    def _read_ahead(self, key: str) -> None:
+        """Reads an expert if it is not held and there is room for it now."""
+        with self._changed:
+            place = None if key in self._held else self._taken(key)
+        if place is not None:
+            self._filled(key, place)
+
+    def _filled(self, key: str, place: _Place) -> _Place:
+        """Reads an expert into the place that was taken for it; where that fails, the place is free again."""
+        try:
+            state = self._read(key)
+        except BaseException:
+            with self._changed:
+                del self._held[key]
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            place.state = state
+            del state  # or it would outlive its place
+            self.reads += 1
+            self._changed.notify_all()
+        return place
+
+    def _taken(self, key: str) -> _Place | None:
+        """A place, after the least recently used that no thread uses or reads were let go of; None without room."""
         while len(self._held) >= self._most or self._bytes() + self._sizes[key] > self._most_bytes:
-            self._held.popitem(last=False)
+            free = next((k for k, place in self._held.items() if place.state is not None and not place.users), None)
+            if free is None:
+                return None
+            self._held.pop(free).state = None
+        place = self._held[key] = _Place()
+        self.most_held_bytes = max(self.most_held_bytes, self._bytes())
+        return place
 
     def _bytes(self) -> int:
         return sum(self._sizes[key] for key in self._held)

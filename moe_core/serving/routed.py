@@ -78,7 +78,6 @@ def routed(
             f"window {window} and {window_bytes:,} bytes, topk {topk}, temperature {temperature}: wanted 1 or more of "
             "each, a finite temperature above 0"
         )
-    bundle.router.to(device)
     waiting: list[Looked] = []
     for images_BHWC in batches:
         wanted = (bundle.image_size, bundle.image_size, 3)
@@ -97,12 +96,13 @@ def routed(
 
 def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> Looked:
     """The router's look at a batch, BATCH images at a time."""
+    router = bundle.router_on(device)
     trunk, start = [], []
     for first in range(0, max(1, len(images_BHWC)), BATCH):
         pixels_BCHW = as_tensor(images_BHWC[first : first + BATCH]).to(device)
         with computing(bundle.precision, device):
-            early_BCHW = bundle.router.begin(normalise(pixels_BCHW), bundle.branch_at)
-            trunk.append(bundle.router.finish(early_BCHW, bundle.branch_at).float().cpu())
+            early_BCHW = router.begin(normalise(pixels_BCHW), bundle.branch_at)
+            trunk.append(router.finish(early_BCHW, bundle.branch_at).float().cpu())
         start.append((early_BCHW if bundle.branch_at else pixels_BCHW).permute(0, 2, 3, 1).contiguous())
     trunk_BD = torch.cat(trunk)
     check_finite(trunk_BD)
@@ -118,12 +118,12 @@ def _answer(bundle: Bundle, window: list[Looked], published: bool, device: str) 
     ends = np.cumsum([len(looked.expert_BS) for looked in window])
 
     def ask(key: str, state: State) -> None:
-        network = bundle.filled({name: tensor.to(device) for name, tensor in state.items()})
         rows, places = np.nonzero(expert_NS == keys.index(key))
-        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // BATCH)):
-            filled_up = np.pad(rows[some], (0, -len(some) % MULTIPLE), mode="edge")
-            features_MD = _features(bundle, network, _gathered(window, filled_up, ends, device), device)
-            features_NSD[rows[some], places[some]] = features_MD[: len(some)]
+        with bundle.filled(state, device) as network:
+            for some in np.array_split(np.arange(len(rows)), -(-len(rows) // BATCH)):
+                filled_up = np.pad(rows[some], (0, -len(some) % MULTIPLE), mode="edge")
+                features_MD = _features(bundle, network, _gathered(window, filled_up, ends, device), device)
+                features_NSD[rows[some], places[some]] = features_MD[: len(some)]
 
     asked_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
     bundle.experts.each([keys[number] for number in np.unique(expert_NS[asked_NS])], ask)

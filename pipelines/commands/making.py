@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -58,7 +59,7 @@ def demo(root: Path, workers: int | None) -> None:
         f"\nReport: {context.need('report').path / 'report.html'}   (hardmoe report --study {study_file} --open)"
     )
     click.echo(f"Bundle: {published_bundle(context.root)}")
-    click.echo(f"Dagster's UI on this study: hardmoe ui --study {study_file}   (or `make ui`)")
+    click.echo(f"Dagster's UI on this study: hardmoe ui --study {quote(str(study_file))}   (or `make ui`)")
 
 
 @click.command(short_help="Look at a source, write study.toml.")
@@ -130,7 +131,7 @@ def init(
     study = base.model_copy(update={"name": name or plain, "source": found})
     write_study(study_file, study_of(dump_study(study), study_file))
     click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
-    click.echo(f"Wrote {study_file}. Next: hardmoe run --study {study_file}")
+    click.echo(f"Wrote {study_file}. Next: hardmoe run --study {quote(str(study_file))}")
     show_keys(open_study(study_file))
 
 
@@ -236,7 +237,7 @@ def backfill(
     if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
         raise ValueError(
             "decoder.mode is joint: experts of one generation are trained together, not one by one; say "
-            f"`hardmoe run --study {study_file} --until expert`, with --force where they exist"
+            f"`hardmoe run --study {quote(str(study_file))} --until expert`, with --force where they exist"
         )
     if server := _daemon(context, study_file, daemon, workers):
         click.echo(f"Through the daemon at {server.address}, as many at once as Dagster's limits allow")
@@ -262,7 +263,9 @@ def _daemon(context: "Context", study_file: Path, daemon: str, workers: int | No
         return None
     found = find(context, home(context.root, use_workers(None, context.study.partition.experts)), study_file)
     if found is None and daemon == "always":
-        raise ValueError(f"no daemon answers: start it with `hardmoe ui --study {study_file}` and wait half a minute")
+        raise ValueError(
+            f"no daemon answers: start it with `hardmoe ui --study {quote(str(study_file))}` and wait half a minute"
+        )
     return found
 
 

@@ -19,7 +19,7 @@ from moe_core.store import digest
 
 __all__ = ["RAW", "Shard", "Unready", "absolute", "describe", "find_shards", "guess_format", "read_shard"]
 
-VERSION = "2"  # raised when a reader makes something else of the same file
+VERSION = "3"  # raised when a reader makes something else of the same file
 MODULES = {
     "parquet": "parquet",
     "arrow": "parquet",
@@ -75,6 +75,12 @@ def count_rows(source: Source, shards: list[Shard]) -> tuple[int, bool]:
         return source.posts, True
     rows, exact = _reader(source).count(source, shards)
     return rows, exact
+
+
+def columns_of(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
+    """Column of a shard for each of ours, and all its columns; None for a format without columns."""
+    find = getattr(_reader(source), "columns", None) if source.format != "drawn" else None
+    return find(source, shard) if find else None
 
 
 def describe(source: Source, shards: list[Shard], image_size: int = 32) -> list[str]:

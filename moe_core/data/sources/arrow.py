@@ -1,7 +1,8 @@
 """Columns of Arrow, of whatever type they came in, to the schema RAW. One place for Parquet, Arrow files and Lance."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.types as pt
 
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
 from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.joining import Joined, Said
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, hashtags_in, tags_of_text, time_of
 from moe_core.settings import Source
 from moe_core.text import shown
@@ -68,28 +70,73 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
 
 
 def to_raw(
-    batches: Iterable[pa.RecordBatch],
+    read: Callable[[], Iterable[pa.RecordBatch]],
     columns: dict[str, str],
     where: str,
     folder: ImageFolder | None,
     key: str,
-    classes: Sequence[str] | None,
+    schema: pa.Schema,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of RAW, small enough. `folder` is where files that the image column names are looked for.
 
-    `classes` says what numbers in the tags column mean.
+    `read` gives batches with these columns, which are of `schema`. It is called again where images are named by text:
+    rows that agree on id and picture are then one post, with the tags of all.
     """
+    classes = class_names(schema, columns.get("tags"))
+    named = is_text(_plain(schema.field(columns["image"]).type)) and columns.get("id") != BY_ROW
+
+    def texts() -> Iterator[tuple[int, pa.RecordBatch, dict[str, pa.Array]]]:
+        for row, piece in _pieces(read()):
+            with _damage(where, row):
+                said = _said(piece, columns, where, key, row, classes)
+            yield row, piece, said
+
+    def keys() -> Iterator[str | None]:
+        for row, piece in _pieces(read()) if named else ():
+            with _damage(where, row):
+                image = piece[columns["image"]]
+                own = piece[columns["id"]] if "id" in columns else image
+                pairs = zip(_names(own), _names(image), strict=True)
+            yield from (f"{one}\0{name}" if one and name else None for one, name in pairs)
+
+    def rows() -> Iterator[Said]:
+        again = keys()
+        for _, _, said in texts():
+            for tags, reason in zip(said["tags"].to_pylist(), said["reason"].to_pylist(), strict=True):
+                post = next(again)
+                yield (None if reason else post), tags or [], None
+
+    joined = Joined(keys())
+    with joined.opened(rows()):
+        posts = rows() if joined else iter(())
+        for row, piece, said in texts():
+            image = piece[columns["image"]]
+            if joined:
+                together = [joined.of(row + n, next(posts)) for n in range(len(piece))]
+                kept = pa.array([n for n, one in enumerate(together) if one is not None], pa.int64())
+                said = {name: column.take(kept) for name, column in said.items()}
+                said["tags"] = pa.array([one[0] for one in together if one is not None], RAW.field("tags").type)
+                image = image.take(kept)
+            with _damage(where, row):
+                yield from _with_images(said, image, where, folder, "id" not in columns)
+
+
+def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
     row = 0
     for batch in batches:
         for start in range(0, len(batch), BATCH):
             piece = batch.slice(start, BATCH)
-            try:
-                said = _said(piece, columns, where, key, row, classes)
-                yield from _with_images(said, piece[columns["image"]], where, folder, "id" not in columns)
-            except pa.ArrowException as error:  # such as a place beyond the end of a dictionary
-                why = " ".join(str(error).split())[:200]
-                raise ValueError(f"{where} is damaged after row {row}: {why}; copy it again, or take it away") from None
+            yield row, piece
             row += len(piece)
+
+
+@contextmanager
+def _damage(where: str, row: int) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:  # such as a place beyond the end of a dictionary
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where} is damaged after row {row}: {why}; copy it again, or take it away") from None
 
 
 def _said(
@@ -259,8 +306,16 @@ def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
     if not _is_list(kind):
         texts = _text(column, where, reasons).to_pylist()
         split = is_text(kind)
-        lists = [None if t is None else tags_of_text(t) if split else [t] for t in texts]
-        return pa.array(lists, wanted)
+        if not split:
+            return pa.array([None if text is None else [text] for text in texts], wanted)
+        found: list[list[str] | None] = []
+        for row, text in enumerate(texts):
+            try:
+                found.append(None if text is None else tags_of_text(text))
+            except Unusable as why:
+                found.append(None)
+                reasons[row] = why.detail
+        return pa.array(found, wanted)
     if pt.is_list(kind) or pt.is_large_list(kind):
         try:
             plain = column.cast(wanted)

@@ -38,7 +38,8 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
         elif ours == "tags" and source.caption_column:
             continue
         else:
-            first = next((lower[name] for name in usual if name in lower and lower[name] not in found.values()), None)
+            others = [name for mine, name in found.items() if (mine, ours) != ("id", "image")]  # a name may be the id
+            first = next((lower[name] for name in usual if name in lower and lower[name] not in others), None)
             if first is not None:
                 found[ours] = first
     if source.caption_column:

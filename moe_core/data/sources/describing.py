@@ -5,10 +5,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from moe_core.data.sources import count_rows, read_shard
+from moe_core.data.sources import columns_of, count_rows, folder, read_shard
+from moe_core.data.sources.columns import NAMED
 from moe_core.data.sources.files import Shard
+from moe_core.data.sources.raw import holds_separator
 from moe_core.settings import Source
 from moe_core.text import shown
 
@@ -17,31 +22,103 @@ SAMPLED_ROWS = 1000  # of each
 PICTURES = 200  # of the sample that are decoded
 FREQUENT = 10
 EXAMPLES = 3
+TAGS_SHOWN = 5  # posts whose tags are shown as they are read
 
 
 def describe(source: Source, shards: list[Shard], image_size: int) -> list[str]:
-    """Raises ValueError for a source without a post."""
+    """Raises ValueError for a source without a post, or without one picture that can be used."""
     started = time.perf_counter()
     rows = _sample(source, shards)
     reading = (time.perf_counter() - started) / max(1, len(rows))
     if not rows:
         raise ValueError(f"{shards[0].path or 'the drawn data'} holds no post: wanted at least one row")
     total, exact = count_rows(source, shards)
-    there = [name for name in ("user", "taken_at", "split") if any(row[name] is not None for row in rows)]
     users = {row["user"] for row in rows if row["user"] is not None}
     tags, frequent, tagging = _tags(rows)
-    problems, decoding, stored = _pictures(rows, image_size)
+    problems, decoding, stored = _pictures(rows, image_size, source)
+    split = any(row["split"] is not None for row in rows)
     first = f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
-    lines = [
+    return [
         first + (f" at {shown(source.uri, 300)}" if source.uri else ""),
         f"Rows: {total:,}" if exact else f"Rows: about {total:,} (judged by the size of the files)",
+        *_columns(source, shards[0]),
+        *_joined(source, shards[0]),
         f"Of a sample of {len(rows):,} posts: {len(users):,} distinct users; {sum(tags) / len(tags):.1f} tags each, "
-        f"{sum(t == 0 for t in tags)} without; columns there beside id, image and tags: {', '.join(there) or 'none'}",
+        f"{sum(t == 0 for t in tags)} without",
         "Most frequent tags: " + (", ".join(f"{shown(tag)} {n}" for tag, n in frequent) or "none"),
+        *_tags_as_read(rows),
         problems,
+        *_repeated(rows),
         _costs(total, reading + tagging + decoding, stored),
-        "Split: the source's own" if "split" in there else "Split: by hash (data.test, data.validation)",
+        "Split: the source's own" if split else "Split: by hash (data.test, data.validation)",
     ]
+
+
+def _columns(source: Source, shard: Shard) -> list[str]:
+    """Which column is which of ours, and which are not read."""
+    found = columns_of(source, shard)
+    if found is None:
+        return []
+    taken, names = found
+    ignored = [name for name in names if name not in taken.values()]
+    line = "Columns: " + ", ".join(f"{ours} from {shown(name)}" for ours, name in taken.items())
+    if ignored:
+        more = f" and {len(ignored) - NAMED} more" if len(ignored) > NAMED else ""
+        line += f"; ignored: {', '.join(shown(name) for name in ignored[:NAMED])}{more}"
+    return [line]
+
+
+def _tags_as_read(rows: list[dict[str, Any]]) -> list[str]:
+    """Tags of some posts, as they are separated; and a warning of tags that seem to be several."""
+    tagged = [row for row in rows if row["tags"]]
+    step = max(1, len(tagged) // TAGS_SHOWN)
+    lines = []
+    for row in tagged[::step][:TAGS_SHOWN]:
+        more = " ..." if len(row["tags"]) > FREQUENT else ""
+        tags = " ".join(f'"{shown(tag)}"' for tag in row["tags"][:FREQUENT])
+        lines.append(f"Tags as read, for example of {shown(row['id'] or 'no id')}: {tags}{more}")
+    glued = [next((tag for tag in row["tags"] if tag and holds_separator(tag)), None) for row in tagged]
+    if example := next((tag for tag in glued if tag), None):
+        several = sum(tag is not None for tag in glued)
+        lines.append(
+            f"Warning: {several:,} of {len(rows):,} posts have tags that hold separators, "
+            f'such as "{shown(example)}", which counts as one tag: if it is several, separate them in the source'
+        )
+    return lines
+
+
+def _joined(source: Source, shard: Shard) -> list[str]:
+    """A line where several rows of a table of text are one post."""
+    if source.format != "folder":
+        return []
+    keys = list(islice(folder.keys(Path(shard.path), source), SAMPLED_ROWS))
+    posts = len(set(keys) - {None}) + keys.count(None)
+    if posts == len(keys):
+        return []
+    return [f"Rows that agree on id and image are one post with all their tags: {len(keys):,} rows are {posts:,} posts"]
+
+
+def _repeated(rows: list[dict[str, Any]]) -> list[str]:
+    """Warnings of ids that several posts of the sample have, and of pictures under several ids."""
+    lines = []
+    ids = Counter(row["id"] for row in rows if row["id"])
+    if again := [name for name, n in ids.items() if n > 1]:
+        lines.append(
+            f"Warning: {sum(ids[name] - 1 for name in again):,} of {len(rows):,} posts have the id of a post before "
+            f"(duplicate_id), such as {shown(again[0])}: only the first of each is used"
+        )
+    pictures: dict[bytes, set[str]] = {}
+    for row in rows:
+        if row["image"] and row["id"]:
+            pictures.setdefault(sha256(row["image"]).digest(), set()).add(row["id"])
+    copies = [names for names in pictures.values() if len(names) > 1]
+    if copies:
+        posts = sum(len(names) - 1 for names in copies)
+        lines.append(
+            f"Warning: {posts:,} of {len(rows):,} posts have the image file of a post with another id, such as "
+            f"{' and '.join(map(shown, sorted(copies[0])[:2]))}. If the table has a row for each tag, give --id-column "
+            "the column of file names: then rows of one name are joined"
+        )
     return lines
 
 
@@ -69,8 +146,11 @@ def _tags(rows: list[dict[str, Any]]) -> tuple[list[int], list[tuple[str, int]],
     return [len(tags) for tags in lists], Counter(t for tags in lists for t in tags).most_common(FREQUENT), seconds
 
 
-def _pictures(rows: list[dict[str, Any]], size: int) -> tuple[str, float, float]:
-    """A line on what would be rejected, seconds an image on all the cores, and bytes that a post will take."""
+def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> tuple[str, float, float]:
+    """A line on what would be rejected, seconds an image on all the cores, and bytes that a post will take.
+
+    Raises ValueError where no picture of the sample can be used.
+    """
     from moe_core.data.images import Rejected, decode, encode
 
     step = max(1, len(rows) // PICTURES)
@@ -101,6 +181,11 @@ def _pictures(rows: list[dict[str, Any]], size: int) -> tuple[str, float, float]
         f"{shown(row['id'] or 'no id')}: {shown(f'{why}: {detail}' if detail else why, 120)}"
         for row, (why, detail) in _differing(bad)
     )
+    if not good and not any(isinstance(look(row), bytes) for row in rows):
+        raise ValueError(
+            f"{shown(source.uri, 300)}: none of the {len(rows):,} posts looked at has a picture that can be used "
+            f"({reasons}; for example {examples}): is the source, its format (--format) or --image-column wrong?"
+        )
     return f"Problems: {len(bad)} of {len(chosen)} looked at ({reasons}); for example {examples}", seconds, stored
 
 

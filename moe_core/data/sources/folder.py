@@ -13,6 +13,7 @@ import pyarrow as pa
 from moe_core.data.sources.columns import BY_ROW, choose
 from moe_core.data.sources.files import Digests, Shard, _file, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.joining import Joined, Said
 from moe_core.data.sources.raw import (
     BATCH_BYTES,
     IMAGE_SUFFIXES,
@@ -81,6 +82,15 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     return in_batches(_posts(table, source, images, shard.key))
 
 
+def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
+    """Of JSON lines: of the first rows."""
+    taken, names = dict[str, str](), dict[str, None]()
+    for _, values, chosen in islice(_rows(Path(shard.path), source), HEAD):
+        taken = chosen
+        names |= dict.fromkeys(values) if isinstance(values, dict) else {}
+    return (taken, list(names)) if taken else None
+
+
 def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
     """Lines, without the header's: rows of a CSV with line ends in its fields are fewer."""
     rows, exact = 0, True
@@ -100,20 +110,57 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
 
 
 def _posts(table: Path, source: Source, images: ImageFolder, key: str) -> Iterator[Row]:
-    for number, (where, values, columns) in enumerate(_rows(table, source)):
-        if isinstance(values, Unusable):
-            yield {"id": where, "reason": values.reason, "detail": values.detail}
-            continue
-        yield post(values, columns, f"{key}/{number}", images)
+    """Rows that agree on id and picture are one post with the tags of all: some tables have a row a tag."""
+
+    def texts() -> Iterator[tuple[Row, Said]]:
+        for number, (where, values, columns) in enumerate(_rows(table, source)):
+            if isinstance(values, Unusable):
+                yield {"id": where, "reason": values.reason, "detail": values.detail}, (None, [], None)
+                continue
+            row = _text(values, columns, f"{key}/{number}")
+            post = None if row.get("reason") else _key(values, columns)
+            yield row, (post, row.get("tags") or [], row.get("caption"))
+
+    joined = Joined(keys(table, source))
+    with joined.opened(said for _, said in texts()) as joined:
+        for number, (row, said) in enumerate(texts()):
+            together = joined.of(number, said)
+            if together is None:
+                continue
+            if not row.get("reason"):
+                row["tags"], row["caption"] = together
+                try:
+                    row["image"] = images.read(row.pop("name"))
+                except Unusable as why:
+                    row |= {"reason": why.reason, "detail": why.detail}
+            row.pop("name", None)
+            yield row
 
 
-def post(values: dict[str, Any], columns: dict[str, str], number: str, images: ImageFolder) -> Row:
-    """A row of RAW from one of the table."""
-    row: Row = {}
-    name = ""
+def keys(table: Path, source: Source) -> Iterator[str | None]:
+    """Of each row what rows of one post agree on; None for a row that is joined with no other."""
+    for _, values, columns in _rows(table, source):
+        yield None if isinstance(values, Unusable) else _key(values, columns)
+
+
+def _key(values: dict[str, Any], columns: dict[str, str]) -> str | None:
+    """What rows of one post agree on: id and picture. None for a row that is a post of its own."""
+    if columns.get("id") == BY_ROW:
+        return None
     try:
-        name = text_of(values.get(columns["image"]), columns["image"]) or ""
-        row["id"] = number if columns.get("id") == BY_ROW else name
+        name = text_of(values.get(columns["image"]), columns["image"])
+        own = text_of(values.get(columns["id"]), columns["id"]) if "id" in columns else name
+    except Unusable:
+        return None
+    return f"{own}\0{name}" if own and name else None
+
+
+def _text(values: dict[str, Any], columns: dict[str, str], number: str) -> Row:
+    """A row of RAW from one of the table, but for the image, whose `name` it has."""
+    row: Row = {"name": ""}
+    try:
+        row["name"] = text_of(values.get(columns["image"]), columns["image"]) or ""
+        row["id"] = number if columns.get("id") == BY_ROW else row["name"]
         if "id" in columns and columns["id"] != BY_ROW:
             row["id"] = None
             row["id"] = text_of(values.get(columns["id"]), columns["id"])
@@ -124,10 +171,9 @@ def post(values: dict[str, Any], columns: dict[str, str], number: str, images: I
             row["tags"] = tags_of(values.get(columns["tags"]))
         if "taken_at" in columns:
             row["taken_at"] = time_of(values.get(columns["taken_at"]))
-        row["image"] = images.read(name)
     except Unusable as why:
         row |= {"reason": why.reason, "detail": why.detail}
-        row["id"] = row.get("id") or name or None
+        row["id"] = row.get("id") or row["name"] or None
     return row
 
 

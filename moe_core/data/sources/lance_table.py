@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.data.sources.arrow import class_names, columns_of, names_images, to_raw
+from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.columns import BY_ROW
 from moe_core.data.sources.files import Digests, File, Shard, is_remote, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
@@ -54,9 +54,16 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     columns = columns_of(info.schema, source, shard.path)
     names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
     folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
-    classes = class_names(info.schema, columns.get("tags"))
-    batches = scan_table(shard.path, names, BATCH, BATCH_BYTES)
-    yield from to_raw(batches, columns, shard.path, folder, shard.key, classes)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return scan_table(shard.path, names, BATCH, BATCH_BYTES)
+
+    yield from to_raw(batches, columns, shard.path, folder, shard.key, info.schema)
+
+
+def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
+    schema = table_info(shard.path).schema
+    return columns_of(schema, source, shard.path), schema.names
 
 
 def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:

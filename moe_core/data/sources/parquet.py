@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_core.data.sources.arrow import class_names, columns_of, names_images, to_raw
+from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.files import (
     WILDCARD,
     Digests,
@@ -98,13 +98,23 @@ def _filled(batch: pa.RecordBatch, values: dict[str, str | None]) -> pa.RecordBa
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
     folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
-    with _readable(shard.path, source.format) as (raw, schema, file):
+    with _readable(shard.path, source.format) as (_, schema, _):
         by_folder = {name: said for name, said in hive_of(shard.path, source).items() if name not in schema.names}
-        columns = columns_of(_with_folders(schema, by_folder), source, shard.path)
+        whole = _with_folders(schema, by_folder)
+        columns = columns_of(whole, source, shard.path)
         names = list(dict.fromkeys(name for name in columns.values() if name in schema.names))
-        batches = _parquet(file, names) if source.format == "parquet" else _arrow(raw, file, names)
-        batches = (_filled(batch, by_folder) for batch in _said(batches, shard.path))
-        yield from to_raw(batches, columns, shard.path, folder, shard.key, class_names(schema, columns.get("tags")))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _readable(shard.path, source.format) as (raw, _, file):
+            found = _parquet(file, names) if source.format == "parquet" else _arrow(raw, file, names)
+            yield from (_filled(batch, by_folder) for batch in _said(found, shard.path))
+
+    yield from to_raw(batches, columns, shard.path, folder, shard.key, whole)
+
+
+def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
+    schema = _schema(File(shard.path, "", 0, 0), source)
+    return columns_of(schema, source, shard.path), schema.names
 
 
 def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:

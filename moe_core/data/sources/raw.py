@@ -3,6 +3,8 @@
 A row that the reader cannot use is given all the same, with a `reason`: the ingest counts it and rejects it.
 """
 
+import html
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,6 +30,18 @@ MAX_FILE_BYTES = 256 << 20  # of one image as a file: what is larger is no photo
 MAX_DETAIL = 200  # characters of a line that cannot be used
 MAX_LINE = 16 << 20  # characters of one line of text: a post with a million tags has half of that
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+# between tags: commas, semicolons and bars of all scripts, bullets, tabs and line ends
+SEPARATORS = ",，、،﹐﹑､;；؛﹔|｜•\t\n\r\v\f\x85\u2028\u2029"
+SEPARATOR = re.compile(f"[{SEPARATORS}]")
+CLOSING = {"[": "]", "{": "}", "(": ")"}
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,31});")  # its ';' and '#' separate nothing
+_QUOTED = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|“[^“”]*”)"""
+QUOTED_PART = re.compile(rf"(?:(?<=[{SEPARATORS}])|\A)\s*{_QUOTED}\s*(?=[{SEPARATORS}]|\Z)")
+PART = re.compile(rf"\s*(?:{_QUOTED}\s*(?=[{SEPARATORS}]|\Z)|([^{SEPARATORS}]+))(?:[{SEPARATORS}]|\Z)")
+WORD = re.compile(rf"{_QUOTED}(?!\S)|(\S+)")
+GLUED_HASHES = re.compile(r"[#＃].*?[^\s#＃][#＃]+\w", re.DOTALL)  # as in "#new york#cat": '#' separates, not the space
+ESCAPED = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+NEXT_HASH = re.compile(r"(?<![#＃])(?=[#＃]+(?:\w|[^\x00-\x7f]))")
 NOTHING = {"", "nan", "none", "null", "n/a", "\\n"}  # how tables of text write that there is nothing
 
 Row = dict[str, Any]  # the columns of RAW that are not null, and perhaps `caption`
@@ -113,19 +127,42 @@ def hashtags_in(captions: Sequence[str | None]) -> list[list[str]]:
 
 
 def tags_of_text(text: str) -> list[str]:
-    """A JSON list; or text with tags parted by commas, or by line ends or spaces where there is no comma."""
+    """Tags of one text. Raises Unusable for JSON that is not a flat list.
+
+    A JSON list, or one as Python, numpy and Postgres write it; or tags separated by SEPARATORS; or, without one, by
+    spaces. What is in quotes is one tag; a '#' within a tag begins the next one.
+    """
     text = text.strip()
     if text.lower() in NOTHING:
         return []
-    if text.startswith("["):
-        import json
-
+    if text[0] in "[{(" and text[-1] == CLOSING[text[0]]:
         try:
-            return tags_of(json.loads(text))
-        except (ValueError, Unusable, RecursionError):
-            pass  # such as Python's way of writing a list: parted at its commas
-    parts = text.split(",") if "," in text else text.splitlines() if "\n" in text else text.split()
-    return [tag for part in parts if (tag := part.strip())]
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            text = " ".join(text[1:-1].splitlines())  # such as numpy's way of writing a list, over several lines
+        else:
+            return tags_of(parsed)
+    text = ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    if SEPARATOR.search(QUOTED_PART.sub("", text)):
+        parts = [found.groups() for found in PART.finditer(text)]
+    elif GLUED_HASHES.match(text):
+        parts = [(None, text)]
+    else:
+        parts = [found.groups() for found in WORD.finditer(text)]
+    tags: list[str] = []
+    for quoted, plain in parts:
+        tags += [ESCAPED.sub(_unescaped, quoted[1:-1])] if quoted else NEXT_HASH.split(plain)
+    return [tag for part in tags if (tag := part.strip()).lower() not in NOTHING]
+
+
+def holds_separator(tag: str) -> bool:
+    """Whether a tag may be several that a list or quotes hold together."""
+    return bool(SEPARATOR.search(tag.strip()) or len([part for part in NEXT_HASH.split(tag) if part.strip()]) > 1)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    said = found[1]
+    return chr(int(said[1:], 16)) if len(said) > 1 and int(said[1:], 16) < 0x110000 else said
 
 
 def tags_of(said: object) -> list[str]:

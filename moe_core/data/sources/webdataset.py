@@ -6,6 +6,7 @@ A sample is what lies side by side in the tar with one key: the member's name up
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from moe_core.settings import Source
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 WHAT = "a tar of samples, a folder of them (*.tar, *.tar.gz), a glob or a URI"
 KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
+LOOKED = 20  # samples whose fields `init` names
 TEXTS = ("json", "txt", "cls")
 CAPTIONS = ("caption", "text")  # of img2dataset's .json: sentences, of which the #words are tags
 
@@ -39,6 +41,25 @@ def _look(file: File) -> None:
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
     samples = _samples(shard.path)
     return in_batches(_post(sample, source, f"{shard.key}/{row}") for row, sample in enumerate(samples))
+
+
+def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
+    """Fields of .json of the first samples; None where there are none."""
+    taken, names = dict[str, str](), dict[str, None]()
+    for _, parts in islice(_samples(shard.path), LOOKED):
+        try:
+            values = json.loads(parts["json"].data) if "json" in parts else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            names |= dict.fromkeys(values)
+            found = {ours: _field(values, ours, source) for ours in ("tags", "user", "taken_at", "split")}
+            taken = {ours: name for ours, name in found.items() if name} | taken
+    if source.id_column in names:
+        taken["id"] = source.id_column
+    if caption := next((name for name in (source.caption_column, *CAPTIONS) if name in names), None):
+        taken |= {"caption": caption} if source.caption_column or "tags" not in taken else {}
+    return (taken, list(names)) if names else None
 
 
 def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
@@ -127,10 +148,16 @@ def _describe(row: Row, said: Any, parts: dict[str, Member], source: Source) -> 
         row["tags"] = [_text(parts["cls"]).strip()]
 
 
-def _value(values: dict[str, Any], ours: str, source: Source) -> Any:
+def _field(values: dict[str, Any], ours: str, source: Source) -> str | None:
+    """The field of .json for one of ours."""
     if named := getattr(source, f"{ours}_column"):
-        return values.get(named)
-    return next((values[name] for name in USUAL[ours] if values.get(name) is not None), None)
+        return str(named) if named in values else None
+    return next((name for name in USUAL[ours] if values.get(name) is not None), None)
+
+
+def _value(values: dict[str, Any], ours: str, source: Source) -> Any:
+    name = _field(values, ours, source)
+    return None if name is None else values[name]
 
 
 def _json(member: Member) -> Any:

@@ -1,0 +1,234 @@
+"""Layouts that people bring: how tags, pictures and splits of one post are spread over rows, members and files."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from moe_core.data.ingest import ingest
+from moe_core.data.sources import describe, find_shards, guess_format, read_shard
+from moe_core.settings import Data, Source
+from moe_core.tables import read_rows
+
+ANYTHING = Data(image_size=16, max_reject_rate=1)
+
+
+def picture(seed=0, kind="PNG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def rows_of(source):
+    return [row for s in find_shards(source) for batch in read_shard(source, s) for row in batch.to_pylist()]
+
+
+def tags_of(source):
+    return [(row["id"], row["tags"]) for row in rows_of(source)]
+
+
+def ingested(source, root):
+    """Posts by id, reasons by id, and (read, accepted, rejected)."""
+    posts, reasons, counts = {}, {}, np.zeros(3, int)
+    for shard in find_shards(source):
+        done = ingest(root, shard.key, read_shard(source, shard, root / "cache"), ANYTHING, lambda _: None)
+        kept = read_rows(root / "posts.lance", done.posts_version, shard.key, ["id", "tags", "given"])
+        posts |= {row["id"]: row for row in kept.to_pylist()}
+        rejects = read_rows(root / "rejects.lance", done.rejects_version, shard.key, ["id", "reason", "detail"])
+        reasons |= {row["id"]: row["reason"] for row in rejects.to_pylist()}
+        counts += [done.count.read, done.count.accepted, done.count.rejected]
+    return posts, reasons, tuple(counts.tolist())
+
+
+def described(source):
+    return describe(source, find_shards(source))
+
+
+def table(folder, rows, name="t.csv"):
+    """A table of text beside pictures 0.png, 1.png ..."""
+    folder.mkdir(exist_ok=True)
+    with open(folder / name, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t" if name.endswith(".tsv") else ",").writerows(rows)
+    for n in range(4):
+        (folder / f"{n}.png").write_bytes(picture(n))
+    return Source(format="folder", uri=str(folder))
+
+
+# Tags in one text
+
+
+@pytest.mark.parametrize("mark", [";", " ; ", "|", ",", "、", "#"])
+def test_tags_of_twenty_posts_or_more_are_counted_right(tmp_path, mark):
+    words = ["dresden", "new york", "elbe", "altstadt", "saxony", "rare"]
+    rows = [["id", "file", "tags"]]
+    for n in range(40):
+        tags = [word for k, word in enumerate(words) if n % (k + 1) == 0]  # 40, 20, 14, 10, 8 and 7 posts
+        rows.append([str(n), f"{n % 4}.png", mark + mark.join(tags) + mark])
+    posts, reasons, counts = ingested(table(tmp_path / "in", rows), tmp_path / "store")
+    assert (reasons, counts) == ({}, (40, 40, 0))
+    found = Counter(tag for post in posts.values() for tag in post["tags"])
+    assert found == {"dresden": 40, "newyork": 20, "elbe": 14, "altstadt": 10, "saxony": 8, "rare": 7}
+    assert sum(n >= 20 for n in found.values()) == 2
+
+
+def test_tags_in_text_are_separated_alike_in_every_format(tmp_path):
+    texts = ["lake;boat;summer", "['lake', 'boat']", "#lake#boat"]
+    rows = [["file", "tags"], *([f"{n}.png", text] for n, text in enumerate(texts))]
+    wanted = [["lake", "boat", "summer"], ["lake", "boat"], ["#lake", "#boat"]]
+    assert [tags for _, tags in tags_of(table(tmp_path / "csv", rows))] == wanted
+    columns = {"id": [*"abc"], "image": [picture()] * 3, "tags": texts}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert [tags for _, tags in tags_of(Source(format="parquet", uri=str(tmp_path / "x.parquet")))] == wanted
+    lines = [json.dumps({"file": f"{n}.png", "tags": text}) for n, text in enumerate(texts)]
+    (tmp_path / "csv" / "t.csv").unlink()
+    (tmp_path / "csv" / "t.jsonl").write_text("\n".join(lines))
+    assert [tags for _, tags in tags_of(Source(format="folder", uri=str(tmp_path / "csv")))] == wanted
+
+
+def test_tags_that_are_an_object_are_one_bad_row(tmp_path):
+    columns = {"id": [*"ab"], "image": [picture()] * 2, "tags": ['{"cat": 0.9}', "cat"]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = rows_of(Source(format="parquet", uri=str(tmp_path)))
+    assert [(row["reason"], row["detail"]) for row in found] == [
+        ("bad_row", "tags holds an object, wanted text"),
+        (None, None),
+    ]
+
+
+def test_init_shows_five_posts_with_their_tags_and_warns_of_separators_within_one(tmp_path):
+    tags = [["lake;boat", "cat"], ["a|b"], ["#x#y"], ["plain"], ["new york"], ["C#"]]
+    columns = {"id": [*"abcdef"], "image": [picture(n) for n in range(6)], "tags": tags}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    lines = described(Source(format="parquet", uri=str(tmp_path)))
+    shown = [line for line in lines if line.startswith("Tags as read")]
+    assert shown[0] == 'Tags as read, for example of a: "lake;boat" "cat"'
+    assert len(shown) == 5
+    (warning,) = [line for line in lines if line.startswith("Warning: ")]
+    assert warning.startswith('Warning: 3 of 6 posts have tags that hold separators, such as "lake;boat"')
+
+
+# A row for each tag
+
+LABELS = [("0.png", "cat"), ("1.png", "cat"), ("0.png", "pet"), ("2.png", "dog"), ("2.png", "pet"), ("3.png", "dog")]
+JOINED = [("0.png", ["cat", "pet"]), ("1.png", ["cat"]), ("2.png", ["dog", "pet"]), ("3.png", ["dog"])]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "arrow", "lance"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_of_one_picture_are_one_post(tmp_path, kind, order):
+    labels = sorted(LABELS, key=lambda row: row[1])[::order]  # by label: the rows of a picture lie apart
+    table(tmp_path, [])
+    (tmp_path / "t.csv").unlink()
+    columns = pa.table({"file": [name for name, _ in labels], "label": [label for _, label in labels]})
+    if kind in ("csv", "tsv"):
+        table(tmp_path, [("file", "label"), *labels], f"t.{kind}")
+    elif kind == "jsonl":
+        lines = [json.dumps({"file": name, "label": label}) for name, label in labels]
+        (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    elif kind == "parquet":
+        pq.write_table(columns, tmp_path / "t.parquet", row_group_size=2)
+    elif kind == "arrow":
+        with pa.ipc.new_file(tmp_path / "t.arrow", columns.schema) as file:
+            file.write_table(columns, max_chunksize=2)
+    else:
+        import lance
+
+        lance.write_dataset(columns, str(tmp_path / "t.lance"))
+    source = Source(format=guess_format(str(tmp_path)), uri=str(tmp_path))
+    assert sorted((name, sorted(tags)) for name, tags in tags_of(source)) == JOINED
+    assert {row["image"] for row in rows_of(source)} == {picture(n) for n in range(4)}
+
+
+def test_rows_of_one_id_and_picture_are_joined_and_others_are_not(tmp_path):
+    rows = [("id", "file", "label"), ("a", "0.png", "x"), ("a", "0.png", "y"), ("a", "1.png", "z"), ("b", "0.png", "x")]
+    source = table(tmp_path / "in", rows)
+    assert tags_of(source) == [("a", ["x", "y"]), ("a", ["z"]), ("b", ["x"])]
+    posts, _, counts = ingested(source, tmp_path / "store")
+    assert counts == (3, 2, 1)
+    assert posts["a"]["tags"] == ["x", "y"]
+    numbered = source.model_copy(update={"id_column": "#row"})
+    assert [tags for _, tags in tags_of(numbered)] == [["x"], ["y"], ["z"], ["x"]]
+    by_name = source.model_copy(update={"id_column": "file"})
+    assert tags_of(by_name) == [("0.png", ["x", "y", "x"]), ("1.png", ["z"])]
+
+
+def test_captions_of_one_picture_are_joined(tmp_path):
+    rows = [("file", "text"), ("0.png", "a #cat"), ("1.png", "#dog"), ("0.png", "the #tail of it"), ("0.png", "")]
+    source = table(tmp_path, rows).model_copy(update={"caption_column": "text"})
+    assert tags_of(source) == [("0.png", ["cat", "tail"]), ("1.png", ["dog"])]
+
+
+def test_a_bad_row_takes_no_tags_of_its_picture_with_it(tmp_path):
+    table(tmp_path, [])
+    (tmp_path / "t.csv").unlink()
+    lines = [{"file": "0.png", "tags": {"a": 1}}, {"file": "0.png", "tags": ["x"]}, {"file": "0.png", "tags": ["y"]}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = rows_of(Source(format="folder", uri=str(tmp_path)))
+    assert [(row["reason"], row["tags"]) for row in found] == [("bad_row", None), (None, ["x", "y"])]
+
+
+def test_many_scattered_rows_are_joined(tmp_path):
+    rows = [("file", "label"), *((f"{n % 4}.png", f"t{n}") for n in range(3000))]
+    found = tags_of(table(tmp_path, rows))
+    assert found == [(f"{n}.png", [f"t{k}" for k in range(n, 3000, 4)]) for n in range(4)]
+
+
+def test_init_says_that_rows_are_joined_and_that_ids_or_pictures_come_again(tmp_path):
+    lines = described(table(tmp_path / "labels", [("file", "label"), *LABELS]))
+    assert "Rows that agree on id and image are one post with all their tags: 6 rows are 4 posts" in lines
+    assert not [line for line in lines if line.startswith("Warning")]
+    rows = [("id", "file", "label"), ("a", "0.png", "x"), ("a", "1.png", "y"), ("b", "0.png", "z")]
+    warnings = [line for line in described(table(tmp_path / "ids", rows)) if line.startswith("Warning")]
+    assert warnings[0].startswith("Warning: 1 of 3 posts have the id of a post before (duplicate_id), such as a:")
+    assert warnings[1].startswith(
+        "Warning: 1 of 3 posts have the image file of a post with another id, such as a and b."
+    )
+
+
+# What init says
+
+
+def test_init_says_which_columns_it_takes_and_ignores(tmp_path):
+    columns = {"Photo_ID": ["a"], "image": [picture()], "tags": [["cat"]], "url": ["x"], "width": [16]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    lines = described(Source(format="parquet", uri=str(tmp_path)))
+    assert "Columns: id from Photo_ID, image from image, tags from tags; ignored: url, width" in lines
+    lines = described(table(tmp_path / "csv", [("file", "tags", "note"), ("0.png", "cat", "hello")]))
+    assert "Columns: image from file, tags from tags; ignored: note" in lines
+
+
+def hardmoe(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_init_refuses_a_source_without_one_picture_that_can_be_used(tmp_path):
+    columns = {"id": [*"abc"], "image": [b"", b"<html>", None], "tags": [["cat"]] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    done = hardmoe("init", tmp_path / "study", "--source", tmp_path / "x.parquet")
+    assert done.returncode == 1
+    assert "none of the 3 posts looked at has a picture that can be used (empty 2, not_an_image 1;" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+    few = columns | {"image": [b"", b"", picture()]}
+    pq.write_table(pa.table(few), tmp_path / "x.parquet")
+    assert "Problems: 2 of 3 looked at (empty 2)" in "".join(described(Source(format="parquet", uri=str(tmp_path))))
+
+
+def test_commands_that_init_prints_have_their_paths_quoted(tmp_path):
+    source = table(tmp_path / "in", [("file", "tags"), ("0.png", "cat")])
+    done = hardmoe("init", tmp_path / "my cats' study", "--source", source.uri)
+    assert done.returncode == 0, done.stderr
+    quoted = "'" + str(tmp_path / "my cats' study" / "study.toml").replace("'", "'\"'\"'") + "'"
+    assert f"Next: hardmoe run --study {quoted}" in done.stdout

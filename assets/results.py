@@ -95,4 +95,8 @@ def report(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeRes
 
 
 def _page(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    return {"page": dg.MetadataValue.path(str(artefact.file("report.html")))}, []
+    page = artefact.file("report.html")
+    return {
+        "open": dg.MetadataValue.url(f"/hardmoe/report/{artefact.version}"),  # pipelines/report_page.py serves it
+        "page": dg.MetadataValue.path(str(page)),
+    }, []

@@ -23,9 +23,11 @@ from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe_core.text import shown
+from pipelines import report_page
 from pipelines.services import checked_host, checked_prefix
 
 OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
@@ -110,6 +112,10 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
 
     def build_middleware(self) -> list[Middleware]:
         return [Middleware(Guard, port=self.port, allowed=self.allowed), *super().build_middleware()]
+
+    def build_routes(self) -> list[BaseRoute]:
+        """Ours come first: Dagster's answer every path."""
+        return [*report_page.routes(self._app_path_prefix), *super().build_routes()]
 
     async def graphql_http_endpoint(self, request: Request) -> Response:
         if not _is_same_site(request.scope):  # a link to a page of the UI is followed, one to an answer is not

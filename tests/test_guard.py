@@ -15,6 +15,7 @@ from test_services import free_port, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from moe_core.store import Plan, Store, Written
 from pipelines.instance import SETTINGS
 from pipelines.services import checked_host, checked_prefix
 
@@ -27,12 +28,12 @@ PREFIX = "/some/where"
 class Server:
     """The webserver in a process of its own, on an instance without a code location."""
 
-    def __init__(self, home, *options):
+    def __init__(self, home, *options, study=None):
         self.home, self.port, self.keys = home, free_port(), 0
         (home / "dagster.yaml").write_text(SETTINGS.format(workers=1), "utf-8")
         (home / "workspace.yaml").write_text("load_from: []\n", "utf-8")
         command = [sys.executable, "-m", "pipelines.webserver", "-w", home / "workspace.yaml", "--port", str(self.port)]
-        environment = os.environ | {"DAGSTER_HOME": str(home)}
+        environment = os.environ | {"DAGSTER_HOME": str(home), "HARDMOE_STUDY": str(study or home / "study.toml")}
         with open(home / "log", "wb") as log:
             self.process = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
         until(self._answers, seconds=120)
@@ -289,3 +290,66 @@ def test_what_is_no_host_is_named(host):
 def test_what_is_no_prefix_is_named(prefix):
     with pytest.raises(ValueError, match=r"--path-prefix .*: wanted one such as /hardmoe"):
         checked_prefix(prefix)
+
+
+@pytest.fixture(scope="module", params=["", PREFIX])
+def reporting(tmp_path_factory, request):
+    """The webserver of a study with two reports, the second one newer."""
+    root, home = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("reporting")
+    store = Store(root)
+    for number, text in enumerate(("old", "new <b>")):
+        plan = Plan("report", None, "1", {"number": number}, {})
+        made = store.make(plan, lambda folder, text=text: _page(folder, text))
+        os.utime(made.path / "artefact.json", (1000 + number, 1000 + number))
+    prefix = request.param
+    server = Server(home, *(["--path-prefix", prefix] if prefix else []), study=root / "study.toml")
+    yield server, prefix, {a.file("report.html").read_text(): a for a in store.versions("report", None)}
+    server.process.kill()
+    server.process.wait()
+
+
+def _page(folder, text):
+    (folder / "report.html").write_text(text)
+    return Written({})
+
+
+def test_the_report_is_served_by_its_version_and_the_newest_without(reporting):
+    server, prefix, reports = reporting
+    for text, artefact in reports.items():
+        assert server.ask("GET", f"{prefix}/hardmoe/report/{artefact.version}") == (200, text)
+    assert server.ask("GET", f"{prefix}/hardmoe/report") == (200, "new <b>")
+
+
+@pytest.mark.parametrize("version", ["0" * 20, "..", ".", "%00", "%2e%2e"])
+def test_a_report_that_is_not_there_is_said_in_a_line(reporting, version):
+    server, prefix, _ = reporting
+    status, said = server.ask("GET", f"{prefix}/hardmoe/report/{version}")
+    assert (status, said.splitlines()) == (404, [said.strip()])
+    assert "`hardmoe run` makes one" in said
+
+
+def test_no_other_file_of_the_study_is_served(reporting):
+    server, prefix, reports = reporting
+    version = reports["old"].version
+    for path in (
+        f"{version}/artefact.json",
+        f"..%2freport%2f{version}%2fartefact.json",
+        f"../report/{version}/report.html",
+    ):
+        assert "/_next/static/" in server.ask("GET", f"{prefix}/hardmoe/report/{path}")[1]  # Dagster answers
+
+
+def test_a_report_that_was_changed_on_the_disk_is_not_shown(reporting):
+    server, prefix, reports = reporting
+    old = reports["old"]
+    (old.path / "report.html").write_text("forged")
+    status, said = server.ask("GET", f"{prefix}/hardmoe/report/{old.version}")
+    assert status == 500
+    assert "is not the file that was written" in said
+    (old.path / "report.html").write_text("old")
+
+
+def test_a_page_of_another_site_cannot_read_the_report(reporting):
+    server, prefix, _ = reporting
+    assert server.ask("GET", f"{prefix}/hardmoe/report", Origin="http://evil.example")[0] == 403
+    assert server.ask("GET", f"{prefix}/hardmoe/report", Sec_Fetch_Site="cross-site")[0] == 403

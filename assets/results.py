@@ -8,6 +8,7 @@ from assets.materialise import Work, asset_of, materialise
 from assets.showing import picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.evaluation.plots import around, intervals
+from moe_core.evaluation.verdict import verdict_of
 from moe_core.stages.context import Context
 from moe_core.stages.scoring import PAIRED
 from moe_core.store import Artefact
@@ -42,7 +43,11 @@ def _comparison(found: dict[str, Any]) -> dict[str, Any]:
         for r in rows
     ]
     best = next(row for row in rows if row["name"] == marked)
+    verdict = verdict_of(found)
     return {
+        f"verdict by {verdict.title}": dg.MetadataValue.md("\n".join(f"- {each.text}" for each in verdict.compared)),
+        "worth its cost": f"{verdict.answer}: {verdict.why}",
+        "warnings": "; ".join(found["warnings"]) or None,
         "P@1 against the controls": picture(intervals(measured, "P@1 with 95 % intervals"), "P@1 with 95 % intervals"),
         "table": table(("row", "95 %: from", "P@1", "to", "R@5"), lines),
         "published less each other row, on the same posts": table(("row", "P@1", "R@5", "R@10"), _gains(found)),

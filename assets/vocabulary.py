@@ -6,23 +6,36 @@ import dagster as dg
 from assets.materialise import Work, asset_of, materialise
 from assets.showing import cell
 from moe_core.stages.context import Context
+from moe_core.stages.seen import warnings_of
 from moe_core.store import Artefact
 
+SUFFICE = dg.AssetCheckSpec(
+    "posts_suffice",
+    asset="vocabulary",
+    description="Whether posts and tags suit the study's experts, loss and validation share; where not, what to set.",
+)
 
-@asset_of("vocabulary", group_name="data", kinds={"polars"})
+
+@asset_of("vocabulary", group_name="data", kinds={"polars"}, check_specs=[SUFFICE])
 def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why."""
     return materialise(context, config, _look)
 
 
 def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    said = artefact.metadata
+    said, doubts = artefact.metadata, warnings_of(work)
+    check = dg.AssetCheckResult(
+        check_name=SUFFICE.name,
+        passed=not doubts,
+        severity=dg.AssetCheckSeverity.WARN,  # a warning blocks nothing
+        description="; ".join(doubts) or None,
+    )
     return {
         "kept": dg.MetadataValue.md(kept_table(said)),
         "left out": dg.MetadataValue.md(dropped_table(said)),
         "most frequent": None,
         "dropped by reason": None,
-    }, []
+    }, [check]
 
 
 def kept_table(said: Mapping[str, Any]) -> str:

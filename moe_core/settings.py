@@ -273,8 +273,8 @@ class Publish(Strict):
 
     margin: Fraction = Field(
         0.005,
-        description="A new mixture is published unless its P@1 on validation posts is lower than the published one's "
-        "by more than this.",
+        description="A new mixture is published unless its score on validation posts is lower than the published one's "
+        "by more than this: P@1, or R@5 or R@10 where posts carry more than three tags (docs/publication.md).",
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moe_core.stages.context import Context
+from moe_core.stages.seen import warnings_of
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import shown_as
 from moe_core.stages.table import STAGES
@@ -65,6 +66,7 @@ class Outlook:
     steps: list[Step]
     fresh: int
     workers: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def unmeasured(self) -> list[str]:
@@ -78,7 +80,7 @@ class Outlook:
     @property
     def seconds(self) -> float:
         """From start to end with so many workers, of the steps that were measured before."""
-        return _makespan(self.steps, self.workers)
+        return makespan(self.steps, self.workers)
 
     @property
     def bytes(self) -> int:
@@ -98,6 +100,7 @@ class Outlook:
             "may_run": rows[True],
             "fresh": self.fresh,
             "workers": self.workers,
+            "warnings": list(self.warnings),
             "estimate": self._total() | {"at_least": self.least._total(), "not_measured_before": self.unmeasured},
         }
 
@@ -111,6 +114,7 @@ class Outlook:
             size = "" if step.cost.bytes is None else f"{step.cost.bytes / 2**20:,.1f} MiB"
             why = f"may run: {step.why}" if step.may else step.why
             yield f"{step.name:28} {took:>12} {size:>12}  {shown(why, 4000)}"
+        yield from (f"Warning: {line}" for line in self.warnings)
         least = self.least
         may = len(self.steps) - len(least.steps)
         yield f"{len(least.steps)} would run, " + (f"{may} may run, " if may else "") + f"{self.fresh} are fresh"
@@ -140,12 +144,13 @@ def outlook(
         for name, key in in_order:
             state = state_of(context, name, key, failed)
             if not force and _may_stay(context, state, steps):
-                steps.append(Step(name, key, _if(context, name), _measured(context, instance, name, key), may=True))
+                steps.append(Step(name, key, _if(context, name), measured(context, instance, name, key), may=True))
             elif why := _why(context, instance, state, steps, force):
-                cost = NOTHING if state.state == "fresh" and not force else _measured(context, instance, name, key)
+                cost = NOTHING if state.state == "fresh" and not force else measured(context, instance, name, key)
                 steps.append(Step(name, key, why, cost))
     count = use_workers(workers, context.study.partition.experts)
-    return Outlook(steps, len(in_order) - len(steps), count)
+    doubts = warnings_of(context) if any(step.asset in TRAINED and step.cost != NOTHING for step in steps) else []
+    return Outlook(steps, len(in_order) - len(steps), count, tuple(doubts))
 
 
 def _may_stay(context: Context, state: State, steps: list[Step]) -> bool:
@@ -197,7 +202,7 @@ def _why(context: Context, instance: "dg.DagsterInstance | None", state: State, 
     return state.why if state.asset == "partition" and state.why else UNRECORDED
 
 
-def _measured(context: Context, instance: "dg.DagsterInstance | None", name: str, key: str | None) -> Cost:
+def measured(context: Context, instance: "dg.DagsterInstance | None", name: str, key: str | None) -> Cost:
     earlier = _earlier(context, name, key)
     if name in TRAINED:
         return _of_network(context, name, key, earlier)
@@ -276,7 +281,7 @@ def _manifest(artefact: Artefact) -> dict[str, Any]:
     return found
 
 
-def _makespan(steps: Sequence[Step], workers: int) -> float:
+def makespan(steps: Sequence[Step], workers: int) -> float:
     """Seconds until the last step ends, when each starts once a worker is free and all it reads is made."""
     free = [0.0] * workers
     ends: dict[str, float] = {}

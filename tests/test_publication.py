@@ -25,7 +25,7 @@ from moe_core.stages.stage import build
 from pipelines.cli import main
 from pipelines.commands.common import publication_of
 
-SCORES = {"p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
+SCORES = {"measure": "p_at_1", "p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_core.evaluation.plots import BLUE, ORANGE, Line, around, bars, intervals, lines, short, sparkline
+from moe_core.evaluation.verdict import verdict_of
 from moe_core.settings import Study, dump_study
 from moe_core.text import shown
 
@@ -90,9 +91,19 @@ posts.</p>
 <small>{{ "{:,}".format(images) }} images</small></div>
 </div>
 
+<section id="verdict"><h2>Verdict</h2>
+<p>By {{ verdict.title }} on {{ "{:,}".format(table.n) }} held-out posts; intervals are 95 % bootstraps of the
+difference on the same posts.</p>
+<ul>{% for each in verdict.compared %}<li>{{ each.text }}</li>
+{% endfor %}<li>Worth its cost: {{ verdict.answer }}: {{ verdict.why }}</li></ul>
+{% if table.warnings %}<p>Warnings:</p>
+<ul>{% for line in table.warnings %}<li>{{ line|shown }}</li>
+{% endfor %}</ul>{% endif %}</section>
+
 <h2>The mixture against its controls</h2>
 <p>The highlighted row is the published answer, chosen on validation posts. Intervals are 95 % bootstraps over posts;
-a gain is coloured where its interval leaves out nought; mAP is over
+a gain is coloured where its interval excludes zero; most_frequent answers every image with the most frequent training
+hashtags; mAP is over
 {{ "{:,}".format(table.hashtags_in_map) }} hashtags and {{ "{:,}".format(table.map_posts) }} posts.</p>
 <div class="pair"><figure>{{ comparison }}<figcaption>P@1 with its 95 % interval</figcaption></figure>
 <div class="wide" tabindex="0"><table id="costs"><tr><th>what it costs</th><th>parameters</th><th>used an<br>image</th>
@@ -209,7 +220,8 @@ def render(
     sizes = bars([(e["key"], e["size"]) for e in experts], "training posts") if len(experts) <= SIZES_OF else ""
     return environment.from_string(TEMPLATE).render(
         study=study,
-        table=table,
+        table={"warnings": [], **table},
+        verdict=verdict_of(table),
         best=next(row for row in table["rows"] if row["name"] == table["published"]),
         columns=COLUMNS,
         figures=FIGURES,

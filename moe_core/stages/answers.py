@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moe_core.training.batches import Images
 
 ROWS = (
+    "most_frequent",
     "trunk",
     "trunk_same_budget",
     "dense_same_cost",
@@ -70,7 +71,8 @@ def answers(
 ) -> Iterator[tuple[str, Tensor]]:
     """Probabilities (N, V) of each row of the table; one expert's answers are in memory at a time.
 
-    In a row that ends in _router the trunk's logits are mixed into those of the row before.
+    In a row that ends in _router the trunk's logits are mixed into those of the row before. `most_frequent` says the
+    same to every image: how often each hashtag is used.
     """
     import torch
 
@@ -80,6 +82,7 @@ def answers(
     posts, precision = some.posts, context.study.expert_training.precision
     router_NV = bundle.router_logits(torch.from_numpy(some.features_ND))
     trunk_NV = bundle.probabilities(router_NV)
+    yield "most_frequent", torch.from_numpy(frequency(context)).expand_as(trunk_NV)
     yield "trunk", trunk_NV
     top1_NV, topk_NV, oracle_NV = router_NV.clone(), torch.zeros_like(trunk_NV), trunk_NV.clone()
     lowest_N = np.full(len(posts), np.inf)
@@ -108,6 +111,14 @@ def answers(
         logits_NV = routed_logits(routed.networks, routed.expert_of(some), posts.images, precision, device)
         yield row, probabilities_of(logits_NV, bundle.loss)
         yield f"{row}_router", mixed(logits_NV, router_NV, routed.share, bundle.loss)
+
+
+def frequency(context: Context) -> np.ndarray:
+    """(V,) float32, of sum 1: how often each hashtag is used on the training posts that the vocabulary is from."""
+    import polars as pl
+
+    posts_V = pl.read_parquet(context.need("vocabulary").file("hashtags.parquet")).sort("id")["posts"].to_numpy()
+    return (posts_V / posts_V.sum()).astype(np.float32)
 
 
 def own_logits(network: ResNet, images: Images, precision: str, device: str) -> Tensor:

@@ -40,6 +40,7 @@ def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     extra = 0 if context.study.decoder.mode == "frozen" else decoder  # a decoder beside the router's own
     mixture = whole + extra + count * own
     found = {
+        "most_frequent": dict.fromkeys(("parameters", "parameters_used", "multiply_adds", "training_images"), 0),
         "trunk": cost(whole, whole, 0, trunk_images),
         "mixture_top1": cost(mixture, whole + extra + own, 1, trunk_images + seen["expert"]),
         "mixture_topk": cost(mixture, whole + extra + k * own, k, trunk_images + seen["expert"]),

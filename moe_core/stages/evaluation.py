@@ -15,13 +15,15 @@ from moe_core.stages.answers import ONE_NETWORK, controls_of, one_network_contro
 from moe_core.stages.asked import asked
 from moe_core.stages.context import Context, device_and_threads
 from moe_core.stages.costs import costs_of
-from moe_core.stages.scoring import AP_POSTS, against, frequent_tags, per_expert, row_of, score
+from moe_core.stages.scoring import AP_POSTS, against, frequent_tags, per_expert, row_of, score, tags_of
+from moe_core.stages.seen import seen
 from moe_core.stages.stage import Stage
 from moe_core.stages.unity import unity
 from moe_core.store import Written
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
+    from moe_core.advice import measure_for, warnings
     from moe_core.serving.bundle import Bundle
 
     device = device_and_threads(parallel=False, experts=context.study.partition.experts)
@@ -35,9 +37,14 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     costs, resamples = costs_of(context, bundle), context.study.evaluation.bootstrap
     rows = [row_of(context, name, scores[name], test.posts, frequent) | costs[name] for name in scores]
     gains = against(bundle.answer, scores, resamples)
+    tags_a_post, top_share = tags_of(test.posts)
     table = {
         "published": bundle.answer,
         "n": len(test),
+        "tags_a_post": round(tags_a_post, 3),
+        "top_share": round(top_share, 4),
+        "measure": measure_for(tags_a_post, top_share),
+        "warnings": warnings(seen(context), context.study),
         "hashtags": len(bundle.hashtags),
         "hashtags_in_map": len(frequent),
         "map_posts": min(len(test), AP_POSTS),
@@ -54,6 +61,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         {
             "published": bundle.answer,
             "n": len(test),
+            "measure": table["measure"],
             "p_at_1": {row["name"]: row["p_at_1"] for row in rows},
             "published_against": gains,
         }
@@ -77,7 +85,7 @@ def _settings(study: Study) -> Any:
 EVALUATION = Stage(
     name="evaluation",
     keys=None,
-    code="4",
+    code="5",
     reads=("mixture", *ONE_NETWORK, "random_expert", "random_decoder", "separate_expert", "posts", "splits"),
     settings=_settings,
     inputs=_inputs,

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moe_core.advice import TITLES, measure_for
 from moe_core.publication import NOTHING, Book, Decision, load, save, writing
 from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
+from moe_core.stages.scoring import tags_of
 from moe_core.stages.stage import Stage
 from moe_core.stages.takedown import network_name
 from moe_core.store import Artefact, Plan, Written, shared
@@ -115,23 +117,30 @@ def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts
 
 
 def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, old: Bundle) -> dict[str, Any]:
-    """P@1 of both among the hashtags that both know, the paired difference, and the cross-entropy where both know the
-    same hashtags."""
+    """Of both among the hashtags that both know: P@1 and the measure that suits the tags a post, each with its paired
+    difference, and the cross-entropy where both know the same hashtags."""
     from moe_core.evaluation.metrics import paired_difference
 
+    tags_a_post, top_share = tags_of(posts)
+    measure = measure_for(tags_a_post, top_share)
+    compared = dict.fromkeys(("p_at_1", measure))
     device = device_and_threads(parallel=False, experts=context.study.partition.experts)
     scores = {name: _scores(context, bundle, posts, hashtags, device) for name, bundle in (("new", new), ("old", old))}
-    measured = {name: {which: scores[which][name] for which in scores} for name in ("p_at_1", "cross_entropy")}
-    found: dict[str, Any] = {"validation_posts": len(posts), "hashtags_compared": len(hashtags)}
+    found: dict[str, Any] = {
+        "validation_posts": len(posts),
+        "hashtags_compared": len(hashtags),
+        "measure": measure,
+        "tags_a_post": round(tags_a_post, 3),
+    }
     same = set(new.hashtags) == set(old.hashtags) == set(hashtags)
-    for name in ("p_at_1", "cross_entropy") if same else ("p_at_1",):
+    for name in (*compared, *(("cross_entropy",) if same else ())):
         found[f"{name}_new"], found[f"{name}_published"] = (
-            round(float(measured[name][which].mean()), 5) for which in ("new", "old")
+            round(float(scores[which][name].mean()), 5) for which in ("new", "old")
         )
-    gain = paired_difference(
-        measured["p_at_1"]["new"], measured["p_at_1"]["old"], context.study.evaluation.bootstrap, seed=0
-    )
-    return found | {"p_at_1_gain": round(gain.mean, 5), "p_at_1_gain_ci95": [round(gain.low, 5), round(gain.high, 5)]}
+    for name in compared:
+        gain = paired_difference(scores["new"][name], scores["old"][name], context.study.evaluation.bootstrap, seed=0)
+        found |= {f"{name}_gain": round(gain.mean, 5), f"{name}_gain_ci95": [round(gain.low, 5), round(gain.high, 5)]}
+    return found
 
 
 def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str], device: str) -> dict[str, np.ndarray]:
@@ -163,20 +172,22 @@ def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str],
 
 
 def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
-    gain = scores["p_at_1_gain"]
+    measure = scores["measure"]
+    gain = scores[f"{measure}_gain"]
     publish = gain >= -margin
-    than = f"P@1 {scores['p_at_1_new']:.4f} against {scores['p_at_1_published']:.4f} of {against}"
+    new, old = scores[f"{measure}_new"], scores[f"{measure}_published"]
+    than = f"{TITLES[measure]} {new:.4f} against {old:.4f} of {against}"
     beyond = f"within publish.margin {margin}" if publish else f"more than publish.margin {margin} below it"
     why = than + (f", {beyond}" if gain < 0 else "") + f", on {scores['validation_posts']:,} validation posts"
-    low, high = scores["p_at_1_gain_ci95"]
+    low, high = scores[f"{measure}_gain_ci95"]
     if not publish and high >= -margin:
         why += (
             f"; that may be chance (95 % of the difference: {low:+.4f} to {high:+.4f}): `hardmoe publish --version V "
             "--force` publishes it, and more validation posts (data.validation) tell better"
         )
-    new, old = (scores.get(f"cross_entropy_{which}") for which in ("new", "published"))
-    if publish and new is not None and new > old:
-        why += f"; its cross-entropy is higher, {new:.4f} against {old:.4f}"
+    entropy, other = (scores.get(f"cross_entropy_{which}") for which in ("new", "published"))
+    if publish and entropy is not None and entropy > other:
+        why += f"; its cross-entropy is higher, {entropy:.4f} against {other:.4f}"
     return Verdict(publish, why, scores | {"margin": margin})
 
 
@@ -278,7 +289,7 @@ def _settle(context: Context, artefact: Artefact) -> None:
 PUBLISHED = Stage(
     name="published",
     keys=None,
-    code="1",
+    code="2",
     reads=("mixture", "splits", "vocabulary", "posts"),
     settings=lambda study: study.publish.model_dump(),
     inputs=_inputs,

@@ -85,7 +85,7 @@ def _timeless(shown: dict[str, Any]) -> Any:
 REPORT = Stage(
     name="report",
     keys=None,
-    code="2",
+    code="3",
     reads=("evaluation", "partition"),
     settings=lambda study: {},
     inputs=lambda context, key: {name: context.version(name) for name in ("evaluation", "partition")},

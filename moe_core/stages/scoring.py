@@ -99,6 +99,13 @@ def score(
     return {name: found[name] for name in ROWS if name in found}, tags
 
 
+def tags_of(posts: Posts) -> tuple[float, float]:
+    """(mean number of hashtags a post, share of the posts that carry the most frequent one); of no post (0, 0)."""
+    if not len(posts):
+        return 0.0, 0.0
+    return len(posts.tags_T) / len(posts), float(np.bincount(posts.tags_T.numpy()).max()) / len(posts)
+
+
 def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
     """At most 1,000 hashtags that mAP is averaged over: the most frequent of those that occur among its posts."""
     last = int(posts.starts_N1[min(len(posts), AP_POSTS)])

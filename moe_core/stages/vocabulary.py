@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.context import Context
@@ -14,6 +16,8 @@ from moe_core.store import Written, file_digest
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from moe_core.data.vocabulary import Vocabulary
 
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for each reason
 
@@ -33,15 +37,12 @@ def choose(context: Context, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame,
     """(hashtags kept, tags dropped with their reason, synonyms, training posts read) of the study's training posts."""
     from moe_core.data.vocabulary import choose_from
 
-    split_N = reading.splits(context)["split"]
     read = 0
 
     def training() -> Iterator[pl.DataFrame]:
         nonlocal read
-        read = first = 0
-        for batch in reading.column_batches(context, ["tags", "user"]):
-            posts = batch.filter(split_N[first : first + batch.height] == "train")
-            first += batch.height
+        read = 0
+        for posts in _training_posts(context, ["tags", "user"]):
             read += posts.height
             context.report({"posts": read})
             yield posts
@@ -49,18 +50,35 @@ def choose(context: Context, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame,
     return *choose_from(training, context.study.data, scratch), read
 
 
+def _training_posts(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Columns of the training posts, a part at a time."""
+    split_N, first = reading.splits(context)["split"], 0
+    for batch in reading.column_batches(context, columns):
+        yield batch.filter(split_N[first : first + batch.height] == "train")
+        first += batch.height
+
+
+def _tagged(context: Context, vocabulary: Vocabulary) -> int:
+    """Training posts that carry a hashtag of the vocabulary."""
+    starts = (vocabulary.compressed_rows(posts["tags"])[1] for posts in _training_posts(context, ["tags"]))
+    return sum(int((np.diff(starts_N1) > 0).sum()) for starts_N1 in starts)
+
+
 def _make(context: Context, key: str | None, folder: Path) -> Written:
     import polars as pl
 
-    from moe_core.data.vocabulary import reasons, save
+    from moe_core.data.vocabulary import Vocabulary, reasons, save
 
     kept, dropped, synonyms, read = choose(context, folder)
     save(folder, kept, dropped, synonyms)
+    tagged = _tagged(context, Vocabulary(kept["tag"].to_list(), synonyms))
     return Written(
         {
             "hashtags": kept.height,
             "dropped": dropped.height,
             "training_posts": read,
+            "tagged_training_posts": tagged,
+            "tags_a_post": round(int(kept["posts"].sum()) / max(tagged, 1), 3),
             "synonyms": len(synonyms),
             "most_frequent": kept["tag"].head(20).to_list(),
             "dropped_by_reason": reasons(dropped),

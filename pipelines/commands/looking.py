@@ -58,11 +58,15 @@ def results(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe results --study cats/study.toml --json
     """
+    from moe_core.evaluation.verdict import verdict_of
+
     context = open_study(study_file)
     as_last_made(context, ("evaluation", None))
     if as_json:
         table = table_of(context)
-        click.echo(json.dumps({"study": context.study.name, **table, "publication": publication_of(context)}))
+        verdict = verdict_of(table).as_json()
+        said = {"study": context.study.name, **table, "verdict": verdict, "publication": publication_of(context)}
+        click.echo(json.dumps(said))
         return
     show_table(context)
 

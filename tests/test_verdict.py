@@ -1,0 +1,195 @@
+"""The verdict in plain words, from tables whose figures a reader can follow."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from two_mixtures import GOOD, make, tiny_study
+
+from moe_core.data.drawn import draw_shard
+from moe_core.evaluation.verdict import BASELINES, posts_to_decide, verdict_of
+from moe_core.settings import Source
+from moe_core.stages import reading
+from moe_core.stages.context import Context
+from moe_core.stages.published import judge
+from moe_core.stages.seen import seen, warnings_of
+from pipelines.cli import main
+
+COSTS = {"parameters": 100, "parameters_used": 100, "multiply_adds": 10, "training_images": 1000}
+
+
+def table(gains, measure="p_at_1", n=1000):
+    """A mixture at 0.5 with so much gain (mean, low, high) over each row."""
+    rows = [{"name": name, measure: 0.5 - gain} | COSTS for name, (gain, _, _) in gains.items()]
+    mixture = {"name": "mixture_top1", measure: 0.5} | COSTS | {"multiply_adds": 20, "parameters": 400}
+    against = {
+        name: {f"{measure}_gain": gain, f"{measure}_gain_ci95": [low, high]}
+        for name, (gain, low, high) in gains.items()
+    }
+    rows += [] if "trunk" in gains else [{"name": "trunk", measure: 0.5} | COSTS]
+    return {
+        "published": "mixture_top1",
+        "n": n,
+        "measure": measure,
+        "rows": [*rows, mixture],
+        "published_against": against,
+    }
+
+
+CLEAR, OPEN, LOST, SAME = (0.1, 0.05, 0.15), (0.01, -0.01, 0.03), (-0.1, -0.15, -0.05), (0.0, 0.0, 0.0)
+
+
+def test_better_than_all_that_costs_the_same_is_worth_its_cost():
+    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR)))
+    assert found.worth_its_cost == "yes"
+    assert [each.outcome for each in found.compared] == ["better"] * 4
+    assert found.lines == [
+        "Verdict by P@1 0.500 on 1,000 test posts; 95 % intervals of the difference:",
+        "  better than answering with the most frequent hashtags: +0.100 (+0.050 to +0.150), 0.500 against 0.400",
+        "  better than the trunk: +0.100 (+0.050 to +0.150), 0.500 against 0.400",
+        "  better than the trunk trained for the same budget: +0.100 (+0.050 to +0.150), 0.500 against 0.400",
+        "  better than the dense network of the same cost: +0.100 (+0.050 to +0.150), 0.500 against 0.400",
+        "  worth its cost: yes: better than the trunk trained for the same budget and the dense network of the same "
+        "cost; it takes 2.0 times the trunk's multiply-adds an image, 4.0 times its parameters, 1.0 times its training "
+        "images",
+    ]
+
+
+def test_an_interval_that_includes_zero_is_undecided_and_says_how_many_posts_would_decide():
+    """Half an interval is 0.02 at 1,000 posts; it is 0.01 at four times as many."""
+    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR) | {"dense_same_cost": OPEN}))
+    dense = found.compared[-1]
+    assert (dense.outcome, dense.posts_to_decide, found.worth_its_cost) == ("undecided", 4000, "undecided")
+    assert dense.text == (
+        "undecided against the dense network of the same cost: +0.010 (-0.010 to +0.030), 0.500 against 0.490; the "
+        "interval includes zero, about 4,000 test posts would decide a difference of this size"
+    )
+    assert found.why.startswith("no clear gain over the dense network of the same cost; it takes 2.0 times")
+
+
+@pytest.mark.parametrize("row", BASELINES)
+@pytest.mark.parametrize(("gain", "outcome"), [(LOST, "worse"), (SAME, "same")])
+def test_one_that_is_as_good_for_less_makes_it_not_worth_its_cost(row, gain, outcome):
+    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR) | {row: gain}))
+    assert found.worth_its_cost == "no"
+    assert {each.row: each.outcome for each in found.compared}[row] == outcome
+    assert f"{BASELINES[row]} does as well or better for less or the same" in found.why
+
+
+def test_without_controls_a_better_mixture_is_not_known_to_be_worth_its_cost():
+    found = verdict_of(table({"most_frequent": CLEAR, "trunk": CLEAR}))
+    assert (found.worth_its_cost, found.answer) == ("unknown", "not known")
+    assert "evaluation.controls = false" in found.why
+    one = verdict_of(table({"most_frequent": CLEAR, "trunk": CLEAR, "trunk_same_budget": CLEAR}))
+    assert one.worth_its_cost == "yes"
+    assert "the dense network of the same cost was not trained" in one.why
+
+
+def test_a_table_made_before_there_was_a_row_of_frequent_hashtags_has_a_verdict_too():
+    old = table({"trunk": CLEAR, "trunk_same_budget": OPEN})
+    del old["measure"]
+    assert [each.row for each in verdict_of(old).compared] == ["trunk", "trunk_same_budget"]
+    assert verdict_of(old).measure == "p_at_1"
+
+
+def test_the_measure_of_the_table_is_the_one_judged_by():
+    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR), measure="r_at_10"))
+    assert found.lines[0].startswith("Verdict by R@10 0.500 on")
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "posts"),
+    [
+        (0.01, -0.01, 0.03, 4000),
+        (-0.01, -0.03, 0.01, 4000),
+        (0.02, 0.0, 0.04, 1100),  # zero is its very end: a few more
+        (0.0, -0.01, 0.01, None),
+        (0.00001, -0.02, 0.02002, None),  # four thousand million
+    ],
+)
+def test_posts_to_decide_by_hand(gain, low, high, posts):
+    assert posts_to_decide(gain, low, high, 1000) == posts
+
+
+def hardmoe(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_the_row_of_frequent_hashtags_is_right_where_a_post_carries_the_most_frequent_one(both):
+    context = Context(GOOD, both)
+    table = json.loads(context.need("evaluation").file("table.json").read_text())
+    row = next(row for row in table["rows"] if row["name"] == "most_frequent")
+    index = reading.index(context)
+    use_N = reading.held_out(context, index, "test")
+    posts = reading.posts_where(context, index, use_N)
+    counts_V = np.bincount(posts.tags_T.numpy(), minlength=table["hashtags"])
+    assert row["p_at_1"] == pytest.approx(counts_V[0] / len(posts), abs=1e-5)  # ids are by falling frequency
+    assert row["p_at_5"] == pytest.approx(counts_V[:5].sum() / 5 / len(posts), abs=1e-5)
+    costs = ("parameters", "parameters_used", "multiply_adds", "training_images")
+    assert [row[name] for name in costs] == [0] * 4
+    assert table["tags_a_post"] == pytest.approx(len(posts.tags_T) / len(posts), abs=1e-3)
+    assert "most_frequent" in table["published_against"]
+
+
+def test_results_end_with_the_verdict_and_what_makes_it_doubtful(both, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("HARDMOE_STUDY", "")
+    text = hardmoe("results", "--study", both / "study.toml").stdout
+    assert "Verdict by P@1" in text
+    assert "worth its cost: " in text
+    found = seen(Context(GOOD, both))
+    assert f"Warning: {found.validation} validation posts: publish.margin 0.005 is " in text
+    said = json.loads(hardmoe("results", "--study", both / "study.toml", "--json").stdout)
+    assert [each["row"] for each in said["verdict"]["compared"]] == ["most_frequent", "trunk"]
+    assert said["verdict"]["worth_its_cost"] in ("no", "undecided", "unknown")
+    assert len(said["warnings"]) == 2  # validation posts, and posts an expert
+
+
+def test_counts_before_training_are_those_of_the_posts(both):
+    context = Context(GOOD, both)
+    index, found = reading.index(context), seen(context)
+    posts = reading.posts_where(context, index, index.use("train"))
+    assert found.train == len(posts)
+    assert found.tags_a_post == pytest.approx(len(posts.tags_T) / len(posts))
+    assert found.top_share == pytest.approx(np.bincount(posts.tags_T.numpy()).max() / len(posts))
+
+
+def test_a_dry_run_warns_once_splits_and_vocabulary_are_there(both, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("HARDMOE_STUDY", "")
+    options = ["run", "--study", both / "study.toml", "--dry-run"]
+    retrained = [*options, "--set", "trunk.epochs=11"]
+    assert "validation posts: publish.margin" in hardmoe(*retrained).stdout
+    assert len(json.loads(hardmoe(*retrained, "--json").stdout)["warnings"]) == 2
+    assert "Warning" not in hardmoe(*options, "--set", "evaluation.topk=1").stdout  # nothing is trained
+
+
+@pytest.fixture(scope="module")
+def many_tags(tmp_path_factory):
+    """A store with two mixtures of posts with four tags each."""
+    root = tmp_path_factory.mktemp("many")
+    rows = pl.concat([pl.from_arrow(batch) for batch in draw_shard(0, 1, 250, 0)])
+    draw = np.random.default_rng(0)
+    tags = [[f"tag{n}" for n in draw.choice(8, 4, replace=False)] for _ in range(len(rows))]
+    rows.with_columns(pl.Series("tags", tags)).write_parquet(root / "posts.parquet")
+    source = Source(format="parquet", uri=str(root / "posts.parquet"))
+    trainings = [tiny_study(lr).trunk.model_copy(update={"epochs": 1.0}) for lr in (1e-9, 0.05)]
+    studies = [tiny_study(source=source, trunk=one, expert_training=one) for one in trainings]
+    for study in studies:
+        make(Context(study, root), "mixture")
+    return root, studies
+
+
+def test_posts_of_many_tags_are_published_by_recall_and_the_record_says_so(many_tags):
+    root, (old, new) = many_tags
+    context = Context(new, root)
+    found = judge(context, context.version("mixture"), Context(old, root).version("mixture"))
+    assert (found.scores["measure"], found.scores["tags_a_post"]) == ("r_at_5", 4.0)
+    assert found.publish == (found.scores["r_at_5_gain"] >= -0.005)
+    assert found.why.startswith(
+        f"R@5 {found.scores['r_at_5_new']:.4f} against {found.scores['r_at_5_published']:.4f} of "
+    )
+    assert "p_at_1_gain" in found.scores  # for the record
+    assert "4.0 tags a post" in " ".join(warnings_of(context))

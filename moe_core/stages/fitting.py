@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,30 @@ if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.settings import Training
     from moe_core.training.batches import Posts
+    from moe_core.training.loop import Measurement
 
 REPORT_SECONDS = 2.0
+SPEED_SECONDS = 180.0  # over which a speed is a mean: a stretch of ten steps varies with whatever else runs
+
+
+class Speed:
+    """Images a second as a mean over the last minutes, from a training's measurements."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.seen: deque[tuple[float, int]] = deque()  # (seconds, images), a second apart at least
+
+    def averaged(self, one: Measurement) -> Measurement:
+        """The measurement with the mean in its speed's place; its own at the start."""
+        now = self.clock()
+        if not self.seen or now - self.seen[-1][0] >= 1:
+            self.seen.append((now, one.images_seen))
+        while len(self.seen) > 1 and now - self.seen[0][0] > SPEED_SECONDS:
+            self.seen.popleft()
+        then, images = self.seen[0]
+        if one.images_seen <= images or now - then < 1:
+            return one
+        return replace(one, images_per_second=(one.images_seen - images) / (now - then))
 
 
 def fit(
@@ -46,6 +69,7 @@ def fit(
     log = work / "log.jsonl"
     started = reported = time.monotonic()
     checkpoint = work / "checkpoint.safetensors"
+    speed = Speed()
     with open(log, "a", encoding="utf-8") as lines:
         measurements = (
             train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
@@ -55,9 +79,10 @@ def fit(
         for one in measurements:
             lines.write(json.dumps(asdict(one)) + "\n")
             lines.flush()
+            averaged = speed.averaged(one)
             if time.monotonic() - reported >= REPORT_SECONDS or one.step == one.steps:
                 reported = time.monotonic()
-                context.report(asdict(one))
+                context.report(asdict(averaged))
     end = copy_log(log, folder / "log.jsonl")
     weights = folder / "weights.safetensors"
     save_weights(weights, model.state_dict(), {"asset": plan.asset, "key": plan.key or "", "version": plan.version})

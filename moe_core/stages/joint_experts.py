@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from moe_core.heartbeat import Pulse
 from moe_core.settings import Study
 from moe_core.stages.context import Context, cores, device_and_threads, threads_for
 from moe_core.stages.experts import expert_settings, members, start, training_posts
-from moe_core.stages.fitting import REPORT_SECONDS, copy_log
+from moe_core.stages.fitting import REPORT_SECONDS, Speed, copy_log
 from moe_core.stages.stage import Stage
 from moe_core.store import Written, file_digest, write_text
 
@@ -114,14 +115,15 @@ def train_part(context: Context, joint: Joint, device: str) -> Iterator[None]:
     """Takes part until the last round is done, logs and reports; yields every now and then, at work and waiting."""
     from moe_core.training.joint import take_part
 
-    reported = time.monotonic()
+    reported, speeds = time.monotonic(), defaultdict[str, Speed](Speed)
     for one in take_part(joint, device):
         if one is not None:
             with open(joint.folder / f"{one.key}.jsonl", "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(asdict(one.measurement)) + "\n")
+            averaged = speeds[one.key].averaged(one.measurement)  # waiting for the other experts counts
             if time.monotonic() - reported >= REPORT_SECONDS:
                 reported = time.monotonic()
-                context.report(asdict(one.measurement) | {"round": one.number + 1, "rounds": joint.decoder.rounds})
+                context.report(asdict(averaged) | {"round": one.number + 1, "rounds": joint.decoder.rounds})
         yield
 
 

@@ -146,13 +146,18 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
     """`make` takes the place of `run_study`. What something overtakes is planned again, once, but not by force."""
     from moe_core.stages.history import went_back
     from pipelines.display import Display
-    from pipelines.runner import Summary, run_study
+    from pipelines.runner import Summary, run_study, tasks_of, use_workers
+    from pipelines.workers import Task
 
     warn_damaged(context)
     warn_unready(context.unready)  # also a source that is not there is said before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
     signal.signal(signal.SIGTERM, _interrupt_once)  # whoever ends us so gets the end of Ctrl-C
+
+    def due(context: "Context") -> list[Task]:
+        only = options.get("only")
+        return [Task(*task) for task in (tasks_of(context, options.get("until")) if only is None else only)]
 
     def once(context: "Context") -> "Summary":
         try:
@@ -161,7 +166,8 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
             return Summary(interrupted=True)
 
     def shown_once(context: "Context") -> "Summary":
-        with Display(finish_takedown(context)) as display:
+        now = finish_takedown(context)
+        with Display(now, due(now), use_workers(options.get("workers"), now.study.partition.experts)) as display:
             return (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
 
     before = context.current
@@ -315,6 +321,13 @@ def show_table(context: "Context") -> None:
     from pipelines.display import print_table
 
     print_table(table_of(context))
+    show_publication(context)
+
+
+def show_publication(context: "Context", always: bool = False) -> None:
+    """Whether the mixture is published, and why not; also why it is, where that is asked for."""
     said = publication_of(context)
     if not said["is_published"]:
         click.echo(f"This mixture is not published, {said['published'] or 'nothing'} is: {said['why']}")
+    elif always:
+        click.echo(f"Published: mixture {said['mixture']}: {said['why']}")

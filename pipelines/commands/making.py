@@ -21,6 +21,7 @@ from pipelines.commands.common import (
     run_shown,
     show_keys,
     show_outlook,
+    show_publication,
     show_results,
     show_table,
     warn_unready,
@@ -163,13 +164,12 @@ def run(
     Example: hardmoe run --study cats/study.toml --workers 2
     """
     from moe_core.stages.basis import ask_to_renew
+    from pipelines.runner import tasks_of
 
     _json_needs_dry_run(as_json, dry_run)
     context = open_changed(study_file, settings, dry_run)
     renew = renew_trunk or (force and until not in ("posts", "splits"))
     if dry_run:
-        from pipelines.runner import tasks_of
-
         if renew:
             context = type(context)(context.study, context.root, asked=frozenset({"renew"}))
         show_outlook(context, tasks_of(context, until), force, workers, as_json)
@@ -177,8 +177,11 @@ def run(
     if renew:
         ask_to_renew(context)
     finish(run_shown(context, until=until, workers=workers, force=force))
-    if until is None:
+    made = {name for name, _ in tasks_of(context, until)}
+    if "evaluation" in made:
         show_table(context)
+    elif "published" in made:
+        show_publication(context, always=True)
 
 
 @click.command(short_help="Train some experts, or all.")

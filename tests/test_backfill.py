@@ -31,7 +31,7 @@ from pipelines.cli import main
 from pipelines.daemon import run_there
 from pipelines.devices import Lease, Leases, gpu_names
 from pipelines.display import Display, results_of
-from pipelines.planning import Cost, Step, _makespan
+from pipelines.planning import Cost, Step, makespan
 from pipelines.runner import Running, Summary, _worker, note
 from pipelines.workers import Answer, Task
 
@@ -182,9 +182,9 @@ def test_what_depends_on_one_another_takes_its_time_one_after_the_other_and_the_
 
     experts = [step("expert", f"e{k:03d}", 2.0) for k in range(4)]
     steps = [step("trunk", None, 10.0), *experts, step("mixture", None, 1.0), step("report", None, None)]
-    assert _makespan(steps, 1) == 19
-    assert _makespan(steps, 2) == 15
-    assert _makespan([], 2) == 0
+    assert makespan(steps, 1) == 19
+    assert makespan(steps, 2) == 15
+    assert makespan([], 2) == 0
 
 
 def test_a_setting_is_changed_in_the_file_whose_comments_stay(tmp_path):

@@ -1,6 +1,5 @@
 """Dagster's instance of a study: DAGSTER_HOME where the user has one, else the folder `dagster` in the study's root."""
 
-import json
 import os
 import re
 import socket
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_core.data.traces import Traces
 from moe_core.store import alive, exclusive, write_text
 
 if TYPE_CHECKING:
@@ -170,24 +170,44 @@ def reap(instance: "dg.DagsterInstance") -> list[str]:
     return ended
 
 
-def runs_that_say(instance: "dg.DagsterInstance", texts: Iterable[str]) -> list[str]:
-    """Ids of runs whose events quote one of the texts, where events lie in a database such as PostgreSQL.
+def places_that_say(instance: "dg.DagsterInstance", traces: Traces, home: Path) -> list[str]:
+    """Where Dagster's storage outside of the folder `home` says one of the texts: runs, tables, files."""
+    from moe_core.stages.takedown import traces_in
 
-    None where they are files of DAGSTER_HOME: those are searched as files.
+    parts = [instance.event_log_storage, instance.run_storage, instance.schedule_storage, instance.compute_log_manager]
+    folders = {Path(folder) for part in parts if (folder := getattr(part, "_base_dir", None))}
+    found = [f"run {run}" for run in runs_that_say(instance, traces)]
+    for folder in sorted(folders):
+        if not folder.resolve().is_relative_to(home.resolve()):
+            found += traces_in(folder, traces)
+    return found
+
+
+def runs_that_say(instance: "dg.DagsterInstance", traces: Traces | Iterable[str]) -> list[str]:
+    """Ids of runs, or names of tables, that quote one of the texts in a database on a server such as PostgreSQL.
+
+    None where they are files: those are searched as files.
     """
     import sqlalchemy as db
-    from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+    from dagster._core.storage.event_log import SqlEventLogStorage
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+    from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+    from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 
     storage = instance.event_log_storage
-    wanted = {form for text in texts for form in (text, json.dumps(text)[1:-1])}
-    if not wanted or storage.is_run_sharded or not isinstance(storage, SqlEventLogStorage):
+    traces = traces if isinstance(traces, Traces) else Traces(traces)
+    if not traces or storage.is_run_sharded or not isinstance(storage, SqlEventLogStorage):
         return []
-    events, found, last = SqlEventLogStorageTable.c, set(), 0
+    known = [SqlEventLogStorageMetadata, RunStorageSqlMetadata, ScheduleStorageSqlMetadata]
+    found = set()
     with storage.index_connection() as connection:
-        while True:
-            query = db.select(events.id, events.run_id, events.event).where(events.id > last).order_by(events.id)
-            rows = connection.execute(query.limit(EVENTS)).all()
-            found |= {run for _, run, event in rows if any(text in event for text in wanted)}
-            if not rows:
-                return sorted(found)
-            last = rows[-1].id
+        there = set(db.inspect(connection).get_table_names())
+        for table in (table for metadata in known for table in metadata.sorted_tables if table.name in there):
+            rows = connection.execution_options(yield_per=EVENTS).execute(db.select(table)).mappings()
+            for row in rows:
+                cells = [
+                    cell.encode("utf-8", "surrogatepass") if isinstance(cell, str) else cell for cell in row.values()
+                ]
+                if any(isinstance(cell, bytes) and traces.within_cell(cell) for cell in cells):
+                    found.add(row.get("run_id") or row.get("last_run_id") or f"table {table.name}")
+    return sorted(map(str, found))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import polars as pl
 import pytest
 from PIL import Image
 from plain import make_everything
+from test_traces import FORMS, ODD
 
 from moe_core.data.forgotten import Forgotten, lines_of
 from moe_core.recipes import demo
@@ -123,7 +125,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     dry = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--dry-run", "--json").stdout)
     assert not (root / "forgotten.parquet").exists()
     assert files_with(root, pixels_on_disk(0))
-    done = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--json").stdout)
+    done = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--apply", "--json").stdout)
     for name in ("posts", "shards", "unknown", "saw"):
         assert done[name] == dry[name]
     assert set(dry["removed"]) <= set(done["removed"])
@@ -159,7 +161,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     assert files_with(root, GONE.encode()) == []
     assert files_with(root, pixels_on_disk(0)) == []
 
-    again = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--json").stdout)
+    again = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--apply", "--json").stdout)
     assert (again["posts"], again["removed"]) == (0, [])
     assert {row["state"] for row in states(study_file).values()} == {"fresh"}
 
@@ -422,9 +424,9 @@ def test_the_command_reports_what_is_left_and_a_file_that_is_not_there(ingested,
     (tmp_path / "ids").write_text(GONE)
     (ingested.root / "dagster").mkdir()
     (ingested.root / "dagster" / "events").write_text(f"{GONE}: no_tags")
-    done = hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", check=False)
+    done = hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--apply", check=False)
     assert done.returncode == 1
-    assert "1 files still name what was forgotten: dagster/events" in done.stderr
+    assert "1 places still name what was forgotten: dagster/events" in done.stderr
 
 
 def test_logs_of_dagster_elsewhere_are_searched_too(ingested, tmp_path, monkeypatch):
@@ -438,8 +440,34 @@ def test_logs_of_dagster_elsewhere_are_searched_too(ingested, tmp_path, monkeypa
 
 
 def test_lines_of_a_file(tmp_path):
-    (tmp_path / "ids").write_bytes("\ufeffa\r\n\nb c\na\n".encode())
-    assert lines_of(tmp_path / "ids") == ["a", "b c"]
+    (tmp_path / "ids").write_bytes("\ufeffa\r\n\nb c\na\n\u2028d\n".encode())
+    assert lines_of(tmp_path / "ids") == ["a", "b c", "\u2028d"]
+
+
+def test_ids_with_line_ends_come_from_json(tmp_path):
+    odd = ["line\nend", " leading", "carriage\r", "\ufeffmark", "é", "7"]
+    (tmp_path / "ids.json").write_text(json.dumps([*odd[:-1], 7, "é"]))
+    (tmp_path / "ids.jsonl").write_text("".join(json.dumps(one) + "\n" for one in odd))
+    assert lines_of(tmp_path / "ids.json") == lines_of(tmp_path / "ids.jsonl") == odd
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("ids.json", '{"a": 1}', "wanted a JSON list of strings"),
+        ("ids.json", "[true]", "wanted a JSON list of strings"),
+        ("ids.json", "[[1]]", "wanted a JSON list of strings"),
+        ("ids.json", "a\nb", "is not a readable JSON list"),
+        ("ids.json", "[" * 100_000, "is not a readable JSON list"),
+        ("ids.jsonl", "a\n", "is not a readable file of JSON strings"),
+        ("ids.json", "[]", "names nobody"),
+        ("ids.txt", "\n \n", "names nobody"),
+    ],
+)
+def test_a_file_that_names_nobody_or_is_no_json_is_refused(tmp_path, name, text, why):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=why):
+        lines_of(tmp_path / name)
 
 
 def test_what_another_takedown_adds_meanwhile_is_not_lost(tmp_path):
@@ -463,3 +491,150 @@ def test_a_shard_that_a_takedown_empties_is_no_obstacle(ingested):
     for key in ("a", "b"):
         assert build(again, STAGES["posts"], key).artefact.metadata["accepted"] == 0
     assert not files_with(root, b"post-of-bob")
+
+
+IDS = {name: text for name, text in ODD.items() if name not in ("one letter", "a name that is no UTF-8")}
+NEIGHBOURS = ["7", "1234567", "123456", "post-1", "post-11"]  # ids that are parts of others, and of numbers
+
+
+def odd_study(folder):
+    """A study whose posts have odd ids: each once with a picture, once without, as a reject that its manifest names."""
+    rows = []
+    for n, name in enumerate([*IDS.values(), *NEIGHBOURS, *(f"other-{k:03d}" for k in range(40))]):
+        image = png(noise(n))
+        rows.append({"id": name, "image": image, "tags": ["cat"], "user": f"user-{n}"})
+        rows.append({"id": f"{name}+rejected", "image": image, "tags": [], "user": f"user-{n}"})
+    (folder / "source").mkdir()
+    pl.DataFrame(rows).write_parquet(folder / "source" / "a.parquet")
+    study = small_study(Source(format="parquet", uri=str(folder / "source")))
+    (folder / "store").mkdir()
+    (folder / "store" / "study.toml").write_text(dump_study(study))
+    context = Context(study, folder / "store")
+    build(context, STAGES["posts"], "a")
+    return context
+
+
+def forms_on_disk(folder, texts):
+    """(file, text) of every file that says a text, in any of the forms that encoders give it."""
+    forms = {form(text): text for text in texts for form in FORMS.values()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {(str(p.relative_to(folder)), t) for p in files for form, t in forms.items() if form in p.read_bytes()}
+
+
+def test_odd_ids_leave_no_trace_and_no_other_post_goes(tmp_path):
+    root = odd_study(tmp_path).root
+    (root / "logs").mkdir(exist_ok=True)
+    for n, text in enumerate(IDS.values()):
+        (root / "logs" / f"{n}.log").write_text(f"Traceback: {json.dumps(text)}: no_tags", "utf-8")
+    dead = root / "posts" / "a" / ".part-a-container-that-is-gone-12-abcdef"
+    shutil.copytree(next(path for path in (root / "posts" / "a").iterdir() if not path.name.startswith(".")), dead)
+    (dead / "counts.json").write_text(json.dumps({"examples": [[0, text[:80], ""] for text in IDS.values()]}))
+    gone = [name for text in IDS.values() for name in (text, f"{text}+rejected")]
+    (tmp_path / "ids.json").write_text(json.dumps(gone))
+    assert {text for _, text in forms_on_disk(root, gone)} >= set(IDS.values())
+
+    command = ("forget", "--study", root / "study.toml", "--ids", tmp_path / "ids.json", "--json")
+    seen = json.loads(hardmoe(*command, "--dry-run").stdout)
+    assert seen["posts"] == len(gone) - 1, "of ids of more than 512 characters, two begin alike"
+    assert dead.exists()
+    done = json.loads(hardmoe(*command, "--apply").stdout)
+    assert (done["posts"], done["unknown"], done["left"]) == (seen["posts"], [], [])
+    assert forms_on_disk(root, gone) == set()
+    assert not dead.exists()
+    assert set(lance_ids(root / "posts.lance")) == {*NEIGHBOURS, *(f"other-{k:03d}" for k in range(40))}
+    made = build(Context(load_study(root / "study.toml"), root), STAGES["posts"], "a").artefact
+    assert made.metadata["reasons"]["forgotten"] == len(gone)
+    assert forms_on_disk(root, gone) == set()
+
+
+def lance_ids(path):
+    import lance
+
+    return lance.dataset(str(path)).to_table(columns=["id"])["id"].to_pylist()
+
+
+@pytest.mark.parametrize("text", ["7", "1234567", "123456", "post-1"])
+def test_an_id_inside_of_other_ids_and_numbers_gives_no_false_alarm(tmp_path, text):
+    root = odd_study(tmp_path).root
+    (tmp_path / "ids").write_text(text)
+    (root / "notes.txt").write_text("7 posts of 0.1234567, 1234567890 and post-1-b, post-11\n")
+    done = hardmoe("forget", "--study", root / "study.toml", "--ids", tmp_path / "ids", "--apply", "--json")
+    assert json.loads(done.stdout)["left"] == []
+    kept = set(lance_ids(root / "posts.lance"))
+    assert kept >= {*NEIGHBOURS} - {text}
+    assert text not in kept
+
+
+def test_what_lies_beside_the_stores_is_named_with_its_place(ingested, tmp_path):
+    root = ingested.root
+    (root / "export").mkdir()
+    (root / "export" / "notes.md").write_text("about %70ost-of-ann-000: café")
+    (root / "export" / "more.json").write_text(json.dumps({"id": "café-of-ann"}))
+    (tmp_path / "ids").write_text(f"{GONE}\ncafé-of-ann\n")
+    command = ("forget", "--study", root / "study.toml", "--ids", tmp_path / "ids", "--apply")
+    done = hardmoe(*command, check=False)
+    assert done.returncode == 1
+    assert "2 places still name what was forgotten: export/more.json; export/notes.md" in done.stderr
+    shutil.rmtree(root / "export")
+    assert hardmoe(*command).stderr == ""
+
+
+def test_an_older_manifest_that_quotes_rejects_goes_with_its_shard(ingested):
+    old = ingested.need("posts", "b")
+    said = json.loads((old.path / "artefact.json").read_text())
+    said["metadata"]["examples"] = {"no_tags": [[3, "y" * 80, "a detail\ufffd"]]}
+    del said["seal"]
+    from moe_core.store import with_seal
+
+    (old.path / "artefact.json").write_text(json.dumps(with_seal(said)))
+    forget(ingested, ids=["post-of-bob-005"])  # of shard a
+    assert old.path.exists()
+    forget(reopen(ingested), ids=["post-of-bob-125"])
+    assert not old.path.exists()
+
+
+def test_dagsters_database_is_searched_and_what_it_deleted_is_overwritten(ingested, tmp_path, monkeypatch):
+    import dagster as dg
+
+    from pipelines import instance
+
+    text = 'café "1" of-ann' + "-é" * 3000  # longer than a page
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    home = instance.home(ingested.root, 1)
+    with instance.opened() as dagster:
+        dagster.add_run(run := dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.FAILURE))
+        dagster.report_engine_event(f"ValueError: {text} is odd", run)
+    (tmp_path / "ids.json").write_text(json.dumps([text]))
+    command = ("forget", "--study", ingested.root / "study.toml", "--ids", tmp_path / "ids.json", "--apply")
+    done = hardmoe(*command, check=False)
+    assert done.returncode == 1
+    assert f"dagster/history/runs/{run.run_id}.db (runs {run.run_id})" in done.stderr
+    with instance.opened() as dagster:
+        dagster.delete_run(run.run_id)
+    database = sqlite3.connect(home / "history" / "runs.db", isolation_level=None)
+    database.execute("PRAGMA secure_delete = OFF")  # as in most builds of SQLite: what is deleted stays in its pages
+    database.execute("CREATE TABLE scratch (text)")
+    database.executemany("INSERT INTO scratch VALUES (?)", [(json.dumps(text),)] * 5)
+    database.execute("DELETE FROM scratch")
+    database.close()
+    beginning = json.dumps('café "1" of-ann').strip('"').encode()
+    assert files_with(home, beginning) == ["history/runs.db"], "in pages that the database does not use any more"
+    assert hardmoe(*command).stderr == ""
+    assert files_with(home, beginning) == []
+
+
+def test_nothing_is_removed_without_apply_and_nothing_to_do_is_an_error(ingested, tmp_path):
+    command = ("forget", "--study", ingested.root / "study.toml")
+    nothing = hardmoe(*command, "--apply", check=False)
+    assert (nothing.returncode, nothing.stderr) == (
+        1,
+        "Error: nothing to take down: name posts with --ids FILE or users with --users FILE\n",
+    )
+    (tmp_path / "ids").write_text(GONE)
+    shown = hardmoe(*command, "--ids", tmp_path / "ids", check=False)
+    assert shown.returncode == 1
+    assert shown.stderr == "Error: nothing was removed yet; --apply removes it\n"
+    assert "1 posts of 1 shards would be removed" in shown.stdout
+    assert not (ingested.root / "forgotten.parquet").exists()
+    both = hardmoe(*command, "--ids", tmp_path / "ids", "--apply", "--dry-run", check=False)
+    assert "--apply and --dry-run exclude each other" in both.stderr

@@ -117,6 +117,7 @@ def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
     (dead,) = (ingested.root / "trunk").glob(".part-*")
     living = dead.with_name(dead.name.replace(f"-{process.pid}-", f"-{os.getpid()}-"))
     living.mkdir()
+    dead.with_name(".part-a-container-that-is-gone-1-abcdef01").mkdir()
     unfinished = ingested.store.work_folder(Plan("trunk", None, "1", {}, {}))
     unfinished.mkdir()
     tidy(ingested)
@@ -161,6 +162,6 @@ def test_the_command_tidies_after_posts_changed_and_drops_gone_shards(ingested, 
     assert [row["key"] for row in status["assets"] if row["asset"] == "posts"] == ["b", "c"]
     versions = {v["version"] for v in lance.dataset(str(ingested.root / "posts.lance")).versions()}
     assert versions == set(pins(ingested.root / "posts.lance").values()), "the latest, and that of the artefact of a"
-    done = json.loads(hardmoe("tidy", "--study", study_file, "--superseded", "--json").stdout)
+    done = json.loads(hardmoe("tidy", "--study", study_file, "--superseded", "--apply", "--json").stdout)
     assert f"posts/a/{ingested.version('posts', 'a')}" in done["removed"]
     assert "would free 0.0 MiB: 0 old versions, 0 files" in hardmoe("tidy", "--study", study_file, "--dry-run").stdout

@@ -29,7 +29,7 @@ def forget_a_post(file):
     context = opened(file)
     ids = pl.read_parquet(context.need("splits").file("splits.parquet"))["id"].to_list()
     (file.parent / "ids.txt").write_text(f"{ids[0]}\n")
-    done = hardmoe("forget", "--study", file, "--ids", file.parent / "ids.txt")
+    done = hardmoe("forget", "--study", file, "--ids", file.parent / "ids.txt", "--apply")
     assert "the takedown is written down" in done.output, done.output
 
 

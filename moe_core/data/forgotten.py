@@ -4,6 +4,7 @@ The list names nobody: it holds SHA-256 of salt and id or user. Who has the file
 """
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import Literal
 from moe_core.store import digest, exclusive, to_disk
 
 Kind = Literal["id", "user"]
+MAX_ID = 512  # characters of an id that the store keeps: a longer one is rejected, and known by its beginning
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Forgotten:
         to_disk(root)
 
     def hash(self, kind: Kind, text: str) -> str:
+        text = text[:MAX_ID] if kind == "id" else text
         return hashlib.sha256(f"{self.salt}\0{kind}\0{text}".encode(errors="surrogatepass")).hexdigest()
 
     def holds(self, post_id: str | None, user: str | None = None) -> bool:
@@ -157,9 +160,24 @@ class Forgotten:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file of ids or users, each once. Raises ValueError for one that cannot be read."""
+    """The ids or users of a file, each once: lines; a `.json` list, or a `.jsonl` of one JSON string a line, for those
+    with line ends or odd spaces. Raises ValueError for a file that cannot be read or names none."""
+    kind = path.suffix.lower()
     try:
         text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable text file of one id or user a line: {error}") from None
-    return list(dict.fromkeys(line for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip()))
+        if kind == ".json":
+            found = json.loads(text)
+        elif kind in (".jsonl", ".ndjson"):
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+        else:
+            found = [line for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        what = {".json": "JSON list", ".jsonl": "file of JSON strings", ".ndjson": "file of JSON strings"}.get(
+            kind, "text file of one id or user a line"
+        )
+        raise ValueError(f"{path} is not a readable {what}: {error}") from None
+    if not isinstance(found, list) or any(isinstance(one, bool) or not isinstance(one, str | int) for one in found):
+        raise ValueError(f"{path}: wanted a JSON list of strings (.json), or one JSON string a line (.jsonl)")
+    if not found:
+        raise ValueError(f"{path} names nobody: wanted one id or user a line")
+    return list(dict.fromkeys(str(one) for one in found))

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from moe_core.data import images
 from moe_core.data.duplicates import SIGNATURE_BYTES, signature
+from moe_core.data.forgotten import MAX_ID
 from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_lists
 from moe_core.settings import Data
@@ -64,7 +65,7 @@ REASONS = {
     "duplicate_id": "an accepted post before it in the shard has the same id",
     "internal_error": "a mistake of ours on this row alone: please report it with its detail",
 }
-MAX_ID, MAX_DETAIL = 512, 200  # characters
+MAX_DETAIL = 200  # characters
 MAX_TAGS, MAX_TAG_BYTES = 1000, 100_000  # of one post
 TAGS_OF_REJECTED, TAG_OF_REJECTED = 20, 100  # tags, and characters of each, kept of a post with too many
 FIRST, LAST = pl.datetime(1826, 1, 1), pl.datetime(2100, 1, 1)  # a clock that shows another time says nothing

@@ -5,6 +5,7 @@ here may be killed at any point and started again.
 """
 
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -221,10 +222,14 @@ def _given_up(context: Context) -> Iterator[Path]:
                 yield path
 
 
-def leftovers(root: Path) -> Iterator[Path]:
-    """What dead processes of this machine left, checkpoints of what is complete, and locks. Nothing is being made."""
+def leftovers(root: Path, living: bool = False) -> Iterator[Path]:
+    """Unfinished artefacts, checkpoints of what is complete, and locks: for those who hold the store alone, so that
+    nothing is being made. Unfinished ones of every host, since each container has a name of its own; `living`: also of
+    processes of this machine that run, which may have the number of one that is gone.
+    """
     for folder in _artefact_folders(root):
-        yield from dead_parts(folder)
+        mine = set() if living else set(folder.glob(f".part-{socket.gethostname()}-*")) - set(dead_parts(folder))
+        yield from (path for path in folder.glob(".part-*") if path not in mine)
         for path in folder.glob(".work-*"):
             if (folder / path.name.removeprefix(".work-") / "artefact.json").exists():
                 yield path

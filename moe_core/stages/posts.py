@@ -1,7 +1,9 @@
 """posts: one shard of the source, decoded and canonicalised, in posts.lance; the rest in rejects.lance."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from moe_core.stages.context import Context, threads_for
 from moe_core.stages.stage import Stage
@@ -42,10 +44,8 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         "rejected": count.rejected,
         "reasons": dict(sorted(count.reasons.items())),
         "given_splits": dict(sorted(count.splits.items())),
-        "examples": {
-            reason: [[one.position, one.id, one.detail] for one in named]
-            for reason, named in sorted(count.examples.items())
-        },
+        # rows alone: ids and details, which may quote them, are in rejects.lance, where a takedown finds them
+        "examples": {reason: [one.position for one in named] for reason, named in sorted(count.examples.items())},
     }
     (folder / "counts.json").write_text(json.dumps(said, indent=1))
     return Written(said)
@@ -58,10 +58,22 @@ def _inputs(context: Context, key: str | None) -> dict[str, str]:
     return said | ({"forgotten": forgotten} if forgotten else {})
 
 
-def _named(artefact: Artefact) -> list[str]:
-    """Ids of rejected posts that are given as examples."""
+def example_rows(metadata: Mapping[str, Any], reason: str) -> list[int]:
+    """Rows of a shard that were rejected for a reason, a few of them."""
+    named = metadata["examples"].get(reason, [])
+    return [one if isinstance(one, int) else one[0] for one in named]  # [row, id, detail] in older ones
+
+
+def quotes_rejects(artefact: Artefact) -> bool:
+    """Whether a manifest has ids and details of rejected posts, cut and with characters replaced, as older ones do."""
     examples = artefact.metadata.get("examples", {})
-    return [post_id for named in examples.values() for _, post_id, _ in named if post_id]
+    return any(not isinstance(one, int) for named in examples.values() for one in named)
+
+
+def _ids(artefact: Artefact) -> list[str]:
+    """Ids of rejected posts that an older manifest gives as examples."""
+    examples = artefact.metadata.get("examples", {})
+    return [one[1] for named in examples.values() for one in named if not isinstance(one, int) and one[1]]
 
 
 POSTS = Stage(
@@ -81,5 +93,5 @@ POSTS = Stage(
     ),
     inputs=_inputs,
     make=_make,
-    holds=_named,
+    holds=_ids,
 )

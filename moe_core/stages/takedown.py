@@ -2,29 +2,33 @@
 
 The order is the safety: the list of the forgotten is on the disk first, so whatever is killed afterwards, running it
 again finishes; then logs, while the tables still tell which ids are a user's; then posts.lance and rejects.lance, whose
-shards are written anew without them; then pins and versions that still hold them; then artefacts of single posts.
-Networks that saw them stay, are named, and are stale.
+shards are written again without them; then pins and versions that still hold them; then artefacts of single posts. At
+the end all that is left is searched for what names them. Networks that saw them stay, are named, and are stale.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.data.forgotten import Forgotten
+from moe_core.data.traces import Traces, is_sqlite
 from moe_core.stages import membership
 from moe_core.stages.context import Context
 from moe_core.stages.housekeeping import DATA_SETS, current_pins, leftovers, size_of
+from moe_core.stages.posts import quotes_rejects
 from moe_core.store import Artefact, Busy, exclusive, take_away
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-SHORT = 6  # characters: shorter ids occur in any text by chance, so they are not looked for in logs
+LOCKED_SECONDS = 5.0  # that another program may hold a database before it is left as it is
 HELD_OUT = ("validation", "test", "dropped")
 
 
@@ -39,6 +43,7 @@ class Takedown:
     removed: list[str] = field(default_factory=list)  # artefacts and files, under the root
     bytes: int = 0
     left: list[str] = field(default_factory=list)  # files that still say an id or a user: not ours to change
+    not_searched: list[str] = field(default_factory=list)  # ids and users that cannot be told from other text in files
     texts: set[str] = field(default_factory=set, repr=False)  # that nothing may say any more
 
     def as_json(self) -> dict[str, Any]:
@@ -72,11 +77,14 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
             found = _survey(context, book, asked, done)
             book.save(context.root)
             done.texts = _texts(asked, found)
-            _clear_logs(context, done.texts, done)
+            traces = Traces(done.texts)
+            _clear_logs(context, traces, done)
             _clear_tables(context, book, found, done)
-            for path in (*(a.path for a in found.artefacts), *leftovers(context.root)):
+            for path in (*(a.path for a in found.artefacts), *leftovers(context.root, living=True)):
                 if path.exists():
                     _remove(context, path, done)
+            done.not_searched = sorted(traces.short)
+            done.left = _left(context, traces)
             book.finished().save(context.root)
             return done
     except Busy:
@@ -84,7 +92,7 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
         book.save(context.root)
         raise Busy(
             "an artefact of the study is being made: the takedown is written down and nothing is removed yet; "
-            "stop the run, or wait for its end, and say `hardmoe forget` again (it needs no file to finish)"
+            "stop the run, or wait for its end, then run `hardmoe forget --apply` (it needs no file to finish)"
         ) from None
 
 
@@ -109,7 +117,12 @@ def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]
             book.noting("user", row["user"], [row["shard"]], done.saw)
     elsewhere: set[str] = set()
     anything = bool(found.rows) or any(e.shards and not e.done for e in book.entries.values())
+    shards = {row["shard"] for row in found.rows}
+    shards |= {shard for entry in book.entries.values() if not entry.done for shard in entry.shards}
     for artefact in _artefacts(context):
+        if artefact.asset == "posts" and artefact.key in shards and quotes_rejects(artefact):
+            found.artefacts.append(artefact)
+            continue
         held = _held(artefact)
         mine = {i for i in held if book.holds(i)} if held is not None else set()
         elsewhere |= mine
@@ -259,29 +272,95 @@ def _remove(context: Context, path: Any, done: Takedown) -> None:
 
 def _texts(asked: tuple[list[str], list[str]], found: _Found) -> set[str]:
     """What names the forgotten in a text: what was asked for, and the ids of users' posts."""
-    texts = {*asked[0], *asked[1], *(row["id"] for row in found.rows if row["id"])}
-    return {text for text in texts if len(text) >= SHORT}
+    return {*asked[0], *asked[1], *(row["id"] for row in found.rows if row["id"])}
 
 
-def _clear_logs(context: Context, texts: set[str], done: Takedown) -> None:
-    """Removes our logs and caches that say one of the texts; names other files that do."""
-    wanted = [text.encode() for text in texts]
-    ours = [
-        context.root / ".digests.json",
-        *(context.root / "logs").rglob("*"),
-        *(context.root / ".progress").rglob("*"),
-        *(context.root / ".sources").rglob("*"),  # made again from the source where it is wanted
-    ]
-    for path in ours:
-        if path.is_file() and _says(path, wanted):
+def _clear_logs(context: Context, traces: Traces, done: Takedown) -> None:
+    """Removes our logs and caches that name the forgotten. Logs go all where an id is too short to be looked for."""
+    sources, digests = context.root / ".sources", context.root / ".digests.json"
+    logs = [path for name in ("logs", ".progress") for path in (context.root / name).rglob("*")]
+    for path in (digests, *logs):
+        if path.is_file() and (traces.says(path) or (traces.short and path != digests)):
             _remove(context, path, done)
+    caches = [path for path in sources.rglob("*") if path.is_file()]  # made again from the source where it is wanted
+    if any(traces.says(path) or any(True for _ in traces.rows_that_say(path, exactly=True)) for path in caches):
+        _remove(context, sources, done)
+
+
+def _left(context: Context, traces: Traces) -> list[str]:
+    """What still names the forgotten: all files under the root and of Dagster but for those that are known to hold
+    none: rows of posts and complete artefacts, which were searched by their ids, weights, and the source's own files.
+    """
+    if not traces:
+        return []
     own = context.root / "dagster"
-    for home in {own, Path(os.environ.get("DAGSTER_HOME") or own)}:
-        for path in sorted(home.rglob("*")):
-            if path.is_file() and _says(path, wanted):
-                done.left.append(str(path.relative_to(context.root) if path.is_relative_to(context.root) else path))
+    home = Path(os.environ.get("DAGSTER_HOME") or own)
+    found = [*traces_in(own, traces), *(traces_in(home, traces) if home.resolve() != own.resolve() else ())]
+    found += [name for path in _searched(context) for name in _named(path, traces)]
+    root = f"{context.root}{os.sep}"
+    return [name.removeprefix(root) for name in dict.fromkeys(found)]
 
 
-def _says(path: Any, wanted: list[bytes]) -> bool:
-    data = path.read_bytes() if wanted else b""
-    return any(text in data for text in wanted)
+def traces_in(folder: Path, traces: Traces) -> list[str]:
+    """Files of Dagster's in a folder that name the forgotten. What its databases deleted is first overwritten."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in files:
+        if path.suffix in (".db", ".sqlite") and is_sqlite(path):
+            _compact(path, traces)
+    return [name for path in files for name in _named(path, traces)]
+
+
+def _named(path: Path, traces: Traces) -> list[str]:
+    """The path, where the file names the forgotten; with the runs, where it is a database of Dagster's."""
+    try:
+        if not traces.says(path):
+            return []
+        rows = list(traces.rows_that_say(path)) if is_sqlite(path) else []
+    except FileNotFoundError:  # a log of a database that was open
+        return []
+    runs = {str(value) for _, row in rows if (value := _text(row.get("run_id") or row.get("last_run_id")))}
+    return [f"{path} (runs {', '.join(sorted(runs))})" if runs else str(path)]
+
+
+def _text(cell: object) -> str:
+    return cell.decode("utf-8", "replace") if isinstance(cell, bytes) else ""
+
+
+def _compact(path: Path, traces: Traces) -> None:
+    """Rewrites a database where deleted rows may still lie in it. One that others use now stays as it is."""
+    log = path.with_name(f"{path.name}-wal")
+    with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as database:
+        database.isolation_level = None
+        (free,) = database.execute("PRAGMA freelist_count").fetchone()
+        if free or traces.says(path) or (log.exists() and log.stat().st_size):
+            database.execute("PRAGMA secure_delete = ON")
+            database.execute("VACUUM")
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _searched(context: Context) -> Iterator[Path]:
+    """Files under the root that nobody has looked into yet."""
+    source = context.study.source
+    theirs = [Path(text).resolve() for text in (source.uri, source.images, source.table) if text]
+    complete = {a.path for name in _saying_nothing() for a in context.store.everything(name)}
+    for name, folders, files in os.walk(context.root):
+        folder = Path(name)
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if (folder / name) not in complete
+            and (folder / name).resolve() not in theirs
+            and not (folder == context.root and name == "dagster")
+            and not (folder.suffix == ".lance" and name == "data")
+        ]
+        for name in sorted(files):
+            path = folder / name
+            if path.is_file() and path.suffix != ".safetensors" and path.resolve() not in theirs:
+                yield path
+
+
+def _saying_nothing() -> list[str]:
+    """Stages whose artefacts say nothing of single posts: their hashtags are not looked into, which may be names."""
+    from moe_core.stages.table import STAGES
+
+    return [name for name, stage in STAGES.items() if stage.holds is None]

@@ -255,7 +255,12 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
         if names:
             click.echo(f"{title}:")
             for name in names:
-                click.echo(f"  {name}")
+                click.echo(f"  {shown(name, 600)}")
+    if done.not_searched:
+        click.echo(
+            f"{len(done.not_searched)} ids or users are too short, or plain words, to be told from other text: all of "
+            "our logs were removed, Dagster's are not searched for them"
+        )
     if done.posts and not dry_run:
         click.echo("Next: hardmoe run makes everything again without them.")
 

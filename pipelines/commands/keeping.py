@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.text import shown
 from pipelines.commands.common import JSON, STUDY_OPTION, open_study, show_takedown, take_posts_down
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
+
+APPLY = click.option("--apply", "apply_it", is_flag=True, help="Do it; without it, only show what would be removed.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Only show what would be removed, as without --apply.")
+JSON_FILES = "a .json list or .jsonl strings hold ids with line ends"
 
 
 @click.command(short_help="End runs whose process died.")
@@ -33,35 +38,39 @@ def reap(study_file: Path) -> None:
 
 @click.command(short_help="Free disk that nothing needs.")
 @STUDY_OPTION
-@click.option("--dry-run", is_flag=True, help="Say what would be freed, and free nothing.")
 @click.option("--superseded", is_flag=True, help="Also posts, features and the like that the study no longer reads.")
+@APPLY
+@DRY_RUN
 @JSON
-def tidy(study_file: Path, dry_run: bool, superseded: bool, as_json: bool) -> None:
+def tidy(study_file: Path, superseded: bool, apply_it: bool, dry_run: bool, as_json: bool) -> None:
     """Frees what nothing points at: old versions and files of the Lance data sets, leftovers of dead processes.
 
-    Example: hardmoe tidy --study cats/study.toml --dry-run
+    Example: hardmoe tidy --study cats/study.toml --apply
     """
     from moe_core.stages.housekeeping import tidy as clean_up
 
-    done = clean_up(open_study(study_file), dry_run, superseded)
+    done = clean_up(open_study(study_file), _only_shows(apply_it, dry_run), superseded)
     if as_json:
-        click.echo(json.dumps(done.as_json()))
+        click.echo(json.dumps(done.as_json() | {"applied": apply_it}))
         return
-    would = "would free" if dry_run else "freed"
+    would = "freed" if apply_it else "would free"
     click.echo(
         f"{would} {done.bytes / 2**20:,.1f} MiB: {done.versions} old versions, {done.files} files, "
-        f"{len(done.removed)} leftovers; {len(done.rewritten)} shards {'would be ' if dry_run else ''}written again"
+        f"{len(done.removed)} leftovers; {len(done.rewritten)} shards {'' if apply_it else 'would be '}written again"
     )
     for name in done.removed:
         click.echo(f"  {name}")
+    if not apply_it:
+        click.echo("Nothing was freed; --apply frees it")
 
 
 @click.command(short_help="Remove old versions.")
 @STUDY_OPTION
 @click.option("--keep", default=1, show_default=True, help="Newest versions of each asset partition that stay anyway.")
-@click.option("--apply", "apply_it", is_flag=True, help="Remove them; without it, only say what would be removed.")
+@APPLY
+@DRY_RUN
 @JSON
-def gc(study_file: Path, keep: int, apply_it: bool, as_json: bool) -> None:
+def gc(study_file: Path, keep: int, apply_it: bool, dry_run: bool, as_json: bool) -> None:
     """Removes old versions of artefacts. Stays: what the study names now, the published mixture and the one before
     with their embeddings, and whatever any of these was made from.
 
@@ -69,7 +78,7 @@ def gc(study_file: Path, keep: int, apply_it: bool, as_json: bool) -> None:
     """
     from moe_core.stages.housekeeping import collect
 
-    done = collect(open_study(study_file), keep, dry_run=not apply_it)
+    done = collect(open_study(study_file), keep, dry_run=_only_shows(apply_it, dry_run))
     if as_json:
         click.echo(json.dumps(done.as_json() | {"applied": apply_it}))
         return
@@ -109,49 +118,62 @@ def verify(study_file: Path, as_json: bool) -> None:
 
 @click.command(short_help="Take posts down for good.")
 @STUDY_OPTION
-@click.option("--ids", type=click.Path(path_type=Path), help="File with the id of a post on each line.")
+@click.option("--ids", type=click.Path(path_type=Path), help=f"File with the id of a post on each line; {JSON_FILES}.")
 @click.option("--users", type=click.Path(path_type=Path), help="File with a user on each line: all their posts.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@APPLY
+@DRY_RUN
 @JSON
-def forget(study_file: Path, ids: Path | None, users: Path | None, dry_run: bool, as_json: bool) -> None:
+def forget(
+    study_file: Path, ids: Path | None, users: Path | None, apply_it: bool, dry_run: bool, as_json: bool
+) -> None:
     """Takes posts down: out of every store and its old versions, for good, and names the networks that saw them.
 
-    Without a file it finishes a takedown that was interrupted. The source's own files are not touched.
+    Without a file it finishes a takedown that was interrupted. The source's own files are not touched. Without --apply
+    nothing is removed; exit code 1 says so, unless --dry-run asked for it.
 
-    Example: hardmoe forget --study cats/study.toml --ids ids.txt
+    Example: hardmoe forget --study cats/study.toml --ids ids.txt --apply
     """
     from moe_core.data.forgotten import lines_of
 
+    only_shows = _only_shows(apply_it, dry_run)
     context = open_study(study_file)
-    done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], dry_run)
-    runs = _runs_that_say(context, done.texts)
+    if ids is None and users is None and not context.forgotten.pending:
+        raise ValueError("nothing to take down: name posts with --ids FILE or users with --users FILE")
+    done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], only_shows)
+    done.left += [] if only_shows else _elsewhere(context, done.texts)
     if as_json:
-        click.echo(json.dumps(done.as_json()))
+        click.echo(json.dumps(done.as_json() | {"applied": apply_it}))
     else:
-        show_takedown(done, dry_run)
-    if runs:
-        click.echo(
-            f"Error: events of {len(runs)} runs in Dagster's database still name what was forgotten: `dagster run "
-            f"delete` removes a run with its events: {', '.join(runs)}",
-            err=True,
-        )
+        show_takedown(done, only_shows)
     if done.left:
         click.echo(
-            f"Error: {len(done.left)} files still name what was forgotten: {', '.join(done.left)}. They are Dagster's "
-            "event logs: delete the folder while nothing runs, `hardmoe run` begins it anew",
+            f"Error: {len(done.left)} places still name what was forgotten: {shown('; '.join(done.left), 4000)}. "
+            "Delete or edit the files; of Dagster: `dagster run delete RUN`, or delete its folder while nothing runs "
+            "(`hardmoe run` records again what exists). Then run the same command again: it looks once more",
             err=True,
         )
-    if runs or done.left:
+    if only_shows and not dry_run:
+        click.echo("Error: nothing was removed yet; --apply removes it", err=True)
+    if done.left or (only_shows and not dry_run):
         sys.exit(1)
 
 
-def _runs_that_say(context: "Context", texts: set[str]) -> list[str]:
-    """Runs in a database of Dagster's that quote what was forgotten; none without texts or an instance."""
+def _only_shows(apply_it: bool, dry_run: bool) -> bool:
+    if apply_it and dry_run:
+        raise ValueError("--apply and --dry-run exclude each other: choose one")
+    return not apply_it
+
+
+def _elsewhere(context: "Context", texts: set[str]) -> list[str]:
+    """Where Dagster's storage quotes what was forgotten: in a database on a server, or in folders that dagster.yaml
+    names; nothing without texts or an instance."""
+    from moe_core.data.traces import Traces
     from pipelines import instance
 
     home = Path(os.environ.get("DAGSTER_HOME") or context.root / "dagster")
-    if not texts or not (home / "dagster.yaml").exists():
+    traces = Traces(texts)
+    if not traces or not (home / "dagster.yaml").exists():
         return []
     instance.home(context.root, 1)
     with instance.opened() as dagster:
-        return instance.runs_that_say(dagster, texts)
+        return instance.places_that_say(dagster, traces, home)

@@ -43,7 +43,7 @@ def status(study_file: Path, as_json: bool) -> None:
     )
     warn_unready(context.unready)
     if context.forgotten.pending:
-        click.echo(f"A takedown is not finished: hardmoe forget --study {study_file}")
+        click.echo(f"A takedown is not finished: hardmoe forget --study {study_file} --apply")
     colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
         label = state.asset if state.key is None else f"{state.asset}:{state.key}"

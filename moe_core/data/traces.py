@@ -1,0 +1,234 @@
+"""Whether a file says one of some ids, as they are or escaped: what is left of posts that were taken down.
+
+Looked for are the text itself and what encoders make of it: JSON (also JSON within JSON), Python's repr, percent
+encoding, HTML's character references, UTF-16 after its mark, and the beginning with an ellipsis that is shown of a long
+id. Both sides are brought to one form, so that how an id was escaped, and how often, does not matter.
+
+An id is found as a whole: `12345-a` is not found in `12345-ab`, `x12345-a` or `12345-a_b`. Ids that cannot be told from
+other text are not looked for in files (`telling`): fewer than six bytes of ASCII, and plain words.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from moe_core.text import MOST
+
+SHORT = 6  # bytes
+NESTED = 4  # encoders, each on the output of the one before
+CHUNK = 32 << 20  # bytes read at once
+SQLITE = b"SQLite format 3\0"
+LENGTHS = (MOST, 200)  # at which a long text is cut when it is shown
+
+_RUN = re.compile(rb"[0-9A-Za-z]+")
+_ESCAPE = re.compile(  # its first character is one of three: re skips all the others at once
+    rb"""(?ix) [\\%&] (?:
+    (?<=\\)\\* (?: (?P<units>(?-i:u)[0-9a-f]{4}(?:\\+(?-i:u)[0-9a-f]{4})*)
+        | (?-i:U)(?P<point>000[0-9a-f]{5}|0010[0-9a-f]{4}) | x(?P<byte>[0-9a-f]{2}) | (?P<named>(?-i:[nrtbf0av])) | )
+    | (?<=%)(?P<percent>[0-9a-f]{2})
+    | (?<=&)(?: \#x(?P<hex>[0-9a-f]{1,6}); | \#(?P<decimal>[0-9]{1,7}); | (?P<entity>quot|apos|lt|gt|amp); )
+    )"""
+)
+_UNIT = re.compile(rb"u([0-9a-fA-F]{4})")
+_NAMED = dict(zip(b"nrtbf0av", b"\n\r\t\b\f\0\a\v", strict=True))
+_ENTITIES = {b"quot": b'"', b"apos": b"'", b"lt": b"<", b"gt": b">", b"amp": b"&"}
+
+
+def telling(text: str) -> bool:
+    """Whether an id is looked for in files: fewer than SHORT bytes of ASCII, or a plain word, occur by chance."""
+    if not text.isascii():
+        return True
+    return len(text) >= SHORT and not text.isalpha() and any(c.isalnum() for c in text)
+
+
+class Traces:
+    """What is looked for."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        texts = set(texts)
+        self.telling = {text for text in texts if telling(text)}
+        self.short = texts - self.telling
+        self._exact = {_bytes(text) for text in texts}
+        self._forms = [_Needles(self.telling, form) for form in (lambda data: data, _as_points, _as_bytes)]
+        self._longest = max((len(_bytes(text)) for text in self.telling), default=0)
+
+    def __bool__(self) -> bool:
+        return bool(self.telling)
+
+    def within(self, data: bytes) -> bool:
+        """Whether bytes say one."""
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            with suppress(UnicodeDecodeError):
+                data = data.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+        plain, points, by_bytes = self._forms
+        if plain.within(data):
+            return True
+        if not (b"\\" in data or b"%" in data or b"&" in data):
+            return False
+        return points.within(_as_points(data)) or (b"\\x" in data and by_bytes.within(_as_bytes(data)))
+
+    def says(self, path: Path) -> bool:
+        """Whether a file says one. A database of SQLite is searched by its cells, and by its bytes."""
+        if not self:
+            return False
+        with open(path, "rb") as file:
+            before = b""
+            while block := file.read(CHUNK):
+                if self.within(before + block):
+                    return True
+                before = (before + block)[-(32 * self._longest + 4096) :]  # an escape has at most 32 times the bytes
+        return is_sqlite(path) and any(True for _ in self.rows_that_say(path))
+
+    def rows_that_say(self, path: Path, exactly: bool = False) -> Iterator[tuple[str, dict[str, object]]]:
+        """(table, row) of a database of SQLite that can be read. `exactly`: cells that are an id, however short.
+
+        By cells, since a long one is scattered over pages.
+        """
+        try:
+            with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30)) as database:
+                database.text_factory = bytes
+                tables = [
+                    row[0].decode() for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+                ]
+                for table in tables:
+                    rows = database.execute('SELECT * FROM "{}"'.format(table.replace('"', '""')))
+                    names = [column[0] for column in rows.description]
+                    for row in rows:
+                        cells = [cell for cell in row if isinstance(cell, bytes)]
+                        if any(self.within_cell(cell) or (exactly and cell in self._exact) for cell in cells):
+                            yield table, dict(zip(names, row, strict=True))
+        except sqlite3.Error:
+            return
+
+    def within_cell(self, cell: bytes) -> bool:
+        """Whether a value of a database says one: it may be compressed, as Dagster's snapshots are."""
+        if cell[:1] == b"x":
+            with suppress(zlib.error):
+                cell += b"\0" + zlib.decompress(cell)
+        return self.within(cell)
+
+
+class _Needles:
+    """Texts in one form, found by the longest of their runs of ASCII letters and digits: a data set of ids is searched
+    for in one pass."""
+
+    def __init__(self, texts: Collection[str], form: Callable[[bytes], bytes]) -> None:
+        self.by_run: dict[bytes, list[bytes]] = {}
+        self.others: list[bytes] = []
+        for text in texts:
+            for variant in _variants(text):
+                needle = form(variant)
+                runs = _RUN.findall(needle)
+                if runs and len(longest := max(runs, key=len)) > 1:
+                    self.by_run.setdefault(longest, []).append(needle)
+                elif needle:
+                    self.others.append(needle)
+
+    def within(self, data: bytes) -> bool:
+        if any(_found(needle, data) for needle in self.others):
+            return True
+        runs = {run for run in _RUN.findall(data) if run in self.by_run} if self.by_run else ()
+        return any(_found(needle, data) for run in runs for needle in self.by_run[run])
+
+
+def is_sqlite(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(SQLITE)) == SQLITE
+
+
+def _variants(text: str) -> set[bytes]:
+    cut = {_bytes(text[: length - 1] + "…") for length in LENGTHS if len(text) > length}
+    plain = {_bytes(text)}
+    with suppress(UnicodeEncodeError):  # of a file's name that is no UTF-8
+        plain.add(text.encode("utf-8", "surrogateescape"))
+    return plain | cut
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _found(needle: bytes, data: bytes) -> bool:
+    at = data.find(needle)
+    while at >= 0:
+        if _is_whole(needle, data, at):
+            return True
+        at = data.find(needle, at + 1)
+    return False
+
+
+def _is_whole(needle: bytes, data: bytes, at: int) -> bool:
+    """Whether what lies there is not a part of a longer id, word or number."""
+    end = at + len(needle)
+    before, after = _text(data[max(0, at - 4) : at]), _text(data[end : end + 4])
+    number = needle.isdigit()
+    return not (
+        (_joins(_text(needle[:4])[:1]) and _goes_on(before[::-1], number))
+        or (_joins(_text(needle[-4:])[-1:]) and _goes_on(after, number))
+    )
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "ignore")
+
+
+def _joins(character: str) -> bool:
+    return character.isalnum() or character in ("-", "_")
+
+
+def _goes_on(neighbours: str, number: bool) -> bool:
+    """`neighbours` from the nearest on."""
+    nearest, next_one = neighbours[:1], neighbours[1:2]
+    if _joins(nearest) and (nearest not in "-_" or _joins(next_one)):
+        return True
+    return number and nearest in (".", ",") and next_one.isdigit()
+
+
+def _as_points(data: bytes) -> bytes:
+    r"""Without escapes; \xe9 is U+00E9, as Python's repr of a text has it."""
+    return _undone(data, by_bytes=False)
+
+
+def _as_bytes(data: bytes) -> bytes:
+    r"""Without escapes; \xe9 is a byte, as Python's repr of bytes has it."""
+    return _undone(data, by_bytes=True)
+
+
+def _undone(data: bytes, by_bytes: bool) -> bytes:
+    """Until nothing changes: an escaped text may have been escaped by another encoder."""
+    for _ in range(NESTED):
+        before, data = data, _ESCAPE.sub(lambda escape: _plain(escape, by_bytes), data)
+        if data == before:
+            break
+    return data
+
+
+def _plain(escape: re.Match[bytes], by_bytes: bool) -> bytes:
+    kind, said = escape.lastgroup, escape.group(escape.lastgroup or 0)
+    match kind:
+        case "units":
+            units = bytes.fromhex("".join(unit.decode() for unit in _UNIT.findall(said)))
+            return units.decode("utf-16-be", "surrogatepass").encode("utf-8", "surrogatepass")
+        case "byte" if not by_bytes:
+            return chr(int(said, 16)).encode()
+        case "byte" | "percent":
+            return bytes.fromhex(said.decode())
+        case "point" | "hex":
+            return _character(int(said, 16))
+        case "decimal":
+            return _character(int(said))
+        case "named":
+            return bytes([_NAMED[said.lower()[0]]])
+        case "entity":
+            return _ENTITIES[said.lower()]
+    return b""  # backslashes alone: how many there are depends on how often the text was escaped
+
+
+def _character(number: int) -> bytes:
+    return chr(number).encode("utf-8", "surrogatepass") if number <= 0x10FFFF else b""

@@ -299,6 +299,15 @@ def test_wicked_text_stays_text_in_the_ui(ui, study, watched):
     assert pictures(page, DIALOG) == [460]
 
 
+def test_the_report_opens_from_its_asset(finished, ui, watched):
+    page = watched.page
+    page.goto(f"{ui}/assets/report")
+    with page.context.expect_page() as opened:
+        metadata(page).get_by_text("/hardmoe/report/").click()
+    opened.value.locator("#comparison tr.published").wait_for()
+    assert opened.value.locator(".expert img").count() == 6
+
+
 @pytest.mark.parametrize(("name", "width"), [("desktop", 1200), ("phone", 390)])
 def test_the_report_fits_the_screen_and_asks_nothing_of_the_network(finished, watched, name, width):
     page = watched.page

@@ -86,7 +86,8 @@ def sixteen_bits():
 
 def images():
     """[(name, bytes or None, outcome)]"""
-    jpeg, plain, webp, gif, bmp = (file_of(picture(), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"))
+    kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+    jpeg, plain, webp, gif, bmp, avif = (file_of(picture(), kind) for kind in kinds)
     grey16 = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (SIDE, SIDE)).astype(np.uint16))
     found = [
         ("png", plain, "ok"),
@@ -133,7 +134,13 @@ def images():
         ("ico", file_of(picture(), "ICO"), "not_an_image"),
         ("ppm", file_of(picture(), "PPM"), "not_an_image"),
         ("photoshop", b"8BPS\0\1" + b"\0" * 100, "not_an_image"),
-        ("heic or mp4", b"\0\0\0\x18ftypheic" + b"\0" * 100, "not_an_image"),
+        ("heic", b"\0\0\0\x18ftypheic" + b"\0" * 100, "not_an_image"),
+        ("mp4", b"\0\0\0\x18ftypisom" + b"\0" * 100, "not_an_image"),
+        ("avif", avif, "ok"),
+        ("avif with a transparent colour", file_of(picture("RGBA"), "AVIF"), "ok"),
+        ("animated avif", frames("AVIF"), "ok"),
+        ("avif cut in two", avif[: len(avif) // 2], "broken"),
+        ("only an avif's first bytes", avif[:20], "broken"),
         ("only a jpeg's first bytes", b"\xff\xd8\xff\xe0", "broken"),
         ("only a png's first bytes", MAGIC, "broken"),
         ("only a gif's first bytes", b"GIF89a", "broken"),
@@ -179,6 +186,8 @@ def large():
         ("jpeg of 2000 scans", many_scans(2000, 2000, 2000), "too_large"),
         ("png of 8000x8000", file_of(Image.new("RGBA", (8000, 8000), (1, 2, 3, 4)), compress_level=1), "uniform"),
         ("jpeg of 8000x8000", file_of(Image.new("RGB", (8000, 8000)), "JPEG", progressive=True, subsampling=0), "uniform"),
+        ("avif of 5600x5600", file_of(Image.new("RGB", (5600, 5600)), "AVIF", speed=10), "uniform"),
+        ("avif of 8000x5000", file_of(Image.new("RGB", (8000, 5000)), "AVIF", speed=10), "too_large"),
         ("webp of 5600x5600", file_of(Image.new("RGBA", (5600, 5600)), "WEBP", lossless=True, method=0), "uniform"),
     ]  # fmt: skip
 

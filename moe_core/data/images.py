@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP")
 REASONS = {
     "empty": "no bytes: an empty or missing file, or a null",
-    "not_an_image": "not of an allowed format (JPEG, PNG, WebP, GIF, BMP), whatever its name says",
+    "not_an_image": "not of an allowed format (JPEG, PNG, WebP, AVIF, GIF, BMP), whatever its name says",
     "broken": "begins like an allowed format, but cannot be decoded",
     "truncated": "ends before its last row",
     "too_large": "more pixels, or more work to decode, than any photograph",
@@ -26,7 +26,8 @@ REASONS = {
 }
 # Of the file as it says itself, looked at before anything is decoded. A decoded pixel takes 4 bytes; with its copies
 # and a progressive JPEG's coefficients up to 12, or 20 for WebP: so each file stays below 1 GB.
-MAX_PIXELS = {"JPEG": 64_000_000, "PNG": 64_000_000, "GIF": 64_000_000, "BMP": 64_000_000, "WEBP": 32_000_000}
+MAX_PIXELS = {"JPEG": 64_000_000, "PNG": 64_000_000, "GIF": 64_000_000, "BMP": 64_000_000}
+MAX_PIXELS |= {"WEBP": 32_000_000, "AVIF": 32_000_000}
 MAX_SCANS = 20  # of a progressive JPEG of MAX_PIXELS, and in proportion more of a smaller one; encoders write about ten
 MAX_ASPECT = 20
 LARGE = 8_000_000  # decoded pixels from which files are decoded one at a time, whatever the number of threads
@@ -55,6 +56,7 @@ _OTHERS = {
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
 }
+HEIC = ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs", "mif1", "msf1")
 _large = threading.Lock()
 
 
@@ -264,7 +266,13 @@ def _unidentified(data: bytes) -> Rejected:
         if data.startswith(magic):
             return Rejected("not_an_image", f"looks like {name}")
     if data[4:8] == b"ftyp":
-        return Rejected("not_an_image", "looks like HEIC, AVIF or MP4")
+        brand = data[8:12].decode("ascii", "replace")
+        if brand in ("avif", "avis"):
+            return Rejected("broken", "its header cannot be read")
+        name = "HEIC" if brand in HEIC else "a video (MP4, MOV)"
+        return Rejected(
+            "not_an_image", f"looks like {name}" + ", which is not read: convert it to JPEG" * (brand in HEIC)
+        )
     if data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         return Rejected(
             "not_an_image", "looks like SVG" if b"<svg" in data[:4096].lower() else "looks like HTML or XML"

@@ -29,7 +29,10 @@ BATCH_BYTES = 64 << 20
 MAX_FILE_BYTES = 256 << 20  # of one image as a file: what is larger is no photograph
 MAX_DETAIL = 200  # characters of a line that cannot be used
 MAX_LINE = 16 << 20  # characters of one line of text: a post with a million tags has half of that
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+# Of picture files: first those that are read, the likeliest photograph first, then those that ingest rejects by name.
+READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".png", ".gif", ".bmp")
+NOT_READ = (".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".ico", ".dng", ".cr2", ".nef", ".arw")
+IMAGE_SUFFIXES: tuple[str, ...] = READ + NOT_READ
 # between tags: commas, semicolons and bars of all scripts, bullets, tabs and line ends
 SEPARATORS = ",，、،﹐﹑､;；؛﹔|｜•\t\n\r\v\f\x85\u2028\u2029"
 SEPARATOR = re.compile(f"[{SEPARATORS}]")

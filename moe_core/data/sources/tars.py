@@ -13,6 +13,7 @@ from moe_core.data.sources.files import File, opened
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, Unusable
 from moe_core.store import exclusive
 
+INDEX_VERSION = 1  # raised when other members are pictures
 BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError)
 
 
@@ -115,6 +116,10 @@ class TarImages:
                 file.close()
 
     def _build(self) -> None:
+        if self.index.execute("PRAGMA user_version").fetchone()[0] != INDEX_VERSION:
+            self.index.executescript(
+                f"DROP TABLE IF EXISTS tars; DROP TABLE IF EXISTS members; PRAGMA user_version = {INDEX_VERSION}"
+            )
         self.index.execute("CREATE TABLE IF NOT EXISTS tars (path TEXT PRIMARY KEY, size INT, changed INT)")
         self.index.execute("CREATE TABLE IF NOT EXISTS members (stem TEXT, path TEXT, name TEXT, offset INT, size INT)")
         self.index.execute("CREATE INDEX IF NOT EXISTS stems ON members (stem)")

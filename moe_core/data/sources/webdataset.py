@@ -1,11 +1,13 @@
 """WebDataset tars, and what img2dataset writes. One shard a tar.
 
 A sample is what lies side by side in the tar with one key: the member's name up to the first dot of its last part.
+Where a picture and a text share more, as 22.05.jpg and 22.05.json beside 22.10.jpg and 22.10.json, that is the key.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,31 @@ import pyarrow as pa
 
 from moe_core.data.sources.columns import BY_ROW, USUAL
 from moe_core.data.sources.files import Digests, File, Shard, files_at, is_remote, key_of
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, tags_of, tags_of_text, text_of, time_of
+from moe_core.data.sources.raw import (
+    IMAGE_SUFFIXES,
+    MAX_FILE_BYTES,
+    Row,
+    Unusable,
+    in_batches,
+    tags_of,
+    tags_of_text,
+    text_of,
+    time_of,
+)
 from moe_core.data.sources.tars import Member, members
 from moe_core.settings import Source
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 WHAT = "a tar of samples, a folder of them (*.tar, *.tar.gz), a glob or a URI"
-KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
+NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
+# what 0001.depth.png beside 0001.jpg is: never the picture where there is another
+BESIDE = re.compile(
+    "depth|masks?|seg|segm|segment|segmentation|sem|semantic|instances?|panoptic|labels?|normals?|canny|edges?|hed|"
+    "sketch|lineart|scribble|pose|keypoints|openpose|flow|disparity|disp|alpha|matte|trimap|heatmap|saliency|attention|"
+    "bbox|boxes|anno|annotations?|control|condition|cond|thumb|thumbnail|preview|small|target|gt|latent"
+)
+PICTURE = re.compile("photo|image|img|rgb|colou?r|picture|pic|original|orig|input|source|src|full")
+MOST_MEMBERS = 100  # of one sample
 LOOKED = 20  # samples whose fields `init` names
 TEXTS = ("json", "txt", "cls")
 CAPTIONS = ("caption", "text")  # of img2dataset's .json: sentences, of which the #words are tags
@@ -48,7 +68,8 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | 
     taken, names = dict[str, str](), dict[str, None]()
     for _, parts in islice(_samples(shard.path), LOOKED):
         try:
-            values = json.loads(parts["json"].data) if "json" in parts else None
+            about = _best(parts, ("json",))
+            values = json.loads(about.data) if about else None
         except (ValueError, RecursionError):
             continue
         if isinstance(values, dict):
@@ -70,35 +91,111 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
     return round(rows * total / max(1, sizes.get(shards[0].path, total))), len(shards) == 1
 
 
-Sample = tuple[str, dict[str, Member]]
+Sample = tuple[str, dict[str, Member]]  # key; members by what their names have behind it, in lower case
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A member's name: `short` up to the first dot, then perhaps more of the key, what it is, and its suffix."""
+
+    short: str
+    more: str
+    role: str
+    suffix: str
+    member: Member
+
+    @property
+    def is_text(self) -> bool:
+        return self.suffix in TEXTS
+
+
+def _part(member: Member) -> _Part | None:
+    found = NAME.fullmatch(member.name)
+    if not found:
+        return None
+    *more, suffix = found[2].split(".")
+    suffix = suffix.lower()
+    if f".{suffix}" not in IMAGE_SUFFIXES and suffix not in TEXTS:
+        return None  # another member of the sample, such as .npy
+    role = list[str]()
+    while more and (_kind(more[-1].lower()) != 2 or f".{more[-1].lower()}" in IMAGE_SUFFIXES):
+        role.insert(0, more.pop().lower())  # also of 0001.jpg.json
+    return _Part(found[1], ".".join(more), ".".join(role), suffix, member)
 
 
 def _samples(path: str, contents: bool = True) -> Iterator[Sample]:
     """A key that comes again with a member it has already is a sample of its own: the ingest says it is there twice."""
-    key, parts = "", dict[str, Member]()
+    parts: list[_Part] = []
+    several = None  # the last key that proved to be a prefix of several samples'
+    size = 0
     for member in members(path, contents):
-        found = KEY.fullmatch(member.name)
-        if not found:
+        part = _part(member)
+        if part is None:
             base = member.name.rpartition("/")[2]
-            if not base.lower().endswith(IMAGE_SUFFIXES) or base.startswith("._"):
-                continue  # a note, .DS_Store, macOS' "._" twin of a file
-            if parts:
-                yield key, parts
-            yield member.name, {base.rpartition(".")[2].lower(): member}
-            key, parts = "", {}
-            continue
-        name, suffix = found[1], found[2].lower()
-        if f".{suffix}" not in IMAGE_SUFFIXES and suffix not in TEXTS and "." in suffix:
-            suffix = suffix.rpartition(".")[2]  # as in 0001.photo.jpg
-        if f".{suffix}" not in IMAGE_SUFFIXES and suffix not in TEXTS:
-            continue  # another member of the sample, such as .npy
-        if parts and (name != key or suffix in parts):
-            yield key, parts
-            parts = {}
-        key = name
-        parts[suffix] = member
-    if parts:
-        yield key, parts
+            if base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith("._") and not NAME.fullmatch(member.name):
+                yield from _cut(parts, several)
+                parts, size = [], 0
+                yield member.name, {base.rpartition(".")[2].lower(): member}
+            continue  # else a note, .DS_Store, macOS' "._" twin of a file
+        names = {(one.more, one.role, one.suffix) for one in parts}
+        if parts and (part.short != parts[0].short or (part.more, part.role, part.suffix) in names):
+            yield from _cut(parts, several)
+            parts, size = [], 0
+        elif len(parts) >= MOST_MEMBERS or size >= MAX_FILE_BYTES:
+            several = part.short
+            begun = [one for one in parts if one.more == part.more]
+            yield from _cut([one for one in parts if one.more != part.more] or parts, several)
+            parts = begun if len(begun) < len(parts) else []
+            size = sum(len(one.member.data) for one in parts)
+        parts.append(part)
+        size += len(member.data)
+    yield from _cut(parts, several)
+
+
+def _cut(parts: list[_Part], several: str | None) -> Iterator[Sample]:
+    """Samples of members with one key up to the first dot."""
+    if not parts:
+        return
+    if parts[0].short != several and not _are_several(parts):
+        yield parts[0].short, {_suffix(one.more, one.role, one.suffix): one.member for one in parts}
+        return
+    samples: dict[str, dict[str, Member]] = {}
+    for one in parts:
+        key = f"{one.short}.{one.more}" if one.more else one.short
+        samples.setdefault(key, {})[_suffix(one.role, one.suffix)] = one.member
+    yield from samples.items()
+
+
+def _are_several(parts: list[_Part]) -> bool:
+    """Whether what lies between the first dot and the suffix tells samples apart, rather than members of one."""
+    texts = {one.more for one in parts if one.is_text}
+    pictures = {one.more for one in parts if not one.is_text}
+    if texts & pictures - {""}:
+        return True
+    if not texts:
+        return len(pictures) > 1  # pictures alone: each is a row
+    return all(more[:1].isdigit() for more in texts)  # clip_1.5.json says nothing of clip_1.0.jpg
+
+
+def _kind(role: str) -> int:
+    """1 for the picture itself, 3 for what lies beside it, 2 for a word that says neither."""
+    words = re.split("[_-]", role)
+    return 3 if any(map(BESIDE.fullmatch, words)) else 1 if any(map(PICTURE.fullmatch, words)) else 2
+
+
+def _suffix(*parts: str) -> str:
+    return ".".join(part for part in parts if part).lower()
+
+
+def _best(parts: dict[str, Member], suffixes: Sequence[str]) -> Member | None:
+    """The member with one of the suffixes that says least else, and is not what lies beside a picture."""
+
+    def rank(name: str) -> tuple[int, int]:
+        *role, suffix = name.split(".")
+        return max(map(_kind, role), default=0), suffixes.index(suffix)
+
+    names = [name for name in parts if name.rpartition(".")[2] in suffixes]
+    return parts[min(names, key=rank)] if names else None
 
 
 def _post(sample: Sample, source: Source, number: str) -> Row:
@@ -108,14 +205,15 @@ def _post(sample: Sample, source: Source, number: str) -> Row:
     if problem:
         return row | {"reason": problem.reason, "detail": problem.detail}
     try:
-        said = _json(parts["json"]) if "json" in parts else None
+        about = _best(parts, ("json",))
+        said = _json(about) if about else None
         _describe(row, said, parts, source)
         if source.id_column == BY_ROW:
             row["id"] = number
         elif source.id_column:
             row["id"] = text_of(said.get(source.id_column), source.id_column) if isinstance(said, dict) else None
-        wanted = (source.image_column.lower(),) if source.image_column else [s[1:] for s in IMAGE_SUFFIXES]
-        image = next((parts[suffix] for suffix in wanted if suffix in parts), None)
+        wanted = source.image_column.lower()
+        image = parts.get(wanted) or _best(parts, (wanted,) if wanted else [suffix[1:] for suffix in IMAGE_SUFFIXES])
         if image is None:
             raise Unusable("no_image_file", f"sample {key} has {', '.join(sorted(parts))}, no image")
         row["image"] = image.data
@@ -132,7 +230,8 @@ def _describe(row: Row, said: Any, parts: dict[str, Member], source: Source) -> 
     row["taken_at"] = time_of(_value(values, "taken_at", source))
     if source.caption_column:
         at = source.caption_column
-        row["caption"] = _text(parts[at]) if at in ("txt", "cls") and at in parts else text_of(values.get(at), at)
+        member = _best(parts, (at,)) if at in ("txt", "cls") else None
+        row["caption"] = _text(member) if member else text_of(values.get(at), at)
         if source.tags_column:
             row["tags"] = tags_of(values.get(source.tags_column))
         return
@@ -142,10 +241,10 @@ def _describe(row: Row, said: Any, parts: dict[str, Member], source: Source) -> 
         row["tags"] = tags_of(tags)
     elif caption is not None:
         row["caption"] = text_of(caption, "caption")
-    elif "txt" in parts:
-        row["tags"] = tags_of_text(_text(parts["txt"]))
-    elif "cls" in parts:
-        row["tags"] = [_text(parts["cls"]).strip()]
+    elif text := _best(parts, ("txt",)):
+        row["tags"] = tags_of_text(_text(text))
+    elif number := _best(parts, ("cls",)):
+        row["tags"] = [_text(number).strip()]
 
 
 def _field(values: dict[str, Any], ours: str, source: Source) -> str | None:

@@ -21,7 +21,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     done = ingest(
         context.root,
         key,
-        read_shard(context.study.source, shard, context.root / ".sources"),
+        read_shard(context.study.source, shard, context.root / ".sources", context.root / ".digests.json"),
         context.study.data,
         lambda read: context.report({"posts": read}),
         source=shard.path or "drawn",

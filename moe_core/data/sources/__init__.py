@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import WILDCARD, Digests, Shard, Unready, is_remote, local
+from moe_core.data.sources.files import WILDCARD, Digests, Shard, Unready, is_remote, local, unreachable
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, RAW
 from moe_core.settings import Source
 from moe_core.store import digest
@@ -46,27 +46,51 @@ def find_shards(source: Source, cache: Path | None = None, unready: list[Unready
         about = {"posts": source.posts, "shards": source.shards, "seed": source.seed, "code": drawn.VERSION}
         return [Shard(f"s{n:04d}", "", digest(about | {"shard": n})) for n in range(source.shards)]
     remembered = Digests(cache, unready)
-    reading = {"version": VERSION, "settings": source.model_dump(include=READING)}
     shards: dict[str, Shard] = {}
     for key, path, content in _reader(source).find(source, remembered):
         if key in shards:
             raise ValueError(f"{shards[key].path} and {path} would both be shard {key}: rename one of them")
-        shards[key] = Shard(key, path, digest(reading | {"content": content}))
+        shards[key] = Shard(key, path, digest(_reading(source) | {"content": content}))
     remembered.save()
     return [shards[key] for key in sorted(shards)]
 
 
-def read_shard(source: Source, shard: Shard, cache: Path | None = None) -> Iterator[pa.RecordBatch]:
+def read_shard(
+    source: Source, shard: Shard, cache: Path | None = None, digests: Path | None = None
+) -> Iterator[pa.RecordBatch]:
     """Batches of schema RAW, with a `reason` in each row that cannot be used. Raises ValueError for a damaged file.
 
-    `cache` is a folder in which indices of tars are kept.
+    `cache` is a folder in which indices of tars are kept, `digests` what `find_shards` remembers. Raises ValueError
+    behind the last batch where the source is no longer what the shard's digest names.
     """
     if source.format == "drawn":
         from moe_core.data.drawn import draw_shard
 
-        return draw_shard(int(shard.key[1:]), source.shards, source.posts, source.seed)
-    batches: Iterator[pa.RecordBatch] = _reader(source).read(source, shard, cache)
-    return batches
+        yield from draw_shard(int(shard.key[1:]), source.shards, source.posts, source.seed)
+        return
+    try:
+        yield from _reader(source).read(source, shard, cache)
+    except OSError as error:
+        raise unreachable(shard.path, error) from None
+    if shard.digest and _digest(source, shard, digests) != shard.digest:
+        raise ValueError(
+            f"{shard.path} or its images changed while they were read: run the same command again when nothing writes "
+            "to them"
+        )
+
+
+def _digest(source: Source, shard: Shard, remembered: Path | None) -> str:
+    """Digest of the shard as it is now, "" where it is gone; no other new file is looked at."""
+    try:
+        found = _reader(source).find(source, Digests(remembered, [], only=shard.path))
+    except OSError as error:
+        raise unreachable(source.uri, error) from None
+    content = next((content for _, path, content in found if path == shard.path), None)
+    return "" if content is None else digest(_reading(source) | {"content": content})
+
+
+def _reading(source: Source) -> dict[str, Any]:
+    return {"version": VERSION, "settings": source.model_dump(include=READING)}
 
 
 def count_rows(source: Source, shards: list[Shard]) -> tuple[int, bool]:

@@ -1,5 +1,6 @@
 """Files of a source: found, named, and told apart by their content. Local paths, or URIs through pyarrow and fsspec."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -45,6 +46,20 @@ class File:
     name: str  # within the source, with '/'
     size: int
     changed: int  # nanoseconds since 1970
+    touched: int = 0  # the same of its inode, which nobody can set back; 0 elsewhere
+
+
+# The file is there, or was: a disk, a share or this process cannot reach it now. Anything else is said of the file.
+LOST = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO}
+LOST |= {errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO}
+
+
+def unreachable(path: object, error: OSError) -> ValueError:
+    """The one line for a file or folder that cannot be read now, though it may be good."""
+    why = error.strerror or _line(error)
+    return ValueError(
+        f"{path} cannot be read: {why}; check the disk, the share or the permissions, then run the same command again"
+    )
 
 
 def is_remote(uri: str) -> bool:
@@ -86,26 +101,36 @@ def _local(path: Path, suffixes: Sequence[str]) -> list[File]:
 
 def _file(path: Path, base: Path) -> File:
     stat = path.stat()
-    return File(str(path), Path(os.path.relpath(path, base)).as_posix(), stat.st_size, stat.st_mtime_ns)
+    name = Path(os.path.relpath(path, base)).as_posix()
+    return File(str(path), name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def walk(folder: Path, hidden: bool = False) -> Iterator[File]:
-    """All files below a folder. Links to folders are not followed, links to files are; broken ones are no files."""
+    """All files below a folder. Links to folders are not followed, links to files are; broken ones are no files.
+
+    Raises ValueError where a disk or a share does not answer: what it hides must not look absent.
+    """
     stack = [(str(folder), "")]
     while stack:
         path, prefix = stack.pop()
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith((".", "_")) and not hidden:
-                    continue
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        stack.append((entry.path, f"{prefix}{entry.name}/"))
-                    elif entry.is_file():
-                        stat = entry.stat()
-                        yield File(entry.path, prefix + entry.name, stat.st_size, stat.st_mtime_ns)
-                except OSError:  # gone between the listing and the look
-                    continue
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith((".", "_")) and not hidden:
+                        continue
+                    try:
+                        if entry.is_dir(follow_symlinks=False):
+                            stack.append((entry.path, f"{prefix}{entry.name}/"))
+                        elif entry.is_file():
+                            stat = entry.stat()
+                            name = prefix + entry.name
+                            yield File(entry.path, name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                    except OSError as error:
+                        if error.errno in LOST:
+                            raise
+                        # gone between the listing and the look, or a link that leads nowhere
+        except OSError as error:
+            raise unreachable(path, error) from None
 
 
 def listing(folder: Path, suffixes: Sequence[str], hidden: bool = False) -> str:
@@ -213,19 +238,21 @@ def key_of(name: str, suffixes: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _content(path: str, size: int, changed: int) -> str:
+def _content(path: str, size: int, changed: int, touched: int) -> str:
     return file_digest(Path(path))
 
 
 class Digests:
-    """Content digests of files, remembered by path, size and time of change: looking again does not read again.
+    """Content digests of files, remembered by path, size and times of change: looking again does not read again.
 
-    With a list `unready`, a new file that cannot be read is noted there and left out; without, it is an error.
+    With a list `unready`, a new file that cannot be read is noted there and left out; without, it is an error. With a
+    path `only`, other new files are left out unread.
     """
 
-    def __init__(self, cache: Path | None, unready: list[Unready] | None = None) -> None:
+    def __init__(self, cache: Path | None, unready: list[Unready] | None = None, only: str = "") -> None:
         self.cache = cache
         self.unready = unready
+        self.only = only
         self.known: dict[str, list[object]] = {}
         if cache and cache.is_file():
             try:
@@ -237,7 +264,7 @@ class Digests:
     def knows(self, file: File) -> bool:
         """Whether the file is as it was when its digest was taken."""
         said = self.known.get(file.path)
-        return said is not None and said[:2] == [file.size, file.changed]
+        return said is not None and said[:-1] == [file.size, file.changed, file.touched]
 
     def readable(self, files: Sequence[File], look: Callable[[File], None]) -> list[File]:
         """The files that can be read. `look` is called for new and changed ones, and raises ValueError for others.
@@ -247,6 +274,8 @@ class Digests:
         """
         good, wrong = [], list[ValueError]()
         for file in files:
+            if self.only not in ("", file.path) and not self.knows(file):
+                continue
             try:
                 if not self.knows(file):
                     look(file)
@@ -263,16 +292,16 @@ class Digests:
     def remember(self, file: File) -> None:
         """That it could be read, where its digest is not taken here."""
         self.changed |= not self.knows(file)
-        self.known[file.path] = [file.size, file.changed, ""]
+        self.known[file.path] = [file.size, file.changed, file.touched, ""]
 
     def of(self, file: File) -> str:
         """Hash of the content; of name, size and time for a file elsewhere, which is not fetched to be hashed."""
         if not self.knows(file):
             about = digest([file.name, file.size, file.changed]) if is_remote(file.path) else None
-            content = about or _content(file.path, file.size, file.changed)
-            self.known[file.path] = [file.size, file.changed, content]
+            content = about or _content(file.path, file.size, file.changed, file.touched)
+            self.known[file.path] = [file.size, file.changed, file.touched, content]
             self.changed = True
-        return str(self.known[file.path][2])
+        return str(self.known[file.path][-1])
 
     def save(self) -> None:
         if self.cache and self.changed:

@@ -79,7 +79,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     folder, _ = _tables(source)
     below = table.parent.resolve().is_relative_to(folder.resolve())
     images = ImageFolder(folder, table.parent) if below else ImageFolder(folder)
-    return in_batches(_posts(table, source, images, shard.key))
+    return images.watching(in_batches(_posts(table, source, images, shard.key)))
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:

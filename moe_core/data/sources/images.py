@@ -1,16 +1,32 @@
 """Image files that a table names: read only from inside the folder of the data."""
 
+import errno
+import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO
 
+import pyarrow as pa
+
+from moe_core.data.sources.files import unreachable
 from moe_core.data.sources.raw import MAX_FILE_BYTES, Unusable
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 ROOTED = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 UP = re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
+ABSENT = {errno.ENOENT, errno.ENOTDIR}
+NO_NAME = {
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EILSEQ,
+    errno.EINVAL,
+}  # no file can have such a name, or links are a ring
+HELD = 1 << 20  # bytes of names of absent files that stay in memory
 
 
 @lru_cache(maxsize=10_000)
@@ -26,13 +42,32 @@ class ImageFolder:
         self.folders = [
             (str(folder), os.path.realpath(folder).rstrip(os.sep) + os.sep) for folder in dict.fromkeys(folders)
         ]
+        self._absent: IO[str] | None = None
+
+    def watching(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, which `read` fills. Raises ValueError behind the last where a file that was absent is there now.
+
+        A mount that goes away leaves an empty folder, in which every file looks deleted.
+        """
+        with SpooledTemporaryFile(HELD, "w+", encoding="utf-8") as self._absent:
+            yield from batches
+            self._absent.seek(0)
+            for line in self._absent:
+                for place in json.loads(line):
+                    if _is_there(place):
+                        raise ValueError(
+                            f"{place} was absent when its row was read, and is there now: check the disk or the share, "
+                            "then run the same command again"
+                        )
 
     def read(self, *names: str, absolute: bool = False) -> bytes:
         """Bytes of the first of `names` that is there. `absolute` names are looked at where they are allowed.
 
-        Raises Unusable: outside_folder for '..', an absolute name, or a link that leads outside; no_image_file.
+        Raises Unusable: outside_folder for '..', an absolute name, or a link that leads outside; no_image_file for a
+        file that is absent. Raises ValueError for one that is there and cannot be read, and where the folder is gone.
         """
         why = f"no file {names[0]}" if names and names[0].strip() else "no file is named"
+        absent = []
         for name in names:
             if not name.strip():
                 continue
@@ -43,11 +78,28 @@ class ImageFolder:
             for folder, real in self.folders:
                 try:
                     return self._inside(name, folder, real)
-                except FileNotFoundError:
-                    continue
-                except (OSError, ValueError) as error:  # no permission, NUL in the name, links in a ring
-                    why = f"{name}: {getattr(error, 'strerror', None) or error}"
+                except OSError as error:
+                    if error.errno in ABSENT:
+                        absent.append(os.path.join(folder, name))
+                        continue
+                    if error.errno not in NO_NAME:
+                        raise unreachable(os.path.join(folder, name), error) from None
+                    why = f"{name}: {error.strerror}"
+                except ValueError as error:  # NUL in the name
+                    why = f"{name}: {error}"
+        if absent:
+            self._note(absent)
         raise Unusable("no_image_file", why)
+
+    def _note(self, absent: list[str]) -> None:
+        """Remembers places without a file. Raises ValueError where a folder is gone with all that is in it."""
+        for folder, _ in self.folders:
+            try:
+                os.stat(folder)
+            except OSError as error:
+                raise unreachable(folder, error) from None
+        if self._absent is not None:
+            self._absent.write(json.dumps(absent) + "\n")
 
     def _inside(self, name: str, folder: str, real: str) -> bytes:
         above, base = os.path.split(os.path.join(folder, name))
@@ -59,8 +111,24 @@ class ImageFolder:
         if not path.startswith(real):
             raise Unusable("outside_folder", f"{name} leads outside of the folder")
         if not stat.S_ISREG(about.st_mode):
-            raise OSError(0, "not a file")
+            raise OSError(errno.EINVAL, "not a file")
         if about.st_size > MAX_FILE_BYTES:
             raise Unusable("too_large", f"{name} has {about.st_size} bytes, more than {MAX_FILE_BYTES}")
         with open(path, "rb") as file:
-            return file.read()
+            data = file.read()
+            after = os.fstat(file.fileno())
+        if len(data) < about.st_size or after.st_ctime_ns != about.st_ctime_ns:
+            raise OSError(errno.EBUSY, "it was changed while it was read")
+        return data
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.stat(path)
+        return True
+    except OSError as error:
+        if error.errno in ABSENT | NO_NAME:
+            return False
+        raise unreachable(path, error) from None
+    except ValueError:  # NUL in the name
+        return False

@@ -58,7 +58,8 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     def batches() -> Iterator[pa.RecordBatch]:
         return scan_table(shard.path, names, BATCH, BATCH_BYTES)
 
-    yield from to_raw(batches, columns, shard.path, folder, shard.key, info.schema)
+    rows = to_raw(batches, columns, shard.path, folder, shard.key, info.schema)
+    yield from folder.watching(rows) if folder else rows
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:

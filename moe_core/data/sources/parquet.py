@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.files import (
+    LOST,
     WILDCARD,
     Digests,
     File,
@@ -21,6 +22,7 @@ from moe_core.data.sources.files import (
     listing,
     local,
     opened,
+    unreachable,
 )
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
@@ -109,7 +111,8 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
             found = _parquet(file, names) if source.format == "parquet" else _arrow(raw, file, names)
             yield from (_filled(batch, by_folder) for batch in _said(found, shard.path))
 
-    yield from to_raw(batches, columns, shard.path, folder, shard.key, whole)
+    rows = to_raw(batches, columns, shard.path, folder, shard.key, whole)
+    yield from folder.watching(rows) if folder else rows
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
@@ -148,6 +151,8 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
                 schema = file.schema
             _ = schema.names  # names that are no UTF-8 are seen here
         except BROKEN as error:
+            if isinstance(error, OSError) and error.errno in LOST:
+                raise unreachable(path, error) from None
             why = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{path} is not a readable {what} file: {why}; damaged, still being copied, or another format?"
@@ -198,5 +203,7 @@ def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBat
             yield batch
             rows += len(batch)
     except BROKEN as error:
+        if isinstance(error, OSError) and error.errno in LOST:
+            raise unreachable(path, error) from None
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged after row {rows}: {why}; copy it again, or take it away") from None

@@ -1,5 +1,6 @@
 """Tar archives: read from front to back, never unpacked to the disk, nothing in them believed."""
 
+import os
 import sqlite3
 import tarfile
 import zlib
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moe_core.data.sources.files import File, opened
+import pyarrow as pa
+
+from moe_core.data.sources.files import LOST, File, opened, unreachable
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, Unusable
 from moe_core.store import exclusive
 
@@ -52,6 +55,8 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
                     yield Member(info.name, data, problem, info.offset_data, info.size)
                 _ends_well(tar)
         except BROKEN as error:
+            if isinstance(error, OSError) and error.errno in LOST:
+                raise unreachable(path, error) from None
             raise ValueError(
                 f"{path} is damaged or cut short after {seen} members: {' '.join(str(error).split())[:200]}; copy it "
                 "again, or take it away"
@@ -115,6 +120,14 @@ class TarImages:
             for file in self.handles.values():
                 file.close()
 
+    def watching(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, which `read` fills. Raises ValueError behind the last where a tar was changed meanwhile."""
+        yield from batches
+        for tar in self.tars:
+            about = os.stat(tar.path)
+            if (about.st_size, about.st_ctime_ns) != (tar.size, tar.touched):
+                raise ValueError(f"{tar.path} was changed while it was read: run the same command again")
+
     def _build(self) -> None:
         if self.index.execute("PRAGMA user_version").fetchone()[0] != INDEX_VERSION:
             self.index.executescript(
@@ -125,14 +138,14 @@ class TarImages:
         self.index.execute("CREATE INDEX IF NOT EXISTS stems ON members (stem)")
         there = {row[0]: row[1:] for row in self.index.execute("SELECT path, size, changed FROM tars")}
         for tar in self.tars:
-            if there.get(tar.path) == (tar.size, tar.changed):
+            if there.get(tar.path) == (tar.size, tar.touched):
                 continue
             if is_compressed(Path(tar.path)):
                 raise ValueError(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
             with self.index:  # one tar is one transaction
                 self.index.execute("DELETE FROM members WHERE path = ?", (tar.path,))
                 self.index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", _places(tar.path))
-                self.index.execute("INSERT OR REPLACE INTO tars VALUES (?, ?, ?)", (tar.path, tar.size, tar.changed))
+                self.index.execute("INSERT OR REPLACE INTO tars VALUES (?, ?, ?)", (tar.path, tar.size, tar.touched))
 
     def read(self, *stems: str) -> bytes:
         """The image with the first of these stems that is there, in the first tar that has it. Raises Unusable."""
@@ -148,7 +161,10 @@ class TarImages:
                     self.handles[path] = open(path, "rb")  # noqa: SIM115 (closed with the index)
                 file = self.handles[path]
                 file.seek(offset)
-                return bytes(file.read(size))
+                data = bytes(file.read(size))
+                if len(data) != size:
+                    raise ValueError(f"{path} was cut short while it was read: run the same command again")
+                return data
         raise Unusable("no_image_file", f"no image {stems[0] if stems else ''} in the tars")
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote_plus
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import Digests, Shard, files_at, key_of, listing, local
+from moe_core.data.sources.files import LOST, Digests, Shard, files_at, key_of, listing, local, unreachable
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
 from moe_core.data.sources.tars import TarImages
@@ -87,12 +87,13 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     path = Path(shard.path)
     layout = layout_of(path)
     images = _images(source)
+    rows = (_post(line, number, layout, images) for number, line in enumerate(_lines(path), 1))
     if isinstance(images, ImageFolder):
-        yield from in_batches(_post(line, number, layout, images) for number, line in enumerate(_lines(path), 1))
+        yield from images.watching(in_batches(rows))
         return
     images.cache = cache
     with images.open():
-        yield from in_batches(_post(line, number, layout, images) for number, line in enumerate(_lines(path), 1))
+        yield from images.watching(in_batches(rows))
 
 
 def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
@@ -133,6 +134,8 @@ def _lines(path: Path) -> Iterator[bytes | Unusable]:
                 if line.strip(b"\r\n"):
                     yield line.rstrip(b"\r\n") if whole else too_long(f"line {number}")
     except BROKEN as error:
+        if isinstance(error, OSError) and error.errno in LOST:
+            raise unreachable(path, error) from None
         raise ValueError(f"{path} is damaged or cut short after line {number}: {error}; copy it again") from None
 
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what FAISS takes
+MOST_WIDTH, MOST_BLOCKS = 16_384, 1_000  # of a network, so that it can be built; beyond every published ResNet
+Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 MOST_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
 
 
@@ -114,9 +116,11 @@ class Network(Strict):
     stem: Literal["small", "imagenet"] = Field(
         "small", description="small: 3x3 stride 1; imagenet: 7x7 stride 2 and max pooling."
     )
-    widths: tuple[Positive, ...] = Field((8, 16, 32), description="Channels of each stage.")
+    widths: tuple[Width, ...] = Field((8, 16, 32), description="Channels of each stage.")
     depths: tuple[Positive, ...] = Field((1, 1, 1), description="Blocks of each stage.")
-    embedding: int = Field(128, ge=0, description="Width of a 1x1 convolution before the pooling; 0: none.")
+    embedding: int = Field(
+        128, ge=0, le=MOST_WIDTH, description="Width of a 1x1 convolution before the pooling; 0: none."
+    )
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "Network":
@@ -124,6 +128,8 @@ class Network(Strict):
             raise ValueError(
                 f"widths {self.widths} and depths {self.depths} must have the same length, one entry a stage"
             )
+        if sum(self.depths) > MOST_BLOCKS:
+            raise ValueError(f"depths are {sum(self.depths):,} blocks in all: wanted at most {MOST_BLOCKS:,}")
         return self
 
 

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from moe_core.store import write_bytes
+from moe_core.text import shown
 
 SEAL = "seal"
+Shape = tuple[str, tuple[int, ...]]  # type by safetensors' name, such as F32, and sizes
+Shapes = Mapping[str, Shape]
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
@@ -46,7 +49,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """The state in a file of this SHA-256; it is read once, so the bytes that are loaded are those that were checked.
 
-    Raises ValueError for other bytes. Needs the file's size in memory twice for a moment.
+    Raises ValueError for other bytes, and for a number that is not finite, which a right SHA-256 does not rule out.
+    Needs the file's size in memory twice for a moment.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -55,25 +59,46 @@ def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError(f"{path} is not the file the manifest names (SHA-256 differs): copy the bundle again")
-        return load(data)
+        state: dict[str, Tensor] = load(data)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable weights file: {error}") from None
+    except MemoryError:
+        raise ValueError(f"{path} does not fit into memory, {path.stat().st_size:,} bytes") from None
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {shown(name)} holds a number that is not finite")
+    return state
 
 
 def about_weights(path: Path) -> dict[str, str]:
     """What was said about a weights file, from its header alone. Raises ValueError as `load_weights` does."""
+    return look_at_weights(path)[0]
+
+
+def look_at_weights(path: Path) -> tuple[dict[str, str], Shapes]:
+    """(what was said about it, type and shape of each tensor), from the header of a weights file alone.
+
+    Raises ValueError as `load_weights` does.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: value for name, value in _said(file.metadata()).items() if name != SEAL}
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+            return {name: value for name, value in _said(file.metadata()).items() if name != SEAL}, shapes
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable weights file: {error}") from None
 
 
 def _said(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """What `save_weights` was told, and its seal; nothing for a file of another program."""
-    said: dict[str, str] = json.loads((metadata or {}).get("about", "{}"))
+    """What `save_weights` was given, and its seal; nothing for a file of another program. Raises ValueError."""
+    try:
+        said = json.loads((metadata or {}).get("about", "{}"))
+    except RecursionError:
+        said = None
+    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
+        raise ValueError("what it says about itself is no table of texts")
     return said
 
 

@@ -22,8 +22,9 @@ with atheris.instrument_imports(include=["moe_core", "tomllib", "PIL"]):
     from moe_core.data.sources.raw import tags_of_text
     from moe_core.data.tags import canonical, hashtags_of_text
     from moe_core.recipes import demo
+    from moe_core.serving.manifest import read_manifest
     from moe_core.settings import dump_study, load_study
-    from moe_core.store import Plan, Store, Written
+    from moe_core.store import Plan, Store, Written, with_seal
 
 SECONDS = 75
 SIZE = 16
@@ -76,6 +77,34 @@ def manifest(data: bytes) -> None:
     assert data == SEALED or json.loads(data) == json.loads(SEALED), "a changed manifest is believed"
 
 
+def bundle(data: bytes) -> None:
+    """A manifest under a seal that fits, as an attacker writes it."""
+    try:
+        said = with_seal(json.loads(data))
+    except (ValueError, TypeError, RecursionError):
+        return
+    folder = FOLDER / "bundle"
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps(said, indent=1))
+    try:
+        found = read_manifest(folder)
+    except ValueError as error:
+        if "\n" in str(error):
+            raise AssertionError("more than one line") from error
+        return
+    assert sum(found.network.depths) <= 1000
+    assert found.experts
+
+
+def _manifest() -> bytes:
+    part = {"file": "a.safetensors", "sha256": "0" * 64, "version": "1", "made_from": {"trunk": "1"}}
+    said: dict[str, object] = dict.fromkeys(("router", "gate", "decoder", "vocabulary"), part)
+    said |= {"experts": {"e000": part | {"published": True}}, "format": "hardmoe bundle 2", "answer": "mixture_top1"}
+    said |= {"router_share": 0.5, "temperature": 0.1, "branch_at": 0, "image_size": 32, "loss": "softmax"}
+    said |= {"precision": "auto", "network": demo().network.model_dump(mode="json")}
+    return json.dumps(said).encode()
+
+
 def _sealed() -> bytes:
     plan = Plan("trunk", None, "1", {"a": 1}, {"b": "c"})
     made = Store(FOLDER).make(plan, lambda folder: Written({"n": [1.5, None, "é"]}))
@@ -101,6 +130,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "tags": (tags, ["#New York, café\n👍🏽 flickr:a=b ＃x #a#b".encode(), b'["a", "b"]']),
     "study": (study, [dump_study(demo()).encode(), b"[data]\nimage_size = 16\n"]),
     "manifest": (manifest, [SEALED]),
+    "bundle": (bundle, [_manifest()]),
 }
 
 

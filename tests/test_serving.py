@@ -210,9 +210,9 @@ def test_an_expert_of_another_network_is_refused(tmp_path, parts):
     other = build(Network(widths=(4, 16), depths=(1, 1), embedding=6), TAGS, 0).state_dict()
     save_weights(tmp_path / "e001.safetensors", other, {"version": "1", "asset": "expert", "key": "e001"})
     experts = parts.experts | {"e001": Part(tmp_path / "e001.safetensors", "1")}
-    bundle = Bundle(bundle_at(tmp_path / "bundle", SimpleNamespace(**vars(parts) | {"experts": experts})))
-    with pytest.raises(ValueError, match=r"expert e001: conv_embed.weight is not as the manifest's network has it"):
-        bundle.expert_features("e001", ImagesInMemory(images(1)))
+    folder = bundle_at(tmp_path / "bundle", SimpleNamespace(**vars(parts) | {"experts": experts}))
+    with pytest.raises(ValueError, match=r"e001.safetensors: conv_embed.weight is not as the manifest.s network"):
+        Bundle(folder)
 
 
 def test_predict_is_one_batch_of_it(folder):

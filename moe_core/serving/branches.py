@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from moe_core.models.resnet import ResNet, channels_last, early_layers
+from moe_core.models.resnet import ResNet, early_layers
 from moe_core.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from moe_core.settings import Network
+    from moe_core.weights import Shapes
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = nn.BatchNorm2d(1).eps
@@ -56,7 +57,6 @@ class Body:
             self.network.fc = nn.Identity()  # type: ignore[assignment]
             for name in early_layers(stages):
                 self.network.set_submodule(name, nn.Identity())
-            self.shapes = {name: tensor.shape for name, tensor in self.network.state_dict().items()}  # of a file
             for name, module in list(self.network.named_modules()):
                 if isinstance(module, nn.Conv2d):
                     module.bias = nn.Parameter(torch.empty(module.out_channels))
@@ -64,34 +64,35 @@ class Body:
         for name in early_layers(stages):
             self.network.set_submodule(name, router.get_submodule(name))
 
-    def taken(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `filled` wants of the weights in a file; a decoder, which older bundles' files hold, is left out.
-
-        Raises ValueError for weights of another network.
-        """
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-        if odd := sorted(name for name in shapes | self.shapes if shapes.get(name) != self.shapes.get(name)):
-            raise ValueError(f"{odd[0]} is not as the manifest's network has it")
-        taken: dict[str, Tensor] = {}
-        for conv in [name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 4]:
-            weight, bias, mean, variance = (state[f"{_norm_of(conv)}.{name}"] for name in NORM)
-            taken[f"{conv}.weight"], taken[f"{conv}.bias"] = fuse_conv_bn_weights(
-                state[f"{conv}.weight"], None, mean, variance, EPSILON, weight, bias
-            )
-        return channels_last(taken)
-
     @contextmanager
-    def filled(self, taken: Mapping[str, Tensor]) -> Iterator[ResNet]:
-        """The network of an expert while inside. `load_state_dict` would take as long as a dozen images do."""
-        places = [(self.network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in taken]
+    def filled(self, state: Mapping[str, Tensor]) -> Iterator[ResNet]:
+        """The network of an expert while inside, from what `fused` gives. `load_state_dict` takes as long as a dozen
+        images do."""
+        places = [(self.network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in state]
         try:
-            for (module, leaf), tensor in zip(places, taken.values(), strict=True):
+            for (module, leaf), tensor in zip(places, state.values(), strict=True):
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
             yield self.network
         finally:
             for module, leaf in places:
                 setattr(module, leaf, None)  # or the weights would outlive their place in memory
+
+
+def own_shapes(shapes: Shapes, stages: int) -> Shapes:
+    """Without the decoder, which older bundles' files hold, and the stem and first `stages` stages."""
+    shared = ("fc.", *_prefixes(stages))
+    return {name: shape for name, shape in shapes.items() if not name.startswith(shared)}
+
+
+def fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An expert's weights with each batch norm taken into the convolution before it; a decoder is left out."""
+    found: dict[str, Tensor] = {}
+    for conv in [name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 4]:
+        weight, bias, mean, variance = (state[f"{_norm_of(conv)}.{name}"] for name in NORM)
+        found[f"{conv}.weight"], found[f"{conv}.bias"] = fuse_conv_bn_weights(
+            state[f"{conv}.weight"], None, mean, variance, EPSILON, weight, bias
+        )
+    return found
 
 
 def _norm_of(conv: str) -> str:

@@ -16,8 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.settings import Network, Study
+from moe_core.serving.manifest import (
+    FORMAT,
+    OF_PROBABILITIES,
+    PartEntry,
+    check_gate_shapes,
+    check_shapes,
+    check_versions,
+    file_in,
+    read_hashtags,
+    read_manifest,
+    shapes_of,
+)
+from moe_core.settings import Study
 from moe_core.store import digest, file_digest, write_text
+from moe_core.text import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,9 +38,8 @@ if TYPE_CHECKING:
 
     from moe_core.models.resnet import ResNet
     from moe_core.training.batches import Images
+    from moe_core.weights import Shapes
 
-FORMAT = "hardmoe bundle 2"
-OF_PROBABILITIES = "hardmoe bundle 1"  # older: the router's probabilities are mixed in, not its logits
 EXPERT_BYTES = 4 << 30  # of experts that are held at once
 ANSWERS = ("mixture_top1", "mixture_top1_router")
 
@@ -103,93 +115,93 @@ class Bundle:
     """
 
     def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
-        from moe_core.clustering.gate import load_gate
-        from moe_core.serving.branches import Body
+        from moe_core.clustering.gate import gate_of
+        from moe_core.models.resnet import channels_last, hollow
+        from moe_core.serving.branches import Body, own_shapes
         from moe_core.serving.held import Held
-        from moe_core.weights import load_weights
+        from moe_core.weights import read_weights
 
         self.folder = folder
-        said = _manifest(folder)
-        self.answer: str = said["answer"]
-        self.router_share: float = said["router_share"]
-        self.temperature: float = said.get("temperature", 0.1)  # of the nearest experts' weights, where several answer
-        self.branch_at: int = said.get("branch_at", 0)
-        self.published: dict[str, bool] = {key: part["published"] for key, part in said["experts"].items()}
-        self.network = Network.model_validate(said["network"])
-        self.image_size: int = said["image_size"]
-        self.loss: str = said["loss"]
-        self.precision: str = said["precision"]
-        self._said = said
-        self._check(said["vocabulary"], None, None)
-        self.hashtags: list[str] = json.loads((folder / "hashtags.json").read_text("utf-8"))
-        self._check(said["router"], "trunk", None)
-        gate = self._check(said["gate"], "partition", None)
-        decoder = self._check(said["decoder"], "shared_decoder", None)
-        for name, about in (("gate", gate), ("decoder", decoder)):
-            if about.get("trunk") != said["router"]["version"]:
+        said = self._said = read_manifest(folder)
+        self.answer = said.answer
+        self.router_share = said.router_share
+        self.temperature = said.temperature  # of the nearest experts' weights, where several answer
+        self.branch_at = said.branch_at
+        self.published = {key: part.published for key, part in said.experts.items()}
+        self.network = said.network
+        self.image_size = said.image_size
+        self.loss = said.loss
+        self.precision = said.precision
+        self.hashtags = read_hashtags(folder, said.vocabulary)
+        router, gate = _headed(folder, said.router, "trunk"), _headed(folder, said.gate, "partition")
+        decoder = _headed(folder, said.decoder, "shared_decoder")
+        for name, head in (("gate", gate), ("decoder", decoder)):
+            if head.about.get("trunk") != said.router.version:
                 raise ValueError(
-                    f"{folder}: the {name} was made with trunk {about.get('trunk')}, the router is trunk "
-                    f"{said['router']['version']}: materialise mixture again"
+                    f"{folder}: the {name} was made with trunk {head.about.get('trunk')}, the router is trunk "
+                    f"{said.router.version}: materialise mixture again"
                 )
-        for key, part in said["experts"].items():
-            came = self._check(part, "expert", key).get("generation")
-            if came != decoder.get("generation"):
-                raise ValueError(
-                    f"{folder}: expert {key} is of generation {came}, the decoder of {decoder.get('generation')}: "
-                    "they were not trained together; materialise mixture again"
-                )
-        _one_generation(folder, said)
-        self.router = _network(self.network, len(self.hashtags), _read(folder, said["router"]))
-        self.gate, _ = load_gate(folder / said["gate"]["file"])
-        state, _ = load_weights(folder / said["decoder"]["file"])
-        self.decoder = decoder_of(state)
-        if self.decoder.out_features != len(self.hashtags):
+        known = [*decoder.shapes.get("weight", ("", ()))[1], 0][0]
+        if known != len(self.hashtags):
             raise ValueError(
-                f"{folder}: the decoder knows {self.decoder.out_features} hashtags, the vocabulary "
-                f"{len(self.hashtags)}: were they made by different runs?"
+                f"{folder}: the decoder knows {known} hashtags, the vocabulary {len(self.hashtags)}: were they made by "
+                "different runs?"
             )
+        # The manifest's sizes must be those of the files: nothing is built, read or given memory before.
+        if sum(self.network.depths) > len(router.shapes):
+            raise ValueError(
+                f"{router.path} holds {len(router.shapes):,} tensors: the manifest's network has "
+                f"{sum(self.network.depths):,} blocks, each with several"
+            )
+        network = hollow(self.network, len(self.hashtags))
+        whole = shapes_of(network.state_dict())
+        own = own_shapes(whole, self.branch_at)
+        check_shapes(router.path, router.shapes, whole)
+        check_shapes(decoder.path, decoder.shapes, {name: whole[f"fc.{name}"] for name in ("weight", "bias")})
+        check_gate_shapes(gate.path, gate.shapes, whole["fc.weight"][1][1])
+        experts = {}
+        for key, part in said.experts.items():
+            head = _headed(folder, part, "expert", key)
+            experts[key] = head.path, part.sha256
+            check_shapes(head.path, own_shapes(head.shapes, 0), own)
+            if head.about.get("generation") != decoder.about.get("generation"):
+                raise ValueError(
+                    f"{folder}: expert {key} is of generation {head.about.get('generation')}, the decoder of "
+                    f"{decoder.about.get('generation')}: they were not trained together; materialise mixture again"
+                )
+        check_versions(folder, said)
+        sizes = {key: path.stat().st_size for key, (path, _) in experts.items()}
+        # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
+        self.experts = Held(sizes, partial(_read_expert, experts, own), most_experts, expert_bytes)
+
+        self.gate = gate_of(read_weights(gate.path, said.gate.sha256), gate.path)
         if self.gate.experts != len(self.published):
             raise ValueError(f"{folder}: the gate knows {self.gate.experts} experts, here are {len(self.published)}")
-        sizes = {key: (folder / part["file"]).stat().st_size for key, part in said["experts"].items()}
-        body = Body(self.network, self.router, self.branch_at)
-        self._idle = {"cpu": [body]}  # networks that no thread uses now, by device
+        network.load_state_dict(channels_last(read_weights(router.path, said.router.sha256)), assign=True)
+        self.router = network
+        self.decoder = decoder_of(read_weights(decoder.path, said.decoder.sha256))
+        for path, sha256 in experts.values():
+            read_weights(path, sha256)
+        self._idle = {"cpu": [Body(self.network, self.router, self.branch_at)]}  # that no thread uses now, by device
         self._routers = {"cpu": self.router}  # by device
         self._to_device = threading.Lock()
-        # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
-        read = partial(_read_expert, folder, said["experts"], body.taken)
-        self.experts = Held(sizes, read, most_experts, expert_bytes)
 
     @property
     def parts(self) -> dict[str, str]:
         """Version of the artefact that each part comes from, by the names of a mixture's inputs."""
-        places = {"trunk": "router", "partition": "gate", "shared_decoder": "decoder"}
-        experts = {key: part["version"] for key, part in self._said["experts"].items()}
-        return {name: self._said[place]["version"] for name, place in places.items()} | experts
-
-    def _check(self, part: Mapping[str, Any], asset: str | None, key: str | None) -> dict[str, str]:
-        """What a file says of itself, after it was found to be the one that was put here."""
-        from moe_core.weights import about_weights
-
-        path = self.folder / part["file"]
-        if not path.is_file():
-            raise ValueError(f"{path} is missing from the bundle: copy the whole folder again")
-        about: dict[str, str] = {}
-        if asset:
-            about = about_weights(path)
-            wanted = f"{asset} {key or ''} {part['version']}".replace("  ", " ")
-            came = f"{about.get('asset')} {about.get('key') or ''} {about.get('version')}".replace("  ", " ")
-            if wanted != came:
-                raise ValueError(f"{path} holds {came}, the manifest wants {wanted}: the files were swapped")
-        if file_digest(path) != part["sha256"]:
-            raise ValueError(f"{path} is not the file the manifest names (SHA-256 differs): copy the bundle again")
-        return about
+        said = self._said
+        versions = {"trunk": said.router, "partition": said.gate, "shared_decoder": said.decoder} | said.experts
+        return {name: part.version for name, part in versions.items()}
 
     def router_on(self, device: str) -> ResNet:
         """The router on a device, where it stays."""
+        from moe_core.models.resnet import hollow
+
         with self._to_device:
             if device not in self._routers:
                 state = {name: tensor.to(device) for name, tensor in self.router.state_dict().items()}
-                self._routers[device] = _network(self.network, len(self.hashtags), state)
+                self._routers[device] = hollow(self.network, len(self.hashtags))
+                self._routers[device].load_state_dict(state, assign=True)
             return self._routers[device]
 
     @contextmanager
@@ -230,7 +242,7 @@ class Bundle:
         """(N, V): probabilities of an expert's logits with the bundle's share of the router's."""
         from moe_core.training.infer import mixed
 
-        if self._said["format"] == OF_PROBABILITIES:
+        if self._said.format == OF_PROBABILITIES:
             return self.probabilities(logits_NV).lerp(self.probabilities(router_NV), self.router_share)
         return mixed(logits_NV, router_NV, self.router_share, self.loss)
 
@@ -253,50 +265,38 @@ class Bundle:
         return answer.probabilities_BV, answer.experts
 
 
-def _one_generation(folder: Path, said: Mapping[str, Any]) -> None:
-    """Raises ValueError for a part that was made from another version than the one that is in the bundle."""
-    trunk, members = said["router"]["version"], said["gate"].get("made_from", {})
-    wanted = [
-        ("the decoder", said["decoder"], {"trunk": trunk} | {k: p["version"] for k, p in said["experts"].items()})
-    ]
-    for key, part in said["experts"].items():
-        wanted.append((f"expert {key}", part, {"trunk": trunk} | ({"members": members[key]} if key in members else {})))
-    for name, part, versions in wanted:
-        for what, version in versions.items():
-            came = part.get("made_from", {}).get(what, version)  # a bundle by another hand need not say
-            if came != version:
-                raise ValueError(
-                    f"{folder}: {name} was made from {what} {came}, here is {what} {version}: they are not of one "
-                    "generation; materialise mixture again"
-                )
+@dataclass(frozen=True)
+class _Head:
+    """A file of weights before it is read."""
+
+    path: Path
+    about: Mapping[str, str]
+    shapes: Shapes
 
 
-def _network(network: Network, hashtags: int, state: Mapping[str, Tensor]) -> ResNet:
-    from moe_core.models.resnet import hollow
+def _headed(folder: Path, part: PartEntry, asset: str, key: str | None = None) -> _Head:
+    """Raises ValueError for a file that says it is another one than the manifest does."""
+    from moe_core.weights import look_at_weights
 
-    found = hollow(network, hashtags)
-    found.load_state_dict(state, assign=True)
-    return found
+    path = file_in(folder, part.file)
+    about, shapes = look_at_weights(path)
+    wanted = f"{asset} {key or ''} {part.version}".replace("  ", " ")
+    came = f"{about.get('asset')} {about.get('key') or ''} {about.get('version')}".replace("  ", " ")
+    if wanted != came:
+        raise ValueError(f"{path} holds {shown(came)}, the manifest wants {wanted}: the files were swapped")
+    return _Head(path, about, shapes)
 
 
-def _read(folder: Path, part: Mapping[str, Any]) -> dict[str, Tensor]:
+def _read_expert(experts: Mapping[str, tuple[Path, str]], wanted: Shapes, key: str) -> dict[str, Tensor]:
+    """What is its own: an expert answers through the shared decoder."""
     from moe_core.models.resnet import channels_last
+    from moe_core.serving.branches import fused, own_shapes
     from moe_core.weights import read_weights
 
-    return channels_last(read_weights(folder / part["file"], part["sha256"]))
-
-
-def _read_expert(
-    folder: Path,
-    experts: Mapping[str, Mapping[str, Any]],
-    taken: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    key: str,
-) -> dict[str, Tensor]:
-    """What is its own: an expert answers through the shared decoder."""
-    try:
-        return taken(_read(folder, experts[key]))
-    except ValueError as error:
-        raise ValueError(f"{folder}: expert {key}: {error}") from None
+    path, sha256 = experts[key]
+    state = read_weights(path, sha256)
+    check_shapes(path, own_shapes(shapes_of(state), 0), wanted)
+    return channels_last(fused(state))
 
 
 def decoder_of(state: Mapping[str, Tensor]) -> nn.Linear:
@@ -307,26 +307,3 @@ def decoder_of(state: Mapping[str, Tensor]) -> nn.Linear:
     decoder = nn.Linear(width, hashtags, device="meta")
     decoder.load_state_dict(state, assign=True)
     return decoder
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ValueError(
-            f"no bundle at {folder}: wanted a folder with study.toml, or a mixture's with manifest.json "
-            "(STUDY/mixture/<version>)"
-        )
-    try:
-        text = path.read_text("utf-8")
-        said = json.loads(text)
-        written = json.dumps(said, indent=1)
-        seal = said.pop("seal")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a bundle's manifest: {error!r}") from None
-    if said.get("format") not in (FORMAT, OF_PROBABILITIES):
-        raise ValueError(
-            f"{path} is of format {said.get('format')!r}, this hardmoe reads {OF_PROBABILITIES!r}, {FORMAT!r}"
-        )
-    if seal != digest(said) or text != written:
-        raise ValueError(f"{path} was changed after it was written: copy the bundle again")
-    return said

@@ -132,6 +132,7 @@ def _answer(bundle: Bundle, window: list[Looked], published: bool, device: str) 
         router_BV = bundle.router_logits(looked.trunk_BD)
         with_router = published and bundle.answer == "mixture_top1_router"
         probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], looked.weight_BS, with_router)
+        check_finite(probabilities_BV, what="answers")
         yield Answer(probabilities_BV, [keys[number] for number in looked.expert_BS[:, 0]])
 
 

@@ -59,12 +59,12 @@ def computing(precision: str, device: str) -> Iterator[None]:
         yield
 
 
-def check_finite(features_BD: Tensor, first: int = 0, of: int | None = None) -> None:
-    """Raises FloatingPointError for features that are not finite; `first` is the place of the first image of `of`."""
-    finite_B = features_BD.isfinite().all(1)
+def check_finite(rows_BD: Tensor, first: int = 0, of: int | None = None, what: str = "features") -> None:
+    """Raises FloatingPointError for rows that are not finite; `first` is the place of the first image of `of`."""
+    finite_B = rows_BD.isfinite().all(1)
     if not finite_B.all():
         raise FloatingPointError(
-            f"features of image {first + int((~finite_B).int().argmax())} of {of or len(features_BD)} hold a number "
+            f"{what} of image {first + int((~finite_B).int().argmax())} of {of or len(rows_BD)} hold a number "
             'that is not finite: look at the network\'s weights, or set precision = "float32"'
         )
 

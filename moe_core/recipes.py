@@ -108,6 +108,22 @@ def resnet50_k32() -> Study:
     )
 
 
+def quick(base: Study) -> Study:
+    """A recipe for a first look: without controls, a quarter of the trunk's epochs and a third of the experts'.
+
+    Whether the mixture is better than another use of the same training cannot be told without controls.
+    """
+    return base.model_copy(
+        update={
+            "trunk": base.trunk.model_copy(update={"epochs": max(1.0, round(base.trunk.epochs / 4))}),
+            "expert_training": base.expert_training.model_copy(
+                update={"epochs": max(1.0, round(base.expert_training.epochs / 3))}
+            ),
+            "evaluation": base.evaluation.model_copy(update={"controls": False}),
+        }
+    )
+
+
 RECIPES: dict[str, Callable[[], Study]] = {
     recipe.__name__: recipe for recipe in (demo, small, small_long, small_wide, resnet18_k16, resnet50_k32)
 }

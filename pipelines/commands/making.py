@@ -29,6 +29,8 @@ from pipelines.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from moe_core.advice import Seen
+    from moe_core.settings import Study
     from moe_core.stages.context import Context
     from pipelines.daemon import Webserver
 
@@ -85,14 +87,20 @@ def demo(root: Path, workers: int | None) -> None:
 @click.option("--caption-column", default="", help="Column of text whose #words are the tags.")
 @click.option("--images", default="", help="yfcc: folder of the images, or glob of tars of them.")
 @click.option("--table", default="", help="folder: the table, or a glob of them, where there are several.")
-@click.option("--recipe", default="small", show_default=True, help=f"Named settings: {', '.join(RECIPES)}.")
+@click.option(
+    "--recipe",
+    default=None,
+    help=f"Named settings as they are: {', '.join(RECIPES)}.  [default: small, with what suits the source]",
+)
+@click.option("--quick", is_flag=True, help="For a first look: no controls, fewer epochs.")
 @click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
 @click.option("--force", is_flag=True, help="Replace a study.toml that is there.")
 def init(
     folder: Path,
     source: str,
     kind: str | None,
-    recipe: str,
+    recipe: str | None,
+    quick: bool,
     name: str | None,
     force: bool,
     images: str,
@@ -100,13 +108,20 @@ def init(
 ) -> None:
     """Says what was found in the source and writes FOLDER/study.toml.
 
-    Example: hardmoe init cats --source photos.parquet --recipe small
+    Proposes the number of experts, the loss and the share of validation posts from what it saw, with the reasons, and
+    writes them, unless --recipe asks for named settings.
+
+    Example: hardmoe init cats --source photos.parquet
     """
     import re
 
-    from moe_core.data.sources import Unready, absolute, describe, find_shards, guess_format
+    from moe_core.data.sources import Unready, absolute, find_shards, guess_format
+    from moe_core.data.sources.describing import look
+    from moe_core.recipes import quick as quicker
     from moe_core.settings import Source, dump_study, study_of
 
+    by_name = recipe is not None
+    recipe = recipe or "small"
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
     study_file = folder / "study.toml"
@@ -122,18 +137,57 @@ def init(
         }
     )
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
-    base = RECIPES[recipe]()
+    base = quicker(RECIPES[recipe]()) if quick else RECIPES[recipe]()
     if kind == "drawn":
         found = base.source if base.source.format == "drawn" else found
     unready: list[Unready] = []
-    for line in describe(found, find_shards(found, unready=unready), base.data.image_size):
+    lines, seen = look(found, find_shards(found, unready=unready), base.data.image_size)
+    for line in lines:
         click.echo(line)
     warn_unready(unready)
     study = base.model_copy(update={"name": name or plain, "source": found})
-    write_study(study_file, study_of(dump_study(study), study_file))
+    if kind != "drawn":
+        study = _as_proposed(study, seen, by_name)
     click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
+    if quick:
+        click.echo(
+            f"--quick: no controls, {study.trunk.epochs:g}+{study.expert_training.epochs:g} epochs; whether the "
+            "mixture is worth its cost is not measured"
+        )
+    click.echo(_training_time(study, seen))
+    write_study(study_file, study_of(dump_study(study), study_file))
     click.echo(f"Wrote {study_file}. Next: hardmoe run --study {quote(str(study_file))}")
     show_keys(open_study(study_file))
+
+
+def _as_proposed(study: "Study", seen: "Seen", by_name: bool) -> "Study":
+    """With what suits the source; a recipe that was asked for by its name stays as it is. Says so, with reasons."""
+    from moe_core.advice import propose
+
+    proposal = propose(seen, study)
+    for why in proposal.why:
+        click.echo(f"Kept as --recipe has it, though the source suggests {why}" if by_name else f"Set {why}")
+    return study if by_name else proposal.apply(study)
+
+
+def _training_time(study: "Study", seen: "Seen") -> str:
+    """An estimate, by a trial of a second or so on this machine."""
+    import torch
+
+    from moe_core.training.trial import images_per_second
+    from pipelines.display import as_one_says
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hashtags = max(2, seen.distinct_tags)
+    speed = images_per_second(study.network, hashtags, study.data.image_size, study.trunk, device)
+    trunk, experts = study.trunk.epochs, study.expert_training.epochs
+    seconds = seen.train_of(study) / speed
+    where = "on the GPU" if device == "cuda" else "on one core, less on several"
+    line = f"Estimate for the training, from a trial: {as_one_says((trunk + experts) * seconds)} {where}"
+    if study.evaluation.controls:
+        controls = 3 * experts + (trunk + experts if study.evaluation.dense_control else 0)
+        line += f"; {as_one_says(controls * seconds)} more for the controls (--quick leaves them out)"
+    return line
 
 
 @click.command(short_help="Make everything missing or stale.")

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from moe_core.advice import Seen
 from moe_core.data.sources import columns_of, count_rows, folder, read_shard
 from moe_core.data.sources.columns import NAMED
 from moe_core.data.sources.files import Shard
@@ -27,6 +28,11 @@ TAGS_SHOWN = 5  # posts whose tags are shown as they are read
 
 def describe(source: Source, shards: list[Shard], image_size: int) -> list[str]:
     """Raises ValueError for a source without a post, or without one picture that can be used."""
+    return look(source, shards, image_size)[0]
+
+
+def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str], Seen]:
+    """Lines, and what the sample suggests of the whole. Raises ValueError as `describe` does."""
     started = time.perf_counter()
     rows = _sample(source, shards)
     reading = (time.perf_counter() - started) / max(1, len(rows))
@@ -34,11 +40,20 @@ def describe(source: Source, shards: list[Shard], image_size: int) -> list[str]:
         raise ValueError(f"{shards[0].path or 'the drawn data'} holds no post: wanted at least one row")
     total, exact = count_rows(source, shards)
     users = {row["user"] for row in rows if row["user"] is not None}
-    tags, frequent, tagging = _tags(rows)
-    problems, decoding, stored = _pictures(rows, image_size, source)
+    tags, counts, tagging = _tags(rows)
+    frequent = counts.most_common(FREQUENT)
+    problems, decoding, stored, usable = _pictures(rows, image_size, source)
     split = any(row["split"] is not None for row in rows)
+    tagged = sum(t > 0 for t in tags)
+    seen = Seen(
+        posts=int(total * usable * tagged / len(rows)),
+        tags_a_post=sum(tags) / max(1, tagged),
+        distinct_tags=len(counts),
+        users=len(users),
+        top_share=frequent[0][1] / tagged if frequent else 0.0,
+    )
     first = f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
-    return [
+    lines = [
         first + (f" at {shown(source.uri, 300)}" if source.uri else ""),
         f"Rows: {total:,}" if exact else f"Rows: about {total:,} (judged by the size of the files)",
         *_columns(source, shards[0]),
@@ -52,6 +67,7 @@ def describe(source: Source, shards: list[Shard], image_size: int) -> list[str]:
         _costs(total, reading + tagging + decoding, stored),
         "Split: the source's own" if split else "Split: by hash (data.test, data.validation)",
     ]
+    return lines, seen
 
 
 def _columns(source: Source, shard: Shard) -> list[str]:
@@ -136,18 +152,19 @@ def _sample(source: Source, shards: list[Shard]) -> list[dict[str, Any]]:
     return rows
 
 
-def _tags(rows: list[dict[str, Any]]) -> tuple[list[int], list[tuple[str, int]], float]:
-    """Canonical tags of each post, the most frequent of all, and seconds a post."""
+def _tags(rows: list[dict[str, Any]]) -> tuple[list[int], Counter[str], float]:
+    """Number of canonical tags of each post, posts of each tag, and seconds a post."""
     from moe_core.data.tags import canonical_tags
 
     started = time.perf_counter()
     lists = [canonical_tags([tag for tag in row["tags"] or () if tag is not None]) for row in rows]
     seconds = (time.perf_counter() - started) / len(rows)
-    return [len(tags) for tags in lists], Counter(t for tags in lists for t in tags).most_common(FREQUENT), seconds
+    return [len(tags) for tags in lists], Counter(t for tags in lists for t in tags), seconds
 
 
-def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> tuple[str, float, float]:
-    """A line on what would be rejected, seconds an image on all the cores, and bytes that a post will take.
+def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> tuple[str, float, float, float]:
+    """A line on what would be rejected, seconds an image on all the cores, bytes that a post will take, and the share
+    of images that can be used.
 
     Raises ValueError where no picture of the sample can be used.
     """
@@ -175,7 +192,7 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> tuple[st
     texts = sum(len(str(row["tags"])) + 200 for row in chosen)
     stored = (sum(map(len, good)) + texts) / len(chosen)
     if not bad:
-        return f"Problems: none in {len(chosen)} images looked at", seconds, stored
+        return f"Problems: none in {len(chosen)} images looked at", seconds, stored, 1.0
     reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(one[0] for _, one in bad).most_common())
     examples = "; ".join(
         f"{shown(row['id'] or 'no id')}: {shown(f'{why}: {detail}' if detail else why, 120)}"
@@ -186,7 +203,8 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> tuple[st
             f"{shown(source.uri, 300)}: none of the {len(rows):,} posts looked at has a picture that can be used "
             f"({reasons}; for example {examples}): is the source, its format (--format) or --image-column wrong?"
         )
-    return f"Problems: {len(bad)} of {len(chosen)} looked at ({reasons}); for example {examples}", seconds, stored
+    line = f"Problems: {len(bad)} of {len(chosen)} looked at ({reasons}); for example {examples}"
+    return line, seconds, stored, len(good) / len(chosen)
 
 
 def _differing(bad: list[Any]) -> Iterator[Any]:

@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python benchmarks/source_memory.py
 	$(BIN)/python benchmarks/copies.py
 	$(BIN)/python benchmarks/step.py --networks tiny wide
+	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/code_location.py
 	$(BIN)/python benchmarks/ticks.py
 	$(BIN)/python benchmarks/routed.py

@@ -77,7 +77,7 @@ def cell_of(context: Any) -> dict[str, Any]:
     from moe_core.stages.scoring import against, measured, score
 
     study, resamples = context.study, context.study.evaluation.bootstrap
-    device = device_and_threads(parallel=False, experts=study.partition.experts)
+    device = device_and_threads(study, parallel=False)
     bundle = Bundle(context.need("mixture").path)
     test, validation = asked(context, "test"), asked(context, "validation")
     random = with_share(context, bundle, random_experts(context), True, validation, device)

@@ -3,3 +3,7 @@
 Source of the method: Gross, Ranzato and Szlam, "Hard Mixtures of Experts for Large Scale Weakly Supervised Vision",
 CVPR 2017. Our defaults and measurements are in docs/.
 """
+
+from moe_core.threads import wait_shortly
+
+wait_shortly()  # read when torch is loaded, so before anything here can load it

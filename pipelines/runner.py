@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.stages import basis, history
 from moe_core.stages.answers import ONE_NETWORK
-from moe_core.stages.context import Context, cores, threads_for
+from moe_core.stages.context import SHARE, Context, cores, workers_for
 from moe_core.stages.housekeeping import remove_gone_shards, tidy_where_cheap
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import maker, shown_as
@@ -69,7 +69,7 @@ Poll = Callable[[list[Running], dict[str, str]], None]  # what runs, and what wa
 
 def default_workers(experts: int) -> int:
     """As many as there are shares of the cores, or GPUs."""
-    return len(gpu_names()) or max(1, cores() // threads_for(True, experts))
+    return len(gpu_names()) or workers_for(experts)
 
 
 def use_workers(workers: int | None, experts: int) -> int:
@@ -78,7 +78,7 @@ def use_workers(workers: int | None, experts: int) -> int:
         return default_workers(experts)
     if workers < 1:
         raise ValueError(f"--workers {workers}: wanted at least 1")
-    os.environ.setdefault("HARDMOE_THREADS", str(max(1, cores() // workers)))
+    os.environ[SHARE] = str(max(1, cores() // workers))
     return workers
 
 

@@ -1,6 +1,7 @@
 """The benchmarks that make studies: what they ask for, that they go on where they stopped, and what they print."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import growing
 import pytest
 
 from moe_core.settings import Source, dump_study
+from moe_core.stages.context import cores
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import busy
 import curves
 import fragmentation
 import linked
@@ -150,3 +153,42 @@ def test_curves_of_a_finished_study(tmp_path, capsys, monkeypatch):
     curves_of = ("trunk", "same budget", "random experts", "experts")
     assert networks == ["network", "---", *(name for name in curves_of for _ in range(3))]
     assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+@pytest.mark.slow
+def test_four_ways_of_waiting_are_compared_on_an_idle_machine_and_beside_hogs(capsys, monkeypatch):
+    arguments = [
+        "--networks",
+        "tiny",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0",
+        "--batch",
+        "4",
+        "--posts",
+        "8",
+        "--spins",
+        "5",
+    ]
+    monkeypatch.setattr("sys.argv", ["busy.py", *arguments])
+    busy.main()
+    said = capsys.readouterr().out
+    for state in ("idle", "beside 2 hogs"):
+        (line,) = [line for line in said.splitlines() if line.startswith(f"tiny, {state}, images/s: ")]
+        ways = line.removeprefix(f"tiny, {state}, images/s: ").split("; ")
+        found = [re.fullmatch(r"(.+) [\d,]+ \([\d,]+ a processor second, (\d+) threads\)", way) for way in ways]
+        threads = {way[1]: int(way[2]) for way in found}
+        assert threads == {"default": cores(), "one": 1, "passive": cores(), "ours": 1, "spins 5": cores()}
+    assert len([line for line in said.splitlines() if "ours by the best of the other three" in line]) == 2
+    assert said.count("(target 0.97)") == said.count("(target 5)") == 1
+
+
+def test_ratios_of_the_ways_by_hand():
+    class Rates(busy.Trainer):
+        def __init__(self, idle, hogs):
+            self.threads, self.rates = 1, {"idle": [(idle, 1.0)], "hogs": [(hogs, 1.0), (hogs, 1.0)]}
+
+    found = {"default": Rates(200, 10), "one": Rates(100, 50), "passive": Rates(50, 20), "ours": Rates(198, 60)}
+    lines = busy.said_of("tiny", found)
+    assert [line.split("(")[0].split()[-1] for line in (lines[1], lines[4], lines[5])] == ["0.990", "1.200", "6.00"]

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import torch
 
+from moe_core import threads
 from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.tables import locate, read_rows, scan_rows, take_rows
@@ -110,10 +111,10 @@ def open_posts(
 
 
 def _pixels(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """(N, size, size, 3) uint8. Raw pixels are copied a chunk at a time, files decoded by the threads torch may use."""
+    """(N, size, size, 3) uint8. Raw pixels are copied a chunk at a time, files decoded by a share of the cores."""
     out = np.empty((len(column), size, size, 3), np.uint8)
     row = 0
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(threads.share()) as pool:
         for chunk in column.chunks:
             first, last = chunk.offset, chunk.offset + len(chunk)
             offsets = np.frombuffer(chunk.buffers()[1], np.int32)[first : last + 1]

@@ -1,19 +1,21 @@
 """What every stage is given: the study, its store, and where to report."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moe_core import threads
 from moe_core.data.forgotten import Forgotten
 from moe_core.data.sources import Shard, Unready, find_shards
 from moe_core.settings import Study
 from moe_core.stages import basis, history
 from moe_core.store import Artefact, Plan, Store
+from moe_core.threads import cores
 
 Report = Callable[[Mapping[str, Any]], None]
+SHARE = "HARDMOE_SHARE"  # cores of one worker, set by --workers for the processes that it starts
 BEFORE_BASIS = ("posts", "splits")  # stages whose plans do not depend on what is kept
 
 
@@ -126,27 +128,32 @@ class Context:
         return digest([[shard.key, self.version("posts", shard.key)] for shard in self.shards])
 
 
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads_for(parallel: bool, experts: int) -> int:
-    """Threads of one training. Sums in floating point depend on it, so it follows from the machine and the study alone,
-    or from HARDMOE_THREADS: the same artefact comes out of the command line and of Dagster's UI.
+    """Cores of one stage, from the machine and the study alone, or HARDMOE_THREADS, or --workers.
 
     A stage that runs beside others of its kind gets its share of the cores; one that runs alone gets all.
     """
-    if said := os.environ.get("HARDMOE_THREADS"):
-        if not said.isdigit() or int(said) < 1:
-            raise ValueError(f"HARDMOE_THREADS is {said!r}: wanted a whole number of at least 1")
-        return int(said)
+    if said := threads.whole_number("HARDMOE_THREADS") or threads.whole_number(SHARE):
+        return said
     return max(1, cores() // min(max(experts, 2), cores())) if parallel else cores()
 
 
-def device_and_threads(parallel: bool, experts: int) -> str:
-    """Sets torch's threads for a stage and names its device."""
+def workers_for(experts: int) -> int:
+    """Processes that work beside each other on the cores there are."""
+    return max(1, cores() // (threads.said_threads() or threads_for(True, experts)))
+
+
+def device_and_threads(study: Study, parallel: bool, hashtags: int = 1) -> str:
+    """Sets torch's threads for a stage that asks the study's network, and names its device.
+
+    `hashtags` is the width of its last layer, where that computes too. A training sets them again for its own network.
+    """
     import torch
 
-    torch.set_num_threads(threads_for(parallel, experts))
+    from moe_core.models.cost import multiply_adds
+    from moe_core.models.resnet import hollow
+    from moe_core.training.infer import BATCH
+
+    work = BATCH * multiply_adds(hollow(study.network, hashtags), study.data.image_size)
+    threads.use(work, threads_for(parallel, study.partition.experts))
     return "cuda" if torch.cuda.is_available() else "cpu"

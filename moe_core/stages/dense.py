@@ -57,7 +57,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.models.resnet import build
 
     study = context.study
-    device = device_and_threads(parallel=True, experts=study.partition.experts)
+    device = device_and_threads(study, parallel=True)
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("train"))
     hashtags, size = len(reading.vocabulary(context).hashtags), study.data.image_size

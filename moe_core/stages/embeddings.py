@@ -21,7 +21,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.tables import write_vectors
 
     assert key is not None
-    device = device_and_threads(parallel=True, experts=context.study.partition.experts)
+    device = device_and_threads(context.study, parallel=True)
     bundle = Bundle(context.need("mixture").path)
     images = reading.images_of(context, key, bundle.image_size)
     rows = reading.assignment(context)

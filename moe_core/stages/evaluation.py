@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.settings import Study
+from moe_core.stages import reading
 from moe_core.stages.answers import ONE_NETWORK, controls_of, one_network_controls
 from moe_core.stages.asked import asked
 from moe_core.stages.context import Context, device_and_threads
@@ -26,7 +27,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.advice import measure_for, warnings
     from moe_core.serving.bundle import Bundle
 
-    device = device_and_threads(parallel=False, experts=context.study.partition.experts)
+    device = device_and_threads(context.study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
     bundle = Bundle(context.need("mixture").path)
     test = asked(context, "test")
     if not len(test):

@@ -39,7 +39,7 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool, generation:
         study = context.study
         if stage := joint(study):
             return _draw(context, stage, name, key, folder)
-        device = device_and_threads(parallel=True, experts=study.partition.experts)
+        device = device_and_threads(study, parallel=True)
         posts = training_posts(context, column, [key])[key]
         plan, training = context.plan(name, key), study.expert_training
         before = _before(context, plan)

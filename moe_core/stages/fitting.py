@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core import threads
 from moe_core.stages.context import Context
 from moe_core.store import Artefact, Plan, Written, file_digest
 
@@ -58,12 +59,11 @@ def fit(
 
     With `ranks` > 1, of the trunk only, so many processes train together, each on the start and posts of its own.
     """
-    import torch
-
     from moe_core.stages.ranks import train_in_ranks
     from moe_core.training.loop import train
     from moe_core.weights import save_weights
 
+    training_threads(model, context.study.data.image_size, training, len(posts), ranks)
     work = context.store.work_folder(plan)
     work.mkdir(parents=True, exist_ok=True)
     log = work / "log.jsonl"
@@ -93,11 +93,18 @@ def fit(
             "steps": end["steps"],
             "loss": round(end["loss"], 4),
             "seconds": round(time.monotonic() - started, 1),
-            "threads": torch.get_num_threads(),
             "device": device,
         },
         content={"weights": file_digest(weights)},
     )
+
+
+def training_threads(model: ResNet, image_size: int, training: Training, posts: int, ranks: int = 1) -> None:
+    """Sets the threads of a training of a network on so many posts; with `ranks`, those of each."""
+    from moe_core.models.cost import multiply_adds
+
+    batch = min(training.batch_size, max(1, posts // ranks))
+    threads.use(threads.TRAINING * batch * multiply_adds(model, image_size), max(1, threads.share() // ranks))
 
 
 def seconds_left(said: Mapping[str, Any]) -> float:

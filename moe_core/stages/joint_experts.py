@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core import threads
 from moe_core.heartbeat import Pulse
 from moe_core.settings import Study
-from moe_core.stages.context import Context, cores, device_and_threads, threads_for
+from moe_core.stages.context import Context, device_and_threads, workers_for
 from moe_core.stages.experts import expert_settings, members, start, training_posts
-from moe_core.stages.fitting import REPORT_SECONDS, Speed, copy_log
+from moe_core.stages.fitting import REPORT_SECONDS, Speed, copy_log, training_threads
 from moe_core.stages.stage import Stage
 from moe_core.store import Written, file_digest, write_text
 
@@ -38,14 +39,12 @@ def _stage(name: str, column: str, control: bool) -> Stage:
     """`column` of the assignment says whose posts an expert is trained on."""
 
     def make(context: Context, key: str | None, folder: Path) -> Written:
-        import torch
-
         from moe_core.training.joint import trained_decoder, trained_expert
         from moe_core.weights import save_weights
 
         began = time.monotonic()
         study, plan = context.study, context.plan(name)
-        device = device_and_threads(parallel=True, experts=study.partition.experts)
+        device = device_and_threads(study, parallel=True)
         joint = open_joint(context, name, column)
         said = {"root": str(context.root), "name": name, "column": column, "version": plan.version}
         write_text(
@@ -58,7 +57,7 @@ def _stage(name: str, column: str, control: bool) -> Stage:
         (folder / "logs").mkdir()
         about = {"asset": name, "version": plan.version, "trunk": context.version("trunk")}
         save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
-        trained = {}
+        trained: dict[str, dict[str, Any]] = {}
         for k in context.experts:
             save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
             end = copy_log(joint.folder / f"{k}.jsonl", folder / "logs" / f"{k}.jsonl")
@@ -67,7 +66,7 @@ def _stage(name: str, column: str, control: bool) -> Stage:
                 "training_images": end["images_seen"],
                 "steps": end["steps"],
                 "loss": round(end["loss"], 4),
-            }
+            } | threads.used()
         return Written(
             metadata={
                 "trained": trained,
@@ -77,7 +76,6 @@ def _stage(name: str, column: str, control: bool) -> Stage:
                 "seconds": round(time.monotonic() - began, 1),
                 "processes": helpers.count + 1,
                 "killed": helpers.killed,
-                "threads": torch.get_num_threads(),
                 "device": device,
             },
             content={path.name: file_digest(path) for path in sorted(folder.rglob("*.safetensors"))},
@@ -115,6 +113,8 @@ def train_part(context: Context, joint: Joint, device: str) -> Iterator[None]:
     """Takes part until the last round is done, logs and reports; yields every now and then, at work and waiting."""
     from moe_core.training.joint import take_part
 
+    study, largest = context.study, max(joint.posts, key=lambda key: len(joint.posts[key]))
+    training_threads(joint.network(largest), study.data.image_size, joint.training, len(joint.posts[largest]))
     reported, speeds = time.monotonic(), defaultdict[str, Speed](Speed)
     for one in take_part(joint, device):
         if one is not None:
@@ -195,7 +195,7 @@ def _devices(study: Study) -> list[str]:
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         devices = names[:gpus] if len(names) >= gpus else [str(number) for number in range(gpus)]
     else:
-        devices = [""] * max(1, cores() // threads_for(parallel=True, experts=study.partition.experts))
+        devices = [""] * workers_for(study.partition.experts)
     return devices[: min(study.partition.experts, int(said or len(devices)))]
 
 

@@ -19,7 +19,7 @@ def main(work: Path) -> None:
     context = Context(Study.model_validate(said["study"]), Path(said["root"]))
     if context.version(said["name"]) != said["version"]:
         raise ValueError(f"{work} is of {said['name']} {said['version']}, the store asks for another now: run again")
-    device = device_and_threads(parallel=True, experts=context.study.partition.experts)
+    device = device_and_threads(context.study, parallel=True)
     for _ in train_part(context, open_joint(context, said["name"], said["column"]), device):
         pass
 

@@ -56,7 +56,7 @@ def _choose(context: Context, trunk: Artefact, decoder: Artefact, experts: Mappi
     from moe_core.weights import load_weights
 
     study = context.study
-    device = device_and_threads(parallel=False, experts=study.partition.experts)
+    device = device_and_threads(study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
     validation = asked(context, "validation")
     if not len(validation):
         return {

@@ -124,7 +124,7 @@ def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, o
     tags_a_post, top_share = tags_of(posts)
     measure = measure_for(tags_a_post, top_share)
     compared = dict.fromkeys(("p_at_1", measure))
-    device = device_and_threads(parallel=False, experts=context.study.partition.experts)
+    device = device_and_threads(context.study, parallel=False, hashtags=len(hashtags))
     scores = {name: _scores(context, bundle, posts, hashtags, device) for name, bundle in (("new", new), ("old", old))}
     found: dict[str, Any] = {
         "validation_posts": len(posts),

@@ -50,7 +50,6 @@ def train_in_ranks(context: Context, model: ResNet, ranks: int, checkpoint: Path
         "study": context.study.model_dump(mode="json"),
         "root": str(context.root.absolute()),
         "ranks": ranks,
-        "threads": max(1, torch.get_num_threads() // ranks),
         "cuda": gpus > 0,
         "meeting": str(meeting),
         "checkpoint": str(checkpoint),
@@ -146,20 +145,22 @@ def _rank() -> None:
     import torch
 
     from moe_core.settings import Study
-    from moe_core.stages.context import Context
+    from moe_core.stages.context import Context, device_and_threads
+    from moe_core.stages.fitting import training_threads
     from moe_core.stages.trunk import trunk_start
     from moe_core.training.loop import train
     from moe_core.weights import save_weights
 
     rank, ranks = said["rank"], said["ranks"]
-    torch.set_num_threads(said["threads"])
     device = f"cuda:{rank}" if said["cuda"] else "cpu"
     if said["cuda"]:
         torch.cuda.set_device(device)
     store = torch.distributed.FileStore(said["meeting"], ranks)  # a file:// address would end at a "#" or "?"
     torch.distributed.init_process_group("nccl" if said["cuda"] else "gloo", store=store, rank=rank, world_size=ranks)
     context = Context(Study.model_validate(said["study"]), Path(said["root"]))
+    device_and_threads(context.study, parallel=False)
     model, posts = trunk_start(context)
+    training_threads(model, context.study.data.image_size, context.study.trunk, len(posts), ranks)
     checkpoint = Path(said["checkpoint"])
     for measurement in train(
         model, posts, context.study.trunk, checkpoint=checkpoint, device=device, rank=rank, ranks=ranks

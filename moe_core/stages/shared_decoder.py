@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core import threads
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
@@ -30,7 +31,7 @@ def _stage(name: str, experts: str, column: str, control: bool, generation: str)
         from moe_core.weights import load_weights, save_weights
 
         study = context.study
-        device = device_and_threads(parallel=control, experts=study.partition.experts)
+        device = device_and_threads(study, parallel=control)
         artefacts = {k: context.need(experts, k) for k in context.experts}  # complete, and of one partition
         trunk = reading.network(context, context.need("trunk"))
         metadata: dict[str, object] = {"mode": study.decoder.mode, "experts": len(artefacts), "width": trunk.width}
@@ -65,6 +66,7 @@ def _refit(context: Context, artefacts: Mapping[str, Artefact], column: str, dec
     import torch
 
     from moe_core.training.batches import ImagesInMemory, augment
+    from moe_core.training.decoder import BATCH as FIT_BATCH
     from moe_core.training.decoder import refit
     from moe_core.training.infer import BATCH, features_of
 
@@ -82,6 +84,7 @@ def _refit(context: Context, artefacts: Mapping[str, Artefact], column: str, dec
             seen = augment(posts.images.read(some), training.flip, training.crop, training.seed, first)
             features_ND[some] = features_of(model, ImagesInMemory(seen), training.precision, device)
         context.report({"experts": number + 1})
+    threads.use(threads.TRAINING * FIT_BATCH * decoder.weight.numel())  # many hashtags are more work than the networks
     refitting = study.decoder
     return refit(decoder, features_ND, posts, refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed)
 

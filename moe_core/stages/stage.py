@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moe_core import threads
 from moe_core.data.forgotten import Forgotten
 from moe_core.settings import Study
 from moe_core.stages.context import Context
@@ -90,9 +91,16 @@ def build(context: Context, stage: Stage, key: str | None = None, force: bool = 
         with naming(lock):
             lock.write_text(str(os.getpid()))
         seen = context.basis if stage.kept else context
-        made = context.store.make(plan, lambda folder: stage.make(seen, key, folder), replace=force)
+        made = context.store.make(plan, lambda folder: _make(stage, seen, key, folder), replace=force)
     lock.unlink(missing_ok=True)
     return _settled(context, stage, Built(made, reused=False))
+
+
+def _make(stage: Stage, context: Context, key: str | None, folder: Path) -> Written:
+    """The work, with the threads that it took among what is said of it: sums in floating point follow from them."""
+    threads.begin()
+    written = stage.make(context, key, folder)
+    return Written(dict(written.metadata) | threads.used(), written.content)
 
 
 def _settled(context: Context, stage: Stage, built: Built) -> Built:

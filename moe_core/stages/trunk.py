@@ -38,7 +38,7 @@ def trunk_start(context: Context) -> tuple[ResNet, Posts]:
 
 def _make_trunk(context: Context, key: str | None, folder: Path) -> Written:
     ranks = context.study.trunk_setup.ranks
-    device = device_and_threads(parallel=False, experts=context.study.partition.experts)
+    device = device_and_threads(context.study, parallel=False)
     model, posts = trunk_start(context)
     return fit(context, context.plan("trunk"), folder, model, posts, context.study.trunk, device, ranks=ranks)
 
@@ -74,7 +74,7 @@ TRUNK = Stage(
 
 
 def _make_same_budget(context: Context, key: str | None, folder: Path) -> Written:
-    device = device_and_threads(parallel=True, experts=context.study.partition.experts)
+    device = device_and_threads(context.study, parallel=True)
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("train"))
     model = reading.network(context, context.need("trunk"))

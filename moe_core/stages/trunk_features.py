@@ -19,7 +19,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     from moe_core.training.infer import features_in_parts
 
     assert key is not None
-    device = device_and_threads(parallel=True, experts=context.study.partition.experts)
+    device = device_and_threads(context.study, parallel=True)
     model = reading.network(context, context.need("trunk"))
     ids = reading.ids_of(context, key)
     images = reading.images_of(context, key, context.study.data.image_size)

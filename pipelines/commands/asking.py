@@ -86,15 +86,18 @@ def _predictions(
     """The answer to each file in turn, or what is wrong with it."""
     import torch
 
-    from moe_core.serving.files import decoded
+    from moe_core import threads
+    from moe_core.models.cost import multiply_adds
+    from moe_core.serving.files import BATCH, decoded
     from moe_core.serving.routed import routed
-    from moe_core.stages.context import cores
 
+    work = multiply_adds(bundle.router, bundle.image_size) * min(BATCH, len(paths))
+    threads.use(work, threads.whole_number("HARDMOE_THREADS"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts: deque[list[tuple[Path, str]]] = deque()  # read, not yet answered
 
     def batches() -> "Iterator[np.ndarray]":
-        for part in decoded(paths, bundle.image_size, cores()):
+        for part in decoded(paths, bundle.image_size, threads.share()):
             parts.append(part.files)
             yield part.images_BHWC
 

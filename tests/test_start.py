@@ -70,6 +70,63 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, state, why):
         load_start(build(NETWORK, 5, seed=0), tmp_path / "w.pth")
 
 
+PREFIXES = ("_orig_mod.", "model.", "backbone.", "module._orig_mod.", "encoder.", "module.encoder_q.", "1.", "a.b.c.")
+
+
+def prefixed(prefix, **more):
+    return {f"{prefix}{name}": tensor for name, tensor in pretrained(**more).items()}
+
+
+WRAPPED = {
+    **{prefix: prefixed(prefix) for prefix in PREFIXES},
+    "nested twice": {"state_dict": {"model": prefixed("module.")}, "epoch": 3},
+    "ema": {"ema": pretrained(), "optimizer": {"state": {0: torch.zeros(1)}, "param_groups": [{"lr": 0.1}]}},
+    "model and its ema": {"model": pretrained(), "model_ema": prefixed("module.", tags=7), "lr": 0.1},
+    "under another name": {"net": prefixed("module."), "step": 9},
+    "averaged": prefixed("module.") | {"n_averaged": torch.tensor(5)},
+    "a head and a projector beside": prefixed("backbone.")
+    | {"head.weight": torch.zeros(3, 2), "neck.0.conv1.bias": torch.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_wrappers_put_before_the_names_is_taken_off(tmp_path, how):
+    torch.save(WRAPPED[how], tmp_path / "w.pth")
+    model = build(NETWORK, 5, seed=0)
+    load_start(model, tmp_path / "w.pth")
+    taken = model.state_dict()
+    assert all(torch.equal(taken[k], v) for k, v in pretrained().items() if not k.startswith("fc."))
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (
+            prefixed("module.student.") | prefixed("module.teacher."),
+            r"holds 2 networks \(module.student.conv1.weight, module.teacher.conv1.weight\): wanted one",
+        ),
+        ({"student": pretrained(), "teacher": pretrained()}, r"holds 2 state_dicts \(student, teacher\): wanted one"),
+        (prefixed("model.", depths=(1, 1)), r"lacks layer2.1.conv1.weight and \d+ more: set network.block"),
+        (prefixed("model.", depths=(1, 3)), r"holds layer2.2.conv1.weight besides: set network.block"),
+        (pretrained() | prefixed("copy."), "holds copy.conv1.weight besides"),
+        ({"vit.x.weight": torch.zeros(2), "vit.y\n.weight": torch.zeros(2)}, "lacks conv1.weight and"),
+        ({"model": {"model": {}}}, "holds no state_dict"),
+    ],
+)
+def test_of_several_networks_none_is_guessed(tmp_path, state, why):
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=why):
+        load_start(build(NETWORK, 5, seed=0), tmp_path / "w.pth")
+
+
+def test_what_holds_itself_ends(tmp_path):
+    found = {"b": pretrained()}
+    found["model"] = found
+    torch.save(found, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds no state_dict"):
+        load_start(build(NETWORK, 5, seed=0), tmp_path / "w.pth")
+
+
 class Harm:
     def __reduce__(self):
         return print, ("executed",)

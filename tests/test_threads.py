@@ -136,9 +136,9 @@ def test_where_torch_is_there_already_nothing_is_set_and_that_is_said():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is in torch's Linux builds")
 @pytest.mark.parametrize("said", [None, "77"])
-@pytest.mark.parametrize("module", ["pipelines.worker", "moe_core.training.loop", "moe_core.serving.routed"])
+@pytest.mark.parametrize("module", ["pipelines.worker", "pipelines.definitions, torch", "moe_core.serving.routed"])
 def test_openmp_itself_reads_it(module, said, tmp_path):
-    """Of the fork server, a training and an answer: what the runtime says of itself as it is loaded."""
+    """Of the fork server, Dagster's processes and an answer: what the runtime says of itself as it is loaded."""
     environment = {name: value for name, value in os.environ.items() if name not in SAID}
     environment |= {"OMP_DISPLAY_ENV": "verbose", "HARDMOE_STUDY": str(_study(tmp_path))}
     environment |= {"GOMP_SPINCOUNT": said} if said else {}

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from moe_core.text import shown
+
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
 
+FIRST = "conv1.weight"  # every such network has it; the last part of no other name but those of the blocks
+UNDER = ("state_dict", "model_state_dict", "model", "ema", "model_ema")  # the first of these is taken
+DEEPEST = 8  # dictionaries within each other
 OURS = ("fc.", "conv_embed.", "bn_embed.")  # layers that no such file has for our hashtags and embedding
 
 
 def load_start(model: ResNet, path: Path) -> None:
     """Copies the weights of a .safetensors or .pth file of a state_dict into `model`, its last layers excepted.
 
-    Raises ValueError for a file that is none, that lacks a layer of the network or has others, or whose numbers are not
-    finite. Nothing in the file is executed.
+    What stands before the names of all layers, put there by wrappers (`module.`, `_orig_mod.`, `backbone.`), is taken
+    off, and what lies beside that network is left out. Raises ValueError for a file that is none, that lacks a layer of
+    the network or has others, or whose numbers are not finite. Nothing in the file is executed.
     """
-    state = {name.removeprefix("module."): tensor for name, tensor in _read(path).items()}
+    state = _alone(_read(path), path)
+    _check_floats(state, path)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(OURS)}
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(OURS)}
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     foreign = [name for name in state if name not in own]
     if missing or foreign:
-        has_not = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else f"holds {foreign[0]} besides"
+        has_not = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else f"holds {shown(foreign[0])} besides"
         raise ValueError(f"{path} {has_not}: set network.block, stem, widths and depths to those of its network")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
@@ -39,7 +47,31 @@ def load_start(model: ResNet, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _alone(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The one network of a file under its own names. Raises ValueError where there are several, such as a student and
+    its teacher."""
+    within = re.compile(r"(^|\.)layer\d+\.")
+    found = [n.removesuffix(FIRST) for n in state if n == FIRST or (n.endswith(f".{FIRST}") and not within.search(n))]
+    if not found or "" in found:
+        return state
+    if len(found) > 1:
+        names = ", ".join(shown(prefix + FIRST) for prefix in sorted(found)[:4])
+        raise ValueError(
+            f"{path} holds {len(found)} networks ({names}): wanted one, so save the state_dict of that one alone"
+        )
+    return {name.removeprefix(found[0]): value for name, value in state.items() if name.startswith(found[0])}
+
+
+def _check_floats(state: dict[str, Any], path: Path) -> None:
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{path} holds no state_dict: {shown(name)} is a {type(tensor).__name__}, wanted a tensor")
+        numbers = tensor.is_floating_point() or name.endswith("num_batches_tracked")
+        if not numbers or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ValueError(f"{path}: {shown(name)} is a {tensor.dtype} tensor, {tensor.layout}: wanted dense floats")
+
+
+def _read(path: Path) -> dict[str, Any]:
     """The state_dict in a file, alone or under the usual keys."""
     import pickle
 
@@ -62,15 +94,38 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is no whole file of weights: wanted a state_dict saved by torch.save, or a .safetensors file"
         ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+    found = _descended(found, path)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{path} holds no state_dict: wanted names of parameters and their tensors")
-    for name, tensor in found.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{path} holds no state_dict: {name} is a {type(tensor).__name__}, wanted a tensor")
-        numbers = tensor.is_floating_point() or name.endswith("num_batches_tracked")
-        if not numbers or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ValueError(f"{path}: {name} is a {tensor.dtype} tensor, {tensor.layout}: wanted dense floats")
     return found
+
+
+def _descended(found: Any, path: Path) -> Any:
+    """The names of parameters and their tensors, which lie some keys deep. Raises ValueError where several do."""
+    for _ in range(DEEPEST):
+        if not isinstance(found, dict) or any(isinstance(value, Tensor) for value in found.values()):
+            break
+        below = {name: value for name, value in found.items() if isinstance(value, dict) and _has_tensors(value)}
+        under = next((key for key in UNDER if key in below), None)
+        if under is None and len(below) > 1:
+            names = ", ".join(shown(name) for name in sorted(map(str, below))[:4])
+            raise ValueError(f"{path} holds {len(below)} state_dicts ({names}): wanted one, so save that one alone")
+        if not below:
+            break
+        found = below[under] if under is not None else next(iter(below.values()))
+    return found
+
+
+def _has_tensors(found: dict[Any, Any]) -> bool:
+    """Names of parameters and their tensors, here or below; the state of an optimizer has numbers for names."""
+    waiting, seen = [found], set[int]()  # a file may hold one dictionary many times, or within itself
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        named = [value for name, value in one.items() if isinstance(name, str)]
+        if any(isinstance(value, Tensor) for value in named):
+            return True
+        waiting += [value for value in named if isinstance(value, dict)]
+    return False

@@ -12,8 +12,9 @@ from moe_core.stages.context import Context
 from moe_core.stages.history import goes_back
 from moe_core.stages.table import STAGES
 from moe_core.stages.takedown import network_name
-from moe_core.store import Artefact, Missing, Plan, alive
+from moe_core.store import Artefact, Missing, Plan, alive, digest
 from pipelines.instance import opened
+from pipelines.reasons import why_stale
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -43,17 +44,42 @@ def states_of(context: Context, only: str | None = None) -> list[State]:
 
 
 def posts_of(context: Context) -> dict[str, Any]:
-    """Posts read, accepted and rejected, with the reasons, of the shards that are ingested."""
+    """Posts read, accepted and rejected, with the reasons, of the shards that are ingested.
+
+    One whose posts were forgotten since is counted as its tables are now, as it will be once it is ingested again.
+    """
     total: dict[str, Any] = {"read": 0, "accepted": 0, "rejected": 0, "rejects_by_reason": {}}
     for shard in context.shards:
         artefact = context.find("posts", shard.key)
-        if artefact is None:
-            continue
+        said = artefact.metadata if artefact else _without_forgotten(context, shard.key)
         for name in ("read", "accepted", "rejected"):
-            total[name] += artefact.metadata[name]
-        for reason, count in artefact.metadata["reasons"].items():
+            total[name] += said.get(name, 0)
+        for reason, count in said.get("reasons", {}).items():
             total["rejects_by_reason"][reason] = total["rejects_by_reason"].get(reason, 0) + count
     return total
+
+
+def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
+    """Counts of a shard that was ingested, and differs from what is wanted in nothing but a takedown since; else {}."""
+    from moe_core.tables import shards_in, values_in
+
+    plan = context.plan("posts", shard)
+    before = [
+        old
+        for old in context.store.versions("posts", shard)
+        if old.inputs["shard"] == plan.inputs["shard"] and (old.code, digest(old.settings)) == _made_by(plan)
+    ]
+    if not before:
+        return {}
+    read = max(before, key=lambda old: old.made_at).metadata["read"]
+    accepted = shards_in(context.root / "posts.lance").get(shard, 0)
+    reasons = values_in(context.root / "rejects.lance", shard, "reason")
+    reasons["forgotten"] = reasons.get("forgotten", 0) + read - accepted - sum(reasons.values())
+    return {"read": read, "accepted": accepted, "rejected": read - accepted, "reasons": dict(sorted(reasons.items()))}
+
+
+def _made_by(plan: Plan) -> tuple[str, str]:
+    return plan.code, digest(plan.settings)
 
 
 def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[str, str | None], str]) -> State:
@@ -73,10 +99,10 @@ def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[st
     if (name, key) in failed:
         return State(name, key, "failed", failed[name, key], plan.version)
     if old:
-        why = _forgotten(context, old[-1]) + _difference(old[-1].path / "artefact.json", plan)
+        why = _forgotten(context, old[-1]) + why_stale(context, old[-1], plan)
         return State(name, key, "stale", why, old[-1].version)
     if "forgotten" in plan.inputs:  # the artefact went with the takedown: it named a post
-        return State(name, key, "stale", "changed: forgotten posts", "")
+        return State(name, key, "stale", "posts were forgotten", "")
     return State(name, key, "missing", "", plan.version)
 
 
@@ -97,26 +123,6 @@ def _forgotten(context: Context, artefact: Artefact) -> str:
     """Says of an artefact that it was made from posts that were taken down since."""
     name = network_name(artefact.asset, artefact.key, artefact.version)
     return "forgotten posts; " if name in context.forgotten.saw else ""
-
-
-def _difference(manifest: Any, plan: Plan) -> str:
-    """What the newest artefact was made from that is different now."""
-    said = json.loads(manifest.read_text("utf-8"))
-    changed = [f"setting {path}" for path in _paths(said["settings"], plan.settings)]
-    names = sorted(set(said["inputs"]) | set(plan.inputs))
-    different = [name for name in names if said["inputs"].get(name) != plan.inputs.get(name)]
-    changed += ["forgotten posts" if name == "forgotten" else f"input {name}" for name in different]
-    if said["code"] != plan.code:
-        changed.append("code")
-    return "changed: " + ", ".join(changed[:6]) + (" ..." if len(changed) > 6 else "")
-
-
-def _paths(old: Any, new: Any, at: str = "") -> list[str]:
-    """Dotted names of the settings that differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(set(old) | set(new))
-        return [path for n in names for path in _paths(old.get(n), new.get(n), f"{at}.{n}" if at else n)]
-    return [] if json.dumps(old) == json.dumps(new) else [at]
 
 
 def _runs(context: Context, name: str, key: str | None) -> bool:

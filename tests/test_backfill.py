@@ -154,7 +154,9 @@ def test_two_backfills_at_once_train_each_expert_once_and_the_plan_knows_what_th
     assert plan["estimate"]["seconds"] == pytest.approx(expected, abs=0.3)
     twice = hardmoe("backfill", "--all", "--dry-run", "--json", "--study", file, "--set", "expert_training.epochs=2")
     longer = json.loads(twice.stdout)
-    assert [step["why"] for step in longer["will_run"]] == ["changed: setting training.epochs"] * 3
+    assert [step["why"] for step in longer["will_run"]] == [
+        "setting expert_training.epochs changed from 1.0 to 2.0"
+    ] * 3
     assert sum(s["seconds"] for s in longer["will_run"]) == pytest.approx(2 * expected, abs=0.5)
     wider = hardmoe("backfill", "--all", "--dry-run", "--study", file, "--set", "network.embedding=8")
     assert "follows from" not in wider.stdout

@@ -145,7 +145,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
 
     found = states(study_file)
     assert found["posts", "a"]["state"] == "stale"
-    assert found["posts", "a"]["why"] == "changed: forgotten posts"
+    assert found["posts", "a"]["why"] == "posts were forgotten"
     assert found["posts", "b"]["state"] == "fresh"
     for name, key in (("trunk", None), ("expert", expert), ("shared_decoder", None), ("mixture", None)):
         assert found[name, key]["state"] == "stale", name

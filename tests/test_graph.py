@@ -129,8 +129,8 @@ def test_a_changed_setting_makes_stale_exactly_what_reads_it(finished, tmp_path)
     (root / "study.toml").write_text(dump_study(changed), "utf-8")
     found = status(root / "study.toml")["assets"]
     assert {row["asset"]: row["why"] for row in found if row["state"] != "fresh"} == {
-        "evaluation": "changed: setting bootstrap",
-        "report": "changed: input evaluation",
+        "evaluation": "setting evaluation.bootstrap changed from 1000 to 50",
+        "report": "evaluation changed",
     }
 
 

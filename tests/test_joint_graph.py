@@ -177,8 +177,8 @@ def test_status_says_why_a_generation_is_stale(finished, tmp_path):
     changed = study.model_copy(update={"decoder": JOINT.model_copy(update={"outer_lr": 0.3})})
     (root / "study.toml").write_text(dump_study(changed), "utf-8")
     found = {(row["asset"], row["key"]): row for row in status(root / "study.toml")["assets"]}
-    assert found["joint_experts", None]["why"] == "changed: setting outer_lr"
-    assert found["expert", "e002"]["why"] == "changed: input joint_experts"
+    assert found["joint_experts", None]["why"] == "setting decoder.outer_lr changed from 0.7 to 0.3"
+    assert found["expert", "e002"]["why"] == "joint_experts retrained"
     assert found["trunk_same_budget", None]["state"] == found["separate_expert", "e000"]["state"] == "fresh"
 
 

@@ -325,8 +325,8 @@ def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tm
     repartition_one(work, opened(file), "e007")
     found = {(state.asset, state.key): (state.state, state.why) for state in states_of(opened(file))}
     old = {place: why for place, (state, why) in found.items() if state != "fresh"}
-    assert old.pop(("expert", "e007")) == "changed: input members"
-    assert old.pop(("shared_decoder", None)) == "changed: input e007, input partition"
+    assert old.pop(("expert", "e007")) == "its posts changed"
+    assert old.pop(("shared_decoder", None)) == "expert e007 retrained"
     assert {name for name, _ in old} == {"mixture", "published", "evaluation", "embeddings", "report"}
     assert "0 made, 6 fresh, 0 failed" in hardmoe(*run, "partition", **dagster_home).stdout
     assert staleness(file) == "STALE STALE FRESH"  # Dagster looks no further than to what an asset reads itself

@@ -75,9 +75,11 @@ TEMPLATE = """<!doctype html>
 {% for tag in tags %}<li>{{ tag.tag|shown }} <small>{{ tag.trunk }} → {{ tag.mixture }} of {{ tag.n }}</small></li>
 {% endfor %}</ul>{% endif %}{% endmacro %}
 <h1>{{ study.name }}</h1>
-<p>A hard mixture of {{ partition.experts }} experts on {{ "{:,}".format(posts.accepted) }} posts with
+{% if not partition %}<p>The last comparison table of this study
+{%- if since %}, which has changed since: {{ since|join("; ")|shown(4000) }}{% endif %}.</p>
+{% else %}<p>A hard mixture of {{ partition.experts }} experts on {{ "{:,}".format(posts.accepted) }} posts with
 {{ "{:,}".format(vocabulary.hashtags) }} hashtags, against its controls on {{ "{:,}".format(table.n) }} held-out
-posts.</p>
+posts.</p>{% endif %}
 
 <div class="figures">
 <div class="figure"><small>P@1 of<br>{{ table.published }}</small><b>{{ "%.3f"|format(best.p_at_1) }}</b>
@@ -87,8 +89,8 @@ posts.</p>
 <div class="figure"><small>its gain over<br>{{ name }}</small><b>{{ gain(pair.p_at_1_gain, pair.p_at_1_gain_ci95) }}</b>
 <small>95 %: {{ pair.p_at_1_gain_ci95[0]|signed }} to {{ pair.p_at_1_gain_ci95[1]|signed }}</small></div>
 {% endfor %}
-<div class="figure"><small>training<br>of all networks</small><b>{{ seconds|duration }}</b>
-<small>{{ "{:,}".format(images) }} images</small></div>
+{% if spending %}<div class="figure"><small>training<br>of all networks</small><b>{{ seconds|duration }}</b>
+<small>{{ "{:,}".format(images) }} images</small></div>{% endif %}
 </div>
 
 <section id="verdict"><h2>Verdict</h2>
@@ -127,7 +129,7 @@ hashtags; mAP is over
 {% endfor %}</tr>
 {% endfor %}</table></div>
 
-<h2>Training</h2>
+{% if partition %}<h2>Training</h2>
 <div class="pair"><figure>{{ loss }}<figcaption>Loss over images seen, mean of up to {{ smooth }} measurements
 </figcaption></figure>
 <figure>{{ rate }}<figcaption>Learning rate over images seen</figcaption></figure></div>
@@ -189,7 +191,7 @@ centroid; ambiguous ones were nearly given to another expert.</p>
 {% for name, version, digest in lineage %}<tr><td>{{ name }}</td><td><code>{{ version }}</code></td>
 <td><code>{{ digest }}</code></td></tr>
 {% endfor %}</table></div></details>
-<details><summary>Settings: study.toml</summary><pre>{{ settings }}</pre></details>
+<details><summary>Settings: study.toml</summary><pre>{{ settings }}</pre></details>{% endif %}
 </body></html>
 """
 
@@ -207,35 +209,18 @@ def render(
     spending: Sequence[Any],
 ) -> str:
     """One HTML page with everything in it; it needs no other file and no network. `logs`: of the trunk and experts."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"shown": shown, "duration": duration, "signed": signed, "short": short}
     losses = {name: smoothed([(line["images_seen"], line["loss"]) for line in log]) for name, log in logs.items()}
     rates = {name: [(line["images_seen"], line["lr"]) for line in log] for name, log in logs.items()}
-    measured = [
-        (r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == table["published"]) for r in table["rows"]
-    ]
     sizes = bars([(e["key"], e["size"]) for e in experts], "training posts") if len(experts) <= SIZES_OF else ""
-    return environment.from_string(TEMPLATE).render(
-        study=study,
-        table={"warnings": [], **table},
-        verdict=verdict_of(table),
-        best=next(row for row in table["rows"] if row["name"] == table["published"]),
-        columns=COLUMNS,
-        figures=FIGURES,
-        paired=[
-            (name, title)
-            for name, title in COLUMNS
-            if any(f"{name}_gain" in pair for pair in table["published_against"].values())
-        ],
+    return _template().render(
+        **_of_table(study, table),
         posts=posts,
         reasons=reasons,
         vocabulary=vocabulary,
         partition=partition,
         experts=experts,
-        comparison=Markup(intervals(measured, "P@1 of each row")),
         loss=Markup(lines(_curves(losses), "images seen", "loss")),
         rate=Markup(lines(_curves(rates), "images seen", "learning rate")),
         sizes=Markup(sizes),
@@ -247,6 +232,37 @@ def render(
         lineage=lineage,
         settings=dump_study(study),
     )
+
+
+def render_table(study: Study, table: Mapping[str, Any], since: Sequence[str] = ()) -> str:
+    """A page of the table and its verdict alone; `since`: what changed in the study after it was made."""
+    return _template().render(**_of_table(study, table), partition=None, spending=(), since=since)
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"shown": shown, "duration": duration, "signed": signed, "short": short}
+    return environment.from_string(TEMPLATE)
+
+
+def _of_table(study: Study, table: Mapping[str, Any]) -> dict[str, Any]:
+    """What the part of the page about the table needs."""
+    from markupsafe import Markup
+
+    rows, pairs = table["rows"], table["published_against"].values()
+    measured = [(r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == table["published"]) for r in rows]
+    return {
+        "study": study,
+        "table": {"warnings": [], **table},
+        "verdict": verdict_of(table),
+        "best": next(row for row in rows if row["name"] == table["published"]),
+        "columns": COLUMNS,
+        "figures": FIGURES,
+        "paired": [(name, title) for name, title in COLUMNS if any(f"{name}_gain" in pair for pair in pairs)],
+        "comparison": Markup(intervals(measured, "P@1 of each row")),
+    }
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

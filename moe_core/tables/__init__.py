@@ -14,7 +14,7 @@ from moe_core.tables.copying import copied
 from moe_core.tables.foreign import TableInfo, scan_table, table_info
 from moe_core.tables.pins import parse_pin, pin_of, pins, raise_pins, unpin
 from moe_core.tables.reading import count_rows, read_positions, read_rows, scan_rows, take_rows
-from moe_core.tables.shards import Located, gather, locate, replace_rows, rewrite, scattered, shards_in
+from moe_core.tables.shards import Located, gather, locate, replace_rows, rewrite, scattered, shards_in, values_in
 from moe_core.tables.vectors import ids_in, vectors_in, write_vectors
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "table_info",
     "take_rows",
     "unpin",
+    "values_in",
     "vectors_in",
     "write_vectors",
 ]

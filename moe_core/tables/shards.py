@@ -133,6 +133,20 @@ def shards_in(path: Path) -> dict[str, int]:
     return {shard: sum(p.rows for p in mine) for shard, mine in pieces_of(lance.dataset(str(path))).items()}
 
 
+def values_in(path: Path, shard: str, column: str) -> dict[str, int]:
+    """Rows of a shard in the latest version, by the value of a column of texts."""
+    import lance
+
+    if not is_there(path):
+        return {}
+    table = lance.dataset(str(path))
+    mine = fragments(table, pieces_of(table), shard)
+    if not mine:
+        return {}
+    counts = table.scanner(columns=[column], fragments=mine).to_table()[column].value_counts()
+    return {str(pair["values"]): pair["counts"] for pair in counts.to_pylist()}
+
+
 def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
     """One version that holds the rows of all the (shard, version or pin), and where each post lies in it.
 

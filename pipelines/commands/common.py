@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moe_core.settings import Study
     from moe_core.stages.context import Context
     from moe_core.stages.takedown import Takedown
+    from moe_core.store import Artefact
     from pipelines.runner import Summary
 
 STUDY_OPTION = click.option(
@@ -203,24 +204,63 @@ def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
 
     Raises ValueError where there is none.
     """
-    from moe_core.stages.history import plan_of
-
     try:
         _ = context.shards
         return True
     except (ValueError, OSError) as error:
         why = shown(" ".join(str(error).split()), 4000)
     for asset, key in wanted:
-        there = context.store.versions(asset, key)
-        if not there:
+        if _pin_newest(context, asset, key) is None:
             raise ValueError(f"the source cannot be read, and the store has no {asset} yet: {why}")
-        newest = max(there, key=lambda artefact: artefact.made_at)
-        context.plans[asset, key] = plan_of(newest)
-        for name, version in newest.inputs.items():
-            if made_from := context.store.read(context.root / name / version):
-                context.plans.setdefault((name, None), plan_of(made_from))
     click.echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
     return False
+
+
+def _pin_newest(context: "Context", asset: str, key: str | None = None) -> "Artefact | None":
+    """The newest of an asset partition in the store, which the context names from here on, with what it was made from;
+    None where there is none."""
+    from moe_core.stages.history import plan_of
+
+    there = context.store.versions(asset, key)
+    if not there:
+        return None
+    newest = max(there, key=lambda artefact: artefact.made_at)
+    context.plans[asset, key] = plan_of(newest)
+    for name, version in newest.inputs.items():
+        if made_from := context.store.read(context.root / name / version):
+            context.plans[name, None] = plan_of(made_from)
+    return newest
+
+
+def older(context: "Context", asset: str) -> list[str] | None:
+    """None where an asset is as the study wants it now. Else the context names the newest one in the store, which is
+    told with what changed since; that is returned too. Raises ValueError where there is none."""
+    from datetime import UTC, datetime
+
+    from pipelines.reasons import older_than
+    from pipelines.status import state_of
+
+    if not as_last_made(context, (asset, None)):
+        return ["the source cannot be read"]
+    try:
+        if context.find(asset):
+            return None
+        why = ""
+    except ValueError as error:  # something that it is made from is not there
+        why = str(error)
+    asked = type(context)(context.study, context.root)
+    newest = _pin_newest(context, asset)
+    if newest is None:
+        raise ValueError(why or f"the store has no {asset} yet: `hardmoe run` makes it")
+    since = older_than(asked, newest) or [state_of(asked, asset, None, {}).why or "what it is made from"]
+    at = datetime.fromtimestamp(newest.made_at, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
+    name = "table" if asset == "evaluation" else asset
+    click.echo(
+        f"This {name} of {at} UTC is older than the study; since then: {shown('; '.join(since), 4000)}. `hardmoe run` "
+        "makes it again.",
+        err=True,
+    )
+    return since
 
 
 def finish_takedown(context: "Context") -> "Context":

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,7 @@ from pipelines.commands.common import (
     JSON,
     STUDY_OPTION,
     as_last_made,
+    older,
     open_study,
     publication_of,
     show_keys,
@@ -17,6 +19,9 @@ from pipelines.commands.common import (
     table_of,
     warn_unready,
 )
+
+if TYPE_CHECKING:
+    from moe_core.stages.context import Context
 
 
 @click.command(short_help="What is fresh, stale, missing, failed, running.")
@@ -61,11 +66,17 @@ def results(study_file: Path, as_json: bool) -> None:
     from moe_core.evaluation.verdict import verdict_of
 
     context = open_study(study_file)
-    as_last_made(context, ("evaluation", None))
+    since = older(context, "evaluation")
     if as_json:
         table = table_of(context)
-        verdict = verdict_of(table).as_json()
-        said = {"study": context.study.name, **table, "verdict": verdict, "publication": publication_of(context)}
+        said = {
+            "study": context.study.name,
+            **table,
+            "verdict": verdict_of(table).as_json(),
+            "publication": publication_of(context),
+            "is_current": since is None,
+            "changed_since": since or [],
+        }
         click.echo(json.dumps(said))
         return
     show_table(context)
@@ -82,11 +93,29 @@ def report(study_file: Path, open_it: bool) -> None:
     import webbrowser
 
     context = open_study(study_file)
-    as_last_made(context, ("report", None))
-    page = context.need("report").file("report.html")
+    page = _page(context)
     click.echo(page)
     if open_it and not webbrowser.open(page.absolute().as_uri()):
         raise ValueError(f"no browser could be started: open {page} yourself")
+
+
+def _page(context: "Context") -> Path:
+    """The report, or, where a takedown removed it with the pictures in it, a page of the last table alone."""
+    from moe_core.evaluation.page import render_table
+    from moe_core.store import write_text
+
+    if context.forgotten.entries and not context.store.versions("report", None):
+        since = older(context, "evaluation")
+        click.echo(
+            "A takedown removed the report, which had pictures and hashtags of posts: this page has the table alone.",
+            err=True,
+        )
+        page = context.root / "report" / "table.html"
+        page.parent.mkdir(exist_ok=True)
+        write_text(page, render_table(context.study, table_of(context), since or []))
+        return page
+    older(context, "report")
+    return context.need("report").file("report.html")
 
 
 @click.command()

@@ -1,0 +1,215 @@
+"""A table that is older than the study is shown all the same, with what changed since; reasons are words."""
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from growing import add_shard, growing_study, make, opened
+
+from moe_core.settings import dump_study
+from moe_core.stages.context import Context
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from pipelines.cli import main
+from pipelines.reasons import setting_name, why_stale
+from pipelines.status import posts_of, states_of
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A study of two shards, all of it made."""
+    folder = tmp_path_factory.mktemp("older")
+    for number in (0, 1):
+        add_shard(folder / "source", number)
+    study = growing_study(folder / "source", experts=2)
+    make(study, folder / "store", "report")
+    return folder
+
+
+@pytest.fixture
+def root(made, tmp_path, monkeypatch):
+    """A copy whose source can be changed, and forgotten from."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("HARDMOE_STUDY", "")
+    shutil.copytree(made / "source", tmp_path / "source")
+    root = shutil.copytree(made / "store", tmp_path / "store")
+    (root / "study.toml").write_text(dump_study(study_of(root)), "utf-8")
+    return root
+
+
+def study_of(root, **more):
+    return growing_study(root.parent / "source", experts=2, **more)
+
+
+def hardmoe(root, *arguments):
+    return CliRunner().invoke(main, [*map(str, arguments), "--study", str(root / "study.toml")])
+
+
+def reasons(root, study=None):
+    """Why each asset partition is not fresh."""
+    states = states_of(opened(study or study_of(root), root))
+    return {(s.asset, s.key): s.why for s in states if s.state != "fresh"}
+
+
+def last(root, *arguments):
+    """(standard output of a command that shows the last table, what it says changed since)."""
+    done = hardmoe(root, *arguments)
+    assert done.exit_code == 0, done.output
+    assert " is older than the study; since then: " in done.stderr, done.stderr
+    return done.stdout, done.stderr.partition("since then: ")[2].partition(". `hardmoe run`")[0]
+
+
+def test_a_new_file_leaves_table_and_report_in_sight_and_is_named(root):
+    page = hardmoe(root, "report").stdout
+    add_shard(root.parent / "source", 2)
+    text, since = last(root, "results")
+    assert "mixture_top1" in text
+    assert since == "shard s2 added"
+    said = json.loads(hardmoe(root, "results", "--json").stdout)
+    assert (said["is_current"], said["changed_since"]) == (False, ["shard s2 added"])
+    assert said["publication"]["is_published"], "it speaks of the mixture of the table"
+    assert last(root, "report") == (page, "shard s2 added")
+    found = reasons(root)
+    assert found["splits", None] == "shard s2 added"
+    assert not any("input" in why for why in found.values()), found
+
+
+def test_nothing_is_said_of_a_table_that_is_current(root):
+    done = hardmoe(root, "results", "--json")
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["is_current"]
+
+
+def shorten(file):
+    pl.read_parquet(file).head(100).write_parquet(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda source: (source / "s1.parquet").unlink(), "shard s1 removed"),
+        (
+            lambda source: pl.read_parquet(source / "s1.parquet").head(100).write_parquet(source / "s1.parquet"),
+            "shard s1 changed",
+        ),
+    ],
+)
+def test_a_file_that_is_gone_or_another_is_named(root, change, said):
+    change(root.parent / "source")
+    for command in ("results", "report"):
+        assert said in last(root, command)[1]
+    assert reasons(root)["splits", None] == said
+
+
+def test_after_a_takedown_the_table_is_there_and_status_counts_as_the_next_run_will(root):
+    source = pl.read_parquet(root.parent / "source" / "s0.parquet")
+    before = posts_of(opened(study_of(root), root))
+    ids = root.parent / "ids"
+    ids.write_text("\n".join(source["id"].head(3).to_list()) + "\n")
+    done = hardmoe(root, "forget", "--ids", ids, "--apply")
+    assert done.exit_code == 0, done.output
+    counts = posts_of(opened(study_of(root), root))
+    assert counts["read"] == before["read"] == counts["accepted"] + counts["rejected"]
+    assert counts["rejects_by_reason"]["forgotten"] == 3
+    assert f"posts: {before['read']:,} read, {counts['accepted']:,} accepted" in hardmoe(root, "status").stdout
+    text, since = last(root, "results")
+    assert "mixture_top1" in text
+    assert since == "posts of shard s0 were forgotten"
+    page = Path(last(root, "report")[0].strip())
+    shown = page.read_text("utf-8")
+    assert "posts of shard s0 were forgotten" in shown
+    assert "mixture_top1" in shown
+    assert "data:image/" not in shown, "no picture of a post"
+    found = reasons(root)
+    assert found["posts", "s0"] == "posts were forgotten"
+    assert found["trunk", None].startswith("forgotten posts; ")
+    assert not any("input" in why for why in found.values()), found
+    make(study_of(root), root, "posts")
+    assert posts_of(opened(study_of(root), root)) == counts
+    hardmoe(root, "forget", "--ids", ids, "--apply")  # again: nothing more
+    assert posts_of(opened(study_of(root), root)) == counts
+
+
+def test_a_source_that_is_away_shows_the_last_table(root):
+    shutil.rmtree(root.parent / "source")
+    done = hardmoe(root, "results")
+    assert "mixture_top1" in done.stdout
+    assert done.stderr.startswith("The source cannot be read now, so this is as it was made last: ")
+    assert not json.loads(hardmoe(root, "results", "--json").stdout)["is_current"]
+    assert Path(hardmoe(root, "report").stdout.strip()).is_file()
+
+
+def test_settings_are_named_as_study_toml_has_them_with_both_values(root):
+    study = study_of(root)
+    faster = study.model_copy(update={"expert_training": study.expert_training.model_copy(update={"lr": 0.1})})
+    found = reasons(root, faster)
+    assert found["expert", "e000"] == "setting expert_training.lr changed from 0.2 to 0.1"
+    assert found["shared_decoder", None] == "experts e000, e001 retrained"
+    assert found["mixture", None] == "decoder changed, experts e000, e001 retrained"
+    assert found["evaluation", None] == "mixture changed"
+    assert last(root, "results")[1] == "setting expert_training.lr changed from 0.2 to 0.1"
+    trunk = study.model_copy(update={"trunk": study.trunk.model_copy(update={"epochs": 2.0})})
+    assert reasons(root, trunk)["trunk", None] == "setting trunk.epochs changed from 1.0 to 2.0"
+    assert reasons(root, trunk)["trunk_features", "s0"] == "trunk retrained"
+
+
+@pytest.mark.parametrize(
+    ("asset", "path", "name"),
+    [
+        ("posts", "image_size", "data.image_size"),
+        ("trunk", "training.seed", "trunk.seed"),
+        ("separate_expert", "training.lr", "expert_training.lr"),
+        ("trunk", "network.widths", "network.widths"),
+        ("trunk", "start", "trunk_setup.start"),
+        ("expert", "start", "expert.start"),
+        ("partition", "seed", "partition.seed"),
+        ("partition", "retrain_share", "repartition.retrain_share"),
+        ("joint_experts", "outer_lr", "decoder.outer_lr"),
+        ("mixture", "publish_gate", "expert.publish_gate"),
+        ("mixture", "topk", "evaluation.topk"),
+        ("published", "margin", "publish.margin"),
+        ("evaluation", "bootstrap", "evaluation.bootstrap"),
+    ],
+)
+def test_a_setting_has_the_name_of_its_table(asset, path, name):
+    assert setting_name(asset, path) == name
+
+
+def test_every_setting_of_every_stage_has_a_name_in_study_toml(root):
+    """But `mode` of an expert that is drawn from a generation, which is decoder.mode."""
+    study = study_of(root)
+    for name, stage in STAGES.items():
+        for path in stage.settings(study) if stage.when(study) else ():
+            table, _, rest = setting_name(name, path).partition(".")
+            assert path in ("training", "network") or rest in getattr(study, table).model_dump(), (name, path)
+
+
+def test_posts_that_came_to_an_expert_are_told_by_their_share(root):
+    add_shard(root.parent / "source", 2)
+    study = study_of(root)
+    make(study, root, "partition")
+    context = opened(study, root)
+    churn = json.loads(context.need("partition").file("churn.json").read_text())["experts"]
+    again = [key for key in context.experts if churn[key]["again"]]
+    assert again, "a third more posts are more than a tenth"
+    found = reasons(root)
+    for key in again:
+        assert found["expert", key] == f"{100 * churn[key]['changed']:.1f} % of its posts changed"
+
+
+def test_code_and_another_published_mixture_are_words_too(root):
+    context = Context(study_of(root), root)
+    old, plan = context.need("evaluation"), context.plan("evaluation")
+    (root / "evaluation" / old.version / "artefact.json").touch()
+    from dataclasses import replace
+
+    assert why_stale(context, old, replace(plan, code="99")) == (
+        f"this version of hardmoe computes it in another way (code {plan.code} then, 99 now)"
+    )
+    published = context.plan("published")
+    other = replace(published, inputs={**published.inputs, "against": "another"})
+    assert why_stale(context, context.need("published"), other) == "another mixture was published since"
+    assert build(context, STAGES["evaluation"]).reused

@@ -37,9 +37,10 @@ ui: setup
 	[ -e $(STUDY)/study.toml ] || $(BIN)/hardmoe init $(STUDY) --source drawn --recipe demo
 	$(BIN)/hardmoe ui --study $(STUDY)/study.toml
 
-# pictures of the docs, from the tests in a browser
-screenshots: setup
-	HARDMOE_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser tests/test_browser.py
+# pictures of the docs, of the demo or another finished study: make screenshots STUDY=folder
+screenshots: demo
+	HARDMOE_SCREENSHOTS=docs/images HARDMOE_SCREENSHOTS_STUDY=$(STUDY)/study.toml \
+		$(BIN)/python -m pytest -m browser tests/test_browser.py -k pictures_for_the_docs
 
 bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py

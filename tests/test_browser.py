@@ -1,6 +1,7 @@
 """Dagster's UI as `hardmoe ui` starts it, and the report, in a headless Chromium.
 
-HARDMOE_SCREENSHOTS names a folder for pictures of what was seen (`make screenshots`).
+HARDMOE_SCREENSHOTS names a folder for pictures of what was seen. Those of the docs (`make screenshots`) are taken of
+the study that HARDMOE_SCREENSHOTS_STUDY names: one whose mixture gains on the trunk, such as the demo.
 """
 
 import io
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from moe_core.stages.table import STAGES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = os.environ.get("HARDMOE_SCREENSHOTS")
+SHOWN_STUDY = os.environ.get("HARDMOE_SCREENSHOTS_STUDY")
 DIALOG = ":is([role=dialog], [class*=dialog])"
 LONG = 60_000  # milliseconds: runs of the daemon start within some ten seconds
 WICKED = [
@@ -88,6 +91,13 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ui(study):
     """Address of the webserver; its daemon runs beside it."""
+    with served(study) as address:
+        yield address
+
+
+@contextmanager
+def served(study):
+    """`hardmoe ui` on a study, ended at the end: its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -327,3 +337,42 @@ def test_the_report_fits_the_screen_and_asks_nothing_of_the_network(finished, wa
     page.locator(".expert").first.scroll_into_view_if_needed()
     page.evaluate("document.querySelector('.expert').scrollIntoView()")
     watched.shoot(f"report-{name}-experts")
+
+
+@pytest.fixture(scope="module")
+def shown_study(tmp_path_factory):
+    """A copy of the study that the docs show, all of it made: its mixture is better than the trunk."""
+    if not (SCREENSHOTS and SHOWN_STUDY):
+        pytest.skip("HARDMOE_SCREENSHOTS and HARDMOE_SCREENSHOTS_STUDY name no folder and no study: make screenshots")
+    study = Path(SHOWN_STUDY)
+    copy = shutil.copytree(study.parent, tmp_path_factory.mktemp("shown") / "study") / study.name
+    hardmoe("run", "--study", copy)
+    verdict = json.loads(hardmoe("results", "--study", copy, "--json"))["verdict"]
+    assert {"trunk": "better", "trunk_same_budget": "better"}.items() <= {
+        each["row"]: each["outcome"] for each in verdict["compared"]
+    }.items(), "the docs show a gain: train a study that has one"
+    return copy
+
+
+def test_pictures_for_the_docs_are_of_a_run_with_a_real_gain(shown_study, watched):
+    page = watched.page
+    table = json.loads(hardmoe("results", "--study", shown_study, "--json"))
+    best = max((row for row in table["per_expert"] if row["n"]), key=lambda row: row["p_at_1_gain_ci95"][0])
+    with served(shown_study) as address:
+        page.goto(f"{address}/assets/expert?view=partitions&partition={best['expert']}")
+        metadata(page).wait_for()
+        metadata(page).filter(has_text="P@1 gain over the trunk").wait_for()
+        watched.shoot("ui-expert")
+        page.get_by_text("[Show Markdown]").first.click()
+        assert pictures(page, DIALOG) == [460, 460]
+        watched.shoot("ui-curves")
+        page.goto(f"{address}/assets/evaluation")
+        metadata(page).filter(has_text="worth its cost").wait_for()
+        watched.shoot("ui-evaluation")
+    for name, width in (("desktop", 1200), ("phone", 390)):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.goto(Path(hardmoe("report", "--study", shown_study).strip()).as_uri())
+        page.locator("#verdict").wait_for()
+        watched.shoot(f"report-{name}")
+        page.evaluate(f"document.getElementById('{best['expert']}').scrollIntoView()")
+        watched.shoot(f"report-{name}-experts")

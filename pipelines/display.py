@@ -152,7 +152,7 @@ def print_table(table: dict[str, Any]) -> None:
     title = f"{table['n']:,} held-out posts, {table['hashtags']:,} hashtags; 95 % intervals"
     for columns in _side_by_side(_columns(table["rows"]), _names(table), console.width):
         lines = Table(title=title, box=None)
-        lines.add_column("", no_wrap=True)
+        lines.add_column("", overflow="fold")  # in one piece where any column fits beside it
         for head, _ in columns:
             lines.add_column(head, justify="right", no_wrap=True)
         for number, name in enumerate(_names(table)):

@@ -7,9 +7,10 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -196,6 +197,9 @@ class Repartition(Strict):
     """What happens to trunk, vocabulary, gate and experts when shards arrive."""
 
     cron: str = Field("0 3 * * 1", description="Schedule `weekly_repartition`, which is stopped until it is started.")
+    timezone: str = Field(
+        "UTC", description="Time zone of `cron`, by its IANA name, such as Europe/Berlin; summer time is observed."
+    )
     then: Literal["partition", "expert", "mixture", "report"] = Field(
         "partition", description="How far the job `repartition` goes: up to this asset and all that it needs."
     )
@@ -222,6 +226,16 @@ class Repartition(Strict):
     drift_imbalance: Annotated[float, Field(ge=1)] = Field(
         1.5, description="Sensor `drift`: largest expert by the mean, as a multiple of what it was at the fit."
     )
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_is_known(cls, name: str) -> str:
+        try:
+            if name != "UTC":  # which needs no database
+                ZoneInfo(name)
+        except (KeyError, ValueError, OSError):  # not in the database; no name of a file; a folder in it
+            raise ValueError("no such time zone: wanted an IANA name, such as 'Europe/Berlin', or 'UTC'") from None
+        return name
 
     @model_validator(mode="after")
     def _cron_has_five_fields(self) -> "Repartition":

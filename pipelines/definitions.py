@@ -4,10 +4,12 @@ import dagster as dg
 
 from assets import controls, experts, mixture, partition, posts, results, splits, trunk, vocabulary
 from assets.study import key_of, study
+from pipelines.instance import warn_of_telemetry
 from pipelines.jobs import JOBS
 from pipelines.repartition import drift, repartition, weekly_repartition
 from pipelines.sensors import SENSORS
 
+warn_of_telemetry()
 MODULES = [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results]
 ASSETS = dg.load_assets_from_modules(MODULES, include_specs=True, key_prefix=study().asset_prefix or None)
 

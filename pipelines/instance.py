@@ -38,6 +38,7 @@ MISSING = {  # modules that an instance in PostgreSQL needs
 EVENTS = 5000  # read at once
 HEARTBEAT_SECONDS = 45.0  # a daemon that runs reports each 30 s
 LAST_SECONDS = 15.0  # for a daemon to end whose `hardmoe ui` was killed just now
+NO_TELEMETRY = "DAGSTER_DISABLE_TELEMETRY"
 PID, HOST = "hardmoe/pid", "hardmoe/host"  # tags of a run
 
 
@@ -48,7 +49,35 @@ def home(root: Path, workers: int) -> Path:
     if not (folder / "dagster.yaml").exists():
         write_text(folder / "dagster.yaml", SETTINGS.format(workers=workers))
     os.environ["DAGSTER_HOME"] = str(folder)
+    if telemetry_is_left_open(folder):
+        os.environ[NO_TELEMETRY] = "by hardmoe"  # read by webserver and daemon
     return folder
+
+
+def telemetry_is_left_open(folder: Path) -> bool:
+    """Whether the user's dagster.yaml says nothing of telemetry, which Dagster takes for leave to send it."""
+    import yaml
+
+    try:
+        said = yaml.safe_load((folder / "dagster.yaml").read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # `opened` says what is wrong with it
+        return True
+    of_telemetry = said.get("telemetry") if isinstance(said, dict) else None
+    return not (isinstance(of_telemetry, dict) and "enabled" in of_telemetry)
+
+
+def warn_of_telemetry() -> None:
+    """Says in the log of a code server that the user started that its webserver and daemon send telemetry."""
+    import logging
+
+    folder = os.environ.get("DAGSTER_HOME")
+    if folder and NO_TELEMETRY not in os.environ and telemetry_is_left_open(Path(folder)):
+        logging.getLogger("hardmoe").warning(
+            "Dagster sends telemetry: %s/dagster.yaml does not mention it. Add `telemetry: {enabled: false}` there, or "
+            "set %s=1",
+            folder,
+            NO_TELEMETRY,
+        )
 
 
 @contextmanager

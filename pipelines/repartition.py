@@ -64,8 +64,9 @@ weekly_repartition = dg.ScheduleDefinition(
     name="weekly_repartition",
     job=repartition,
     cron_schedule=study().repartition.cron,
+    execution_timezone=study().repartition.timezone,
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="[repartition] cron of study.toml says when.",
+    description="[repartition] cron and timezone of study.toml say when.",
 )
 
 

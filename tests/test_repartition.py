@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from growing import add_shard, growing_study, make, opened
 
 from moe_core.clustering.gate import load_gate
 from moe_core.data.loading import Labels
-from moe_core.settings import Partition, Repartition
+from moe_core.settings import Partition, Repartition, load_study
 from moe_core.stages import basis, history, membership
 from moe_core.stages.reading import Index
 from moe_core.stages.repartition import look_ahead
@@ -723,6 +724,44 @@ def test_the_schedule_and_the_sensor_are_stopped_and_the_cron_is_that_of_the_stu
     assert defs.get_job_def("repartition")
     with pytest.raises(ValueError, match="must have five fields"):
         Repartition(cron="weekly")
+
+
+def test_the_time_zone_of_the_schedule_is_a_setting(tmp_path):
+    from dagster._utils.schedules import schedule_execution_time_iterator
+
+    file = tmp_path / "study.toml"
+    found = {}
+    for zone in ("UTC", "Europe/Berlin", "America/New_York"):
+        file.write_text(f'[repartition]\ntimezone = "{zone}"\n')
+        look = "from pipelines.repartition import weekly_repartition as w"
+        code = f"{look}; print(w.cron_schedule, w.execution_timezone, sep='|')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"HARDMOE_STUDY": str(file)}, capture_output=True, text=True
+        )
+        cron, said = done.stdout.strip().split("|")
+        assert said == zone, done.stderr
+        for day in ("2026-01-05", "2026-07-06"):  # Mondays
+            midnight = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
+            at = next(schedule_execution_time_iterator(midnight, cron, said, ascending=True))
+            found[zone, day[5:7]] = at.astimezone(UTC).hour
+    assert found == {
+        ("UTC", "01"): 3,
+        ("UTC", "07"): 3,
+        ("Europe/Berlin", "01"): 2,
+        ("Europe/Berlin", "07"): 1,  # summer time
+        ("America/New_York", "01"): 8,
+        ("America/New_York", "07"): 7,
+    }
+
+
+@pytest.mark.parametrize(
+    "zone", ["Berlin", "", "CET+1", "Europe", "../UTC", "/etc/localtime", "Europe/Berlin\0", "é", "a" * 999]
+)
+def test_a_time_zone_that_is_none_is_one_line(tmp_path, zone):
+    (tmp_path / "study.toml").write_text(f"[repartition]\ntimezone = {json.dumps(zone)}\n", "utf-8")
+    with pytest.raises(ValueError, match=r"repartition.timezone = .*: no such time zone: wanted an IANA name") as said:
+        load_study(tmp_path / "study.toml")
+    assert "\n" not in str(said.value)
 
 
 def test_the_sensor_asks_once_for_each_partition_that_drifted(study_of, monkeypatch):

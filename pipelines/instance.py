@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from moe_core.data.traces import Traces
 from moe_core.store import alive, exclusive, write_text
+from pipelines.aliases import alias, shorten_temporary_folder
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -48,6 +49,13 @@ def home(root: Path, workers: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dagster.yaml").exists():
         write_text(folder / "dagster.yaml", SETTINGS.format(workers=workers))
+    shorten_temporary_folder()
+    return _name(folder)
+
+
+def _name(folder: Path) -> Path:
+    """Names the folder in DAGSTER_HOME; one with a "?" by a link, since Dagster would open SQLite's files up to it."""
+    folder = alias(folder) if "?" in str(folder) else folder
     os.environ["DAGSTER_HOME"] = str(folder)
     if telemetry_is_left_open(folder):
         os.environ[NO_TELEMETRY] = "by hardmoe"  # read by webserver and daemon
@@ -90,7 +98,7 @@ def opened() -> "Iterator[dg.DagsterInstance]":
     import dagster as dg
 
     try:
-        with exclusive(Path(os.environ["DAGSTER_HOME"]) / ".opening.lock"):
+        with exclusive(_name(Path(os.environ["DAGSTER_HOME"])) / ".opening.lock"):
             instance = dg.DagsterInstance.get()
     except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
         why = " ".join(str(error.__cause__ or error).split())[:600]

@@ -128,7 +128,8 @@ def save(folder: Path, kept: pl.DataFrame, dropped: pl.DataFrame, synonyms: Mapp
 
 def load(hashtags: Path, synonyms: Path) -> Vocabulary:
     """What `save` wrote."""
-    table = pl.read_parquet(synonyms)
+    table = pl.read_parquet(synonyms, glob=False)
     return Vocabulary(
-        pl.read_parquet(hashtags).sort("id")["tag"].to_list(), dict(zip(table["written"], table["meant"], strict=True))
+        pl.read_parquet(hashtags, glob=False).sort("id")["tag"].to_list(),
+        dict(zip(table["written"], table["meant"], strict=True)),
     )

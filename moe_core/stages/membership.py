@@ -139,8 +139,8 @@ def trained_of(old: Artefact, lines: Lines) -> pl.DataFrame:
     import polars as pl
 
     if "trained.parquet" in old.files:
-        return pl.read_parquet(old.file("trained.parquet"))
-    rows = pl.read_parquet(old.file("assignment.parquet")).filter(pl.col("split") == "train")
+        return pl.read_parquet(old.file("trained.parquet"), glob=False)
+    rows = pl.read_parquet(old.file("assignment.parquet"), glob=False).filter(pl.col("split") == "train")
     now = positions(lines.ids)
     keys = list(old.metadata["members"])
     frames = []

@@ -228,7 +228,7 @@ def _ids(artefact: Artefact) -> list[str]:
     found = set()
     for name in ("assignment.parquet", "trained.parquet"):
         if name in artefact.files:
-            found |= set(pl.read_parquet(artefact.file(name), columns=["id"])["id"].to_list())
+            found |= set(pl.read_parquet(artefact.file(name), columns=["id"], glob=False)["id"].to_list())
     return sorted(found)
 
 

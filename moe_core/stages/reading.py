@@ -61,7 +61,7 @@ def splits(context: Context) -> pl.DataFrame:
     """Columns shard, position, id, group and split of all the posts, in the one order."""
     import polars as pl
 
-    return pl.read_parquet(context.need("splits").file("splits.parquet"))
+    return pl.read_parquet(context.need("splits").file("splits.parquet"), glob=False)
 
 
 def vocabulary(context: Context) -> Vocabulary:
@@ -149,7 +149,7 @@ def trained(context: Context) -> pl.DataFrame | None:
 
     artefact = context.need("partition")
     there = "trained.parquet" in artefact.files
-    return pl.read_parquet(artefact.file("trained.parquet")) if there else None
+    return pl.read_parquet(artefact.file("trained.parquet"), glob=False) if there else None
 
 
 def held_out(context: Context, index: Index, split: str) -> np.ndarray:
@@ -168,4 +168,4 @@ def assignment(context: Context) -> pl.DataFrame:
     """
     import polars as pl
 
-    return pl.read_parquet(context.need("partition").file("assignment.parquet"))
+    return pl.read_parquet(context.need("partition").file("assignment.parquet"), glob=False)

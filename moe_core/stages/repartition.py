@@ -121,7 +121,7 @@ def _before(context: Context, posts: Posts) -> Before:
         )
     gate, about = load_gate(artefact.file("gate.safetensors"))
     keys = list(artefact.metadata["members"])
-    assignment = pl.read_parquet(artefact.file("assignment.parquet"))
+    assignment = pl.read_parquet(artefact.file("assignment.parquet"), glob=False)
     for name in ("trained", "late"):
         if name not in assignment.columns:
             assignment = assignment.with_columns(pl.lit(False).alias(name))

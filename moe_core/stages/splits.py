@@ -207,7 +207,7 @@ def _digests(signature_NW: np.ndarray) -> np.ndarray:
 def _ids(artefact: Artefact) -> list[str]:
     import polars as pl
 
-    return pl.read_parquet(artefact.file("splits.parquet"), columns=["id"])["id"].to_list()
+    return pl.read_parquet(artefact.file("splits.parquet"), columns=["id"], glob=False)["id"].to_list()
 
 
 def _look_at_growth(context: Context) -> None:

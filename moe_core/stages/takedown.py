@@ -176,7 +176,7 @@ def _trained_on(context: Context, posts: set[tuple[str, str]]) -> set[tuple[str,
     wanted = pl.DataFrame(sorted(posts), schema={"shard": pl.String, "id": pl.String}, orient="row")
     held, trained = set[tuple[str, str]](), set[tuple[str, str]]()
     for artefact in context.store.everything("splits"):
-        rows = pl.read_parquet(artefact.file("splits.parquet")).join(wanted, on=["shard", "id"], how="semi")
+        rows = pl.read_parquet(artefact.file("splits.parquet"), glob=False).join(wanted, on=["shard", "id"], how="semi")
         for shard, post_id, split in rows.select("shard", "id", "split").iter_rows():
             (held if split in HELD_OUT else trained).add((shard, post_id))
     return posts - (held - trained)
@@ -197,9 +197,15 @@ def _networks(context: Context, training: set[tuple[str, str]]) -> list[str]:
     mine: set[str] = set()
     posts = pl.DataFrame(sorted(training), schema={"shard": pl.String, "id": pl.String}, orient="row")
     for partition in store.everything("partition"):
-        rows = pl.read_parquet(partition.file("assignment.parquet")).join(posts, on=["shard", "id"], how="semi")
+        rows = pl.read_parquet(partition.file("assignment.parquet"), glob=False).join(
+            posts, on=["shard", "id"], how="semi"
+        )
         trained = "trained.parquet" in partition.files
-        kept = pl.read_parquet(partition.file("trained.parquet")).join(posts, on="id", how="semi") if trained else None
+        kept = (
+            pl.read_parquet(partition.file("trained.parquet"), glob=False).join(posts, on="id", how="semi")
+            if trained
+            else None
+        )
         for column, name in (("expert", "members"), ("random", "random_members")):
             members = partition.metadata[name]
             known |= set(members.values())

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from moe_core.store import exclusive
+from moe_core.tables.paths import lance_path
 from moe_core.tables.pins import parse_pin, pins, raise_pins, unpin
 from moe_core.tables.shards import absent, gather
 from moe_core.tables.versions import at, committing, contents, forget_opened, is_there, pieces_of, writers
@@ -30,7 +31,7 @@ def search(path: Path, columns: list[str]) -> Iterator[tuple[str, str, pa.Record
     if not is_there(path):
         return
     files: dict[int, set[str]] = {}
-    for row in lance.dataset(str(path)).tracked_files().read_all().to_pylist():
+    for row in lance.dataset(lance_path(path)).tracked_files().read_all().to_pylist():
         if row["type"] == "data file":
             files.setdefault(row["version"], set()).add(Path(row["path"]).name)
     seen: set[str] = set()
@@ -55,7 +56,7 @@ def release(path: Path, files: set[str]) -> list[str]:
     import lance
 
     raise_pins(path)
-    latest, dropped = lance.dataset(str(path)).version, []
+    latest, dropped = lance.dataset(lance_path(path)).version, []
     for pin, version in sorted(pins(path).items(), key=lambda named: named[1]):  # each version is opened once
         if version != latest and any(p.file in files for mine in at(path, version)[1].values() for p in mine):
             unpin(path, pin)
@@ -78,7 +79,7 @@ def clean(
     if not is_there(path):
         return Freed()
     with exclusive(writers(path), wait=False):
-        freed = _unneeded(path, lance.dataset(str(path)), places, without)
+        freed = _unneeded(path, lance.dataset(lance_path(path)), places, without)
     if dry_run or not (freed.versions or freed.files or without):
         return freed
     gather(path, places)
@@ -86,7 +87,7 @@ def clean(
         unpin(path, pin)
     raise_pins(path)
     with exclusive(writers(path), wait=False), exclusive(committing(path)):
-        lance.dataset(str(path)).cleanup_old_versions(
+        lance.dataset(lance_path(path)).cleanup_old_versions(
             older_than=timedelta(microseconds=1),  # 0 would mean two weeks
             delete_unverified=True,  # nobody writes: we hold the lock of the writers
             error_if_tagged_old_versions=False,

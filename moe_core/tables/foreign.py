@@ -1,9 +1,13 @@
 """Lance tables of users, as a source."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+
+from moe_core.tables.paths import open_path
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,9 @@ def table_info(uri: str) -> TableInfo:
     import lance
 
     try:
-        table = lance.dataset(uri)
-        return TableInfo(table.schema, table.count_rows(), table.version)
+        with _opened(uri) as there:
+            table = lance.dataset(there)
+            return TableInfo(table.schema, table.count_rows(), table.version)
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"{uri} is not a readable Lance table: {why}; damaged, or still being copied?") from None
@@ -32,18 +37,23 @@ def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[p
     import lance
 
     try:
-        table = lance.dataset(uri)
-        total = sum(f.file_size_bytes or 0 for part in table.get_fragments() for f in part.metadata.files)
-        # rows are what bounds lance's memory: it decodes some batches ahead, and only then cuts them to bytes
-        fitting = size * table.count_rows() // max(1, 4 * total)
-        yield from table.scanner(
-            columns=columns,
-            batch_size=max(1, min(rows, fitting)),
-            batch_size_bytes=size // 4,
-            batch_readahead=1,
-            fragment_readahead=1,
-            io_buffer_size=size // 2,
-        ).to_batches()
+        with _opened(uri) as there:
+            table = lance.dataset(there)
+            total = sum(f.file_size_bytes or 0 for part in table.get_fragments() for f in part.metadata.files)
+            # rows are what bounds lance's memory: it decodes some batches ahead, and only then cuts them to bytes
+            fitting = size * table.count_rows() // max(1, 4 * total)
+            yield from table.scanner(
+                columns=columns,
+                batch_size=max(1, min(rows, fitting)),
+                batch_size_bytes=size // 4,
+                batch_readahead=1,
+                fragment_readahead=1,
+                io_buffer_size=size // 2,
+            ).to_batches()
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"{uri} is damaged: {why}; copy it again, or take it away") from None
+
+
+def _opened(uri: str) -> AbstractContextManager[str]:
+    return nullcontext(uri) if "://" in uri else open_path(Path(uri))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.store import exclusive
+from moe_core.tables.paths import lance_path
 from moe_core.tables.versions import committing, content_of, contents, is_there, pieces_of
 
 
@@ -29,7 +30,7 @@ def pins(path: Path) -> dict[str, int]:
 
     if not is_there(path):
         return {}
-    return {name: int(tag["version"]) for name, tag in lance.dataset(str(path)).tags.list().items()}
+    return {name: int(tag["version"]) for name, tag in lance.dataset(lance_path(path)).tags.list().items()}
 
 
 def put_pin(table: Any, pin: str, files: Sequence[str]) -> None:
@@ -48,7 +49,7 @@ def unpin(path: Path, pin: str) -> None:
     import lance
 
     with exclusive(committing(path)), suppress(ValueError):
-        lance.dataset(str(path)).tags.delete(pin)
+        lance.dataset(lance_path(path)).tags.delete(pin)
 
 
 def raise_pins(path: Path) -> None:
@@ -56,7 +57,7 @@ def raise_pins(path: Path) -> None:
     import lance
 
     with exclusive(committing(path)):
-        table = lance.dataset(str(path))
+        table = lance.dataset(lance_path(path))
         pieces = pieces_of(table)
         for pin, tag in table.tags.list().items():
             said = parse_pin(pin)

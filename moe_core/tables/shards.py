@@ -13,6 +13,7 @@ from moe_core.faults import point
 from moe_core.store import exclusive, shared, to_disk
 from moe_core.tables.copying import copied
 from moe_core.tables.memory import passed_on
+from moe_core.tables.paths import lance_path
 from moe_core.tables.pins import put_pin
 from moe_core.tables.versions import Pieces, at, committing, contents, fragments, is_there, name_of, pieces_of, writers
 
@@ -47,9 +48,9 @@ def _begin(path: Path, schema: pa.Schema) -> None:
 
     with exclusive(committing(path)):
         if not is_there(path):
-            lance.write_dataset(schema.empty_table(), str(path), mode="create", data_storage_version="stable")
-        elif lance.dataset(str(path)).schema != schema:
-            lance.LanceDataset.commit(str(path), lance.LanceOperation.Overwrite(schema, []))
+            lance.write_dataset(schema.empty_table(), lance_path(path), mode="create", data_storage_version="stable")
+        elif lance.dataset(lance_path(path)).schema != schema:
+            lance.LanceDataset.commit(lance_path(path), lance.LanceOperation.Overwrite(schema, []))
 
 
 def _write(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.RecordBatch]) -> list[Any]:
@@ -67,7 +68,7 @@ def _write(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.Recor
 
     reader = pa.RecordBatchReader.from_batches(schema, noting())
     try:
-        new = write_fragments(reader, str(path), schema=schema, max_rows_per_file=ROWS, max_bytes_per_file=BYTES)
+        new = write_fragments(reader, lance_path(path), schema=schema, max_rows_per_file=ROWS, max_bytes_per_file=BYTES)
     except OSError as error:
         raise failures[0] if failures else error from None
     named = []
@@ -103,7 +104,7 @@ def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> 
     point("rows.written", path)
     with exclusive(committing(path)):
         for attempt in range(RETRIES):
-            table = lance.dataset(str(path))
+            table = lance.dataset(lance_path(path))
             pieces = pieces_of(table)
             old = [piece.fragment for shard in new for piece in pieces.get(shard, ())]
             if not old and not any(new.values()):
@@ -112,7 +113,7 @@ def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> 
                 removed_fragment_ids=old, new_fragments=[fragment for some in new.values() for fragment in some]
             )
             try:
-                table = lance.LanceDataset.commit(str(path), change, read_version=table.version)
+                table = lance.LanceDataset.commit(lance_path(path), change, read_version=table.version)
                 break
             except CommitConflictError:
                 if attempt == RETRIES - 1:
@@ -130,7 +131,7 @@ def shards_in(path: Path) -> dict[str, int]:
 
     if not is_there(path):
         return {}
-    return {shard: sum(p.rows for p in mine) for shard, mine in pieces_of(lance.dataset(str(path))).items()}
+    return {shard: sum(p.rows for p in mine) for shard, mine in pieces_of(lance.dataset(lance_path(path))).items()}
 
 
 def values_in(path: Path, shard: str, column: str) -> dict[str, int]:
@@ -171,7 +172,7 @@ def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
 
     with shared(writers(path)):
         for _ in range(RETRIES):  # others may commit between our look and our commit: look again at what came of it
-            table = lance.dataset(str(path))
+            table = lance.dataset(lance_path(path))
             back = absent(path, table, places)
             if not back:
                 return int(table.version)
@@ -207,7 +208,7 @@ def scattered(path: Path) -> list[str]:
     # files are cut by bytes too: only shards with files far below the limit in rows are worth writing again
     return [
         shard
-        for shard, mine in pieces_of(lance.dataset(str(path))).items()
+        for shard, mine in pieces_of(lance.dataset(lance_path(path))).items()
         if len(mine) > 1 and sum(p.rows for p in mine) / len(mine) < ROWS / 4
     ]
 
@@ -219,7 +220,7 @@ def rewrite(path: Path, shard: str, keep: Callable[[pa.RecordBatch], np.ndarray]
     """
     import lance
 
-    table = lance.dataset(str(path))
+    table = lance.dataset(lance_path(path))
     pieces = pieces_of(table)
     mine = fragments(table, pieces, shard)
     content = contents(pieces, shard)

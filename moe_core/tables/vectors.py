@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from moe_core.tables.copying import copied
+from moe_core.tables.paths import open_path
 
 PART = 16_384  # vectors read at once
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
@@ -29,10 +30,11 @@ def write_vectors(
     schema = pa.schema([*columns.items(), (name, pa.list_(pa.float32(), width))])
     stream = (copied(_with_vectors(some, name, vectors_BD).cast(schema)) for some, vectors_BD in parts)
     reader = pa.RecordBatchReader.from_batches(schema, stream)
-    data = lance.write_dataset(reader, str(path), mode="create", data_storage_version="stable")
-    rows = data.count_rows()
-    if index and rows >= INDEX_FROM:
-        data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(rows**0.5 / 4)))
+    with open_path(path) as there:
+        data = lance.write_dataset(reader, there, mode="create", data_storage_version="stable")
+        rows = data.count_rows()
+        if index and rows >= INDEX_FROM:
+            data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(rows**0.5 / 4)))
     return rows
 
 
@@ -45,14 +47,16 @@ def vectors_in(path: Path, name: str) -> Iterator[np.ndarray]:
     """(B, D) float32, part by part in the order they were written."""
     import lance
 
-    for batch in lance.dataset(str(path)).to_batches(columns=[name], batch_size=PART):
-        column = batch[name]
-        yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    with open_path(path) as there:
+        for batch in lance.dataset(there).to_batches(columns=[name], batch_size=PART):
+            column = batch[name]
+            yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
 def ids_in(path: Path) -> Iterator[str]:
     """The column `id` of a data set that was written once."""
     import lance
 
-    for batch in lance.dataset(str(path)).to_batches(columns=["id"]):
-        yield from batch["id"].to_pylist()
+    with open_path(path) as there:
+        for batch in lance.dataset(there).to_batches(columns=["id"]):
+            yield from batch["id"].to_pylist()

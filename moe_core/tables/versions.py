@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.store import file_digest
+from moe_core.tables.paths import lance_path
 
 NAME_CHARACTERS = 40  # of a data file's digest; before there were digests, a name had 32 others
 
@@ -81,7 +82,7 @@ def fragments(table: Any, pieces: Pieces, shard: str) -> list[Any]:
 def _opened(path: str, version: int) -> tuple[Any, Pieces]:
     import lance
 
-    table = lance.dataset(path, version=version)
+    table = lance.dataset(lance_path(Path(path)), version=version)
     return table, pieces_of(table)
 
 
@@ -90,7 +91,7 @@ def _tags(path: str) -> Any:
     """Any version serves: tags are read anew each time."""
     import lance
 
-    return lance.dataset(path).tags
+    return lance.dataset(lance_path(Path(path))).tags
 
 
 def at(path: Path, version: int | str) -> tuple[Any, Pieces]:

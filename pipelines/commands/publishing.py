@@ -87,6 +87,7 @@ def _show_dagster(context: "Context", book: "Book") -> None:
 
     from assets.mixture import NEWEST, decided
     from assets.study import key_of
+    from pipelines.instance import opened
 
     try:
         mixture = context.version("mixture")
@@ -94,7 +95,7 @@ def _show_dagster(context: "Context", book: "Book") -> None:
         mixture = book.history[-1].mixture
     said = decided(context.root, mixture)
     newest = said.pop("newest is published")
-    with dg.DagsterInstance.get() as instance:
+    with opened() as instance:
         instance.report_runless_asset_event(dg.AssetObservation(key_of("published"), metadata=said))
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(

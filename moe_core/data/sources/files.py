@@ -91,12 +91,22 @@ def _local(path: Path, suffixes: Sequence[str]) -> list[File]:
         return [file for file in walk(path) if file.name.lower().endswith(tuple(suffixes))]
     if path.exists():
         return [_file(path, path.parent)]
-    said = str(path)
-    wild = WILDCARD.search(said)
-    if not wild:
+    base = fixed_part(path)
+    pattern = str(path.relative_to(base))
+    if not WILDCARD.search(pattern):
         return []
-    base = Path(said[: wild.start()].rpartition(os.sep)[0] or (os.sep if said.startswith(os.sep) else "."))
-    return [_file(Path(p), base) for p in glob.glob(said, recursive=True) if os.path.isfile(p)]
+    found = glob.glob(os.path.join(glob.escape(str(base)), pattern), recursive=True)
+    return [_file(Path(p), base) for p in found if os.path.isfile(p)]
+
+
+def fixed_part(path: Path) -> Path:
+    """The folders of a glob above its first wildcard; a name that is there is none, whatever characters it has."""
+    fixed = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        if WILDCARD.search(part) and not (fixed / part).exists():
+            break
+        fixed /= part
+    return fixed
 
 
 def _file(path: Path, base: Path) -> File:
@@ -211,7 +221,7 @@ def opened(path: str, mapped: bool = False) -> Iterator[Any]:
             system, within = file_system(path)
             file = system.open_input_file(within)
         else:
-            there = str(local(path))
+            there = os.fsencode(local(path))  # pyarrow would refuse text that is no UTF-8
             # an empty file cannot be mapped
             file = pa.memory_map(there) if mapped and os.path.getsize(there) else pa.OSFile(there)
     except OSError as error:

@@ -17,6 +17,7 @@ from moe_core.data.sources.files import (
     File,
     Shard,
     files_at,
+    fixed_part,
     is_remote,
     key_of,
     listing,
@@ -74,8 +75,8 @@ def _schema(file: File, source: Source) -> pa.Schema:
 
 def hive_of(path: str, source: Source) -> dict[str, str | None]:
     """Columns that the folders of a file, below the source's own, say: as in `split=train/part-0.parquet`."""
-    root = source.uri if is_remote(source.uri) else str(local(source.uri))
-    if wild := WILDCARD.search(root):
+    root = source.uri if is_remote(source.uri) else str(fixed_part(local(source.uri)))
+    if is_remote(root) and (wild := WILDCARD.search(root)):
         root = root[: wild.start()].rpartition("/")[0]
     parts = [part.partition("=") for part in path.removeprefix(root).split("/")[:-1]]
     return {

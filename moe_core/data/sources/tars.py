@@ -138,20 +138,21 @@ class TarImages:
         self.index.execute("CREATE INDEX IF NOT EXISTS stems ON members (stem)")
         there = {row[0]: row[1:] for row in self.index.execute("SELECT path, size, changed FROM tars")}
         for tar in self.tars:
-            if there.get(tar.path) == (tar.size, tar.touched):
+            path = _sql(tar.path)
+            if there.get(path) == (tar.size, tar.touched):
                 continue
             if is_compressed(Path(tar.path)):
                 raise ValueError(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
             with self.index:  # one tar is one transaction
-                self.index.execute("DELETE FROM members WHERE path = ?", (tar.path,))
+                self.index.execute("DELETE FROM members WHERE path = ?", (path,))
                 self.index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", _places(tar.path))
-                self.index.execute("INSERT OR REPLACE INTO tars VALUES (?, ?, ?)", (tar.path, tar.size, tar.touched))
+                self.index.execute("INSERT OR REPLACE INTO tars VALUES (?, ?, ?)", (path, tar.size, tar.touched))
 
     def read(self, *stems: str) -> bytes:
         """The image with the first of these stems that is there, in the first tar that has it. Raises Unusable."""
-        wanted = {tar.path for tar in self.tars}
+        wanted = {_sql(tar.path) for tar in self.tars}
         for stem in stems:
-            found = self.index.execute("SELECT path, name, offset, size FROM members WHERE stem = ?", (stem,))
+            found = self.index.execute("SELECT path, name, offset, size FROM members WHERE stem = ?", (_sql(stem),))
             places = sorted(row for row in found if row[0] in wanted)
             if places:
                 path, name, offset, size = places[0]
@@ -168,8 +169,17 @@ class TarImages:
         raise Unusable("no_image_file", f"no image {stems[0] if stems else ''} in the tars")
 
 
-def _places(path: str) -> Iterator[tuple[str, str, str, int, int]]:
+def _sql(name: str) -> str | bytes:
+    """As SQLite takes it: a name that is no UTF-8 as its bytes, which `open` takes too."""
+    try:
+        name.encode()
+        return name
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+
+
+def _places(path: str) -> Iterator[tuple[str | bytes, str | bytes, str | bytes, int, int]]:
     for member in members(path, contents=False):
         name = PurePosixPath(member.name).name
         if name.lower().endswith(IMAGE_SUFFIXES) and (member.problem is None or member.problem.reason == "too_large"):
-            yield name.split(".")[0], path, member.name, member.offset, member.size
+            yield _sql(name.split(".")[0]), _sql(path), _sql(member.name), member.offset, member.size

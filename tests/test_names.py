@@ -12,10 +12,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from test_operations import hardmoe, small_study
+from test_operations import small_study
 
 from moe_core.data.drawn import draw_shard
 from moe_core.settings import dump_study, load_study

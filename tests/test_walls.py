@@ -1,7 +1,9 @@
 """What may import what, seen in fresh processes."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,13 @@ def test_models_training_and_clustering_run_where_only_torch_is(module):
     found = loaded_by(module)
     assert "torch" in found or "clustering" in module
     assert not found & {"lance", "polars", "dagster", "faiss", "pydantic", "safetensors", "PIL"}
+
+
+@pytest.mark.parametrize("package", ["moe_core", "assets", "pipelines"])
+def test_polars_reads_no_path_as_a_pattern(package):
+    """It would take the [1] of a folder's name for one."""
+    for file in (Path(__file__).parents[1] / package).rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "attr", "")
+            if name.startswith(("read_", "scan_")) and getattr(call.func.value, "id", "") == "pl":
+                assert any(keyword.arg == "glob" for keyword in call.keywords), f"{file}:{call.lineno}"

@@ -12,6 +12,8 @@ from zoneinfo import ZoneInfo
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from moe_core.text import refuse_bytes
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what FAISS takes
@@ -376,6 +378,7 @@ class Study(Strict):
 
 def load_study(path: Path) -> Study:
     """Reads study.toml. Raises ValueError with one line a mistake: where, what came, what to do."""
+    refuse_bytes(path.absolute(), "the study")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: wanted its file, {path / 'study.toml'}")
     if not path.is_file():

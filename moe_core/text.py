@@ -1,12 +1,28 @@
 """Text of users, made fit for a terminal."""
 
+import os
+from pathlib import Path
+
 MOST = 60
+ZWJ = "\u200d"  # joins emoji and is harmless
 
 
-def shown(text: object, most: int = MOST) -> str:
+def shown(text: object, most: int | None = MOST) -> str:
     """On one line, without control characters or marks that turn the line around, of at most `most` characters."""
     said = str(text)
-    if len(said) > most:
+    if most is not None and len(said) > most:
         said = said[: most - 1] + "…"
-    # U+200D joins emoji and is harmless
-    return "".join(c if c.isprintable() or c == "‍" else c.encode("unicode_escape").decode() for c in said)
+    if said.isprintable():
+        return said
+    return "".join(c if c.isprintable() or c == ZWJ else c.encode("unicode_escape").decode() for c in said)
+
+
+def refuse_bytes(path: Path | str, what: str) -> None:
+    """Raises ValueError for a path that is not UTF-8: safetensors, polars and study.toml cannot name it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        byte = os.fsencode(error.object[error.start])[0]
+        raise ValueError(
+            f"{what} {shown(path, 300)} has the byte {byte:#04x} in its name, which is not UTF-8: rename it"
+        ) from None

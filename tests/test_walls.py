@@ -51,3 +51,11 @@ def test_polars_reads_no_path_as_a_pattern(package):
             name = getattr(call.func, "attr", "")
             if name.startswith(("read_", "scan_")) and getattr(call.func.value, "id", "") == "pl":
                 assert any(keyword.arg == "glob" for keyword in call.keywords), f"{file}:{call.lineno}"
+
+
+def test_commands_write_by_the_functions_that_escape_names():
+    folder = Path(__file__).parents[1] / "pipelines"
+    for file in set(folder.rglob("*.py")) - {folder / "terminal.py"}:
+        for call in (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)):
+            written = ast.unparse(call.func)
+            assert written not in ("click.echo", "click.secho", "print"), f"{file}:{call.lineno}: see terminal.py"

@@ -82,7 +82,7 @@ def fragments(table: Any, pieces: Pieces, shard: str) -> list[Any]:
 def _opened(path: str, version: int) -> tuple[Any, Pieces]:
     import lance
 
-    table = lance.dataset(lance_path(Path(path)), version=version)
+    table = lance.dataset(path, version=version)
     return table, pieces_of(table)
 
 
@@ -91,15 +91,15 @@ def _tags(path: str) -> Any:
     """Any version serves: tags are read anew each time."""
     import lance
 
-    return lance.dataset(lance_path(Path(path))).tags
+    return lance.dataset(path).tags
 
 
 def at(path: Path, version: int | str) -> tuple[Any, Pieces]:
     """A version by its number or pin. Raises ValueError, saying what to do, for one that is not there."""
     try:
         if isinstance(version, str):
-            version = int(_tags(str(path)).get_version(version))
-        return _opened(str(path), version)
+            version = int(_tags(lance_path(path)).get_version(version))
+        return _opened(lance_path(path), version)
     except (ValueError, OSError) as error:
         what = f"pin {version}" if isinstance(version, str) else f"version {version}"
         raise ValueError(f"{path} has no {what} (was it cleaned up?): ingest again; {error}") from None

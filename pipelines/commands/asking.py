@@ -1,6 +1,5 @@
 """Asking a mixture: predict."""
 
-import json
 import math
 import sys
 from collections import deque
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.commands.common import JSON
+from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,16 +66,16 @@ def predict(
     for answer in _predictions(opened, list(files_of(images)), top, topk, temperature, window << 20):
         failed |= "error" in answer
         if as_json:
-            click.echo(separator + json.dumps(answer, ensure_ascii=False), nl=False)
+            echo_json(answer, before=separator, end="")
             separator = ",\n"
         if "error" in answer:
-            click.echo(f"Error: {answer['image']}: {answer['error']}", err=True)
+            echo(f"Error: {answer['image']}: {answer['error']}", err=True)
         elif not as_json:
             words = "  ".join(f"{tag['tag']} {tag['p']:.3f}" for tag in answer["tags"])
             who = answer["expert"] if answer["expert_published"] else f"{answer['expert']}: trunk"
-            click.echo(f"{answer['image']}  [{who}]  {words}")
+            echo(f"{answer['image']}  [{who}]  {words}")
     if as_json:
-        click.echo("]")
+        echo("]")
     if failed:
         sys.exit(1)
 

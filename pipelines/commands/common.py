@@ -5,14 +5,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_core.text import shown
+from moe_core.text import refuse_bytes, shown
+from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_core.data.sources import Unready
@@ -43,15 +45,20 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document o
 class OneLineErrors(click.Group):
     """Turns the ValueErrors of moe_core, which are written for users, into one line and exit code 1."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _usage_errors_shown():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         ours = threading.current_thread() is threading.main_thread()
         ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is not to be heard
         if ours:
             signal.signal(signal.SIGINT, _interrupt_once)
         try:
-            return super().invoke(ctx)
+            with _usage_errors_shown():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("Interrupted. The same command goes on from here.", err=True)
+            echo("Interrupted. The same command goes on from here.", err=True)
             ctx.exit(130)
         except BrokenPipeError:
             raise  # who read the output has seen enough: click ends without a word
@@ -65,12 +72,22 @@ class OneLineErrors(click.Group):
                 raise
             home = os.environ.get("DAGSTER_HOME", "dagster")
             raise click.ClickException(
-                f"Dagster's data base in {home}: {str(error).splitlines()[0]}: does another program hold it, or is its "
-                "disk full? Then try again"
+                f"Dagster's data base in {shown(home, 300)}: {shown(str(error).splitlines()[0], 4000)}: does another "
+                "program hold it, or is its disk full? Then try again"
             ) from None
         finally:
             if ours and signal.getsignal(signal.SIGINT) is _interrupt_once:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _usage_errors_shown() -> Iterator[None]:
+    """An error of click's quotes arguments, which a pattern of the shell may have made of file names."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = shown(error.message, 4000)  # type: ignore[misc]
+        raise
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
@@ -99,7 +116,7 @@ def open_changed(study_file: Path, settings: tuple[str, ...], dry_run: bool) -> 
         return open_study(study_file)
     changed = override(study_file, settings)
     for change in changed.changes:
-        click.echo(f"{study_file}{' would say' if dry_run else ''}: {change}", err=True)
+        echo(f"{study_file}{' would say' if dry_run else ''}: {change}", err=True)
     if dry_run:
         return Context(changed.study, study_file.absolute().parent)
     changed.write()
@@ -119,10 +136,10 @@ def show_outlook(
     warn_damaged(context)
     found = outlook(context, tasks, force, workers)
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        echo_json(found.as_json())
     else:
         for line in found.as_lines():
-            click.echo(line)
+            echo(line)
 
 
 def show_keys(context: "Context") -> None:
@@ -139,6 +156,7 @@ def write_study(path: Path, study: "Study") -> None:
     from moe_core.settings import dump_study
     from moe_core.store import write_text
 
+    refuse_bytes(path.absolute(), "the study")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dump_study(study))
 
@@ -174,13 +192,13 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
     before = context.current
     summary = once(context)
     if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
-        click.echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
+        echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
         summary = summary.followed_by(once(context))
     if summary.interrupted:
         return summary
     now = finish_takedown(context)  # one that came meanwhile had to wait
     if said := went_back(now, before):
-        click.echo(f"The study {said}", err=True)
+        echo(f"The study {said}", err=True)
     summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
 
@@ -190,12 +208,12 @@ def warn_damaged(context: "Context") -> None:
     from moe_core.stages.verifying import damaged_files
 
     for damage in damaged_files(context):
-        click.echo(f"Damaged: {damage.why}", err=True)
+        echo(f"Damaged: {damage.why}", err=True)
 
 
 def warn_unready(unready: "list[Unready]") -> None:
     for file in unready:
-        click.echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
+        echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
 
 
 def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
@@ -212,7 +230,7 @@ def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
     for asset, key in wanted:
         if _pin_newest(context, asset, key) is None:
             raise ValueError(f"the source cannot be read, and the store has no {asset} yet: {why}")
-    click.echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
+    echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
     return False
 
 
@@ -255,7 +273,7 @@ def older(context: "Context", asset: str) -> list[str] | None:
     since = older_than(asked, newest) or [state_of(asked, asset, None, {}).why or "what it is made from"]
     at = datetime.fromtimestamp(newest.made_at, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
     name = "table" if asset == "evaluation" else asset
-    click.echo(
+    echo(
         f"This {name} of {at} UTC is older than the study; since then: {shown('; '.join(since), 4000)}. `hardmoe run` "
         "makes it again.",
         err=True,
@@ -274,7 +292,7 @@ def finish_takedown(context: "Context") -> "Context":
     try:
         show_takedown(take_posts_down(now, [], [], dry_run=False))
     except Busy as why:
-        click.echo(f"Takedown: {why}", err=True)
+        echo(f"Takedown: {why}", err=True)
     return Context(context.study, context.root)
 
 
@@ -286,23 +304,23 @@ def take_posts_down(context: "Context", ids: list[str], users: list[str], dry_ru
 
 def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
     would = "would be removed" if dry_run else "removed"
-    click.echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
+    echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
     for title, names in (
         (f"Unknown here, {'would be ' if dry_run else ''}remembered all the same", done.unknown),
         (f"Artefacts and files {would}", done.removed),
         (f"Networks made from these posts, {'would be stale' if dry_run else 'stale now'}", done.saw),
     ):
         if names:
-            click.echo(f"{title}:")
+            echo(f"{title}:")
             for name in names:
-                click.echo(f"  {shown(name, 600)}")
+                echo(f"  {shown(name, 600)}")
     if done.not_searched:
-        click.echo(
+        echo(
             f"{len(done.not_searched)} ids or users are too short, or plain words, to be told from other text: all of "
             "our logs were removed, Dagster's are not searched for them"
         )
     if done.posts and not dry_run:
-        click.echo("Next: hardmoe run makes everything again without them.")
+        echo("Next: hardmoe run makes everything again without them.")
 
 
 def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
@@ -312,26 +330,26 @@ def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summ
 
     now = finish_takedown(context)  # as it is since the run, which may have waited for one
     for line in results_of(now, [Task(*task) for task in tasks], summary):
-        click.echo(line)
+        echo(line)
 
 
 def finish(summary: "Summary") -> None:
     """Says what was done; exit code 1 when something failed, 130 after Ctrl-C."""
-    click.echo(
+    echo(
         f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
         f"{len(summary.skipped)} not started, in {summary.seconds:.1f} s"
     )
     if summary.failed:
         for name, why in summary.failed.items():
-            click.echo(f"Error: {name}: {shown(why, 4000)}", err=True)
+            echo(f"Error: {name}: {shown(why, 4000)}", err=True)
     if summary.interrupted:
         nothing = not (summary.made or summary.fresh or summary.stopped or summary.left)
         under_way = f"; {', '.join(summary.stopped)} ended at the last checkpoint" if summary.stopped else ""
         what = "before anything was begun" if nothing else f": {len(summary.left)} not begun{under_way}"
-        click.echo(f"Interrupted{' ' * nothing}{what}. The same command goes on from here.", err=True)
+        echo(f"Interrupted{' ' * nothing}{what}. The same command goes on from here.", err=True)
         sys.exit(130)
     if summary.overtaken:
-        click.echo(
+        echo(
             f"Stopped: meanwhile {summary.overtaken}; {len(summary.left)} not begun. `hardmoe run` goes on from here.",
             err=True,
         )
@@ -373,6 +391,6 @@ def show_publication(context: "Context", always: bool = False) -> None:
     """Whether the mixture is published, and why not; also why it is, where that is asked for."""
     said = publication_of(context)
     if not said["is_published"]:
-        click.echo(f"This mixture is not published, {said['published'] or 'nothing'} is: {said['why']}")
+        echo(f"This mixture is not published, {said['published'] or 'nothing'} is: {said['why']}")
     elif always:
-        click.echo(f"Published: mixture {said['mixture']}: {said['why']}")
+        echo(f"Published: mixture {said['mixture']}: {said['why']}")

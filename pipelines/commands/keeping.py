@@ -1,6 +1,5 @@
 """Keeping a study: reap, tidy, gc, verify, forget."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 
 from moe_core.text import shown
 from pipelines.commands.common import JSON, STUDY_OPTION, open_study, show_takedown, take_posts_down
+from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
@@ -33,7 +33,7 @@ def reap(study_file: Path) -> None:
     instance.home(context.root, default_workers(context.study.partition.experts))
     with instance.opened() as open_instance:
         ended = instance.reap(open_instance)
-    click.echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
+    echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 
 @click.command(short_help="Free disk that nothing needs.")
@@ -51,17 +51,17 @@ def tidy(study_file: Path, superseded: bool, apply_it: bool, dry_run: bool, as_j
 
     done = clean_up(open_study(study_file), _only_shows(apply_it, dry_run), superseded)
     if as_json:
-        click.echo(json.dumps(done.as_json() | {"applied": apply_it}))
+        echo_json(done.as_json() | {"applied": apply_it})
         return
     would = "freed" if apply_it else "would free"
-    click.echo(
+    echo(
         f"{would} {done.bytes / 2**20:,.1f} MiB: {done.versions} old versions, {done.files} files, "
         f"{len(done.removed)} leftovers; {len(done.rewritten)} shards {'' if apply_it else 'would be '}written again"
     )
     for name in done.removed:
-        click.echo(f"  {name}")
+        echo(f"  {name}")
     if not apply_it:
-        click.echo("Nothing was freed; --apply frees it")
+        echo("Nothing was freed; --apply frees it")
 
 
 @click.command(short_help="Remove old versions.")
@@ -80,15 +80,15 @@ def gc(study_file: Path, keep: int, apply_it: bool, dry_run: bool, as_json: bool
 
     done = collect(open_study(study_file), keep, dry_run=_only_shows(apply_it, dry_run))
     if as_json:
-        click.echo(json.dumps(done.as_json() | {"applied": apply_it}))
+        echo_json(done.as_json() | {"applied": apply_it})
         return
     for name, size in zip(done.removed, done.sizes, strict=True):
-        click.echo(f"{size / 2**20:10,.1f} MiB  {name}")
+        echo(f"{size / 2**20:10,.1f} MiB  {name}")
     rows = done.bytes - sum(done.sizes)
     if rows:
-        click.echo(f"{rows / 2**20:10,.1f} MiB  of {done.files} files of posts.lance and rejects.lance")
+        echo(f"{rows / 2**20:10,.1f} MiB  of {done.files} files of posts.lance and rejects.lance")
     would = "freed" if apply_it else "would be freed; --apply frees it"
-    click.echo(f"{done.bytes / 2**20:,.1f} MiB {would}")
+    echo(f"{done.bytes / 2**20:,.1f} MiB {would}")
 
 
 @click.command(short_help="Check every byte of the store.")
@@ -107,11 +107,11 @@ def verify(study_file: Path, as_json: bool) -> None:
     artefacts = len(found) - sum(one.folder.is_file() for one in damaged)
     if as_json:
         rows = [{"folder": str(one.folder), "why": one.why} for one in damaged]
-        click.echo(json.dumps({"artefacts": artefacts, "damaged": rows}))
+        echo_json({"artefacts": artefacts, "damaged": rows})
     else:
-        click.echo(f"{artefacts} artefacts read, {len(damaged)} damaged")
+        echo(f"{artefacts} artefacts read, {len(damaged)} damaged")
         for one in damaged:
-            click.echo(f"Error: {one.why}", err=True)
+            echo(f"Error: {one.why}", err=True)
     if damaged:
         sys.exit(1)
 
@@ -142,18 +142,18 @@ def forget(
     done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], only_shows)
     done.left += [] if only_shows else _elsewhere(context, done.texts)
     if as_json:
-        click.echo(json.dumps(done.as_json() | {"applied": apply_it}))
+        echo_json(done.as_json() | {"applied": apply_it})
     else:
         show_takedown(done, only_shows)
     if done.left:
-        click.echo(
+        echo(
             f"Error: {len(done.left)} places still name what was forgotten: {shown('; '.join(done.left), 4000)}. "
             "Delete or edit the files; of Dagster: `dagster run delete RUN`, or delete its folder while nothing runs "
             "(`hardmoe run` records again what exists). Then run the same command again: it looks once more",
             err=True,
         )
     if only_shows and not dry_run:
-        click.echo("Error: nothing was removed yet; --apply removes it", err=True)
+        echo("Error: nothing was removed yet; --apply removes it", err=True)
     if done.left or (only_shows and not dry_run):
         sys.exit(1)
 

@@ -9,6 +9,7 @@ import click
 
 from moe_core.text import shown
 from pipelines.commands.common import JSON, STUDY_OPTION, as_last_made, open_study
+from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
@@ -37,10 +38,10 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
         as_last_made(context, place_of(asset)[:2])
     said = report(context, find(context, asset, version))
     if as_json:
-        click.echo(json.dumps(said))
+        echo_json(said)
         return
     for line in _text(said, _files_of(context)):
-        click.echo(shown(line, 4000))
+        echo(shown(line, 4000))
 
 
 def _files_of(context: "Context") -> dict[str, str]:

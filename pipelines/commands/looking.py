@@ -1,6 +1,5 @@
 """Commands that only look: status, results, report, ui."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from pipelines.commands.common import (
     table_of,
     warn_unready,
 )
+from pipelines.terminal import Coloured, echo, echo_json
 
 if TYPE_CHECKING:
     from moe_core.stages.context import Context
@@ -39,20 +39,20 @@ def status(study_file: Path, as_json: bool) -> None:
     posts = posts_of(context)
     if as_json:
         unready = {file.path: file.why for file in context.unready}
-        click.echo(json.dumps({"posts": posts, "unready": unready, "assets": [state.as_json() for state in states]}))
+        echo_json({"posts": posts, "unready": unready, "assets": [state.as_json() for state in states]})
         return
     reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
-    click.echo(
+    echo(
         f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
         + (f" ({reasons})" if reasons else "")
     )
     warn_unready(context.unready)
     if context.forgotten.pending:
-        click.echo(f"A takedown is not finished: hardmoe forget --study {study_file} --apply")
+        echo(f"A takedown is not finished: hardmoe forget --study {study_file} --apply")
     colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
         label = state.asset if state.key is None else f"{state.asset}:{state.key}"
-        click.echo(f"{label:28} " + click.style(f"{state.state:8}", fg=colours[state.state]) + f" {state.why}".rstrip())
+        echo(f"{label:28} ", Coloured(f"{state.state:8}", colours[state.state]), f" {state.why}".rstrip())
 
 
 @click.command()
@@ -77,7 +77,7 @@ def results(study_file: Path, as_json: bool) -> None:
             "is_current": since is None,
             "changed_since": since or [],
         }
-        click.echo(json.dumps(said))
+        echo_json(said)
         return
     show_table(context)
 
@@ -94,7 +94,7 @@ def report(study_file: Path, open_it: bool) -> None:
 
     context = open_study(study_file)
     page = _page(context)
-    click.echo(page)
+    echo(page)
     if open_it and not webbrowser.open(page.absolute().as_uri()):
         raise ValueError(f"no browser could be started: open {page} yourself")
 
@@ -106,7 +106,7 @@ def _page(context: "Context") -> Path:
 
     if context.forgotten.entries and not context.store.versions("report", None):
         since = older(context, "evaluation")
-        click.echo(
+        echo(
             "A takedown removed the report, which had pictures and hashtags of posts: this page has the table alone.",
             err=True,
         )
@@ -147,14 +147,14 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
         show_keys(context)
     hold_ui(port)
     if (seconds := daemon_reported()) is not None:
-        click.echo(
+        echo(
             f"A daemon of this instance reported {seconds:.0f} s ago; none runs on this machine. If one runs on "
             "another, end it or this one",
             err=True,
         )
     address = f"http://127.0.0.1:{port}{prefix}"
     remember(Path(os.environ["DAGSTER_HOME"]), study_file, address)
-    click.echo(f"Dagster's UI: {address}   (Ctrl-C ends it)")
+    echo(f"Dagster's UI: {address}   (Ctrl-C ends it)")
     os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # the code server alone shows an error of its code
     with dagster_services(port, prefix, allowed) as (served, commands):
         code = keep(commands, served)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_core.recipes import RECIPES
+from moe_core.text import refuse_bytes
 from pipelines.commands.common import (
     DRY_RUN,
     FORCE,
@@ -27,6 +28,7 @@ from pipelines.commands.common import (
     warn_unready,
     write_study,
 )
+from pipelines.terminal import echo
 
 if TYPE_CHECKING:
     from moe_core.advice import Seen
@@ -58,11 +60,10 @@ def demo(root: Path, workers: int | None) -> None:
     context = open_study(study_file)
     finish(run_shown(context, workers=workers))
     show_table(context)
-    click.echo(
-        f"\nReport: {context.need('report').path / 'report.html'}   (hardmoe report --study {study_file} --open)"
-    )
-    click.echo(f"Bundle: {published_bundle(context.root)}")
-    click.echo(f"Dagster's UI on this study: hardmoe ui --study {quote(str(study_file))}   (or `make ui`)")
+    echo()
+    echo(f"Report: {context.need('report').path / 'report.html'}   (hardmoe report --study {study_file} --open)")
+    echo(f"Bundle: {published_bundle(context.root)}")
+    echo(f"Dagster's UI on this study: hardmoe ui --study {quote(str(study_file))}   (or `make ui`)")
 
 
 @click.command(short_help="Look at a source, write study.toml.")
@@ -104,6 +105,7 @@ def init(
     name: str | None,
     force: bool,
     images: str,
+    table: str,
     **settings: str,
 ) -> None:
     """Says what was found in the source and writes FOLDER/study.toml.
@@ -124,6 +126,9 @@ def init(
     recipe = recipe or "small"
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
+    refuse_bytes(folder.absolute(), "the study")
+    for option, path in (("source", source), ("images", images), ("table", table)):
+        refuse_bytes(path, f"--{option}")
     study_file = folder / "study.toml"
     if study_file.exists() and not force:
         raise ValueError(f"{study_file} exists: edit it, or say --force to replace it")
@@ -133,6 +138,7 @@ def init(
             "format": kind,
             "uri": "" if kind == "drawn" else absolute(source),
             "images": absolute(images) if images else "",
+            "table": table,
             **settings,
         }
     )
@@ -143,20 +149,20 @@ def init(
     unready: list[Unready] = []
     lines, seen = look(found, find_shards(found, unready=unready), base.data.image_size)
     for line in lines:
-        click.echo(line)
+        echo(line)
     warn_unready(unready)
     study = base.model_copy(update={"name": name or plain, "source": found})
     if kind != "drawn":
         study = _as_proposed(study, seen, by_name)
-    click.echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
+    echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
     if quick:
-        click.echo(
+        echo(
             f"--quick: no controls, {study.trunk.epochs:g}+{study.expert_training.epochs:g} epochs; whether the "
             "mixture is worth its cost is not measured"
         )
-    click.echo(_training_time(study, seen))
+    echo(_training_time(study, seen))
     write_study(study_file, study_of(dump_study(study), study_file))
-    click.echo(f"Wrote {study_file}. Next: hardmoe run --study {quote(str(study_file))}")
+    echo(f"Wrote {study_file}. Next: hardmoe run --study {quote(str(study_file))}")
     show_keys(open_study(study_file))
 
 
@@ -166,7 +172,7 @@ def _as_proposed(study: "Study", seen: "Seen", by_name: bool) -> "Study":
 
     proposal = propose(seen, study)
     for why in proposal.why:
-        click.echo(f"Kept as --recipe has it, though the source suggests {why}" if by_name else f"Set {why}")
+        echo(f"Kept as --recipe has it, though the source suggests {why}" if by_name else f"Set {why}")
     return study if by_name else proposal.apply(study)
 
 
@@ -289,7 +295,7 @@ def backfill(
         show_outlook(context, tasks, force, workers, as_json)
         return
     if not chosen:
-        click.echo("No expert is to be made: nothing to do.")
+        echo("No expert is to be made: nothing to do.")
         return
     if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
         raise ValueError(
@@ -297,7 +303,7 @@ def backfill(
             f"`hardmoe run --study {quote(str(study_file))} --until expert`, with --force where they exist"
         )
     if server := _daemon(context, study_file, daemon, workers):
-        click.echo(f"Through the daemon at {server.address}, as many at once as Dagster's limits allow")
+        echo(f"Through the daemon at {server.address}, as many at once as Dagster's limits allow")
         if settings:
             server.load_again()
         summary = run_shown(context, partial(run_there, server=server), only=tasks, force=force)

@@ -1,6 +1,5 @@
 """Which mixture is answered with: publish."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.commands.common import JSON, STUDY_OPTION, open_study
+from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_core.publication import Book
@@ -45,11 +45,11 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
             _show_dagster(context, book)
     if as_json:
         history = [asdict(decision) for decision in book.history]
-        click.echo(json.dumps({"published": book.published, "previous": book.previous, "history": history}))
+        echo_json({"published": book.published, "previous": book.previous, "history": history})
     else:
         _show(book, list_it)
     if network_name("mixture", None, book.published) in context.forgotten.saw:
-        click.echo("Warning: the published mixture saw posts that were taken down since.", err=True)
+        echo("Warning: the published mixture saw posts that were taken down since.", err=True)
     if refused:
         raise ValueError(f"not published: {book.history[-1].why}; --force publishes it all the same")
 
@@ -71,8 +71,8 @@ def _decide(context: "Context", version: str | None, force: bool, rollback: bool
 
 def _show(book: "Book", all_of_it: bool) -> None:
     for decision in book.history if all_of_it else book.history[-1:]:
-        click.echo(f"{decision.at}  {decision.action:11}  {decision.mixture}  by {decision.by}: {decision.why}")
-    click.echo(f"published: {book.published or 'nothing'}" + (f"   (before: {book.previous})" if book.previous else ""))
+        echo(f"{decision.at}  {decision.action:11}  {decision.mixture}  by {decision.by}: {decision.why}")
+    echo(f"published: {book.published or 'nothing'}" + (f"   (before: {book.previous})" if book.previous else ""))
 
 
 def _show_dagster(context: "Context", book: "Book") -> None:

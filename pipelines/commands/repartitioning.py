@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.commands.common import JSON, STUDY_OPTION, WORKERS, finish, open_study, run_shown
+from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_core.store import Artefact
@@ -45,7 +46,7 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
     with suppress(KeyboardInterrupt):
         history.ask_to_refit(context)
         if renew and not basis.ask_to_renew(context):
-            click.echo("Trunk and vocabulary are those of all shards already.", err=True)
+            echo("Trunk and vocabulary are those of all shards already.", err=True)
         summary = run_shown(open_study(study_file), until=until, workers=workers)
     if summary.interrupted and not {"trunk", "partition"} & {*summary.made, *summary.stopped}:
         for name in (name for name, before in asked.items() if not before):  # else the next run would do what nobody
@@ -66,13 +67,13 @@ def show_churn(said: dict[str, Any], as_json: bool = False) -> None:
     """Posts moved, by expert, and which experts are to be trained again."""
     if as_json:
         names = ("moved", "new", "gone", "trained_again", "kept", "drift", "experts", "before", "now", "posts")
-        click.echo(json.dumps({name: said[name] for name in names}))
+        echo_json({name: said[name] for name in names})
         return
-    click.echo(f"training posts: {said['moved']:,} moved, {said['new']:,} new, {said['gone']:,} gone")
+    echo(f"training posts: {said['moved']:,} moved, {said['new']:,} new, {said['gone']:,} gone")
     head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", "")
     rows = [head]
     for key, one in said["experts"].items():
         counts = [f"{one[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")]
         rows.append((key, *counts, f"{100 * one['changed']:.1f} %", "trained again" if one["again"] else "kept"))
     for row in rows:
-        click.echo("  ".join(f"{text:>8}" for text in row).rstrip())
+        echo("  ".join(f"{text:>8}" for text in row).rstrip())

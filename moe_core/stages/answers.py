@@ -117,7 +117,9 @@ def frequency(context: Context) -> np.ndarray:
     """(V,) float32, of sum 1: how often each hashtag is used on the training posts that the vocabulary is from."""
     import polars as pl
 
-    posts_V = pl.read_parquet(context.need("vocabulary").file("hashtags.parquet")).sort("id")["posts"].to_numpy()
+    posts_V = (
+        pl.read_parquet(context.need("vocabulary").file("hashtags.parquet"), glob=False).sort("id")["posts"].to_numpy()
+    )
     return (posts_V / posts_V.sum()).astype(np.float32)
 
 

@@ -13,7 +13,7 @@ def seen(context: Context) -> Seen:
 
     splits, vocabulary = context.need("splits").metadata["splits"], context.need("vocabulary")
     said = vocabulary.metadata
-    posts_V = pl.read_parquet(vocabulary.file("hashtags.parquet"))["posts"]
+    posts_V = pl.read_parquet(vocabulary.file("hashtags.parquet"), glob=False)["posts"]
     read = max(said["training_posts"], 1)
     tagged = max(said.get("tagged_training_posts", read), 1)  # one made before this was counted: all of them
     share = tagged / read

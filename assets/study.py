@@ -1,4 +1,4 @@
-"""The study that this code location serves: HARDMOE_STUDY names its study.toml; without it, the demo's."""
+"""The study that this code location serves: HARDMOE_STUDY names its study.toml or folder; without it, the demo's."""
 
 import os
 from functools import cache
@@ -16,7 +16,8 @@ DEFAULT = Path("studies/demo/study.toml")
 
 @cache
 def study_file() -> Path:
-    return Path(os.environ.get("HARDMOE_STUDY") or DEFAULT).absolute()
+    path = Path(os.environ.get("HARDMOE_STUDY") or DEFAULT).absolute()
+    return path / "study.toml" if path.is_dir() else path
 
 
 @cache

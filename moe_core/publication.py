@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_core.store import exclusive, to_disk, with_seal, without_seal, write_text
+from moe_core.store import exclusive, full_version, to_disk, with_seal, without_seal, write_text
 
 FILE = "published.json"
+MANIFEST = "manifest.json"  # of a bundle
 FORMAT = "hardmoe publication 1"
 NOTHING = ""  # published before the first
 
@@ -136,6 +137,41 @@ def save(root: Path, book: Book) -> None:
     to_disk(root)
 
 
+def bundle_at(path: Path, version: str | None = None) -> Path:
+    """Folder of the mixture that a path names: its folder or manifest.json, also with only the beginning of its version
+    as in STUDY/mixture/1f0c; or the folder or study.toml of a study, whose mixture is that of `version`, or of its
+    beginning, or the published one.
+
+    Raises ValueError where it names none, or several.
+    """
+    study = path / "study.toml" if path.is_dir() else path
+    if study.suffix == ".toml" and study.is_file():
+        if version is None:
+            return published_bundle(study.parent)
+        mixtures = study.parent / "mixture"
+        return mixtures / full_version(version, _bundles_in(mixtures), f"mixture in {study.parent}")
+    if version is not None:
+        raise ValueError(f"--version goes with a study: {path} is none, it has no study.toml")
+    if path.name == MANIFEST and path.is_file():
+        return path.parent
+    if (path / MANIFEST).is_file():
+        return path
+    if not path.exists() and (there := _bundles_in(path.parent)):
+        return path.parent / full_version(path.name, there, f"mixture in {path.parent}")
+    if there := _bundles_in(path):
+        raise ValueError(f"{path} holds {len(there)} mixtures: name one of them, such as {path / there[0]}")
+    raise ValueError(
+        f"no bundle at {path}: wanted a study's folder or study.toml, or a mixture's folder or manifest.json "
+        "(STUDY/mixture/VERSION)"
+    )
+
+
+def _bundles_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and (p / MANIFEST).is_file())
+
+
 def published_bundle(root: Path) -> Path:
     """Folder of the published mixture. Raises ValueError where nothing is published, or its folder is gone."""
     version = load(root).published
@@ -143,7 +179,7 @@ def published_bundle(root: Path) -> Path:
     if not version:
         raise ValueError(f"no mixture of {study} is published: `hardmoe run`, or `hardmoe publish`, publishes one")
     folder = root / "mixture" / version
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         raise ValueError(
             f"the published mixture {version} is not at {folder}: restore the folder, or `hardmoe publish --study "
             f"{study} --rollback`"

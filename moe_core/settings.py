@@ -382,7 +382,10 @@ def load_study(path: Path) -> Study:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: wanted its file, {path / 'study.toml'}")
     if not path.is_file():
-        raise ValueError(f"no study at {path}: `hardmoe init DIR --source ...` writes one")
+        raise ValueError(
+            f"no study at {path}: name its folder or study.toml with --study, or write one with `hardmoe init DIR "
+            "--source ...`"
+        )
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:

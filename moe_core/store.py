@@ -13,15 +13,17 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_core.faults import point
+from moe_core.text import shown
 
 Json = Any
+LISTED = 20  # versions in an error
 VERSION_CHARACTERS = 20  # 80 bits of SHA-256: a billion artefacts collide with probability below 1e-6
 
 
@@ -116,6 +118,22 @@ class Artefact:
             if file.startswith(f"{name}/"):
                 self.file(file)
         return self.path / name
+
+
+def full_version(start: str, there: Iterable[str], what: str) -> str:
+    """The one version that begins with `start`. Raises ValueError, which lists those that do; all where none does."""
+    every = sorted(there)
+    if start in every:
+        return start
+    found = [version for version in every if version.startswith(start)]
+    if len(found) == 1:
+        return found[0]
+    listed = found or every
+    names = ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
+    raise ValueError(
+        f"{len(found)} versions of {what} begin with {shown(start)!r}: "
+        + (f"{names}: give more of its characters" if found else f"there are {names or 'none'}")
+    )
 
 
 class Missing(ValueError):

@@ -332,9 +332,9 @@ def test_the_command_publishes_goes_back_and_lists(root):
     assert "--force publishes it all the same" in refused.output
     assert (
         f"published: {bad}   (before: {good})"
-        in hardmoe("publish", "--study", file, "--version", bad, "--force").output
+        in hardmoe("publish", "--study", file, "--version", bad[:8], "--force").output
     )
-    assert f"published: {good}" in hardmoe("publish", "--study", file, "--rollback").output
+    assert f"published: {good}" in hardmoe("publish", "--study", root, "--rollback").output
     listed = hardmoe("publish", "--study", file, "--list", "--json")
     said = json.loads(listed.output)
     assert (said["published"], said["previous"]) == (good, "")
@@ -342,7 +342,8 @@ def test_the_command_publishes_goes_back_and_lists(root):
     assert {d["by"] for d in said["history"]} == {"hardmoe publish"}
     for wrong, why in (
         (["--rollback", "--list"], "exclude one another"),
-        (["--version", "nothing"], f"no mixture nothing in {root}: there are "),
+        (["--version", "nothing"], f"0 versions of mixture in {root} begin with 'nothing': there are "),
+        (["--version", "", "--force"], f"2 versions of mixture in {root} begin with '': "),
     ):
         done = hardmoe("publish", "--study", file, *wrong)
         assert done.exit_code == 1

@@ -5,6 +5,9 @@ Letters: B images of a batch, H W pixels, C channels.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from moe_core.data.images import REASONS, Rejected, decode
-from moe_core.data.sources.raw import IMAGE_SUFFIXES
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from moe_core.training.batches import ahead
 
 BATCH = 256
 TOGETHER = 16  # files that a thread decodes in one go
+NO_IMAGE, HIDDEN = "no image by its name", "hidden"
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,58 @@ class Part:
     images_BHWC: np.ndarray  # uint8
 
 
-def files_of(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files themselves, and of each folder the image files in it and below, sorted; hidden ones are left out.
+@dataclass(frozen=True)
+class Found:
+    """Image files, and what else was met in folders: each with why it is left out."""
+
+    files: list[Path]
+    skipped: list[tuple[Path, str]]
+
+
+def files_of(paths: Iterable[Path]) -> Found:
+    """The files themselves, and of each folder the image files in it and below, sorted. Links to folders are not
+    followed, links to files are.
 
     Raises ValueError for a folder without any.
     """
+    found = Found([], [])
     for path in paths:
-        if not path.is_dir():
-            yield path
+        if not os.path.isdir(path):
+            found.files.append(path)
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        if not found:
+        count = len(found.files)
+        for each, why in sorted(_below(path)):
+            if why:
+                found.skipped.append((each, why))
+            else:
+                found.files.append(each)
+        if len(found.files) == count:
             raise ValueError(f"{path} holds no image file: wanted names that end in {', '.join(IMAGE_SUFFIXES)}")
-        yield from found
+    return found
+
+
+def _below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """All that is in a folder and below, with why it is left out or ""."""
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        try:
+            entries = list(os.scandir(path))
+        except OSError as error:
+            yield path, f"a folder that cannot be read: {error.strerror}"
+            continue
+        for entry in entries:
+            each = path / entry.name
+            if entry.name.startswith("."):
+                yield each, HIDDEN
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.append(each)
+            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                yield each, NO_IMAGE
+            elif os.path.isdir(each):
+                yield each, "a link to a folder"
+            else:
+                yield each, ""
 
 
 def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[Part]:
@@ -60,8 +102,30 @@ def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[Part]:
 
 def _read(path: Path, size: int) -> tuple[Path, str, bytes]:
     try:
-        return path, "", decode(path.read_bytes(), size).pixels
+        return path, "", decode(_bytes_of(path), size).pixels
     except Rejected as why:
         return path, f"{why}: {REASONS[why.reason]}", b""
     except OSError as why:
-        return path, str(why), b""
+        return path, why.strerror or str(why), b""
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Of a regular file within the limits of ingest; nothing else is opened, as a FIFO or device may never end.
+
+    Raises OSError, and Rejected for a file that is too large.
+    """
+    _regular(os.stat(path))
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        about = os.fstat(file.fileno())
+        _regular(about)
+        if about.st_size > MAX_FILE_BYTES:
+            raise Rejected("too_large", f"the file has {about.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        data = file.read(about.st_size + 1)
+        if len(data) != about.st_size:
+            raise OSError(errno.EBUSY, "the file was changed while it was read")
+    return data
+
+
+def _regular(about: os.stat_result) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "this is not a regular file")

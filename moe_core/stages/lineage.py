@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from moe_core.stages.context import Context
 from moe_core.stages.published import NONE
-from moe_core.store import Artefact, Store, digest
+from moe_core.store import Artefact, Store, digest, full_version
 
 Kind = Literal["artefact", "members", "snapshot", "shard", "takedowns", "file", "nothing", "gone"]
 LEAVES: dict[str, Kind] = {"shard": "shard", "forgotten": "takedowns", "start": "file"}  # inputs that are no artefacts
@@ -205,10 +205,7 @@ def find(context: Context, name: str, version: str | None = None) -> Asked:
     there = [a.version for a in context.store.versions(asset, key)]
     if version is None:
         return Asked(asset, key, _current(context, asset, key, there), figure)
-    found = [one for one in there if one.startswith(version)]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} versions of {name} begin with {version!r}: there are {_listed(there)}")
-    return Asked(asset, key, found[0], figure)
+    return Asked(asset, key, full_version(version, there, name), figure)
 
 
 def _current(context: Context, asset: str, key: str | None, there: list[str]) -> str:

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from pipelines.commands.common import JSON
+from moe_core.text import shown
+from pipelines.commands.common import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json
+
+LISTED = 10  # files of a reason that are named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,11 +23,13 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Hashtags of images.")
+@STUDY_OPTION
+@click.option("--version", default=None, help="Of the study's mixture, or its beginning.  [default: the published one]")
 @click.option(
     "--bundle",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Folder of a mixture, or of a study: its published one.",
+    help="In place of --study: a mixture's folder or manifest.json, also by the beginning of its version "
+    "(cats/mixture/1f0c).",
 )
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", default=5, show_default=True, help="Hashtags an image.")
@@ -37,8 +43,12 @@ if TYPE_CHECKING:
 @click.option("--memory", default=4096, show_default=True, help="MiB of experts held at once.")
 @click.option("--window", default=256, show_default=True, help="MiB kept of the images looked at together.")
 @JSON
+@click.pass_context
 def predict(
-    bundle: Path,
+    ctx: click.Context,
+    study_file: Path,
+    version: str | None,
+    bundle: Path | None,
     images: tuple[Path, ...],
     top: int,
     topk: int,
@@ -49,9 +59,13 @@ def predict(
 ) -> None:
     """Hashtags of image files, and of all image files in folders.
 
-    Example: hardmoe predict --bundle cats cat.jpg holiday/ --top 3
+    What is left out in folders is counted and listed on standard error; with --json it is an entry with "skipped".
+
+    \b
+    Example: hardmoe predict --study cats cat.jpg holiday/ --top 3
+             hardmoe predict --bundle cats/mixture/1f0c8e holiday/
     """
-    from moe_core.publication import published_bundle
+    from moe_core.publication import bundle_at
     from moe_core.serving.bundle import Bundle
     from moe_core.serving.files import files_of
 
@@ -60,10 +74,17 @@ def predict(
             raise ValueError(f"--{option} {value}: wanted at least 1")
     if temperature is not None and not 0 < temperature < math.inf:
         raise ValueError(f"--temperature {temperature}: wanted a number above 0")
-    path = published_bundle(bundle) if (bundle / "study.toml").exists() else bundle
-    opened = Bundle(path, expert_bytes=memory << 20)
+    if bundle is not None and ctx.get_parameter_source("study_file") == ParameterSource.COMMANDLINE:
+        raise ValueError("--bundle and --study exclude one another: give one")
+    opened = Bundle(bundle_at(bundle or _study(study_file), version), expert_bytes=memory << 20)
+    found = files_of(images)
+    _show_skipped(found.skipped)
     failed, separator = False, "["
-    for answer in _predictions(opened, list(files_of(images)), top, topk, temperature, window << 20):
+    if as_json:
+        for skipped, why in found.skipped:
+            echo_json({"image": str(skipped), "skipped": why}, before=separator, end="")
+            separator = ",\n"
+    for answer in _predictions(opened, found.files, top, topk, temperature, window << 20):
         failed |= "error" in answer
         if as_json:
             echo_json(answer, before=separator, end="")
@@ -78,6 +99,25 @@ def predict(
         echo("]")
     if failed:
         sys.exit(1)
+
+
+def _study(study_file: Path) -> Path:
+    """Raises ValueError where there is none, as every command does."""
+    from moe_core.settings import load_study
+
+    if not study_file.is_file():
+        load_study(study_file)
+    return study_file
+
+
+def _show_skipped(skipped: list[tuple[Path, str]]) -> None:
+    """A line for each reason, with the first names."""
+    names: dict[str, list[str]] = {}
+    for path, why in skipped:
+        names.setdefault(why, []).append(shown(path, 200))
+    for why, paths in names.items():
+        more = f" and {len(paths) - LISTED:,} more" if len(paths) > LISTED else ""
+        echo(f"Skipped {len(paths):,} ({why}): {', '.join(paths[:LISTED])}{more}", err=True)
 
 
 def _predictions(

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from moe_core.store import Artefact
     from pipelines.runner import Summary
 
+
+def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
+    return path / "study.toml" if path.is_dir() else path
+
+
 STUDY_OPTION = click.option(
     "--study",
     "study_file",
     type=click.Path(path_type=Path),
-    default=lambda: os.environ.get("HARDMOE_STUDY", "study.toml"),
-    help="study.toml  [default: $HARDMOE_STUDY, else ./study.toml]",
+    default=lambda: os.environ.get("HARDMOE_STUDY") or "study.toml",
+    callback=_study_file,
+    help="Folder of the study, or its study.toml.  [default: $HARDMOE_STUDY, else ./study.toml]",
 )
 WORKERS = click.option(
     "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Publish a mixture, or go back.")
 @STUDY_OPTION
-@click.option("--version", default=None, help="Of the mixture.  [default: that of the study as it is]")
+@click.option(
+    "--version", default=None, help="Of the mixture, or its beginning.  [default: that of the study as it is]"
+)
 @click.option("--force", is_flag=True, help="Without comparing it with the published one.")
 @click.option("--rollback", is_flag=True, help="Go back to the mixture that was published before.")
 @click.option("--list", "list_it", is_flag=True, help="Show what was decided, and change nothing.")
@@ -57,10 +59,15 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
 def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "Book":
     from moe_core.publication import load
     from moe_core.stages import published
+    from moe_core.store import full_version
 
     if rollback:
         return published.roll_back(context)
-    mixture = version or context.need("mixture").version
+    if version is None:
+        mixture = context.need("mixture").version
+    else:
+        there = (artefact.version for artefact in context.store.versions("mixture", None))
+        mixture = full_version(version, there, f"mixture in {context.root}")
     if force:
         return published.force(context, mixture)
     against = load(context.root).published

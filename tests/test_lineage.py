@@ -123,7 +123,7 @@ def test_old_versions_by_their_beginning(root):
         ("expert:e009", None, "expert has no partition 'e009'"),
         ("trunk:x", None, "trunk:x names no artefact: wanted trunk"),
         ("evaluation:best", None, "the table has no row 'best'"),
-        ("random_partition", None, "this evaluation has no row 'random_partition': it has trunk, mixture_top1"),
+        ("random_partition", None, "this evaluation has no row 'random_partition': it has most_frequent, trunk"),
         ("trunk", "zz", "0 versions of trunk begin with 'zz': there are "),
         ("trunk", "", "2 versions of trunk begin with ''"),
         ("report", None, "is not made yet: `hardmoe run`"),

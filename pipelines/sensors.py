@@ -2,12 +2,20 @@
 
 import json
 import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from assets.study import SHARDS, STUDY, root, study
 
+if TYPE_CHECKING:
+    from moe_core.stages.context import Context
+
 LOOK_SECONDS = 60
+READ_SECONDS = 20.0  # that a tick waits for new files to be read; Dagster gives up a tick after 60
 ALERT_SECONDS = 30  # for the command: the daemon waits for it
 
 
@@ -18,10 +26,15 @@ ALERT_SECONDS = 30  # for the command: the daemon waits for it
     description="Looks for new and changed files in the source, and ingests each in a run of its own.",
 )
 def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """A shard that is in the store already, as it is now, is left alone: `hardmoe run` may have ingested it."""
-    from moe_core.stages.context import Context
+    """A shard that is in the store already, as it is now, is left alone: `hardmoe run` may have ingested it.
 
-    work = Context(study(), root())
+    A new file is read to be told apart, which may take longer than a tick lives: it goes on in a thread beside the
+    ticks, which look again once it has ended.
+    """
+    work = _looked(time.monotonic() + READ_SECONDS)
+    if work is None:
+        since = time.strftime("%H:%M:%S", time.localtime(_looks[root()].began))
+        return dg.SensorResult(skip_reason=f"new or changed files are read since {since}: the next look asks again")
     known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
     new = [shard.key for shard in work.shards if shard.key not in known]
     missing = [shard for shard in work.shards if work.find("posts", shard.key) is None]
@@ -37,6 +50,45 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         dynamic_partitions_requests=[SHARDS.build_add_request(new)] if new else [],
         skip_reason=None if missing else "; ".join([f"all {len(work.shards)} shards are ingested", *waiting]),
     )
+
+
+class Look:
+    """The study with the shards of its source, found in a thread of its own."""
+
+    def __init__(self) -> None:
+        from moe_core.stages.context import Context
+
+        self.began = time.time()
+        self.work = Context(study(), root())
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._find, daemon=True)
+        self.thread.start()
+
+    def _find(self) -> None:
+        try:
+            _ = self.work.shards
+        except Exception as error:
+            self.error = error
+
+
+_looks: dict[Path, Look] = {}  # under way, of each study
+
+
+def _looked(deadline: float) -> "Context | None":
+    """The study as it is now; None where its files are still read at the deadline. One look is under way at a time."""
+    while True:
+        earlier = root() in _looks
+        look = _looks[root()] if earlier else Look()
+        _looks[root()] = look
+        look.thread.join(max(0.0, deadline - time.monotonic()))
+        if look.thread.is_alive():
+            return None
+        del _looks[root()]
+        if earlier:  # files may have changed since: what it read is remembered
+            continue
+        if look.error:
+            raise look.error
+        return look.work
 
 
 @dg.run_failure_sensor(

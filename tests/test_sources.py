@@ -5,9 +5,11 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -1016,6 +1018,112 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
         for key in ("a", "posts"):
             build(Context(study, tmp_path), STAGES["posts"], key)
         assert "half.parquet is not a readable Parquet file" in look().skip_reason.skip_message
+
+
+def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_path, posts, monkeypatch):
+    """The file's bytes stop coming until the test lets them: a slow disk, at any size."""
+    import dagster as dg
+
+    from moe_core.data.sources import files
+    from moe_core.recipes import small
+    from moe_core.store import file_digest
+    from pipelines import sensors
+
+    (tmp_path / "in").mkdir()
+    source = WRITERS["parquet"](posts, tmp_path / "in").model_copy(update={"uri": str(tmp_path / "in")})
+    study = small().model_copy(update={"source": source})
+    read, go_on = [], threading.Event()
+
+    def slow(path):
+        read.append(path.name)
+        assert go_on.wait(120)
+        return file_digest(path)
+
+    monkeypatch.setattr(files, "file_digest", slow)
+    monkeypatch.setattr(files, "LARGE", 1)
+    monkeypatch.setattr(sensors, "study", lambda: study)
+    monkeypatch.setattr(sensors, "root", lambda: tmp_path)
+    monkeypatch.setattr(sensors, "READ_SECONDS", 0.2)
+    with dg.instance_for_test() as instance:
+
+        def look():
+            return sensors.new_shards(dg.build_sensor_context(instance=instance))
+
+        for _ in range(3):
+            said = look()
+            assert not said.run_requests
+            assert said.skip_reason.skip_message.startswith("new or changed files are read since ")
+        assert read == ["posts.parquet"], "the ticks did not read beside each other"
+        monkeypatch.setattr(sensors, "READ_SECONDS", 120.0)
+        go_on.set()
+        (asked,) = look().run_requests
+        assert asked.partition_key == "posts"
+        assert read == ["posts.parquet"], "a later tick knew it"
+        pq.write_table(table_of(posts[:9]), tmp_path / "in" / "posts.parquet")
+        (again,) = look().run_requests
+        assert again.run_key != asked.run_key
+        assert read == ["posts.parquet"] * 2
+        shutil.rmtree(tmp_path / "in")
+        with pytest.raises(ValueError, match="Parquet"):  # the thread's error is the tick's
+            look()
+        assert not sensors._looks
+
+
+def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, monkeypatch):
+    import dagster as dg
+
+    from moe_core.data.sources import files
+    from moe_core.recipes import small
+    from moe_core.store import file_digest
+    from pipelines import sensors
+
+    (tmp_path / "in").mkdir()
+    source = WRITERS["parquet"](posts, tmp_path / "in").model_copy(update={"uri": str(tmp_path / "in")})
+    study = small().model_copy(update={"source": source})
+    go_on = threading.Event()
+    monkeypatch.setattr(files, "file_digest", lambda path: go_on.wait(120) and file_digest(path))
+    monkeypatch.setattr(sensors, "study", lambda: study)
+    monkeypatch.setattr(sensors, "root", lambda: tmp_path)
+    monkeypatch.setattr(sensors, "READ_SECONDS", 0.2)
+    with dg.instance_for_test() as instance:
+        assert not sensors.new_shards(dg.build_sensor_context(instance=instance)).run_requests
+        go_on.set()
+        sensors._looks[tmp_path].thread.join(120)
+        pq.write_table(table_of(posts[:9]), tmp_path / "in" / "more.parquet")
+        monkeypatch.setattr(sensors, "READ_SECONDS", 120.0)
+        found = sensors.new_shards(dg.build_sensor_context(instance=instance)).run_requests
+        assert [request.partition_key for request in found] == ["more", "posts"]
+
+
+def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch):
+    from moe_core.data.sources import files
+    from moe_core.store import file_digest
+
+    (tmp_path / "large").write_bytes(b"x" * 100)
+    read, both = [], threading.Barrier(2)
+
+    def slow(path):
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(files, "file_digest", slow)
+    monkeypatch.setattr(files, "LARGE", 100)
+    files._content.cache_clear()  # as in two processes
+    monkeypatch.setattr(files, "_content", files._content.__wrapped__)
+    found = []
+
+    def look():
+        digests = files.Digests(tmp_path / ".digests.json")
+        both.wait()  # neither knows it
+        found.append(digests.of(files._file(tmp_path / "large", tmp_path)))
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [file_digest(tmp_path / "large")] * 2
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])

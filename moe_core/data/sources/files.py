@@ -16,8 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from moe_core.store import digest, file_digest, write_text
+from moe_core.store import digest, exclusive, file_digest, write_text
 
+LARGE = 256 << 20  # bytes from which a file is not read by two processes at once
 WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -263,12 +264,7 @@ class Digests:
         self.cache = cache
         self.unready = unready
         self.only = only
-        self.known: dict[str, list[object]] = {}
-        if cache and cache.is_file():
-            try:
-                self.known = json.loads(cache.read_text("utf-8"))
-            except ValueError:
-                self.known = {}  # it only saves time: made again
+        self.known = self._read()
         self.changed = False
 
     def knows(self, file: File) -> bool:
@@ -305,13 +301,36 @@ class Digests:
         self.known[file.path] = [file.size, file.changed, file.touched, ""]
 
     def of(self, file: File) -> str:
-        """Hash of the content; of name, size and time for a file elsewhere, which is not fetched to be hashed."""
+        """Hash of the content; of name, size and time for a file elsewhere, which is not fetched to be hashed.
+
+        A large file is read by one process at a time, and the others find its digest remembered.
+        """
         if not self.knows(file):
-            about = digest([file.name, file.size, file.changed]) if is_remote(file.path) else None
-            content = about or _content(file.path, file.size, file.changed, file.touched)
-            self.known[file.path] = [file.size, file.changed, file.touched, content]
-            self.changed = True
+            if self.cache and file.size >= LARGE and not is_remote(file.path):
+                with exclusive(self.cache.with_suffix(".lock")):
+                    if meanwhile := self._read().get(file.path):  # by another process
+                        self.known[file.path] = meanwhile
+                    self._take(file)
+                    self.save()
+            else:
+                self._take(file)
         return str(self.known[file.path][-1])
+
+    def _take(self, file: File) -> None:
+        if self.knows(file):
+            return
+        about = digest([file.name, file.size, file.changed]) if is_remote(file.path) else None
+        content = about or _content(file.path, file.size, file.changed, file.touched)
+        self.known[file.path] = [file.size, file.changed, file.touched, content]
+        self.changed = True
+
+    def _read(self) -> dict[str, list[object]]:
+        """What is remembered; nothing where that cannot be read: it only saves time."""
+        try:
+            found: dict[str, list[object]] = json.loads(self.cache.read_text("utf-8")) if self.cache else {}
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
 
     def save(self) -> None:
         if self.cache and self.changed:

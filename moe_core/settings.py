@@ -50,7 +50,9 @@ class Source(Strict):
     )
     user_column: str = Field("", description="Column of the user; empty: by the usual names.")
     taken_at_column: str = Field("", description="Column of the time of the picture; empty: by the usual names.")
-    split_column: str = Field("", description="Column of the split; empty: by the usual names.")
+    split_column: str = Field(
+        "", description="Column of the split; empty: by the usual names, then the names of files; #none: no split."
+    )
     shards: Positive = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
     posts: Positive = Field(40_000, description="drawn: how many posts to draw.")
     seed: Seed = Field(0, description="drawn: seed of the drawing.")

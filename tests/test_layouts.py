@@ -17,6 +17,7 @@ from PIL import Image
 
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import describe, find_shards, guess_format, read_shard
+from moe_core.data.sources.path_splits import split_of_path
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
 
@@ -57,7 +58,7 @@ def described(source):
 
 def table(folder, rows, name="t.csv"):
     """A table of text beside pictures 0.png, 1.png ..."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter="\t" if name.endswith(".tsv") else ",").writerows(rows)
     for n in range(4):
@@ -200,6 +201,7 @@ def test_init_says_that_rows_are_joined_and_that_ids_or_pictures_come_again(tmp_
 
 
 def tar(path, members):
+    path.parent.mkdir(exist_ok=True)
     return tar_of(
         path, [(name, data if isinstance(data, bytes) else json.dumps(data).encode()) for name, data in members]
     )
@@ -348,6 +350,221 @@ def test_an_index_of_tars_made_before_a_suffix_was_known_is_made_again(tmp_path)
         index.execute("PRAGMA user_version = 0")
     index.close()
     assert reasons() == [None]
+
+
+# By-products beside the data
+
+
+def parquet(path, ids, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = [int(name.strip("abcdefghijklmnopqrstuvwxyz") or 0) for name in ids]
+    columns = {"id": list(ids), "image": [picture(n) for n in numbers], "tags": [["cat"]] * len(ids)} | more
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+MARKS = {
+    "Delta": ["_delta_log/00000000000000000000.json"],
+    "Iceberg": ["metadata/00000-0b1c.metadata.json", "metadata/snap-1.avro"],
+    "Iceberg of Hadoop": ["metadata/version-hint.text", "metadata/v1.metadata.json"],
+    "Hudi": [".hoodie/hoodie.properties"],
+}
+
+
+@pytest.mark.parametrize("kind", MARKS)
+@pytest.mark.parametrize("where", ["part-0.parquet", "date=1/part-0.parquet", "data/a/b/part-0.parquet"])
+def test_tables_with_a_log_are_refused_by_name(tmp_path, kind, where):
+    file = parquet(tmp_path / "t" / where, ["p0"])
+    for name in MARKS[kind]:
+        (tmp_path / "t" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "t" / name).write_text("{}")
+    wanted = rf"{tmp_path}/t is an? {kind.split()[0]} table: .* Export its current rows"
+    for uri in (tmp_path, tmp_path / "t", file.parent, tmp_path / "t" / "**" / "*.parquet"):
+        with pytest.raises(ValueError, match=wanted):
+            find_shards(Source(format="parquet", uri=str(uri)))
+    assert len(find_shards(Source(format="parquet", uri=str(file)))) == 1  # which was asked for by its name
+    (tmp_path / "t" / "metadata").mkdir(exist_ok=True)
+
+
+def test_a_table_with_a_log_elsewhere_is_refused():
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    with memory.open("lake/t/part-0.parquet", "wb") as file:
+        pq.write_table(pa.table({"id": ["a"], "image": [picture()], "tags": [["cat"]]}), file)
+    with memory.open("lake/t/_delta_log/0.json", "wb") as file:
+        file.write(b"{}")
+    with pytest.raises(ValueError, match="memory://lake/t is a Delta table"):
+        find_shards(Source(format="parquet", uri="memory://lake"))
+
+
+def test_a_folder_called_metadata_is_no_iceberg(tmp_path):
+    parquet(tmp_path / "a.parquet", ["p0"])
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "notes.json").write_text("{}")
+    assert len(find_shards(Source(format="parquet", uri=str(tmp_path)))) == 1
+
+
+def arrow(path, ids):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = pa.table({"id": list(ids), "image": [picture()] * len(ids), "tags": [["cat"]] * len(ids)})
+    with pa.ipc.new_stream(path, columns.schema) as file:
+        file.write_table(columns)
+
+
+def saved(folder, ids, **state):
+    """As `save_to_disk` of Hugging Face's datasets writes it, in two files."""
+    for n, name in enumerate(ids):
+        arrow(folder / f"data-{n:05d}-of-{len(ids):05d}.arrow", [name])
+    names = [{"filename": f"data-{n:05d}-of-{len(ids):05d}.arrow"} for n in range(len(ids))]
+    (folder / "state.json").write_text(json.dumps({"_data_files": names, "_split": None} | state))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def ids_of(source):
+    return sorted(row["id"] for row in rows_of(source))
+
+
+def test_saved_datasets_are_read_by_their_state(tmp_path):
+    saved(tmp_path / "d", ["a", "b"])
+    arrow(tmp_path / "d" / "cache-0123456789abcdef.arrow", ["x"])
+    arrow(tmp_path / "d" / "data-00000-of-00001.arrow", ["old"])  # of a state before
+    assert guess_format(str(tmp_path / "d")) == "arrow"
+    for uri in (tmp_path / "d", tmp_path / "d" / "*.arrow"):
+        assert ids_of(Source(format="arrow", uri=str(uri))) == ["a", "b"]
+    (tmp_path / "d" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(ValueError, match=r"state.json names data-00001-of-00002.arrow, which is not there"):
+        find_shards(Source(format="arrow", uri=str(tmp_path / "d")))
+
+
+def test_splits_of_saved_datasets_are_splits_and_others_are_not_read(tmp_path):
+    for split in ("train", "test", "old"):
+        saved(tmp_path / split, [split])
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    source = Source(format="arrow", uri=str(tmp_path))
+    assert {row["id"]: row["split"] for row in rows_of(source)} == {"train": "train", "test": "test"}
+
+
+def test_rows_that_an_index_picks_are_refused(tmp_path):
+    saved(tmp_path, ["a"], _indices_data_files=[{"filename": "indices.arrow"}])
+    arrow(tmp_path / "indices.arrow", ["0"])
+    with pytest.raises(ValueError, match=r"state.json picks rows by an index file.*flatten_indices"):
+        find_shards(Source(format="arrow", uri=str(tmp_path)))
+
+
+def test_caches_of_datasets_are_no_shards(tmp_path):
+    arrow(tmp_path / "cats-train.arrow", ["a"])
+    for name in ("cache-0123456789abcdef.arrow", "cache-01ab_00000_of_00004.arrow", "indices.arrow"):
+        arrow(tmp_path / name, ["x"])
+    assert ids_of(Source(format="arrow", uri=str(tmp_path))) == ["a"]
+    (tmp_path / "cats-train.arrow").unlink()
+    with pytest.raises(ValueError, match="but caches"):
+        find_shards(Source(format="arrow", uri=str(tmp_path)))
+
+
+@pytest.mark.parametrize("glob", [False, True])
+def test_companions_of_yfcc_are_no_sources(tmp_path, glob):
+    line = yfcc_line({"id": "1", "user": "u", "taken_at": "", "tags": ["cat"]}, 23)
+    (tmp_path / "yfcc100m_dataset").write_text(line)
+    for name in ("yfcc100m_hash", "yfcc100m_autotags-v1.bz2", "YFCC100M_places", "yfcc100m_exif.gz", "yfcc100m_lines"):
+        (tmp_path / name).write_text("1\tx\n")
+    (tmp_path / "1.png").write_bytes(picture())
+    uri = f"{tmp_path}/{'yfcc100m_*' if glob else ''}"
+    unready = []
+    source = Source(format="yfcc", uri=uri, images=str(tmp_path))
+    (shard,) = find_shards(source, None, unready)
+    assert (shard.path, unready) == (str(tmp_path / "yfcc100m_dataset"), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("photos.zip", "photos.zip is an archive, which is not read: unpack it"),
+        ("posts.csv.gz", "posts.csv.gz is a compressed table, which is not read: unpack it"),
+        ("posts.jsonl.zst", "posts.jsonl.zst is a compressed table"),
+        ("posts.json", "posts.json is one JSON document, which is not read: write one object a line"),
+        ("posts.tar.bz2", "posts.tar.bz2 is a compressed tar, which is not read: unpack it to a .tar"),
+        ("posts.xlsx", "posts.xlsx is a spreadsheet, which is not read: save it as CSV"),
+        ("posts.sqlite", "posts.sqlite is a database"),
+        ("posts.tfrecord", "posts.tfrecord is a record file"),
+    ],
+)
+def test_files_of_formats_that_are_not_read_are_named(tmp_path, name, why):
+    (tmp_path / name).write_bytes(b"x" * 100)
+    for uri in (tmp_path / name, tmp_path):
+        with pytest.raises(ValueError, match=r".") as caught:
+            guess_format(str(uri))
+        assert why in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"which is not read|wanted one of"):
+        find_shards(Source(format="folder", uri=str(tmp_path / name)))
+
+
+# Splits by names
+
+
+def test_files_of_a_hub_are_splits_by_their_names(tmp_path):
+    for name, ids in (("train-00000-of-00002", "ab"), ("train-00001-of-00002", "c"), ("test-00000-of-00001", "d")):
+        parquet(tmp_path / "data" / f"{name}.parquet", ids)
+    source = Source(format="parquet", uri=str(tmp_path))
+    assert {row["id"]: row["split"] for row in rows_of(source)} == dict.fromkeys("abc", "train") | {"d": "test"}
+    assert described(source)[-1] == "Split: by the names of files (train 2, test 1)"
+    posts, _, _ = ingested(source, tmp_path / "store")
+    assert {post["given"] for post in posts.values()} == {"train", "test"}
+    off = source.model_copy(update={"split_column": "#none"})
+    assert {row["split"] for row in rows_of(off)} == {None}
+    assert described(off)[-1] == "Split: by hash (data.test, data.validation)"
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00001.parquet", "train"),
+        ("cats-train.arrow", "train"),
+        ("validation-0.parquet", "validation"),
+        ("dev.parquet", "validation"),
+        ("photos_val_003.tar", "validation"),
+        ("val2017.tar.gz", "validation"),
+        ("annotations/instances_train2017.json", "train"),
+        ("valid/_annotations.coco.json", "validation"),
+        ("test/part-0.parquet", "test"),
+        ("eval.parquet", "test"),
+        ("train/test-0.parquet", "test"),
+        ("Training/x.csv", "train"),
+        ("contest-2020.parquet", None),
+        ("trains.parquet", None),
+        ("my-test-photos.parquet", None),
+        ("latest.parquet", None),
+        ("attrain/x.parquet", None),
+    ],
+)
+def test_the_split_that_a_name_says(name, split):
+    assert split_of_path(f"/data/test/{name}", "/data/test") == split
+    assert split_of_path(f"/data/test/{name}", "/data/test/**/*") == split
+    assert split_of_path(f"s3://bucket/test/{name}", "s3://bucket/test") == split
+    assert split_of_path(f"/data/test/{name}", f"/data/test/{name}") is None
+
+
+def test_a_column_of_splits_comes_before_the_name(tmp_path):
+    parquet(tmp_path / "test-0.parquet", "ab", split=["train", None])
+    assert [row["split"] for row in rows_of(Source(format="parquet", uri=str(tmp_path)))] == ["train", "test"]
+    named = Source(format="parquet", uri=str(tmp_path), split_column="split")
+    assert [row["split"] for row in rows_of(named)] == ["train", None]
+    lines = described(Source(format="parquet", uri=str(tmp_path)))
+    assert "nothing is left to train on" in lines[-1]
+
+
+def test_tars_and_tables_are_splits_by_their_names(tmp_path):
+    for name in ("train", "val"):
+        tar(tmp_path / "tars" / f"cats-{name}-000000.tar", [(f"{name}.jpg", RED), (f"{name}.txt", b"cat")])
+        table(tmp_path / "tables" / name, [("file", "tags"), ("0.png", "cat")], "metadata.csv")
+    found = rows_of(Source(format="webdataset", uri=str(tmp_path / "tars")))
+    assert {row["id"]: row["split"] for row in found} == {"train": "train", "val": "validation"}
+    source = Source(format="folder", uri=str(tmp_path / "tables"))
+    assert [(row["id"], row["split"]) for row in rows_of(source)] == [
+        ("train/0.png", "train"),
+        ("val/0.png", "validation"),
+    ]
 
 
 # What init says

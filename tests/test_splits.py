@@ -68,14 +68,21 @@ def test_a_given_split_stays_but_for_what_is_taken_out_of_train():
     ids = [str(n) for n in range(200)]
     assert set(splits_of(ids, given=["test"] * 200)) == {"test"}
     assert set(splits_of(ids, given=["validation"] * 200)) == {"validation"}
-    assert set(splits_of(ids, given=["train"] * 200)) == {"train", "validation", "router"}
+    assert set(splits_of(ids, given=["test"] + ["train"] * 199)[1:]) == {"train", "validation", "router"}
+
+
+def test_a_source_that_gives_nothing_to_test_on_has_it_taken_out_of_train():
+    ids = [named(split) for split in ("train", "validation", "test", "router")]
+    assert splits_of(ids, given=["train"] * 4) == ["train", "validation", "test", "router"]
+    assert splits_of(ids, given=["train"] * 3 + ["validation"]) == ["train", "validation", "test", "validation"]
+    assert splits_of([*ids, named("test")], given=["train"] * 4 + [None])[2] != "test"
 
 
 def test_what_is_taken_out_of_train_are_whole_groups():
     ids = [str(n) for n in range(200)]
-    found = splits_of(ids, groups=[n - n % 2 for n in range(200)], given=["train"] * 200)
-    assert found[::2] == found[1::2]
-    assert set(found) == {"train", "validation", "router"}
+    found = splits_of([*ids, "t"], groups=[*(n - n % 2 for n in range(200)), 200], given=["train"] * 200 + ["test"])
+    assert found[:200:2] == found[1:200:2]
+    assert set(found[:200]) == {"train", "validation", "router"}
 
 
 def test_a_post_without_a_given_split_goes_with_its_copy():

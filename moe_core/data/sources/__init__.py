@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.files import WILDCARD, Digests, Shard, Unready, is_remote, local, unreachable
+from moe_core.data.sources.path_splits import split_of_path
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, RAW
 from moe_core.settings import Source
 from moe_core.store import digest
@@ -50,7 +53,7 @@ def find_shards(source: Source, cache: Path | None = None, unready: list[Unready
     for key, path, content in _reader(source).find(source, remembered):
         if key in shards:
             raise ValueError(f"{shards[key].path} and {path} would both be shard {key}: rename one of them")
-        shards[key] = Shard(key, path, digest(_reading(source) | {"content": content}))
+        shards[key] = Shard(key, path, digest(_reading(source, path) | {"content": content}))
     remembered.save()
     return [shards[key] for key in sorted(shards)]
 
@@ -69,7 +72,9 @@ def read_shard(
         yield from draw_shard(int(shard.key[1:]), source.shards, source.posts, source.seed)
         return
     try:
-        yield from _reader(source).read(source, shard, cache)
+        split = split_by_name(source, shard.path)
+        for batch in _reader(source).read(source, shard, cache):
+            yield batch if split is None else _with_split(batch, split)
     except OSError as error:
         raise unreachable(shard.path, error) from None
     if shard.digest and _digest(source, shard, digests) != shard.digest:
@@ -86,11 +91,25 @@ def _digest(source: Source, shard: Shard, remembered: Path | None) -> str:
     except OSError as error:
         raise unreachable(source.uri, error) from None
     content = next((content for _, path, content in found if path == shard.path), None)
-    return "" if content is None else digest(_reading(source) | {"content": content})
+    return "" if content is None else digest(_reading(source, shard.path) | {"content": content})
 
 
-def _reading(source: Source) -> dict[str, Any]:
-    return {"version": VERSION, "settings": source.model_dump(include=READING)}
+def _reading(source: Source, path: str) -> dict[str, Any]:
+    split = split_by_name(source, path)
+    how = {"version": VERSION, "settings": source.model_dump(include=READING)}
+    return how | ({"split": split} if split else {})
+
+
+def split_by_name(source: Source, path: str) -> str | None:
+    """The split that a shard's name gives to rows without one, where the source has a reader's usual columns."""
+    if source.split_column or source.format in ("drawn", "yfcc", "imagefolder"):
+        return None
+    return split_of_path(path, source.uri)
+
+
+def _with_split(batch: pa.RecordBatch, split: str) -> pa.RecordBatch:
+    place = RAW.get_field_index("split")
+    return batch.set_column(place, RAW.field(place), pc.fill_null(batch["split"], split))
 
 
 def count_rows(source: Source, shards: list[Shard]) -> tuple[int, bool]:
@@ -170,6 +189,8 @@ def _guess_remote(uri: str) -> str:
 def _guess_text(path: Path) -> str:
     from moe_core.data.sources import yfcc
 
+    if told := foreign(path):
+        raise ValueError(told)
     try:
         yfcc.layout_of(path)
         return "yfcc"
@@ -184,7 +205,7 @@ def _guess_folder(path: Path) -> str:
     if (path / "_versions").is_dir():
         return "lance"
     found: dict[str, set[str]] = {}
-    yfcc = False
+    yfcc, others = False, list[str]()
     for folder, folders, names in os.walk(path):
         if any(name.endswith(".lance") for name in folders):
             found.setdefault("lance", set())
@@ -195,6 +216,8 @@ def _guess_folder(path: Path) -> str:
             yfcc |= name.lower().startswith("yfcc100m_dataset")
             if not name.lower().endswith(IMAGE_SUFFIXES) and (kind := _kinds_of_name(name)):
                 found.setdefault(kind, set()).add(os.path.join(folder, name.split(".")[0]))
+            elif told := foreign(os.path.join(folder, name)):
+                others.append(told)
     if yfcc:
         return "yfcc"
     if found.get("webdataset") and found.get("parquet", set()) <= found["webdataset"]:
@@ -203,4 +226,6 @@ def _guess_folder(path: Path) -> str:
         found.pop("folder")  # notes beside the data
     if len(found) > 1:
         raise ValueError(f"{path} holds {' and '.join(sorted(found))}: say --format, or name one kind with a glob")
+    if not found and others:
+        raise ValueError(others[0] + (f" ({len(others) - 1} other files are not read either)" if others[1:] else ""))
     return next(iter(found), "folder")

@@ -18,6 +18,7 @@ USUAL = {
     }.items()
 }
 NAMED = 50  # columns listed in an error
+NO_SPLIT = "#none"  # as source.split_column: neither a column nor the names of files give splits
 BY_ROW = "#row"  # as source.id_column: the shard's key and the number of the row
 
 
@@ -31,6 +32,8 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for ours, usual in USUAL.items():
         said = getattr(source, f"{ours}_column")
+        if ours == "split" and said == NO_SPLIT:
+            continue
         if said:
             if said not in names and not (ours == "id" and said == BY_ROW):
                 raise ValueError(f"{where} has no column {said} (source.{ours}_column): it has {there}")

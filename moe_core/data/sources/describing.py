@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.advice import Seen
-from moe_core.data.sources import columns_of, count_rows, folder, read_shard
+from moe_core.data.sources import columns_of, count_rows, folder, read_shard, split_by_name
 from moe_core.data.sources.columns import NAMED
 from moe_core.data.sources.files import Shard
 from moe_core.data.sources.raw import holds_separator
@@ -65,7 +65,7 @@ def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str
         problems,
         *_repeated(rows),
         _costs(total, reading + tagging + decoding, stored),
-        "Split: the source's own" if split else "Split: by hash (data.test, data.validation)",
+        _split(source, shards, split),
     ]
     return lines, seen
 
@@ -112,6 +112,18 @@ def _joined(source: Source, shard: Shard) -> list[str]:
     if posts == len(keys):
         return []
     return [f"Rows that agree on id and image are one post with all their tags: {len(keys):,} rows are {posts:,} posts"]
+
+
+def _split(source: Source, shards: list[Shard], own: bool) -> str:
+    """Where splits come from. Raises ValueError where files of one name leave nothing to train on."""
+    named = Counter(split_by_name(source, shard.path) for shard in shards)
+    if named.keys() <= {None}:
+        return "Split: the source's own" if own else "Split: by hash (data.test, data.validation)"
+    counts = ", ".join(f"{split or 'without'} {n}" for split, n in named.most_common())
+    rest = "" if "test" in named else "; test posts: by hash"
+    if named.keys() <= {"test", "validation"}:
+        rest = '; nothing is left to train on: source.split_column = "#none" ignores names'
+    return f"Split: by the names of files ({counts}){rest}"
 
 
 def _repeated(rows: list[dict[str, Any]]) -> list[str]:

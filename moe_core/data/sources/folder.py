@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.columns import BY_ROW, choose
 from moe_core.data.sources.files import Digests, Shard, _file, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
@@ -58,12 +59,18 @@ def _tables(source: Source) -> tuple[Path, list[Any]]:
         raise ValueError("source.uri is empty: wanted a folder of images; `hardmoe init DIR --source ...` sets it")
     folder = local(source.uri)
     if folder.is_file():
+        if told := foreign(folder):
+            raise ValueError(told)
         return folder.parent, [_file(folder, folder.parent)]
     if not folder.is_dir():
         raise ValueError(f"no folder at {source.uri!r}: wanted a folder of images (source.uri)")
     if source.table:
         return folder, files_at(str(folder / source.table), SUFFIXES, WHAT)
     tables = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES) and p.name[0] not in "._"]
+    if not tables:  # as Hugging Face has it: train/metadata.csv, test/metadata.csv
+        tables = [p for p in sorted(folder.glob("*/metadata.*")) if p.name.lower().endswith(SUFFIXES)]
+        if tables:
+            return folder, [_file(table, folder) for table in tables]
     if len(tables) != 1:
         names = ", ".join(p.name for p in tables) or "none"
         raise ValueError(
@@ -79,7 +86,8 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     folder, _ = _tables(source)
     below = table.parent.resolve().is_relative_to(folder.resolve())
     images = ImageFolder(folder, table.parent) if below else ImageFolder(folder)
-    return images.watching(in_batches(_posts(table, source, images, shard.key)))
+    within = table.parent.relative_to(folder).as_posix() + "/" if below and table.parent != folder else ""
+    return images.watching(in_batches(_posts(table, source, images, shard.key, within)))
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
@@ -109,15 +117,18 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
     return rows, exact
 
 
-def _posts(table: Path, source: Source, images: ImageFolder, key: str) -> Iterator[Row]:
-    """Rows that agree on id and picture are one post with the tags of all: some tables have a row a tag."""
+def _posts(table: Path, source: Source, images: ImageFolder, key: str, within: str) -> Iterator[Row]:
+    """Rows that agree on id and picture are one post with the tags of all: some tables have a row a tag.
+
+    `within` is the table's folder in the source's, so that 0.jpg of train/ and of test/ have ids of their own.
+    """
 
     def texts() -> Iterator[tuple[Row, Said]]:
         for number, (where, values, columns) in enumerate(_rows(table, source)):
             if isinstance(values, Unusable):
                 yield {"id": where, "reason": values.reason, "detail": values.detail}, (None, [], None)
                 continue
-            row = _text(values, columns, f"{key}/{number}")
+            row = _text(values, columns, f"{key}/{number}", within)
             post = None if row.get("reason") else _key(values, columns)
             yield row, (post, row.get("tags") or [], row.get("caption"))
 
@@ -155,12 +166,12 @@ def _key(values: dict[str, Any], columns: dict[str, str]) -> str | None:
     return f"{own}\0{name}" if own and name else None
 
 
-def _text(values: dict[str, Any], columns: dict[str, str], number: str) -> Row:
-    """A row of RAW from one of the table, but for the image, whose `name` it has."""
+def _text(values: dict[str, Any], columns: dict[str, str], number: str, within: str) -> Row:
+    """A row of RAW from one of the table, but for the image, whose `name` it has; `within`: the table's folder."""
     row: Row = {"name": ""}
     try:
         row["name"] = text_of(values.get(columns["image"]), columns["image"]) or ""
-        row["id"] = number if columns.get("id") == BY_ROW else row["name"]
+        row["id"] = number if columns.get("id") == BY_ROW else within + row["name"] if row["name"] else None
         if "id" in columns and columns["id"] != BY_ROW:
             row["id"] = None
             row["id"] = text_of(values.get(columns["id"]), columns["id"])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_core.data.sources.arrow import columns_of, names_images, to_raw
+from moe_core.data.sources.byproducts import of_saved_datasets, refuse_tables
 from moe_core.data.sources.files import (
     LOST,
     WILDCARD,
@@ -44,7 +45,13 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     """Key, path and content digest of each file. New and changed ones are opened, so that a wrong one is said early."""
     suffixes = SUFFIXES[source.format]
     out = []
-    files = digests.readable(files_at(source.uri, suffixes, WHAT[source.format]), lambda file: _look(file, source))
+    files = files_at(source.uri, suffixes, WHAT[source.format])
+    refuse_tables(source.uri, files)
+    if source.format == "arrow":
+        files = of_saved_datasets(source.uri, files)
+        if not files:
+            raise ValueError(f"no Arrow file at {source.uri} but caches: wanted {WHAT['arrow']}")
+    files = digests.readable(files, lambda file: _look(file, source))
     named = names_images(_schema(files[0], source), source, files[0].path)
     images: dict[Path, str] = {}
     for file in files:

@@ -26,6 +26,7 @@ from moe_core.store import digest
 
 SUFFIXES = (".bz2", ".gz", ".tsv", ".txt", "")
 WHAT = "a YFCC100M metadata file, a folder of them (yfcc100m_dataset*), or a glob"
+COMPANION = re.compile(r"yfcc100m_(?!dataset)[^/]*$", re.IGNORECASE)  # hashes, autotags, places, EXIF: no posts
 BROKEN = (OSError, EOFError, zlib.error)
 COUNTED = 20_000  # lines from which the number of all is judged
 
@@ -54,6 +55,8 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     else:
         said = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
     files = files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT)
+    if not local(source.uri).is_file():
+        files = [file for file in files if not COMPANION.search(file.name)]
     if local(source.uri).is_dir():
         files = [file for file in files if "yfcc" in file.name.lower()]
     if not files:

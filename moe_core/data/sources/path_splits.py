@@ -1,0 +1,32 @@
+"""Splits by the names of files and folders, as train-00000-of-00002.parquet, val/part-0.tar, captions_test2017.json."""
+
+import re
+
+from moe_core.data.sources.files import WILDCARD, is_remote, local
+
+SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(
+    ("test", "testing", "eval", "evaluation"), "test"
+)
+SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+SUFFIX = re.compile(r"\.(parquet|pq|parq|arrow|feather|ipc|lance|csv|tsv|jsonl|ndjson|tar|tar\.gz|tgz|(coco\.)?json)$")
+
+
+def split_of_word(word: str) -> str | None:
+    """The split that a word names, perhaps with a year behind it."""
+    return SPLITS.get(re.sub(r"\d+$", "", word.lower()))
+
+
+def split_of_path(path: str, uri: str) -> str | None:
+    """By the first or last word of the file's name, else by a folder's name, from the inside out.
+
+    Only what the source does not say itself counts: nothing of one file that is named, and of a glob what its first
+    wildcard and those behind it stand for.
+    """
+    root = uri if is_remote(uri) else str(local(uri))
+    if wild := WILDCARD.search(root):
+        root = root[: wild.start()]
+    *folders, name = path.removeprefix(root).lstrip("/").split("/")
+    words = [word for word in re.split(r"[-_. ]+", SUFFIX.sub("", name.lower())) if word and not word.isdigit()]
+    words = [word for word in words if word != "of"]
+    ends = [split_of_word(word) for word in (*words[:1], *words[-1:])]
+    return next((split for split in (*ends, *map(split_of_word, reversed(folders))) if split), None)

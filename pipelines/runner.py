@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core.settings import load_study
 from moe_core.stages import basis, history
 from moe_core.stages.answers import ONE_NETWORK
 from moe_core.stages.context import SHARE, Context, cores, workers_for
@@ -20,7 +21,7 @@ from moe_core.stages.stage import maker, shown_as
 from moe_core.stages.table import STAGES
 from pipelines.devices import Lease, Leases, gpu_names
 from pipelines.instance import home, opened, project_keys, reap
-from pipelines.workers import Answer, Task, Worker, load_ahead
+from pipelines.workers import SETTINGS, Answer, Task, Worker, load_ahead
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -149,7 +150,7 @@ def run_study(
                             worker = _worker(idle.pop(slot, None), lease, uses_all_gpus(context, task))
                             one = Running(task, make_new_run_id(), time.monotonic(), worker, slot, lease)
                             running.append(one)
-                            worker.ask(task, one.run_id, _log(context, task))
+                            worker.ask(task, one.run_id, _log(context, task), context.study)
                             on_event("started", task, "")
                         waiting.remove(task)
                 if running:
@@ -185,8 +186,21 @@ def run_study(
     return summary
 
 
+def study_file_of(root: Path) -> Path:
+    """The file of the study in a root: the one that HARDMOE_STUDY names, if it is there."""
+    named = Path(os.environ.get("HARDMOE_STUDY") or "study.toml").absolute()
+    return named if named.parent == root.absolute() else root / "study.toml"
+
+
+def settings_changed(context: Context) -> bool:
+    """Whether study.toml has other settings now; not while it cannot be read."""
+    with suppress(ValueError, OSError):
+        return load_study(study_file_of(context.root)) != context.study
+    return False
+
+
 class Meanwhile:
-    """What came since the study was planned: takedowns, requests, shards, another command's partition."""
+    """What came since the study was planned: settings, takedowns, requests, shards, another command's partition."""
 
     def __init__(self, planned: Context) -> None:
         self.planned = planned
@@ -201,10 +215,15 @@ class Meanwhile:
         return ""
 
     def _why(self, task: Task) -> str:
-        planned, now = self.planned, Context(self.planned.study, self.planned.root)
+        planned, study = self.planned, self.planned.study
+        with suppress(ValueError, OSError):  # while it is edited, or where there is none: as it was
+            study = load_study(study_file_of(planned.root))
+        now = Context(study, planned.root)
         with suppress(ValueError):  # what it is made from is to be made first
             if now.version(task.stage, task.key) == planned.version(task.stage, task.key):
                 return ""
+        if study != planned.study:
+            return SETTINGS
         if now.forgotten != planned.forgotten:
             return "posts were forgotten"
         if [shard.digest for shard in now.shards] != [shard.digest for shard in planned.shards]:
@@ -224,7 +243,9 @@ class Meanwhile:
         return current not in (None, self.current) and current.version != self.planned.version("partition")
 
     def _requests(self) -> list[tuple[int, int] | None]:
-        return [_state(self.planned.root / name) for name in ("forgotten.parquet", history.REQUEST, basis.RENEW)]
+        root = self.planned.root
+        names = ("forgotten.parquet", history.REQUEST, basis.RENEW)
+        return [_state(study_file_of(root)), *(_state(root / name) for name in names)]
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -244,7 +265,9 @@ def ended(
     on_event: Event,
 ) -> None:
     """Notes how a run ended. One that failed since its plan was overtaken is canceled, for Dagster too."""
-    why = meanwhile.overtook(one.task, surely=True) if answer.error and not answer.died else ""
+    why = answer.overtaken
+    if answer.error and not answer.died:
+        why = why or meanwhile.overtook(one.task, surely=True)
     if not why:
         note(summary, one, answer, on_event)
         return

@@ -27,7 +27,7 @@ from moe_core.faults import point
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from pipelines.definitions import defs
 from pipelines.instance import HOST, PID
-from pipelines.workers import Answer, Task
+from pipelines.workers import SETTINGS, Answer, Task
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
@@ -56,7 +56,10 @@ def _answer(asked: Connection, gpu: str | None) -> None:
     instance = None
     try:
         while True:
-            task, run_id, log = asked.recv()
+            task, run_id, log, planned = asked.recv()
+            if planned != study():  # changed between the command's look and the fork server's
+                asked.send(Answer(f"{SETTINGS} while the run was started", overtaken=SETTINGS))
+                continue
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab", buffering=0) as file:
                 os.dup2(file.fileno(), 1)

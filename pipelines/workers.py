@@ -13,8 +13,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from moe_core.heartbeat import Pulse
+from moe_core.settings import Study
 
 END_SECONDS = 5.0  # for a worker whose pipe is closed to be gone
+SETTINGS = "study.toml changed"
 RUNS_A_WORKER = 50  # then a fresh process: what libraries keep between runs does not add up
 CAUSES = {
     9: " (out of memory?)",
@@ -43,6 +45,7 @@ class Answer:
     error: str  # "" when it went well
     reused: bool = False  # what it was to make was there
     died: bool = False  # its process ended instead of answering
+    overtaken: str = ""  # what came before it began, so that it was not begun
 
 
 class Worker:
@@ -65,10 +68,10 @@ class Worker:
         """Another is to be started in its place: it died, or has made enough runs."""
         return self.runs >= RUNS_A_WORKER or not self.process.is_alive()
 
-    def ask(self, task: Task, run_id: str, log: Path) -> None:
+    def ask(self, task: Task, run_id: str, log: Path, study: Study) -> None:
         self.runs += 1
         with suppress(BrokenPipeError):  # it died meanwhile: `answer` says how
-            self.pipe.send((task, run_id, log))
+            self.pipe.send((task, run_id, log, study))
 
     def has_ended(self) -> bool:
         """It answered, died, or stands still: `answer` says which."""

@@ -2,12 +2,16 @@
 """What comes while a run is under way and changes its plan: it is planned again, and nothing counts as failed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import dagster as dg
 import polars as pl
 import pytest
-from test_backfill import file, hardmoe, prepared, started, until  # noqa: F401
+from test_backfill import file, hardmoe, prepared, small_study, started, until, write  # noqa: F401
 
+from moe_core.overrides import override
 from moe_core.settings import load_study
 from moe_core.stages import history
 from moe_core.stages.context import Context
@@ -98,3 +102,49 @@ def test_a_gate_that_another_command_fitted_meanwhile_overtakes_the_experts(file
     assert meanwhile.overtook(Task("mixture", None)) == "the gate was fitted again"
     assert meanwhile.overtook(Task("expert", "e000")) == "", "no post moved"
     assert Meanwhile(opened(file)).overtook(Task("mixture", None)) == ""
+
+
+def change(*settings):
+    return lambda file: override(file, settings).write()
+
+
+@pytest.mark.slow
+def test_other_settings_stop_a_run_and_the_next_one_uses_them(file, started):
+    code, out, errors = overtaken(file, started, change("expert_training.lr=0.07"), "run", "--until", "expert")
+    assert code == 1, out + errors
+    assert "Stopped: meanwhile study.toml changed; 2 not begun. `hardmoe run` goes on from here." in errors
+    assert "planned again" not in errors
+    done = started("run", "--until", "expert", "--study", file, "--set", "expert_training.epochs=1")
+    assert "0 failed" in done.communicate(timeout=300)[0]
+    settings = [opened(file).need("expert", key).settings["training"] for key in opened(file).experts]
+    assert {(one["lr"], one["epochs"]) for one in settings} == {(0.07, 1.0)}
+
+
+@pytest.mark.slow
+def test_settings_that_change_nothing_that_is_under_way_are_only_told(file, started):
+    code, out, errors = overtaken(file, started, change("evaluation.bootstrap=7"), "run", "--until", "expert")
+    assert code == 0, out + errors
+    assert "Meanwhile study.toml changed: what was made has the settings from before; `hardmoe run` makes" in errors
+
+
+STARTING = """
+import sys
+from pathlib import Path
+from moe_core.overrides import override
+from pipelines.commands.common import open_study
+from pipelines.runner import run_study
+
+context = open_study(Path(sys.argv[1]))
+override(Path(sys.argv[1]), ["data.min_side=9"]).write()  # before the processes that work have read it
+done = run_study(context, until="posts", workers=1)
+print(done.overtaken, done.made, sorted(done.failed))
+"""
+
+
+def test_settings_that_change_while_a_run_starts_are_not_mixed(tmp_path):
+    file = write(tmp_path, small_study())
+    environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
+    command = [sys.executable, "-c", STARTING, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == "study.toml changed [] []\n", done.stderr
+    assert not list(tmp_path.glob("posts/*/*/artefact.json"))

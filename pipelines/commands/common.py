@@ -105,10 +105,12 @@ def _interrupt_once(number: int, frame: FrameType | None) -> None:
 
 def open_study(study_file: Path) -> "Context":
     """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
+    from moe_core.ownership import check_owner
     from moe_core.settings import load_study
     from moe_core.stages.context import Context
 
     study = load_study(study_file)
+    check_owner(study_file)
     os.environ["HARDMOE_STUDY"] = str(study_file.absolute())
     return Context(study, study_file.absolute().parent)
 
@@ -116,17 +118,23 @@ def open_study(study_file: Path) -> "Context":
 def open_changed(study_file: Path, settings: tuple[str, ...], dry_run: bool) -> "Context":
     """The study with some settings changed; study.toml says so too, unless this is a dry run."""
     from moe_core.overrides import override
+    from moe_core.ownership import check_owner
     from moe_core.stages.context import Context
+    from moe_core.store import exclusive
 
     if not settings:
         return open_study(study_file)
-    changed = override(study_file, settings)
+    check_owner(study_file)
+    if dry_run:
+        changed = override(study_file, settings)
+    else:
+        override(study_file, settings)  # what is refused leaves no lock
+        with exclusive(study_file.with_name(f".{study_file.name}.lock")):  # two at once lose no setting
+            changed = override(study_file, settings)
+            changed.write()
     for change in changed.changes:
         echo(f"{study_file}{' would say' if dry_run else ''}: {change}", err=True)
-    if dry_run:
-        return Context(changed.study, study_file.absolute().parent)
-    changed.write()
-    return open_study(study_file)
+    return Context(changed.study, study_file.absolute().parent) if dry_run else open_study(study_file)
 
 
 def show_outlook(
@@ -169,11 +177,13 @@ def write_study(path: Path, study: "Study") -> None:
 
 def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
     """`make` takes the place of `run_study`. What something overtakes is planned again, once, but not by force."""
+    from moe_core.ownership import claim
     from moe_core.stages.history import went_back
     from pipelines.display import Display
-    from pipelines.runner import Summary, run_study, tasks_of, use_workers
-    from pipelines.workers import Task
+    from pipelines.runner import Summary, run_study, settings_changed, study_file_of, tasks_of, use_workers
+    from pipelines.workers import SETTINGS, Task
 
+    claim(study_file_of(context.root))
     warn_damaged(context)
     warn_unready(context.unready)  # also a source that is not there is said before anything starts
     if options.get("workers"):
@@ -197,7 +207,8 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
 
     before = context.current
     summary = once(context)
-    if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
+    as_planned = summary.overtaken and summary.overtaken != SETTINGS  # of other settings the workers know nothing
+    if as_planned and not (summary.interrupted or options.get("force") or "only" in options):
         echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
         summary = summary.followed_by(once(context))
     if summary.interrupted:
@@ -205,6 +216,12 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
     now = finish_takedown(context)  # one that came meanwhile had to wait
     if said := went_back(now, before):
         echo(f"The study {said}", err=True)
+    if settings_changed(context) and not summary.overtaken:
+        echo(
+            f"Meanwhile {SETTINGS}: what was made has the settings from before; `hardmoe run` makes what the change "
+            "concerns",
+            err=True,
+        )
     summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
 

@@ -119,6 +119,7 @@ def init(
 
     from moe_core.data.sources import Unready, absolute, find_shards, guess_format
     from moe_core.data.sources.describing import look
+    from moe_core.ownership import check_owner
     from moe_core.recipes import quick as quicker
     from moe_core.settings import Source, dump_study, study_of
 
@@ -132,6 +133,7 @@ def init(
     study_file = folder / "study.toml"
     if study_file.exists() and not force:
         raise ValueError(f"{study_file} exists: edit it, or say --force to replace it")
+    check_owner(study_file)
     kind = kind or guess_format(source)
     found = Source.model_validate(
         {

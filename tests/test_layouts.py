@@ -567,6 +567,67 @@ def test_tars_and_tables_are_splits_by_their_names(tmp_path):
     ]
 
 
+# Types of columns
+
+
+def blob(kind):
+    """Two pictures as Lance keeps large values apart: in a column, in a field of a struct, or in its newer type."""
+    from lance import blob_array, blob_field
+
+    pictures, mark = [picture(0), picture(1)], {"lance-encoding:blob": "true"}
+    if kind == "type":
+        return blob_array(pictures), blob_field("image")
+    if kind == "column":
+        return pa.array(pictures, pa.large_binary()), pa.field("image", pa.large_binary(), metadata=mark)
+    held = pa.struct([pa.field("bytes", pa.large_binary(), metadata=mark), pa.field("path", pa.string())])
+    return pa.array([{"bytes": data, "path": "x"} for data in pictures], held), pa.field("image", held)
+
+
+@pytest.mark.parametrize("kind", ["column", "struct", "type"])
+def test_blobs_of_lance_are_pictures(tmp_path, kind):
+    import lance
+
+    array, field = blob(kind)
+    schema = pa.schema([("id", pa.string()), field, ("tags", pa.list_(pa.string()))])
+    rows = pa.table([pa.array(["a", "b"]), array, pa.array([["cat"], ["dog"]])], schema=schema)
+    lance.write_dataset(rows, str(tmp_path / "x.lance"), data_storage_version="2.2" if kind == "type" else "stable")
+    source = Source(format="lance", uri=str(tmp_path / "x.lance"))
+    assert [(row["image"], row["tags"]) for row in rows_of(source)] == [(picture(0), ["cat"]), (picture(1), ["dog"])]
+    assert "Problems: none in 2 images looked at" in described(source)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "lance"])
+def test_columns_of_extension_types_are_read(tmp_path, kind):
+    from uuid import UUID
+
+    import lance
+
+    names = [str(UUID(int=n)) for n in (1, 2, 3)]
+    ids = pa.array([UUID(name).bytes for name in names[:2]] + [None], pa.binary(16))
+    texts = pa.array(['["cat", "new york"]', None, '["dog"]'])
+    columns = {
+        "id": pa.ExtensionArray.from_storage(pa.uuid(), ids),
+        "tags": pa.ExtensionArray.from_storage(pa.json_(), texts),
+        "user": pa.ExtensionArray.from_storage(pa.opaque(pa.string(), "name", "vendor"), pa.array(["u", "v", "w"])),
+        "image": [picture()] * 3,
+    }
+    if kind == "lance":
+        columns["user"] = ["u", "v", "w"]  # lance does not store this type
+    rows = pa.table(columns)
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(rows, path)
+    elif kind == "arrow":
+        with pa.ipc.new_file(path, rows.schema) as file:
+            file.write_table(rows)
+    else:
+        lance.write_dataset(rows, str(path))
+    found = rows_of(Source(format=kind, uri=str(path)))
+    assert [row["id"] for row in found] == [*names[:2], None]
+    assert [row["tags"] for row in found] == [["cat", "new york"], None, ["dog"]]
+    assert [row["user"] for row in found] == ["u", "v", "w"]
+
+
 # What init says
 
 

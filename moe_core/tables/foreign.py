@@ -49,6 +49,7 @@ def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[p
                 batch_readahead=1,
                 fragment_readahead=1,
                 io_buffer_size=size // 2,
+                blob_handling="all_binary",  # else a column of blobs is where they lie, not what they are
             ).to_batches()
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]

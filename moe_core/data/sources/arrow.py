@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -264,11 +265,24 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pt.is_dictionary(kind) else kind
+    """The type of what `_decoded` makes of such a column."""
+    if pt.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "lance.blob.v2":
+            return pa.large_binary()  # as the scanner of moe_core.tables gives it
+        return pa.string() if isinstance(kind, pa.UuidType) else _plain(kind.storage_type)
+    return kind
 
 
 def _decoded(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pt.is_dictionary(column.type) else column
+    """Without dictionaries and extension types; a UUID is its usual text, JSON is text."""
+    if pt.is_dictionary(column.type):
+        return _decoded(column.dictionary_decode())
+    if isinstance(column.type, pa.UuidType):
+        numbers = column.storage.to_pylist()
+        return pa.array([None if one is None else str(UUID(bytes=one)) for one in numbers], pa.string())
+    return _decoded(column.storage) if isinstance(column.type, pa.BaseExtensionType) else column
 
 
 def _text(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:

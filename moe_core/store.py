@@ -7,14 +7,16 @@ artefact is written under a temporary name, flushed to the disk, and renamed: a 
 that no reader sees and the next writer removes.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -426,3 +428,37 @@ def _held(path: Path, how: int) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def hold_open(path: Path, owner: object) -> None:
+    """Holds a shared lock on a file for as long as `owner` lives, so that `not_open` says that it is in use; waits
+    while the file is being removed. A file system without locks is used without.
+
+    Raises FileNotFoundError where the file was removed.
+    """
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    weakref.finalize(owner, os.close, handle)
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    if not os.path.samestat(os.stat(path), os.fstat(handle)):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def not_open(path: Path, until: ExitStack) -> bool:
+    """Whether no process of this machine has `hold_open` on the file, nor gets it until the end of `until`."""
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    until.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

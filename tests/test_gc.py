@@ -3,7 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -18,8 +22,9 @@ from moe_core.stages.housekeeping import collect, tidy
 from moe_core.stages.lineage import Lineage
 from moe_core.stages.published import PUBLISHED, force, roll_back
 from moe_core.stages.stage import build
-from moe_core.store import Busy, Plan, Store, Written, shared
+from moe_core.store import Busy, Plan, Store, Written, not_open, shared
 from moe_core.tables import pins
+from moe_core.training.batches import ImagesInMemory
 from pipelines.cli import main
 
 
@@ -101,6 +106,79 @@ def test_published_and_previous_stay_with_all_they_were_made_from(root):
     assert whole(root)
 
 
+def test_a_mixture_that_a_program_has_open_stays_whole_until_it_is_closed(root):
+    """Two are published after it, and it is neither the published one nor the one before."""
+    force(Context(BAD, root), Context(BAD, root).version("mixture"))
+    bundle = Bundle(published_bundle(root))
+    version = bundle.folder.name
+    other = tiny_study(lr=0.05)
+    make(Context(other, root), "mixture")
+    for study in (GOOD, other):
+        (root / "study.toml").write_text(dump_study(study))
+        done = hardmoe("publish", "--study", root, "--version", Context(study, root).version("mixture"), "--force")
+        assert done.returncode == 0, done.stderr
+    needed = versions(root, BAD)
+    done = hardmoe("gc", "--study", root, "--keep", 0, "--apply")
+    assert done.returncode == 0, done.stderr
+    assert f"Kept: mixture {version}, which a program has open" in done.stdout
+    assert needed <= there(root)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    for key in bundle.published:
+        assert bundle.expert_features(key, ImagesInMemory(pixels)).isfinite().all()
+    assert json.loads(hardmoe("gc", "--study", root, "--keep", 0, "--json").stdout)["open"] == [version]
+    del bundle
+    done = hardmoe("gc", "--study", root, "--keep", 0, "--apply")
+    assert "Kept" not in done.stdout
+    assert f"mixture/{version}\n" in done.stdout
+    assert not (root / "mixture" / version).exists()
+
+
+def test_a_mixture_cannot_be_opened_while_it_is_removed(root):
+    folder = Context(GOOD, root).need("mixture").path
+    with ExitStack() as removing:
+        assert not_open(folder / "manifest.json", removing)
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(Bundle, folder)  # waits, or comes too late
+            shutil.rmtree(folder)
+            removing.close()
+            with pytest.raises(ValueError, match=r"no bundle at .*"):
+                opening.result()
+
+
+def test_several_programs_may_have_a_mixture_open_and_one_that_was_killed_has_not(root):
+    folder = Context(GOOD, root).need("mixture").path
+    program = [sys.executable, "-c", OPENING, folder]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        mine = Bundle(folder)
+        with ExitStack() as removing:
+            assert not not_open(folder / "manifest.json", removing)
+        del mine
+        with ExitStack() as removing:
+            assert not not_open(folder / "manifest.json", removing)
+        process.kill()
+        process.wait()
+    with ExitStack() as removing:
+        assert not_open(folder / "manifest.json", removing)
+
+
+OPENING = """
+import sys
+from pathlib import Path
+from moe_core.serving.bundle import Bundle
+bundle = Bundle(Path(sys.argv[1]))
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def hardmoe(*arguments):
+    """The command in a process of its own."""
+    program = [sys.executable, "-c", "from pipelines.cli import main; main()", *(str(a) for a in arguments)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    return subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
+
+
 def test_keep_says_how_many_of_the_newest_stay(root):
     force(Context(GOOD, root), Context(GOOD, root).version("mixture"))
     newest_is(root, GOOD)
@@ -177,7 +255,7 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
 
     context = Context(GOOD, tmp_path)
     context.plans |= {(a, k): Plan(a, k, "none", {}, {}) for a, k in (("partition", None), ("expert", "e000"))}
-    assert [a.version for a in _unneeded(context, keep=1)] == [alone.version]
+    assert [a.version for a in _unneeded(context, 1, ExitStack())[0]] == [alone.version]
 
 
 def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings_leave(root):

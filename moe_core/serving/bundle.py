@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core.publication import MANIFEST
 from moe_core.serving.manifest import (
     FORMAT,
     OF_PROBABILITIES,
@@ -29,7 +30,7 @@ from moe_core.serving.manifest import (
     shapes_of,
 )
 from moe_core.settings import Study
-from moe_core.store import digest, file_digest, write_text
+from moe_core.store import digest, file_digest, hold_open, write_text
 from moe_core.text import shown
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ class Bundle:
 
     Every file is checked here, and an expert's again each time it is read: the mixture may be larger than memory, which
     holds at most `most_experts` and `expert_bytes` of them. Any number of threads may ask one bundle at once: they
-    share these experts, and each has a network of its own to put them into.
+    share these experts, and each has a network of its own to put them into. `hardmoe gc` leaves the folder alone while
+    this object lives.
     """
 
     def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
@@ -122,6 +124,11 @@ class Bundle:
         from moe_core.weights import read_weights
 
         self.folder = folder
+        read_manifest(folder)  # or what is no bundle would be held
+        try:
+            hold_open(folder / MANIFEST, self)
+        except OSError as error:
+            raise ValueError(f"no bundle at {folder}: it was removed while it was opened ({error.strerror})") from None
         said = self._said = read_manifest(folder)
         self.answer = said.answer
         self.router_share = said.router_share

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from moe_core.publication import MANIFEST
 from moe_core.settings import MOST_EXPERTS, Fraction, Network
 from moe_core.store import digest
 from moe_core.text import shown
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = "hardmoe bundle 2"
 OF_PROBABILITIES = "hardmoe bundle 1"  # older: the router's probabilities are mixed in, not its logits
-FILE = "manifest.json"
 MANIFEST_BYTES = 64 << 20  # 10,000 experts take 6 MB
 HASHTAGS_BYTES = 256 << 20
 MOST_CENTROIDS = 1 << 20
@@ -86,7 +86,7 @@ class Manifest(Said):
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises ValueError, one line, for anything but the manifest that was written there."""
-    path = folder / FILE
+    path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
             f"no bundle at {folder}: wanted a folder with study.toml, or a mixture's with manifest.json "

@@ -7,14 +7,15 @@ here may be killed at any point and started again.
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_core import publication
+from moe_core.publication import MANIFEST
 from moe_core.stages.context import Context
-from moe_core.store import Artefact, Busy, dead_files, dead_parts, exclusive, take_away
+from moe_core.store import Artefact, Busy, dead_files, dead_parts, exclusive, not_open, take_away
 
 DATA_SETS = ("posts.lance", "rejects.lance")
 
@@ -29,6 +30,7 @@ class Tidied:
     rewritten: list[str] = field(default_factory=list)  # shards in fewer fragments now
     removed: list[str] = field(default_factory=list)  # folders and files, under the root
     sizes: list[int] = field(default_factory=list)  # bytes of each
+    open: list[str] = field(default_factory=list)  # mixtures that would be removed, if no process had them open
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -47,16 +49,21 @@ def tidy(context: Context, dry_run: bool = False, superseded: bool = False) -> T
 def collect(context: Context, keep: int = 1, dry_run: bool = True) -> Tidied:
     """Takes away versions that nothing needs, and what else `tidy` frees.
 
-    Kept are: what the study names now; what is published, what was before it, and their embeddings; the `keep` newest
-    versions of each asset partition of the study; and whatever one of these was made from, down to the posts. Where it
-    is not known yet what the study names, all versions stay. Raises Busy while an artefact is being made, and
-    ValueError for a damaged manifest or published.json: what it points at cannot be told.
+    Kept are: what the study names now; what is published, what was before it, and their embeddings; mixtures that a
+    process has open; the `keep` newest versions of each asset partition of the study; and whatever one of these was
+    made from, down to the posts. Where it is not known yet what the study names, all versions stay.
+
+    Raises Busy while an artefact is being made, and ValueError for a damaged manifest or published.json: what it points
+    at cannot be told.
     """
     if keep < 0:
         raise ValueError(f"--keep {keep}: wanted 0 or more")
-    with exclusive(context.in_use, wait=False):
+    with exclusive(context.in_use, wait=False), ExitStack() as removing:
         gone = [*leftovers(context.root), *_given_up(context)]
-        return _free(context, dry_run, gone, _unneeded(context, keep))
+        old, in_use = _unneeded(context, keep, removing)
+        done = _free(context, dry_run, gone, old)
+        done.open = in_use
+        return done
 
 
 def _free(context: Context, dry_run: bool, gone: Iterable[Path], old: list[Artefact]) -> Tidied:
@@ -171,8 +178,9 @@ def _served(context: Context) -> set[str]:
     return {book.published, book.previous} - {publication.NOTHING}
 
 
-def _unneeded(context: Context, keep: int) -> list[Artefact]:
-    """Artefacts that nothing which is kept was made from; each before what it was made from."""
+def _unneeded(context: Context, keep: int, removing: ExitStack) -> tuple[list[Artefact], list[str]]:
+    """(artefacts that nothing which is kept was made from, each before what it was made from; mixtures that are kept
+    only because a process has them open). The others cannot be opened until the end of `removing`."""
     from moe_core.stages.lineage import Lineage
     from moe_core.stages.table import STAGES
 
@@ -191,10 +199,15 @@ def _unneeded(context: Context, keep: int) -> list[Artefact]:
             roots |= {artefact.version for artefact in artefacts} if now is None else {now}
         if name == "embeddings":
             roots |= {artefact.version for artefact in artefacts if artefact.inputs.get("mixture") in served}
-    kept = {one for root in roots if root in lineage.places for one in lineage.above(root)}
+    in_use = [
+        mixture.version
+        for mixture in versions.get(("mixture", None), ())
+        if mixture.version not in roots and not not_open(mixture.path / MANIFEST, removing)
+    ]
+    kept = {one for root in [*roots, *in_use] if root in lineage.places for one in lineage.above(root)}
     order = list(STAGES)
     gone = [lineage.artefact(version) for version in lineage.places if version not in kept]
-    return sorted(gone, key=lambda a: (order.index(a.asset), a.made_at), reverse=True)
+    return sorted(gone, key=lambda a: (order.index(a.asset), a.made_at), reverse=True), in_use
 
 
 def _version_now(context: Context, name: str, key: str | None) -> str | None:

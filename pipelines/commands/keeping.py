@@ -72,7 +72,7 @@ def tidy(study_file: Path, superseded: bool, apply_it: bool, dry_run: bool, as_j
 @JSON
 def gc(study_file: Path, keep: int, apply_it: bool, dry_run: bool, as_json: bool) -> None:
     """Removes old versions of artefacts. Stays: what the study names now, the published mixture and the one before
-    with their embeddings, and whatever any of these was made from.
+    with their embeddings, a mixture that a program has open, and whatever any of these was made from.
 
     Example: hardmoe gc --study cats/study.toml --keep 2 --apply
     """
@@ -87,6 +87,8 @@ def gc(study_file: Path, keep: int, apply_it: bool, dry_run: bool, as_json: bool
     rows = done.bytes - sum(done.sizes)
     if rows:
         echo(f"{rows / 2**20:10,.1f} MiB  of {done.files} files of posts.lance and rejects.lance")
+    for version in done.open:
+        echo(f"Kept: mixture {version}, which a program has open")
     would = "freed" if apply_it else "would be freed; --apply frees it"
     echo(f"{done.bytes / 2**20:,.1f} MiB {would}")
 

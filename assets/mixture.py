@@ -87,5 +87,6 @@ def decided(root: Path, mixture: str) -> dict[str, Any]:
 
 @asset_of("embeddings", group_name="results", kinds={"lance"})
 def embeddings(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Every post of a shard in the one embedding space, with a vector index where posts are many."""
+    """Every post of a shard in the one embedding space, by its own expert, published or not; with a vector index where
+    posts are many."""
     return materialise(context, config)

@@ -22,6 +22,7 @@ from moe_core.stages import mixture, published
 from moe_core.stages.context import Context
 from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, roll_back
 from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
 from pipelines.cli import main
 from pipelines.commands.common import publication_of
 
@@ -503,3 +504,21 @@ def test_a_reader_keeps_its_bundle_while_another_is_published(root):
     bundle.predict(pictures)
     assert bundle.folder.name == version(root, BAD)
     assert bundle.parts["trunk"] != Bundle(published_bundle(root)).parts["trunk"]
+
+
+def test_posts_are_embedded_by_their_experts_also_where_the_trunk_answers(root, monkeypatch):
+    import lance
+
+    context = Context(GOOD, root)
+    made, shard = mixture._choose, context.shards[0].key
+
+    def vectors():
+        build(Context(GOOD, root), STAGES["embeddings"], shard, force=True)
+        folder = Context(GOOD, root).need("embeddings", shard).path / "embeddings.lance"
+        return np.stack(lance.dataset(str(folder)).to_table()["embedding"].to_numpy())
+
+    before = vectors()
+    monkeypatch.setattr(mixture, "_choose", lambda *a: made(*a) | {"published": {"e000": False, "e001": False}})
+    build(context, mixture.MIXTURE, force=True)
+    assert Bundle(context.need("mixture").path).published == {"e000": False, "e001": False}
+    assert np.array_equal(vectors(), before)

@@ -1,4 +1,8 @@
-"""embeddings: every post of a shard in the one space that the shared decoder reads, with an index for search."""
+"""embeddings: every post of a shard in the one space that the shared decoder reads, with an index for search.
+
+Each post is embedded by its own expert, published or not: the trunk, which answers in an unpublished one's place, has
+another space where the decoder was refitted or trained with the experts.
+"""
 
 import hashlib
 from collections.abc import Iterator

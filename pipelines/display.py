@@ -55,7 +55,7 @@ class Display:
     def event(self, kind: str, task: "Task", why: str) -> None:
         if self.forecast:
             self.forecast.event(kind, task)
-        if task.stage == "vocabulary" and kind in ("done", "fresh"):  # before anything is trained
+        if task.stage == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
             for line in warnings_of(self.context):
                 self.console.print(f"Warning: {line}", markup=False)
         if kind in ("done", "failed"):

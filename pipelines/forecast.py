@@ -43,6 +43,16 @@ class Forecast:
             if kind == "done" and task.name in self.begun:
                 self.took.setdefault(task.stage, []).append(time.monotonic() - self.begun[task.name])
 
+    def trains(self) -> bool:
+        """Whether a network is still to be trained."""
+        return any(self._is_due(task) for task in self.left.values() if task.stage in TRAINED)
+
+    def _is_due(self, task: Task) -> bool:
+        try:
+            return self.context.find(task.stage, task.key) is None
+        except ValueError:  # what it is made from is to be made first
+            return True
+
     def line(self, running: "Sequence[Running]", reports: Mapping[str, Mapping[str, Any]]) -> str:
         """12 of 48 done, about 3 min left."""
         from pipelines.display import as_one_says

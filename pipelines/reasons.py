@@ -77,7 +77,7 @@ def _inputs(context: Context, old: Artefact, plan: Plan, different: list[str]) -
     for name in different:
         asset, _, key = name.rpartition(" ")
         if name == "posts":
-            yield from ([f"posts of {plan.key} changed"] if plan.key else _posts(context, old))
+            yield from ([f"posts of {shown(plan.key)} changed"] if plan.key else _posts(context, old))
         elif name in RETRAINED:
             yield f"{name} retrained"
         elif name == "members":

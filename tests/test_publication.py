@@ -390,6 +390,8 @@ def test_a_refusal_that_may_be_chance_says_so():
         verdict = published._verdict(0.005, "v", scores)
         assert not verdict.publish
         assert ("that may be chance (95 % of the difference: -0.0300 to +0.0100)" in verdict.why) == chance
+        # half an interval of 0.02 at 9 posts is the 0.005 beyond the margin at 16 times as many
+        assert verdict.why.endswith(": about 150 would decide") == chance
 
 
 def test_what_is_published_by_hand_is_shown_in_dagsters_ui(root):

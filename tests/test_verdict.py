@@ -16,6 +16,9 @@ from moe_core.stages.context import Context
 from moe_core.stages.published import judge
 from moe_core.stages.seen import seen, warnings_of
 from pipelines.cli import main
+from pipelines.display import Display
+from pipelines.runner import tasks_of
+from pipelines.workers import Task
 
 COSTS = {"parameters": 100, "parameters_used": 100, "multiply_adds": 10, "training_images": 1000}
 
@@ -164,6 +167,15 @@ def test_a_dry_run_warns_once_splits_and_vocabulary_are_there(both, monkeypatch)
     assert "validation posts: publish.margin" in hardmoe(*retrained).stdout
     assert len(json.loads(hardmoe(*retrained, "--json").stdout)["warnings"]) == 2
     assert "Warning" not in hardmoe(*options, "--set", "evaluation.topk=1").stdout  # nothing is trained
+
+
+def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
+    slower = GOOD.model_copy(update={"trunk": GOOD.trunk.model_copy(update={"epochs": 11.0})})
+    for study, warned in ((GOOD, False), (slower, True)):
+        context = Context(study, both)
+        display = Display(context, [Task(*task) for task in tasks_of(context, None)])
+        display.event("fresh", Task("vocabulary", None), "")
+        assert ("Warning: " in capsys.readouterr().out) == warned
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.advice import TITLES, measure_for
+from moe_core.evaluation.verdict import posts_to_decide
 from moe_core.publication import NOTHING, Book, Decision, load, save, writing
 from moe_core.stages import reading
 from moe_core.stages.context import Context, device_and_threads
@@ -181,9 +182,11 @@ def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
     why = than + (f", {beyond}" if gain < 0 else "") + f", on {scores['validation_posts']:,} validation posts"
     low, high = scores[f"{measure}_gain_ci95"]
     if not publish and high >= -margin:
+        enough = posts_to_decide(gain + margin, low + margin, high + margin, scores["validation_posts"])
         why += (
             f"; that may be chance (95 % of the difference: {low:+.4f} to {high:+.4f}): `hardmoe publish --version V "
             "--force` publishes it, and more validation posts (data.validation) tell better"
+            + (f": about {enough:,} would decide" if enough else "")
         )
     entropy, other = (scores.get(f"cross_entropy_{which}") for which in ("new", "published"))
     if publish and entropy is not None and entropy > other:

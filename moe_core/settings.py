@@ -31,15 +31,15 @@ class Strict(BaseModel):
 class Source(Strict):
     """Where posts come from."""
 
-    format: Literal["drawn", "parquet", "arrow", "lance", "folder", "webdataset", "yfcc"] = Field(
-        "drawn", description="Reader of the source; docs/data.md has what each reads."
+    format: Literal["drawn", "parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "imagefolder", "coco"] = (
+        Field("drawn", description="Reader of the source; docs/data.md has what each reads.")
     )
     uri: str = Field("", description="File, folder, glob or URI of the data; folder: of images; unused by drawn.")
     table: str = Field(
         "",
         description="folder: CSV, TSV or JSON-lines file of image names and tags, or a glob; empty: the only one.",
     )
-    images: str = Field("", description="yfcc: folder of the images, or glob of tars of them.")
+    images: str = Field("", description="yfcc: folder of the images, or glob of tars of them; coco: folder of images.")
     id_column: str = Field(
         "", description="Column of a post's id; empty: by the usual names; #row: shard and number of the row."
     )

@@ -71,13 +71,13 @@ def demo(root: Path, workers: int | None) -> None:
 @click.option(
     "--source",
     required=True,
-    help="Parquet, Arrow or Lance file, tars, YFCC100M metadata: a file, folder, glob or URI; a folder of images with "
-    "a table, or that table; or the word drawn.",
+    help="Parquet, Arrow or Lance file, tars, YFCC100M metadata, COCO JSON: a file, folder, glob or URI; a folder of "
+    "images with a table, or that table; a folder of class folders; or the word drawn.",
 )
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "drawn"]),
+    type=click.Choice(["parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "imagefolder", "coco", "drawn"]),
     help="Format of the source.  [default: by what is there]",
 )
 @click.option("--id-column", default="", help="Column of ids, or #row.  [default: by the usual names]")
@@ -86,7 +86,9 @@ def demo(root: Path, workers: int | None) -> None:
 @click.option("--user-column", default="", help="Column of users.  [default: by the usual names]")
 @click.option("--split-column", default="", help="Column of splits.  [default: by the usual names]")
 @click.option("--caption-column", default="", help="Column of text whose #words are the tags.")
-@click.option("--images", default="", help="yfcc: folder of the images, or glob of tars of them.")
+@click.option(
+    "--images", default="", help="yfcc: folder of the images, or glob of tars of them; coco: folder of images."
+)
 @click.option("--table", default="", help="folder: the table, or a glob of them, where there are several.")
 @click.option(
     "--recipe",

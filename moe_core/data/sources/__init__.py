@@ -30,7 +30,10 @@ MODULES = {
     "folder": "folder",
     "webdataset": "webdataset",
     "yfcc": "yfcc",
+    "imagefolder": "imagefolder",
+    "coco": "coco",
 }
+DOCUMENTS = 50  # JSON files of a folder that are looked into for COCO's
 # settings that change what is read from the same file
 READING = {"format", "id_column", "image_column", "tags_column", "caption_column", "user_column"}
 READING |= {"taken_at_column", "split_column"}
@@ -160,7 +163,7 @@ def guess_format(uri: str) -> str:
         return guess_format(files_at(uri, ("",), "a file")[0].path)
     raise ValueError(
         f"nothing at {uri}: wanted a Parquet, Arrow or Lance file, tars, a YFCC100M metadata file, a folder or glob of "
-        "them, or a folder of images with a table"
+        "them, a folder of images with a table, of class folders, or with COCO JSON"
     )
 
 
@@ -187,8 +190,10 @@ def _guess_remote(uri: str) -> str:
 
 
 def _guess_text(path: Path) -> str:
-    from moe_core.data.sources import yfcc
+    from moe_core.data.sources import coco, yfcc
 
+    if path.suffix.lower() == ".json" and coco.is_coco(path):
+        return "coco"
     if told := foreign(path):
         raise ValueError(told)
     try:
@@ -202,17 +207,22 @@ def _guess_text(path: Path) -> str:
 
 def _guess_folder(path: Path) -> str:
     """By one pass over the names. Parquet beside tars is img2dataset's, and says nothing that the tars do not."""
+    from moe_core.data.sources import coco
+
     if (path / "_versions").is_dir():
         return "lance"
     found: dict[str, set[str]] = {}
-    yfcc, others = False, list[str]()
+    yfcc, classes, documents, others = False, False, list[str](), list[str]()
     for folder, folders, names in os.walk(path):
         if any(name.endswith(".lance") for name in folders):
             found.setdefault("lance", set())
         folders[:] = [name for name in folders if name[0] not in "._" and not name.endswith(".lance")]
         for name in names:
+            if name.lower().endswith(".json") and name[0] != "." and len(documents) < DOCUMENTS:
+                documents.append(os.path.join(folder, name))  # also _annotations.coco.json
             if name[0] in "._":
                 continue
+            classes |= folder != str(path) and name.lower().endswith(IMAGE_SUFFIXES)
             yfcc |= name.lower().startswith("yfcc100m_dataset")
             if not name.lower().endswith(IMAGE_SUFFIXES) and (kind := _kinds_of_name(name)):
                 found.setdefault(kind, set()).add(os.path.join(folder, name.split(".")[0]))
@@ -226,6 +236,10 @@ def _guess_folder(path: Path) -> str:
         found.pop("folder")  # notes beside the data
     if len(found) > 1:
         raise ValueError(f"{path} holds {' and '.join(sorted(found))}: say --format, or name one kind with a glob")
+    if not found and any(map(coco.is_coco, documents)):
+        return "coco"
+    if not found and classes:
+        return "imagefolder"
     if not found and others:
         raise ValueError(others[0] + (f" ({len(others) - 1} other files are not read either)" if others[1:] else ""))
     return next(iter(found), "folder")

@@ -1,0 +1,227 @@
+"""COCO's JSON: instances_*.json, captions_*.json and others of their form. One shard a split: files of one name's end.
+
+Tags are the names of the categories on a picture, then the words of its captions. The file is read piece by piece; what
+is held is a name and the numbers of the tags of each picture.
+"""
+
+import json
+import os
+import re
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moe_core.data.sources.files import WILDCARD, Digests, File, Shard, _file, files_at, key_of, listing, local, walk
+from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, Unusable, in_batches, text_of, time_of
+from moe_core.settings import Source
+from moe_core.store import digest
+
+WHAT = "a COCO JSON file (with images and annotations), a folder of them or a glob"
+KINDS = ("instances", "labels", "captions")  # which are read together where they are of one split
+OTHERS = ("person_keypoints", "panoptic", "stuff", "image_info")  # which say nothing more, or nothing
+PARTS = ("annotations", "labels")  # folders beside those of the images
+SECTION = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+HEAD, BLOCK = 1 << 20, 1 << 20
+WORD = re.compile(r"[^\W\d_]{3,}")
+SAYING_NOTHING = """the and with for from into onto upon over under out off near next are was were has have had its
+his her their them they this that these those there who which while some very other each one two three both being been
+you your our she him all any not but than then also about"""
+STOP = frozenset(WORD.findall(SAYING_NOTHING))  # of captions in English
+
+
+def is_coco(path: Path | str) -> bool:
+    """By the beginning of a file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and bool(SECTION.search(head))
+
+
+def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+    files = {file.path: file for file in _files(source)}
+    first = [path for path in files if _together(path, files)[0] == path]
+    images = listing(_images(source), IMAGE_SUFFIXES, hidden=True)
+    out = []
+    for file in digests.readable([files[path] for path in first], lambda file: _look(file, files)):
+        contents = [digests.of(files[path]) for path in _together(file.path, files)]
+        out.append((key_of(file.name, (".json",)), file.path, digest([*contents, images])))
+    return out
+
+
+def _files(source: Source) -> list[File]:
+    """COCO files of the source. Raises ValueError where there is none."""
+    if not source.uri:
+        raise ValueError(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
+    path = local(source.uri)
+    if path.is_file():
+        found = [_file(path, path.parent)]
+    elif path.is_dir():
+        found = [f for f in walk(path, hidden=True) if f.name.lower().endswith(".json") and "/." not in f"/{f.name}"]
+        found = [file for file in found if not os.path.basename(file.name).startswith(OTHERS)] or found
+    else:
+        found = files_at(source.uri, (".json",), WHAT)
+    files = sorted((file for file in found if is_coco(file.path)), key=lambda file: file.name)
+    if not files:
+        raise ValueError(f"no COCO JSON at {source.uri}: wanted {WHAT}")
+    return files
+
+
+def _together(path: str, there: Container[str]) -> list[str]:
+    """The files of one split, among those that are there: instances first, then captions."""
+    folder, name = os.path.split(path)
+    kind, _, rest = name.partition("_")
+    if kind not in KINDS or not rest:
+        return [path]
+    names = [os.path.join(folder, f"{kind}_{rest}") for kind in KINDS]
+    return [name for name in names if name in there]
+
+
+def _look(file: File, files: dict[str, File]) -> None:
+    """Raises ValueError for a file that is cut short."""
+    for path in _together(file.path, files):
+        with open(path, "rb") as opened:
+            opened.seek(max(0, files[path].size - 100))
+            if not opened.read().rstrip().endswith(b"}"):
+                raise ValueError(f"{path} is cut short, or still being copied: it does not end with a brace")
+
+
+def _images(source: Source) -> Path:
+    """The folder below which images lie."""
+    if source.images:
+        return local(source.images)
+    path = local(source.uri)
+    if wild := WILDCARD.search(str(path)):
+        path = Path(str(path)[: wild.start()]).parent
+    if path.is_file():
+        path = path.parent
+    return path.parent if path.name in PARTS else path
+
+
+def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
+    root, place = _images(source), Path(shard.path)
+    paths = _together(shard.path, {file.path for file in _files(source)})
+    rest = re.sub(f"^({'|'.join(KINDS)})_", "", place.stem)
+    folders = [place.parent / rest, root / rest, root / "images" / rest, place.parent, root, root / "images"]
+    images = ImageFolder(*(folder for folder in folders if folder.is_dir()))
+    # 0.jpg of train/ and of val/ are two pictures
+    deeper = os.path.relpath(place.parent, root) if root in place.parent.parents else ""
+    within = rest if rest != place.stem or place.parent.name in PARTS else deeper
+    return images.watching(in_batches(_posts(paths, source, images, within)))
+
+
+def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -> Iterator[Row]:
+    pictures: list[tuple[Any, Any, Any, Any]] = []
+    names: dict[Any, str] = {}
+    tags: dict[Any, dict[Any, None]] = {}
+    seen: set[Any] = set()
+    for path in paths:
+        here = set[Any]()
+        for section, said in _elements(Path(path)):
+            if not isinstance(said, dict):
+                continue
+            if section == "images":
+                number = _number(said.get("id"))
+                if number not in seen:
+                    pictures.append(
+                        (number, said.get("file_name"), said.get(source.id_column), said.get("date_captured"))
+                    )
+                here.add(number)
+            elif section == "categories":
+                names[_number(said.get("id"))] = str(said.get("name") or said.get("id"))
+            elif section == "annotations":
+                of = tags.setdefault(_number(said.get("image_id")), {})
+                if isinstance(caption := said.get("caption"), str):
+                    of |= {word: None for word in map(str.lower, WORD.findall(caption)) if word not in STOP}
+                elif said.get("category_id") is not None:
+                    of[(_number(said["category_id"]),)] = None
+        seen |= here
+    for number, name, own, taken in pictures:
+        row: Row = {"id": None, "taken_at": time_of(taken)}
+        try:
+            file = text_of(name, "file_name") or ""
+            row["id"] = (
+                text_of(own, source.id_column) if source.id_column else os.path.join(within, file) if file else None
+            )
+            found = tags.get(number, {})
+            row["tags"] = [tag if isinstance(tag, str) else names.get(tag[0], str(tag[0])) for tag in found]
+            row["image"] = images.read(file)
+        except Unusable as why:
+            row |= {"reason": why.reason, "detail": why.detail}
+        yield row
+
+
+def _number(value: Any) -> Any:
+    """What can be told apart: ids are numbers or text."""
+    return value if isinstance(value, int | str) else str(value)
+
+
+def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
+    """Fields of the file."""
+    taken = {"id": source.id_column or "file_name", "image": "file_name", "tags": "categories and words of captions"}
+    return taken, []
+
+
+def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+    """Images are told by their names: a file is not parsed for it."""
+    rows = 0
+    for shard in shards:
+        with open(shard.path, "rb") as file:
+            tail = b""
+            while block := file.read(BLOCK):
+                block = tail + block
+                rows += block.count(b'"file_name"')
+                tail = block[-10:]  # shorter than the name: nothing is counted twice
+    return rows, True
+
+
+def _elements(path: Path) -> Iterator[tuple[str, Any]]:
+    """Elements of the arrays of one JSON object, with the array's name. Raises ValueError for what is none."""
+    decode = json.JSONDecoder().raw_decode
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        text, at = file.read(BLOCK), 0
+
+        def peek() -> str:
+            nonlocal text, at
+            while True:
+                while at < len(text) and text[at] in " \t\r\n,:":
+                    at += 1
+                if at < len(text):
+                    return text[at]
+                text, at = file.read(BLOCK), 0
+                if not text:
+                    raise ValueError(f"{path} is cut short, or still being copied")
+
+        def value() -> Any:
+            nonlocal text, at
+            peek()
+            while True:
+                try:
+                    found, end = decode(text, at)
+                    if end < len(text):
+                        at = end
+                        return found
+                    why: Exception = ValueError("cut short")
+                except (ValueError, RecursionError) as error:
+                    why = error
+                more = file.read(BLOCK) if len(text) - at < MAX_LINE else ""
+                if not more:
+                    raise ValueError(f"{path} is no COCO JSON: {' '.join(str(why).split())[:100]}")
+                text, at = text[at:] + more, 0
+
+        if peek() != "{":
+            raise ValueError(f"{path} is no COCO JSON: it does not begin with a brace")
+        at += 1
+        while peek() != "}":
+            name = str(value())
+            if peek() != "[":
+                value()
+                continue
+            at += 1
+            while peek() != "]":
+                yield name, value()
+            at += 1

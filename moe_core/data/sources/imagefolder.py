@@ -1,0 +1,106 @@
+"""Folders of images that are named by their class: `cat/1.jpg`, `train/cat/1.jpg`. One shard a split, or one of all.
+
+Tags are the names of all folders between the source's and the image, so that `animal/cat/1.jpg` has two.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from moe_core.data.sources.files import Digests, Shard, key_of, listing, local
+from moe_core.data.sources.images import ImageFolder
+from moe_core.data.sources.path_splits import split_of_word
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches
+from moe_core.settings import Source
+
+WHAT = "a folder of class folders with images (cat/1.jpg), or of train/, val/ and test/ with class folders"
+
+
+def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+    root = _root(source)
+    found = []
+    for folder in _splits(_base(root)) or [root]:
+        if next(_images(folder), None) is None:
+            continue
+        found.append((key_of(f"{folder.name}/", ("/",)), str(folder), listing(folder, IMAGE_SUFFIXES, hidden=True)))
+    if not found:
+        raise ValueError(f"no image below {root}: wanted {WHAT}")
+    return found
+
+
+def _root(source: Source) -> Path:
+    if not source.uri:
+        raise ValueError(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
+    root = local(source.uri)
+    if not root.is_dir():
+        raise ValueError(f"no folder at {root}: wanted {WHAT}")
+    return root
+
+
+def _below(folder: str) -> tuple[list[str], list[str]]:
+    """Names of folders and of images in a folder, in their order."""
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                images.append(entry.name)
+    return sorted(folders), sorted(images)
+
+
+def _base(root: Path) -> Path:
+    """The folder whose folders are classes or splits: below single ones such as images/."""
+    while True:
+        folders, images = _below(str(root))
+        if images or len(folders) != 1 or split_of_word(folders[0]) or _below(str(root / folders[0]))[1]:
+            return root
+        root /= folders[0]
+
+
+def _splits(base: Path) -> list[Path]:
+    """Folders that are splits. None where one has another name: train may be a class beside bus and car."""
+    folders, images = _below(str(base))
+    return [base / name for name in folders] if not images and folders and all(map(split_of_word, folders)) else []
+
+
+def _images(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Path and folders of each image, by their names."""
+    stack = [(str(folder), list[str]())]
+    while stack:
+        path, above = stack.pop()
+        folders, images = _below(path)
+        yield from ((os.path.join(path, name), above) for name in images)
+        stack += [(os.path.join(path, name), [*above, name]) for name in reversed(folders)]
+
+
+def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
+    root = _root(source)
+    folder, base = Path(shard.path), _base(root)
+    split = split_of_word(folder.name) if folder in _splits(base) else None
+    images = ImageFolder(root)
+    start = base if split is None else folder
+    return images.watching(in_batches(_post(path, above, root, images, split) for path, above in _images(start)))
+
+
+def _post(path: str, above: list[str], root: Path, images: ImageFolder, split: str | None) -> Row:
+    name = os.path.relpath(path, root)
+    row: Row = {"id": name, "tags": above, "split": split}
+    try:
+        row["image"] = images.read(name)
+    except Unusable as why:
+        row |= {"reason": why.reason, "detail": why.detail}
+    return row
+
+
+def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
+    """Not of a table."""
+    return {"id": "paths", "image": "files", "tags": "names of folders"}, []
+
+
+def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+    return sum(1 for shard in shards for _ in _images(Path(shard.path))), True

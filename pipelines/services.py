@@ -23,13 +23,13 @@ from types import FrameType
 
 from moe_core.heartbeat import die_with_parent
 from moe_core.text import shown
+from pipelines.aliases import shorten_temporary_folder
 
 PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 POLL_SECONDS = 0.2
 END_SECONDS = 30.0  # for services and their runs to end in order, then they are killed
 LOCATION = "hardmoe"  # name of the code location, as in workspace.yaml: Dagster keeps the state of sensors by it
 HOST_FORM = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?)(:[0-9]{1,5})?")
-LONGEST_FOLDER = 60  # characters of a folder for sockets: the path of one has 107 bytes at the most
 
 
 def checked_host(host: str) -> str:
@@ -55,9 +55,8 @@ def dagster_services(port: int, prefix: str, allowed: Sequence[str]) -> Iterator
 
     The socket lies in a folder that no other user can enter; Dagster's own would be a port, or a file in /tmp.
     """
-    with tempfile.TemporaryDirectory(prefix=socket_prefix(), dir=_folder_for_sockets()) as folder:
-        if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
-            os.environ["TMPDIR"] = folder  # where Dagster's code server has one more socket
+    shorten_temporary_folder()
+    with tempfile.TemporaryDirectory(prefix=socket_prefix()) as folder:
         served, workspace = Path(folder, "code"), Path(folder, "workspace.yaml")
         location = {"grpc_server": {"socket": str(served), "location_name": LOCATION}}
         workspace.write_text(json.dumps({"load_from": [location]}), "utf-8")  # which is YAML too
@@ -77,11 +76,6 @@ def dagster_services(port: int, prefix: str, allowed: Sequence[str]) -> Iterator
 def socket_prefix() -> str:
     """Of the folders in which code servers of this machine have their sockets."""
     return f"hardmoe-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}-"
-
-
-def _folder_for_sockets() -> str:
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) <= LONGEST_FOLDER else "/tmp"
 
 
 def keep(commands: Sequence[Sequence[str]], served: Path | None = None) -> int:

@@ -28,6 +28,7 @@ from moe_core.publication import published_bundle
 from moe_core.settings import Source, dump_study, load_study
 from moe_core.tables import ids_in, pins, read_rows, replace_rows, vectors_in, write_vectors
 from moe_core.text import shown
+from pipelines import aliases
 
 ODD = "é [1] %20 #~ ?x *"
 TITLE = "\x1b]0;owned\x07\u202e\x9b2J"  # sets a terminal's title, turns the line around, clears the screen
@@ -181,8 +182,18 @@ def test_names_do_not_act_on_the_terminal_while_runs_are_under_way(made):
 
 @pytest.mark.slow
 def test_the_ui_answers_on_a_study_with_an_odd_name(made):
-    with _ui(made) as address, urllib.request.urlopen(address) as answer:
-        assert json.load(answer)["dagster_version"]
+    with _ui(made) as address:
+        _loads_the_study(address)
+
+
+def _loads_the_study(address):
+    query = "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } } }"
+    request = urllib.request.Request(
+        f"{address}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        (entry,) = json.load(answer)["data"]["workspaceOrError"]["locationEntries"]
+    assert entry["locationOrLoadError"]["__typename"] == "RepositoryLocation"
 
 
 @contextmanager
@@ -197,11 +208,11 @@ def _ui(made):
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    address, deadline = f"http://127.0.0.1:{port}/server_info", time.monotonic() + SECONDS
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS
     try:
         while True:
             try:
-                urllib.request.urlopen(address).close()
+                urllib.request.urlopen(f"{address}/server_info").close()
                 break
             except OSError:
                 assert process.poll() is None, process.stdout.read()
@@ -211,6 +222,35 @@ def _ui(made):
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t" * 150, ODD])
+def test_run_and_ui_work_with_a_temporary_folder_that_no_socket_fits_into(tmp_path, name):
+    (tmp_path / name).mkdir()
+    commands = Commands(write(tmp_path / "cats", small_study()).parent, [])
+    commands.environment["TMPDIR"] = str(tmp_path / name)
+    assert "made, 0 fresh, 0 failed" in commands.piped("run", "--until", "splits")
+    with _ui(commands) as address:
+        _loads_the_study(address)
+    left = [path for path in (tmp_path / name).iterdir() if path.is_socket() or path.name.startswith("hardmoe-")]
+    assert left == []
+
+
+def test_a_link_is_the_same_each_time_and_lies_in_a_folder_of_ours_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(aliases, "BASES", [str(tmp_path / name) for name in ("absent", "others", "ours")])
+    for name in ("others", "ours", "long"):
+        (tmp_path / name).mkdir()
+    others = tmp_path / "others" / f"hardmoe-{os.getuid()}"
+    others.symlink_to(tmp_path)
+    link = aliases.alias(tmp_path / "long")
+    assert link == aliases.alias(tmp_path / "long")
+    assert link.is_relative_to(tmp_path / "ours")
+    assert link.samefile(tmp_path / "long")
+    link.unlink()
+    link.symlink_to(tmp_path)  # a link that leads elsewhere is not taken
+    with pytest.raises(ValueError, match="no link to it can be created in any of"):
+        aliases.alias(tmp_path / "long")
 
 
 @pytest.mark.slow

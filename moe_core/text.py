@@ -17,6 +17,11 @@ def shown(text: object, most: int | None = MOST) -> str:
     return "".join(c if c.isprintable() or c == ZWJ else c.encode("unicode_escape").decode() for c in said)
 
 
+def utf8(name: str) -> str:
+    """The name of a file as text that can be stored: bytes that are not UTF-8 are escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def refuse_bytes(path: Path | str, what: str) -> None:
     """Raises ValueError for a path that is not UTF-8: safetensors, polars and study.toml cannot name it."""
     try:

@@ -19,14 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from growing import opened
 from test_operations import hardmoe, small_study, write
 
 from moe_core.data.drawn import draw_shard
 from moe_core.data.sources import find_shards, guess_format, read_shard
 from moe_core.publication import published_bundle
 from moe_core.settings import Source, dump_study, load_study
-from moe_core.tables import ids_in, pins, read_rows, replace_rows, vectors_in, write_vectors
+from moe_core.stages.stage import build
+from moe_core.stages.table import STAGES
+from moe_core.tables import ids_in, pin_of, pins, read_rows, replace_rows, vectors_in, write_vectors
 from moe_core.text import shown
 from pipelines import aliases
 
@@ -323,6 +327,22 @@ def test_files_of_that_name_are_sources_also_by_a_glob_below_that_name(tmp_path,
         assert shard.path == str(folder / f"{name[:100]}.tar")
         assert [row["id"] for batch in read_shard(source, shard) for row in batch.to_pylist()] == ["a"]
         assert guess_format(str(uri)) == "webdataset"
+
+
+def test_posts_and_rejects_of_files_whose_names_are_not_utf8_are_counted(tmp_path):
+    folder = tmp_path / "source" / os.fsdecode(b"user=caf\xe9")
+    folder.mkdir(parents=True)
+    table = pa.table({"id": ["a", "b"], "image": [png(0), b"no"], "tags": [["x"], ["y"]]})
+    with open(folder / os.fsdecode(b"\xe9.parquet"), "wb") as file:
+        pa.parquet.write_table(table, file)
+    context = opened(small_study(source=Source(format="parquet", uri=str(tmp_path / "source"))), tmp_path / "store")
+    (shard,) = context.shards
+    made = build(context, STAGES["posts"], shard.key).artefact
+    assert (made.metadata["accepted"], made.metadata["rejected"]) == (1, 1)
+    pin = pin_of(shard.key, made.version)
+    assert read_rows(tmp_path / "store" / "posts.lance", pin, shard.key, ["user"])["user"].to_pylist() == ["caf\\udce9"]
+    rejects = read_rows(tmp_path / "store" / "rejects.lance", pin, shard.key, ["id", "source"])
+    assert rejects.to_pylist()[0]["source"].endswith("/user=caf\\udce9/\\udce9.parquet")
 
 
 def test_images_of_yfcc_lie_in_tars_with_names_that_are_not_utf8(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 from moe_core.stages.context import Context, threads_for
 from moe_core.stages.stage import Stage
 from moe_core.store import Artefact, Written
+from moe_core.text import utf8
 
 
 def _make(context: Context, key: str | None, folder: Path) -> Written:
@@ -24,7 +25,7 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
         read_shard(context.study.source, shard, context.root / ".sources", context.root / ".digests.json"),
         context.study.data,
         lambda read: context.report({"posts": read}),
-        source=shard.path or "drawn",
+        source=utf8(shard.path) or "drawn",
         threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
         pins=[pin_of(key, context.version("posts", key))],
         forgotten=context.forgotten.holds if context.forgotten.entries else None,

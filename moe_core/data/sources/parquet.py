@@ -30,6 +30,7 @@ from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
 from moe_core.store import digest
+from moe_core.text import utf8
 
 SUFFIXES = {"parquet": (".parquet", ".pq", ".parq"), "arrow": (".arrow", ".feather", ".ipc")}
 WHAT = {
@@ -85,7 +86,7 @@ def hive_of(path: str, source: Source) -> dict[str, str | None]:
     root = source.uri if is_remote(source.uri) else str(fixed_part(local(source.uri)))
     if is_remote(root) and (wild := WILDCARD.search(root)):
         root = root[: wild.start()].rpartition("/")[0]
-    parts = [part.partition("=") for part in path.removeprefix(root).split("/")[:-1]]
+    parts = [part.partition("=") for part in utf8(path.removeprefix(root)).split("/")[:-1]]
     return {
         unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
         for name, equals, value in parts

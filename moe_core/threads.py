@@ -12,10 +12,17 @@ import sys
 from collections.abc import Mapping, MutableMapping
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # say how threads wait
-SAID = (*WAITING, "OMP_NUM_THREADS", "HARDMOE_THREADS", "HARDMOE_SHARE")  # all that changes what is decided here
-# Some 30 microseconds, about what it costs to wake a thread; the runtime's own is 300,000. PASSIVE, which is 0, loses
-# a tenth on an idle machine. The second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
-SHORT = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
+SAID = (
+    *WAITING,
+    "OMP_NUM_THREADS",
+    "OMP_THREAD_LIMIT",
+    "HARDMOE_THREADS",
+    "HARDMOE_SHARE",
+)  # all that changes what is decided here
+# Some 150 microseconds: longer than most gaps between two layers, and little of the milliseconds that a thread is held up
+# by another program; the runtime's own is 300,000. PASSIVE, which is 0, loses a tenth on an idle machine. The second is
+# that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
+SHORT = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 WORK_A_THREAD = 1_500_000_000  # multiply-adds of a batch, forward and back, for which a thread is worth while
 FORWARD, TRAINING = 1, 3  # passes of an answer, and of a step: the gradients of inputs and weights cost one each
 
@@ -49,7 +56,13 @@ def said_threads(environment: Mapping[str, str] = os.environ) -> int | None:
     """
     if said := whole_number("HARDMOE_THREADS", environment):
         return said
-    first = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    said = _number("OMP_NUM_THREADS", environment)
+    return said and min(said, _number("OMP_THREAD_LIMIT", environment) or said)
+
+
+def _number(name: str, environment: Mapping[str, str]) -> int | None:
+    """As OpenMP reads it: the first of several, and none where that is no number from 1 on."""
+    first = environment.get(name, "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) else None
 
 
@@ -71,7 +84,8 @@ def threads_of(work: int, share: int) -> int:
 
     The same for the same study and machine: sums in floating point follow from it.
     """
-    return said_threads() or max(1, min(share, work // WORK_A_THREAD))
+    limit = _number("OMP_THREAD_LIMIT", os.environ) or share
+    return said_threads() or max(1, min(share, limit, work // WORK_A_THREAD))
 
 
 def use(work: int, share: int | None = None) -> int:

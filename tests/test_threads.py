@@ -57,6 +57,7 @@ def test_threads_follow_from_the_work_up_to_the_share(work, share, wanted):
         ({"OMP_NUM_THREADS": "many"}, None),  # OpenMP warns and goes on without
         ({"OMP_NUM_THREADS": "0"}, None),
         ({"OMP_NUM_THREADS": "3", "HARDMOE_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "3", "OMP_THREAD_LIMIT": "2"}, 2),
     ],
 )
 def test_what_the_user_said_of_threads_comes_first(environment, wanted, monkeypatch):
@@ -64,6 +65,11 @@ def test_what_the_user_said_of_threads_comes_first(environment, wanted, monkeypa
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert threads_of(0, 8) == (wanted or 1)
+
+
+def test_a_limit_of_openmp_holds(monkeypatch):
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "2")
+    assert (threads_of(0, 8), threads_of(9 * WORK_A_THREAD, 8)) == (1, 2)
 
 
 @pytest.mark.parametrize("said", ["0", "-1", "two", "1.5"])

@@ -19,9 +19,9 @@ SAID = (
     "HARDMOE_THREADS",
     "HARDMOE_SHARE",
 )  # all that changes what is decided here
-# Some 150 microseconds: longer than most gaps between two layers, and little of the milliseconds that a thread is held up
-# by another program; the runtime's own is 300,000. PASSIVE, which is 0, loses a tenth on an idle machine. The second is
-# that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
+# Some 150 microseconds: longer than most gaps between two layers, and little of the milliseconds for which another
+# program holds a thread up; the runtime's own is 300,000. PASSIVE, which is 0, loses a tenth on an idle machine. The
+# second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
 SHORT = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 WORK_A_THREAD = 1_500_000_000  # multiply-adds of a batch, forward and back, for which a thread is worth while
 FORWARD, TRAINING = 1, 3  # passes of an answer, and of a step: the gradients of inputs and weights cost one each

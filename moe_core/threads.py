@@ -24,7 +24,7 @@ SAID = (
 # second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
 SHORT = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 WORK_A_THREAD = 1_500_000_000  # multiply-adds of a batch, forward and back, for which a thread is worth while
-FORWARD, TRAINING = 1, 3  # passes of an answer, and of a step: the gradients of inputs and weights cost one each
+TRAINING = 3  # passes of a step: the gradients of inputs and of weights cost one each
 
 _share: int | None = None  # cores of the stage that this process is at; None: it is at none
 _used = 0  # threads, since `begin`

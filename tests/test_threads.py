@@ -4,19 +4,21 @@ otherwise."""
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
 from growing import QUICK, add_shard, growing_study, make, opened
+from test_services import free_port, started_ui
 
 from moe_core import threads
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Decoder, Network, TrunkSetup, load_study
 from moe_core.stages import fitting
-from moe_core.stages.context import SHARE, device_and_threads, threads_for, workers_for
+from moe_core.stages.context import SHARE, Context, device_and_threads, threads_for, workers_for
 from moe_core.stages.joint_experts import JOB, _Helpers
 from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
 
@@ -264,6 +266,30 @@ def test_runs_that_dagster_starts_by_itself(tmp_path, watched):
     found = looked()
     assert any(kind in found for kind in ("launch", "dagster")), found
     assert all(each == SHORT for each in found.values()), found
+
+
+@pytest.mark.slow
+def test_runs_that_the_daemon_starts(tmp_path, watched, monkeypatch):
+    environment, looked = watched
+    file = _study(tmp_path)
+    command(environment, "run", "--study", file, "--until", "partition")
+    for seen in (tmp_path / "looked").iterdir():
+        seen.unlink()
+    for name in (*SAID, "DAGSTER_HOME"):
+        environment.pop(name, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", environment)
+        process = started_ui(file, free_port())
+    try:
+        command(environment, "backfill", "--study", file, "--experts", "e001", "--daemon", "always")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    found = looked()
+    assert found
+    assert all(each == SHORT for each in found.values()), found
+    (expert,) = Context(load_study(file), file.parent).store.versions("expert", "e001")
+    assert expert.metadata["waiting"] == " ".join(f"{name}={value}" for name, value in SHORT.items())
 
 
 def test_all_that_a_network_computes_says_its_threads(tmp_path):

@@ -9,14 +9,16 @@ from typing import Any
 
 import dagster as dg
 
+from assets.runs import claim
 from assets.showing import about, cost_so_far, curves, numbers, origin
-from assets.study import EXPERTS, SHARDS, STUDY, root, study
+from assets.study import EXPERTS, SHARDS, root, study
 from moe_core.faults import point
+from moe_core.processes import alive, this_process
 from moe_core.stages.context import Context
 from moe_core.stages.spending import TRAINED
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
-from moe_core.store import Artefact, alive, write_text
+from moe_core.store import Artefact, write_text
 
 OBSERVE_SECONDS = 4.0
 OWNERS = ["team:hardmoe"]
@@ -61,8 +63,7 @@ def materialise(context: dg.AssetExecutionContext, config: Work, look: Look | No
     name = context.asset_key.path[-1]
     partitioned = STAGES[name].keys is not None and context.has_partition_key  # of the asset, not of the run alone
     key = context.partition_key if partitioned else None
-    if STUDY not in context.run.tags:  # one that the UI or the daemon started
-        context.instance.add_run_tags(context.run_id, {STUDY: study().name})
+    claim(context.instance, context.run)
     with Progress(context, name, key) as progress:
         work = Context(study(), root(), progress.report, by=f"run {context.run_id}")
         started = time.monotonic()
@@ -107,7 +108,9 @@ class Progress:
             self.file.unlink(missing_ok=True)
 
     def report(self, said: Mapping[str, Any]) -> None:
-        now = {"pid": os.getpid(), "run": self.context.run_id, "time": time.time()} | dict(said)
+        now = {"pid": os.getpid(), "process": this_process(), "run": self.context.run_id, "time": time.time()} | dict(
+            said
+        )
         if "waits_for" in said:
             self.context.log.info(f"waits for process {said['waits_for']}, which makes the same")
         if set(said) - {"waits_for"} or not self._is_anothers():  # whoever is at work says how far it is
@@ -121,7 +124,7 @@ class Progress:
     def _is_anothers(self) -> bool:
         """Another process that lives makes the same and tells its progress in the file."""
         try:
-            pid = int(json.loads(self.file.read_text("utf-8"))["pid"])
-        except (OSError, ValueError, KeyError):
+            its = str(json.loads(self.file.read_text("utf-8"))["process"])
+        except (OSError, ValueError, KeyError, TypeError):
             return False
-        return pid != os.getpid() and alive(pid)
+        return its != this_process() and alive(its)

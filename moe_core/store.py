@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.faults import point
+from moe_core.processes import is_dead, this_process
 from moe_core.text import shown
 
 Json = Any
@@ -289,7 +290,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces a file in one move; a reader sees the old bytes or the new ones, and a failure leaves the old."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         with naming(path), open(part, "wb") as file:
             point("file.opened", path)
@@ -334,27 +335,23 @@ def to_disk(path: Path) -> None:
 
 def _part(parent: Path) -> Path:
     """A name that no reader sees, and that says whose it is."""
-    return parent / f".part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return parent / f".part-{socket.gethostname()}-{this_process()}-{uuid.uuid4().hex[:8]}"
+
+
+def part_of(path: Path) -> Path:
+    """Of a file that this process writes: what it is named until it is complete."""
+    return path.with_name(f".{path.name}.{this_process()}.part")
 
 
 def dead_parts(parent: Path) -> list[Path]:
     """Temporary folders whose process on this host is dead."""
-    found = []
-    for path in parent.glob(f".part-{socket.gethostname()}-*"):
-        pid = path.name.rsplit("-", 2)[1]
-        if pid.isdigit() and not alive(int(pid)):
-            found.append(path)
-    return found
+    names = [(path, path.name.rsplit("-", 2)) for path in parent.glob(".part-*-*-*")]
+    return [path for path, (host, process, _) in names if host == f".part-{socket.gethostname()}" and is_dead(process)]
 
 
 def dead_files(folder: Path) -> list[Path]:
     """Unfinished files in a folder whose process on this machine is dead."""
-    found = []
-    for path in folder.glob(".*.part"):
-        pid = path.name.split(".")[-2]
-        if pid.isdigit() and not alive(int(pid)):
-            found.append(path)
-    return found
+    return [path for path in folder.glob(".*.part") if is_dead(path.name.split(".")[-2])]
 
 
 def take_away(path: Path) -> None:
@@ -371,20 +368,6 @@ def take_away(path: Path) -> None:
         shutil.rmtree(hidden)
     else:
         path.unlink(missing_ok=True)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that ended and waits to be collected does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):  # gone meanwhile, or a system without /proc
-        return not Path("/proc/self").exists()
 
 
 class Busy(ValueError):

@@ -4,19 +4,20 @@
 """
 
 import json
-import os
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core.processes import alive, this_process
 from moe_core.stages.context import Context
-from moe_core.store import alive, write_text
-from pipelines.instance import home, opened, project_keys
+from moe_core.store import write_text
+from pipelines.instance import LAUNCHER, end_if_dead, home, opened, project_keys, reap
 from pipelines.runner import (
     POLL_SECONDS,
     Event,
@@ -62,6 +63,7 @@ class Webserver:
     address: str
     location: str
     repository: str
+    process: str  # name of the process of `hardmoe ui`
 
     def launch(self, tasks: Sequence[Task]) -> list[str]:
         """Run ids, in order. Raises ValueError with what the webserver says against it."""
@@ -86,7 +88,11 @@ class Webserver:
     def _run(self, task: Task) -> dict[str, Any]:
         from assets.study import STUDY, key_of, study
 
-        tags = {"dagster/partition": task.key, STUDY: study().name}
+        tags = {
+            "dagster/partition": task.key,
+            STUDY: study().name,
+            LAUNCHER: f"{socket.gethostname()}/{self.process}",
+        }
         return {
             "selector": {
                 "repositoryLocationName": self.location,
@@ -101,7 +107,7 @@ class Webserver:
 
 def remember(folder: Path, study_file: Path, address: str) -> None:
     """Leaves the address of the webserver that this process starts."""
-    said = {"address": address, "pid": os.getpid(), "study": str(study_file.absolute())}
+    said = {"address": address, "process": this_process(), "study": str(study_file.absolute())}
     write_text(folder / ADDRESS, json.dumps(said))
 
 
@@ -109,7 +115,7 @@ def find(context: Context, folder: Path, study_file: Path) -> Webserver | None:
     """The webserver of `hardmoe ui` on the study, when it answers and all its daemons are well."""
     try:
         said = json.loads((folder / ADDRESS).read_text("utf-8"))
-        if said["study"] != str(study_file.absolute()) or not alive(said["pid"]):
+        if said["study"] != str(study_file.absolute()) or not alive(said["process"]):
             return None
         found = _ask(said["address"], FOUND, {})
         daemons = found["instance"]["daemonHealth"]["allDaemonStatuses"]
@@ -118,7 +124,7 @@ def find(context: Context, folder: Path, study_file: Path) -> Webserver | None:
         for node in found["repositoriesOrError"].get("nodes", []):
             sets = {one["partitionDefinition"]["name"] for one in node["assetNodes"] if one["partitionDefinition"]}
             if f"{context.study.name}_experts" in sets:
-                return Webserver(said["address"], node["location"]["name"], node["name"])
+                return Webserver(said["address"], node["location"]["name"], node["name"], said["process"])
     except (OSError, ValueError, KeyError):
         return None
     return None
@@ -139,6 +145,7 @@ def run_there(
     home(context.root, use_workers(None, context.study.partition.experts))
     summary, running, meanwhile = Summary(), list[Running](), Meanwhile(context)
     with opened() as instance:
+        reap(instance)
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
         tasks = []
         for task in (Task(stage, key, force) for stage, key in only):
@@ -153,12 +160,18 @@ def run_there(
                     running.append(Running(task, run_id, time.monotonic()))
             while running:
                 time.sleep(FOLLOW_SECONDS)
+                gone = not alive(server.process)  # asked first: what it did until then is seen in the runs
                 runs = {one.run_id: instance.get_run_by_id(one.run_id) for one in running}
+                for run_id in [run_id for run_id, run in runs.items() if run and end_if_dead(instance, run)]:
+                    runs[run_id] = instance.get_run_by_id(run_id)
                 for one in list(running):
                     run = runs[one.run_id]
                     if run is None or run.is_finished:
                         running.remove(one)
-                        ended(summary, one, _answer(instance, run), meanwhile, instance, on_event)
+                        answer = _answer(instance, run)
+                        if gone and answer.error:
+                            answer = Answer(f"`hardmoe ui` is gone: {answer.error}", died=True)
+                        ended(summary, one, answer, meanwhile, instance, on_event)
                 begun = {id for id, run in runs.items() if run and run.status == dg.DagsterRunStatus.STARTED}
                 queued = [one.task.name for one in running if one.run_id not in begun]
                 on_poll(
@@ -181,9 +194,13 @@ def _cancelling(
             for one in running:
                 (summary.stopped if _has_begun(instance, one.run_id) else summary.left).append(one.task.name)
             if running:
-                server.terminate([one.run_id for one in running])
+                with suppress(OSError, ValueError):  # it is gone, or ending: then so are its runs
+                    server.terminate([one.run_id for one in running])
             deadline = time.monotonic() + END_SECONDS
             while running and time.monotonic() < deadline:
+                for one in running:
+                    if run := instance.get_run_by_id(one.run_id):
+                        end_if_dead(instance, run)
                 runs = [instance.get_run_by_id(one.run_id) for one in running]
                 running[:] = [one for one, run in zip(running, runs, strict=True) if run and not run.is_finished]
                 time.sleep(POLL_SECONDS)

@@ -1,17 +1,21 @@
 """Dagster's instance of a study: DAGSTER_HOME where the user has one, else the folder `dagster` in the study's root."""
 
+import json
 import os
 import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from assets.runs import HOST, process_of
 from moe_core.data.traces import Traces
-from moe_core.store import alive, exclusive, write_text
+from moe_core.processes import is_dead, pid_of
+from moe_core.store import exclusive, write_text
 from pipelines.aliases import alias, shorten_temporary_folder
+from pipelines.services import socket_prefix
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -40,7 +44,8 @@ EVENTS = 5000  # read at once
 HEARTBEAT_SECONDS = 45.0  # a daemon that runs reports each 30 s
 LAST_SECONDS = 15.0  # for a daemon to end whose `hardmoe ui` was killed just now
 NO_TELEMETRY = "DAGSTER_DISABLE_TELEMETRY"
-PID, HOST = "hardmoe/pid", "hardmoe/host"  # tags of a run
+LAUNCHER = "hardmoe/launcher"  # tag of a run: host/process of the `hardmoe ui` that `hardmoe backfill` asked for it
+GRPC_INFO = ".dagster/grpc_info"  # Dagster's tag: the code server that starts the run
 
 
 def home(root: Path, workers: int) -> Path:
@@ -192,19 +197,68 @@ def project_keys(instance: "dg.DagsterInstance", study: str, shards: list[str], 
 
 
 def reap(instance: "dg.DagsterInstance") -> list[str]:
-    """Ends what dead processes left: marks their runs failed and frees their pool slots. Returns the runs' ids."""
+    """Ends the runs that dead processes left, and frees their pool slots. Returns the runs' ids.
+
+    A run that waits in the queue for a daemon is left to the next one, except where `hardmoe backfill` asked for it
+    and the `hardmoe ui` that was asked is gone.
+    """
     import dagster as dg
 
-    open_states = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
-    ended = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=open_states)):
-        pid = run.tags.get(PID, "")
-        if run.tags.get(HOST) != socket.gethostname() or not pid.isdigit() or alive(int(pid)):
-            continue
-        instance.report_run_failed(run, message=f"process {pid} is gone: killed, or its machine went down")
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        ended.append(run.run_id)
-    return ended
+    status = dg.DagsterRunStatus
+    states = [status.QUEUED, status.NOT_STARTED, status.STARTING, status.STARTED, status.CANCELING]
+    runs = instance.get_runs(dg.RunsFilter(statuses=states))
+    return [run.run_id for run in runs if end_if_dead(instance, run)]
+
+
+def end_if_dead(instance: "dg.DagsterInstance", run: "dg.DagsterRun") -> bool:
+    """Ends the run if the process that carries it out, or was to start it, is gone from this machine."""
+    import dagster as dg
+
+    if run.is_finished or not (why := _why_dead(run)):
+        return False
+    waited = run.status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+    if waited or run.status == dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, message=why)
+    else:
+        instance.report_run_failed(run, message=why)
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return True
+
+
+def _why_dead(run: "dg.DagsterRun") -> str:
+    """What of a run's processes is gone; "" where nothing is, or it is another machine's."""
+    import dagster as dg
+
+    if name := process_of(run):
+        ours = run.tags.get(HOST) == socket.gethostname()
+        gone = f"process {pid_of(name)} is gone: killed, or its machine went down"
+        return gone if ours and is_dead(name) else ""
+    if run.parent_run_id:  # has the tags of the run that it repeats, until its own are written
+        return ""
+    host, _, asked = run.tags.get(LAUNCHER, "").rpartition("/")
+    if host == socket.gethostname() and is_dead(asked):
+        return f"`hardmoe ui` (process {pid_of(asked)}) is gone: it did not come to start the run"
+    if run.status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING):
+        served = _code_server_of(run)
+        if served and Path(served).parent.name.startswith(socket_prefix()) and not _answers(served):
+            return "the code server that was to start it is gone"
+    return ""
+
+
+def _code_server_of(run: "dg.DagsterRun") -> str:
+    """The socket of the code server that was asked to start a run; "" where it has a port, or none was asked."""
+    with suppress(ValueError, AttributeError):
+        return str(json.loads(run.tags.get(GRPC_INFO, "{}")).get("socket") or "")
+    return ""
+
+
+def _answers(served: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(served)
+        except OSError:
+            return False
+    return True
 
 
 def places_that_say(instance: "dg.DagsterInstance", traces: Traces, home: Path) -> list[str]:

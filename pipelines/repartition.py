@@ -5,6 +5,7 @@ import os
 
 import dagster as dg
 
+from assets.runs import claim
 from assets.study import STUDY, root, study, study_file
 
 LOOK_SECONDS = 600
@@ -25,6 +26,7 @@ def fit_again(context: dg.OpExecutionContext, config: Again) -> None:
     from pipelines.runner import run_study
 
     os.environ["HARDMOE_STUDY"] = str(study_file())
+    claim(context.instance, context.run)
     try:
         work = Context(study(), root())
         if context.retry_number == 0:

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core.processes import alive
 from moe_core.stages.context import Context
 from moe_core.stages.history import goes_back
 from moe_core.stages.table import STAGES
 from moe_core.stages.takedown import network_name
-from moe_core.store import Artefact, Missing, Plan, alive, digest
+from moe_core.store import Artefact, Missing, Plan, digest
 from pipelines.instance import opened
 from pipelines.reasons import why_stale
 
@@ -130,8 +131,8 @@ def _runs(context: Context, name: str, key: str | None) -> bool:
 
     try:
         said = json.loads(progress_file(context.root, name, key).read_text("utf-8"))
-        return alive(int(said["pid"]))
-    except (OSError, ValueError, KeyError):
+        return alive(str(said["process"]))
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

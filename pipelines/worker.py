@@ -8,7 +8,6 @@ import gc
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -22,11 +21,11 @@ import dagster._core.storage.runs
 import dagster._core.storage.schedules
 import torch
 
+from assets.runs import identity
 from assets.study import STUDY, key_of, study
 from moe_core.faults import point
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from pipelines.definitions import defs
-from pipelines.instance import HOST, PID
 from pipelines.workers import SETTINGS, Answer, Task
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
@@ -93,7 +92,7 @@ def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> Answer
         asset_selection=[key_of(task.stage)],
         raise_on_error=False,
         run_id=run_id,
-        tags={PID: str(os.getpid()), HOST: socket.gethostname(), STUDY: study().name},
+        tags={STUDY: study().name, **identity(run_id)},
     )
     point("event.recorded", task.name)
     return Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))

@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from test_graph import QUICK, _names, small_study, write
 
 from moe_core.heartbeat import Pulse, stall_seconds
 from moe_core.overrides import override
+from moe_core.processes import this_process
 from moe_core.settings import Partition, Source, load_study
 from moe_core.stages import history
 from moe_core.stages.context import Context
@@ -486,7 +489,7 @@ def test_a_worker_of_another_gpu_is_not_used_again(monkeypatch):
 class FakeServer:
     """In the place of a webserver and its daemon: its runs are over when launched, but for those that stay."""
 
-    address = "http://127.0.0.1:0"
+    address, process = "http://127.0.0.1:0", this_process()
 
     def __init__(self, stays=(), begun=()):
         self.stays, self.begun, self.terminated = stays, begun, []
@@ -554,6 +557,43 @@ def test_ctrl_c_cancels_what_the_daemon_has_not_finished(through_daemon):
     assert len(server.terminated) == 2
 
 
+def test_ctrl_c_ends_the_runs_of_a_webserver_that_is_gone(through_daemon, monkeypatch):
+    class Gone(FakeServer):
+        process = f"{os.getppid()}_1_1"  # its id belongs to another process by now
+
+        def launch(self, tasks):
+            ids = super().launch(tasks)
+            with dg.DagsterInstance.get() as instance:
+                for run_id in ids:
+                    instance.add_run_tags(run_id, {daemon.LAUNCHER: f"{socket.gethostname()}/{self.process}"})
+            signal.raise_signal(signal.SIGINT)
+            return ids
+
+        def terminate(self, run_ids):
+            raise urllib.error.URLError("connection refused")
+
+    summary = through_daemon(Gone(stays=["e000", "e002"], begun=["e000"]))
+    assert summary.interrupted
+    with dg.DagsterInstance.get() as instance:
+        assert all(run.is_finished for run in instance.get_runs())
+
+
+def test_runs_of_a_webserver_that_is_gone_are_not_waited_for(through_daemon):
+    class Gone(FakeServer):
+        process = f"{os.getppid()}_1_1"
+
+        def launch(self, tasks):
+            ids = super().launch(tasks)
+            with dg.DagsterInstance.get() as instance:
+                for run_id in ids:
+                    instance.add_run_tags(run_id, {daemon.LAUNCHER: f"{socket.gethostname()}/{self.process}"})
+            return ids
+
+    summary = through_daemon(Gone(stays=["e000", "e002"], begun=["e000"]))
+    assert set(summary.failed) == {"expert:e000", "expert:e001", "expert:e002"}
+    assert summary.failed["expert:e002"].startswith("`hardmoe ui` is gone: ")
+
+
 def test_what_the_webserver_is_asked_is_in_its_schema():
     from dagster_graphql.schema import create_schema
     from graphql import parse, validate
@@ -587,7 +627,7 @@ def test_a_daemon_is_gone_through_only_where_it_is_the_studys_and_well(tmp_path,
     assert daemon.find(context, tmp_path, study_file) is None, "nobody left an address"
     with http.server.HTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        daemon.remember(tmp_path, study_file, server.server_port)
+        daemon.remember(tmp_path, study_file, f"http://127.0.0.1:{server.server_port}")
         found = daemon.find(context, tmp_path, study_file)
         assert (found.location, found.repository) == ("here", "__repository__")
         assert daemon.find(context, tmp_path, tmp_path / "other.toml") is None

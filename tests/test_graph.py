@@ -14,6 +14,7 @@ import pytest
 import torch
 from plain import make_everything
 
+from assets.runs import process_of
 from moe_core.recipes import demo
 from moe_core.settings import Data, Expert, Network, Partition, Source, Training, dump_study, load_study
 from moe_core.stages.context import Context
@@ -433,7 +434,7 @@ def test_a_worker_makes_many_runs_and_its_death_fails_only_the_one_it_was_at(tmp
     with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:
         runs = instance.get_runs()
         assert len(runs) == 8
-        assert len({run.tags["hardmoe/pid"] for run in runs}) == 1
+        assert len({process_of(run) for run in runs}) == 1
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
     command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(file), "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)

@@ -3,11 +3,13 @@
 import json
 import multiprocessing
 import os
+import socket
 from pathlib import Path
 
 import pytest
 from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
 
+from moe_core.processes import this_process
 from moe_core.settings import dump_study
 from moe_core.stages.context import Context
 from moe_core.stages.housekeeping import remove_gone_shards, size_of, tidy, tidy_where_cheap
@@ -115,7 +117,7 @@ def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
     process.start()
     process.join()
     (dead,) = (ingested.root / "trunk").glob(".part-*")
-    living = dead.with_name(dead.name.replace(f"-{process.pid}-", f"-{os.getpid()}-"))
+    living = dead.with_name(f".part-{socket.gethostname()}-{this_process()}-1a")
     living.mkdir()
     dead.with_name(".part-a-container-that-is-gone-1-abcdef01").mkdir()
     unfinished = ingested.store.work_folder(Plan("trunk", None, "1", {}, {}))

@@ -19,6 +19,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from PIL import Image
 from plain import make_everything
 
+from assets.runs import HOST, PROCESS
 from moe_core.clustering.gate import load_gate
 from moe_core.recipes import demo
 from moe_core.settings import Alerts, Data, Network, Partition, Source, Training, dump_study, load_study
@@ -171,8 +172,9 @@ def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, 
         assert dagster.get_dynamic_partitions("tiny_experts") == ["e000", "e001"]
         dead = subprocess.Popen(["true"])
         dead.wait()
-        tags = {instance.PID: str(dead.pid), instance.HOST: socket.gethostname()}
-        dagster.add_run(dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.STARTED, tags=tags))
+        tags = {PROCESS: f"12345678.{dead.pid}", HOST: socket.gethostname()}
+        run = dg.DagsterRun("__ASSET_JOB", "12345678" + "0" * 24, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        dagster.add_run(run)
         (left,) = dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         dagster.event_log_storage.set_concurrency_slots("trainer", 1)
         assert dagster.event_log_storage.claim_concurrency_slot("trainer", left.run_id, "expert").is_claimed

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from moe_core.store import digest, exclusive, to_disk
+from moe_core.store import digest, exclusive, part_of, to_disk
 
 Kind = Literal["id", "user"]
 MAX_ID = 512  # characters of an id that the store keeps: a longer one is rejected, and known by its beginning
@@ -93,7 +93,7 @@ class Forgotten:
             ],
             metadata={"salt": self.salt},
         )
-        part = root / f".forgotten.parquet.{os.getpid()}.part"
+        part = part_of(root / "forgotten.parquet")
         with open(part, "wb") as file:
             rows = [vars(self.entries[key]) for key in sorted(self.entries)]
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)

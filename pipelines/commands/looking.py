@@ -136,7 +136,7 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
     from pipelines.daemon import remember
-    from pipelines.instance import daemon_reported, hold_ui, home
+    from pipelines.instance import daemon_reported, hold_ui, home, opened, reap
     from pipelines.runner import default_workers
     from pipelines.services import checked_host, checked_prefix, dagster_services, keep
 
@@ -152,6 +152,9 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
             "another, end it or this one",
             err=True,
         )
+    with opened() as instance:
+        if ended := reap(instance):
+            click.echo(f"{len(ended)} runs whose process was killed are ended: {', '.join(ended)}")
     address = f"http://127.0.0.1:{port}{prefix}"
     remember(Path(os.environ["DAGSTER_HOME"]), study_file, address)
     echo(f"Dagster's UI: {address}   (Ctrl-C ends it)")

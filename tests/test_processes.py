@@ -1,0 +1,216 @@
+"""A process that is gone is known to be gone, also when another has its id by now; what it left is ended."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from test_graph import QUICK, hardmoe, small_study, write
+from test_services import free_port, processes, started_ui, until
+
+from assets.materialise import progress_file
+from assets.runs import HOST, PROCESS, identity
+from moe_core import processes as names
+from moe_core.settings import load_study
+from moe_core.stages.context import Context
+from moe_core.store import dead_files, dead_parts
+from pipelines import daemon, instance
+from pipelines.services import socket_prefix
+from pipelines.status import states_of
+
+
+@pytest.fixture
+def living():
+    """A process that has nothing to do with us."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.communicate(b"\n")
+
+
+def reused(process):
+    """The name of a process that had the id of this one before it."""
+    pid, began, boot = names.process_name(process.pid).split("_")
+    return f"{pid}_{int(began) - 1}_{boot}"
+
+
+def test_a_process_is_known_by_its_name_until_it_ends(living):
+    name = names.process_name(living.pid)
+    assert names.pid_of(name) == living.pid
+    assert (names.alive(name), names.is_dead(name)) == (True, False)
+    living.kill()
+    os.waitid(os.P_PID, living.pid, os.WEXITED | os.WNOWAIT)  # it ended, and was not collected
+    assert names.is_dead(name)
+    living.wait()
+    assert names.is_dead(name)
+    with pytest.raises(ProcessLookupError):
+        names.process_name(living.pid)
+
+
+def test_an_id_that_another_process_has_by_now_is_dead(living):
+    pid, began, boot = names.process_name(living.pid).split("_")
+    assert names.is_dead(reused(living))
+    assert names.is_dead(f"{pid}_{began}_{'0' * len(boot)}"), "of before the machine was started again"
+    assert names.alive(pid), "an older version wrote the id alone"
+
+
+@pytest.mark.parametrize("name", ["", "x", "-1", "1_2", "1_2_3_4", "1_x_1", "../1", "1.5", "1\n", "9" * 40 + "x"])
+def test_what_is_no_name_of_a_process_is_neither_alive_nor_dead(name):
+    assert not names.is_dead(name)
+
+
+@pytest.mark.parametrize("name", ["0", "99999999999", "4194305_1_1"])
+def test_ids_that_no_process_has_are_dead(name):
+    assert names.is_dead(name)
+
+
+def test_what_the_former_owner_of_an_id_left_is_found(tmp_path, living):
+    us, host = names.this_process(), socket.gethostname()
+    dead = [f".part-{host}-{reused(living)}-1a", f".part-{host}-99999999999-1a"]
+    stays = [
+        f".part-{host}-{us}-1a",
+        f".part-{host}-{living.pid}-1a",
+        f".part-{host}-x-{reused(living)}-1a",  # of a host with a longer name
+        f".part-other-{reused(living)}-1a",
+        f".part-{host}-notes-1a",
+    ]
+    for name in (*dead, *stays):
+        (tmp_path / name).mkdir()
+    assert sorted(path.name for path in dead_parts(tmp_path)) == sorted(dead)
+    dead = [f".a.b.{reused(living)}.part", ".a.99999999999.part"]
+    for name in (*dead, f".a.{us}.part", f".a.{living.pid}.part", ".a.mine.part", ".part"):
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in dead_files(tmp_path)) == sorted(dead)
+
+
+@pytest.mark.parametrize(("named", "state"), [(reused, "missing"), (lambda p: names.process_name(p.pid), "running")])
+def test_only_a_living_builder_makes_an_asset_running(tmp_path, living, monkeypatch, named, state):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    file = write(tmp_path, small_study())
+    progress = progress_file(file.parent, "trunk", None)
+    progress.parent.mkdir()
+    progress.write_text(json.dumps({"process": named(living), "run": "r", "time": 0}))
+    (found,) = states_of(Context(load_study(file), file.parent), only="trunk")
+    assert found.state == state
+
+
+def test_an_address_that_a_dead_ui_left_is_not_used(tmp_path, living):
+    context, file = Context(small_study(), tmp_path), tmp_path / "study.toml"
+    said = {"address": "http://127.0.0.1:1", "process": reused(living), "study": str(file)}
+    (tmp_path / daemon.ADDRESS).write_text(json.dumps(said))
+    assert daemon.find(context, tmp_path, file) is None
+
+
+STATES = dg.DagsterRunStatus
+RUN = "12345678-0000-0000-0000-000000000000"
+
+
+ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("hardmoe"), "__repository__"), "job")
+
+
+def run_of(status, tags):
+    return dg.DagsterRun("__ASSET_JOB", RUN, status=status, tags=tags, remote_job_origin=ORIGIN)
+
+
+def served(path):
+    return {instance.GRPC_INFO: json.dumps({"host": "localhost", "socket": str(path)})}
+
+
+@pytest.fixture
+def sockets(tmp_path):
+    """Folder of a code server of this machine; one answers at `lives`, one died and left `died`."""
+    folder = tmp_path / f"{socket_prefix()}x"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as lives, socket.socket(socket.AF_UNIX) as died:
+        lives.bind(str(folder / "lives"))
+        lives.listen()
+        died.bind(str(folder / "died"))
+        yield folder
+
+
+HERE = {HOST: socket.gethostname()}
+
+
+@pytest.mark.parametrize("status", [STATES.STARTED, STATES.STARTING, STATES.CANCELING])
+def test_the_run_of_a_dead_process_ends_and_its_slot_is_free(living, status):
+    with dg.instance_for_test() as dagster:
+        dagster.add_run(run_of(status, {PROCESS: f"12345678.{reused(living)}", **HERE}))
+        dagster.event_log_storage.set_concurrency_slots("trainer", 1)
+        assert dagster.event_log_storage.claim_concurrency_slot("trainer", RUN, "expert").is_claimed
+        assert instance.reap(dagster) == [RUN]
+        ended = STATES.CANCELED if status == STATES.CANCELING else STATES.FAILURE
+        assert dagster.get_run_by_id(RUN).status == ended
+        assert dagster.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
+        assert instance.reap(dagster) == []
+
+
+def left_alone(living, sockets):
+    gone, here = reused(living), socket.gethostname()
+    return {
+        "a living process": (STATES.STARTED, identity(RUN)),
+        "a dead process of another machine": (STATES.STARTED, {PROCESS: f"12345678.{gone}", HOST: "other"}),
+        "a run that repeats another's, with its tags": (STATES.STARTING, {PROCESS: f"87654321.{gone}", **HERE}),
+        "a process that has not begun": (STATES.STARTING, served(sockets / "lives")),
+        "a code server of another machine": (STATES.STARTING, served("/tmp/hardmoe-0-x/code")),
+        "a code server that is not ours": (STATES.STARTING, served("/tmp/nowhere")),
+        "no code server": (STATES.STARTED, {}),
+        "nonsense": (STATES.STARTING, {instance.GRPC_INFO: "[", PROCESS: "x", instance.LAUNCHER: "/"}),
+        "the queue of the next daemon": (STATES.QUEUED, {}),
+        "the queue of a living `hardmoe ui`": (
+            STATES.QUEUED,
+            {instance.LAUNCHER: f"{here}/{names.process_name(living.pid)}"},
+        ),
+        "the queue of a `hardmoe ui` elsewhere": (STATES.QUEUED, {instance.LAUNCHER: f"other/{gone}"}),
+        "a run that is over": (STATES.SUCCESS, {PROCESS: f"12345678.{gone}", **HERE}),
+    }
+
+
+def test_runs_that_may_be_at_work_are_left_alone(living, sockets):
+    for why, (status, tags) in left_alone(living, sockets).items():
+        with dg.instance_for_test() as dagster:
+            dagster.add_run(run_of(status, tags))
+            assert (why, instance.reap(dagster)) == (why, [])
+
+
+def test_runs_that_nobody_will_start_end(living, sockets):
+    asked = {instance.LAUNCHER: f"{socket.gethostname()}/{reused(living)}"}
+    for status, tags, end in (
+        (STATES.STARTING, served(sockets / "died"), STATES.FAILURE),
+        (STATES.STARTED, served(sockets / "never"), STATES.FAILURE),
+        (STATES.QUEUED, asked, STATES.CANCELED),
+        (STATES.NOT_STARTED, asked, STATES.CANCELED),
+        (STATES.STARTING, asked, STATES.FAILURE),
+    ):
+        with dg.instance_for_test() as dagster:
+            dagster.add_run(run_of(status, tags))
+            assert instance.reap(dagster) == [RUN]
+            assert dagster.get_run_by_id(RUN).status == end
+
+
+@pytest.mark.slow
+def test_all_of_the_ui_killed_at_once_leaves_no_run_and_nobody_waiting(tmp_path):
+    training = QUICK.model_copy(update={"epochs": 20000})  # until it is killed
+    file, port = write(tmp_path / "cats", small_study(expert_training=training)), free_port()
+    hardmoe("run", "--study", file, "--until", "partition")
+    ui = started_ui(file, port)
+    command = [sys.executable, "-m", "pipelines.cli", "backfill", "--study", file, "--all", "--daemon", "always"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    until(lambda: daemon.find(Context(load_study(file), file.parent), file.parent / "dagster", file), seconds=180)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    backfill = subprocess.Popen(list(map(str, command)), **pipes, env=environment)
+    first = progress_file(file.parent, "expert", "e000")
+    until(lambda: first.exists() or backfill.poll(), seconds=180)
+    assert backfill.poll() is None
+    for pid in processes(file.parent):
+        if pid != backfill.pid:
+            os.kill(pid, signal.SIGKILL)
+    ui.wait()
+    _, errors = backfill.communicate(timeout=180)
+    assert (backfill.returncode, "Traceback" in errors) == (1, False), errors
+    assert "`hardmoe ui` is gone: " in errors
+    with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as dagster:
+        assert [run.status for run in dagster.get_runs() if not run.is_finished] == []

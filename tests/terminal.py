@@ -19,12 +19,14 @@ class Screen:
     def __init__(self, columns, rows=24):
         self.columns, self.rows = columns, rows
         self.cells, self.row, self.column = [[]], 0, 0
+        self.fed = ""  # all that was written, also what was overwritten since
 
     @property
     def lines(self):
         return ["".join(cells).rstrip() for cells in self.cells]
 
     def feed(self, text):
+        self.fed += text
         for token in TOKEN.finditer(text):
             if token[2]:
                 self._move(token[1], token[2])

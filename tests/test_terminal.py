@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,6 +50,9 @@ def test_every_finished_asset_keeps_its_name_on_the_screen(study, columns, until
     done = [line.split()[1] for line in screen.lines if line.startswith("done ")]
     assert sorted(done) == sorted(name for name in due if name.split(":")[0] not in before), text
     assert f"{len(done)} made, " in text
+    progress = [int(number) for number in re.findall(rf"(\d+) of {len(due)} done, ", screen.fed)]
+    assert progress == sorted(progress), "it goes on"
+    assert progress
     assert not any(line.startswith("running ") for line in screen.lines), "what was under way has gone"
     if until == "trunk":
         assert "Warning: " in text  # of 300 posts, before the trunk was trained

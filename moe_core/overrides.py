@@ -13,7 +13,7 @@ import tomlkit
 from pydantic import BaseModel
 from tomlkit.exceptions import TOMLKitError
 
-from moe_core.settings import Study, load_study, study_of
+from moe_core.settings import Study, load_study, study_of, text_of
 from moe_core.store import write_text
 
 
@@ -46,7 +46,7 @@ class Overridden:
 def override(path: Path, said: Sequence[str]) -> Overridden:
     """Raises ValueError for what is not table.key=value, for an unknown key and for a value that is refused."""
     before = load_study(path)
-    document = tomlkit.parse(path.read_text("utf-8"))
+    document = tomlkit.parse(text_of(path))
     names = [_set(document, one) for one in said]
     text = tomlkit.dumps(document)
     after = study_of(text, path)

@@ -4,6 +4,7 @@ The same models are the recipes' return type, the source of the artefacts' hashe
 """
 
 import re
+import reprlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,20 +13,25 @@ from zoneinfo import ZoneInfo
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from moe_core.text import refuse_bytes
+from moe_core.text import refuse_bytes, shown
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Epochs = Annotated[float, Field(gt=0, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what FAISS takes
 MOST_WIDTH, MOST_BLOCKS = 16_384, 1_000  # of a network, so that it can be built; beyond every published ResNet
 Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
+Shards = Annotated[int, Field(ge=1, le=100_000)]
+Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
+MOST_BYTES = 1 << 20  # of a study.toml
+MOST_MISTAKES = 8  # named in an error
 MOST_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
 
 
 class Strict(BaseModel):
     """Frozen, and an unknown key is an error rather than a setting that silently does nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Source(Strict):
@@ -53,7 +59,7 @@ class Source(Strict):
     split_column: str = Field(
         "", description="Column of the split; empty: by the usual names, then the names of files; #none: no split."
     )
-    shards: Positive = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
+    shards: Shards = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
     posts: Positive = Field(40_000, description="drawn: how many posts to draw.")
     seed: Seed = Field(0, description="drawn: seed of the drawing.")
 
@@ -121,8 +127,8 @@ class Network(Strict):
     stem: Literal["small", "imagenet"] = Field(
         "small", description="small: 3x3 stride 1; imagenet: 7x7 stride 2 and max pooling."
     )
-    widths: tuple[Width, ...] = Field((8, 16, 32), description="Channels of each stage.")
-    depths: tuple[Positive, ...] = Field((1, 1, 1), description="Blocks of each stage.")
+    widths: tuple[Width, ...] = Field((8, 16, 32), strict=False, description="Channels of each stage.")
+    depths: tuple[Positive, ...] = Field((1, 1, 1), strict=False, description="Blocks of each stage.")
     embedding: int = Field(
         128, ge=0, le=MOST_WIDTH, description="Width of a 1x1 convolution before the pooling; 0: none."
     )
@@ -141,7 +147,7 @@ class Network(Strict):
 class Training(Strict):
     """One run of the training loop."""
 
-    epochs: Annotated[float, Field(gt=0)] = Field(15, description="Passes over the posts.")
+    epochs: Epochs = Field(15, description="Passes over the posts.")
     batch_size: Positive = Field(128, description="Images a batch, in each process that trains.")
     accumulate: Positive = Field(1, description="Batches whose gradients are averaged into one step.")
     lr: Annotated[float, Field(gt=0)] = Field(0.2, description="Highest learning rate.")
@@ -159,11 +165,11 @@ class Training(Strict):
     )
     resample_below: Positive = Field(1000, description="Tags on fewer posts than this count as rare for resample.")
     flip: bool = Field(True, description="Random horizontal flips.")
-    crop: Annotated[int, Field(ge=0)] = Field(4, description="Random crops after padding by this many pixels.")
+    crop: Annotated[int, Field(ge=0, le=1024)] = Field(4, description="Random crops after padding by this many pixels.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it."
     )
-    device_mib: Annotated[int, Field(ge=0)] = Field(
+    device_mib: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         4096, description="GPU: images that fit into so many MiB stay on it and are augmented there; 0: never."
     )
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(20.0, description="A resumable checkpoint this often.")
@@ -178,7 +184,7 @@ class TrunkSetup(Strict):
         description="File of weights to start from, .safetensors or .pth with torchvision's names (and timm's); "
         "its last layer is left out. Relative to study.toml.",
     )
-    ranks: Positive = Field(
+    ranks: Annotated[int, Field(ge=1, le=1024)] = Field(
         1, description="Processes that train together, one a GPU, or on the CPU where there is none."
     )
 
@@ -189,7 +195,7 @@ class Partition(Strict):
     experts: Annotated[int, Field(ge=1, le=MOST_EXPERTS)] = Field(8, description="K: clusters, and networks trained.")
     pca: Annotated[int, Field(ge=1, le=256)] = Field(128, description="Dimensions kept by PCA-whitening, at most.")
     fine: int = Field(
-        0, ge=0, description="Fine centroids packed into K near-equal experts; 0: one level, the paper's."
+        0, ge=0, le=1_000_000, description="Fine centroids packed into K near-equal experts; 0: one level, the paper's."
     )
     iterations: Positive = Field(30, description="k-means iterations.")
     restarts: Positive = Field(3, description="k-means starts; the best objective is kept.")
@@ -272,7 +278,7 @@ class Decoder(Strict):
         "frozen",
         description="frozen: the trunk's; refit: fitted on the experts' features; joint: trained with the experts.",
     )
-    refit_epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="refit: passes over the posts.")
+    refit_epochs: Epochs = Field(2.0, description="refit: passes over the posts.")
     refit_lr: Annotated[float, Field(gt=0)] = Field(0.02, description="refit: highest learning rate.")
     rounds: Annotated[int, Field(ge=1, le=9999)] = Field(
         15, description="joint: an expert's steps are cut into so many rounds; each ends with one decoder for all."
@@ -305,7 +311,7 @@ class Publish(Strict):
 class Evaluation(Strict):
     """The comparison table."""
 
-    bootstrap: Positive = Field(1000, description="Resamples behind each 95 % interval.")
+    bootstrap: Resamples = Field(1000, description="Resamples behind each 95 % interval.")
     topk: Positive = Field(8, description="Experts averaged in mixture_topk, at most K.")
     temperature: Annotated[float, Field(gt=0)] | Literal["validation"] = Field(
         "validation",
@@ -325,7 +331,9 @@ class Alerts(Strict):
     """Who is told of a failed run; the sensor `alert` does it while it is switched on (docs/operations.md)."""
 
     command: tuple[str, ...] = Field(
-        (), description="Program and its arguments, run for each failed run, which it reads as JSON; empty: none."
+        (),
+        strict=False,  # a list of TOML
+        description="Program and its arguments, run for each failed run, which it reads as JSON; empty: none.",
     )
 
 
@@ -388,11 +396,17 @@ def load_study(path: Path) -> Study:
             f"no study at {path}: name its folder or study.toml with --study, or write one with `hardmoe init DIR "
             "--source ...`"
         )
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, wanted a study.toml of at most {MOST_BYTES:,}")
+    return study_of(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """The text of a study.toml, without the mark that some editors put before it. Raises ValueError for other bytes."""
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
-    return study_of(text, path)
 
 
 def study_of(text: str, path: Path) -> Study:
@@ -400,25 +414,31 @@ def study_of(text: str, path: Path) -> Study:
     try:
         return Study.model_validate(tomllib.loads(text))
     except ValidationError as error:
-        raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        found = [_explain(e) for e in error.errors()]
+        more = [f"and {len(found) - MOST_MISTAKES} more"] if len(found) > MOST_MISTAKES else []
+        raise ValueError(f"{path}: " + "; ".join(found[:MOST_MISTAKES] + more)) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+
+
+_SHORT = reprlib.Repr(maxstring=200, maxlist=20, maxlong=200, maxother=200)  # however deep it is
 
 
 def _explain(error: object) -> str:
     assert isinstance(error, dict)
     parts = [str(part) for part in error["loc"]]
-    where = ".".join(p for p in parts if p != "constrained-float" and not p.startswith("literal["))
+    where = shown(".".join(p for p in parts if p != "constrained-float" and not p.startswith("literal[")), 80)
+    came = shown(_SHORT.repr(error["input"]), 80)
     why = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {where!r}: remove it, or see docs/settings.md for the names"
+        return f"unknown setting '{where}': remove it, or see docs/settings.md for the names"
     if error["type"] == "model_type":
-        return f"{where} = {error['input']!r}: wanted a table, [{where}]"
+        return f"{where} = {came}: wanted a table, [{where}]"
     if error["type"] == "tuple_type":
-        return f"{where} = {error['input']!r}: wanted a list, such as [8, 16]"
+        return f"{where} = {came}: wanted a list, such as [8, 16]"
     if isinstance(error["input"], dict):  # of a whole table, or the study: what is wrong says which settings
         return f"[{where}] {why}" if where else why
-    return f"{where} = {error['input']!r}: {why}"
+    return f"{where} = {came}: {why}"
 
 
 def dump_study(study: Study) -> str:

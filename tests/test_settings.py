@@ -72,3 +72,44 @@ def test_a_mistake_is_told_without_the_rest_of_the_study(tmp_path, text, said):
     assert len(told) < 200
     assert "pydantic" not in told
     assert "constrained" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[trunk]\nlr = true\n", "trunk.lr = True: Input should be a valid number"),
+        ("[trunk]\nepochs = '3'\n", "trunk.epochs = '3': Input should be a valid number"),
+        ("[trunk]\nepochs = 1e300\n", "trunk.epochs = 1e+300: "),
+        ("[network]\nwidths = [8, true]\ndepths = [1, 1]\n", "network.widths.1 = True: "),
+        ("[trunk]\nepochs = 2020-01-01\n", "trunk.epochs = datetime.date(2020, 1, 1): "),
+        ("[partition]\nexperts = 4.0\n", "partition.experts = 4.0: "),
+        ("trunk = [1, 2]\n", "trunk = [1, 2]: wanted a table"),
+        ("[[trunk]]\nlr = 1\n", "wanted a table, [trunk]"),
+        ("[alerts]\ncommand = 'rm'\n", "alerts.command = 'rm': wanted a list"),
+        (f"[partition]\nexperts = {'9' * 400}\n", "partition.experts = 999"),
+        (f"[partition]\nexperts = {'9' * 5000}\n", "is not valid TOML: Exceeds the limit"),
+        (f"a = {'[' * 5000}{']' * 5000}\n", "is not valid TOML: maximum recursion depth"),
+        (f"{'.'.join('a' * 9000)} = 1\n", "unknown setting 'a'"),
+        (f"'{'k' * 100_000}' = 1\n", "unknown setting 'kkk"),
+        ("".join(f"k{n} = 1\n" for n in range(5000)), "and 4992 more"),
+        (f"# {'x' * (1 << 20)}\n", "wanted a study.toml of at most 1,048,576"),
+        ("[source]\nshards = 1_000_000_000\n", "source.shards = 1000000000: "),
+        ("[evaluation]\nbootstrap = 1_000_000_000_000\n", "evaluation.bootstrap = "),
+        ("[trunk]\nbatch_size = 99999999999999999999\n", "trunk.batch_size = 99999999999999999999: "),
+        ('"\\u001b[31mx\\nError: y" = 1\n', r"unknown setting '\x1b[31mx\nError: y'"),
+    ],
+)
+def test_what_no_setting_may_be_is_one_short_line(tmp_path, text, said):
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"study\.toml") as error:
+        load_study(file)
+    told = str(error.value)
+    assert said in told
+    assert len(told) < len(str(file)) + 700
+    assert told.isprintable()
+
+
+def test_a_mark_of_byte_order_before_the_settings_is_no_mistake(tmp_path):
+    (tmp_path / "study.toml").write_bytes("\ufeffname = 'cats'\r\n".encode())
+    assert load_study(tmp_path / "study.toml").name == "cats"

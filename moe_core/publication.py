@@ -112,7 +112,7 @@ def load(root: Path) -> Book:
             raise ValueError(f"format {said['format']!r}, this hardmoe reads {FORMAT!r}")
         said = without_seal(said)
         return Book(tuple(Decision(**decision) for decision in said["history"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 
@@ -152,8 +152,8 @@ def bundle_at(path: Path, version: str | None = None) -> Path:
         return mixtures / full_version(version, _bundles_in(mixtures), f"mixture in {study.parent}")
     if version is not None:
         raise ValueError(f"--version goes with a study: {path} is none, it has no study.toml")
-    if path.name == MANIFEST and path.is_file():
-        return path.parent
+    if path.name == MANIFEST and not path.is_dir():
+        path = path.parent
     if (path / MANIFEST).is_file():
         return path
     if not path.exists() and (there := _bundles_in(path.parent)):

@@ -129,7 +129,7 @@ def full_version(start: str, there: Iterable[str], what: str) -> str:
     if start in every:
         return start
     found = [version for version in every if version.startswith(start)]
-    if len(found) == 1:
+    if len(found) == 1 and start:  # an unset variable of a shell names none
         return found[0]
     listed = found or every
     names = ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
@@ -188,7 +188,7 @@ class Store:
                 code=said["code"],
                 settings=said["settings"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}/artefact.json is damaged ({error}): delete {path} and run again") from None
 
     def versions(self, asset: str, key: str | None) -> list[Artefact]:

@@ -253,7 +253,7 @@ def test_a_published_bundle_that_is_gone_is_said_and_replaced_by_the_next(root):
     assert book(root).published == version(root, GOOD)
 
 
-@pytest.mark.parametrize("how", ["torn", "changed", "not ours", "binary", "empty"])
+@pytest.mark.parametrize("how", ["torn", "changed", "not ours", "binary", "empty", "deep"])
 def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
     publish(root, BAD)
     path = root / publication.FILE
@@ -264,6 +264,7 @@ def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
         "not ours": b"[]",
         "binary": b"\xff\x00",
         "empty": b"",
+        "deep": b"[" * 100_000,
     }[how]
     path.write_bytes(damaged)
     for broken in (

@@ -11,7 +11,7 @@ import torch
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
 from moe_core.data.images import REASONS
-from moe_core.models.resnet import build
+from moe_core.models.resnet import ResNet, build
 from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.serving.files import decoded, files_of
 from moe_core.serving.held import Held
@@ -257,6 +257,24 @@ def test_what_is_kept_of_the_images_bounds_it_too(tmp_path, request, shared, kep
     batches = (taken.append(seed) or images(2, seed) for seed in range(100))
     next(routed(Bundle(folder), batches, window=32, window_bytes=2 * 3 * (kept + 6 * 4)))
     assert len(taken) == 3
+
+
+@pytest.mark.parametrize(("shared", "side", "at_once"), [("parts", 8, 3), ("branches", 8, 3), ("parts", 8, 0)])
+def test_images_that_pass_a_network_together_are_bounded_by_their_activations(
+    tmp_path, request, monkeypatch, shared, side, at_once
+):
+    """Four maps of four channels of float32 each; one image passes however large it is."""
+    files = request.getfixturevalue(shared)
+    folder = bundle_at(tmp_path / "bundle", files, branch_at=int(shared == "branches"), precision="float32")
+    (wanted,) = routed(Bundle(folder), [images(20, seed=1)], topk=2)
+    passed = []
+    begin, finish = ResNet.begin, ResNet.finish
+    monkeypatch.setattr(ResNet, "begin", lambda self, x, at: passed.append(len(x)) or begin(self, x, at))
+    monkeypatch.setattr(ResNet, "finish", lambda self, x, at: passed.append(len(x)) or finish(self, x, at))
+    monkeypatch.setattr("moe_core.serving.routed.ACTIVATION_BYTES", at_once * side * side * 4 * 4 * 4)
+    (found,) = routed(Bundle(folder), [images(20, seed=1)], topk=2)
+    assert max(passed) == max(1, at_once)
+    assert torch.allclose(found.probabilities_BV, wanted.probabilities_BV, atol=1e-5)
 
 
 def test_images_of_another_size_are_refused(folder):

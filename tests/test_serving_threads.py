@@ -85,6 +85,20 @@ def test_a_thread_s_network_is_its_own_while_it_computes(folder):
     assert same(second, wanted["e001"])
 
 
+def test_threads_may_ask_on_different_devices(folder):
+    """cpu:0 is another device by its name, so it gets networks of its own, as a GPU does."""
+    bundle = Bundle(folder, most_experts=2)
+    alone = answers(Bundle(folder), 0)
+
+    def work(number):
+        batches = [images(count, count) for count in (5, 0, 9)]
+        found = list(routed(bundle, batches, device=("cpu", "cpu:0")[number % 2]))
+        return same(torch.cat([answer.probabilities_BV for answer in found]), alone)
+
+    assert in_threads(work) == [True] * THREADS
+    assert bundle.router_on("cpu:0") is bundle.router_on("cpu:0") is not bundle.router_on("cpu")
+
+
 def test_two_bundles_in_threads_do_not_mix(folder, tmp_path):
     other = bundle_at(tmp_path / "other", drawn_parts(tmp_path, 0, count=2), precision="float32")
     alone = [answers(Bundle(path), 0) for path in (folder, other)]

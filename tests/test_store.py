@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from moe_core.store import Plan, Store, Written, digest, exclusive
+from moe_core.store import Plan, Store, Written, digest, exclusive, full_version
 
 PLAN = Plan("trunk", None, "1", {"lr": 0.1}, {"posts": "aa"})
 
@@ -90,3 +90,35 @@ def test_a_lock_ends_with_its_process(tmp_path):
 def _die_with_lock(root):
     with exclusive(root / "lock"):
         os._exit(9)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"seal": NaN}', "9" * 5000], ids=lambda t: t[:9])
+def test_what_is_no_manifest_is_damage_that_is_named(tmp_path, text):
+    made = Store(tmp_path).make(PLAN, write_hello)
+    (made.path / "artefact.json").write_text(text)
+    with pytest.raises(ValueError, match=r"artefact.json is damaged .*: delete .* and run again"):
+        Store(tmp_path).find(PLAN)
+
+
+def test_a_version_may_be_given_by_its_beginning():
+    there = ["1f0c8e", "1f0c99", "abc"]
+    assert [full_version(start, there, "trunk") for start in ("abc", "a", "1f0c8", "1f0c99")] == [
+        "abc",
+        "abc",
+        "1f0c8e",
+        "1f0c99",
+    ]
+    assert full_version("1f", ["1f", "1fa"], "trunk") == "1f", "a whole one, though another begins so"
+    for start, why in (
+        ("1f0c", "2 versions of trunk begin with '1f0c': 1f0c8e, 1f0c99: give more of its characters"),
+        ("x\n", r"0 versions of trunk begin with 'x\\\\n': there are 1f0c8e, 1f0c99, abc"),
+        ("", "3 versions of trunk begin with '': 1f0c8e"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            full_version(start, there, "trunk")
+    with pytest.raises(ValueError, match="there are none"):
+        full_version("a", [], "trunk")
+    with pytest.raises(ValueError, match="1 versions of trunk begin with ''"):
+        full_version("", ["abc"], "trunk")
+    with pytest.raises(ValueError, match="and 10 more"):
+        full_version("v", [f"v{number:02d}" for number in range(30)], "trunk")

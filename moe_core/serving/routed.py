@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WINDOW = 32  # batches
 WINDOW_BYTES = 256 << 20  # of what is kept of their images
+ACTIVATION_BYTES = 4 << 30  # about, of the images that pass a network together; 256 of 224 pixels in a ResNet-50
 MULTIPLE = 8  # images of an expert are made so many: oneDNN takes milliseconds to prepare for a number it has not seen
 
 
@@ -95,11 +96,11 @@ def routed(
 
 
 def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> Looked:
-    """The router's look at a batch, BATCH images at a time."""
-    router = bundle.router_on(device)
+    """The router's look at a batch, some images at a time."""
+    router, at_once = bundle.router_on(device), _at_once(bundle)
     trunk, start = [], []
-    for first in range(0, max(1, len(images_BHWC)), BATCH):
-        pixels_BCHW = as_tensor(images_BHWC[first : first + BATCH]).to(device)
+    for first in range(0, max(1, len(images_BHWC)), at_once):
+        pixels_BCHW = as_tensor(images_BHWC[first : first + at_once]).to(device)
         with computing(bundle.precision, device):
             early_BCHW = router.begin(normalise(pixels_BCHW), bundle.branch_at)
             trunk.append(router.finish(early_BCHW, bundle.branch_at).float().cpu())
@@ -110,18 +111,28 @@ def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float
     return Looked(trunk_BD, torch.cat(start) if len(start) > 1 else start[0], expert_BS, weight_BS)
 
 
+def _at_once(bundle: Bundle) -> int:
+    """Images that pass a network together: BATCH, fewer where their largest activations would not fit into memory."""
+    network, side = bundle.network, bundle.image_size
+    first = network.widths[0] * (4 if network.block == "bottleneck" else 1)
+    imagenet = network.stem == "imagenet"  # it halves the side, and its pooling again
+    largest = max((side // 2) ** 2 * 64, (side // 4) ** 2 * first) if imagenet else side**2 * first
+    return min(BATCH, max(1, ACTIVATION_BYTES // (largest * 4 * 4)))  # four of them at a time, float32
+
+
 def _answer(bundle: Bundle, window: list[Looked], published: bool, device: str) -> Iterator[Answer]:
     """`published`: as the mixture is published, with the router's share where it has one."""
     keys = list(bundle.published)
     expert_NS = np.concatenate([looked.expert_BS for looked in window])
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
     ends = np.cumsum([len(looked.expert_BS) for looked in window])
+    at_once = _at_once(bundle)
 
     def ask(key: str, state: State) -> None:
         rows, places = np.nonzero(expert_NS == keys.index(key))
         with bundle.filled(state, device) as network:
-            for some in np.array_split(np.arange(len(rows)), -(-len(rows) // BATCH)):
-                filled_up = np.pad(rows[some], (0, -len(some) % MULTIPLE), mode="edge")
+            for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
+                filled_up = np.pad(rows[some], (0, -len(some) % min(MULTIPLE, at_once)), mode="edge")
                 features_MD = _features(bundle, network, _gathered(window, filled_up, ends, device), device)
                 features_NSD[rows[some], places[some]] = features_MD[: len(some)]
 

@@ -62,7 +62,7 @@ def read_sealed(path: Path, names: Collection[str]) -> dict[str, Any] | None:
             raise ValueError(f"it has {', '.join(said)}; wanted {', '.join(names)}")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error})") from None
     return dict(said)
 
@@ -202,7 +202,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not what was written there: it is but a request, delete it and ask again")

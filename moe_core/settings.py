@@ -421,7 +421,9 @@ def study_of(text: str, path: Path) -> Study:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
-_SHORT = reprlib.Repr(maxstring=200, maxlist=20, maxlong=200, maxother=200)  # however deep it is
+_SHORT = reprlib.Repr()  # of values however deep
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+_SHORT.maxlist = 20
 
 
 def _explain(error: object) -> str:

@@ -154,7 +154,7 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
         )
     with opened() as instance:
         if ended := reap(instance):
-            click.echo(f"{len(ended)} runs whose process was killed are ended: {', '.join(ended)}")
+            echo(f"{len(ended)} runs whose process was killed are ended: {', '.join(ended)}")
     address = f"http://127.0.0.1:{port}{prefix}"
     remember(Path(os.environ["DAGSTER_HOME"]), study_file, address)
     echo(f"Dagster's UI: {address}   (Ctrl-C ends it)")

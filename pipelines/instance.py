@@ -266,12 +266,14 @@ def places_that_say(instance: "dg.DagsterInstance", traces: Traces, home: Path) 
     from moe_core.stages.takedown import traces_in
 
     parts = [instance.event_log_storage, instance.run_storage, instance.schedule_storage, instance.compute_log_manager]
-    folders = {Path(folder) for part in parts if (folder := getattr(part, "_base_dir", None))}
+    places = {Path(folder) for part in parts if (folder := getattr(part, "_base_dir", None))}
+    addresses = (str(getattr(part, "_conn_string", "")) for part in parts)
+    places |= {Path(one.removeprefix("sqlite:///")) for one in addresses if one.startswith("sqlite:///")}
     found = [f"run {run}" for run in runs_that_say(instance, traces)]
-    for folder in sorted(folders):
-        if not folder.resolve().is_relative_to(home.resolve()):
-            found += traces_in(folder, traces)
-    return found
+    for place in sorted(places):
+        if not place.resolve().is_relative_to(home.resolve()):
+            found += traces_in(place, traces)
+    return list(dict.fromkeys(found))
 
 
 def runs_that_say(instance: "dg.DagsterInstance", traces: Traces | Iterable[str]) -> list[str]:

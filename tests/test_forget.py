@@ -623,6 +623,41 @@ def test_dagsters_database_is_searched_and_what_it_deleted_is_overwritten(ingest
     assert files_with(home, beginning) == []
 
 
+def test_databases_of_dagster_that_lie_elsewhere_are_searched_too(ingested, tmp_path):
+    import dagster as dg
+
+    from moe_core.data.traces import Traces
+    from pipelines.instance import places_that_say
+
+    (tmp_path / "home").mkdir()
+    settings = f"storage: {{sqlite: {{base_dir: {tmp_path / 'elsewhere'}}}}}\ntelemetry: {{enabled: false}}\n"
+    (tmp_path / "home" / "dagster.yaml").write_text(settings)
+    with dg.DagsterInstance.from_config(str(tmp_path / "home")) as dagster:
+        dagster.add_run(run := dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.FAILURE))
+        dagster.report_engine_event("ValueError: post-é-of-ann is odd", run)
+        dagster.add_run_tags(run.run_id, {"who": "user-é-ann"})
+        assert places_that_say(dagster, Traces(["post-é-of-bob"]), tmp_path / "home") == []
+        (event,) = places_that_say(dagster, Traces(["post-é-of-ann"]), tmp_path / "home")
+        (tag,) = places_that_say(dagster, Traces(["user-é-ann"]), tmp_path / "home")
+    folder = tmp_path / "elsewhere" / "history"
+    assert event == f"{folder / 'runs' / run.run_id}.db (runs {run.run_id})"
+    assert tag == f"{folder / 'runs.db'} (runs {run.run_id})"
+
+
+def test_caches_and_logs_go_by_ids_however_short(ingested):
+    root = ingested.root
+    (root / ".sources").mkdir()
+    with sqlite3.connect(root / ".sources" / "tars.sqlite") as index:
+        index.execute("CREATE TABLE members (stem TEXT, path TEXT, name TEXT, offset INT, size INT)")
+        index.execute("INSERT INTO members VALUES ('77', 'a.tar', '77.jpg', 7, 8)")
+    index.close()
+    done = forget(ingested, ids=["8"])
+    assert (root / ".sources").exists()
+    assert done.not_searched == ["8"]
+    assert not (root / "logs" / "posts.a.log").exists(), "nobody can tell whether it names 8"
+    assert ".sources" in forget(reopen(ingested), ids=["77"]).removed
+
+
 def test_nothing_is_removed_without_apply_and_nothing_to_do_is_an_error(ingested, tmp_path):
     command = ("forget", "--study", ingested.root / "study.toml")
     nothing = hardmoe(*command, "--apply", check=False)

@@ -8,6 +8,7 @@ the end all that is left is searched for what names them. Networks that saw them
 
 from __future__ import annotations
 
+import glob
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -307,9 +308,11 @@ def _left(context: Context, traces: Traces) -> list[str]:
     return [name.removeprefix(root) for name in dict.fromkeys(found)]
 
 
-def traces_in(folder: Path, traces: Traces) -> list[str]:
-    """Files of Dagster's in a folder that name the forgotten. What its databases deleted is first overwritten."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+def traces_in(place: Path, traces: Traces) -> list[str]:
+    """Files of Dagster's, in a folder or a database, that name the forgotten. What databases deleted is overwritten
+    first."""
+    paths = place.rglob("*") if place.is_dir() else place.parent.glob(f"{glob.escape(place.name)}*")
+    files = [path for path in sorted(paths) if path.is_file()]
     for path in files:
         if path.suffix in (".db", ".sqlite") and is_sqlite(path):
             _compact(path, traces)

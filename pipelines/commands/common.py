@@ -313,7 +313,9 @@ def finish_takedown(context: "Context") -> "Context":
     if not now.forgotten.pending:
         return now
     try:
-        show_takedown(take_posts_down(now, [], [], dry_run=False))
+        show_takedown(done := take_posts_down(now, [], [], dry_run=False))
+        if done.left:
+            echo(f"Takedown: {len(done.left)} places still name what was forgotten: {'; '.join(done.left)}", err=True)
     except Busy as why:
         echo(f"Takedown: {why}", err=True)
     return Context(context.study, context.root)

@@ -1095,6 +1095,32 @@ def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, 
         assert [request.partition_key for request in found] == ["more", "posts"]
 
 
+def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, monkeypatch):
+    from moe_core.data.sources import files
+    from moe_core.store import file_digest
+
+    for name in "abcde":
+        (tmp_path / name).write_bytes(name.encode() * 40)
+    read = []
+
+    def until_the_fourth(path):
+        read.append(path.name)
+        if len(read) == 4:
+            raise MemoryError
+        return file_digest(path)
+
+    monkeypatch.setattr(files, "file_digest", until_the_fourth)
+    monkeypatch.setattr(files, "LARGE", 80)
+    all_of_them = [files._file(tmp_path / name, tmp_path) for name in "abcde"]
+    first = files.Digests(tmp_path / ".digests.json")
+    with pytest.raises(MemoryError):
+        list(map(first.of, all_of_them))
+    again = files.Digests(tmp_path / ".digests.json")
+    files._content.cache_clear()  # another process
+    assert [again.of(file) for file in all_of_them] == [file_digest(tmp_path / name) for name in "abcde"]
+    assert "".join(read) == "abcd" + "cde"
+
+
 def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch):
     from moe_core.data.sources import files
     from moe_core.store import file_digest

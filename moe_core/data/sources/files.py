@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from moe_core.store import digest, exclusive, file_digest, write_text
 
-LARGE = 256 << 20  # bytes from which a file is not read by two processes at once
+LARGE = 256 << 20  # bytes: such a file is not read by two processes at once, and after so many digests are saved
 WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -266,6 +266,7 @@ class Digests:
         self.only = only
         self.known = self._read()
         self.changed = False
+        self.unsaved = 0  # bytes read since `save`
 
     def knows(self, file: File) -> bool:
         """Whether the file is as it was when its digest was taken."""
@@ -311,7 +312,6 @@ class Digests:
                     if meanwhile := self._read().get(file.path):  # by another process
                         self.known[file.path] = meanwhile
                     self._take(file)
-                    self.save()
             else:
                 self._take(file)
         return str(self.known[file.path][-1])
@@ -323,6 +323,9 @@ class Digests:
         content = about or _content(file.path, file.size, file.changed, file.touched)
         self.known[file.path] = [file.size, file.changed, file.touched, content]
         self.changed = True
+        self.unsaved += file.size
+        if self.unsaved >= LARGE and not about:  # what took so long is not lost with this process
+            self.save()
 
     def _read(self) -> dict[str, list[object]]:
         """What is remembered; nothing where that cannot be read: it only saves time."""
@@ -336,3 +339,4 @@ class Digests:
         if self.cache and self.changed:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.cache, json.dumps(self.known))
+            self.unsaved = 0

@@ -172,6 +172,7 @@ FAILING_CHECK = """
 import sys
 from pathlib import Path
 import dagster as dg
+from dagster._core.utils import make_new_run_id
 from moe_core.settings import load_study
 from moe_core.stages import splits
 from moe_core.stages.context import Context
@@ -188,7 +189,7 @@ for key in STAGES["posts"].keys_of(context):
     build(context, STAGES["posts"], key)
 for given, violations in ((3, {}), (0, {"near_duplicates": 1})):
     splits.check = lambda _: splits.Checked(violations, given, 5, ["a in train is b in test"])
-    error = materialise(Task("splits", None), None, instance).error
+    error = materialise(Task("splits", None), make_new_run_id(), instance).error
     print(error or "no error", context.find("splits") is not None, sep=" | ")
 """
 

@@ -89,6 +89,7 @@ def test_progress_says_how_much_is_done_and_what_is_left(told):
 WORK = """
 import sys
 import dagster as dg
+from dagster._core.utils import make_new_run_id
 from pathlib import Path
 from assets.study import root, study
 from moe_core.stages.context import Context
@@ -103,7 +104,7 @@ with dg.DagsterInstance.get() as instance:
     for name, stage in STAGES.items():
         if not stage.control:
             for key in stage.keys_of(context):
-                error = materialise(Task(name, key), None, instance).error
+                error = materialise(Task(name, key), make_new_run_id(), instance).error
                 assert not error, (name, key, error)
 """
 

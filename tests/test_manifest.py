@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.manifest import read_manifest
 from moe_core.settings import Network
 from moe_core.store import digest, file_digest
+from pipelines.cli import main
 
 PARTS = ["router", "gate", "decoder"]
 
@@ -162,7 +164,7 @@ def test_a_manifest_that_is_nested_deep_within_a_right_one_is_refused(folder):
     ("network", "why"),
     [
         ({"depths": [10**7, 1]}, "depths are 10,000,001 blocks in all: wanted at most 1,000"),
-        ({"depths": [10**30, 1]}, "depths are"),
+        ({"depths": [10**30, 1]}, "network.depths.0: "),
         ({"depths": [1] * 10**6, "widths": [1] * 10**6}, "depths are 1,000,000 blocks"),
         ({"widths": [4, 10**12]}, "network.widths.1: Input should be less than or equal to 16384"),
         ({"embedding": 10**12}, "network.embedding: Input should be less than or equal to 16384"),
@@ -385,3 +387,16 @@ def said_of(look, folder):
     except ValueError as error:
         return str(error)
     return None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "hashtags.json"])
+def test_a_file_of_text_without_end_is_refused(folder, name):
+    os.truncate(folder / name, 6 << 30)
+    assert "has more than" in refused(folder)
+
+
+def test_a_bundle_s_mistakes_are_one_line_of_the_command(folder):
+    changed(folder, "network", "depths", to=[10**7, 1])
+    done = CliRunner().invoke(main, ["predict", "--bundle", str(folder), "x.png"])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "manifest.json is not a bundle's manifest: network: depths are 10,000,001 blocks in all" in done.stderr

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT = "hardmoe bundle 2"
 OF_PROBABILITIES = "hardmoe bundle 1"  # older: the router's probabilities are mixed in, not its logits
-MANIFEST_BYTES = 64 << 20  # 10,000 experts take 6 MB
-HASHTAGS_BYTES = 256 << 20
+MANIFEST_BYTES = 16 << 20  # 10,000 experts take 6 MB
+HASHTAGS_BYTES = 64 << 20  # 100,000 hashtags take 2 MB
 MOST_CENTROIDS = 1 << 20
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]

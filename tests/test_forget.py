@@ -644,6 +644,13 @@ def test_databases_of_dagster_that_lie_elsewhere_are_searched_too(ingested, tmp_
     assert tag == f"{folder / 'runs.db'} (runs {run.run_id})"
 
 
+def test_a_database_that_cannot_be_searched_is_named(ingested):
+    runs = ingested.root / "dagster" / "history" / "runs.db"
+    runs.parent.mkdir(parents=True)
+    runs.write_bytes(b"SQLite format 3\0" + b"damaged" * 100)
+    assert forget(ingested, ids=[GONE]).left == ["dagster/history/runs.db (cannot be searched: file is not a database)"]
+
+
 def test_caches_and_logs_go_by_ids_however_short(ingested):
     root = ingested.root
     (root / ".sources").mkdir()

@@ -23,6 +23,7 @@ from moe_core.text import MOST
 SHORT = 6  # bytes
 NESTED = 4  # encoders, each on the output of the one before
 CHUNK = 32 << 20  # bytes read at once
+LOCKED_SECONDS = 5.0  # that another program may hold a database before it is left as it is
 SQLITE = b"SQLite format 3\0"
 LENGTHS = (MOST, 200)  # at which a long text is cut when it is shown
 
@@ -74,7 +75,10 @@ class Traces:
         return points.within(_as_points(data)) or (b"\\x" in data and by_bytes.within(_as_bytes(data)))
 
     def says(self, path: Path) -> bool:
-        """Whether a file says one. A database of SQLite is searched by its cells, and by its bytes."""
+        """Whether a file says one. A database of SQLite is searched by its cells, and by its bytes.
+
+        Raises sqlite3.Error for a database that is damaged or locked.
+        """
         if not self:
             return False
         with open(path, "rb") as file:
@@ -86,25 +90,21 @@ class Traces:
         return is_sqlite(path) and any(True for _ in self.rows_that_say(path))
 
     def rows_that_say(self, path: Path, exactly: bool = False) -> Iterator[tuple[str, dict[str, object]]]:
-        """(table, row) of a database of SQLite that can be read. `exactly`: cells that are an id, however short.
+        """(table, row) of a database of SQLite. `exactly`: cells that are an id, however short.
 
-        By cells, since a long one is scattered over pages.
+        By cells, since a long one is scattered over pages. Raises sqlite3.Error for one that is damaged or locked.
         """
-        try:
-            with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30)) as database:
-                database.text_factory = bytes
-                tables = [
-                    row[0].decode() for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
-                ]
-                for table in tables:
-                    rows = database.execute('SELECT * FROM "{}"'.format(table.replace('"', '""')))
-                    names = [column[0] for column in rows.description]
-                    for row in rows:
-                        cells = [cell for cell in row if isinstance(cell, bytes)]
-                        if any(self.within_cell(cell) or (exactly and cell in self._exact) for cell in cells):
-                            yield table, dict(zip(names, row, strict=True))
-        except sqlite3.Error:
-            return
+        address = f"file:{quote(str(path), errors='surrogateescape')}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=LOCKED_SECONDS)) as database:
+            database.text_factory = bytes
+            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall():
+                table = name.decode()
+                rows = database.execute('SELECT * FROM "{}"'.format(table.replace('"', '""')))
+                names = [column[0] for column in rows.description]
+                for row in rows:
+                    cells = [cell for cell in row if isinstance(cell, bytes)]
+                    if any(self.within_cell(cell) or (exactly and cell in self._exact) for cell in cells):
+                        yield table, dict(zip(names, row, strict=True))
 
     def within_cell(self, cell: bytes) -> bool:
         """Whether a value of a database says one: it may be compressed, as Dagster's snapshots are."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.data.forgotten import Forgotten
-from moe_core.data.traces import Traces, is_sqlite
+from moe_core.data.traces import LOCKED_SECONDS, Traces, is_sqlite
 from moe_core.stages import membership
 from moe_core.stages.context import Context
 from moe_core.stages.housekeeping import DATA_SETS, current_pins, leftovers, size_of
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-LOCKED_SECONDS = 5.0  # that another program may hold a database before it is left as it is
 HELD_OUT = ("validation", "test", "dropped")
 
 
@@ -287,11 +286,18 @@ def _clear_logs(context: Context, traces: Traces, done: Takedown) -> None:
     sources, digests = context.root / ".sources", context.root / ".digests.json"
     logs = [path for name in ("logs", ".progress") for path in (context.root / name).rglob("*")]
     for path in (digests, *logs):
-        if path.is_file() and (traces.says(path) or (traces.short and path != digests)):
+        if path.is_file() and (_may_say(path, traces) or (traces.short and path != digests)):
             _remove(context, path, done)
     caches = [path for path in sources.rglob("*") if path.is_file()]  # made again from the source where it is wanted
-    if any(traces.says(path) or any(True for _ in traces.rows_that_say(path, exactly=True)) for path in caches):
+    if any(_may_say(path, traces) for path in caches):
         _remove(context, sources, done)
+
+
+def _may_say(cache: Path, traces: Traces) -> bool:
+    try:
+        return traces.says(cache) or (is_sqlite(cache) and any(True for _ in traces.rows_that_say(cache, exactly=True)))
+    except sqlite3.Error:
+        return True
 
 
 def _left(context: Context, traces: Traces) -> list[str]:
@@ -327,6 +333,8 @@ def _named(path: Path, traces: Traces) -> list[str]:
         rows = list(traces.rows_that_say(path)) if is_sqlite(path) else []
     except FileNotFoundError:  # a log of a database that was open
         return []
+    except sqlite3.Error as error:
+        return [f"{path} (cannot be searched: {error})"]
     runs = {str(value) for _, row in rows if (value := _text(row.get("run_id") or row.get("last_run_id")))}
     return [f"{path} (runs {', '.join(sorted(runs))})" if runs else str(path)]
 

@@ -97,7 +97,7 @@ class Webserver:
             "selector": {
                 "repositoryLocationName": self.location,
                 "repositoryName": self.repository,
-                "jobName": "__ASSET_JOB",
+                "jobName": "experts" if task.stage == "expert" else "__ASSET_JOB",
                 "assetSelection": [{"path": key_of(task.stage).path}],
             },
             "runConfigData": json.dumps({"ops": {task.stage: {"config": {"force": task.force}}}}),

@@ -4,8 +4,9 @@ import dagster as dg
 
 from assets import controls, experts, mixture, partition, posts, results, splits, trunk, vocabulary
 from assets.study import key_of, study
+from pipelines.everything import everything
 from pipelines.instance import warn_of_telemetry
-from pipelines.jobs import JOBS
+from pipelines.jobs import GRAPH, JOBS
 from pipelines.repartition import drift, repartition, weekly_repartition
 from pipelines.sensors import SENSORS
 
@@ -16,7 +17,7 @@ ASSETS = dg.load_assets_from_modules(MODULES, include_specs=True, key_prefix=stu
 defs = dg.Definitions(
     # `key_prefix` reaches what an asset depends on, but not the key of an asset that cannot be executed
     assets=[a.replace_attributes(key=key_of(a.key.path[-1])) if isinstance(a, dg.AssetSpec) else a for a in ASSETS],
-    jobs=[*JOBS, repartition],
+    jobs=[*JOBS, *GRAPH, everything, repartition],
     schedules=[weekly_repartition],
     sensors=[*SENSORS, drift],
     # A step is minutes to days of work in one process: a process of its own inside the run would only be one more

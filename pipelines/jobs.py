@@ -1,8 +1,12 @@
-"""Jobs for backfills and schedules: one a set of partitions."""
+"""Jobs for backfills and schedules, one a set of partitions; and those that runs of the commands belong to.
+
+Dagster's overview shows runs by job, and leaves those without one out.
+"""
 
 import dagster as dg
 
 from assets.study import STUDY, key_of, study
+from moe_core.stages.table import STAGES
 
 STAGES_OF = {
     "ingest": (["posts"], "One shard of the source; backfill over shards."),
@@ -21,3 +25,21 @@ JOBS = [
     )
     for name, (stages, description) in STAGES_OF.items()
 ]
+
+SHARDED = [name for name, stage in STAGES.items() if stage.keys == "shards" and stage.when(study())]
+BY_SHARD = dg.AssetSelection.assets(*map(key_of, SHARDED))
+# two, since the partitioned assets of a job have one set of partitions
+GRAPH = [
+    dg.define_asset_job(
+        name,
+        selection=selection,
+        description="Runs of `hardmoe run` and `everything`, an asset partition each. Launch `everything` instead.",
+        tags={STUDY: study().name},
+    )
+    for name, selection in (("shard_assets", BY_SHARD), ("study_assets", dg.AssetSelection.all() - BY_SHARD))
+]
+
+
+def job_of(stage: str) -> str:
+    """The job whose run materialises a stage's asset."""
+    return "ingest" if stage == "posts" else "shard_assets" if stage in SHARDED else "study_assets"

@@ -1,12 +1,11 @@
 """Re-partition from Dagster: a job, a weekly schedule, and a sensor of drift. Both are stopped until someone starts
 them: experts that are trained again cost money."""
 
-import os
-
 import dagster as dg
 
 from assets.runs import claim
-from assets.study import STUDY, root, study, study_file
+from assets.study import STUDY, root, study
+from pipelines.everything import make_stale
 
 LOOK_SECONDS = 600
 
@@ -23,9 +22,7 @@ def fit_again(context: dg.OpExecutionContext, config: Again) -> None:
     """A run of the op is one request: when it is tried again after a crash, the request still stands."""
     from moe_core.stages import basis, history
     from moe_core.stages.context import Context
-    from pipelines.runner import run_study
 
-    os.environ["HARDMOE_STUDY"] = str(study_file())
     claim(context.instance, context.run)
     try:
         work = Context(study(), root())
@@ -33,16 +30,9 @@ def fit_again(context: dg.OpExecutionContext, config: Again) -> None:
             history.ask_to_refit(work)
             if config.renew:
                 basis.ask_to_renew(work)
-        summary = run_study(Context(study(), root()), until=config.then)
-        if summary.overtaken:
-            context.log.info(f"meanwhile {summary.overtaken}: what is left is planned again")
-            summary = summary.followed_by(run_study(Context(study(), root()), until=config.then))
+        summary = make_stale(context, config.then)
     except ValueError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    if summary.failed:
-        raise dg.Failure("; ".join(f"{name}: {why}" for name, why in summary.failed.items()), allow_retries=False)
-    if summary.overtaken:
-        raise dg.Failure(f"meanwhile {summary.overtaken}: launch the job again", allow_retries=False)
     said = Context(study(), root()).need("partition").metadata
     context.add_output_metadata(
         {

@@ -26,6 +26,7 @@ from assets.study import STUDY, key_of, study
 from moe_core.faults import point
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from pipelines.definitions import defs
+from pipelines.jobs import job_of
 from pipelines.workers import SETTINGS, Answer, Task
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
@@ -85,7 +86,7 @@ def _end() -> None:
 
 def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> Answer:
     """Runs the asset in this process, as a run of Dagster's."""
-    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+    result = defs.resolve_job_def(job_of(task.stage)).execute_in_process(
         run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
         instance=instance,
         partition_key=task.key,

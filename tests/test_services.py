@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from test_operations import hardmoe, small_study, write
 
@@ -140,6 +141,7 @@ def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_pa
     with pytest.raises(urllib.error.HTTPError, match="421"):
         urllib.request.urlopen(foreign)
     assert {place for pid in processes(home) for place in listens(pid)} == {("0100007F", port)}
+    ticks_of_a_sensor_started_by_the_command(home, file)
     first.kill()
     first.wait()
     second = started_ui(file, port, after=daemon)
@@ -147,6 +149,17 @@ def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_pa
     second.send_signal(signal.SIGTERM)
     assert second.wait(90) == 0
     assert processes(file.parent) == {}
+
+
+def ticks_of_a_sensor_started_by_the_command(home, file):
+    """The code location has the same name in workspace.yaml: else the daemon knows no such sensor."""
+    environment = os.environ | {"DAGSTER_HOME": str(home), "HARDMOE_STUDY": str(file)}
+    command = [sys.executable, "-m", "dagster", "sensor", "start", "drift", "-w", "workspace.yaml"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with dg.DagsterInstance.from_config(str(home)) as dagster:
+        (state,) = dagster.all_instigator_state()
+        until(lambda: dagster.get_ticks(state.instigator_origin_id, state.selector_id), seconds=180)
 
 
 def listens(pid):

@@ -1,6 +1,7 @@
 """Text of users, made fit for a terminal."""
 
 import os
+import sys
 from pathlib import Path
 
 MOST = 60
@@ -24,6 +25,9 @@ def utf8(name: str) -> str:
 
 def refuse_bytes(path: Path | str, what: str) -> None:
     """Raises ValueError for a path that is not UTF-8: safetensors, polars and study.toml cannot name it."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not str(path).isascii():
+        raise ValueError(f"{what} {shown(path, 300)}: this locale has file names in {encoding}: set PYTHONUTF8=1")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

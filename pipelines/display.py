@@ -57,7 +57,7 @@ class Display:
             self.forecast.event(kind, task)
         if task.stage == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
             for line in warnings_of(self.context):
-                self.console.print(f"Warning: {line}", markup=False)
+                self.console.print(f"Warning: {shown(line, None)}", markup=False)
         if kind in ("done", "failed"):
             # in one call: under Live a line that is not ended is overwritten
             colored = Text(f"{kind:7}", "green" if kind == "done" else "red")
@@ -68,11 +68,13 @@ class Display:
         if self.console.is_terminal:
             if now - self.looked >= 0.25:
                 self.looked = now
-                self.live.update(Text("\n".join(self.lines(running, held_up, self.console.width))))
+                self.live.update(
+                    Text("\n".join(shown(line, None) for line in self.lines(running, held_up, self.console.width)))
+                )
         elif now - self.printed >= LINE_SECONDS:
             self.printed = now
             for line in self.lines(running, held_up):
-                self.console.print(line, markup=False)
+                self.console.print(shown(line, None), markup=False)
 
     def lines(self, running: "list[Running]", held_up: dict[str, str], width: int = 1000) -> list[str]:
         """How much of the run is done and how long the rest takes; of each run under way its step, loss, speed and time
@@ -181,9 +183,9 @@ def print_table(table: dict[str, Any]) -> None:
         parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
         console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))
     for line in verdict_of(table).lines:
-        console.print(line, markup=False)
+        console.print(shown(line, None), markup=False)
     for line in table.get("warnings", []):
-        console.print(f"Warning: {line}", markup=False)
+        console.print(f"Warning: {shown(line, None)}", markup=False)
 
 
 def _names(table: dict[str, Any]) -> list[str]:

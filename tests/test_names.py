@@ -381,6 +381,23 @@ def test_run_refuses_a_study_below_a_name_that_is_not_utf8_and_writes_nothing(tm
     assert os.listdir(file.parent) == ["study.toml"]
 
 
+@pytest.mark.parametrize(
+    "words", [(TITLE,), (f"--{TITLE}",), ("status", TITLE), ("status", f"--{TITLE}"), ("report", "*")]
+)
+def test_an_error_of_usage_shows_arguments_escaped(words):
+    done = hardmoe(*words, check=False)
+    assert done.returncode == 2
+    assert all(line.isprintable() for line in done.stderr.split("\n"))
+    assert done.stdout == ""
+
+
+def test_a_locale_in_which_names_are_not_utf8_is_named(tmp_path):
+    file = write(tmp_path / "é", small_study())
+    done = hardmoe("status", "--study", file, check=False, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 1
+    assert "this locale has file names in ascii: set PYTHONUTF8=1" in done.stderr
+
+
 LOCALES = [
     {"PYTHONIOENCODING": "utf-8:strict"},
     {"LANG": "C", "LC_ALL": ""},

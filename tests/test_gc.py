@@ -106,6 +106,7 @@ def test_published_and_previous_stay_with_all_they_were_made_from(root):
     assert whole(root)
 
 
+@pytest.mark.slow
 def test_a_mixture_that_a_program_has_open_stays_whole_until_it_is_closed(root):
     """Two are published after it, and it is neither the published one nor the one before."""
     force(Context(BAD, root), Context(BAD, root).version("mixture"))

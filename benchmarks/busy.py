@@ -49,7 +49,7 @@ from moe_core.training.loop import CHECK_EVERY, train
 draw = np.random.default_rng(0)
 images, tags = draw.integers(0, 256, (posts_N, 32, 32, 3), dtype=np.uint8), draw.integers(0, 500, posts_N)
 posts = Posts(ImagesInMemory(images), torch.from_numpy(tags), torch.arange(posts_N + 1))
-training = Training(epochs=1e6, batch_size=size, lr=1e-3, crop=4)
+training = Training(epochs=1e5, batch_size=size, lr=1e-3, crop=4)
 model = build(Network(widths=tuple(map(int, widths.split(",")))), 500, seed=0)
 if way == "ours":
     training_threads(model, 32, training, posts_N)

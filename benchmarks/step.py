@@ -101,7 +101,7 @@ def main() -> None:
     for name in said.networks:
         network, side = NETWORKS[name]
         images, tags = drawn(side)
-        training = Training(epochs=1e6, batch_size=said.batch, lr=1e-3, crop=CROP)
+        training = Training(epochs=1e5, batch_size=said.batch, lr=1e-3, crop=CROP)
         mine, other = ours(network, images, tags, training, device), bare(network, images, tags, training, device)
         turns = (
             lambda other=other: [next(other) for _ in range(said.steps)],

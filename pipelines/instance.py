@@ -19,6 +19,7 @@ from pipelines.services import socket_prefix
 
 if TYPE_CHECKING:
     import dagster as dg
+    import sqlalchemy as db
 
 SETTINGS = """# Written by hardmoe; yours to change.
 telemetry:
@@ -296,11 +297,25 @@ def runs_that_say(instance: "dg.DagsterInstance", traces: Traces | Iterable[str]
     with storage.index_connection() as connection:
         there = set(db.inspect(connection).get_table_names())
         for table in (table for metadata in known for table in metadata.sorted_tables if table.name in there):
-            rows = connection.execution_options(yield_per=EVENTS).execute(db.select(table)).mappings()
-            for row in rows:
+            for row in _rows(connection, table):
                 cells = [
                     cell.encode("utf-8", "surrogatepass") if isinstance(cell, str) else cell for cell in row.values()
                 ]
                 if any(isinstance(cell, bytes) and traces.within_cell(cell) for cell in cells):
                     found.add(row.get("run_id") or row.get("last_run_id") or f"table {table.name}")
     return sorted(map(str, found))
+
+
+def _rows(connection: "db.Connection", table: "db.Table") -> "Iterator[db.RowMapping]":
+    """All rows of a table, EVENTS at once where they have a number."""
+    import sqlalchemy as db
+
+    query, last = db.select(table), 0
+    if "id" not in table.c:
+        yield from connection.execute(query).mappings()
+        return
+    while (
+        rows := connection.execute(query.where(table.c.id > last).order_by(table.c.id).limit(EVENTS)).mappings().all()
+    ):
+        yield from rows
+        last = rows[-1]["id"]

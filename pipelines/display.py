@@ -1,6 +1,7 @@
 """What the terminal shows while runs are under way, and the comparison table."""
 
 import json
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Display:
             self.forecast.event(kind, task)
         if task.stage == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
             for line in warnings_of(self.context):
-                self.console.print(f"Warning: {shown(line, None)}", markup=False)
+                print(f"Warning: {shown(line, None)}", file=sys.stderr)  # under Live, too, above what is live
         if kind in ("done", "failed"):
             # in one call: under Live a line that is not ended is overwritten
             colored = Text(f"{kind:7}", "green" if kind == "done" else "red")

@@ -50,26 +50,28 @@ OTHERS = {
 def why_stale(context: Context, old: Artefact, plan: Plan) -> str:
     """What differs between what an artefact was made from and what it would be made from now."""
     found = list(dict.fromkeys(_reasons(context, old, plan)))
+    if len(found) > 1:
+        found = [reason for reason in found if reason != OTHERS["previous"]]  # it follows
     return ", ".join(found[:MOST]) + (f" and {len(found) - MOST} more" if len(found) > MOST else "")
 
 
 def _reasons(context: Context, old: Artefact, plan: Plan) -> Iterator[str]:
-    yield from _settings(old, plan)
+    yield from _settings(plan.asset, plan_of(old).settings, plan.settings)
     names = sorted(set(old.inputs) | set(plan.inputs))
     yield from _inputs(context, old, plan, [n for n in names if old.inputs.get(n) != plan.inputs.get(n)])
     if old.code != plan.code:
-        yield _code(old, plan)
+        yield _code(old.code, plan.code)
 
 
-def _settings(old: Artefact, plan: Plan) -> Iterator[str]:
-    for path, before, now in _changed(plan_of(old).settings, plan.settings):
+def _settings(asset: str, old: Any, new: Any) -> Iterator[str]:
+    for path, before, now in _changed(old, new):
         follows = path in ("how", "keys", "retrain_share") and None in (before, now)  # a partition that follows another
         if not follows and path != "how":
-            yield f"setting {setting_name(plan.asset, path)} changed{_values(before, now)}"
+            yield f"setting {setting_name(asset, path)} changed{_values(before, now)}"
 
 
-def _code(old: Artefact, plan: Plan) -> str:
-    return f"this version of hardmoe computes it in another way (code {old.code} then, {plan.code} now)"
+def _code(then: str, now: str) -> str:
+    return f"this version of hardmoe computes it in another way (code {then} then, {now} now)"
 
 
 def _inputs(context: Context, old: Artefact, plan: Plan, different: list[str]) -> Iterator[str]:
@@ -121,9 +123,9 @@ def _members(context: Context, plan: Plan) -> str:
 
 def _features(context: Context, old: Artefact, plan: Plan, shard: str) -> Iterator[str]:
     if f"features {shard}" not in old.inputs:
-        yield f"shard {shown(shard)} was added"
+        yield f"shard {shown(shard)} added"
     elif f"features {shard}" not in plan.inputs:
-        yield f"shard {shown(shard)} was removed"
+        yield f"shard {shown(shard)} removed"
     else:
         before = context.store.read(context.root / "trunk_features" / shard / old.inputs[f"features {shard}"])
         with suppress(ValueError):
@@ -145,17 +147,20 @@ def _posts(context: Context, splits: Artefact) -> Iterator[str]:
     ):
         if seen and keys:
             yield f"{_shards(keys)} {what}"
-    forgotten, changed = list[str](), list[str]()
+    forgotten, changed, otherwise = list[str](), list[str](), list[str]()
     for key in (key for key in now if seen.get(key, now[key]) != now[key]):
         before = context.store.read(context.root / "posts" / key / seen[key])
         plan = context.plan("posts", key)
         same_file = before is None or before.inputs.get("shard") == plan.inputs["shard"]
-        same = same_file and (before is None or before.inputs.get("forgotten") != plan.inputs.get("forgotten"))
-        (forgotten if same and "forgotten" in plan.inputs else changed).append(key)
+        was = before.inputs.get("forgotten") if before else None
+        newly = plan.inputs.get("forgotten") not in (None, was)
+        (changed if not same_file else forgotten if newly else otherwise).append(key)
     if forgotten:
         yield f"posts of {_shards(forgotten)} were forgotten"
     if changed:
         yield f"{_shards(changed)} changed"
+    if otherwise:  # the same files, by other settings
+        yield f"posts of {_shards(otherwise)} changed"
 
 
 def _shards(keys: list[str]) -> str:
@@ -204,13 +209,16 @@ def older_than(context: Context, artefact: Artefact) -> list[str]:
     since = [entry for entry in context.forgotten.entries.values() if entry.at.timestamp() > artefact.made_at]
     keys = sorted({key for entry in since for key in entry.shards})
     found = [f"posts of {_shards(keys)} were forgotten"] if keys else []
-    for name in STAGES:
+    if "splits" not in above and (new := [s.key for s in context.shards if not context.store.versions("posts", s.key)]):
+        found.append(f"{_shards(new)} added")
+    for name, stage in STAGES.items():
         for old in above.get(name, []):
             with suppress(ValueError, OSError):
-                plan = context.plan(name, old.key)
-                found += _posts(context, old) if name == "splits" and old.inputs != plan.inputs else []
-                found += _settings(old, plan)
-                found += [f"{old.asset}: {_code(old, plan)}"] if old.code != plan.code else []
+                if name == "splits" and old.inputs != stage.inputs(context, None):
+                    found += _posts(context, old)
+                now = json.loads(json.dumps(stage.settings(context.study)))
+                found += _settings(name, {path: v for path, v in plan_of(old).settings.items() if path in now}, now)
+                found += [f"{name}: {_code(old.code, stage.code)}"] if old.code != stage.code else []
     return list(dict.fromkeys(found))
 
 

@@ -175,7 +175,7 @@ def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
         context = Context(study, both)
         display = Display(context, [Task(*task) for task in tasks_of(context, None)])
         display.event("fresh", Task("vocabulary", None), "")
-        assert ("Warning: " in capsys.readouterr().out) == warned
+        assert ("Warning: " in capsys.readouterr().err) == warned
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,42 @@ def test_settings_are_named_as_study_toml_has_them_with_both_values(root):
     assert reasons(root, trunk)["trunk_features", "s0"] == "trunk retrained"
 
 
+def test_each_of_several_changes_is_told_also_where_what_follows_must_wait(root):
+    study = study_of(root)
+    both = {
+        "evaluation": study.evaluation.model_copy(update={"bootstrap": 30}),
+        "partition": study.partition.model_copy(update={"iterations": 9}),
+    }
+    changed = study.model_copy(update=both)
+    (root / "study.toml").write_text(dump_study(changed), "utf-8")
+    assert last(root, "results")[1] == (
+        "setting partition.iterations changed from 30 to 9; setting evaluation.bootstrap changed from 20 to 30"
+    )
+    assert reasons(root, changed)["partition", None] == "setting partition.iterations changed from 30 to 9"
+    smaller = study.model_copy(update={"data": study.data.model_copy(update={"image_size": 8})})
+    assert reasons(root, smaller)["posts", "s0"] == "setting data.image_size changed from 16 to 8"
+    assert reasons(root, smaller)["splits", None] == "posts of shards s0, s1 changed"
+
+
+def test_a_takedown_of_a_user_and_a_new_file_and_a_renamed_one(root):
+    source = root.parent / "source"
+    (root.parent / "users").write_text(pl.read_parquet(source / "s0.parquet")["user"][0] + "\n")
+    assert hardmoe(root, "forget", "--users", root.parent / "users", "--apply").exit_code == 0
+    counts = posts_of(opened(study_of(root), root))
+    add_shard(source, 2)
+    assert posts_of(opened(study_of(root), root)) == counts, "of what is ingested"
+    assert last(root, "results")[1].endswith("were forgotten; shard s2 added")
+    (source / "s2.parquet").unlink()
+    make(study_of(root), root, "posts")
+    assert posts_of(opened(study_of(root), root)) == counts
+
+
+def test_a_renamed_file_is_one_that_came_and_one_that_went(root):
+    source = root.parent / "source"
+    (source / "s1.parquet").rename(source / "s9.parquet")
+    assert last(root, "results")[1] == "shard s9 added; shard s1 removed"
+
+
 @pytest.mark.parametrize(
     ("asset", "path", "name"),
     [

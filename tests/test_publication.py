@@ -24,7 +24,7 @@ from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, 
 from moe_core.stages.stage import build
 from moe_core.stages.table import STAGES
 from pipelines.cli import main
-from pipelines.commands.common import publication_of
+from pipelines.commands.common import publication_of, show_publication
 
 SCORES = {"measure": "p_at_1", "p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
 
@@ -432,6 +432,15 @@ def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
     assert said["publication"]["published"] == version(root, GOOD)
     assert "below it" in said["publication"]["why"]
     assert f"This mixture is not published, {version(root, GOOD)} is: P@1" in hardmoe("results", "--study", file).output
+
+
+def test_what_was_decided_on_a_mixture_is_said_published_or_refused(root, capsys):
+    publish(root, GOOD)
+    show_publication(Context(GOOD, root), always=True)
+    assert capsys.readouterr().out == f"Published: mixture {version(root, GOOD)}: nothing was published before\n"
+    publish(root, BAD)
+    show_publication(Context(BAD, root), always=True)
+    assert capsys.readouterr().out.startswith(f"This mixture is not published, {version(root, GOOD)} is: P@1 0.")
 
 
 def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch):

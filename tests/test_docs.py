@@ -14,6 +14,15 @@ def test_files_that_the_readme_names_exist():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_tests_and_files_that_the_pages_on_faults_and_security_name_exist():
+    for page in (ROOT / "docs" / "faults.md", ROOT / "SECURITY.md"):
+        text = page.read_text("utf-8")
+        named = [ROOT / "tests" / name for name in re.findall(r"`(test_\w+\.py)`", text)]
+        named += [page.parent / link.partition("#")[0] for link in re.findall(r"\]\((?!http)([^)]+)\)", text)]
+        assert len(named) >= 3
+        assert [str(path) for path in named if not path.exists()] == []
+
+
 def test_the_page_of_settings_is_that_of_the_models():
     # written by: python -c "from moe_core.settings import *; print(settings_page(), end='')" > docs/settings.md
     assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings_page()

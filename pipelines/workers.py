@@ -21,7 +21,7 @@ RUNS_A_WORKER = 50  # then a fresh process: what libraries keep between runs doe
 CAUSES = {
     9: " (out of memory?)",
     11: " (a crash in native code)",
-    7: " (a full disk under a memory map?)",
+    7: " (a file was cut short while it was mapped into memory, or its disk is full or gone)",
 }  # of signals
 
 

@@ -382,3 +382,18 @@ if number == 1:
     done = hardmoe("run", "--until", "posts")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(stored(tmp_path / "study")) == 2500
+
+
+@pytest.mark.slow
+def test_run_says_that_a_mapped_file_was_cut_short_and_resumes(tmp_path):
+    (tmp_path / "in").mkdir()
+    source = WRITERS["arrow_stream"](many("u1"), tmp_path / "in")
+    data = Path(source.uri).read_bytes()
+    hardmoe = commands(tmp_path, source, f"import os\nif number == 0:\n    os.truncate({source.uri!r}, 4096)\n")
+    done = hardmoe("run", "--until", "posts")
+    assert done.returncode == 1, done.stdout
+    assert "killed by signal 7 (a file was cut short while it was mapped into memory" in done.stderr
+    assert "posts:posts" in done.stderr
+    Path(source.uri).write_bytes(data)
+    done = hardmoe("run", "--until", "posts")
+    assert (done.returncode, len(stored(tmp_path / "study"))) == (0, 2500), done.stderr

@@ -775,7 +775,7 @@ def test_times_beyond_the_calendar_are_left_out(tmp_path):
 
 def test_batches_are_cut_by_bytes(monkeypatch):
     monkeypatch.setattr(raw, "BATCH_BYTES", 100)
-    rows = [{"id": str(n), "image": b"x" * size} for n, size in enumerate((99, 1, 500, 10))]
+    rows = [{"id": str(n), "image": b"x" * size} for n, size in enumerate((98, 1, 500, 10))]  # an id has a byte
     assert [len(batch) for batch in in_batches(rows)] == [2, 1, 1]
 
 

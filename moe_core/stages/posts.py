@@ -19,17 +19,23 @@ def _make(context: Context, key: str | None, folder: Path) -> Written:
     assert key is not None
     shard = next(s for s in context.shards if s.key == key)
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
-    done = ingest(
-        context.root,
-        key,
-        read_shard(context.study.source, shard, context.root / ".sources", context.root / ".digests.json"),
-        context.study.data,
-        lambda read: context.report({"posts": read}),
-        source=utf8(shard.path) or "drawn",
-        threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
-        pins=[pin_of(key, context.version("posts", key))],
-        forgotten=context.forgotten.holds if context.forgotten.entries else None,
-    )
+    try:
+        done = ingest(
+            context.root,
+            key,
+            read_shard(context.study.source, shard, context.root / ".sources", context.root / ".digests.json"),
+            context.study.data,
+            lambda read: context.report({"posts": read}),
+            source=utf8(shard.path) or "drawn",
+            threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
+            pins=[pin_of(key, context.version("posts", key))],
+            forgotten=context.forgotten.holds if context.forgotten.entries else None,
+        )
+    except MemoryError:
+        raise ValueError(
+            f"shard {key} ({shard.path or 'drawn'}) needs more memory than this process may use: ingest fewer shards "
+            "at once (--workers), or raise the limit (ulimit -v, the container's)"
+        ) from None
     count = done.count
     if not count.read:
         raise ValueError(f"shard {key} ({shard.path or 'drawn'}) holds no post: remove the file, or fill it")

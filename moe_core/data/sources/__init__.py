@@ -80,6 +80,8 @@ def read_shard(
             yield batch if split is None else _with_split(batch, split)
     except OSError as error:
         raise unreachable(shard.path, error) from None
+    except MemoryError:
+        raise ValueError(f"{shard.path} needs more memory to be read than this process may use (ulimit -v?)") from None
     if shard.digest and _digest(source, shard, digests) != shard.digest:
         raise ValueError(
             f"{shard.path} or its images changed while they were read: run the same command again when nothing writes "

@@ -12,12 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
+from moe_core.data.sources.declared import RATIO
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, Said
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, hashtags_in, tags_of_text, time_of
 from moe_core.settings import Source
 from moe_core.text import shown
 
+ROW_BYTES = 1000  # of a row in Python, whatever it holds
+TEXT_BYTES = 4 * BATCH_BYTES  # of a row, as _sizes counts them: more than a million tags
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
 
 
@@ -77,23 +80,28 @@ def to_raw(
     folder: ImageFolder | None,
     key: str,
     schema: pa.Schema,
+    most: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of RAW, small enough. `folder` is where files that the image column names are looked for.
 
     `read` gives batches with these columns, which are of `schema`. It is called again where images are named by text:
-    rows that agree on id and picture are then one post, with the tags of all.
+    rows that agree on id and picture are then one post, with the tags of all. Raises ValueError for more than `most`
+    bytes in all of the rows.
     """
     classes = class_names(schema, columns.get("tags"))
     named = is_text(_plain(schema.field(columns["image"]).type)) and columns.get("id") != BY_ROW
 
+    def pieces() -> Iterator[tuple[int, pa.RecordBatch]]:
+        return _pieces(read(), columns["image"], where, most)
+
     def texts() -> Iterator[tuple[int, pa.RecordBatch, dict[str, pa.Array]]]:
-        for row, piece in _pieces(read()):
+        for row, piece in pieces():
             with _damage(where, row):
                 said = _said(piece, columns, where, key, row, classes)
             yield row, piece, said
 
     def keys() -> Iterator[str | None]:
-        for row, piece in _pieces(read()) if named else ():
+        for row, piece in pieces() if named else ():
             with _damage(where, row):
                 image = piece[columns["image"]]
                 own = piece[columns["id"]] if "id" in columns else image
@@ -122,13 +130,65 @@ def to_raw(
                 yield from _with_images(said, image, where, folder, "id" not in columns)
 
 
-def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    row = 0
+def _pieces(
+    batches: Iterable[pa.RecordBatch], image: str, where: str, most: int | None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The row that each begins at, and slices of at most BATCH rows, and of BATCH_BYTES once nothing is shared."""
+    row = total = 0
     for batch in batches:
         for start in range(0, len(batch), BATCH):
             piece = batch.slice(start, BATCH)
-            yield row, piece
-            row += len(piece)
+            with _damage(where, row):
+                texts = [_sizes(piece[name]) for name in piece.schema.names if name != image]
+                text_N = sum(texts, np.full(len(piece), ROW_BYTES))
+                size_N = _sizes(piece[image]) + text_N
+            if text_N.max() > TEXT_BYTES:
+                raise ValueError(f"{where}: row {row + int(text_N.argmax())} has more text than any post: take it out")
+            for first, last in _cuts(size_N):
+                total += int(size_N[first:last].sum())
+                if most is not None and total > most:
+                    raise ValueError(
+                        f"{where} is refused: it unfolds to more than {RATIO:,} times its size by row {row}"
+                    )
+                yield row, piece.slice(first, last - first)
+                row += last - first
+
+
+def _sizes(column: pa.Array) -> np.ndarray:
+    """(N,) int64: bytes of each row once nothing is shared; a word's are counted eight times, as it becomes a str."""
+    kind = column.type
+    if pt.is_dictionary(kind):
+        sizes = pa.array(_sizes(column.dictionary)).take(column.indices)
+    elif pt.is_binary_view(kind) or pt.is_string_view(kind):
+        views = np.frombuffer(column.buffers()[1] or b"", np.int32)[4 * column.offset :: 4][: len(column)]
+        sizes = pc.if_else(column.is_valid(), pa.array(views, pa.int32()), 0)
+    elif is_text(kind) or is_bytes(kind):
+        sizes = pc.binary_length(column)
+    elif pt.is_struct(kind):
+        return sum(
+            (_sizes(pc.struct_field(column, n)) for n in range(kind.num_fields)), np.zeros(len(column), np.int64)
+        )
+    elif _is_list(kind):
+        return _list_sizes(column)
+    else:
+        return np.full(len(column), 8)
+    size_N = pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return 8 * size_N if is_text(kind) else size_N
+
+
+def _list_sizes(column: pa.Array) -> np.ndarray:
+    length_N = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    if pt.is_fixed_size_list(column.type):
+        first_N = (np.arange(len(column)) + column.offset) * column.type.list_size
+    else:
+        first_N = column.offsets.to_numpy(zero_copy_only=False)[: len(column)].astype(np.int64)
+    first_N = np.where(length_N > 0, first_N, 0)
+    low = int(first_N[length_N > 0].min(initial=2**62))
+    high = int((first_N + length_N).max(initial=0))
+    if low >= high:
+        return np.zeros(len(column), np.int64)
+    end_V1 = np.concatenate([[0], np.cumsum(_sizes(column.values[low:high]) + 8)])
+    return np.where(length_N > 0, end_V1[first_N + length_N - low] - end_V1[np.maximum(first_N - low, 0)], 0)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.byproducts import of_saved_datasets, refuse_tables
+from moe_core.data.sources.declared import RATIO, SMALL, Absurd, check_arrow, rows_at_once
 from moe_core.data.sources.files import (
     LOST,
     WILDCARD,
@@ -109,18 +110,19 @@ def _filled(batch: pa.RecordBatch, values: dict[str, str | None]) -> pa.RecordBa
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
     folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
-    with _readable(shard.path, source.format) as (_, schema, _):
+    with _readable(shard.path, source.format) as (raw, schema, _):
         by_folder = {name: said for name, said in hive_of(shard.path, source).items() if name not in schema.names}
+        most = max(SMALL, RATIO * raw.size())
         whole = _with_folders(schema, by_folder)
         columns = columns_of(whole, source, shard.path)
         names = list(dict.fromkeys(name for name in columns.values() if name in schema.names))
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _readable(shard.path, source.format) as (raw, _, file):
-            found = _parquet(file, names) if source.format == "parquet" else _arrow(raw, file, names)
+            found = _parquet(raw, file, names) if source.format == "parquet" else _arrow(raw, file, names)
             yield from (_filled(batch, by_folder) for batch in _said(found, shard.path))
 
-    rows = to_raw(batches, columns, shard.path, folder, shard.key, whole)
+    rows = to_raw(batches, columns, shard.path, folder, shard.key, whole, most)
     yield from folder.watching(rows) if folder else rows
 
 
@@ -158,7 +160,11 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
             else:
                 file = _open_arrow(raw)
                 schema = file.schema
+                if not is_remote(path):  # where each look would be a request
+                    check_arrow(raw)
             _ = schema.names  # names that are no UTF-8 are seen here
+        except Absurd as error:
+            raise ValueError(f"{path} is refused: {error}") from None
         except BROKEN as error:
             if isinstance(error, OSError) and error.errno in LOST:
                 raise unreachable(path, error) from None
@@ -177,12 +183,17 @@ def _open_arrow(raw: Any) -> Any:
     return pa.ipc.open_file(raw) if magic == b"ARROW1" else pa.ipc.open_stream(raw)
 
 
-def _parquet(file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _parquet(raw: Any, file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
+    leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    lists = [leaf.path for leaf in leaves if leaf.max_repetition_level and leaf.physical_type == "BYTE_ARRAY"]
+    # a word of a list stays in the dictionary until its row is read: how many there are in a row is not known before
+    file = pq.ParquetFile(raw, metadata=file.metadata, read_dictionary=lists, pre_buffer=False, buffer_size=1 << 20)
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
         if about.num_rows:
             rows = BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)
-            yield from file.iter_batches(max(1, min(BATCH, rows)), row_groups=[group], columns=names)
+            rows = min(BATCH, rows, rows_at_once(raw, file, group, names))
+            yield from file.iter_batches(max(1, rows), row_groups=[group], columns=names)
 
 
 def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBatch]:
@@ -194,7 +205,7 @@ def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBa
         batch = batch.select(names) if names is not None else batch
         # Arrow believes the lengths and offsets that a file says, and ends the process over wrong ones
         batch.validate(full=True)
-        yield batch
+        yield from (batch.slice(start, BATCH) for start in range(0, len(batch), BATCH))
     if batches is file and not _ends(raw):
         raise pa.ArrowInvalid("no end-of-stream mark where the batches end: cut short")
 
@@ -211,7 +222,11 @@ def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBat
         for batch in batches:
             yield batch
             rows += len(batch)
+    except Absurd as error:
+        raise ValueError(f"{path} is refused after row {rows}: {error}") from None
     except BROKEN as error:
+        if isinstance(error, MemoryError):
+            raise
         if isinstance(error, OSError) and error.errno in LOST:
             raise unreachable(path, error) from None
         why = " ".join(str(error).split())[:200]

@@ -86,7 +86,7 @@ def in_batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     size = 0
     for row in rows:
         kept.append(row)
-        size += len(row.get("image") or b"") + len(row.get("caption") or "")
+        size += sum(len(value) for value in row.values() if isinstance(value, bytes | str))
         size += sum(50 + len(tag or "") for tag in row.get("tags") or ())
         if len(kept) >= BATCH or size >= BATCH_BYTES:
             yield _batch(kept)

@@ -1,6 +1,9 @@
 """Tar archives: read from front to back, never unpacked to the disk, nothing in them believed."""
 
+import io
+import lzma
 import os
+import re
 import sqlite3
 import tarfile
 import zlib
@@ -12,12 +15,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from moe_core.data.sources.declared import Absurd
 from moe_core.data.sources.files import LOST, File, opened, unreachable
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, Unusable
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, MAX_LINE, Unusable
 from moe_core.store import exclusive
 
 INDEX_VERSION = 1  # raised when other members are pictures
-BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError)
+BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, RecursionError, OverflowError, ValueError)
+HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+MAX_HEADER = 1 << 20  # bytes of a long name, or of a member's records (xattrs among them)
+MAX_RECORDS = 100  # that hold for all the members that follow
+NUMBER = re.compile(rb"\d{201}")
+UNFOLDED, RATIO = 1 << 30, 200  # bytes that any compressed tar may have, and times its size: pictures shrink little
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,17 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
     """The members in their order, but for folders. Raises ValueError for an archive that is damaged or cut short."""
     seen = 0
     with opened(path) as raw:
+        if not raw.size():
+            raise ValueError(f"{path} is empty (0 bytes), wanted a tar: remove it, or copy it again")
         try:
-            if not raw.size():
-                raise ValueError(f"{path} is empty (0 bytes), wanted a tar: remove it, or copy it again")
-            with tarfile.open(fileobj=raw, mode="r:*") as tar:
+            most = max(UNFOLDED, RATIO * raw.size())
+            with tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar:
                 while (info := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # else it remembers every one
+                    if info.size < 0 or tar.offset < info.offset_data:
+                        raise Absurd(f"member {seen} says that it has {info.size} bytes")
+                    if tar.offset > most:
+                        raise Absurd(f"it unfolds to more than {RATIO} times its size")
                     if info.isdir():
                         continue
                     problem = _problem(info)
@@ -53,7 +70,9 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
                             raise tarfile.ReadError("unexpected end of data")
                     seen += 1
                     yield Member(info.name, data, problem, info.offset_data, info.size)
-                _ends_well(tar)
+                _ends_well(tar, most)
+        except Absurd as error:
+            raise ValueError(f"{path} is refused after {seen} members: {error}") from None
         except BROKEN as error:
             if isinstance(error, OSError) and error.errno in LOST:
                 raise unreachable(path, error) from None
@@ -70,12 +89,79 @@ def _problem(info: tarfile.TarInfo) -> Unusable | None:
     if not info.isreg() or info.issparse():
         what = "a link" if info.issym() or info.islnk() else "a sparse file" if info.issparse() else "a device"
         return Unusable("bad_row", f"member {info.name} is {what}, not a file")
-    if info.size > MAX_FILE_BYTES:
-        return Unusable("too_large", f"member {info.name} has {info.size} bytes, more than {MAX_FILE_BYTES}")
+    most = MAX_FILE_BYTES if info.name.lower().endswith(IMAGE_SUFFIXES) else MAX_LINE
+    if info.size > most:
+        return Unusable("too_large", f"member {info.name} has {info.size} bytes, more than {most}")
     return None
 
 
-def _ends_well(tar: tarfile.TarFile) -> None:
+class _Header(tarfile.TarInfo):
+    """A header that is bounded: tarfile reads long names, records and maps of sparse files as long as they say."""
+
+    @classmethod
+    def fromtarfile(cls, tar: Any) -> "_Header":
+        if isinstance(tar.fileobj, _Records):
+            tar.fileobj = tar.fileobj.behind
+        return super().fromtarfile(tar)
+
+    def _proc_member(self, tar: Any) -> Any:
+        if self.type in HEADERS and not 0 <= self.size <= MAX_HEADER:
+            raise Absurd(f"a header of {self.size} bytes, more than {MAX_HEADER}")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+    def _proc_pax(self, tar: Any) -> Any:
+        """Looked through first: tarfile searches badly formed records again and again, and copies global ones."""
+        block = tar.fileobj.read(self._block(self.size))  # type: ignore[attr-defined]
+        records = _records(block)
+        if self.type == tarfile.XGLTYPE and records + len(tar.pax_headers) > MAX_RECORDS:
+            raise Absurd(f"more than {MAX_RECORDS} records that hold for all members")
+        tar.fileobj = _Records(block, tar.fileobj)
+        return super()._proc_pax(tar)  # type: ignore[misc]
+
+    def _proc_sparse(self, tar: Any) -> "_Header":
+        """Where the next member begins; the map of the holes is not kept."""
+        extended = self._sparse_structs[1]  # type: ignore[attr-defined]
+        while extended:
+            block = tar.fileobj.read(tarfile.BLOCKSIZE)
+            if len(block) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("unexpected end of data")
+            extended = block[504]
+        self.sparse: Any = ()
+        self.offset_data = tar.fileobj.tell()
+        tar.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        return self
+
+    def _no_map(self, member: "_Header", *_: Any) -> None:
+        member.sparse = ()
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
+
+
+def _records(block: bytes) -> int:
+    """The number of records of a header. Raises Absurd where one is not "length key=value"."""
+    at = number = 0
+    while at < len(block) and block[at]:
+        length, space, _ = block[at : at + 20].partition(b" ")
+        if not (space and length.isdigit() and len(length) + 3 < int(length) <= len(block) - at):
+            raise Absurd("a header with a record that is none")
+        if block.find(b"=", at, at + int(length)) < 0 or block[at + int(length) - 1 : at + int(length)] != b"\n":
+            raise Absurd("a header with a record that is none")
+        at += int(length)
+        number += 1
+    if NUMBER.search(block):
+        raise Absurd("a header with a number of more than 200 digits")
+    return number
+
+
+class _Records(io.BytesIO):
+    """A header's records, which are read next, and the file behind them."""
+
+    def __init__(self, block: bytes, behind: Any) -> None:
+        super().__init__(block)
+        self.behind = behind
+
+
+def _ends_well(tar: tarfile.TarFile, most: int) -> None:
     """tarfile takes a header that is cut or damaged for the end: the end is zeros, to the last byte of the file.
 
     Reading to the last byte also checks what a compressed file says of itself there.
@@ -86,6 +172,8 @@ def _ends_well(tar: tarfile.TarFile) -> None:
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
         raise tarfile.ReadError("no end-of-archive mark where the members end")
     while block := file.read(1 << 20):
+        if file.tell() > most:
+            raise Absurd(f"it unfolds to more than {RATIO} times its size")
         if block.strip(b"\0"):
             raise tarfile.ReadError("there is more after the end-of-archive mark (two tars joined by cat?)")
 

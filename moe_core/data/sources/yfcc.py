@@ -6,6 +6,7 @@ a tag may have a comma of its own.
 
 import bz2
 import gzip
+import os
 import re
 import zlib
 from collections import deque
@@ -20,7 +21,7 @@ import pyarrow as pa
 from moe_core.data.sources.files import LOST, Digests, Shard, files_at, key_of, listing, local, unreachable
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
-from moe_core.data.sources.tars import TarImages
+from moe_core.data.sources.tars import RATIO, UNFOLDED, TarImages
 from moe_core.settings import Source
 from moe_core.store import digest
 
@@ -132,8 +133,11 @@ def _lines(path: Path) -> Iterator[bytes | Unusable]:
     number = 0
     try:
         with open(path, "rb") as raw:
-            for line, whole in lines_of(_plain(path, raw)):
+            most, plain = max(UNFOLDED, RATIO * os.fstat(raw.fileno()).st_size), _plain(path, raw)
+            for line, whole in lines_of(plain):
                 number += 1
+                if plain.tell() > most:
+                    raise EOFError(f"it unfolds to more than {RATIO} times its size")
                 if line.strip(b"\r\n"):
                     yield line.rstrip(b"\r\n") if whole else too_long(f"line {number}")
     except BROKEN as error:

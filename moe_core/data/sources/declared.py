@@ -1,0 +1,179 @@
+"""What Parquet and Arrow files say of sizes, read before anything is decoded: a small file may unfold to terabytes.
+
+Arrow's readers allocate what a file declares. Parquet's page header is Thrift's compact protocol
+(https://parquet.apache.org/docs/file-format/metadata/), Arrow's messages are FlatBuffers
+(https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc).
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+MEBIBYTE = 1 << 20
+SMALL = 256 * MEBIBYTE  # what any file may unfold to at once
+RATIO = 1000  # of unfolded to stored bytes: pictures have about 1, repeated words some dozens
+HELD = 1 << 30  # bytes of a batch of Parquet, where all of its values were the longest that there may be
+VALUES = 100_000_000  # of one column of a row group: ten tags a post in groups of ten million posts
+DICTIONARY_PAGE = 2
+BATCHES = (2, 3)  # types of Arrow's messages: dictionary batch, record batch
+CONTINUED = b"\xff\xff\xff\xff"
+NOT_COMPRESSED = -1
+
+
+class Absurd(Exception):
+    """A size that no collection of pictures has; the text says where."""
+
+
+def too_much(stored: int, unfolded: int) -> bool:
+    return unfolded > max(SMALL, RATIO * stored)
+
+
+def rows_at_once(raw: Any, file: Any, group: int, names: list[str]) -> int:
+    """Rows of a row group that can be decoded at once. Raises Absurd for a group that holds absurdly much.
+
+    A dictionary stores a value once for any number of rows, and delta encoding stores a repeated beginning once.
+    """
+    about = file.metadata.row_group(group)
+    row = 1
+    for number in range(about.num_columns):
+        column = about.column(number)
+        if not any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in names):
+            continue
+        stored, unfolded = column.total_compressed_size, column.total_uncompressed_size
+        if too_much(stored, unfolded):
+            raise Absurd(f"column {column.path_in_schema} unfolds from {stored:,} bytes to {unfolded:,}")
+        if column.num_values > VALUES:
+            raise Absurd(f"column {column.path_in_schema} has {column.num_values:,} values in {about.num_rows:,} rows")
+        longest = 0
+        if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
+            longest = file.schema.column(number).length
+        elif column.physical_type == "BYTE_ARRAY" and "DELTA_BYTE_ARRAY" in column.encodings:
+            longest = unfolded
+        elif column.physical_type == "BYTE_ARRAY" and not is_list(file, number):
+            longest = min(unfolded, dictionary_bytes(raw, column))
+        row += longest * -(-column.num_values // max(1, about.num_rows))
+    return max(1, HELD // row)
+
+
+def is_list(file: Any, number: int) -> bool:
+    return int(file.schema.column(number).max_repetition_level) > 0
+
+
+def dictionary_bytes(raw: Any, column: Any) -> int:
+    """Uncompressed bytes of a column's dictionary; 0 where its first page is none."""
+    starts = [column.data_page_offset, *([column.dictionary_page_offset] if column.has_dictionary_page else [])]
+    header = raw.read_at(32, min(start for start in starts if start > 0))
+    kind, at = _field(header, 0)
+    size, _ = _field(header, at)
+    return size if kind == DICTIONARY_PAGE else 0
+
+
+def _field(header: bytes, at: int) -> tuple[int, int]:
+    """The int32 of the next field, and where it ends. Raises ArrowInvalid where there is none."""
+    value = shift = 0
+    for place in range(at + 1, min(at + 6, len(header))):
+        value |= (header[place] & 0x7F) << shift
+        shift += 7
+        if header[place] < 0x80 and header[at] == 0x15:  # the next number, an int32
+            return (value >> 1) ^ -(value & 1), place + 1
+    raise pa.ArrowInvalid("a page without a header")
+
+
+def check_arrow(raw: Any) -> None:
+    """Raises Absurd for an Arrow file or stream whose compressed batches declare absurdly much."""
+    size = raw.size()
+    try:
+        for at in _messages(raw, size) if raw.read_at(6, 0) != b"ARROW1" else _blocks(raw, size):
+            metadata, body = _metadata(raw, at)
+            if len(metadata) < 8:
+                break
+            stored, unfolded = _unfolded(raw, metadata, body)
+            if too_much(stored, unfolded):
+                raise Absurd(f"a batch unfolds from {stored:,} bytes to {unfolded:,}")
+    except (struct.error, IndexError, OverflowError) as error:
+        raise pa.ArrowInvalid(f"a message is damaged: {error}") from None
+
+
+def _messages(raw: Any, size: int) -> Iterator[int]:
+    at = 0
+    while at + 8 <= size:
+        yield at
+        metadata, body = _metadata(raw, at)
+        at = body + max(0, _Table(metadata).number("<q", 3))
+
+
+def _blocks(raw: Any, size: int) -> Iterator[int]:
+    """Places of a file's messages, as its end says."""
+    (length,) = struct.unpack("<i", raw.read_at(4, size - 10))
+    footer = _Table(raw.read_at(length, size - 10 - length))
+    for field in (2, 3):  # dictionaries, record batches
+        for place in footer.vector(field, 24):
+            yield struct.unpack_from("<q", footer.data, place)[0]
+
+
+def _metadata(raw: Any, at: int) -> tuple[bytes, int]:
+    """A message's description, and where its body begins."""
+    head = raw.read_at(8, at)
+    first = at + 8 if head[:4] == CONTINUED else at + 4  # before 2019 there was no mark
+    (length,) = struct.unpack("<i", head[4:] if head[:4] == CONTINUED else head[:4])
+    if length < 0 or first + length > raw.size():
+        raise pa.ArrowInvalid("a message ends behind the file: cut short?")
+    return raw.read_at(length, first), first + length
+
+
+def _unfolded(raw: Any, metadata: bytes, body: int) -> tuple[int, int]:
+    """Bytes of a batch as stored and when decompressed."""
+    message = _Table(metadata)
+    if message.number("<B", 1) not in BATCHES:
+        return 0, 0
+    batch = message.table(2)
+    if message.number("<B", 1) == BATCHES[0]:
+        batch = batch.table(1)
+    stored = message.number("<q", 3)
+    if not batch.field(3):  # no compression
+        return stored, 0
+    unfolded = 0
+    for place in batch.vector(2, 16):
+        offset, length = struct.unpack_from("<qq", batch.data, place)
+        if length >= 8:
+            (declared,) = struct.unpack("<q", raw.read_at(8, body + offset))
+            unfolded += length if declared == NOT_COMPRESSED else declared
+    return stored, unfolded
+
+
+class _Table:
+    """A table of FlatBuffers: its fields by number, in the order of the schema."""
+
+    def __init__(self, data: bytes, at: int | None = None) -> None:
+        self.data = data
+        self.at = struct.unpack_from("<I", data)[0] if at is None else at
+        self.fields = self.at - struct.unpack_from("<i", data, self.at)[0]
+
+    def field(self, number: int) -> int:
+        """Where a field lies; 0 where it is absent."""
+        (size,) = struct.unpack_from("<H", self.data, self.fields)
+        if 4 + 2 * number >= size:
+            return 0
+        (offset,) = struct.unpack_from("<H", self.data, self.fields + 4 + 2 * number)
+        return self.at + offset if offset else 0
+
+    def number(self, form: str, number: int) -> int:
+        at = self.field(number)
+        return int(struct.unpack_from(form, self.data, at)[0]) if at else 0
+
+    def table(self, number: int) -> "_Table":
+        at = self.field(number)
+        return _Table(self.data, at + struct.unpack_from("<I", self.data, at)[0])
+
+    def vector(self, number: int, width: int) -> Iterator[int]:
+        """Places of a vector's elements of `width` bytes."""
+        at = self.field(number)
+        if not at:
+            return
+        first = at + struct.unpack_from("<I", self.data, at)[0]
+        (length,) = struct.unpack_from("<I", self.data, first)
+        if first + 4 + length * width > len(self.data):
+            raise pa.ArrowInvalid("a message ends behind the file: cut short?")
+        yield from range(first + 4, first + 4 + length * width, width)

@@ -41,6 +41,7 @@ MISSING = {  # modules that an instance in PostgreSQL needs
     "dagster_postgres": "pip install 'hardmoe[postgres]'",
     "psycopg": "name the driver of dagster-postgres: postgresql+psycopg2://..., or scheme: postgresql+psycopg2",
 }
+LONGEST_HOME = 450  # bytes: SQLite opens paths of at most 504, of which Dagster adds 53
 EVENTS = 5000  # read at once
 HEARTBEAT_SECONDS = 45.0  # a daemon that runs reports each 30 s
 LAST_SECONDS = 15.0  # for a daemon to end whose `hardmoe ui` was killed just now
@@ -51,12 +52,24 @@ GRPC_INFO = ".dagster/grpc_info"  # Dagster's tag: the code server that starts t
 
 def home(root: Path, workers: int) -> Path:
     """The folder of the instance, made where it is missing, and named in DAGSTER_HOME from here on."""
-    folder = Path(os.environ.get("DAGSTER_HOME") or root / "dagster").absolute()
+    folder = checked_home(root)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dagster.yaml").exists():
         write_text(folder / "dagster.yaml", SETTINGS.format(workers=workers))
     shorten_temporary_folder()
     return _name(folder)
+
+
+def checked_home(root: Path) -> Path:
+    """The folder of the instance. Raises ValueError for one that is new and so deep that SQLite opens nothing in it."""
+    folder = Path(os.environ.get("DAGSTER_HOME") or root / "dagster").absolute()
+    size = len(os.fsencode(os.path.realpath(folder)))
+    if size > LONGEST_HOME and not (folder / "dagster.yaml").exists():
+        raise ValueError(
+            f"{folder} has {size} bytes, and SQLite opens files for Dagster in folders of at most {LONGEST_HOME}: "
+            "choose a shorter path, or name one in DAGSTER_HOME"
+        )
+    return folder
 
 
 def _name(folder: Path) -> Path:

@@ -391,6 +391,18 @@ def test_an_error_of_usage_shows_arguments_escaped(words):
     assert done.stdout == ""
 
 
+def test_a_folder_too_deep_for_sqlite_is_refused_before_anything_is_written(tmp_path):
+    deep = tmp_path / ("d" * 200) / ("d" * 200) / ("d" * 200)
+    done = hardmoe("init", deep, "--source", "drawn", check=False)
+    assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (1, "", [])
+    assert "and SQLite opens files for Dagster in folders of at most 450: choose a shorter path" in done.stderr
+    file = write(deep, small_study())
+    done = hardmoe("run", "--study", file, "--until", "splits", check=False)
+    assert (done.returncode, os.listdir(deep)) == (1, ["study.toml"])
+    done = hardmoe("run", "--study", file, "--until", "splits", DAGSTER_HOME=str(tmp_path / "dagster"))
+    assert "made, 0 fresh, 0 failed" in done.stdout
+
+
 def test_a_locale_in_which_names_are_not_utf8_is_named(tmp_path):
     file = write(tmp_path / "é", small_study())
     done = hardmoe("status", "--study", file, check=False, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")

@@ -124,12 +124,14 @@ def init(
     from moe_core.ownership import check_owner
     from moe_core.recipes import quick as quicker
     from moe_core.settings import Source, dump_study, study_of
+    from pipelines.instance import checked_home
 
     by_name = recipe is not None
     recipe = recipe or "small"
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
     refuse_bytes(folder.absolute(), "the study")
+    checked_home(folder.absolute())
     for option, path in (("source", source), ("images", images), ("table", table)):
         refuse_bytes(path, f"--{option}")
     study_file = folder / "study.toml"

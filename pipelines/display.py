@@ -1,7 +1,6 @@
 """What the terminal shows while runs are under way, and the comparison table."""
 
 import json
-import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from moe_core.stages.fitting import seconds_left
 from moe_core.stages.seen import warnings_of
 from moe_core.text import shown
 from pipelines.forecast import Forecast
+from pipelines.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Display:
             self.forecast.event(kind, task)
         if task.stage == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
             for line in warnings_of(self.context):
-                print(f"Warning: {shown(line, None)}", file=sys.stderr)  # under Live, too, above what is live
+                echo(f"Warning: {line}", err=True)  # under Live, too, above what is live
         if kind in ("done", "failed"):
             # in one call: under Live a line that is not ended is overwritten
             colored = Text(f"{kind:7}", "green" if kind == "done" else "red")

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -48,7 +49,7 @@ def status(study_file: Path, as_json: bool) -> None:
     )
     warn_unready(context.unready)
     if context.forgotten.pending:
-        echo(f"A takedown is not finished: hardmoe forget --study {study_file} --apply")
+        echo(f"A takedown is not finished: hardmoe forget --study {quote(str(study_file))} --apply")
     colours = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
         label = state.asset if state.key is None else f"{state.asset}:{state.key}"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from moe_core.data.headers import TooManyParts, slim
+
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP")
 REASONS = {
     "empty": "no bytes: an empty or missing file, or a null",
@@ -201,7 +203,9 @@ def webp(png: bytes) -> bytes:
 def _open(data: bytes, min_side: int) -> tuple[ImageFile.ImageFile, str]:
     """The file with its header read and judged, nothing decoded, and its format."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(slim(data)), formats=FORMATS)
+    except TooManyParts as error:
+        raise Rejected("too_large", str(error)) from None
     except UnidentifiedImageError:
         raise _unidentified(data) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -220,7 +224,18 @@ def _open(data: bytes, min_side: int) -> tuple[ImageFile.ImageFile, str]:
         scans = data.count(b"\xff\xda")
         if scans * width * height > MAX_SCANS * MAX_PIXELS[kind]:
             raise Rejected("too_large", f"{width}x{height} in {scans} scans")
+    if kind == "PNG":
+        _of_eight_bits(image, depth=data[24])
     return image, kind
+
+
+def _of_eight_bits(image: ImageFile.ImageFile, depth: int) -> None:
+    """Pillow reads pixels of a PNG as 8 bits (but for grey of 16), and its transparent color as it is written."""
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple):
+        image.info["transparency"] = tuple(value >> 8 if depth == 16 else value & 255 for value in clear)
+    elif isinstance(clear, int) and image.mode == "L":
+        image.info["transparency"] = clear % 2**depth * 255 // (2**depth - 1)
 
 
 def _load(image: ImageFile.ImageFile) -> Image.Image:
@@ -228,7 +243,12 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
     try:
         image.load()
         if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # Pillow would clip all above 255 to white
-            return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+            grey = np.asarray(image).astype(np.uint16)
+            found = Image.fromarray((grey >> 8).astype(np.uint8))
+            if (clear := image.info.get("transparency")) is None:
+                return found
+            alpha = Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8))
+            return Image.merge("RGBA", (found, found, found, alpha))
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             return image.convert("RGBA")
         return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")

@@ -56,16 +56,17 @@ def why_stale(context: Context, old: Artefact, plan: Plan) -> str:
 
 
 def _reasons(context: Context, old: Artefact, plan: Plan) -> Iterator[str]:
-    yield from _settings(plan.asset, plan_of(old).settings, plan.settings)
+    yield from _settings(context.study, plan.asset, plan_of(old).settings, plan.settings)
     names = sorted(set(old.inputs) | set(plan.inputs))
     yield from _inputs(context, old, plan, [n for n in names if old.inputs.get(n) != plan.inputs.get(n)])
     if old.code != plan.code:
         yield _code(old.code, plan.code)
 
 
-def _settings(asset: str, old: Any, new: Any) -> Iterator[str]:
+def _settings(study: Study, asset: str, old: Any, new: Any) -> Iterator[str]:
     for path, before, now in _changed(old, new):
         follows = path in ("how", "keys", "retrain_share") and None in (before, now)  # a partition that follows another
+        follows |= path == "topk" and now < study.evaluation.topk  # it is at most the number of experts
         if not follows and path != "how":
             yield f"setting {setting_name(asset, path)} changed{_values(before, now)}"
 
@@ -217,7 +218,9 @@ def older_than(context: Context, artefact: Artefact) -> list[str]:
                 if name == "splits" and old.inputs != stage.inputs(context, None):
                     found += _posts(context, old)
                 now = json.loads(json.dumps(stage.settings(context.study)))
-                found += _settings(name, {path: v for path, v in plan_of(old).settings.items() if path in now}, now)
+                found += _settings(
+                    context.study, name, {path: v for path, v in plan_of(old).settings.items() if path in now}, now
+                )
                 found += [f"{name}: {_code(old.code, stage.code)}"] if old.code != stage.code else []
     return list(dict.fromkeys(found))
 

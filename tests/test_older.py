@@ -168,6 +168,9 @@ def test_each_of_several_changes_is_told_also_where_what_follows_must_wait(root)
         "setting partition.iterations changed from 30 to 9; setting evaluation.bootstrap changed from 20 to 30"
     )
     assert reasons(root, changed)["partition", None] == "setting partition.iterations changed from 30 to 9"
+    more = study.model_copy(update={"partition": study.partition.model_copy(update={"experts": 3})})
+    (root / "study.toml").write_text(dump_study(more), "utf-8")
+    assert last(root, "results")[1] == "setting partition.experts changed from 2 to 3"
     smaller = study.model_copy(update={"data": study.data.model_copy(update={"image_size": 8})})
     assert reasons(root, smaller)["posts", "s0"] == "setting data.image_size changed from 16 to 8"
     assert reasons(root, smaller)["splits", None] == "posts of shards s0, s1 changed"

@@ -154,7 +154,9 @@ def hold_ui(port: int) -> int:
             try:
                 probe.bind(("127.0.0.1", port))
             except (OSError, OverflowError) as error:
-                raise ValueError(f"port {port} of 127.0.0.1 cannot be had ({error}): say another with --port") from None
+                raise ValueError(
+                    f"port {port} of 127.0.0.1 cannot be used ({error}): choose another with --port"
+                ) from None
     except ValueError:
         os.close(handle)
         raise

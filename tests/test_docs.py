@@ -11,7 +11,19 @@ ROOT = Path(__file__).parent.parent
 def test_files_that_the_readme_names_exist():
     links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
     assert len(links) >= 6
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+def test_headings_that_pages_link_to_exist():
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)]+#[^)]+)\)", page.read_text("utf-8"))
+    ]
+    assert len(links) >= 2
+    for page, link in links:
+        file, _, heading = link.partition("#")
+        headings = re.findall(r"^#+ (.+)$", ((page.parent / file) if file else page).read_text("utf-8"), re.MULTILINE)
+        assert heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings], link
 
 
 def test_tests_and_files_that_the_pages_on_faults_and_security_name_exist():

@@ -315,7 +315,7 @@ def test_a_taken_port_and_a_second_ui_are_said_in_one_line(tmp_path):
         port = taken.getsockname()[1]
         done = hardmoe("ui", "--study", file, "--port", port, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"port {port} of 127.0.0.1 cannot be had" in done.stderr
+    assert f"port {port} of 127.0.0.1 cannot be used" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from moe_core.data.traces import Traces
 from moe_core.processes import is_dead, pid_of
 from moe_core.store import exclusive, write_text
 from pipelines.aliases import alias, shorten_temporary_folder
+from pipelines.databases import AGAIN, damage, remove_empty
 from pipelines.services import socket_prefix
 
 if TYPE_CHECKING:
@@ -117,9 +119,14 @@ def opened() -> "Iterator[dg.DagsterInstance]":
     import dagster as dg
 
     try:
-        with exclusive(_name(Path(os.environ["DAGSTER_HOME"])) / ".opening.lock"):
+        home = _name(Path(os.environ["DAGSTER_HOME"]))
+        with exclusive(home / ".opening.lock"):
+            for path in remove_empty(home):
+                print(f"Dagster's database {path} was empty and has been recreated; {AGAIN}", file=sys.stderr)
             instance = dg.DagsterInstance.get()
     except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
+        if damaged := damage(Path(os.environ["DAGSTER_HOME"])):
+            raise ValueError(damaged) from error
         why = " ".join(str(error.__cause__ or error).split())[:600]
         hints = (f" ({hint})" for name, hint in MISSING.items() if re.search(rf"module (named )?'?{name}\b", why))
         why += next(hints, "")
@@ -127,7 +134,13 @@ def opened() -> "Iterator[dg.DagsterInstance]":
             f"Dagster's instance of {os.environ.get('DAGSTER_HOME')}/dagster.yaml cannot be opened: {why}"
         ) from error
     with instance:
-        yield instance
+        try:
+            yield instance
+        except Exception as error:
+            of_storage = type(error).__module__.startswith(("sqlalchemy", "dagster"))
+            if of_storage and (damaged := damage(Path(os.environ["DAGSTER_HOME"]))):
+                raise ValueError(damaged) from error
+            raise
 
 
 def hold_ui(port: int) -> int:

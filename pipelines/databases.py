@@ -1,0 +1,75 @@
+"""Dagster's SQLite files in the folder of an instance: which of them is damaged, and what to do then."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+AGAIN = "`hardmoe run` then records what exists again, and trains nothing"
+
+
+def files_of(home: Path) -> list[Path]:
+    """Those that Dagster opens for every command."""
+    return [home / "history" / "runs.db", home / "history" / "runs" / "index.db", home / "schedules" / "schedules.db"]
+
+
+def remove_empty(home: Path) -> list[Path]:
+    """Removes those without a table, as a program leaves them that had one open when it was deleted: Dagster creates
+    the tables of a file that is not there, and trusts one that is."""
+    gone = []
+    for path in files_of(home):
+        try:
+            if path.is_file() and not _tables(path):
+                path.unlink()  # and SQLite drops what it kept beside it
+                gone.append(path)
+        except (sqlite3.Error, OSError):  # `damage` says so when Dagster cannot open it
+            continue
+    return gone
+
+
+def damage(home: Path) -> str:
+    """What is wrong with them and what to do; "" where nothing is. Reads them whole."""
+    for path in files_of(home):
+        if not path.exists():
+            continue
+        try:
+            wrong = _wrong(path)
+        except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                continue
+            wrong = str(error)
+        if wrong:
+            return (
+                f"Dagster's database {path} is damaged ({wrong}): move it away while nothing runs on the study; {AGAIN}"
+            )
+    return ""
+
+
+def _wrong(path: Path) -> str:
+    if not path.is_file():
+        return "it is no file"
+    wanted = _wanted(path.name)
+    missing = sorted(wanted - _tables(path))
+    if missing:
+        return f"it has no table {', '.join(missing)}; of an older Dagster: `dagster instance migrate`"
+    with closing(_open(path)) as database:
+        (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    return "" if said == "ok" else " ".join(str(said).split())
+
+
+def _wanted(name: str) -> set[str]:
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+    from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+    from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
+
+    known = {"runs.db": RunStorageSqlMetadata, "index.db": SqlEventLogStorageMetadata}
+    return set(known.get(name, ScheduleStorageSqlMetadata).tables)
+
+
+def _tables(path: Path) -> set[str]:
+    with closing(_open(path)) as database:
+        return {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=1.0)

@@ -1,6 +1,7 @@
 """What the terminal shows while runs are under way, and the comparison table."""
 
 import json
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,9 @@ class Display:
         self.context = context
         self.forecast = Forecast(context, tasks, workers) if tasks else None
         self.console = Console(highlight=False, soft_wrap=True)
-        self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+        # standard error that goes to a file stays there
+        own = sys.stderr.isatty()
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True, redirect_stderr=own)
         self.printed = self.looked = time.monotonic()
 
     def __enter__(self) -> "Display":

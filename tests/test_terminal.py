@@ -143,3 +143,19 @@ def test_a_narrow_terminal_keeps_name_share_and_time_left(tmp_path):
     (wide,) = display.lines(runs, {}, 160)
     assert "loss 2.500" in wide
     assert "step 50" in wide
+
+
+WARNS = """
+import sys
+from pipelines.display import Display
+with Display(None) as display:
+    print("to standard error", file=sys.stderr)
+"""
+
+
+def test_standard_error_that_goes_to_a_file_stays_there(tmp_path):
+    shell = ["sh", "-c", '"$0" -c "$1" 2> "$2"', sys.executable, WARNS, str(tmp_path / "errors")]
+    code, screen = in_terminal(shell, 80, ENVIRONMENT)
+    assert code == 0, (tmp_path / "errors").read_text()
+    assert (tmp_path / "errors").read_text() == "to standard error\n"
+    assert "to standard error" not in screen.fed

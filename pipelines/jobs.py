@@ -1,6 +1,6 @@
 """Jobs for backfills and schedules, one a set of partitions; and those that runs of the commands belong to.
 
-Dagster's overview shows runs by job, and leaves those without one out.
+The page of a job lists its runs. Dagster's timeline shows only runs that a code server started.
 """
 
 import dagster as dg
@@ -8,6 +8,7 @@ import dagster as dg
 from assets.study import STUDY, key_of, study
 from moe_core.stages.table import STAGES
 
+REPOSITORY = ".dagster/repository"  # tag of a run: what the page of a job looks for
 STAGES_OF = {
     "ingest": (["posts"], "One shard of the source; backfill over shards."),
     "experts": (["expert"], "One expert; backfill over experts."),

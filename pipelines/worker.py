@@ -26,7 +26,8 @@ from assets.study import STUDY, key_of, study
 from moe_core.faults import point
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from pipelines.definitions import defs
-from pipelines.jobs import job_of
+from pipelines.jobs import REPOSITORY, job_of
+from pipelines.services import LOCATION
 from pipelines.workers import SETTINGS, Answer, Task
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
@@ -93,7 +94,7 @@ def materialise(task: Task, run_id: str, instance: dg.DagsterInstance) -> Answer
         asset_selection=[key_of(task.stage)],
         raise_on_error=False,
         run_id=run_id,
-        tags={STUDY: study().name, **identity(run_id)},
+        tags={STUDY: study().name, REPOSITORY: f"__repository__@{LOCATION}", **identity(run_id)},
     )
     point("event.recorded", task.name)
     return Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))

@@ -1,4 +1,4 @@
-"""One job makes everything, and each run of an asset belongs to a job, by which Dagster's overview shows it."""
+"""One job makes everything, and each run of an asset belongs to a job, on whose page it is listed."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from test_graph import small_study, write
 
 from moe_core.stages.table import STAGES
 
+REPOSITORY = ".dagster/repository"  # Dagster's tag
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -52,6 +53,8 @@ def test_one_job_makes_what_is_stale_each_asset_partition_in_a_run_of_its_own(tm
         runs = {(run.job_name, run.tags.get("dagster/partition")): run for run in instance.get_runs()}
     assert set(runs) == {("ingest", "s0000"), ("ingest", "s0001"), ("study_assets", None), ("everything", None)}
     assert {key.path[-1] for key in runs["study_assets", None].asset_selection} == {"splits"}
+    tagged = [run for key, run in runs.items() if key[0] != "everything"]
+    assert {run.tags[REPOSITORY] for run in tagged} == {"__repository__@hardmoe"}
     assert all("hardmoe/process" in run.tags for run in runs.values())
     assert {run.status for run in runs.values()} == {dg.DagsterRunStatus.SUCCESS}
     wrong = everything(file, "nothing")

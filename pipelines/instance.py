@@ -4,7 +4,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from moe_core.store import exclusive, write_text
 from pipelines.aliases import alias, shorten_temporary_folder
 from pipelines.databases import AGAIN, damage, remove_empty
 from pipelines.services import socket_prefix
+from pipelines.terminal import echo
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -122,7 +122,7 @@ def opened() -> "Iterator[dg.DagsterInstance]":
         home = _name(Path(os.environ["DAGSTER_HOME"]))
         with exclusive(home / ".opening.lock"):
             for path in remove_empty(home):
-                print(f"Dagster's database {path} was empty and has been recreated; {AGAIN}", file=sys.stderr)
+                echo(f"Dagster's database {path} was empty and has been recreated; {AGAIN}", err=True)
             instance = dg.DagsterInstance.get()
     except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
         if damaged := damage(Path(os.environ["DAGSTER_HOME"])):

@@ -109,8 +109,17 @@ def change(*settings):
 
 
 @pytest.mark.slow
-def test_other_settings_stop_a_run_and_the_next_one_uses_them(file, started):
+def test_other_settings_are_planned_again_with(file, started):
     code, out, errors = overtaken(file, started, change("expert_training.lr=0.07"), "run", "--until", "expert")
+    assert code == 0, out + errors
+    assert "Meanwhile study.toml changed: what is left is planned again" in errors
+    assert " 0 failed, 0 not started" in out
+    assert {opened(file).need("expert", key).settings["training"]["lr"] for key in opened(file).experts} == {0.07}
+
+
+@pytest.mark.slow
+def test_other_settings_stop_what_was_asked_for_by_name(file, started):
+    code, out, errors = overtaken(file, started, change("expert_training.lr=0.07"), "backfill", "--all")
     assert code == 1, out + errors
     assert "Stopped: meanwhile study.toml changed; 2 not begun. `hardmoe run` goes on from here." in errors
     assert "planned again" not in errors

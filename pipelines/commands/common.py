@@ -29,6 +29,7 @@ def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path
     return path / "study.toml" if path.is_dir() else path
 
 
+AGAIN = "HARDMOE_PLANNED_AGAIN"  # in the environment of a command that took its own place
 STUDY_OPTION = click.option(
     "--study",
     "study_file",
@@ -207,10 +208,12 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
 
     before = context.current
     summary = once(context)
-    as_planned = summary.overtaken and summary.overtaken != SETTINGS  # of other settings the workers know nothing
-    if as_planned and not (summary.interrupted or options.get("force") or "only" in options):
-        echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
-        summary = summary.followed_by(once(context))
+    if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
+        if summary.overtaken == SETTINGS:
+            _run_again(SETTINGS)
+        else:
+            echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
+            summary = summary.followed_by(once(context))
     if summary.interrupted:
         return summary
     now = finish_takedown(context)  # one that came meanwhile had to wait
@@ -224,6 +227,18 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
         )
     summary.failed |= {f"source {file.path}": file.why for file in context.unready}
     return summary
+
+
+def _run_again(why: str) -> None:
+    """This process becomes the same command once more: the processes that work, Dagster and torch have the settings as
+    they were read. Returns where it is that second one already: two commands with other settings each would never end.
+    """
+    if AGAIN in os.environ:
+        return
+    echo(f"Meanwhile {why}: what is left is planned again", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {AGAIN: "1"})
 
 
 def warn_damaged(context: "Context") -> None:

@@ -4,7 +4,8 @@ And warnings before hours of training. Pure functions of a few counts, for `init
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moe_core.settings import Study
@@ -12,7 +13,8 @@ from moe_core.settings import Study
 Measure = Literal["p_at_1", "r_at_5", "r_at_10"]
 TITLES: dict[str, str] = {"p_at_1": "P@1", "r_at_5": "R@5", "r_at_10": "R@10"}
 
-MANY_TAGS = 3.0  # tags a post beyond which softmax, whose target is 1/k, fits worse than sigmoid, and P@1 says little
+MANY_TAGS = 3.0  # tags a post beyond which softmax, whose target is 1/k, shares one answer, and P@1 says little
+SIGMOID_EPOCHS = 20  # of the trunk: with fewer the sigmoid lags behind (docs/results.md)
 HALF = 0.5  # share of posts that carry one hashtag, beyond which answering with it alone has a high P@1
 POSTS_AN_EXPERT = 1000  # training posts: an expert of fewer overfits before it gains on the trunk
 MARGIN_POSTS = 3  # validation posts that publish.margin must be worth: of fewer, chance decides
@@ -25,7 +27,8 @@ class Seen:
     """Counts of a collection, as far as they are known: before ingest a sample's, afterwards exact ones.
 
     `posts` are usable ones of all splits. `users` is 0 where posts have no user. `train` and `validation` are the posts
-    of these splits; None: by the study's shares. `top_share` is the share of posts that carry the most frequent tag.
+    of these splits; None: by the study's shares and `given`, the shares of posts whose split the source gives.
+    `top_share` is the share of posts that carry the most frequent tag.
     """
 
     posts: int
@@ -35,15 +38,25 @@ class Seen:
     train: int | None = None
     validation: int | None = None
     top_share: float = 0.0
+    given: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def divided(self) -> float:
+        """Share of posts that the source does not hold out itself: splits are taken from them by hash."""
+        return 1 - sum(self.given.get(name, 0.0) for name in ("test", "validation", "router"))
 
     def train_of(self, study: Study, validation: float | None = None) -> int:
         if self.train is not None:
             return self.train
-        data = study.data
-        return int(self.posts * (1 - data.test - data.router - (data.validation if validation is None else validation)))
+        test = 0.0 if self.given.get("test") else study.data.test
+        share = study.data.validation if validation is None else validation
+        return int(self.posts * self.divided * (1 - test - study.data.router - share))
 
-    def validation_of(self, study: Study) -> int:
-        return int(self.posts * study.data.validation) if self.validation is None else self.validation
+    def validation_of(self, study: Study, validation: float | None = None) -> int:
+        if self.validation is not None:
+            return self.validation
+        share = study.data.validation if validation is None else validation
+        return int(self.posts * (self.given.get("validation", 0.0) + self.divided * share))
 
 
 @dataclass(frozen=True)
@@ -72,18 +85,20 @@ def propose(seen: Seen, study: Study) -> Proposal:
 
     K: the largest power of two that gives each expert POSTS_AN_EXPERT training posts, at least 2 and at most the
     study's and the number of distinct tags. Validation: so many posts that publish.margin is MARGIN_POSTS of them, at
-    most MOST_VALIDATION. Loss: sigmoid beyond MANY_TAGS a post.
+    most MOST_VALIDATION. Loss: sigmoid beyond MANY_TAGS a post, where the trunk has the epochs for it.
     """
     why = []
     validation = _validation(seen, study)
     if validation != study.data.validation:
-        why.append(f"data.validation {validation:g}: {int(seen.posts * validation):,} validation posts to choose by")
+        why.append(
+            f"data.validation {validation:g}: {seen.validation_of(study, validation):,} validation posts to choose by"
+        )
     experts = _experts(seen, study, validation)
     if experts != study.partition.experts:
         train = seen.train_of(study, validation)
         why.append(f"partition.experts {experts}: about {train // experts:,} training posts an expert")
     loss = study.trunk.loss
-    if loss == "softmax" and seen.tags_a_post > MANY_TAGS:
+    if _wants_sigmoid(seen, study):
         loss = "sigmoid"
         why.append(f'loss "sigmoid": {seen.tags_a_post:.1f} tags a post, softmax suits up to {MANY_TAGS:g}')
     return Proposal(experts, loss, validation, tuple(why))
@@ -92,7 +107,8 @@ def propose(seen: Seen, study: Study) -> Proposal:
 def _validation(seen: Seen, study: Study) -> float:
     if not seen.posts or seen.validation_of(study) * study.publish.margin >= MARGIN_POSTS or not study.publish.margin:
         return study.data.validation
-    wanted = math.ceil(100 * MARGIN_POSTS / study.publish.margin / seen.posts) / 100
+    missing = MARGIN_POSTS / study.publish.margin / seen.posts - seen.given.get("validation", 0.0)
+    wanted = math.ceil(100 * missing / seen.divided) / 100 if seen.divided > 0 else 0.0
     return max(study.data.validation, min(MOST_VALIDATION, wanted))
 
 
@@ -121,7 +137,7 @@ def warnings(seen: Seen, study: Study) -> list[str]:
             f"{train:,} training posts are {train // experts:,} for each of {experts} experts; below "
             f"{POSTS_AN_EXPERT:,} an expert overfits: {fewer}, or add posts"
         )
-    if study.trunk.loss == "softmax" and seen.tags_a_post > MANY_TAGS:
+    if _wants_sigmoid(seen, study):
         found.append(
             f"{seen.tags_a_post:.1f} tags a post: softmax shares one answer among them; set trunk.loss and "
             f'expert_training.loss to "sigmoid" (softmax suits up to {MANY_TAGS:g})'
@@ -132,6 +148,11 @@ def warnings(seen: Seen, study: Study) -> list[str]:
             f"of about {seen.top_share:.2f}; look at the row most_frequent, and consider data.stop_tags"
         )
     return found
+
+
+def _wants_sigmoid(seen: Seen, study: Study) -> bool:
+    trunk = study.trunk
+    return trunk.loss == "softmax" and seen.tags_a_post > MANY_TAGS and trunk.epochs >= SIGMOID_EPOCHS
 
 
 def _few_validation_posts(seen: Seen, study: Study, better: Proposal) -> str:

@@ -64,7 +64,7 @@ def test_a_recipe_that_is_asked_for_stays_as_it_is_and_the_proposals_are_shown(s
     study = load_study(tmp_path / "cats" / "study.toml")
     base = quick(RECIPES["small"]())
     assert study == base.model_copy(update={"name": "cats", "source": study.source})
-    assert 'Kept as --recipe has it, though the source suggests loss "sigmoid": 6.0 tags a post' in said
+    assert "Kept as --recipe has it, though the source suggests partition.experts 2: about 1,848 training posts" in said
     assert "--quick: no controls, 6+3 epochs" in said
     assert "for the controls" not in said
 

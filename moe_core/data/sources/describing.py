@@ -15,6 +15,7 @@ from moe_core.data.sources import columns_of, count_rows, folder, read_shard, sp
 from moe_core.data.sources.columns import NAMED
 from moe_core.data.sources.files import Shard
 from moe_core.data.sources.raw import holds_separator
+from moe_core.data.splits import GIVEN
 from moe_core.settings import Source
 from moe_core.text import shown
 
@@ -51,6 +52,7 @@ def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str
         distinct_tags=len(counts),
         users=len(users),
         top_share=frequent[0][1] / tagged if frequent else 0.0,
+        given={name: count / len(rows) for name, count in _given(rows).items()},
     )
     first = f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
     lines = [
@@ -68,6 +70,12 @@ def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str
         _split(source, shards, split),
     ]
     return lines, seen
+
+
+def _given(rows: list[dict[str, Any]]) -> Counter[str]:
+    """Posts of each split that the source gives, by our names for them."""
+    names = (GIVEN.get((row["split"] or "").strip().lower()) for row in rows)
+    return Counter(name for name in names if name)
 
 
 def _columns(source: Source, shard: Shard) -> list[str]:

@@ -118,6 +118,11 @@ def words_of_lists():
     return pa.ListArray.from_arrays(list(range(0, 4 * ROWS + 1, 4)), shared(pa.string(), "x" * LARGE, 4 * ROWS))
 
 
+def list_of_nothing(length=2**31 - 1):
+    nothing = pa.Array.from_buffers(pa.null(), length, [None])
+    return few(1, image=pa.array([PICTURE])).set_column(1, "tags", pa.FixedSizeListArray.from_arrays(nothing, length))
+
+
 def many_words():
     words = pa.nulls(120 * MILLION, pa.string())
     return (
@@ -160,6 +165,7 @@ BOMBS = [
     ("tags in a dictionary", "x.arrow", lambda p: arrow(p, table(tags=shared(pa.string(), "a," * (LARGE // 2))), compression="zstd")),
     ("one picture in all rows", "x.arrow", lambda p: arrow(p, views(pa.binary_view(), bytes(LARGE)), compression="zstd")),
     ("one list in all rows", "x.arrow", lambda p: arrow(p, list_views(), compression="zstd")),
+    ("a list of two billion nothings", "x.arrow", lambda p: arrow(p, list_of_nothing())),
     ("rows of nothing", "x.arrow", lambda p: arrow(p, nothing(20 * MILLION), compression="zstd")),
     ("long name that is not there", "x.tar", lambda p: tar(p, header(b"x", 8**11 - 1, b"L"))),
     ("long names behind long names", "x.tar", lambda p: tar(p, *[header(b"x", 512, b"L") + b"n" * 512] * 5000, MEMBER)),

@@ -214,6 +214,112 @@ def test_a_mount_that_goes_away_loses_no_post(back, mounted, tmp_path, small_bat
     assert len(ingested(source, tmp_path / "study")) == 60
 
 
+@pytest.fixture
+def tables(tmp_path):
+    """Two folders of sixty pictures and a table, alike to the times of the files."""
+    for version in ("v1", "v2"):
+        for n in range(60):
+            path = tmp_path / version / f"d{n // 10}" / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(PICTURE)
+            os.utime(path, (1e9, 1e9))
+        rows = "".join(f"d{n // 10}/{n}.png,cat\n" for n in range(60))
+        (tmp_path / version / "posts.csv").write_text("file_name,tags\n" + rows)
+    return tmp_path
+
+
+def point(link, target):
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+def test_a_folder_of_classes_that_is_empty_for_a_while_loses_no_post(tmp_path, monkeypatch):
+    """As a mount that goes away and comes back, whose pictures nobody asked for meanwhile."""
+    for name in "abcd":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for n in range(30):
+            (tmp_path / "in" / name / f"{n}.png").write_bytes(PICTURE)
+    monkeypatch.setattr(raw, "BATCH", 20)
+    here, away = tmp_path / "in" / "c", tmp_path / "away"
+    source = Source(format="imagefolder", uri=str(tmp_path / "in"))
+
+    def meanwhile(number):
+        if number == 0:
+            here.rename(away)
+            here.mkdir()
+        if number == 3:
+            here.rmdir()
+            away.rename(here)
+
+    with pytest.raises(ValueError, match="in was changed while it was read: run the same command again"):
+        ingested(source, tmp_path / "study", meanwhile)
+    assert stored(tmp_path / "study") == []
+    assert len(ingested(source, tmp_path / "study")) == 120
+
+
+def test_a_link_to_the_source_that_leads_elsewhere_for_a_while_loses_no_post(tables, monkeypatch):
+    monkeypatch.setattr(raw, "BATCH", 20)
+    link = tables / "in"
+    point(link, "v1")
+    steps = {0: "v2", 1: "v1"}
+    source = Source(format="folder", uri=str(link))
+    found = ingested(source, tables / "study", lambda number: number in steps and point(link, steps[number]))
+    assert len(found) == 60
+
+
+def test_a_link_to_a_folder_of_images_that_leads_elsewhere_is_a_change(tables, monkeypatch):
+    monkeypatch.setattr(raw, "BATCH", 20)
+    point(tables / "pictures", "v1")
+    (tables / "posts.csv").write_text(
+        "file_name,tags\n" + "".join(f"pictures/d{n // 10}/{n}.png,cat\n" for n in range(60))
+    )
+    source = Source(format="folder", uri=str(tables / "posts.csv"))
+    (shard,) = find_shards(source)
+    with pytest.raises(ValueError, match="changed while they were read"):
+        ingested(source, tables / "study", lambda number: number == 0 and point(tables / "pictures", "v2"))
+    assert stored(tables / "study") == []
+    assert find_shards(source)[0].digest != shard.digest
+
+
+@pytest.mark.parametrize("wild", [False, True])
+def test_a_file_that_cannot_be_looked_at_does_not_leave_the_study(wild, tmp_path):
+    """For other reasons than that it is gone: errors of file systems and networks among them."""
+    (tmp_path / "in").mkdir()
+    source = WRITERS["parquet"](posts("u1"), tmp_path / "in")
+    shutil.copy(source.uri, tmp_path / "in" / "b.parquet")
+    (tmp_path / "in" / "c.parquet").symlink_to("nowhere")
+    (tmp_path / "in" / "d.parquet").symlink_to("d.parquet")
+    source = source.model_copy(update={"uri": str(tmp_path / "in" / "*.parquet") if wild else str(tmp_path / "in")})
+    assert len(find_shards(source)) == 2
+    (tmp_path / "in" / "b.parquet").unlink()
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "in" / "b.parquet").symlink_to(tmp_path / "closed" / "b.parquet")
+    code = """
+import os, sys
+import pyarrow.fs, pyarrow.parquet
+from moe_core.data.sources import parquet
+from moe_core.data.sources import find_shards
+from moe_core.settings import Source
+os.geteuid() or os.seteuid(65534)
+find_shards(Source(format="parquet", uri=sys.argv[1]))
+"""
+    for path in (tmp_path / "in", *(tmp_path / "in").parents):
+        if path.owner() == tmp_path.owner() and path.is_relative_to(tempfile.gettempdir()):
+            path.chmod(path.stat().st_mode | 0o555)
+    done = subprocess.run([sys.executable, "-c", code, source.uri], capture_output=True, text=True)
+    assert "cannot be read: Permission denied; check the disk, the share or the permissions" in done.stderr
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "coco", "lance", "webdataset"])
+def test_a_source_that_does_not_answer_is_one_line(format, tmp_path, monkeypatch):
+    def scandir(path):
+        raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN), path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match="cannot be read: Structure needs cleaning; check the disk"):
+        find_shards(Source(format=format, uri=str(tmp_path)))
+
+
 # One file
 
 

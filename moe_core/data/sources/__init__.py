@@ -53,7 +53,11 @@ def find_shards(source: Source, cache: Path | None = None, unready: list[Unready
         return [Shard(f"s{n:04d}", "", digest(about | {"shard": n})) for n in range(source.shards)]
     remembered = Digests(cache, unready)
     shards: dict[str, Shard] = {}
-    for key, path, content in _reader(source).find(source, remembered):
+    try:
+        found = _reader(source).find(source, remembered)
+    except OSError as error:
+        raise unreachable(source.uri, error) from None
+    for key, path, content in found:
         if key in shards:
             raise ValueError(f"{shards[key].path} and {path} would both be shard {key}: rename one of them")
         shards[key] = Shard(key, path, digest(_reading(source, path) | {"content": content}))

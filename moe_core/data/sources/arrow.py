@@ -178,6 +178,8 @@ def _sizes(column: pa.Array) -> np.ndarray:
 
 def _list_sizes(column: pa.Array) -> np.ndarray:
     length_N = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    if pt.is_null(column.type.value_type):  # any number of them is stored in no bytes
+        return 16 * length_N
     if pt.is_fixed_size_list(column.type):
         first_N = (np.arange(len(column)) + column.offset) * column.type.list_size
     else:

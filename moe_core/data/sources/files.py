@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class File:
 # The file is there, or was: a disk, a share or this process cannot reach it now. Anything else is said of the file.
 LOST = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO}
 LOST |= {errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO}
+# no file by that name, or a link that leads nowhere
+NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def unreachable(path: object, error: OSError) -> ValueError:
@@ -97,7 +100,17 @@ def _local(path: Path, suffixes: Sequence[str]) -> list[File]:
     if not WILDCARD.search(pattern):
         return []
     found = glob.glob(os.path.join(glob.escape(str(base)), pattern), recursive=True)
-    return [_file(Path(p), base) for p in found if os.path.isfile(p)]
+    return [_file(Path(p), base) for p in found if _is_file(p)]
+
+
+def _is_file(path: str) -> bool:
+    """Raises ValueError where a disk or a share does not answer."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in NOTHING_THERE:
+            return False
+        raise unreachable(path, error) from None
 
 
 def fixed_part(path: Path) -> Path:
@@ -111,13 +124,15 @@ def fixed_part(path: Path) -> Path:
 
 
 def _file(path: Path, base: Path) -> File:
-    stat = path.stat()
+    about = path.stat()
     name = Path(os.path.relpath(path, base)).as_posix()
-    return File(str(path), name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return File(str(path), name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
-def walk(folder: Path, hidden: bool = False) -> Iterator[File]:
+def walk(folder: Path, hidden: bool = False, links: bool = False) -> Iterator[File]:
     """All files below a folder. Links to folders are not followed, links to files are; broken ones are no files.
+
+    With `links`, also links to folders, whose names say where they lead.
 
     Raises ValueError where a disk or a share does not answer: what it hides must not look absent.
     """
@@ -133,11 +148,13 @@ def walk(folder: Path, hidden: bool = False) -> Iterator[File]:
                         if entry.is_dir(follow_symlinks=False):
                             stack.append((entry.path, f"{prefix}{entry.name}/"))
                         elif entry.is_file():
-                            stat = entry.stat()
+                            about = entry.stat()
                             name = prefix + entry.name
-                            yield File(entry.path, name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                            yield File(entry.path, name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+                        elif links and entry.is_dir():
+                            yield File(entry.path, f"{prefix}{entry.name} -> {os.readlink(entry.path)}", 0, -1)
                     except OSError as error:
-                        if error.errno in LOST:
+                        if error.errno not in NOTHING_THERE:
                             raise
                         # gone between the listing and the look, or a link that leads nowhere
         except OSError as error:
@@ -145,9 +162,11 @@ def walk(folder: Path, hidden: bool = False) -> Iterator[File]:
 
 
 def listing(folder: Path, suffixes: Sequence[str], hidden: bool = False) -> str:
-    """Hash of names, sizes and times of the files with these suffixes: a million of them are looked at, not read."""
+    """Hash of names, sizes and times of the files with these suffixes, and of links to folders: a million of them are
+    looked at, not read."""
     wanted = tuple(suffixes)
-    lines = [f"{f.name}\0{f.size}\0{f.changed}" for f in walk(folder, hidden) if f.name.lower().endswith(wanted)]
+    found = (f for f in walk(folder, hidden, links=True) if f.name.lower().endswith(wanted) or f.changed < 0)
+    lines = [f"{f.name}\0{f.size}\0{f.changed}" for f in found]
     together = hashlib.sha256()
     for line in sorted(lines):
         together.update(line.encode("utf-8", "surrogateescape") + b"\n")

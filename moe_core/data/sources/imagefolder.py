@@ -84,7 +84,16 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     split = split_of_word(folder.name) if folder in _splits(base) else None
     images = ImageFolder(root)
     start = base if split is None else folder
-    return images.watching(in_batches(_post(path, above, root, images, split) for path, above in _images(start)))
+
+    def posts() -> Iterator[Row]:
+        read = 0
+        for path, above in _images(start):
+            read += 1
+            yield _post(path, above, root, images, split)
+        if read != sum(1 for _ in _images(start)):  # a mount that went away and came back left an empty folder
+            raise ValueError(f"{start} was changed while it was read: run the same command again")
+
+    return images.watching(in_batches(posts()))
 
 
 def _post(path: str, above: list[str], root: Path, images: ImageFolder, split: str | None) -> Row:

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO
@@ -29,11 +29,6 @@ NO_NAME = {
 HELD = 1 << 20  # bytes of names of absent files that stay in memory
 
 
-@lru_cache(maxsize=10_000)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder, strict=True)
-
-
 class ImageFolder:
     """The folders in which names are looked up, in their order."""
 
@@ -42,6 +37,7 @@ class ImageFolder:
         self.folders = [
             (str(folder), os.path.realpath(folder).rstrip(os.sep) + os.sep) for folder in dict.fromkeys(folders)
         ]
+        self._real = lru_cache(maxsize=10_000)(partial(os.path.realpath, strict=True))
         self._absent: IO[str] | None = None
 
     def watching(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -77,7 +73,7 @@ class ImageFolder:
                 raise Unusable("outside_folder", f"{name} may lead outside of the folder")
             for folder, real in self.folders:
                 try:
-                    return self._inside(name, folder, real)
+                    return self._inside(name, real)
                 except OSError as error:
                     if error.errno in ABSENT:
                         absent.append(os.path.join(folder, name))
@@ -101,9 +97,9 @@ class ImageFolder:
         if self._absent is not None:
             self._absent.write(json.dumps(absent) + "\n")
 
-    def _inside(self, name: str, folder: str, real: str) -> bytes:
-        above, base = os.path.split(os.path.join(folder, name))
-        path = os.path.join(_real(above), base)
+    def _inside(self, name: str, real: str) -> bytes:
+        above, base = os.path.split(os.path.join(real, name))  # where a link to the folder led at first
+        path = os.path.join(self._real(above), base)
         about = os.lstat(path)
         if not stat.S_ISREG(about.st_mode):  # a link, or a folder by such a name as "a/."
             path = os.path.realpath(path, strict=True)

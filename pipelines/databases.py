@@ -72,4 +72,5 @@ def _tables(path: Path) -> set[str]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=1.0)
+    """To be read: one that could not write would leave SQLite's `-wal` and `-shm` behind."""
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=1.0)

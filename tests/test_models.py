@@ -9,7 +9,7 @@ from torch import nn
 from moe_core.models.cost import multiply_adds, parameters
 from moe_core.models.resnet import build, early_layers
 from moe_core.recipes import resnet18_k16, resnet50_k32
-from moe_core.serving.branches import Body
+from moe_core.serving.branches import Body, fused
 from moe_core.settings import Network, Training
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.loop import train
@@ -111,8 +111,7 @@ def test_an_expert_in_a_bundle_computes_what_its_network_does_up_to_rounding(net
     names = tuple(f"{name}." for name in early_layers(stages))
     own = {name: tensor for name, tensor in expert.state_dict().items() if not name.startswith(names)}
     x_BCHW = torch.randn(3, 3, 32, 32)
-    with torch.inference_mode():
-        filled = body.fill(body.taken(own))
+    with torch.inference_mode(), body.filled(fused(own)) as filled:
         got_BD, wanted_BD = filled.features(x_BCHW), expert.eval().features(x_BCHW)
         assert got_BD.numpy() == pytest.approx(wanted_BD.numpy(), abs=1e-5)
         assert torch.equal(filled.finish((router if stages else filled).begin(x_BCHW, stages), stages), got_BD)

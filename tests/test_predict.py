@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -152,17 +151,19 @@ def test_a_study_that_is_missing_is_one_line_that_says_what_to_do(tmp_path, monk
         assert done.stderr.count("\n") == 1
 
 
-LIMITED = "from pipelines.cli import main; main()"
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_DATA, ({}, resource.RLIM_INFINITY))
+from pipelines.cli import main
+main()
+"""
 
 
 def in_little_memory(*arguments, bytes_more=1 << 30):
     """The command in a process of its own that may not grow by more than this; it must end by itself."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_DATA, (bytes_more + (2 << 30), resource.RLIM_INFINITY))
-
-    command = [sys.executable, "-c", LIMITED, *(str(a) for a in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=limit)
+    limit = bytes_more + (2 << 30)
+    command = [sys.executable, "-c", LIMITED.format(limit), *(str(a) for a in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_what_never_ends_or_is_too_large_is_named_and_the_rest_answered(cats, holiday, tmp_path):

@@ -118,7 +118,7 @@ def in_batches(pictures, *sizes):
 @pytest.mark.parametrize("shared", ["parts", "branches"])
 def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, request, answer, topk, shared):
     files = request.getfixturevalue(shared)
-    bundle = Bundle(bundle_at(tmp_path / "bundle", files, answer, shared == "branches"), most_experts=2)
+    bundle = Bundle(bundle_at(tmp_path / "bundle", files, answer, int(shared == "branches")), most_experts=2)
     pictures = images(40, seed=1)
     batches = in_batches(pictures, 7, 0, 20, 12, 1)
     got = list(routed(bundle, batches, window=3, topk=topk, temperature=0.5))

@@ -137,3 +137,17 @@ def test_run_records_what_exists_again_and_makes_nothing(tmp_path):
         with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as recorded:
             assert recorded.fetch_materializations(dg.AssetKey("splits"), limit=1).records
             assert recorded.get_dynamic_partitions("tiny_shards") == ["s0000", "s0001"]
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_what_is_no_folder_where_dagster_has_its_own_is_named(what, tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    write(tmp_path, small_study())
+    place = tmp_path / "dagster"
+    if what == "file":
+        place.touch()
+    else:
+        place.symlink_to("nowhere")
+    done = hardmoe("run", "--until", "posts", "--study", tmp_path / "study.toml", check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: {place} is no folder, and one is wanted there: move it away\n"

@@ -178,3 +178,13 @@ def test_pixels_are_those_of_the_whole_file():
     assert len(good) > 30
     with images.quiet:
         assert [name for name, data in good if pixels(data) != pixels(slim(data))] == []
+
+
+def test_run_lengths_that_take_minutes_are_not_decoded():
+    """Pillow decodes them in Python, and ends of lines make no pixels."""
+    plain = hostile.file_of(IMAGE.convert("P"), "BMP")
+    for times, said in ((1000, "broken"), (images.MAX_RLE, "too_large")):
+        data = bytearray(plain[:54] + bytes(1024) + bytes(2) * times)
+        struct.pack_into("<I", data, 30, 1)
+        with pytest.raises(Rejected, match=f"^{said}"):
+            decode(bytes(data), 32)

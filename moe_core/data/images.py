@@ -31,6 +31,7 @@ REASONS = {
 MAX_PIXELS = {"JPEG": 64_000_000, "PNG": 64_000_000, "GIF": 64_000_000, "BMP": 64_000_000}
 MAX_PIXELS |= {"WEBP": 32_000_000, "AVIF": 32_000_000}
 MAX_SCANS = 20  # of a progressive JPEG of MAX_PIXELS, and in proportion more of a smaller one; encoders write about ten
+MAX_RLE = 8 << 20  # bytes of a BMP that is run-length encoded, which Pillow decodes in Python, 4 MB a second
 MAX_ASPECT = 20
 LARGE = 8_000_000  # decoded pixels from which files are decoded one at a time, whatever the number of threads
 RAW_UP_TO = 64  # `store = "auto"`: side up to which pixels are stored raw (docs/data.md has the measurements)
@@ -224,6 +225,8 @@ def _open(data: bytes, min_side: int) -> tuple[ImageFile.ImageFile, str]:
         scans = data.count(b"\xff\xda")
         if scans * width * height > MAX_SCANS * MAX_PIXELS[kind]:
             raise Rejected("too_large", f"{width}x{height} in {scans} scans")
+    if kind == "BMP" and len(data) > MAX_RLE and image.info.get("compression") in (1, 2):
+        raise Rejected("too_large", f"{len(data):,} bytes of run lengths")
     if kind == "PNG":
         _of_eight_bits(image, depth=data[24])
     return image, kind

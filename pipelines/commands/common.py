@@ -72,6 +72,8 @@ class OneLineErrors(click.Group):
         except (ValueError, FloatingPointError, OSError) as error:
             if os.environ.get("HARDMOE_TRACE"):
                 raise
+            if isinstance(error, FileExistsError) and error.filename:
+                error = ValueError(f"{error.filename} is no folder, and one is wanted there: move it away")
             # a message may quote what a file of a user's says
             raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from None
         except Exception as error:

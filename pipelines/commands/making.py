@@ -61,7 +61,8 @@ def demo(root: Path, workers: int | None) -> None:
     finish(run_shown(context, workers=workers))
     show_table(context)
     echo()
-    echo(f"Report: {context.need('report').path / 'report.html'}   (hardmoe report --study {study_file} --open)")
+    report = context.need("report").path / "report.html"
+    echo(f"Report: {report}   (hardmoe report --study {quote(str(study_file))} --open)")
     echo(f"Bundle: {published_bundle(context.root)}")
     echo(f"Dagster's UI on this study: hardmoe ui --study {quote(str(study_file))}   (or `make ui`)")
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import describe, find_shards, guess_format, read_shard
+from moe_core.data.sources.describing import look
 from moe_core.data.sources.path_splits import split_of_path
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -186,7 +187,9 @@ def test_many_scattered_rows_are_joined(tmp_path):
 
 
 def test_init_says_that_rows_are_joined_and_that_ids_or_pictures_come_again(tmp_path):
-    lines = described(table(tmp_path / "labels", [("file", "label"), *LABELS]))
+    source = table(tmp_path / "labels", [("file", "label"), *LABELS])
+    lines, seen = look(source, find_shards(source), 32)
+    assert seen.posts == 4
     assert "Rows that agree on id and image are one post with all their tags: 6 rows are 4 posts" in lines
     assert not [line for line in lines if line.startswith("Warning")]
     rows = [("id", "file", "label"), ("a", "0.png", "x"), ("a", "1.png", "y"), ("b", "0.png", "z")]

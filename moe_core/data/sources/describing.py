@@ -46,8 +46,9 @@ def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str
     problems, decoding, stored, usable = _pictures(rows, image_size, source)
     split = any(row["split"] is not None for row in rows)
     tagged = sum(t > 0 for t in tags)
+    joined, share = _joined(source, shards[0])
     seen = Seen(
-        posts=int(total * usable * tagged / len(rows)),
+        posts=int(total * share * usable * tagged / len(rows)),
         tags_a_post=sum(tags) / max(1, tagged),
         distinct_tags=len(counts),
         users=len(users),
@@ -59,7 +60,7 @@ def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str
         first + (f" at {shown(source.uri, 300)}" if source.uri else ""),
         f"Rows: {total:,}" if exact else f"Rows: about {total:,} (judged by the size of the files)",
         *_columns(source, shards[0]),
-        *_joined(source, shards[0]),
+        *joined,
         f"Of a sample of {len(rows):,} posts: {len(users):,} distinct users; {sum(tags) / len(tags):.1f} tags each, "
         f"{sum(t == 0 for t in tags)} without",
         "Most frequent tags: " + (", ".join(f"{shown(tag)} {n}" for tag, n in frequent) or "none"),
@@ -111,15 +112,16 @@ def _tags_as_read(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _joined(source: Source, shard: Shard) -> list[str]:
-    """A line where several rows of a table of text are one post."""
+def _joined(source: Source, shard: Shard) -> tuple[list[str], float]:
+    """A line where several rows of a table of text are one post, and posts a row."""
     if source.format != "folder":
-        return []
+        return [], 1.0
     keys = list(islice(folder.keys(Path(shard.path), source), SAMPLED_ROWS))
     posts = len(set(keys) - {None}) + keys.count(None)
     if posts == len(keys):
-        return []
-    return [f"Rows that agree on id and image are one post with all their tags: {len(keys):,} rows are {posts:,} posts"]
+        return [], 1.0
+    line = f"Rows that agree on id and image are one post with all their tags: {len(keys):,} rows are {posts:,} posts"
+    return [line], posts / len(keys)
 
 
 def _split(source: Source, shards: list[Shard], own: bool) -> str:

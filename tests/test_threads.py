@@ -91,23 +91,24 @@ def test_workers_that_the_command_was_told_divide_the_cores_and_leave_the_work_t
 
 
 NETWORKS = {
-    "tiny": (Network(), 32, 128, 1),
-    "wide": (Network(widths=(32, 64, 128)), 32, 128, 12),
-    "wide, batch of 16": (Network(widths=(32, 64, 128)), 32, 16, 1),
+    "tiny, small pictures": (Network(), 16, 64, 1),
+    "tiny": (Network(), 32, 128, 2),
+    "wide": (Network(widths=(32, 64, 128)), 32, 128, 32),
+    "wide, batch of 16": (Network(widths=(32, 64, 128)), 32, 16, 4),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_tiny_network_trains_with_one_thread_a_larger_one_with_more(name, monkeypatch, tmp_path):
+def test_a_network_trains_with_as_many_threads_as_its_batch_is_worth(name, monkeypatch, tmp_path):
     network, side, batch, wanted = NETWORKS[name]
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    threads.use(0, 16)
+    threads.use(0, 64)
     model = build_network(network, 500, seed=0)
     fitting.training_threads(model, side, QUICK.model_copy(update={"batch_size": batch}), posts=1000)
     assert chosen == [1, wanted]
     assert wanted == max(1, 3 * batch * multiply_adds(model, side) // WORK_A_THREAD)
-    assert threads.share() == 16, "decoding does not follow from the network"
+    assert threads.share() == 64, "decoding does not follow from the network"
 
 
 def test_few_posts_make_a_small_batch_and_ranks_divide_the_share(monkeypatch):
@@ -121,7 +122,7 @@ def test_few_posts_make_a_small_batch_and_ranks_divide_the_share(monkeypatch):
         threads.begin()
         threads.use(0, 16)
         fitting.training_threads(model, 32, training, posts, ranks)
-    assert chosen == [1, 1, 1, 8]
+    assert chosen == [1, 4, 1, 8]
 
 
 @pytest.mark.parametrize("said", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "1"}])

@@ -22,8 +22,8 @@ from dagster_webserver.webserver import DagsterWebserver
 from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe_core.text import shown
@@ -114,8 +114,11 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
         return [Middleware(Guard, port=self.port, allowed=self.allowed), *super().build_middleware()]
 
     def build_routes(self) -> list[BaseRoute]:
-        """Ours come first: Dagster's answer every path."""
-        return [*report_page.routes(self._app_path_prefix), *super().build_routes()]
+        """Ours come first: Dagster's answer every path. The first page is that of the runs: Dagster's own, a timeline,
+        leaves out those that were started by command."""
+        prefix = self._app_path_prefix
+        first = Route(f"{prefix}/", lambda _: RedirectResponse(f"{prefix}/runs"))
+        return [first, *report_page.routes(prefix), *super().build_routes()]
 
     async def graphql_http_endpoint(self, request: Request) -> Response:
         if not _is_same_site(request.scope):  # a link to a page of the UI is followed, one to an answer is not

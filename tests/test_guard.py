@@ -353,3 +353,11 @@ def test_a_page_of_another_site_cannot_read_the_report(reporting):
     server, prefix, _ = reporting
     assert server.ask("GET", f"{prefix}/hardmoe/report", Origin="http://evil.example")[0] == 403
     assert server.ask("GET", f"{prefix}/hardmoe/report", Sec_Fetch_Site="cross-site")[0] == 403
+
+
+def test_the_first_page_is_that_of_the_runs(reporting):
+    """Dagster's own first page, a timeline, leaves out runs that were started by command."""
+    server, prefix, _ = reporting
+    with urllib.request.urlopen(f"{server.own()}{prefix}/") as answer:
+        assert answer.url == f"{server.own()}{prefix}/runs"
+        assert b"/_next/static/" in answer.read()

@@ -204,4 +204,6 @@ def test_posts_of_many_tags_are_published_by_recall_and_the_record_says_so(many_
         f"R@5 {found.scores['r_at_5_new']:.4f} against {found.scores['r_at_5_published']:.4f} of "
     )
     assert "p_at_1_gain" in found.scores  # for the record
-    assert "4.0 tags a post" in " ".join(warnings_of(context))
+    assert "softmax" not in " ".join(warnings_of(context)), "one epoch is too few for the sigmoid"
+    longer = new.model_copy(update={"trunk": new.trunk.model_copy(update={"epochs": 22.0})})
+    assert "4.0 tags a post: softmax shares one answer" in " ".join(warnings_of(Context(longer, root)))

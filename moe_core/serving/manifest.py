@@ -1,5 +1,5 @@
-"""The manifest of a bundle and the files it names, checked before any of them is loaded: whoever copies a bundle from
-elsewhere has only its own word for what it holds, and its checksums are easily made to fit.
+"""The manifest of a bundle and the files it names, checked before any of them is loaded. A bundle from elsewhere has
+only its own word for what it holds, and checksums are easily made to fit.
 """
 
 from __future__ import annotations

@@ -91,6 +91,27 @@ def test_a_file_overwritten_while_it_is_read_is_not_stored_under_the_old_digest(
     assert {row["user"] for row in found} == {"u2"}
 
 
+@pytest.mark.parametrize("name", ["webdataset", "arrow_stream"])
+def test_a_file_that_is_another_for_a_while_fails_the_shard(name, tmp_path, small_batches):
+    for which in ("old", "new"):
+        (tmp_path / which).mkdir()
+    source = WRITERS[name](posts("u1"), tmp_path / "old")
+    (shard,) = find_shards(source)
+    (other,) = find_shards(WRITERS[name](posts("u2"), tmp_path / "new"))
+    data = {1: Path(other.path).read_bytes(), 3: Path(shard.path).read_bytes()}
+
+    def overwrite(number):
+        if number in data:
+            with open(shard.path, "r+b") as file:
+                file.write(data[number])
+                file.truncate()
+
+    with pytest.raises(ValueError, match="changed while they were read: run the same command again"):
+        ingested(source, tmp_path / "study", overwrite)
+    assert stored(tmp_path / "study") == []
+    assert {row["user"] for row in ingested(source, tmp_path / "study")} == {"u1"}
+
+
 @pytest.mark.parametrize("name", ["parquet", "folder_csv", "webdataset", "yfcc_tars"])
 def test_a_file_overwritten_behind_its_last_row_is_seen_too(name, tmp_path, small_batches):
     source = WRITERS[name](posts("u1"), tmp_path)

@@ -78,6 +78,7 @@ def read_shard(
 
         yield from draw_shard(int(shard.key[1:]), source.shards, source.posts, source.seed)
         return
+    before = _written(shard)
     try:
         split = split_by_name(source, shard.path)
         for batch in _reader(source).read(source, shard, cache):
@@ -86,11 +87,20 @@ def read_shard(
         raise unreachable(shard.path, error) from None
     except MemoryError:
         raise ValueError(f"{shard.path} needs more memory to be read than this process may use (ulimit -v?)") from None
-    if shard.digest and _digest(source, shard, digests) != shard.digest:
+    # the digest alone would not tell of another file that was there for a while
+    if shard.digest and (_written(shard) != before or _digest(source, shard, digests) != shard.digest):
         raise ValueError(
             f"{shard.path} or its images changed while they were read: run the same command again when nothing writes "
             "to them"
         )
+
+
+def _written(shard: Shard) -> tuple[int, int, int] | None:
+    """Size and times of a local file, the last of which cannot be set back; None elsewhere, and where it is gone."""
+    if is_remote(shard.path) or not os.path.isfile(place := local(shard.path)):
+        return None
+    about = os.stat(place)
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 def _digest(source: Source, shard: Shard, remembered: Path | None) -> str:

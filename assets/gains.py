@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from assets.showing import table
-from moe_core.stages.context import Context
-from moe_core.store import Artefact
+from moe_core.engine.context import Context
+from moe_core.store.artifact import Artifact
 
 
-def who_answers(mixture: Artefact, key: str) -> dict[str, Any]:
+def who_answers(mixture: Artifact, key: str) -> dict[str, Any]:
     """Whether the expert answers its cluster's images in a mixture, or the trunk in its place."""
     gain = mixture.metadata.get("validation_gain", {}).get(key)
     why = "no validation post is its" if gain is None else f"gain in cross-entropy on its validation posts: {gain:+.4f}"
@@ -40,7 +40,7 @@ def of_expert(said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def known(work: Context, expert: Artefact) -> dict[str, Any]:
+def known(work: Context, expert: Artifact) -> dict[str, Any]:
     """What the newest mixture with exactly this expert, and its newest evaluation, found; nothing before there is one.
 
     A materialization that finds its expert in the store takes the place of earlier ones in the UI: it shows this again.
@@ -55,7 +55,7 @@ def known(work: Context, expert: Artefact) -> dict[str, Any]:
     return who_answers(mixture, key) | (found[0] if found else {})
 
 
-def _newest(work: Context, asset: str, name: str, version: str) -> Artefact | None:
+def _newest(work: Context, asset: str, name: str, version: str) -> Artifact | None:
     """The last made of an asset's versions that have this version as their input `name`."""
     having = [a for a in work.store.versions(asset, None) if a.inputs.get(name) == version]
     return max(having, key=lambda a: a.made_at, default=None)

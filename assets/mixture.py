@@ -4,35 +4,35 @@ from typing import Any
 import dagster as dg
 
 from assets.gains import who_answers
-from assets.materialise import Work, asset_of, materialise
+from assets.materialize import Work, asset_of, materialize
 from assets.showing import plot_of_bars, table
 from assets.study import key_of
-from moe_core.publication import load
-from moe_core.stages.context import Context
-from moe_core.store import Artefact
+from moe_core.engine.context import Context
+from moe_core.serving.publication import load
+from moe_core.store.artifact import Artifact
 
 
 @asset_of("shared_decoder", group_name="mixture", kinds={"pytorch"})
 def shared_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """One last layer for all the experts: one embedding space. Needs every expert of the current partition."""
-    return materialise(context, config)
+    return materialize(context, config)
 
 
 @asset_of("mixture", group_name="mixture", kinds={"pytorch"})
 def mixture(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The bundle: router, gate, experts, decoder and vocabulary under one manifest; `hardmoe predict` reads it."""
 
-    def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-        for key in artefact.metadata["published"]:
-            context.log_event(dg.AssetObservation(key_of("expert"), partition=key, metadata=who_answers(artefact, key)))
-        return _answers(artefact), []
+    def look(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+        for key in artifact.metadata["published"]:
+            context.log_event(dg.AssetObservation(key_of("expert"), partition=key, metadata=who_answers(artifact, key)))
+        return _answers(artifact), []
 
-    return materialise(context, config, look)
+    return materialize(context, config, look)
 
 
-def _answers(artefact: Artefact) -> dict[str, Any]:
+def _answers(artifact: Artifact) -> dict[str, Any]:
     """Of each expert its gain, and whether it or the trunk answers."""
-    said = artefact.metadata
+    said = artifact.metadata
     gains = said.get("validation_gain", {})  # none without validation posts
     answers = {key: "expert" if good else "trunk" for key, good in said["published"].items()}
     rows = [(key, f"{gains[key]:+.4f}" if key in gains else "", answer) for key, answer in answers.items()]
@@ -54,11 +54,11 @@ HISTORY = 10  # decisions shown
 @asset_of("published", group_name="mixture", kinds={"numpy"}, check_specs=[NEWEST])
 def published(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """Which mixture is answered with: a new one only if it is whole and not worse on the validation posts."""
-    return materialise(context, config, _decided)
+    return materialize(context, config, _decided)
 
 
-def _decided(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    mixture = artefact.inputs["mixture"]
+def _decided(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    mixture = artifact.inputs["mixture"]
     said = decided(work.root, mixture)
     newest = said.pop("newest is published")
     check = dg.AssetCheckResult(
@@ -89,4 +89,4 @@ def decided(root: Path, mixture: str) -> dict[str, Any]:
 def embeddings(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """Every post of a shard in the one embedding space, by its own expert, published or not; with a vector index where
     posts are many."""
-    return materialise(context, config)
+    return materialize(context, config)

@@ -4,12 +4,12 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from assets.materialise import OWNERS, Work, asset_of, materialise
+from assets.materialize import OWNERS, Work, asset_of, materialize
 from assets.showing import ROWS, bar, picture, plot_of_bars, table
 from assets.study import EXPERTS, key_of
+from moe_core.engine.context import Context
 from moe_core.evaluation.plots import matrix
-from moe_core.stages.context import Context
-from moe_core.store import Artefact
+from moe_core.store.artifact import Artifact
 
 expert_shard = dg.AssetSpec(
     "expert_shard",
@@ -31,22 +31,22 @@ random_shard = dg.AssetSpec(
 )
 
 
-def seen(artefact: Artefact, key: str) -> dict[str, Any]:
+def seen(artifact: Artifact, key: str) -> dict[str, Any]:
     """Of one expert's cluster, from the partition: its hashtags, and where the contact sheets lie."""
     sheets = {
-        f"{name} posts": dg.MetadataValue.path(str(artefact.path / f"sheets/{key}.{name}.png"))
+        f"{name} posts": dg.MetadataValue.path(str(artifact.path / f"sheets/{key}.{name}.png"))
         for name in ("typical", "ambiguous")
-        if f"sheets/{key}.{name}.png" in artefact.files
+        if f"sheets/{key}.{name}.png" in artifact.files
     }
-    rows = [(tag, f"{count:,}", times) for tag, count, times in artefact.metadata["hashtags"][key]]
+    rows = [(tag, f"{count:,}", times) for tag, count, times in artifact.metadata["hashtags"][key]]
     return {"hashtags that set it apart": table(("hashtag", "posts", "times its share among all posts"), rows)} | sheets
 
 
-def churn(artefact: Artefact) -> dict[str, Any]:
+def churn(artifact: Artifact) -> dict[str, Any]:
     """Of a partition that follows another: where training posts went, which experts are stale and which are kept."""
-    if "churn.json" not in artefact.files:
+    if "churn.json" not in artifact.files:
         return {}
-    said = json.loads(artefact.file("churn.json").read_text("utf-8"))
+    said = json.loads(artifact.file("churn.json").read_text("utf-8"))
     rows = [
         (
             key,
@@ -58,7 +58,7 @@ def churn(artefact: Artefact) -> dict[str, Any]:
     ]
     head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", " ")
     found: dict[str, Any] = {"churn": table(head, rows), "drift": None}
-    found |= {f"drift: {name.replace('_', ' ')}": value for name, value in artefact.metadata["drift"].items()}
+    found |= {f"drift: {name.replace('_', ' ')}": value for name, value in artifact.metadata["drift"].items()}
     if max(len(said["before"]), len(said["now"])) <= ROWS:
         about = "training posts, from the experts before (down) to those now"
         found["posts moved"] = picture(matrix(said["posts"], [*said["before"], "new"], said["now"], about), about)
@@ -69,14 +69,14 @@ def churn(artefact: Artefact) -> dict[str, Any]:
 def partition(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The gate: PCA-whitening and k-means on the trunk's features; each post belongs to exactly one expert."""
 
-    def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-        members = artefact.metadata["members"]
-        sizes = dict(zip(members, artefact.metadata["sizes"], strict=True))
+    def look(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+        members = artifact.metadata["members"]
+        sizes = dict(zip(members, artifact.metadata["sizes"], strict=True))
         names = EXPERTS.name or ""
         context.instance.add_dynamic_partitions(names, list(members))
         for gone in set(context.instance.get_dynamic_partitions(names)) - set(members):
             context.instance.delete_dynamic_partition(names, gone)
-        for key, digest in artefact.metadata["random_members"].items():
+        for key, digest in artifact.metadata["random_members"].items():
             context.instance.report_runless_asset_event(
                 dg.AssetObservation(
                     key_of("random_shard"), partition=key, metadata={"members": digest}, tags={DATA_VERSION_TAG: digest}
@@ -87,18 +87,18 @@ def partition(context: dg.AssetExecutionContext, config: Work) -> dg.Materialize
                 dg.AssetObservation(
                     key_of("expert_shard"),
                     partition=key,
-                    metadata={"training posts": sizes[key]} | seen(artefact, key) | {"members": digest},
+                    metadata={"training posts": sizes[key]} | seen(artifact, key) | {"members": digest},
                     tags={DATA_VERSION_TAG: digest},
                 )
             )
-        top = {key: [tag for tag, *_ in found[:5]] for key, found in artefact.metadata["hashtags"].items()}
+        top = {key: [tag for tag, *_ in found[:5]] for key, found in artifact.metadata["hashtags"].items()}
         largest = max(sizes.values())
         clusters = [(k, f"{n:,}", bar(n, largest), ", ".join(top[k])) for k, n in sizes.items()]
         return plot_of_bars(list(sizes.items()), "training posts of each expert") | {
             "clusters": table(("expert", "training posts", " ", "hashtags that set it apart"), clusters),
             "members": None,  # of each expert, with its observation
             "random members": None,
-            "contact sheets": dg.MetadataValue.path(str(artefact.path / "sheets")),
-        } | churn(artefact), []
+            "contact sheets": dg.MetadataValue.path(str(artifact.path / "sheets")),
+        } | churn(artifact), []
 
-    return materialise(context, config, look)
+    return materialize(context, config, look)

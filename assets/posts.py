@@ -2,10 +2,10 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, materialise
+from assets.materialize import Work, asset_of, materialize
 from assets.showing import cell
-from moe_core.stages.context import Context
-from moe_core.store import Artefact
+from moe_core.engine.context import Context
+from moe_core.store.artifact import Artifact
 
 CONSERVED = dg.AssetCheckSpec(
     "conserved",
@@ -18,17 +18,17 @@ CONSERVED = dg.AssetCheckSpec(
 @asset_of("posts", group_name="data", kinds={"lance", "pillow"}, check_specs=[CONSERVED])
 def posts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """One shard of the source: accepted posts in posts.lance, rejected ones with a reason in rejects.lance."""
-    return materialise(context, config, _look)
+    return materialize(context, config, _look)
 
 
-def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
     from moe_core.data.ingest import stored_counts
     from moe_core.tables import pin_of
 
-    said = artefact.metadata
-    assert artefact.key is not None
-    pin = pin_of(artefact.key, artefact.version)  # the numbers of the versions may have been tidied away since
-    kept, refused = stored_counts(work.root, artefact.key, pin, pin)
+    said = artifact.metadata
+    assert artifact.key is not None
+    pin = pin_of(artifact.key, artifact.version)  # the numbers of the versions may have been tidied away since
+    kept, refused = stored_counts(work.root, artifact.key, pin, pin)
     counts = {"read": said["read"], "rows in posts.lance": kept, "rows in rejects.lance": refused}
     conserved = (kept, refused) == (said["accepted"], said["rejected"]) and kept + refused == said["read"]
     check = dg.AssetCheckResult(
@@ -47,7 +47,7 @@ def _table(said: Any) -> str:
     Rows are named by their place in the shard alone: Dagster keeps what it is told, and a detail may quote an id that a
     takedown must not leave here. rejects.lance has both.
     """
-    from moe_core.stages.posts import example_rows
+    from moe_core.stages.data.posts import example_rows
 
     if not said["reasons"]:
         return f"None of {said['read']} rows were rejected."

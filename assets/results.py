@@ -4,22 +4,22 @@ from typing import Any
 import dagster as dg
 
 from assets.gains import of_expert
-from assets.materialise import Work, asset_of, materialise
+from assets.materialize import Work, asset_of, materialize
 from assets.showing import picture, plot_of_bars, table
 from assets.study import key_of
+from moe_core.engine.context import Context
 from moe_core.evaluation.plots import around, intervals
 from moe_core.evaluation.verdict import verdict_of
-from moe_core.stages.context import Context
-from moe_core.stages.scoring import PAIRED
-from moe_core.store import Artefact
+from moe_core.stages.evaluation.score import PAIRED
+from moe_core.store.artifact import Artifact
 
 
 @asset_of("evaluation", group_name="results", kinds={"numpy"})
 def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The mixture against its controls on held-out posts, each figure with a 95 % bootstrap interval."""
 
-    def look(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-        found = json.loads(artefact.file("table.json").read_text("utf-8"))
+    def look(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+        found = json.loads(artifact.file("table.json").read_text("utf-8"))
         for said in found["per_expert"]:
             if said["n"]:
                 context.log_event(
@@ -27,7 +27,7 @@ def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.Materializ
                 )
         return _comparison(found) | _experts(found), []
 
-    return materialise(context, config, look)
+    return materialize(context, config, look)
 
 
 def _comparison(found: dict[str, Any]) -> dict[str, Any]:
@@ -96,12 +96,12 @@ def _experts(found: dict[str, Any]) -> dict[str, Any]:
 @asset_of("report", group_name="results", kinds={"html"})
 def report(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """One self-contained HTML page: the table, and what each expert sees. `hardmoe report --open` opens it."""
-    return materialise(context, config, _page)
+    return materialize(context, config, _page)
 
 
-def _page(_: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    page = artefact.file("report.html")
+def _page(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    page = artifact.file("report.html")
     return {
-        "open": dg.MetadataValue.url(f"/hardmoe/report/{artefact.version}"),  # pipelines/report_page.py serves it
+        "open": dg.MetadataValue.url(f"/hardmoe/report/{artifact.version}"),  # pipelines/ui/report_page.py serves it
         "page": dg.MetadataValue.path(str(page)),
     }, []

@@ -1,7 +1,7 @@
-"""What a person sees of an artefact in Dagster's UI: plots, tables, numbers; and where everything lies.
+"""What a person sees of an artifact in Dagster's UI: plots, tables, numbers; and where everything lies.
 
 No picture of a post is given to Dagster, whose event log keeps what it is told: a takedown could not find it there. The
-contact sheets are files of the artefact, named by their paths, and parts of the report.
+contact sheets are files of the artifact, named by their paths, and parts of the report.
 """
 
 import json
@@ -11,12 +11,12 @@ from typing import Any
 
 import dagster as dg
 
+from moe_core.engine.context import Context
 from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, glance, lines
-from moe_core.stages.context import Context
-from moe_core.stages.fitting import log_of, seconds_left
-from moe_core.stages.lineage import Lineage, flat, label
-from moe_core.stages.spending import spent
-from moe_core.store import Artefact
+from moe_core.maintenance.lineage import Lineage, flat, label
+from moe_core.stages.training.cost import spent
+from moe_core.stages.training.fit import log_of, seconds_left
+from moe_core.store.artifact import Artifact
 from moe_core.text import shown
 
 # ASCII punctuation that Markdown or HTML may read as more than text; an underscore inside a word is only that.
@@ -53,13 +53,13 @@ def picture(svg: str, about: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{cell(about)}]({data_uri(svg)})")
 
 
-def about(artefact: Artefact) -> dict[str, Any]:
-    """What the artefact says of itself: numbers and words as they are, short lists and tables as such.
+def about(artifact: Artifact) -> dict[str, Any]:
+    """What the artifact says of itself: numbers and words as they are, short lists and tables as such.
 
     What is nested deeper is left to the asset that knows what it means.
     """
     found: dict[str, Any] = {}
-    for name, value in artefact.metadata.items():
+    for name, value in artifact.metadata.items():
         label = name.replace("_", " ")
         if isinstance(value, bool | int | float | str):
             found[label] = value
@@ -70,23 +70,23 @@ def about(artefact: Artefact) -> dict[str, Any]:
     return found
 
 
-def origin(artefact: Artefact, context: Context) -> dict[str, Any]:
+def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
     """Version, place, and all that it came from: exact versions, shards and settings, as far as a table can be read."""
     lineage = Lineage(context.store)
-    above = [lineage.artefact(version) for version in lineage.above(artefact.version)]
+    above = [lineage.artifact(version) for version in lineage.above(artifact.version)]
     shards = [(a.key, a.inputs["shard"]) for a in above if a.asset == "posts"]
     settings = {(a.asset, name): json.dumps(value) for a in reversed(above) for name, value in flat(a.settings)}
     return {
-        "made from": table(("input", "version"), _at_most(sorted(artefact.inputs.items()))),
-        "lineage": table(("artefact", "version", "digest"), _at_most([(label(a), a.version, a.digest) for a in above])),
+        "made from": table(("input", "version"), _at_most(sorted(artifact.inputs.items()))),
+        "lineage": table(("artifact", "version", "digest"), _at_most([(label(a), a.version, a.digest) for a in above])),
         "lineage: shards": table(("shard", "content"), _at_most(shards)),
         "lineage: settings": table(
             ("of", "setting", "value"), _at_most([(asset, name, value) for (asset, name), value in settings.items()])
         ),
         "posts snapshot": context.posts_snapshot(),
-        "version": artefact.version,
-        "digest": artefact.digest,
-        "path": dg.MetadataValue.path(str(artefact.path)),
+        "version": artifact.version,
+        "digest": artifact.digest,
+        "path": dg.MetadataValue.path(str(artifact.path)),
     }
 
 
@@ -98,9 +98,9 @@ def _at_most(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return [*rows[:MOST_ROWS], (*more, *[""] * len(rows[0]))[: len(rows[0])]]
 
 
-def curves(artefact: Artefact) -> dict[str, Any]:
+def curves(artifact: Artifact) -> dict[str, Any]:
     """Loss and learning rate of a network while it was trained: small ones that are seen at once, and large ones."""
-    log = log_of(artefact)
+    log = log_of(artifact)
     small, large = {}, []
     for title, name in (("loss", "loss"), ("learning rate", "lr")):
         points = [(at["images_seen"], at[name]) for at in log]

@@ -3,9 +3,9 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, materialise
-from moe_core.stages.context import Context
-from moe_core.store import Artefact
+from assets.materialize import Work, asset_of, materialize
+from moe_core.engine.context import Context
+from moe_core.store.artifact import Artifact
 
 CHECK = dg.AssetCheckSpec("no_picture_in_two_splits", asset="splits", blocking=True)
 
@@ -13,11 +13,11 @@ CHECK = dg.AssetCheckSpec("no_picture_in_two_splits", asset="splits", blocking=T
 @asset_of("splits", group_name="data", kinds={"faiss", "polars"}, check_specs=[CHECK])
 def splits(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The split of every post, with near-duplicates of all shards on one side; leaks of given splits by name."""
-    return materialise(context, config, _look)
+    return materialize(context, config, _look)
 
 
-def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    from moe_core.stages.splits import check
+def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    from moe_core.stages.data.splits import check
 
     found = check(work)
     said = (

@@ -8,7 +8,7 @@ import dagster as dg
 
 from moe_core.recipes import demo
 from moe_core.settings import Study, dump_study, load_study
-from moe_core.store import write_text
+from moe_core.store.files import write_text
 
 STUDY = "hardmoe/study"  # tag of a run: one instance may serve several studies
 DEFAULT = Path("studies/demo/study.toml")

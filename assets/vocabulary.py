@@ -3,11 +3,11 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialise import Work, asset_of, materialise
+from assets.materialize import Work, asset_of, materialize
 from assets.showing import cell
-from moe_core.stages.context import Context
-from moe_core.stages.seen import warnings_of
-from moe_core.store import Artefact
+from moe_core.engine.context import Context
+from moe_core.stages.data.statistics import warnings_of
+from moe_core.store.artifact import Artifact
 
 SUFFICE = dg.AssetCheckSpec(
     "posts_suffice",
@@ -19,11 +19,11 @@ SUFFICE = dg.AssetCheckSpec(
 @asset_of("vocabulary", group_name="data", kinds={"polars"}, check_specs=[SUFFICE])
 def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why."""
-    return materialise(context, config, _look)
+    return materialize(context, config, _look)
 
 
-def _look(work: Context, artefact: Artefact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-    said, doubts = artefact.metadata, warnings_of(work)
+def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+    said, doubts = artifact.metadata, warnings_of(work)
     check = dg.AssetCheckResult(
         check_name=SUFFICE.name,
         passed=not doubts,

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from moe_core.stages.context import cores
+from moe_core.engine.context import cores
 from moe_core.threads import SAID
 
 HOGS = 2
@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
-from moe_core.stages.fitting import training_threads
+from moe_core.stages.training.fit import training_threads
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.loop import CHECK_EVERY, train
 

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from moe_core.clustering.neighbours import near_pairs
+from moe_core.clustering.neighbors import near_pairs
 from moe_core.data.duplicates import group, signature
 from moe_core.data.images import Rejected, decode
 from moe_core.data.sources import find_shards, read_shard

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from moe_core.engine.context import Context, cores
 from moe_core.evaluation.metrics import per_post
 from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, Line, lines
 from moe_core.models.resnet import ResNet
 from moe_core.settings import Training, load_study
 from moe_core.stages import reading
-from moe_core.stages.context import Context, cores
-from moe_core.stages.experts import start, training_posts
-from moe_core.stages.trunk import trunk_start
+from moe_core.stages.experts.experts import start, training_posts
+from moe_core.stages.trunk.trunk import trunk_start
 from moe_core.training.batches import Posts
 from moe_core.training.infer import features_of, logits_of, probabilities_of
 from moe_core.training.loop import steps_of, train
@@ -113,7 +113,7 @@ def main() -> None:
     )
     drawn = []
     print("| network | epochs | P@1, training posts | P@1, test posts | gap |\n| --- | --- | --- | --- | --- |")
-    for name, colour, before, (models, posts, test), training, decoder in runs:
+    for name, color, before, (models, posts, test), training, decoder in runs:
         found = list(curve(models, posts, test, training, said.points, decoder))
         for epochs, on_train, on_test in found:
             print(
@@ -121,8 +121,8 @@ def main() -> None:
                 flush=True,
             )
         shown = found[1:] if name == "trunk" else found  # before its first step it knows nothing
-        drawn.append(Line(name, [(before + e, on_test) for e, _, on_test in shown], colour))
-        drawn.append(Line(name, [(before + e, on_train) for e, on_train, _ in shown], colour, width=1.2, opacity=0.45))
+        drawn.append(Line(name, [(before + e, on_test) for e, _, on_test in shown], color))
+        drawn.append(Line(name, [(before + e, on_train) for e, on_train, _ in shown], color, width=1.2, opacity=0.45))
     said.svg.write_text(lines(drawn, "epochs", "P@1 (faint: train)"))
     print(f"plot: {said.svg}")
 

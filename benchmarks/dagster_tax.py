@@ -21,12 +21,12 @@ PLAIN = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
 context = Context(load_study(file), file.parent)
-for stage in STAGES.values():
+for stage in GRAPH.values():
     for key in stage.keys_of(context):
         build(context, stage, key)
 """
@@ -55,7 +55,7 @@ def main() -> None:
                         )
                     )
                 )
-                run = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(study), "--workers", "1"]
+                run = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(study), "--workers", "1"]
                 command = [sys.executable, "-c", PLAIN, str(study)] if kind == "plain" else run
                 began = time.monotonic()
                 threads = str(len(os.sched_getaffinity(0)))

@@ -10,10 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.settings import Decoder, Study, load_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 
 
 def variants(base: Decoder) -> dict[str, Decoder]:
@@ -35,7 +35,7 @@ def variants(base: Decoder) -> dict[str, Decoder]:
 
 def table_of(study: Study, root: Path) -> dict:
     context = Context(study, root)
-    for name, stage in STAGES.items():
+    for name, stage in GRAPH.items():
         if not stage.control and name not in ("embeddings", "report"):
             for key in stage.keys_of(context):
                 build(context, stage, key)

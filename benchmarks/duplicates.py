@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from moe_core.clustering.neighbours import near_pairs, pairs_by_scan
+from moe_core.clustering.neighbors import near_pairs, pairs_by_scan
 from moe_core.data.duplicates import CELLS, RADIUS, SIGNATURE_BYTES, codes, group
 
 COPIES, ALIKE, WHITE = 0.03, 0.01, 0.05  # shares of posts: a copy of another; of one of ten pictures; small on white
@@ -41,7 +41,7 @@ def drawn(posts: int, seed: int = 0) -> np.ndarray:
 
 
 def crowd(posts: int) -> None:
-    """One luma and many colours: the code is of luma alone."""
+    """One luma and many colors: the code is of luma alone."""
     signatures = drawn(1).repeat(posts, 0)
     signatures[:, CELLS**2 :] = np.random.default_rng(0).integers(20, 236, (posts, SIGNATURE_BYTES - CELLS**2))
     worked = time.process_time()

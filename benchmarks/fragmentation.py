@@ -24,7 +24,7 @@ from linked import LABELLED, link
 from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED, Line, lines
 from moe_core.recipes import demo
 from moe_core.settings import Source, Study
-from moe_core.store import write_text
+from moe_core.store.files import write_text
 
 POSTS, EXPERTS = (5_000, 20_000, 80_000, 320_000), (2, 4, 8, 16)
 TEST, VALIDATION = 10_000, 1_500
@@ -55,14 +55,14 @@ def study_of(posts: int, experts: int, test: int) -> Study:
 
 def make(study: Study, root: Path, names: Sequence[str]) -> Any:
     """The study open at `root`, with these assets made."""
-    from moe_core.stages.context import Context
-    from moe_core.stages.stage import build
-    from moe_core.stages.table import STAGES
+    from moe_core.engine.context import Context
+    from moe_core.engine.stage import build
+    from moe_core.stages.graph import GRAPH
 
     context = Context(study, root)
     for name in names:
-        for key in STAGES[name].keys_of(context):
-            built = build(context, STAGES[name], key)
+        for key in GRAPH[name].keys_of(context):
+            built = build(context, GRAPH[name], key)
             if not built.reused:
                 print(f"{time.strftime('%H:%M:%S')}  {root.name}  {name} {key or ''}", flush=True)
     return context
@@ -70,11 +70,11 @@ def make(study: Study, root: Path, names: Sequence[str]) -> Any:
 
 def cell_of(context: Any) -> dict[str, Any]:
     """What one number of posts and experts gives."""
+    from moe_core.engine.context import device_and_threads
     from moe_core.serving.bundle import Bundle
-    from moe_core.stages.answers import Controls, one_network, random_experts, with_share
-    from moe_core.stages.asked import asked
-    from moe_core.stages.context import device_and_threads
-    from moe_core.stages.scoring import against, measured, score
+    from moe_core.stages.evaluation.rows import Controls, one_network, random_experts, with_share
+    from moe_core.stages.evaluation.score import against, measured, score
+    from moe_core.stages.mixture.routed_posts import asked
 
     study, resamples = context.study, context.study.evaluation.bootstrap
     device = device_and_threads(study, parallel=False)
@@ -150,13 +150,13 @@ def plot(cells: Mapping[str, Mapping[str, Any]], control: str) -> str:
     posts = sorted({cell["posts"] for cell in cells.values()})
     curves = [Line("", [(log2(posts[0]) - 0.2, 0), (log2(posts[-1]) + 0.2, 0)], GREY, 1)]
     for number, k in enumerate(sorted({cell["experts"] for cell in cells.values()})):
-        points, colour = [], COLOURS[number % len(COLOURS)]
+        points, color = [], COLOURS[number % len(COLOURS)]
         for cell in (cell for cell in cells.values() if cell["experts"] == k):
             pair = cell["mixture_against"][control]
             at = log2(cell["posts"]) + 0.06 * number  # side by side
             points.append((at, 100 * pair["p_at_1_gain"]))
-            curves.append(Line("", [(at, 100 * bound) for bound in pair["p_at_1_gain_ci95"]], colour, 1.2))
-        curves.append(Line(f"K={k}", points, colour))
+            curves.append(Line("", [(at, 100 * bound) for bound in pair["p_at_1_gain_ci95"]], color, 1.2))
+        curves.append(Line(f"K={k}", points, color))
     marks = [(log2(count), f"{count / 1000:g}k") for count in posts]
     return lines(curves, "training posts", "points of P@1", marks)
 

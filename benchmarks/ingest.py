@@ -1,6 +1,6 @@
 """Ingest of JPEGs of 64 to 256 pixels against the bare Pillow loop over the same bytes, on as many cores.
 
-The product reads Parquet, decodes, checks, hashes, canonicalises tags, splits, and writes two Lance tables. The bare
+The product reads Parquet, decodes, checks, hashes, canonicalizes tags, splits, and writes two Lance tables. The bare
 loop holds the files in memory and does Image.open + resize to the study's size + encode, in a ThreadPool; `bare`
 decodes in full, `bare+draft` lets libjpeg decode at a half or a quarter as the product does. All run in turn in one
 process; printed are images/s (medians) and the ratios to the bare loops.
@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from moe_core.data.drawn import draw_shard
 from moe_core.data.images import QUALITY, RAW_UP_TO
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.synthetic import draw_shard
 from moe_core.settings import Data, Source
 
 TARGET = 0.85

@@ -1,4 +1,4 @@
-"""Studies that share what lies upstream: artefacts are never changed, so a hard link is a copy that costs nothing."""
+"""Studies that share what lies upstream: artifacts are never changed, so a hard link is a copy that costs nothing."""
 
 import os
 import shutil

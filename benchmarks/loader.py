@@ -22,10 +22,10 @@ import polars as pl
 import torch
 from PIL import Image
 
-from moe_core.data.drawn import draw_shard
 from moe_core.data.ingest import ingest
 from moe_core.data.loading import Place, open_posts, read_labels
 from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.synthetic import draw_shard
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.models.resnet import build
 from moe_core.settings import Data, Network, Source, Training

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from moe_core.recipes import small
 from moe_core.settings import Source
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
 posts, root = int(sys.argv[1]), Path(sys.argv[2])
 base = small()
 study = base.model_copy(update={"source": Source(format="drawn", posts=posts, shards=1),
@@ -26,8 +26,8 @@ study = base.model_copy(update={"source": Source(format="drawn", posts=posts, sh
 context = Context(study, root)
 def make(*names):
     for name in names:
-        for key in STAGES[name].keys_of(context):
-            build(context, STAGES[name], key)
+        for key in GRAPH[name].keys_of(context):
+            build(context, GRAPH[name], key)
 """
 # Of each part what is made before, unmeasured, and the program that is. argv[1]: number of posts; argv[2]: a folder.
 PARTS = {

@@ -29,7 +29,7 @@ def main() -> None:
         source = Source(format="drawn", posts=said.posts, shards=said.shards)
         trunk = base.trunk.model_copy(update={"epochs": 1.0})
         (root / "study.toml").write_text(dump_study(base.model_copy(update={"source": source, "trunk": trunk})))
-        command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(root / "study.toml")]
+        command = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(root / "study.toml")]
         environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
         began, peak, largest = time.monotonic(), 0.0, 0.0
         with open(root / "said", "w") as file:

@@ -26,7 +26,7 @@ from moe_core.models.resnet import build, early_layers
 from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.serving.routed import WINDOW, WINDOW_BYTES, routed
 from moe_core.settings import Data, Expert, Network, Study
-from moe_core.training.batches import ImagesInMemory, as_tensor, normalise
+from moe_core.training.batches import ImagesInMemory, as_tensor, normalize
 from moe_core.training.infer import computing, features_of
 from moe_core.weights import save_weights
 
@@ -90,7 +90,7 @@ def sharing(bundle: Bundle, batches: list[np.ndarray]) -> Iterator[torch.Tensor]
     with bundle.experts.using("e000") as state, bundle.filled(state) as network:
         for batch in batches:
             with computing(bundle.precision, "cpu"):
-                early_BCHW = bundle.router.begin(normalise(as_tensor(batch)), at)
+                early_BCHW = bundle.router.begin(normalize(as_tensor(batch)), at)
                 trunk_BD = bundle.router.finish(early_BCHW, at).float()
                 expert_BD = network.finish(early_BCHW, at).float()
             yield bundle.mixed(bundle.logits(expert_BD), bundle.router_logits(trunk_BD))

@@ -22,10 +22,10 @@ from typing import Any
 from linked import LABELLED, link
 
 from moe_core.data.sources import absolute, guess_format
+from moe_core.engine.context import Context
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study, dump_study, load_study
-from moe_core.stages.context import Context
-from moe_core.store import write_text
+from moe_core.store.files import write_text
 
 MEASURES = {"p_at_1": "P@1", "r_at_5": "R@5", "r_at_10": "R@10"}
 SEEDED = ("trunk", "expert_training", "partition")
@@ -61,7 +61,7 @@ def table_of(study: Study, root: Path, workers: Sequence[str]) -> dict[str, Any]
     if file.exists() and load_study(file) != study:
         raise ValueError(f"{file} is another study: wanted a new --root, or the settings it was begun with")
     write_text(file, dump_study(study))
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(file), *workers]
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(file), *workers]
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
     with open(root / "run.log", "a") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

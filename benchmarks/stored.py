@@ -17,10 +17,10 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from moe_core.data.drawn import draw_shard
 from moe_core.data.images import encode
 from moe_core.data.ingest import POSTS
 from moe_core.data.loading import Place, open_images
+from moe_core.data.synthetic import draw_shard
 from moe_core.tables import replace_rows
 
 

@@ -1,4 +1,4 @@
-"""The text side alone: read, canonicalise and count hashtags of millions of posts, against its targets.
+"""The text side alone: read, canonicalize and count hashtags of millions of posts, against its targets.
 
 Posts are drawn from the hashtags of real Instagram posts (harrison_hashtags.parquet, which is not part of this
 repository), with users by Zipf's law, spellings disturbed and a tail of rare tags, and written as Parquet shards. A
@@ -38,7 +38,7 @@ CASES = (str.lower, str.lower, str.lower, str.upper, str.title)
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--posts", type=int, default=5_000_000)
-    options.add_argument("--batch", type=int, default=65_536, help="posts canonicalised at a time")
+    options.add_argument("--batch", type=int, default=65_536, help="posts canonicalized at a time")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the fresh process
     said = options.parse_args()
@@ -92,10 +92,10 @@ def write_shards(folder: Path, posts: int, seed: int) -> None:
 
 
 def measure(folder: Path, batch: int) -> dict[str, float]:
-    """Reads, canonicalises and counts all the shards."""
+    """Reads, canonicalizes and counts all the shards."""
     posts = 0
 
-    def canonicalised() -> Iterator[pl.DataFrame]:
+    def canonicalized() -> Iterator[pl.DataFrame]:
         nonlocal posts
         for path in sorted(folder.glob("*.parquet")):
             with pq.ParquetFile(path) as file:
@@ -106,7 +106,7 @@ def measure(folder: Path, batch: int) -> dict[str, float]:
                     yield frame.select(tags=canonical_lists(frame["raw_tags"]), user="user")
 
     began = time.monotonic()
-    kept, dropped, _ = choose_from(canonicalised, Data(min_posts_per_tag=20, min_users_per_tag=3))
+    kept, dropped, _ = choose_from(canonicalized, Data(min_posts_per_tag=20, min_users_per_tag=3))
     return {
         "posts": posts,
         "seconds": time.monotonic() - began,

@@ -32,10 +32,10 @@ from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon import sensor as sensor_daemon
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
+from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Source, dump_study, load_study
-from moe_core.stages.context import Context
-from moe_core.store import Written
+from moe_core.store.artifact import StageOutput
 from pipelines.instance import home, project_keys
 
 QUERY = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
@@ -59,7 +59,7 @@ def make_study(root: Path, shards: int) -> Context:
     (root / "study.toml").write_text(dump_study(demo().model_copy(update={"name": "ticks", "source": source})))
     context = Context(load_study(root / "study.toml"), root)
     for shard in context.shards:
-        context.store.make(context.plan("posts", shard.key), lambda _: Written({"read": 1}))
+        context.store.make(context.plan("posts", shard.key), lambda _: StageOutput({"read": 1}))
     return context
 
 

@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from moe_core.engine.context import Context, cores
 from moe_core.recipes import demo
 from moe_core.settings import Network, Partition, Source, Training, dump_study, load_study
-from moe_core.stages.context import Context, cores
 
 WORKERS = 2
 TINY = Training(epochs=1, batch_size=32, flip=False, crop=1)
@@ -26,14 +26,14 @@ UP_TO_THE_PARTITION = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
 context = Context(load_study(file), file.parent)
 for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"):
-    for key in STAGES[name].keys_of(context):
-        build(context, STAGES[name], key)
+    for key in GRAPH[name].keys_of(context):
+        build(context, GRAPH[name], key)
 """
 
 
@@ -58,7 +58,7 @@ def backfill(study: Path, workers: int) -> tuple[float, float]:
     """(seconds of the command, seconds of training in it, of all experts)"""
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
     threads = {"HARDMOE_THREADS": str(max(1, cores() // workers))}
-    command = [sys.executable, "-m", "pipelines.cli", "backfill", "--all", "--force", "--study", str(study)]
+    command = [sys.executable, "-m", "pipelines.cli.main", "backfill", "--all", "--force", "--study", str(study)]
     began = time.monotonic()
     subprocess.run(
         [*command, "--workers", str(workers)], check=True, stdout=subprocess.DEVNULL, env=environment | threads

@@ -1,6 +1,6 @@
 """`--set table.key=value`: changes of study.toml, with its comments kept.
 
-What is made with other settings is another version, so a setting that held for one command alone would leave artefacts
+What is made with other settings is another version, so a setting that held for one command alone would leave artifacts
 that the study calls stale. A change is therefore written to study.toml, where `hardmoe status` and the next run see it.
 """
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from tomlkit.exceptions import TOMLKitError
 
 from moe_core.settings import Study, load_study, study_of, text_of
-from moe_core.store import write_text
+from moe_core.store.files import write_text
 
 
 @dataclass(frozen=True)

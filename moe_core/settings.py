@@ -1,6 +1,6 @@
 """What a study.toml may say. Frozen models that refuse nonsense when they are made; every field says what it does.
 
-The same models are the recipes' return type, the source of the artefacts' hashes and the text of `hardmoe init`.
+The same models are the recipes' return type, the source of the artifacts' hashes and the text of `hardmoe init`.
 """
 
 import re
@@ -65,7 +65,7 @@ class Source(Strict):
 
 
 class Data(Strict):
-    """How posts are canonicalised, stored and split."""
+    """How posts are canonicalized, stored and split."""
 
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         32, description="Side in pixels to which images are resized, once."
@@ -74,7 +74,7 @@ class Data(Strict):
         "auto", description="How resized images are kept; auto: raw pixels up to a side of 64, JPEG above."
     )
     min_side: Positive = Field(8, description="Images with a shorter side below this many pixels are rejected.")
-    reject_uniform: bool = Field(True, description="Images of one colour all over are rejected.")
+    reject_uniform: bool = Field(True, description="Images of one color all over are rejected.")
     accents: Literal["keep", "fold"] = Field(
         "keep", description="fold: accents of Latin, Greek and Cyrillic letters are dropped from hashtags."
     )
@@ -104,7 +104,7 @@ class Data(Strict):
         "group", description="group: copies of one picture always lie in one split; off: they are not looked for."
     )
     near_duplicate_levels: Annotated[float, Field(ge=0, le=32)] = Field(
-        8.0, description="Grey levels of 255 by which no cell of two copies' 8x8 thumbnails differs."
+        8.0, description="Gray levels of 255 by which no cell of two copies' 8x8 thumbnails differs."
     )
     leaks: Literal["report", "remove"] = Field(
         "report", description="Copies across given splits: report lists them; remove keeps only those most held out."

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe_core.store import write_bytes
+from moe_core.store.files import write_bytes
 from moe_core.text import shown
 
-SEAL = "seal"
+SEAL = "checksum"
 Shape = tuple[str, tuple[int, ...]]  # type by safetensors' name, such as F32, and sizes
 Shapes = Mapping[str, Shape]
 

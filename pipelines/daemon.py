@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core.engine.context import Context
 from moe_core.processes import alive, this_process
-from moe_core.stages.context import Context
-from moe_core.store import write_text
+from moe_core.store.files import write_text
 from pipelines.instance import LAUNCHER, end_if_dead, home, opened, project_keys, reap
-from pipelines.runner import (
+from pipelines.run.pool import Answer, Task
+from pipelines.run.scheduler import (
     POLL_SECONDS,
     Event,
     Meanwhile,
@@ -31,8 +32,7 @@ from pipelines.runner import (
     undisturbed,
     use_workers,
 )
-from pipelines.status import error_of
-from pipelines.workers import Answer, Task
+from pipelines.run.status import error_of
 
 if TYPE_CHECKING:
     import dagster as dg

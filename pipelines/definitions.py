@@ -6,7 +6,7 @@ from assets import controls, experts, mixture, partition, posts, results, splits
 from assets.study import key_of, study
 from pipelines.everything import everything
 from pipelines.instance import warn_of_telemetry
-from pipelines.jobs import GRAPH, JOBS
+from pipelines.jobs import JOBS, RUN_JOBS
 from pipelines.repartition import drift, repartition, weekly_repartition
 from pipelines.sensors import SENSORS
 
@@ -17,7 +17,7 @@ ASSETS = dg.load_assets_from_modules(MODULES, include_specs=True, key_prefix=stu
 defs = dg.Definitions(
     # `key_prefix` reaches what an asset depends on, but not the key of an asset that cannot be executed
     assets=[a.replace_attributes(key=key_of(a.key.path[-1])) if isinstance(a, dg.AssetSpec) else a for a in ASSETS],
-    jobs=[*JOBS, *GRAPH, everything, repartition],
+    jobs=[*JOBS, *RUN_JOBS, everything, repartition],
     schedules=[weekly_repartition],
     sensors=[*SENSORS, drift],
     # A step is minutes to days of work in one process: a process of its own inside the run would only be one more

@@ -13,8 +13,8 @@ from assets.runs import claim
 from assets.study import STUDY, root, study, study_file
 
 if TYPE_CHECKING:
-    from pipelines.runner import Summary
-    from pipelines.workers import Task
+    from pipelines.run.pool import Task
+    from pipelines.run.scheduler import Summary
 
 
 class Until(dg.Config):
@@ -46,8 +46,8 @@ def make_stale(context: dg.OpExecutionContext, until: str | None) -> "Summary":
 
     Raises ValueError as that does, and Failure where an asset failed.
     """
-    from moe_core.stages.context import Context
-    from pipelines.runner import run_study
+    from moe_core.engine.context import Context
+    from pipelines.run.scheduler import run_study
 
     os.environ["HARDMOE_STUDY"] = str(study_file())
 

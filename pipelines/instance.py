@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from assets.runs import HOST, process_of
 from moe_core.data.traces import Traces
 from moe_core.processes import is_dead, pid_of
-from moe_core.store import exclusive, write_text
+from moe_core.store.files import write_text
+from moe_core.store.locks import exclusive
 from pipelines.aliases import alias, shorten_temporary_folder
 from pipelines.databases import AGAIN, damage, remove_empty
-from pipelines.services import socket_prefix
 from pipelines.terminal import echo
+from pipelines.ui.services import socket_prefix
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -292,7 +293,7 @@ def _answers(served: str) -> bool:
 
 def places_that_say(instance: "dg.DagsterInstance", traces: Traces, home: Path) -> list[str]:
     """Where Dagster's storage outside of the folder `home` says one of the texts: runs, tables, files."""
-    from moe_core.stages.takedown import traces_in
+    from moe_core.maintenance.takedown import traces_in
 
     parts = [instance.event_log_storage, instance.run_storage, instance.schedule_storage, instance.compute_log_manager]
     places = {Path(folder) for part in parts if (folder := getattr(part, "_base_dir", None))}

@@ -6,7 +6,7 @@ The page of a job lists its runs. Dagster's timeline shows only runs that a code
 import dagster as dg
 
 from assets.study import STUDY, key_of, study
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 
 REPOSITORY = ".dagster/repository"  # tag of a run: what the page of a job looks for
 STAGES_OF = {
@@ -27,10 +27,10 @@ JOBS = [
     for name, (stages, description) in STAGES_OF.items()
 ]
 
-SHARDED = [name for name, stage in STAGES.items() if stage.keys == "shards" and stage.when(study())]
+SHARDED = [name for name, stage in GRAPH.items() if stage.keys == "shards" and stage.when(study())]
 BY_SHARD = dg.AssetSelection.assets(*map(key_of, SHARDED))
 # two, since the partitioned assets of a job have one set of partitions
-GRAPH = [
+RUN_JOBS = [
     dg.define_asset_job(
         name,
         selection=selection,
@@ -42,5 +42,5 @@ GRAPH = [
 
 
 def job_of(stage: str) -> str:
-    """The job whose run materialises a stage's asset."""
+    """The job whose run materializes a stage's asset."""
     return "ingest" if stage == "posts" else "shard_assets" if stage in SHARDED else "study_assets"

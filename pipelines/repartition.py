@@ -20,16 +20,17 @@ class Again(dg.Config):
 @dg.op(description="Asks for a new fit of the gate and makes what is stale, each asset partition in a run of its own.")
 def fit_again(context: dg.OpExecutionContext, config: Again) -> None:
     """A run of the op is one request: when it is tried again after a crash, the request still stands."""
-    from moe_core.stages import basis, history
-    from moe_core.stages.context import Context
+    from moe_core.engine.context import Context
+    from moe_core.stages.gate import current_partition
+    from moe_core.stages.trunk import frozen
 
     claim(context.instance, context.run)
     try:
         work = Context(study(), root())
         if context.retry_number == 0:
-            history.ask_to_refit(work)
+            current_partition.ask_to_refit(work)
             if config.renew:
-                basis.ask_to_renew(work)
+                frozen.ask_to_renew(work)
         summary = make_stale(context, config.then)
     except ValueError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
@@ -70,7 +71,7 @@ weekly_repartition = dg.ScheduleDefinition(
 )
 def drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """By what `partition` says of itself; one request a partition, so a fit that changes nothing is not repeated."""
-    from moe_core.stages.context import Context
+    from moe_core.engine.context import Context
 
     work = Context(study(), root())
     now = work.current

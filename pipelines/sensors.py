@@ -12,7 +12,7 @@ import dagster as dg
 from assets.study import SHARDS, STUDY, root, study
 
 if TYPE_CHECKING:
-    from moe_core.stages.context import Context
+    from moe_core.engine.context import Context
 
 LOOK_SECONDS = 60
 READ_SECONDS = 20.0  # that a tick waits for new files to be read; Dagster gives up a tick after 60
@@ -56,7 +56,7 @@ class Look:
     """The study with the shards of its source, found in a thread of its own."""
 
     def __init__(self) -> None:
-        from moe_core.stages.context import Context
+        from moe_core.engine.context import Context
 
         self.began = time.time()
         self.work = Context(study(), root())
@@ -99,7 +99,7 @@ def _looked(deadline: float) -> "Context | None":
 )
 def alert(context: dg.RunFailureSensorContext) -> None:
     """A command that fails or takes too long fails the tick, which the UI shows; the next failure is told again."""
-    from pipelines.status import error_of
+    from pipelines.run.status import error_of
 
     run = context.dagster_run
     command = study().alerts.command

@@ -11,11 +11,11 @@ from moe_core.text import ZWJ, shown
 
 
 @dataclass(frozen=True)
-class Coloured:
-    """A word of a line, in a colour where the output is a terminal."""
+class Colored:
+    """A word of a line, in a color where the output is a terminal."""
 
     text: str
-    colour: str
+    color: str
 
 
 def echo(*parts: object, err: bool = False) -> None:
@@ -24,9 +24,9 @@ def echo(*parts: object, err: bool = False) -> None:
     encoding = stream.encoding or "utf-8"
     line = ""
     for part in parts:
-        text = shown(part.text if isinstance(part, Coloured) else part, most=None)
+        text = shown(part.text if isinstance(part, Colored) else part, most=None)
         text = text.encode(encoding, "backslashreplace").decode(encoding)
-        line += click.style(text, fg=part.colour) if isinstance(part, Coloured) else text
+        line += click.style(text, fg=part.color) if isinstance(part, Colored) else text
     click.echo(line, file=stream)
 
 

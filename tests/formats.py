@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-from moe_core.data.drawn import draw_shard
 from moe_core.data.sources import RAW
+from moe_core.data.synthetic import draw_shard
 from moe_core.data.tags import canonical_tags
 from moe_core.settings import Source
 
@@ -217,7 +217,7 @@ def hash_of(post):
 def yfcc_line(post, fields, marker="0"):
     plain = [post["id"], quote_plus(post["user"]), "nick+name", str(post["taken_at"]) + ".0", "1300000000", "Canon"]
     plain += ["A+title", "words", ",".join(quote_plus(tag) for tag in post["tags"]), "geo:lat=1,camera:iso=2"]
-    plain += ["1.0", "2.0", "16", "http://x.test/p", "http://x.test/d.jpg", "licence", "http://x.test/l"]
+    plain += ["1.0", "2.0", "16", "http://x.test/p", "http://x.test/d.jpg", "license", "http://x.test/l"]
     plain += ["1", "2", "s", "so", "jpg", marker]
     assert len(plain) == 23
     return "\t".join(plain if fields == 23 else ["0", plain[0], hash_of(post), *plain[1:]]) + "\n"

@@ -24,7 +24,9 @@ with atheris.instrument_imports(include=["moe_core", "tomllib", "PIL"]):
     from moe_core.recipes import demo
     from moe_core.serving.manifest import read_manifest
     from moe_core.settings import dump_study, load_study
-    from moe_core.store import Plan, Store, Written, with_seal
+    from moe_core.store.artifact import Spec, StageOutput
+    from moe_core.store.hashing import with_checksum
+    from moe_core.store.store import Store
 
 SECONDS = 75
 SIZE = 16
@@ -68,7 +70,7 @@ def study(data: bytes) -> None:
 def manifest(data: bytes) -> None:
     folder = FOLDER / "fuzzed"
     folder.mkdir(exist_ok=True)
-    (folder / "artefact.json").write_bytes(data)
+    (folder / "artifact.json").write_bytes(data)
     try:
         found = Store(FOLDER).read(folder)
     except ValueError:
@@ -80,7 +82,7 @@ def manifest(data: bytes) -> None:
 def bundle(data: bytes) -> None:
     """A manifest under a seal that fits, as an attacker writes it."""
     try:
-        said = with_seal(json.loads(data))
+        said = with_checksum(json.loads(data))
     except (ValueError, TypeError, RecursionError):
         return
     folder = FOLDER / "bundle"
@@ -106,9 +108,9 @@ def _manifest() -> bytes:
 
 
 def _sealed() -> bytes:
-    plan = Plan("trunk", None, "1", {"a": 1}, {"b": "c"})
-    made = Store(FOLDER).make(plan, lambda folder: Written({"n": [1.5, None, "é"]}))
-    return (made.path / "artefact.json").read_bytes()
+    plan = Spec("trunk", None, "1", {"a": 1}, {"b": "c"})
+    made = Store(FOLDER).make(plan, lambda folder: StageOutput({"n": [1.5, None, "é"]}))
+    return (made.path / "artifact.json").read_bytes()
 
 
 def _pictures() -> list[bytes]:

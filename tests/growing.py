@@ -2,12 +2,12 @@
 
 import polars as pl
 
-from moe_core.data.drawn import draw_shard
+from moe_core.data.synthetic import draw_shard
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Repartition, Source, Training, dump_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)
 
@@ -45,9 +45,9 @@ def opened(study, root, **more):
 def make(study, root, until="mixture"):
     """Makes what is missing, each in a context of its own as in a run; returns the names of what was made."""
     made = []
-    for name in list(STAGES)[: list(STAGES).index(until) + 1]:
-        if study.evaluation.controls or not STAGES[name].control:
-            keys = STAGES[name].keys_of(opened(study, root))
-            new = [key for key in keys if not build(opened(study, root), STAGES[name], key).reused]
+    for name in list(GRAPH)[: list(GRAPH).index(until) + 1]:
+        if study.evaluation.controls or not GRAPH[name].control:
+            keys = GRAPH[name].keys_of(opened(study, root))
+            new = [key for key in keys if not build(opened(study, root), GRAPH[name], key).reused]
             made += [name if key is None else f"{name}:{key}" for key in new]
     return made

@@ -15,7 +15,7 @@ SIDE = 40
 
 
 def picture(mode="RGB", width=SIDE, height=SIDE):
-    """A picture in which no two neighbours are alike."""
+    """A picture in which no two neighbors are alike."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
     return Image.fromarray(noise, "RGBA").convert(mode) if mode != "RGBA" else Image.fromarray(noise, "RGBA")
 
@@ -35,8 +35,8 @@ def chunk(name, data, crc=None):
 MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-def png(width, height, rows, depth=8, colour=2, extra=b""):
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+def png(width, height, rows, depth=8, color=2, extra=b""):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return MAGIC + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -88,7 +88,7 @@ def images():
     """[(name, bytes or None, outcome)]"""
     kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
     jpeg, plain, webp, gif, bmp, avif = (file_of(picture(), kind) for kind in kinds)
-    grey16 = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (SIDE, SIDE)).astype(np.uint16))
+    gray16 = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (SIDE, SIDE)).astype(np.uint16))
     found = [
         ("png", plain, "ok"),
         ("jpeg", jpeg, "ok"),
@@ -101,19 +101,19 @@ def images():
         ("animated png", frames("PNG"), "ok"),
         ("mpo, two jpegs in one", file_of(picture(), "MPO", save_all=True, append_images=[picture()]), "ok"),
         *((f"png of mode {mode}", file_of(picture(mode)), "ok") for mode in ("1", "L", "LA", "P", "RGBA")),
-        ("png with a transparent colour", file_of(picture("P"), transparency=3), "ok"),
-        ("png with a transparent grey", file_of(picture("L"), transparency=3), "ok"),
-        ("png of 16 bits, grey", file_of(grey16), "ok"),
-        ("png of 16 bits, colour", sixteen_bits(), "ok"),
+        ("png with a transparent color", file_of(picture("P"), transparency=3), "ok"),
+        ("png with a transparent gray", file_of(picture("L"), transparency=3), "ok"),
+        ("png of 16 bits, gray", file_of(gray16), "ok"),
+        ("png of 16 bits, color", sixteen_bits(), "ok"),
         ("interlaced png", png(8, 8, b"".join(b"\0" + bytes(range(24)) for _ in range(8))), "ok"),
         ("jpeg in cmyk", file_of(picture("CMYK"), "JPEG"), "ok"),
-        ("jpeg in grey", file_of(picture("L"), "JPEG"), "ok"),
+        ("jpeg in gray", file_of(picture("L"), "JPEG"), "ok"),
         ("progressive jpeg", file_of(picture(), "JPEG", progressive=True), "ok"),
         *((f"jpeg turned by EXIF {n}", oriented(n), "ok") for n in range(1, 9)),
         ("EXIF with a turn that is none", oriented(77), "ok"),
         ("EXIF of rubbish", file_of(picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 500), "ok"),
         ("EXIF of a megabyte", plain[:33] + chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 1_000_000) + plain[33:], "ok"),
-        ("a colour profile of rubbish", file_of(picture(), "JPEG", icc_profile=b"x" * 70_000), "ok"),
+        ("a color profile of rubbish", file_of(picture(), "JPEG", icc_profile=b"x" * 70_000), "ok"),
         ("jpeg with garbage behind it", jpeg + b"garbage" * 1000, "ok"),
         ("jpeg and zip in one", jpeg + zipped(1000), "ok"),
         ("png with a script behind it", plain + b"<script>alert(1)</script>", "ok"),
@@ -137,7 +137,7 @@ def images():
         ("heic", b"\0\0\0\x18ftypheic" + b"\0" * 100, "not_an_image"),
         ("mp4", b"\0\0\0\x18ftypisom" + b"\0" * 100, "not_an_image"),
         ("avif", avif, "ok"),
-        ("avif with a transparent colour", file_of(picture("RGBA"), "AVIF"), "ok"),
+        ("avif with a transparent color", file_of(picture("RGBA"), "AVIF"), "ok"),
         ("animated avif", frames("AVIF"), "ok"),
         ("avif cut in two", avif[: len(avif) // 2], "broken"),
         ("only an avif's first bytes", avif[:20], "broken"),
@@ -169,7 +169,7 @@ def images():
         ("white png", file_of(Image.new("RGB", (50, 50), "white")), "uniform"),
         ("blue jpeg", file_of(Image.new("RGB", (50, 50), (9, 40, 200)), "JPEG"), "uniform"),
         ("clear png", file_of(Image.new("RGBA", (50, 50), (9, 40, 200, 0))), "uniform"),
-        ("one colour but for an edge that is cut off", _edge(), "uniform"),
+        ("one color but for an edge that is cut off", _edge(), "uniform"),
     ]  # fmt: skip
     assert len({name for name, _, _ in found}) == len(found)
     return found
@@ -207,7 +207,7 @@ def rows():
         ("an id of spaces", {"id": " \t "}, "no_id"),
         ("an id with NUL", {"id": "a\0b"}, "bad_id"),
         ("an id of two lines", {"id": "a\nb"}, "bad_id"),
-        ("an id that colours the terminal", {"id": "\x1b[31mred"}, "bad_id"),
+        ("an id that colors the terminal", {"id": "\x1b[31mred"}, "bad_id"),
         ("an id of a megabyte", {"id": "x" * 1_000_000}, "bad_id"),
         ("an id of 512 characters", {"id": "é" * 512}, "ok"),
         ("an id of 513 characters", {"id": "é" * 513}, "bad_id"),

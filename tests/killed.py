@@ -6,15 +6,15 @@ import sys
 from multiprocessing import forkserver
 from pathlib import Path
 
-import pipelines.display
-import pipelines.runner
-import pipelines.worker
-import pipelines.workers
-from moe_core import faults
-from pipelines.cli import main
+import pipelines.cli.progress
+import pipelines.run.pool
+import pipelines.run.scheduler
+import pipelines.run.worker
+from moe_core import failpoints
+from pipelines.cli.main import main
 
 ARMED = "KILLS_FAULT_FILE"  # names a file with a HARDMOE_FAULT; the first worker that sees it takes it
-_work = pipelines.worker.work
+_work = pipelines.run.worker.work
 
 
 def _armed_work(*arguments):
@@ -24,11 +24,11 @@ def _armed_work(*arguments):
     except FileNotFoundError:
         pass
     else:
-        faults.armed = faults.parse(taken.read_text())
+        failpoints.armed = failpoints.parse(taken.read_text())
     _work(*arguments)
 
 
-pipelines.worker.work = _armed_work
+pipelines.run.worker.work = _armed_work
 
 
 def run(address, workers, log):

@@ -27,11 +27,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 POINTS = [
     *(f"rows.{what}" for what in ("written", "committed", "pinned")),
-    *(f"artefact.{what}" for what in ("begun", "written", "sealed", "renamed", "committed")),
+    *(f"artifact.{what}" for what in ("begun", "written", "sealed", "renamed", "committed")),
     *(f"file.{what}" for what in ("opened", "half", "written", "synced", "renamed")),
     *(f"event.{what}" for what in ("due", "recorded")),
 ]
-ABOUT = ["checkpoint", "artefact.json", "weights", ""]  # files in whose writing a process dies
+ABOUT = ["checkpoint", "artifact.json", "weights", ""]  # files in whose writing a process dies
 LONG = 1200.0  # seconds of a run that does not end: machines may be busy
 END_SECONDS = 60.0  # for all processes of a killed command to be gone
 
@@ -117,18 +117,18 @@ class Kills:
         forget_opened()
 
     def context(self):
+        from moe_core.engine.context import Context
         from moe_core.settings import load_study
-        from moe_core.stages.context import Context
 
         return Context(load_study(self.file), self.root)
 
     def results(self):
-        """Digest of every artefact, and of the rows that posts name."""
-        from moe_core.stages.table import STAGES
+        """Digest of every artifact, and of the rows that posts name."""
+        from moe_core.stages.graph import GRAPH
         from moe_core.tables import pin_of, read_rows
 
         context = self.context()
-        wanted = [stage for stage in STAGES.values() if not stage.control]
+        wanted = [stage for stage in GRAPH.values() if not stage.control]
         found = {
             f"{stage.name}:{key}": context.need(stage.name, key).digest
             for stage in wanted
@@ -141,9 +141,9 @@ class Kills:
                 found[f"{name}:{shard.key}"] = hashlib.sha256(repr(rows.to_pydict()).encode()).hexdigest()
         return found
 
-    def artefacts(self):
-        """How many artefacts there are: each is complete, and every file of it is the one that was written."""
-        from moe_core.stages.verifying import Damage, verify
+    def artifacts(self):
+        """How many artifacts there are: each is complete, and every file of it is the one that was written."""
+        from moe_core.maintenance.verify import Damage, verify
 
         found = list(verify(self.context()))
         damaged = [one for one in found if isinstance(one, Damage)]
@@ -167,9 +167,9 @@ class Kills:
                 assert (info.active_slot_count, info.pending_step_count) == (0, 0), pool
 
     def check(self):
-        artefacts = self.artefacts()
+        artifacts = self.artifacts()
         self.check_dagster()
-        print(f"{artefacts} artefacts after {dict(self.done)}", flush=True)
+        print(f"{artifacts} artifacts after {dict(self.done)}", flush=True)
 
     def complete(self):
         """A graph was made in spite of everything: it is what it would have been."""
@@ -184,7 +184,7 @@ class Kills:
         points = [POINTS[number % len(POINTS)] for number in range(count)]
         for name in points:
             about = self.draw.choice(ABOUT) if name.startswith("file.") else ""
-            for passes in (self.draw.randint(1, 3) if name.startswith(("artefact.", "event.")) else 1, 1):
+            for passes in (self.draw.randint(1, 3) if name.startswith(("artifact.", "event.")) else 1, 1):
                 run = self.start(1, f"kill {name} {passes} {about}".strip())
                 code = run.wait()
                 run.gone()
@@ -285,7 +285,7 @@ class Command:
         environment = os.environ | ({"HARDMOE_FAULT": fault} if fault else {})
         with open(kills.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.cli", "run", "--workers", str(workers)],
+                [sys.executable, "-m", "pipelines.cli.main", "run", "--workers", str(workers)],
                 stdout=log,
                 stderr=log,
                 env=environment,

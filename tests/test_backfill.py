@@ -19,38 +19,38 @@ import pytest
 from click.testing import CliRunner
 from test_graph import QUICK, _names, small_study, write
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import Stage, build, maker
 from moe_core.heartbeat import Pulse, stall_seconds
 from moe_core.overrides import override
 from moe_core.processes import this_process
 from moe_core.settings import Partition, Source, load_study
-from moe_core.stages import history
-from moe_core.stages.context import Context
-from moe_core.stages.joint_experts import _Helpers
-from moe_core.stages.stage import Stage, build, maker
-from moe_core.stages.table import STAGES
-from moe_core.store import Written
+from moe_core.stages.experts.joint import _Helpers
+from moe_core.stages.gate import current_partition
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import StageOutput
 from pipelines import daemon
-from pipelines.cli import main
+from pipelines.cli.main import main
+from pipelines.cli.progress import Display, results_of
 from pipelines.daemon import run_there
-from pipelines.devices import Lease, Leases, gpu_names
-from pipelines.display import Display, results_of
-from pipelines.planning import Cost, Step, makespan
-from pipelines.runner import Running, Summary, _worker, note
-from pipelines.workers import Answer, Task
+from pipelines.run.estimate import Cost, Step, makespan
+from pipelines.run.gpus import Lease, Leases, gpu_names
+from pipelines.run.pool import Answer, Task
+from pipelines.run.scheduler import Running, Summary, _worker, note
 
 TO_THE_PARTITION = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.stages import history
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.gate import current_partition
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
 context = Context(load_study(file), file.parent)
 for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"):
-    for key in STAGES[name].keys_of(context):
-        build(context, STAGES[name], key)
+    for key in GRAPH[name].keys_of(context):
+        build(context, GRAPH[name], key)
 """
 
 
@@ -89,7 +89,7 @@ def started():
 
     def start(*arguments, **more):
         environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")} | more
-        command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         processes.append(subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True))
         return processes[-1]
@@ -367,7 +367,7 @@ def make_slowly(begun, go):
         begun.set()
         assert go.wait(30)
         (folder / "a").write_text("a")
-        return Written({"loss": 1.5, "seconds": 2.0, "training_images": 300})
+        return StageOutput({"loss": 1.5, "seconds": 2.0, "training_images": 300})
 
     return Stage("slow", None, "1", (), lambda study: {}, lambda context, key: {}, make)
 
@@ -375,7 +375,7 @@ def make_slowly(begun, go):
 def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path, monkeypatch):
     begun, go = threading.Event(), threading.Event()
     stage = make_slowly(begun, go)
-    monkeypatch.setitem(STAGES, "slow", stage)
+    monkeypatch.setitem(GRAPH, "slow", stage)
     found, said = {}, []
     first = threading.Thread(target=lambda: found.update(first=build(Context(small_study(), tmp_path), stage)))
     first.start()
@@ -408,7 +408,7 @@ def test_the_result_of_each_expert_is_a_line(tmp_path, monkeypatch):
     go = threading.Event()
     go.set()
     stage = make_slowly(threading.Event(), go)
-    monkeypatch.setitem(STAGES, "slow", stage)
+    monkeypatch.setitem(GRAPH, "slow", stage)
     context = Context(small_study(), tmp_path)
     build(context, stage)
     summary, slow, other, last = Summary(), Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
@@ -477,7 +477,7 @@ def test_a_worker_of_another_gpu_is_not_used_again(monkeypatch):
         def stop(self):
             self.stopped = True
 
-    monkeypatch.setattr("pipelines.runner.Worker", Fake)
+    monkeypatch.setattr("pipelines.run.scheduler.Worker", Fake)
     idle, three, both = Fake("3"), Lease(["3"], ExitStack()), Lease(["3", "MIG-a/1"], ExitStack())
     assert _worker(idle, three, False) is idle
     assert _worker(None, Lease(["MIG-a/1"], ExitStack()), False).gpu == "MIG-a/1"
@@ -681,8 +681,10 @@ def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, m
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # not heard any more
 
-    monkeypatch.setattr("pipelines.runner.reap", begin)
-    monkeypatch.setattr("pipelines.runner.load_ahead", lambda: None)  # a fork server would stay, and serve other tests
+    monkeypatch.setattr("pipelines.run.scheduler.reap", begin)
+    monkeypatch.setattr(
+        "pipelines.run.scheduler.load_ahead", lambda: None
+    )  # a fork server would stay, and serve other tests
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         done = hardmoe(*command, "--study", file)
@@ -692,7 +694,7 @@ def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, m
     assert done.exit_code == 130, done.output
     assert "Aborted" not in done.output
     assert "Interrupted before anything was begun. The same command goes on from here." in done.output
-    assert not (file.parent / history.REQUEST).exists()
+    assert not (file.parent / current_partition.REQUEST).exists()
 
 
 def test_ctrl_c_before_a_command_has_begun_is_one_line(file, monkeypatch):

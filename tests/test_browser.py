@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
-from moe_core.stages.context import Context
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = os.environ.get("HARDMOE_SCREENSHOTS")
@@ -47,7 +47,7 @@ pytestmark = [
 
 
 def hardmoe(*arguments):
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -62,7 +62,7 @@ def study(tmp_path_factory):
     """A tiny study of posts with wicked tags, made up to its partition."""
     import polars as pl
 
-    from moe_core.data.drawn import draw_shard
+    from moe_core.data.synthetic import draw_shard
 
     root = tmp_path_factory.mktemp("browser")
     posts = pl.concat([pl.from_arrow(batch) for batch in draw_shard(0, 1, 1200, seed=0)])
@@ -101,7 +101,7 @@ def served(study):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "pipelines.cli", "ui", "--study", str(study), "--port", str(port)]
+    command = [sys.executable, "-m", "pipelines.cli.main", "ui", "--study", str(study), "--port", str(port)]
     with open(study.parent / "ui.log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
     address = f"http://127.0.0.1:{port}"
@@ -189,7 +189,7 @@ def test_every_asset_is_in_the_catalog(ui, study, watched):
     page.set_viewport_size({"width": 1400, "height": 2600})  # rows out of sight are not in the page
     page.goto(f"{ui}/assets")
     its = load_study(study)
-    for name in (*(name for name, stage in STAGES.items() if stage.when(its)), "expert_shard"):
+    for name in (*(name for name, stage in GRAPH.items() if stage.when(its)), "expert_shard"):
         page.locator(f"a[href$='/assets/{name}']").first.wait_for()
     assert page.get_by_text("Join the Dagster community").count() == 0
 
@@ -215,7 +215,7 @@ def test_a_backfill_of_the_experts_finishes_while_one_watches(ui, study, watched
     assert all(work.find("expert", key) for key in work.experts)
 
 
-def test_an_asset_is_materialised_from_its_button(ui, study, watched):
+def test_an_asset_is_materialized_from_its_button(ui, study, watched):
     page = watched.page
     page.goto(f"{ui}/assets/shared_decoder")
     page.get_by_role("button", name="Materialize").first.click()

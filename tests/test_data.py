@@ -22,7 +22,7 @@ def chosen(posts, data):
 def png(color="red"):
     file = io.BytesIO()
     image = Image.new("RGB", (10, 10), color)
-    image.putpixel((0, 0), (0, 0, 0))  # pictures of one colour are rejected
+    image.putpixel((0, 0), (0, 0, 0))  # pictures of one color are rejected
     image.save(file, "PNG")
     return file.getvalue()
 
@@ -129,8 +129,8 @@ def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
     source = parquet(tmp_path / "x.parquet", 3, image=[png("red"), png("lime"), png("blue")])
     (done,) = everything(source, tmp_path, Data(image_size=8, store=store))
     images = open_images(tmp_path, [Place("x", done.posts_version)], 8).read(np.arange(3))
-    for n, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
-        assert images[n, 6, 6].tolist() == pytest.approx(colour, abs=20)
+    for n, color in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        assert images[n, 6, 6].tolist() == pytest.approx(color, abs=20)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -121,7 +121,7 @@ def test_an_error_that_has_nothing_to_do_with_databases_is_left_as_it_is(home):
 def test_run_records_what_exists_again_and_makes_nothing(tmp_path):
     file = write(tmp_path / "cats", small_study())
     hardmoe("run", "--study", file, "--until", "splits")
-    made = {path: path.stat().st_mtime_ns for path in file.parent.rglob("artefact.json")}
+    made = {path: path.stat().st_mtime_ns for path in file.parent.rglob("artifact.json")}
     index = file.parent / "dagster" / "history" / "runs" / "index.db"
     for spoil in (os.unlink, garbage):
         settle(index)
@@ -133,7 +133,7 @@ def test_run_records_what_exists_again_and_makes_nothing(tmp_path):
                 assert f"Error: Dagster's database {index} is damaged" in done.stderr
             index.unlink()
         assert " 0 failed" in hardmoe("run", "--study", file, "--until", "splits").stdout
-        assert {path: path.stat().st_mtime_ns for path in file.parent.rglob("artefact.json")} == made
+        assert {path: path.stat().st_mtime_ns for path in file.parent.rglob("artifact.json")} == made
         with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as recorded:
             assert recorded.fetch_materializations(dg.AssetKey("splits"), limit=1).records
             assert recorded.get_dynamic_partitions("tiny_shards") == ["s0000", "s0001"]

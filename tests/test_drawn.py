@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe_core.data.drawn import GENERIC_TAGS, SCENES, draw_shard
 from moe_core.data.sources import RAW
+from moe_core.data.synthetic import GENERIC_TAGS, SCENES, draw_shard
 from moe_core.data.tags import canonical_tags
 
 SIZE = 16

@@ -448,7 +448,7 @@ def commands(tmp_path, source, script):
     environment |= {"PYTHONPATH": f"{tmp_path / 'hook'}", "MEANWHILE": str(tmp_path / "script")}
 
     def hardmoe(*arguments):
-        command = [sys.executable, "-m", "pipelines.cli", *arguments, "--study", tmp_path / "study" / "study.toml"]
+        command = [sys.executable, "-m", "pipelines.cli.main", *arguments, "--study", tmp_path / "study" / "study.toml"]
         return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     return hardmoe

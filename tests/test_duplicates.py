@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moe_core.clustering.neighbours import near_pairs, pairs_by_scan
+from moe_core.clustering.neighbors import near_pairs, pairs_by_scan
 from moe_core.data import duplicates
 from moe_core.data.duplicates import (
     PLAIN,
@@ -16,7 +16,7 @@ from moe_core.data.duplicates import (
 
 
 def pictures(count, size=32, seed=0):
-    """Blocks of random colours, 8x8 in a picture."""
+    """Blocks of random colors, 8x8 in a picture."""
     blocks = np.random.default_rng(seed).integers(20, 200, (count, 8, 8, 3), np.uint8)
     return blocks.repeat(size // 8, 1).repeat(size // 8, 2)
 
@@ -26,7 +26,7 @@ def grouped(images, levels=8.0):
 
 
 @pytest.mark.parametrize("size", [8, 9, 12, 32, 224])
-def test_a_picture_of_one_colour_has_one_luma_and_no_structure(size):
+def test_a_picture_of_one_color_has_one_luma_and_no_structure(size):
     # luma 0.299 x 200 + 0.587 x 100 + 0.114 x 50 = 124.2; Cb 128 + 0.564 (50 - 124.2) = 86.2
     # and Cr 128 + 0.713 (200 - 124.2) = 182.0
     (found,) = signature(np.full((1, size, size, 3), (200, 100, 50), np.uint8))
@@ -65,10 +65,10 @@ def test_ten_thousand_equal_pictures_are_one_group():
     assert set(group(signatures, 8.0, near_pairs).tolist()) == {0}
 
 
-def test_ten_thousand_pictures_of_one_code_and_many_colours_are_told_apart():
+def test_ten_thousand_pictures_of_one_code_and_many_colors_are_told_apart():
     signatures = signature(pictures(1)).repeat(10_000, 0)
-    colours = np.random.default_rng(0).integers(0, 4, 10_000)
-    signatures[:, 64:] = 40 + 40 * colours[:, None]
+    colors = np.random.default_rng(0).integers(0, 4, 10_000)
+    signatures[:, 64:] = 40 + 40 * colors[:, None]
     signatures[:, 0] += np.random.default_rng(1).integers(0, 5, 10_000).astype(np.uint8)  # and none quite equal
     assert len(np.unique(codes(signatures), axis=0)) < 5
     assert len(set(group(signatures, 8.0, near_pairs).tolist())) == 4
@@ -90,7 +90,7 @@ def test_a_copy_is_found(name, change):
     assert found.tolist() == [*range(20), 7], name
 
 
-def test_another_colour_is_another_picture():
+def test_another_color_is_another_picture():
     image = pictures(1)[0]
     assert grouped(np.stack([image, image[..., ::-1]])) == [0, 1]
 
@@ -104,9 +104,9 @@ def test_a_small_thing_elsewhere_is_another_picture():
 
 
 def test_plain_pictures_are_copies_only_when_equal():
-    greys = np.stack([np.full((16, 16, 3), level, np.uint8) for level in (100, 101, 100)])
-    assert is_plain(codes(signature(greys))).all()
-    assert grouped(greys) == [0, 1, 0]
+    grays = np.stack([np.full((16, 16, 3), level, np.uint8) for level in (100, 101, 100)])
+    assert is_plain(codes(signature(grays))).all()
+    assert grouped(grays) == [0, 1, 0]
     assert not is_plain(codes(signature(pictures(1)))).any()
     assert PLAIN == 8
 
@@ -159,7 +159,7 @@ def test_a_radius_that_cannot_be(radius):
 
 
 def crowd(count, seed=0):
-    """Signatures of one code, all different pictures but for the colours of few: 4 cells of colour say which."""
+    """Signatures of one code, all different pictures but for the colors of few: 4 cells of color say which."""
     draw = np.random.default_rng(seed)
     signatures = signature(pictures(1)).repeat(count, 0)
     signatures[:, 64:] = draw.integers(20, 236, (count, 32))

@@ -8,16 +8,16 @@ import torch
 
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
+from moe_core.engine.context import Context
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build, hollow
 from moe_core.recipes import resnet18_k16, small
 from moe_core.settings import Evaluation, Network, Study, Training, TrunkSetup
-from moe_core.stages import choices
-from moe_core.stages.answers import one_network_controls
-from moe_core.stages.asked import Asked
-from moe_core.stages.context import Context
-from moe_core.stages.dense import DENSE_SAME_COST, training_of, widened
-from moe_core.stages.scoring import Scores, against
+from moe_core.stages.evaluation.rows import one_network_controls
+from moe_core.stages.evaluation.score import Scores, against
+from moe_core.stages.experts.dense import DENSE_SAME_COST, training_of, widened
+from moe_core.stages.mixture import calibrate
+from moe_core.stages.mixture.routed_posts import Asked
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import mixed
 
@@ -53,17 +53,17 @@ def test_with_the_sigmoid_loss_the_mean_is_that_of_the_logits():
 )
 def test_the_share_is_the_one_with_the_lowest_cross_entropy(expert, router, share):
     logits, said = torch.tensor(expert), torch.tensor(router)
-    assert choices.router_share("validation", logits, said, posts(), "softmax") == share
-    assert choices.router_share(0.25, logits, said, posts(), "softmax") == 0.25
+    assert calibrate.router_share("validation", logits, said, posts(), "softmax") == share
+    assert calibrate.router_share(0.25, logits, said, posts(), "softmax") == 0.25
 
 
 def test_without_validation_posts_share_and_temperature_are_fixed():
     none = posts(torch.tensor([], dtype=torch.int64))
     asked = Asked(none, np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int))
     nothing = torch.zeros(0, 2)
-    assert choices.router_share("validation", nothing, nothing, none, "softmax") == choices.SHARE
-    assert choices.temperature("validation", None, 2, asked, []) == choices.TEMPERATURE
-    assert choices.temperature(0.4, None, 2, asked, []) == 0.4
+    assert calibrate.router_share("validation", nothing, nothing, none, "softmax") == calibrate.SHARE
+    assert calibrate.temperature("validation", None, 2, asked, []) == calibrate.TEMPERATURE
+    assert calibrate.temperature(0.4, None, 2, asked, []) == 0.4
 
 
 def test_the_answer_is_chosen_by_cross_entropy_not_by_one_right_post_more():
@@ -71,8 +71,8 @@ def test_the_answer_is_chosen_by_cross_entropy_not_by_one_right_post_more():
         return {"p_at_1": np.array([1.0] * right + [0.0] * (10 - right)), "cross_entropy": np.full(10, entropy)}
 
     alone, mixed = measures(5, 2.0), measures(4, 1.9)
-    assert choices.answer({"mixture_top1": alone, "mixture_top1_router": mixed}) == "mixture_top1_router"
-    assert choices.answer({"mixture_top1": alone, "mixture_top1_router": alone}) == "mixture_top1"
+    assert calibrate.answer({"mixture_top1": alone, "mixture_top1_router": mixed}) == "mixture_top1_router"
+    assert calibrate.answer({"mixture_top1": alone, "mixture_top1_router": alone}) == "mixture_top1"
 
 
 @pytest.mark.parametrize(("near_is_right", "wanted"), [(True, 0.02), (False, 1.0)])
@@ -83,7 +83,7 @@ def test_the_temperature_trusts_the_nearest_expert_as_far_as_it_is_right(near_is
     asked = Asked(posts(), np.array([[1, 0.5], [1, 0.5]], np.float32), np.zeros(2, int), np.zeros(2, int))
     experts = [lambda _: right, lambda _: wrong]
     answers = experts if near_is_right else experts[::-1]
-    assert choices.temperature("validation", gate, 2, asked, answers) == wanted
+    assert calibrate.temperature("validation", gate, 2, asked, answers) == wanted
 
 
 def test_paired_differences_by_hand():

@@ -17,20 +17,22 @@ import torch
 from click.testing import CliRunner
 from kills import study
 
-from moe_core import faults
-from moe_core.data.forgotten import Forgotten
+from moe_core import failpoints
+from moe_core.data.takedowns import Forgotten
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.maintenance.verify import Damage, verify
 from moe_core.models.resnet import build as build_network
 from moe_core.serving.bundle import Bundle
 from moe_core.settings import Network, Partition, dump_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from moe_core.stages.verifying import Damage, verify
-from moe_core.store import Artefact, Plan, Store, Written, write_text
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.files import write_text
+from moe_core.store.store import Store
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
 from moe_core.weights import load_weights
 
-PLAN = Plan("trunk", None, "1", {}, {})
+PLAN = Spec("trunk", None, "1", {}, {})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,13 +43,13 @@ def one_thread():
 
 
 def tasks(context):
-    return [(s, key) for s in STAGES.values() if not s.control for key in s.keys_of(context)]
+    return [(s, key) for s in GRAPH.values() if not s.control for key in s.keys_of(context)]
 
 
 def make_all(context):
-    """Digest of each artefact, and what of it was made now."""
+    """Digest of each artifact, and what of it was made now."""
     built = {(s.name, key): build(context, s, key) for s, key in tasks(context)}
-    return {name: b.artefact.digest for name, b in built.items()}, [n for n, b in built.items() if not b.reused]
+    return {name: b.artifact.digest for name, b in built.items()}, [n for n, b in built.items() if not b.reused]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +155,7 @@ def test_any_call_of_a_commit_may_fail_and_nothing_is_half_there(tmp_path):
         (folder / "deep").mkdir()
         (folder / "deep" / "a.txt").write_text("a")
         write_text(folder / "b.txt", "b")
-        return Written({})
+        return StageOutput({})
 
     def work():
         shutil.rmtree(tmp_path / "trunk", ignore_errors=True)
@@ -162,8 +164,8 @@ def test_any_call_of_a_commit_may_fail_and_nothing_is_half_there(tmp_path):
     def check(error):
         made = store.versions("trunk", None)
         assert error or made
-        for artefact in made:  # also where only what follows the commit failed
-            assert {artefact.file(name).read_text() for name in ("deep/a.txt", "b.txt")} == {"a", "b"}
+        for artifact in made:  # also where only what follows the commit failed
+            assert {artifact.file(name).read_text() for name in ("deep/a.txt", "b.txt")} == {"a", "b"}
         assert [p for p in tmp_path.glob("trunk/*") if p.name.startswith(".part")] == []
 
     assert until_it_succeeds(tmp_path, work, check) > 15
@@ -198,7 +200,7 @@ def test_any_call_of_a_checkpoint_may_fail_and_the_old_one_stays(tmp_path):
     ("name", "key"), [("posts", "s0001"), ("vocabulary", None), ("expert", "e001"), ("mixture", None)]
 )
 def test_any_call_of_a_stage_may_fail_and_the_next_run_makes_the_same(copied, name, key):
-    stage, wanted = STAGES[name], copied.need(name, key)
+    stage, wanted = GRAPH[name], copied.need(name, key)
     context = Context(copied.study, copied.root)
     context.plan(name, key)
 
@@ -209,24 +211,24 @@ def test_any_call_of_a_stage_may_fail_and_the_next_run_makes_the_same(copied, na
     def check(error):
         there = context.store.versions(name, key)
         assert there or error
-        for artefact in there:
-            assert artefact.digest == wanted.digest
-            for file in artefact.files:
-                artefact.file(file)
+        for artifact in there:
+            assert artifact.digest == wanted.digest
+            for file in artifact.files:
+                artifact.file(file)
 
     assert until_it_succeeds(copied.root, work, check) > 10
     assert not [one for one in verify(context) if isinstance(one, Damage)]
 
 
 def test_points_fail_as_they_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(faults, "armed", faults.parse("enospc file.half 2 b.txt"))
+    monkeypatch.setattr(failpoints, "armed", failpoints.parse("enospc file.half 2 b.txt"))
     write_text(tmp_path / "a.txt", "a")
     write_text(tmp_path / "b.txt", "old")
     with pytest.raises(OSError, match=r"No space left on device: '.*b\.txt'"):
         write_text(tmp_path / "b.txt", "new")
     assert (tmp_path / "b.txt").read_text() == "old"
     with pytest.raises(ValueError, match=r"wanted `kill\|eio\|enospc point"):
-        faults.parse("sing loudly")
+        failpoints.parse("sing loudly")
 
 
 # A full disk
@@ -265,11 +267,11 @@ def test_on_a_full_disk_every_stage_says_so_and_goes_on_when_there_is_room(small
             break
         except OSError as error:
             failed.append(str(error))
-        now = {a.path: a.files for a in (context.store.everything(name) for name in STAGES) for a in a}
+        now = {a.path: a.files for a in (context.store.everything(name) for name in GRAPH) for a in a}
         assert before.items() <= now.items()
-        for artefact in (a for name in STAGES for a in context.store.everything(name)):
-            for file in artefact.files:
-                artefact.file(file)
+        for artifact in (a for name in GRAPH for a in context.store.everything(name)):
+            for file in artifact.files:
+                artifact.file(file)
         before = now
         used = os.statvfs(small_disk)
         for ballast in small_disk.glob("ballast*"):
@@ -281,7 +283,7 @@ def test_on_a_full_disk_every_stage_says_so_and_goes_on_when_there_is_room(small
 
 
 def test_a_read_only_disk_is_one_line(small_disk):
-    from pipelines.cli import main
+    from pipelines.cli.main import main
 
     (small_disk / "study.toml").write_text(dump_study(study()), "utf-8")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -307,7 +309,7 @@ def _commit(root, number, rounds):
 
 def _one_file(folder, text):
     (folder / "a.txt").write_text(text)
-    return Written({"text": text})
+    return StageOutput({"text": text})
 
 
 @pytest.mark.parametrize("rounds", [13, pytest.param(100, marks=pytest.mark.soak)])
@@ -322,7 +324,7 @@ def test_eight_processes_commit_the_same_a_hundred_times_and_keys_of_their_own(t
     store = Store(tmp_path)
     (same,) = store.everything("trunk")
     assert same.file("a.txt").read_text() == "same"
-    texts = sorted(artefact.file("a.txt").read_text() for artefact in store.everything("expert"))
+    texts = sorted(artifact.file("a.txt").read_text() for artifact in store.everything("expert"))
     assert texts == sorted(f"{number} {n}" for number in range(8) for n in range(rounds))
 
 
@@ -335,30 +337,30 @@ def flip(path, at):
     path.write_bytes(data)
 
 
-def test_a_flipped_byte_in_any_file_of_any_artefact_is_refused(copied):
+def test_a_flipped_byte_in_any_file_of_any_artifact_is_refused(copied):
     kinds = set()
-    for artefact in [a for name in STAGES for a in copied.store.everything(name)]:
-        for name in artefact.files:
-            path = artefact.path / name
+    for artifact in [a for name in GRAPH for a in copied.store.everything(name)]:
+        for name in artifact.files:
+            path = artifact.path / name
             kinds.add(path.suffix)
             flip(path, len(name) * 7919 % path.stat().st_size)
             with pytest.raises(ValueError, match="is not the file that was written"):
-                artefact.file(name)
+                artifact.file(name)
             flip(path, len(name) * 7919 % path.stat().st_size)
-            artefact.file(name)
-        manifest = artefact.path / "artefact.json"
+            artifact.file(name)
+        manifest = artifact.path / "artifact.json"
         for at in range(5, manifest.stat().st_size, 97):
             flip(manifest, at)
             with pytest.raises(ValueError, match="is damaged"):
-                copied.store.read(artefact.path)
+                copied.store.read(artifact.path)
             flip(manifest, at)
     assert {".json", ".parquet", ".safetensors", ".jsonl", ".lance", ".manifest", ".png", ".html"} <= kinds
 
 
 def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatch):
     """What a stage has not checked is torn to pieces, and it makes the same: it did not read it."""
-    checked, real = set(), Artefact.file
-    monkeypatch.setattr(Artefact, "file", lambda self, name: (checked.add(self.path / name), real(self, name))[1])
+    checked, real = set(), Artifact.file
+    monkeypatch.setattr(Artifact, "file", lambda self, name: (checked.add(self.path / name), real(self, name))[1])
     for number, (stage, key) in enumerate(tasks(copied)):
         if stage.name == "published":  # it reads bundles alone, and judges anew once it has published
             continue
@@ -373,11 +375,11 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
         assert digest_of_another(tmp_path / f"a{number}") == wanted
         mine = copied.need(stage.name, key).path
         torn = [
-            artefact.path / name
-            for other in STAGES
-            for artefact in copied.store.everything(other)
-            for name in artefact.files
-            if artefact.path / name not in checked and artefact.path != mine
+            artifact.path / name
+            for other in GRAPH
+            for artifact in copied.store.everything(other)
+            for name in artifact.files
+            if artifact.path / name not in checked and artifact.path != mine
             if other != "mixture"  # its files are checked by the bundle's own manifest: the next test
         ]
         kept = {path: path.read_bytes() for path in torn}
@@ -391,7 +393,7 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
 def test_a_flipped_byte_in_any_file_of_a_bundle_is_refused(copied):
     folder = copied.need("mixture").path
     bundle = Bundle(folder)
-    for path in [p for p in files(folder) if p.name != "artefact.json"]:
+    for path in [p for p in files(folder) if p.name != "artifact.json"]:
         flip(path, path.stat().st_size * 2 // 3)
         with pytest.raises(ValueError, match=r"differs|was changed|not a|swapped|missing"):
             Bundle(folder)
@@ -439,21 +441,21 @@ def test_a_flipped_byte_in_posts_is_found_by_verify_which_says_what_to_do(copied
     digest = copied.need("posts", shard).digest
     shutil.rmtree(damage.folder)
     again = Context(copied.study, copied.root)
-    assert build(again, STAGES["posts"], shard).artefact.digest == digest
+    assert build(again, GRAPH["posts"], shard).artifact.digest == digest
     assert not [one for one in verify(again) if isinstance(one, Damage)]
 
 
 def test_verify_as_a_command(copied):
-    from pipelines.cli import main
+    from pipelines.cli.main import main
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_STUDY", "")
         command = ["verify", "--study", str(copied.root / "study.toml")]
-        assert CliRunner().invoke(main, command).output == "17 artefacts read, 0 damaged\n"
+        assert CliRunner().invoke(main, command).output == "17 artifacts read, 0 damaged\n"
         flip(copied.need("expert", "e001").path / "weights.safetensors", 999)
         done = CliRunner().invoke(main, command)
     assert done.exit_code == 1
-    assert "17 artefacts read, 1 damaged\n" in done.output
+    assert "17 artifacts read, 1 damaged\n" in done.output
     assert "e001" in done.output
 
 
@@ -484,7 +486,7 @@ def test_after_a_failure_at_each_asset_in_turn_nothing_finished_is_made_again(tm
         assert context.store.versions(stage.name, key) == []
         made = build(Context(small, tmp_path), stage, key)
         assert not made.reused
-        assert made.artefact.digest == wanted[stage.name, key].digest, (stage.name, key)
+        assert made.artifact.digest == wanted[stage.name, key].digest, (stage.name, key)
 
 
 def _moved(folder, there, written):
@@ -496,7 +498,7 @@ def _moved(folder, there, written):
 
 
 def test_a_clock_that_steps_back_changes_nothing(copied, finished, monkeypatch):
-    from pipelines.status import states_of
+    from pipelines.run.status import states_of
 
     changed = copied.study.model_copy(
         update={"evaluation": copied.study.evaluation.model_copy(update={"bootstrap": 30})}

@@ -17,15 +17,16 @@ from PIL import Image
 from plain import make_everything
 from test_traces import FORMS, ODD
 
-from moe_core.data.forgotten import Forgotten, lines_of
+from moe_core.data.takedowns import Forgotten, lines_of
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.maintenance.takedown import forget
+from moe_core.maintenance.verify import Damage, verify
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from moe_core.stages.takedown import forget
-from moe_core.stages.verifying import Damage, verify
-from moe_core.store import Busy, Plan, Written, shared
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.locks import LockHeld, shared
 from moe_core.tables import pin_of, pins, read_rows, unpin, write_vectors
 
 SIZE = 16
@@ -81,7 +82,7 @@ def small_study(source, **more):
 
 def hardmoe(*arguments, check=True):
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -141,7 +142,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     assert files_with(root, GONE.encode()) == []
     assert files_with(root, pixels_on_disk(0)) == []
     assert files_with(root, pixels_on_disk(1)), "others stay"
-    assert all(artefact.file("weights.safetensors").exists() for artefact in old.values()), "networks stay"
+    assert all(artifact.file("weights.safetensors").exists() for artifact in old.values()), "networks stay"
 
     found = states(study_file)
     assert found["posts", "a"]["state"] == "stale"
@@ -168,12 +169,12 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
 
 @pytest.fixture
 def ingested(tmp_path):
-    """Posts of two shards, an artefact of features of each, an older artefact of shard b, a log that names a post."""
+    """Posts of two shards, an artifact of features of each, an older artifact of shard b, a log that names a post."""
     context = Context(small_study(write_source(tmp_path / "source")), tmp_path / "store")
     context.root.mkdir()
-    build(smaller(context), STAGES["posts"], "b")
+    build(smaller(context), GRAPH["posts"], "b")
     for key in ("a", "b"):
-        build(context, STAGES["posts"], key)
+        build(context, GRAPH["posts"], key)
         write_features(context, key)
     (context.root / "logs").mkdir()
     (context.root / "logs" / "posts.a.log").write_text(f"for example {GONE}: no_tags")
@@ -189,9 +190,9 @@ def write_features(context, key):
     def write(folder):
         parts = [({"id": pa.array(names.to_list())}, np.eye(len(names)))]
         write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", len(names), parts, index=False)
-        return Written({})
+        return StageOutput({})
 
-    context.store.make(Plan("trunk_features", key, "1", {}, {"posts": context.version("posts", key)}), write)
+    context.store.make(Spec("trunk_features", key, "1", {}, {"posts": context.version("posts", key)}), write)
 
 
 def reopen(context):
@@ -223,7 +224,7 @@ def test_after_a_takedown_nothing_is_damaged_before_the_next_run_and_after_it(in
     old = ingested.need("posts", "a")
     forget(ingested, ids=[GONE])
     assert not [one for one in verify(reopen(ingested)) if isinstance(one, Damage)]
-    build(reopen(ingested), STAGES["posts"], "a")
+    build(reopen(ingested), GRAPH["posts"], "a")
     found = list(verify(reopen(ingested)))
     assert not [one for one in found if isinstance(one, Damage)]
     assert old in found, "what is left of it is read"
@@ -237,7 +238,7 @@ def test_the_forgotten_do_not_come_back_and_their_reject_names_nobody(ingested):
 
     forget(ingested, ids=[GONE])
     now = reopen(ingested)
-    made = build(now, STAGES["posts"], "a").artefact
+    made = build(now, GRAPH["posts"], "a").artifact
     assert made.metadata["reasons"] == {"forgotten": 1, "not_an_image": 1}
     assert made.metadata["read"] == made.metadata["accepted"] + made.metadata["rejected"] == 120
     (row,) = lance.dataset(str(now.root / "rejects.lance")).to_table(filter="reason = 'forgotten'").to_pylist()
@@ -260,7 +261,7 @@ def test_an_id_that_nobody_knows_yet_is_refused_when_it_comes(ingested, tmp_path
     frame = frame.with_columns(pl.format("c-{}", "id").alias("id"))
     frame[0, "id"] = "comes-later"
     frame.write_parquet(tmp_path / "source" / "c.parquet")
-    made = build(reopen(ingested), STAGES["posts"], "c").artefact
+    made = build(reopen(ingested), GRAPH["posts"], "c").artifact
     assert made.metadata["reasons"] == {"forgotten": 1}
 
 
@@ -268,8 +269,8 @@ def test_a_rejected_duplicate_does_not_hide_the_accepted_post(ingested, tmp_path
     frame = pl.read_parquet(tmp_path / "source" / "b.parquet")
     pl.concat([frame, frame.filter(pl.col("id") == "post-of-bob-121")]).write_parquet(tmp_path / "source" / "b.parquet")
     now = reopen(ingested)
-    build(now, STAGES["posts"], "b")
-    now.store.make(Plan("trunk", None, "1", {}, {}), lambda folder: Written({}))
+    build(now, GRAPH["posts"], "b")
+    now.store.make(Spec("trunk", None, "1", {}, {}), lambda folder: StageOutput({}))
     done = forget(now, ids=["post-of-bob-121"])
     assert (done.posts, [name.split()[0] for name in done.saw]) == (1, ["trunk"])
 
@@ -278,14 +279,14 @@ def smaller(context):
     return Context(context.study.model_copy(update={"data": Data(image_size=8, max_reject_rate=1)}), context.root)
 
 
-def test_old_versions_that_held_them_go_with_the_artefacts_that_needed_them(ingested):
+def test_old_versions_that_held_them_go_with_the_artifacts_that_needed_them(ingested):
     root = ingested.root
     old = smaller(ingested).need("posts", "b")
     forget(ingested, ids=["post-of-bob-005"])  # of shard a, which was not there when b was first ingested
     assert old.path.exists()
-    build(reopen(ingested), STAGES["posts"], "a")
+    build(reopen(ingested), GRAPH["posts"], "a")
     pixels = noise(125).tobytes()
-    build(smaller(reopen(ingested)), STAGES["posts"], "a")  # a's rows of today are now under a pin alone
+    build(smaller(reopen(ingested)), GRAPH["posts"], "a")  # a's rows of today are now under a pin alone
     done = forget(reopen(ingested), ids=["post-of-bob-125"])
     assert done.shards == ["b"]
     assert files_with(root, b"post-of-bob-125") == files_with(root, pixels) == []
@@ -321,7 +322,7 @@ def test_an_ingest_that_was_planned_before_a_takedown_does_not_bring_posts_back(
     assert late.plan("posts", "a").inputs.get("forgotten") is None
     forget(ingested, ids=[GONE])
     with pytest.raises(ValueError, match="posts:a: posts were forgotten after this was planned: run again"):
-        build(late, STAGES["posts"], "a")
+        build(late, GRAPH["posts"], "a")
     assert files_with(ingested.root, GONE.encode()) == []
 
 
@@ -337,7 +338,7 @@ def _die(*_, **__):
 
 def _killed_at(study, root, point):
     from moe_core import tables
-    from moe_core.stages import takedown
+    from moe_core.maintenance import takedown
 
     if point == "after the logs":
         takedown._clear_tables = _die
@@ -355,8 +356,8 @@ def _killed_at(study, root, point):
         tables.release = _die
     elif point == "before the clean-up":
         tables.clean = _die
-    elif point == "in an artefact":
-        takedown.take_away = _die
+    elif point == "in an artifact":
+        takedown.remove_atomically = _die
     elif point == "before the logs":
         takedown._clear_logs = _die
     elif point == "before it is done":
@@ -371,7 +372,7 @@ POINTS = [
     "between posts and rejects",
     "before the pins",
     "before the clean-up",
-    "in an artefact",
+    "in an artifact",
     "before it is done",
 ]
 
@@ -389,12 +390,12 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
     assert not Forgotten.load(root).pending
     assert files_with(root, b"post-of-ann") == []
     assert files_with(root, pixels_on_disk(0)) == files_with(root, pixels_on_disk(120)) == []
-    made = build(reopen(ingested), STAGES["posts"], "a").artefact
+    made = build(reopen(ingested), GRAPH["posts"], "a").artifact
     assert made.metadata["reasons"] == {"forgotten": 4}
 
 
-def test_while_an_artefact_is_made_it_is_written_down_and_done_later(ingested):
-    with shared(ingested.in_use), pytest.raises(Busy, match="written down and nothing is removed yet"):
+def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
+    with shared(ingested.in_use), pytest.raises(LockHeld, match="written down and nothing is removed yet"):
         forget(ingested, ids=[GONE])
     assert Forgotten.load(ingested.root).pending
     assert files_with(ingested.root, pixels_on_disk(0))
@@ -405,7 +406,7 @@ def test_while_an_artefact_is_made_it_is_written_down_and_done_later(ingested):
 
 @pytest.mark.slow
 def test_a_run_first_finishes_a_takedown_that_had_to_wait(ingested):
-    with shared(ingested.in_use), pytest.raises(Busy):
+    with shared(ingested.in_use), pytest.raises(LockHeld):
         forget(ingested, ids=[GONE])
     study_file = ingested.root / "study.toml"
     assert "A takedown is not finished: hardmoe forget" in hardmoe("status", "--study", study_file).stdout
@@ -489,7 +490,7 @@ def test_a_shard_that_a_takedown_empties_is_no_obstacle(ingested):
     forget(ingested, users=[f"user-{n}" for n in range(120)] + ["user-ann"])
     again = reopen(ingested)
     for key in ("a", "b"):
-        assert build(again, STAGES["posts"], key).artefact.metadata["accepted"] == 0
+        assert build(again, GRAPH["posts"], key).artifact.metadata["accepted"] == 0
     assert not files_with(root, b"post-of-bob")
 
 
@@ -510,7 +511,7 @@ def odd_study(folder):
     (folder / "store").mkdir()
     (folder / "store" / "study.toml").write_text(dump_study(study))
     context = Context(study, folder / "store")
-    build(context, STAGES["posts"], "a")
+    build(context, GRAPH["posts"], "a")
     return context
 
 
@@ -542,7 +543,7 @@ def test_odd_ids_leave_no_trace_and_no_other_post_goes(tmp_path):
     assert forms_on_disk(root, gone) == set()
     assert not dead.exists()
     assert set(lance_ids(root / "posts.lance")) == {*NEIGHBOURS, *(f"other-{k:03d}" for k in range(40))}
-    made = build(Context(load_study(root / "study.toml"), root), STAGES["posts"], "a").artefact
+    made = build(Context(load_study(root / "study.toml"), root), GRAPH["posts"], "a").artifact
     assert made.metadata["reasons"]["forgotten"] == len(gone)
     assert forms_on_disk(root, gone) == set()
 
@@ -581,12 +582,12 @@ def test_what_lies_beside_the_stores_is_named_with_its_place(ingested, tmp_path)
 
 def test_an_older_manifest_that_quotes_rejects_goes_with_its_shard(ingested):
     old = ingested.need("posts", "b")
-    said = json.loads((old.path / "artefact.json").read_text())
+    said = json.loads((old.path / "artifact.json").read_text())
     said["metadata"]["examples"] = {"no_tags": [[3, "y" * 80, "a detail\ufffd"]]}
-    del said["seal"]
-    from moe_core.store import with_seal
+    del said["checksum"]
+    from moe_core.store.hashing import with_checksum
 
-    (old.path / "artefact.json").write_text(json.dumps(with_seal(said)))
+    (old.path / "artifact.json").write_text(json.dumps(with_checksum(said)))
     forget(ingested, ids=["post-of-bob-005"])  # of shard a
     assert old.path.exists()
     forget(reopen(ingested), ids=["post-of-bob-125"])

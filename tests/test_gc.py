@@ -14,18 +14,20 @@ import pytest
 from click.testing import CliRunner
 from two_mixtures import BAD, GOOD, make, tiny_study
 
-from moe_core.publication import FILE, published_bundle
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.maintenance.gc import collect, tidy
+from moe_core.maintenance.lineage import Lineage
 from moe_core.serving.bundle import Bundle
+from moe_core.serving.publication import FILE, published_bundle
 from moe_core.settings import Partition, dump_study
-from moe_core.stages.context import Context
-from moe_core.stages.housekeeping import collect, tidy
-from moe_core.stages.lineage import Lineage
-from moe_core.stages.published import PUBLISHED, force, roll_back
-from moe_core.stages.stage import build
-from moe_core.store import Busy, Plan, Store, Written, not_open, shared
+from moe_core.stages.mixture.promote import PUBLISHED, force, roll_back
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.locks import LockHeld, not_open, shared
+from moe_core.store.store import Store
 from moe_core.tables import pins
 from moe_core.training.batches import ImagesInMemory
-from pipelines.cli import main
+from pipelines.cli.main import main
 
 
 @pytest.fixture
@@ -54,11 +56,11 @@ def there(root):
 
 
 def newest_is(root, study):
-    """The artefacts of a study are the newest of each."""
+    """The artifacts of a study are the newest of each."""
     context = Context(study, root)
     now = time.time() + 100
     for version in Lineage(context.store).above(context.version("mixture")):
-        os.utime(Lineage(context.store).places[version] / "artefact.json", (now, now))
+        os.utime(Lineage(context.store).places[version] / "artifact.json", (now, now))
 
 
 def test_without_apply_nothing_changes_and_the_same_is_said(root):
@@ -175,7 +177,7 @@ sys.stdin.read()
 
 def hardmoe(*arguments):
     """The command in a process of its own."""
-    program = [sys.executable, "-c", "from pipelines.cli import main; main()", *(str(a) for a in arguments)]
+    program = [sys.executable, "-c", "from pipelines.cli.main import main; main()", *(str(a) for a in arguments)]
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
     return subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
 
@@ -237,7 +239,7 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
     store = Store(tmp_path)
 
     def made(asset, key, inputs, **metadata):
-        return store.make(Plan(asset, key, "1", {}, inputs), lambda folder: Written(metadata))
+        return store.make(Spec(asset, key, "1", {}, inputs), lambda folder: StageOutput(metadata))
 
     trunk = made("trunk", None, {})
     features = made("trunk_features", "s0", {"trunk": trunk.version})
@@ -249,13 +251,13 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
         inputs = {"members": str(n), "trunk": trunk.version, "from": experts[-1].version}
         experts.append(made("expert", "e000", inputs))
     alone = made("expert", "e000", {"members": "0", "trunk": "another"})
-    for artefact in (*partitions, *experts, alone):
-        old = artefact is not partitions[-1] and artefact is not experts[-1]
-        os.utime(artefact.path / "artefact.json", (1, 1) if old else (2, 2))
-    from moe_core.stages.housekeeping import _unneeded
+    for artifact in (*partitions, *experts, alone):
+        old = artifact is not partitions[-1] and artifact is not experts[-1]
+        os.utime(artifact.path / "artifact.json", (1, 1) if old else (2, 2))
+    from moe_core.maintenance.gc import _unneeded
 
     context = Context(GOOD, tmp_path)
-    context.plans |= {(a, k): Plan(a, k, "none", {}, {}) for a, k in (("partition", None), ("expert", "e000"))}
+    context.plans |= {(a, k): Spec(a, k, "none", {}, {}) for a, k in (("partition", None), ("expert", "e000"))}
     assert [a.version for a in _unneeded(context, 1, ExitStack())[0]] == [alone.version]
 
 
@@ -276,13 +278,13 @@ def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings
 
 def test_in_doubt_nothing_is_removed(root):
     newest_is(root, GOOD)
-    with shared(Context(GOOD, root).in_use), pytest.raises(Busy, match="held by another process"):
+    with shared(Context(GOOD, root).in_use), pytest.raises(LockHeld, match="held by another process"):
         collect(Context(GOOD, root), dry_run=False)
-    manifest = Context(BAD, root).need("mixture").path / "artefact.json"
+    manifest = Context(BAD, root).need("mixture").path / "artifact.json"
     text = manifest.read_text()
     manifest.write_text(text[:100])
     before = files(root)
-    with pytest.raises(ValueError, match=r"artefact.json is damaged"):
+    with pytest.raises(ValueError, match=r"artifact.json is damaged"):
         collect(Context(GOOD, root), dry_run=False)
     manifest.write_text(text)
     (root / FILE).write_text("no")

@@ -15,11 +15,11 @@ import torch
 from plain import make_everything
 
 from assets.runs import process_of
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.recipes import demo
 from moe_core.settings import Data, Expert, Network, Partition, Source, Training, dump_study, load_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 from moe_core.weights import load_weights
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1, checkpoint_seconds=0.2)
@@ -39,7 +39,7 @@ def small_study(**more):
 
 
 def hardmoe(*arguments, check=True, **more):
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, **more)
     assert not check or done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +71,7 @@ def states(file):
 def test_everything_is_made_and_fresh(finished):
     found = states(finished)
     assert set(found.values()) == {"fresh"}
-    assert {asset for asset, _ in found} == {name for name, stage in STAGES.items() if stage.when(load_study(finished))}
+    assert {asset for asset, _ in found} == {name for name, stage in GRAPH.items() if stage.when(load_study(finished))}
     assert [key for asset, key in found if asset == "expert"] == ["e000", "e001"]
 
 
@@ -135,12 +135,12 @@ def test_a_changed_setting_makes_stale_exactly_what_reads_it(finished, tmp_path)
     }
 
 
-def test_a_plain_script_makes_the_same_artefacts(finished, tmp_path):
+def test_a_plain_script_makes_the_same_artifacts(finished, tmp_path):
     file = write(tmp_path, load_study(finished))
     context = Context(load_study(file), tmp_path)
     through_dagster = Context(load_study(finished), finished.parent)
     make_everything(file)
-    for name, stage in STAGES.items():
+    for name, stage in GRAPH.items():
         for key in stage.keys_of(context):
             assert context.need(name, key).digest == through_dagster.need(name, key).digest, (name, key)
 
@@ -174,22 +174,22 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.utils import make_new_run_id
 from moe_core.settings import load_study
-from moe_core.stages import splits
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.data import splits
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
 from pipelines.instance import home
-from pipelines.worker import materialise
-from pipelines.workers import Task
+from pipelines.run.worker import materialize
+from pipelines.run.pool import Task
 file = Path(sys.argv[1])
 context = Context(load_study(file), file.parent)
 home(context.root, 1)
 instance = dg.DagsterInstance.get()
-for key in STAGES["posts"].keys_of(context):
-    build(context, STAGES["posts"], key)
+for key in GRAPH["posts"].keys_of(context):
+    build(context, GRAPH["posts"], key)
 for given, violations in ((3, {}), (0, {"near_duplicates": 1})):
     splits.check = lambda _: splits.Checked(violations, given, 5, ["a in train is b in test"])
-    error = materialise(Task("splits", None), make_new_run_id(), instance).error
+    error = materialize(Task("splits", None), make_new_run_id(), instance).error
     print(error or "no error", context.find("splits") is not None, sep=" | ")
 """
 
@@ -206,7 +206,7 @@ def test_leaks_of_the_source_are_a_warning_and_ours_stop_the_run_and_leave_nothi
 
 
 def test_predict_names_hashtags_and_refuses_what_is_no_image(finished, tmp_path):
-    from moe_core.data.drawn import draw_shard
+    from moe_core.data.synthetic import draw_shard
 
     picture = next(draw_shard(0, 1, 3, seed=5)).to_pylist()[0]["image"]
     (tmp_path / "a.png").write_bytes(picture)
@@ -222,7 +222,7 @@ def test_predict_names_hashtags_and_refuses_what_is_no_image(finished, tmp_path)
 
 
 def test_predict_takes_folders_and_many_files_in_batches(finished, tmp_path):
-    from moe_core.data.drawn import draw_shard
+    from moe_core.data.synthetic import draw_shard
 
     (tmp_path / "deep").mkdir()
     rows = next(draw_shard(0, 1, 300, seed=5)).to_pylist()
@@ -252,7 +252,7 @@ def test_predict_takes_folders_and_many_files_in_batches(finished, tmp_path):
     ],
 )
 def test_a_mistake_in_predict_is_one_line(finished, tmp_path, options, why):
-    from moe_core.data.drawn import draw_shard
+    from moe_core.data.synthetic import draw_shard
 
     options = [str(option).format(tmp_path) for option in options]
     (tmp_path / "empty").mkdir()
@@ -305,7 +305,7 @@ def test_sigkill_in_an_expert_then_again_gives_the_same_weights(finished, tmp_pa
     whole, killed = write(tmp_path / "whole", longer), write(tmp_path / "killed", longer)
     hardmoe("run", "--study", whole, "--until", "shared_decoder")
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(killed), "--until", "shared_decoder"]
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(killed), "--until", "shared_decoder"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 120
     while not list(killed.parent.glob("expert/*/.work-*/checkpoint.safetensors")):
@@ -370,7 +370,7 @@ def test_a_mistake_is_one_line(tmp_path, text, why):
 def test_init_explains_and_does_not_overwrite(tmp_path):
     import polars as pl
 
-    from moe_core.data.drawn import draw_shard
+    from moe_core.data.synthetic import draw_shard
 
     pl.concat([pl.from_arrow(b) for b in draw_shard(0, 1, 50, 0)]).write_parquet(tmp_path / "x.parquet")
     done = hardmoe("init", tmp_path / "cats", "--source", tmp_path / "x.parquet")
@@ -391,7 +391,7 @@ def test_refit_scratch_and_two_levels_run_too(tmp_path):
         evaluation=small_study().evaluation.model_copy(update={"controls": False}),
     )
     context = Context(study, tmp_path)
-    for stage in STAGES.values():
+    for stage in GRAPH.values():
         if not stage.control:
             for key in stage.keys_of(context):
                 build(context, stage, key)
@@ -437,7 +437,7 @@ def test_a_worker_makes_many_runs_and_its_death_fails_only_the_one_it_was_at(tmp
         assert len(runs) == 8
         assert len({process_of(run) for run in runs}) == 1
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--study", str(file), "--workers", "1"]
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(file), "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("expert/e000/.work-*/checkpoint.safetensors")):

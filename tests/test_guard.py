@@ -15,9 +15,10 @@ from test_services import free_port, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from moe_core.store import Plan, Store, Written
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.store import Store
 from pipelines.instance import SETTINGS
-from pipelines.services import checked_host, checked_prefix
+from pipelines.ui.services import checked_host, checked_prefix
 
 QUERY = "{ version }"
 MUTATION = 'mutation { setConcurrencyLimit(concurrencyKey: "%s", limit: 7) }'
@@ -32,7 +33,15 @@ class Server:
         self.home, self.port, self.keys = home, free_port(), 0
         (home / "dagster.yaml").write_text(SETTINGS.format(workers=1), "utf-8")
         (home / "workspace.yaml").write_text("load_from: []\n", "utf-8")
-        command = [sys.executable, "-m", "pipelines.webserver", "-w", home / "workspace.yaml", "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.ui.webserver",
+            "-w",
+            home / "workspace.yaml",
+            "--port",
+            str(self.port),
+        ]
         environment = os.environ | {"DAGSTER_HOME": str(home), "HARDMOE_STUDY": str(study or home / "study.toml")}
         with open(home / "log", "wb") as log:
             self.process = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
@@ -298,9 +307,9 @@ def reporting(tmp_path_factory, request):
     root, home = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("reporting")
     store = Store(root)
     for number, text in enumerate(("old", "new <b>")):
-        plan = Plan("report", None, "1", {"number": number}, {})
+        plan = Spec("report", None, "1", {"number": number}, {})
         made = store.make(plan, lambda folder, text=text: _page(folder, text))
-        os.utime(made.path / "artefact.json", (1000 + number, 1000 + number))
+        os.utime(made.path / "artifact.json", (1000 + number, 1000 + number))
     prefix = request.param
     server = Server(home, *(["--path-prefix", prefix] if prefix else []), study=root / "study.toml")
     yield server, prefix, {a.file("report.html").read_text(): a for a in store.versions("report", None)}
@@ -310,13 +319,13 @@ def reporting(tmp_path_factory, request):
 
 def _page(folder, text):
     (folder / "report.html").write_text(text)
-    return Written({})
+    return StageOutput({})
 
 
 def test_the_report_is_served_by_its_version_and_the_newest_without(reporting):
     server, prefix, reports = reporting
-    for text, artefact in reports.items():
-        assert server.ask("GET", f"{prefix}/hardmoe/report/{artefact.version}") == (200, text)
+    for text, artifact in reports.items():
+        assert server.ask("GET", f"{prefix}/hardmoe/report/{artifact.version}") == (200, text)
     assert server.ask("GET", f"{prefix}/hardmoe/report") == (200, "new <b>")
 
 
@@ -332,8 +341,8 @@ def test_no_other_file_of_the_study_is_served(reporting):
     server, prefix, reports = reporting
     version = reports["old"].version
     for path in (
-        f"{version}/artefact.json",
-        f"..%2freport%2f{version}%2fartefact.json",
+        f"{version}/artifact.json",
+        f"..%2freport%2f{version}%2fartifact.json",
         f"../report/{version}/report.html",
     ):
         assert "/_next/static/" in server.ask("GET", f"{prefix}/hardmoe/report/{path}")[1]  # Dagster answers

@@ -61,29 +61,29 @@ def test_a_transparency_that_is_too_short_is_none():
     assert decode(chunks((b"tRNS", b"\0")), 32).pixels == decode(PNG, 32).pixels
 
 
-def grey(depth, values, clear, colour=0):
+def gray(depth, values, clear, color=0):
     """A PNG of one row for each value."""
     width = 64
     rows = b""
     for value in values:
-        bits = "".join(f"{one:0{depth}b}" for one in (value if colour else [value]))
+        bits = "".join(f"{one:0{depth}b}" for one in (value if color else [value]))
         line = int(bits * width, 2).to_bytes(len(bits) * width // 8, "big")
         rows += (b"\0" + line) * (width // len(values))
-    said = b"".join(struct.pack(">H", one) for one in (clear if colour else [clear]))
-    data = hostile.png(width, width // len(values) * len(values), rows, depth, colour)
+    said = b"".join(struct.pack(">H", one) for one in (clear if color else [clear]))
+    data = hostile.png(width, width // len(values) * len(values), rows, depth, color)
     place = data.index(b"IDAT") - 4
     return data[:place] + hostile.chunk(b"tRNS", said) + data[place:]
 
 
 @pytest.mark.parametrize(("depth", "clear", "other"), [(1, 0, 1), (2, 1, 2), (4, 3, 9), (8, 7, 200), (16, 700, 50_000)])
-def test_a_transparent_grey_of_any_depth_is_white_and_others_stay(depth, clear, other):
-    pixels = np.frombuffer(decode(grey(depth, (clear, other), clear), 64).pixels, np.uint8).reshape(64, 64, 3)
+def test_a_transparent_gray_of_any_depth_is_white_and_others_stay(depth, clear, other):
+    pixels = np.frombuffer(decode(gray(depth, (clear, other), clear), 64).pixels, np.uint8).reshape(64, 64, 3)
     assert pixels[8, 8].tolist() == [255] * 3
     assert pixels[56, 56].tolist() == [other >> 8 if depth == 16 else other * 255 // (2**depth - 1)] * 3
 
 
 def test_black_that_is_transparent_in_sixteen_bits_is_white_and_nothing_else_is():
-    pixels = np.frombuffer(decode(grey(16, (0, 256), 0), 64).pixels, np.uint8).reshape(64, 64, 3)
+    pixels = np.frombuffer(decode(gray(16, (0, 256), 0), 64).pixels, np.uint8).reshape(64, 64, 3)
     assert (pixels[8, 8].tolist(), pixels[56, 56].tolist()) == ([255] * 3, [1] * 3)
 
 
@@ -91,7 +91,7 @@ def test_black_that_is_transparent_in_sixteen_bits_is_white_and_nothing_else_is(
 def test_a_transparent_color_of_any_depth_is_white_and_others_stay(depth):
     most = 2**depth - 1
     clear, other = (most // 3, 0, most), (0, most, 0)
-    pixels = np.frombuffer(decode(grey(depth, (clear, other), clear, colour=2), 64).pixels, np.uint8)
+    pixels = np.frombuffer(decode(gray(depth, (clear, other), clear, color=2), 64).pixels, np.uint8)
     pixels = pixels.reshape(64, 64, 3)
     assert (pixels[8, 8].tolist(), pixels[56, 56].tolist()) == ([255] * 3, [0, 255, 0])
 

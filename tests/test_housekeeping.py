@@ -1,4 +1,4 @@
-"""What nothing points at leaves; what an artefact pins stays."""
+"""What nothing points at leaves; what an artifact pins stays."""
 
 import json
 import multiprocessing
@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.maintenance.gc import remove_gone_shards, size_of, tidy, tidy_where_cheap
 from moe_core.processes import this_process
 from moe_core.settings import dump_study
-from moe_core.stages.context import Context
-from moe_core.stages.housekeeping import remove_gone_shards, size_of, tidy, tidy_where_cheap
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from moe_core.store import Busy, Plan, shared, take_away
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import Spec
+from moe_core.store.files import remove_atomically
+from moe_core.store.locks import LockHeld, shared
 from moe_core.tables import pin_of, pins, read_rows, shards_in
 
 
@@ -25,7 +27,7 @@ def ingested(tmp_path):
     context.root.mkdir()
     (context.root / "study.toml").write_text(dump_study(context.study))
     for key in ("a", "b"):
-        build(context, STAGES["posts"], key)
+        build(context, GRAPH["posts"], key)
     return context
 
 
@@ -58,11 +60,11 @@ def test_what_somebody_else_removes_meanwhile_is_nothing_and_no_error(tmp_path, 
     assert size_of(folder) == 4
     assert size_of(tmp_path / "never was") == 0
     monkeypatch.setattr(Path, "is_dir", lambda _: True)
-    take_away(tmp_path / "gone")
+    remove_atomically(tmp_path / "gone")
 
 
-def test_a_version_stays_as_long_as_an_artefact_needs_it(ingested):
-    build(smaller(ingested), STAGES["posts"], "b")
+def test_a_version_stays_as_long_as_an_artifact_needs_it(ingested):
+    build(smaller(ingested), GRAPH["posts"], "b")
     tidy(ingested)
     assert len(images(ingested, "b")[0]) == 16 * 16 * 3
     assert len(images(smaller(ingested), "b")[0]) == 8 * 8 * 3
@@ -70,7 +72,7 @@ def test_a_version_stays_as_long_as_an_artefact_needs_it(ingested):
 
 def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingested):
     stale = smaller(ingested)
-    build(stale, STAGES["posts"], "b")
+    build(stale, GRAPH["posts"], "b")
     said = tidy(ingested, dry_run=True, superseded=True)
     assert stale.find("posts", "b") is not None
     done = tidy(ingested, superseded=True)
@@ -84,8 +86,8 @@ def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingest
 
 
 def test_a_dry_run_changes_nothing_and_says_the_same(ingested):
-    build(smaller(ingested), STAGES["posts"], "b")
-    os.remove(smaller(ingested).need("posts", "b").path / "artefact.json")  # its pin has no artefact now
+    build(smaller(ingested), GRAPH["posts"], "b")
+    os.remove(smaller(ingested).need("posts", "b").path / "artifact.json")  # its pin has no artifact now
     before = everything(ingested.root)
     said = tidy(ingested, dry_run=True)
     assert everything(ingested.root) == before
@@ -107,9 +109,9 @@ def test_files_of_a_killed_writer_leave(ingested):
 
 
 def _die_while_writing(root):
-    from moe_core.store import Store
+    from moe_core.store.store import Store
 
-    Store(root).make(Plan("trunk", None, "1", {}, {}), lambda folder: os._exit(9))
+    Store(root).make(Spec("trunk", None, "1", {}, {}), lambda folder: os._exit(9))
 
 
 def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
@@ -120,15 +122,15 @@ def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
     living = dead.with_name(f".part-{socket.gethostname()}-{this_process()}-1a")
     living.mkdir()
     dead.with_name(".part-a-container-that-is-gone-1-abcdef01").mkdir()
-    unfinished = ingested.store.work_folder(Plan("trunk", None, "1", {}, {}))
+    unfinished = ingested.store.work_folder(Spec("trunk", None, "1", {}, {}))
     unfinished.mkdir()
     tidy(ingested)
     assert sorted(ingested.root.glob("trunk/.*")) == sorted([living, unfinished])
 
 
-def test_nothing_is_tidied_while_an_artefact_is_made(ingested):
+def test_nothing_is_tidied_while_an_artifact_is_made(ingested):
     with shared(ingested.in_use):
-        with pytest.raises(Busy, match="held by another process"):
+        with pytest.raises(LockHeld, match="held by another process"):
             tidy(ingested)
         assert tidy_where_cheap(ingested) is None
 
@@ -143,7 +145,7 @@ def test_a_shard_whose_file_is_gone_leaves_and_comes_back_for_nothing(ingested, 
     tidy(now)
     (tmp_path / "a").rename(file)
     again = reopen(ingested)
-    assert build(again, STAGES["posts"], "a").reused
+    assert build(again, GRAPH["posts"], "a").reused
     assert len(images(again, "a")) == 29
     file.unlink()
     done = tidy(reopen(ingested), superseded=True)
@@ -163,7 +165,7 @@ def test_the_command_tidies_after_posts_changed_and_drops_gone_shards(ingested, 
     status = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)
     assert [row["key"] for row in status["assets"] if row["asset"] == "posts"] == ["b", "c"]
     versions = {v["version"] for v in lance.dataset(str(ingested.root / "posts.lance")).versions()}
-    assert versions == set(pins(ingested.root / "posts.lance").values()), "the latest, and that of the artefact of a"
+    assert versions == set(pins(ingested.root / "posts.lance").values()), "the latest, and that of the artifact of a"
     done = json.loads(hardmoe("tidy", "--study", study_file, "--superseded", "--apply", "--json").stdout)
     assert f"posts/a/{ingested.version('posts', 'a')}" in done["removed"]
     assert "would free 0.0 MiB: 0 old versions, 0 files" in hardmoe("tidy", "--study", study_file, "--dry-run").stdout

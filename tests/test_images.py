@@ -151,11 +151,11 @@ def test_exif_that_cannot_be_read_does_not_cost_the_picture(bad):
     assert decode(file_of(RED, "JPEG", exif=b"Exif\0\0" + bad), 8).width == 40
 
 
-def test_a_transparent_pixel_does_not_colour_its_neighbours():
+def test_a_transparent_pixel_does_not_color_its_neighbors():
     half = Image.new("RGBA", (16, 16), (255, 0, 0, 0))  # red where nobody sees it
     half.paste((0, 0, 0, 255), (0, 0, 8, 16))
     square = np.frombuffer(decode(file_of(half), 8).pixels, np.uint8).reshape(8, 8, 3)
-    assert np.ptp(square.astype(int), axis=2).max() == 0  # grey everywhere
+    assert np.ptp(square.astype(int), axis=2).max() == 0  # gray everywhere
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 from test_graph import small_study, write
 
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 
 REPOSITORY = ".dagster/repository"  # Dagster's tag
 SCRIPT = """
@@ -17,13 +17,13 @@ import json, sys
 from pathlib import Path
 import dagster as dg
 from assets.study import key_of, study
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 from pipelines.instance import home, opened
 from pipelines.definitions import defs
 from pipelines.jobs import job_of
 if __name__ == "__main__":
     home(Path(sys.argv[1]), 1)
-    stages = [name for name, stage in STAGES.items() if stage.when(study())]
+    stages = [name for name, stage in GRAPH.items() if stage.when(study())]
     for name in stages:
         assert key_of(name) in defs.resolve_job_def(job_of(name)).asset_layer.executable_asset_keys, name
     config = {"ops": {"make_what_is_stale": {"config": {"until": sys.argv[2]}}}}
@@ -48,7 +48,7 @@ def test_one_job_makes_what_is_stale_each_asset_partition_in_a_run_of_its_own(tm
     file = write(tmp_path / "cats", small_study(asset_prefix=prefix))
     done = everything(file, "splits")
     assert done["success"], done
-    assert set(done["stages"]) <= set(STAGES)
+    assert set(done["stages"]) <= set(GRAPH)
     with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as instance:
         runs = {(run.job_name, run.tags.get("dagster/partition")): run for run in instance.get_runs()}
     assert set(runs) == {("ingest", "s0000"), ("ingest", "s0001"), ("study_assets", None), ("everything", None)}

@@ -14,12 +14,12 @@ import torch
 from plain import make_everything
 from test_graph import QUICK, _names, hardmoe, small_study, states, status, write
 
+from moe_core.engine.context import Context, cores
 from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
-from moe_core.stages.context import Context, cores
-from moe_core.stages.joint_experts import MOST_KILLED, _Helpers
-from moe_core.stages.spending import spent
-from moe_core.stages.table import STAGES
+from moe_core.stages.experts.joint import MOST_KILLED, _Helpers
+from moe_core.stages.graph import GRAPH
+from moe_core.stages.training.cost import spent
 from moe_core.weights import load_weights, save_weights
 
 JOINT = Decoder(mode="joint", rounds=3)
@@ -49,14 +49,14 @@ def opened(file):
     return Context(load_study(file), file.parent)
 
 
-def weights(artefact, name="weights.safetensors"):
-    return load_weights(artefact.file(name))[0]
+def weights(artifact, name="weights.safetensors"):
+    return load_weights(artifact.file(name))[0]
 
 
 def test_all_is_fresh_and_all_experts_hold_the_one_decoder(finished):
     found = states(finished)
     assert set(found.values()) == {"fresh"}
-    assert {asset for asset, _ in found} == set(STAGES)
+    assert {asset for asset, _ in found} == set(GRAPH)
     context = opened(finished)
     decoder = weights(context.need("shared_decoder"), "decoder.safetensors")
     trunk = weights(context.need("trunk"))
@@ -92,12 +92,12 @@ import sys
 import dagster as dg
 from dagster._core.utils import make_new_run_id
 from pipelines.instance import home
-from pipelines.worker import Task, materialise
+from pipelines.run.worker import Task, materialize
 home(Path(sys.argv[1]).parent, 1)
 with dg.DagsterInstance.get() as instance:
     for task in (Task("joint_experts", None), Task("expert", "e001")):
         instance.add_dynamic_partitions("tiny_experts", ["e001"])
-        print(materialise(task, make_new_run_id(), instance).error or "no error")
+        print(materialize(task, make_new_run_id(), instance).error or "no error")
 """
 
 
@@ -117,14 +117,14 @@ GENERATION = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.stages.context import Context, cores
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.engine.context import Context, cores
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
 context = Context(load_study(file), file.parent)
 for name in ("joint_experts", "expert", "shared_decoder"):
-    for key in STAGES[name].keys_of(context):
-        build(context, STAGES[name], key)
+    for key in GRAPH[name].keys_of(context):
+        build(context, GRAPH[name], key)
 """
 
 
@@ -183,9 +183,9 @@ def test_status_says_why_a_generation_is_stale(finished, tmp_path):
 
 
 def test_the_assets_of_a_generation_are_there_in_this_mode_only(finished, tmp_path):
-    assert STAGES["joint_experts"].keys_of(opened(finished)) == [None]
+    assert GRAPH["joint_experts"].keys_of(opened(finished)) == [None]
     context = opened(write(tmp_path, small_study()))
-    assert STAGES["joint_experts"].keys_of(context) == []
+    assert GRAPH["joint_experts"].keys_of(context) == []
     with pytest.raises(ValueError, match=r"this study has no joint_experts: its decoder\.mode"):
         context.plan("joint_experts")
 
@@ -248,7 +248,7 @@ def test_results_tell_the_unity_of_the_space(finished):
         for where in ("within", "across"):
             low, high = row[f"{where}_ci95"]
             assert 0 < low <= row[where] <= high < 1
-    assert "nearest neighbours in the embedding" in hardmoe("results", "--study", finished).stdout
+    assert "nearest neighbors in the embedding" in hardmoe("results", "--study", finished).stdout
 
 
 def test_a_takedown_names_the_generation_and_every_expert_of_it(finished, tmp_path):
@@ -284,7 +284,7 @@ def test_a_killed_helper_is_replaced_and_one_that_failed_is_not(tmp_path):
 
 
 def test_a_number_of_workers_that_is_none_is_refused(finished, monkeypatch):
-    from moe_core.stages.joint_experts import _devices
+    from moe_core.stages.experts.joint import _devices
 
     monkeypatch.setenv("HARDMOE_THREADS", "1")
     monkeypatch.setenv("HARDMOE_WORKERS", "1")

@@ -842,7 +842,7 @@ def test_init_says_which_columns_it_takes_and_ignores(tmp_path):
 
 def hardmoe(*arguments):
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 

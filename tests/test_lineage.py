@@ -7,13 +7,14 @@ import pytest
 from click.testing import CliRunner
 from two_mixtures import BAD, GOOD, tiny_study
 
-from moe_core.stages.context import Context
-from moe_core.stages.lineage import Lineage, find, report
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from moe_core.store import Plan, Store, Written
-from pipelines.cli import main
-from pipelines.commands.lineage import _lines
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.maintenance.lineage import Lineage, find, report
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.store import Store
+from pipelines.cli.lineage import _lines
+from pipelines.cli.main import main
 
 
 @pytest.fixture
@@ -119,9 +120,9 @@ def test_old_versions_by_their_beginning(root):
     ("name", "version", "why"),
     [
         ("experts", None, "no asset or row 'experts': wanted one of posts"),
-        ("expert", None, "expert names no artefact: wanted expert:KEY"),
+        ("expert", None, "expert names no artifact: wanted expert:KEY"),
         ("expert:e009", None, "expert has no partition 'e009'"),
-        ("trunk:x", None, "trunk:x names no artefact: wanted trunk"),
+        ("trunk:x", None, "trunk:x names no artifact: wanted trunk"),
         ("evaluation:best", None, "the table has no row 'best'"),
         ("random_partition", None, "this evaluation has no row 'random_partition': it has most_frequent, trunk"),
         ("trunk", "zz", "0 versions of trunk begin with 'zz': there are "),
@@ -161,8 +162,8 @@ def test_an_expert_that_goes_on_from_another_has_it_in_its_lineage(tmp_path):
     store = Store(tmp_path)
 
     def made(asset, key, inputs, **metadata):
-        plan = Plan(asset, key, "1", {}, inputs)
-        return store.make(plan, lambda folder: Written(metadata)).version
+        plan = Spec(asset, key, "1", {}, inputs)
+        return store.make(plan, lambda folder: StageOutput(metadata)).version
 
     trunk = made("trunk", None, {"start": "f" * 64})
     features = made("trunk_features", "s0", {"trunk": trunk})
@@ -182,7 +183,7 @@ def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_pa
     store = Store(tmp_path)
 
     def made(asset, key, inputs, **metadata):
-        return store.make(Plan(asset, key, "1", {}, inputs), lambda folder: Written(metadata)).version
+        return store.make(Spec(asset, key, "1", {}, inputs), lambda folder: StageOutput(metadata)).version
 
     partition = made(
         "partition", None, {}, members={"e000": "a", "e001": "b"}, random_members={"e000": "c", "e001": "d"}
@@ -198,7 +199,7 @@ def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_pa
 
 
 def test_a_damaged_manifest_is_named(root):
-    path = Context(GOOD, root).need("vocabulary").path / "artefact.json"
+    path = Context(GOOD, root).need("vocabulary").path / "artifact.json"
     path.write_text("{")
     done = hardmoe(root, "expert:e000")
     assert done.exit_code == 1
@@ -223,16 +224,16 @@ def test_the_command_prints_a_tree_with_each_node_once(both):
 
 
 def test_many_shards_are_counted_in_the_text(tmp_path):
-    from pipelines.commands.lineage import _text
+    from pipelines.cli.lineage import _text
 
     store = Store(tmp_path)
     features = {
         f"features s{n:02d}": store.make(
-            Plan("trunk_features", f"s{n:02d}", "1", {}, {}), lambda folder: Written({})
+            Spec("trunk_features", f"s{n:02d}", "1", {}, {}), lambda folder: StageOutput({})
         ).version
         for n in range(30)
     }
-    version = store.make(Plan("partition", None, "1", {}, features), lambda folder: Written({})).version
+    version = store.make(Spec("partition", None, "1", {}, features), lambda folder: StageOutput({})).version
     said = asked(tmp_path, "partition", version)
     assert len(said["nodes"]) == 31
     text = list(_text(said, {}))
@@ -242,7 +243,7 @@ def test_many_shards_are_counted_in_the_text(tmp_path):
 
 def test_the_published_mixture_is_marked(root):
     context = Context(GOOD, root)
-    build(context, STAGES["published"])
+    build(context, GRAPH["published"])
     published = context.version("mixture")
     assert asked(root, "trunk")["publication"] == {published: "published"}
     assert f"mixture {published} is published" in hardmoe(root, "expert:e000").output

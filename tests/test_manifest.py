@@ -16,8 +16,8 @@ from test_serving import TAGS, bundle_at, drawn_parts, images
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.manifest import read_manifest
 from moe_core.settings import Network
-from moe_core.store import digest, file_digest
-from pipelines.cli import main
+from moe_core.store.hashing import content_hash, file_hash
+from pipelines.cli.main import main
 
 PARTS = ["router", "gate", "decoder"]
 
@@ -35,12 +35,12 @@ def folder(whole, tmp_path):
 
 def manifest_of(folder):
     said = json.loads((folder / "manifest.json").read_text())
-    del said["seal"]
+    del said["checksum"]
     return said
 
 
 def seal(folder, said):
-    sealed = said | {"seal": digest(said)} if isinstance(said, dict) else said
+    sealed = said | {"checksum": content_hash(said)} if isinstance(said, dict) else said
     (folder / "manifest.json").write_text(json.dumps(sealed, indent=1))
 
 
@@ -82,7 +82,7 @@ def rewritten(folder, name, change):
         about = file.metadata()
     change(state)
     save_file(state, path, metadata=about)
-    entry_of(said, name)["sha256"] = file_digest(path)
+    entry_of(said, name)["sha256"] = file_hash(path)
     seal(folder, said)
 
 
@@ -139,10 +139,10 @@ def test_a_missing_key_is_named_in_one_line(folder, path):
         '"text"',
         "[" * 100_000,
         '{"a":' * 100_000,
-        '{"seal": ' + "9" * 5000 + "}",
-        '{"seal": NaN}',
-        '{"seal": "x", "format": 1e999}',
-        '{"seal": "\\ud800"}',
+        '{"checksum": ' + "9" * 5000 + "}",
+        '{"checksum": NaN}',
+        '{"checksum": "x", "format": 1e999}',
+        '{"checksum": "\\ud800"}',
         "[" * 400 + "]" * 400,
     ],
     ids=lambda text: text[:20],
@@ -308,7 +308,7 @@ def test_tensors_that_do_not_fit_are_named(folder, part, change, why):
 def test_hashtags_are_a_list_of_distinct_strings(folder, text):
     path = folder / "hashtags.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    changed(folder, "vocabulary", "sha256", to=file_digest(path))
+    changed(folder, "vocabulary", "sha256", to=file_hash(path))
     assert "wanted a list of distinct strings" in refused(folder)
 
 
@@ -319,7 +319,7 @@ def test_what_a_file_says_about_itself_may_be_anything(folder, about):
     with safe_open(path, framework="pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(state, path, metadata={"about": about})
-    said["router"]["sha256"] = file_digest(path)
+    said["router"]["sha256"] = file_hash(path)
     seal(folder, said)
     assert "router.safetensors is not a readable weights file" in refused(folder)
 

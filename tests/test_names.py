@@ -24,12 +24,12 @@ import pytest
 from growing import opened
 from test_operations import hardmoe, small_study, write
 
-from moe_core.data.drawn import draw_shard
 from moe_core.data.sources import find_shards, guess_format, read_shard
-from moe_core.publication import published_bundle
+from moe_core.data.synthetic import draw_shard
+from moe_core.engine.stage import build
+from moe_core.serving.publication import published_bundle
 from moe_core.settings import Source, dump_study, load_study
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 from moe_core.tables import ids_in, pin_of, pins, read_rows, replace_rows, vectors_in, write_vectors
 from moe_core.text import shown
 from pipelines import aliases
@@ -67,7 +67,7 @@ class Commands:
 
     def line(self, name, *arguments, on=True):
         study = ["--study", str(self.study)] if on else []
-        return [*self.before, sys.executable, "-m", "pipelines.cli", name, *map(str, arguments), *study]
+        return [*self.before, sys.executable, "-m", "pipelines.cli.main", name, *map(str, arguments), *study]
 
     def piped(self, *arguments, code=0, **options):
         done = subprocess.run(self.line(*arguments, **options), capture_output=True, env=self.environment)
@@ -81,7 +81,7 @@ class Commands:
         return json.loads(self.piped(*arguments, "--json", **options))
 
     def on_terminal(self, *arguments, **options):
-        """What comes on a terminal of 80 columns, without the sequences that move the cursor or colour a word."""
+        """What comes on a terminal of 80 columns, without the sequences that move the cursor or color a word."""
         ours, theirs = pty.openpty()
         environment = self.environment | {"TERM": "xterm", "COLUMNS": "80"}
         process = subprocess.Popen(
@@ -337,7 +337,7 @@ def test_posts_and_rejects_of_files_whose_names_are_not_utf8_are_counted(tmp_pat
         pa.parquet.write_table(table, file)
     context = opened(small_study(source=Source(format="parquet", uri=str(tmp_path / "source"))), tmp_path / "store")
     (shard,) = context.shards
-    made = build(context, STAGES["posts"], shard.key).artefact
+    made = build(context, GRAPH["posts"], shard.key).artifact
     assert (made.metadata["accepted"], made.metadata["rejected"]) == (1, 1)
     pin = pin_of(shard.key, made.version)
     assert read_rows(tmp_path / "store" / "posts.lance", pin, shard.key, ["user"])["user"].to_pylist() == ["caf\\udce9"]
@@ -425,7 +425,7 @@ def test_predict_answers_every_file_whatever_its_name_and_the_locale(both, tmp_p
         (tmp_path / os.fsdecode(name)).write_bytes(png())
     (tmp_path / os.fsdecode(b"\xe9bad.png")).write_bytes(b"no")
     mixture = next((both / "mixture").iterdir())
-    line = [sys.executable, "-m", "pipelines.cli", "predict", "--bundle", mixture, tmp_path]
+    line = [sys.executable, "-m", "pipelines.cli.main", "predict", "--bundle", mixture, tmp_path]
     as_text = subprocess.run(line, capture_output=True, env=os.environ | locale)
     as_json = subprocess.run([*line, "--json"], capture_output=True, env=os.environ | locale)
     assert [as_text.returncode, as_json.returncode] == [1, 1]

@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 from growing import add_shard, growing_study, make, opened
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.settings import dump_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from pipelines.cli import main
-from pipelines.reasons import setting_name, why_stale
-from pipelines.status import posts_of, states_of
+from moe_core.stages.graph import GRAPH
+from pipelines.cli.main import main
+from pipelines.run.reasons import setting_name, why_stale
+from pipelines.run.status import posts_of, states_of
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_a_setting_has_the_name_of_its_table(asset, path, name):
 def test_every_setting_of_every_stage_has_a_name_in_study_toml(root):
     """But `mode` of an expert that is drawn from a generation, which is decoder.mode."""
     study = study_of(root)
-    for name, stage in STAGES.items():
+    for name, stage in GRAPH.items():
         for path in stage.settings(study) if stage.when(study) else ():
             table, _, rest = setting_name(name, path).partition(".")
             assert path in ("training", "network") or rest in getattr(study, table).model_dump(), (name, path)
@@ -242,7 +242,7 @@ def test_posts_that_came_to_an_expert_are_told_by_their_share(root):
 def test_code_and_another_published_mixture_are_words_too(root):
     context = Context(study_of(root), root)
     old, plan = context.need("evaluation"), context.plan("evaluation")
-    (root / "evaluation" / old.version / "artefact.json").touch()
+    (root / "evaluation" / old.version / "artifact.json").touch()
     from dataclasses import replace
 
     assert why_stale(context, old, replace(plan, code="99")) == (
@@ -251,4 +251,4 @@ def test_code_and_another_published_mixture_are_words_too(root):
     published = context.plan("published")
     other = replace(published, inputs={**published.inputs, "against": "another"})
     assert why_stale(context, context.need("published"), other) == "another mixture was published since"
-    assert build(context, STAGES["evaluation"]).reused
+    assert build(context, GRAPH["evaluation"]).reused

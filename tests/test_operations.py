@@ -21,13 +21,14 @@ from plain import make_everything
 
 from assets.runs import HOST, PROCESS
 from moe_core.clustering.gate import load_gate
+from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Alerts, Data, Network, Partition, Source, Training, dump_study, load_study
-from moe_core.stages.context import Context
-from moe_core.stages.table import STAGES
-from moe_core.store import Written, digest
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import StageOutput
+from moe_core.store.hashing import content_hash
 from pipelines import instance
-from pipelines.status import states_of
+from pipelines.run.status import states_of
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)
 GONE = "post-that-was-forgotten"
@@ -54,7 +55,7 @@ def write(folder, study):
 
 
 def hardmoe(*arguments, check=True, **variables):
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")} | variables
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
@@ -380,7 +381,7 @@ def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tm
     recorded = ("posts", "splits", "vocabulary", "trunk", "trunk_features", "expert")
     with instance.opened() as dagster:
         for name in recorded:
-            for key in STAGES[name].keys_of(work):
+            for key in GRAPH[name].keys_of(work):
                 tags = {DATA_VERSION_TAG: work.version(name, key)}
                 dagster.report_runless_asset_event(dg.AssetMaterialization(name, partition=key, tags=tags))
     run = ("run", "--study", file, "--workers", 2, "--until")
@@ -459,11 +460,11 @@ def repartition_one(old, new, key):
     before = old.need("partition")
 
     def write(folder):
-        shutil.copytree(before.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artefact.json"))
+        shutil.copytree(before.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
         gate, about = load_gate(before.file("gate.safetensors"))
         gate.save(folder / "gate.safetensors", about | {"version": new.version("partition")})
         members = {**before.metadata["members"], key: "another cluster"}
-        return Written(before.metadata | {"members": members}, content={"members": digest(members)})
+        return StageOutput(before.metadata | {"members": members}, content={"members": content_hash(members)})
 
     new.store.make(new.plan("partition"), write)
 

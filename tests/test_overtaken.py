@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 from test_backfill import file, hardmoe, prepared, small_study, started, until, write  # noqa: F401
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.overrides import override
 from moe_core.settings import load_study
-from moe_core.stages import history
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from pipelines.runner import Meanwhile, Summary
-from pipelines.workers import Task
+from moe_core.stages.gate import current_partition
+from moe_core.stages.graph import GRAPH
+from pipelines.run.pool import Task
+from pipelines.run.scheduler import Meanwhile, Summary
 
 
 def opened(file):
@@ -26,7 +26,7 @@ def opened(file):
 
 
 def ask_to_refit(file):
-    history.ask_to_refit(opened(file))
+    current_partition.ask_to_refit(opened(file))
 
 
 def forget_a_post(file):
@@ -84,10 +84,10 @@ def test_what_overtakes_a_task_is_what_changes_its_plan(file):
     ask_to_refit(file)
     assert meanwhile.overtook(Task("trunk", None)) == "", "a trunk is the same for every gate"
     assert meanwhile.overtook(expert) == "a new fit of the gate was asked for"
-    (file.parent / history.REQUEST).unlink()
+    (file.parent / current_partition.REQUEST).unlink()
     assert meanwhile.overtook(expert) == ""
     another = opened(file)
-    build(another, STAGES["posts"], another.shards[0].key, force=True)
+    build(another, GRAPH["posts"], another.shards[0].key, force=True)
     assert meanwhile.overtook(expert, surely=True) == "", "what another made is the same"
     (file.parent / "forgotten.parquet").write_bytes(b"damaged")
     assert meanwhile.overtook(expert, surely=True) == "", "the task itself says what is wrong"
@@ -97,8 +97,8 @@ def test_a_gate_that_another_command_fitted_meanwhile_overtakes_the_experts(file
     planned = opened(file)
     meanwhile, _ = Meanwhile(planned), planned.version("mixture")
     ask_to_refit(file)
-    build(opened(file), STAGES["partition"])
-    assert not (file.parent / history.REQUEST).exists()
+    build(opened(file), GRAPH["partition"])
+    assert not (file.parent / current_partition.REQUEST).exists()
     assert meanwhile.overtook(Task("mixture", None)) == "the gate was fitted again"
     assert meanwhile.overtook(Task("expert", "e000")) == "", "no post moved"
     assert Meanwhile(opened(file)).overtook(Task("mixture", None)) == ""
@@ -140,8 +140,8 @@ STARTING = """
 import sys
 from pathlib import Path
 from moe_core.overrides import override
-from pipelines.commands.common import open_study
-from pipelines.runner import run_study
+from pipelines.cli.common import open_study
+from pipelines.run.scheduler import run_study
 
 context = open_study(Path(sys.argv[1]))
 override(Path(sys.argv[1]), ["data.min_side=9"]).write()  # before the processes that work have read it
@@ -156,4 +156,4 @@ def test_settings_that_change_while_a_run_starts_are_not_mixed(tmp_path):
     command = [sys.executable, "-c", STARTING, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout == "study.toml changed [] []\n", done.stderr
-    assert not list(tmp_path.glob("posts/*/*/artefact.json"))
+    assert not list(tmp_path.glob("posts/*/*/artifact.json"))

@@ -8,10 +8,10 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from moe_core.ownership import check_owner, claim
 from moe_core.recipes import demo
 from moe_core.settings import dump_study, load_study
-from pipelines.cli import main
+from moe_core.store.owner import check_owner, claim
+from pipelines.cli.main import main
 
 
 def write(path, **changes):
@@ -60,14 +60,24 @@ def test_a_link_to_the_study_file_is_the_same_study(tmp_path):
 def test_init_does_not_put_a_second_study_into_a_folder(tmp_path):
     claim(write(tmp_path / "cats.toml"))
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli", "init", str(tmp_path), "--source", "drawn", "--recipe", "demo"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli.main",
+        "init",
+        str(tmp_path),
+        "--source",
+        "drawn",
+        "--recipe",
+        "demo",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, "is the folder of cats.toml" in done.stderr) == (1, True)
     assert not (tmp_path / "study.toml").exists()
 
 
 def _set_often(file, key):
-    from pipelines.commands.common import open_changed
+    from pipelines.cli.common import open_changed
 
     for value in range(1, 6):
         open_changed(file, (f"{key}={value}",), dry_run=False)

@@ -11,9 +11,9 @@ import pytest
 from moe_core.data.loading import Labels
 from moe_core.evaluation import page, plots
 from moe_core.recipes import demo
-from moe_core.stages.clusters import top_hashtags
-from moe_core.stages.scoring import PAIRED, TagCounts
-from moe_core.stages.spending import Spent
+from moe_core.stages.evaluation.score import PAIRED, TagCounts
+from moe_core.stages.gate.contact_sheets import top_hashtags
+from moe_core.stages.training.cost import Spent
 
 WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -168,7 +168,7 @@ def test_wicked_text_stays_text_on_the_page():
     assert [tag for tag in WICKED if wicked.words.count(tag) < 2 * 3] == []  # of both experts, three lists
 
 
-def test_a_gain_is_coloured_only_where_its_interval_leaves_out_nought():
+def test_a_gain_is_colored_only_where_its_interval_leaves_out_nought():
     text = rendered()
     assert '<span class="down">−0.080</span>' in text  # -0.1 to -0.02
     assert '<span class="">+0.250</span>' in text  # -0.1 to 0.6

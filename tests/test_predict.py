@@ -14,12 +14,12 @@ from PIL import Image
 from test_serving import bundle_at, drawn_parts, images
 
 from moe_core.data.images import REASONS
-from moe_core.publication import Decision, save, writing
 from moe_core.recipes import demo
 from moe_core.serving import bundle
 from moe_core.serving.bundle import Bundle
+from moe_core.serving.publication import Decision, save, writing
 from moe_core.settings import dump_study
-from pipelines.cli import main
+from pipelines.cli.main import main
 
 FIRST, SECOND, OTHER = "1f0c8e5a2b7d4c3e9f60", "1f0c999999999999ffff", "abcdef0123456789abcd"
 
@@ -154,7 +154,7 @@ def test_a_study_that_is_missing_is_one_line_that_says_what_to_do(tmp_path, monk
 LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_DATA, ({}, resource.RLIM_INFINITY))
-from pipelines.cli import main
+from pipelines.cli.main import main
 main()
 """
 

@@ -13,15 +13,15 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from test_graph import QUICK, hardmoe, small_study, write
 from test_services import free_port, processes, started_ui, until
 
-from assets.materialise import progress_file
+from assets.materialize import progress_file
 from assets.runs import HOST, PROCESS, identity
 from moe_core import processes as names
+from moe_core.engine.context import Context
 from moe_core.settings import load_study
-from moe_core.stages.context import Context
-from moe_core.store import dead_files, dead_parts
+from moe_core.store.files import dead_files, dead_parts
 from pipelines import daemon, instance
-from pipelines.services import socket_prefix
-from pipelines.status import states_of
+from pipelines.run.status import states_of
+from pipelines.ui.services import socket_prefix
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_all_of_the_ui_killed_at_once_leaves_no_run_and_nobody_waiting(tmp_path)
     file, port = write(tmp_path / "cats", small_study(expert_training=training)), free_port()
     hardmoe("run", "--study", file, "--until", "partition")
     ui = started_ui(file, port)
-    command = [sys.executable, "-m", "pipelines.cli", "backfill", "--study", file, "--all", "--daemon", "always"]
+    command = [sys.executable, "-m", "pipelines.cli.main", "backfill", "--study", file, "--all", "--daemon", "always"]
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
     until(lambda: daemon.find(Context(load_study(file), file.parent), file.parent / "dagster", file), seconds=180)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

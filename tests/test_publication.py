@@ -13,18 +13,18 @@ import pytest
 from click.testing import CliRunner
 from two_mixtures import BAD, GOOD, make, tiny_study
 
-from moe_core import publication
-from moe_core.data.forgotten import Entry, Forgotten
-from moe_core.publication import Book, Decision, published_bundle
+from moe_core.data.takedowns import Entry, Forgotten
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
+from moe_core.serving.publication import Book, Decision, published_bundle
 from moe_core.settings import Data, Publish, dump_study
-from moe_core.stages import mixture, published
-from moe_core.stages.context import Context
-from moe_core.stages.published import PUBLISHED, Verdict, decide, force, judge, roll_back
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from pipelines.cli import main
-from pipelines.commands.common import publication_of, show_publication
+from moe_core.stages.graph import GRAPH
+from moe_core.stages.mixture import bundle, promote
+from moe_core.stages.mixture.promote import PUBLISHED, Verdict, decide, force, judge, roll_back
+from pipelines.cli.common import publication_of, show_publication
+from pipelines.cli.main import main
 
 SCORES = {"measure": "p_at_1", "p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
 
@@ -142,7 +142,7 @@ def _killed(*_):
 def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_comes_again(root, monkeypatch):
     publish(root, BAD)
     with monkeypatch.context() as patch:
-        patch.setattr(published, "save", _killed)
+        patch.setattr(promote, "save", _killed)
         with pytest.raises(KeyboardInterrupt):
             publish(root, GOOD)
     assert Context(GOOD, root).find("published") is not None
@@ -207,7 +207,7 @@ def test_without_validation_posts_it_is_published_and_says_so(root):
 
 def test_a_mixture_without_a_common_hashtag_is_refused(root, monkeypatch):
     publish(root, BAD)
-    opened = published._bundle
+    opened = promote._bundle
 
     def renamed(context, which):
         bundle = opened(context, which)
@@ -215,7 +215,7 @@ def test_a_mixture_without_a_common_hashtag_is_refused(root, monkeypatch):
             bundle.hashtags = [f"{tag}-renamed" for tag in bundle.hashtags]
         return bundle
 
-    monkeypatch.setattr(published, "_bundle", renamed)
+    monkeypatch.setattr(promote, "_bundle", renamed)
     said = publish(root, GOOD)
     assert (said.action, said.why) == (
         "refused",
@@ -289,7 +289,7 @@ def test_nothing_published_yet_says_what_to_do(root):
 PUBLISHER = """
 import sys
 from pathlib import Path
-from moe_core.publication import Decision, save, writing
+from moe_core.serving.publication import Decision, save, writing
 root, name = Path(sys.argv[1]), sys.argv[2]
 for turn in range(20):
     with writing(root) as now:
@@ -380,15 +380,15 @@ def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
 def test_a_worse_cross_entropy_is_said_of_a_mixture_that_is_published():
     scores = SCORES | {"p_at_1_gain": 0.1, "p_at_1_gain_ci95": [0.05, 0.15]}
     worse = scores | {"cross_entropy_new": 3.2, "cross_entropy_published": 3.1}
-    assert "its cross-entropy is higher, 3.2000 against 3.1000" in published._verdict(0.005, "v", worse).why
-    assert "cross-entropy" not in published._verdict(0.005, "v", scores).why
+    assert "its cross-entropy is higher, 3.2000 against 3.1000" in promote._verdict(0.005, "v", worse).why
+    assert "cross-entropy" not in promote._verdict(0.005, "v", scores).why
 
 
 def test_a_refusal_that_may_be_chance_says_so():
     unsure = SCORES | {"p_at_1_gain": -0.01, "p_at_1_gain_ci95": [-0.03, 0.01]}
     sure = SCORES | {"p_at_1_gain": -0.05, "p_at_1_gain_ci95": [-0.07, -0.03]}
     for scores, chance in ((unsure, True), (sure, False)):
-        verdict = published._verdict(0.005, "v", scores)
+        verdict = promote._verdict(0.005, "v", scores)
         assert not verdict.publish
         assert ("that may be chance (95 % of the difference: -0.0300 to +0.0100)" in verdict.why) == chance
         # half an interval of 0.02 at 9 posts is the 0.005 beyond the margin at 16 times as many
@@ -404,7 +404,7 @@ def test_what_is_published_by_hand_is_shown_in_dagsters_ui(root):
     (root / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}")
     options = ["publish", "--study", str(root / "study.toml"), "--version", version(root, BAD), "--force"]
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    subprocess.run([sys.executable, "-m", "pipelines.cli", *options], check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "pipelines.cli.main", *options], check=True, env=environment)
     with dg.DagsterInstance.from_config(str(root / "dagster")) as instance:
         (record,) = instance.fetch_observations(dg.AssetKey("published"), limit=2).records
         assert record.asset_observation.metadata["published"].value == version(root, BAD)
@@ -445,10 +445,10 @@ def test_what_was_decided_on_a_mixture_is_said_published_or_refused(root, capsys
 
 def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch):
     publish(root, GOOD)
-    made, seen = mixture._choose, []
-    monkeypatch.setattr(mixture, "_choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
+    made, seen = bundle._choose, []
+    monkeypatch.setattr(bundle, "_choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
     before = Bundle(published_bundle(root)).parts
-    assert not build(Context(GOOD, root), mixture.MIXTURE, force=True).reused
+    assert not build(Context(GOOD, root), bundle.MIXTURE, force=True).reused
     assert len(seen) == 1
     assert Bundle(published_bundle(root)).parts == before
     assert sorted(p.name for p in (root / "mixture").iterdir() if not p.name.startswith(".lock")) == sorted(
@@ -482,13 +482,13 @@ MISMATCHES = {
 @pytest.mark.parametrize("why", MISMATCHES)
 def test_a_bundle_of_two_generations_is_refused(root, why):
     """Its manifest is sealed anew, as one would be that was written wrongly."""
-    from moe_core.store import digest
+    from moe_core.store.hashing import content_hash
 
     path = Context(GOOD, root).need("mixture").path / "manifest.json"
     said = json.loads(path.read_text())
-    said.pop("seal")
+    said.pop("checksum")
     MISMATCHES[why](said)
-    path.write_text(json.dumps(said | {"seal": digest(said)}, indent=1))
+    path.write_text(json.dumps(said | {"checksum": content_hash(said)}, indent=1))
     with pytest.raises(ValueError, match=why):
         Bundle(path.parent)
     with pytest.raises(ValueError, match=why):
@@ -496,7 +496,7 @@ def test_a_bundle_of_two_generations_is_refused(root, why):
     assert book(root).history == ()
 
 
-def test_a_mixture_that_is_not_what_its_artefact_says_is_not_published(root, monkeypatch):
+def test_a_mixture_that_is_not_what_its_artifact_says_is_not_published(root, monkeypatch):
     context = Context(GOOD, root)
     store_read = context.store.read
     monkeypatch.setattr(
@@ -522,15 +522,15 @@ def test_posts_are_embedded_by_their_experts_also_where_the_trunk_answers(root, 
     import lance
 
     context = Context(GOOD, root)
-    made, shard = mixture._choose, context.shards[0].key
+    made, shard = bundle._choose, context.shards[0].key
 
     def vectors():
-        build(Context(GOOD, root), STAGES["embeddings"], shard, force=True)
+        build(Context(GOOD, root), GRAPH["embeddings"], shard, force=True)
         folder = Context(GOOD, root).need("embeddings", shard).path / "embeddings.lance"
         return np.stack(lance.dataset(str(folder)).to_table()["embedding"].to_numpy())
 
     before = vectors()
-    monkeypatch.setattr(mixture, "_choose", lambda *a: made(*a) | {"published": {"e000": False, "e001": False}})
-    build(context, mixture.MIXTURE, force=True)
+    monkeypatch.setattr(bundle, "_choose", lambda *a: made(*a) | {"published": {"e000": False, "e001": False}})
+    build(context, bundle.MIXTURE, force=True)
     assert Bundle(context.need("mixture").path).published == {"e000": False, "e001": False}
     assert np.array_equal(vectors(), before)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.models.resnet import build as build_network
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Source, Training, TrunkSetup
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 from moe_core.weights import load_weights
 
 TRUNK = Training(
@@ -38,17 +38,17 @@ def context_of(root, trunk=TRUNK, **setup):
 
 def upstream(context):
     for name in ("posts", "splits", "vocabulary"):
-        for key in STAGES[name].keys_of(context):
-            build(context, STAGES[name], key)
+        for key in GRAPH[name].keys_of(context):
+            build(context, GRAPH[name], key)
 
 
 def trained(context):
     upstream(context)
-    return build(context, STAGES["trunk"]).artefact
+    return build(context, GRAPH["trunk"]).artifact
 
 
-def weights(artefact):
-    return load_weights(artefact.file("weights.safetensors"))[0]
+def weights(artifact):
+    return load_weights(artifact.file("weights.safetensors"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,16 @@ def whole(tmp_path_factory):
 
 
 def test_two_ranks_are_one_process_that_adds_up_two_batches(whole, tmp_path):
-    context, artefact = whole
-    # ranks normalise over their own halves of a step, as accumulated batches do; crops and flips are the same too, as
+    context, artifact = whole
+    # ranks normalize over their own halves of a step, as accumulated batches do; crops and flips are the same too, as
     # long as the posts of a pass are no fewer for one: a pass of 32 x 2 leaves a remainder that a pass of 32 may not
-    posts = artefact.metadata["training_posts"]
+    posts = artifact.metadata["training_posts"]
     assert posts % 64 < 32, posts
     alone = trained(context_of(tmp_path, TRUNK.model_copy(update={"accumulate": 2})))
-    assert artefact.metadata["steps"] == alone.metadata["steps"] == 8 * (posts // 64)
-    assert artefact.metadata["training_images"] == alone.metadata["training_images"] == 64 * alone.metadata["steps"]
-    assert abs(artefact.metadata["loss"] - alone.metadata["loss"]) < 1e-3
-    one, two = weights(artefact), weights(alone)
+    assert artifact.metadata["steps"] == alone.metadata["steps"] == 8 * (posts // 64)
+    assert artifact.metadata["training_images"] == alone.metadata["training_images"] == 64 * alone.metadata["steps"]
+    assert abs(artifact.metadata["loss"] - alone.metadata["loss"]) < 1e-3
+    one, two = weights(artifact), weights(alone)
     start = build_network(context.study.network, len(one["fc.bias"]), TRUNK.seed).state_dict()
     apart, moved = ([(one[n] - other[n]).norm() for n in one if n.endswith("weight")] for other in (two, start))
     assert sum(apart) < 0.02 * sum(moved)  # rounding grows from step to step; unlike batches would be a half apart
@@ -78,7 +78,7 @@ class Killed(Exception):
 
 
 def test_a_run_killed_in_the_middle_ends_in_the_same_bits(whole, tmp_path):
-    _, artefact = whole
+    _, artifact = whole
     context = context_of(tmp_path, ranks=2)
     upstream(context)
 
@@ -91,10 +91,10 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(whole, tmp_path):
 
     context.report = report  # what is left is what a kill of all would leave
     with pytest.raises(Killed):
-        build(context, STAGES["trunk"])
+        build(context, GRAPH["trunk"])
     assert int(load_weights(checkpoint)[1]["step"]) in (10, 20)
     again = context_of(tmp_path, ranks=2)
-    one, two = weights(artefact), weights(trained(again))
+    one, two = weights(artifact), weights(trained(again))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -102,7 +102,9 @@ def ranks_of(context):
     """Process ids of the ranks that this test's process started."""
     done = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    return [int(pid) for pid, parent, args in rows if int(parent) == os.getpid() and "moe_core.stages.ranks" in args]
+    return [
+        int(pid) for pid, parent, args in rows if int(parent) == os.getpid() and "moe_core.stages.trunk.ranks" in args
+    ]
 
 
 def test_a_rank_that_is_killed_ends_the_others_and_is_named(tmp_path):
@@ -118,7 +120,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(tmp_path):
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with pytest.raises(ValueError, match="rank 1 of the trunk was killed by signal 9"):
-        build(context, STAGES["trunk"])
+        build(context, GRAPH["trunk"])
     assert ranks_of(context) == []
     assert not list((tmp_path / "trunk").glob("[0-9a-f]*"))
 
@@ -127,7 +129,7 @@ def test_what_a_rank_raises_is_said(tmp_path):
     context = context_of(tmp_path, TRUNK.model_copy(update={"lr": 1e30}), ranks=2)
     upstream(context)
     with pytest.raises(ValueError, match=r"rank 0 of the trunk failed: FloatingPointError: loss is nan between steps"):
-        build(context, STAGES["trunk"])
+        build(context, GRAPH["trunk"])
 
 
 ORPHAN = """
@@ -135,9 +137,9 @@ import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 from test_ranks import TRUNK, context_of
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-build(context_of(Path(sys.argv[1]), TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2), STAGES["trunk"])
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
+build(context_of(Path(sys.argv[1]), TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2), GRAPH["trunk"])
 """
 
 
@@ -170,10 +172,10 @@ def test_the_trunk_starts_from_the_file_that_is_named_and_its_bytes_count(tmp_pa
     context = context_of(tmp_path, TRUNK.model_copy(update={"lr": 1e-30}), start="w.pth")
     upstream(context)
     with pytest.raises(ValueError, match=r"trunk_setup.start: no file .*w\.pth"):
-        build(context, STAGES["trunk"])
+        build(context, GRAPH["trunk"])
     file = build_network(context.study.network, 7, seed=5)
     torch.save(file.state_dict(), tmp_path / "w.pth")
-    made = build(context, STAGES["trunk"]).artefact
+    made = build(context, GRAPH["trunk"]).artifact
     assert torch.equal(weights(made)["conv1.weight"], file.conv1.weight)
     torch.save(build_network(context.study.network, 7, seed=6).state_dict(), tmp_path / "w.pth")
     assert context_of(tmp_path, context.study.trunk, start="w.pth").version("trunk") != made.version

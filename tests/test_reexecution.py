@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from two_mixtures import GOOD, make, write
 
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.stages.graph import GRAPH
 
 FROM_FAILURE = """
 import json, sys
@@ -48,7 +48,7 @@ import json, sys
 from pathlib import Path
 import dagster as dg
 from assets.study import root, study
-from moe_core.stages.context import Context
+from moe_core.engine.context import Context
 from pipelines.definitions import defs
 from pipelines.instance import home, project_keys
 
@@ -90,7 +90,7 @@ def test_one_expert_with_the_decoder_after_it_is_refused_while_others_are_missin
     missing = Context(GOOD, partitioned).version("expert", "e000")
     assert said["made"] == ["expert"]
     assert said["failed"] == {
-        "shared_decoder": f"expert:e000 {missing} is missing: materialise expert first (`hardmoe run`)"
+        "shared_decoder": f"expert:e000 {missing} is missing: materialize expert first (`hardmoe run`)"
     }
     assert Context(GOOD, partitioned).find("expert", "e001") is not None
     for name in ("shared_decoder", "mixture"):
@@ -101,7 +101,7 @@ def test_one_expert_with_the_decoder_after_it_is_refused_while_others_are_missin
 def test_from_the_failure_on_only_what_failed_and_what_follows_is_run(partitioned):
     context = Context(GOOD, partitioned)
     for key in context.experts:
-        build(context, STAGES["expert"], key)
+        build(context, GRAPH["expert"], key)
     first, second = said_by(FROM_FAILURE, partitioned)
     assert (first["success"], first["failed"]) == (False, ["evaluation"])
     assert set(first["made"]) == {"shared_decoder", "mixture", "published"}

@@ -17,11 +17,12 @@ from growing import add_shard, growing_study, make, opened
 from moe_core.clustering.gate import load_gate
 from moe_core.data.loading import Labels
 from moe_core.settings import Partition, Repartition, load_study
-from moe_core.stages import basis, history, membership
+from moe_core.stages.gate import current_partition, membership
+from moe_core.stages.gate.refit import look_ahead
 from moe_core.stages.reading import Index
-from moe_core.stages.repartition import look_ahead
-from pipelines.planning import Cost, Outlook, outlook
-from pipelines.runner import tasks_of
+from moe_core.stages.trunk import frozen
+from pipelines.run.estimate import Cost, Outlook, outlook
+from pipelines.run.scheduler import tasks_of
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def kept_at(share, **more):
 
 
 def status(context):
-    from pipelines.status import states_of
+    from pipelines.run.status import states_of
 
     return {(state.asset, state.key): (state.state, state.why) for state in states_of(context)}
 
@@ -120,16 +121,16 @@ def test_a_post_of_a_shard_that_the_trunk_has_not_seen_is_known_with_the_version
 
 
 def current(keys, sizes, following):
-    return history.Current("v", "2", {}, {}, "t", keys, sizes, following)
+    return current_partition.Current("v", "2", {}, {}, "t", keys, sizes, following)
 
 
 def test_the_smallest_go_and_no_number_comes_back():
     three = current(["e000", "e001", "e002"], [5, 3, 4], 3)
-    assert history.keys_for(None, 2) == ["e000", "e001"]
-    assert history.keys_for(three, 3) == ["e000", "e001", "e002"]
-    assert history.keys_for(three, 2) == ["e000", "e002"]
-    assert history.keys_for(current(["e000", "e002"], [5, 4], 3), 4) == ["e000", "e002", "e003", "e004"]
-    assert history.keys_for(current(["e000", "e001"], [3, 3], 2), 1) == ["e000"], "of equals the later goes"
+    assert current_partition.keys_for(None, 2) == ["e000", "e001"]
+    assert current_partition.keys_for(three, 3) == ["e000", "e001", "e002"]
+    assert current_partition.keys_for(three, 2) == ["e000", "e002"]
+    assert current_partition.keys_for(current(["e000", "e002"], [5, 4], 3), 4) == ["e000", "e002", "e003", "e004"]
+    assert current_partition.keys_for(current(["e000", "e001"], [3, 3], 2), 1) == ["e000"], "of equals the later goes"
 
 
 # ---- a shard arrives
@@ -151,7 +152,7 @@ def test_a_new_shard_costs_its_own_features_and_the_experts_that_it_changed(stud
     assert found.inputs["previous"] == old.version
     assert (now.need("trunk"), now.need("vocabulary")) == (trunk, hashtags)
     assert weights_of(now) == weights
-    gates = [load_gate(artefact.file("gate.safetensors"))[0] for artefact in (old, found)]
+    gates = [load_gate(artifact.file("gate.safetensors"))[0] for artifact in (old, found)]
     assert np.array_equal(gates[0].centroids_MP, gates[1].centroids_MP)
     rows = pl.read_parquet(found.file("assignment.parquet"))
     same = rows.filter(pl.col("shard") != "s3")
@@ -252,14 +253,14 @@ def test_a_kill_between_the_partition_and_its_pointer_is_mended_and_two_ways_end
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(history, "write_current", killed)
+        patch.setattr(current_partition, "write_current", killed)
         with pytest.raises(KeyboardInterrupt):
             make(study, root)
-    old, version = history.load(opened(study, root)), opened(study, root).version("partition")
+    old, version = current_partition.load(opened(study, root)), opened(study, root).version("partition")
     assert old.version != version
     assert opened(study, root).find("partition"), "it is committed"
     make(study, root)
-    assert history.load(opened(study, root)).version == version
+    assert current_partition.load(opened(study, root)).version == version
     one, two = opened(study, root), opened(study, other)
     for name in ("partition", "shared_decoder", "mixture"):
         assert one.need(name).digest == two.need(name).digest
@@ -281,8 +282,8 @@ def test_an_earlier_partition_is_taken_up_again_when_its_shards_are_back(study_o
     said = f"goes back to partition {first} from {before.version}: it was made from just these posts and settings"
     assert status(now)["partition", None] == ("fresh", said)
     assert make(study, root) == []
-    assert history.load(opened(study, root)).version == first
-    assert history.went_back(opened(study, root), before) == said
+    assert current_partition.load(opened(study, root)).version == first
+    assert current_partition.went_back(opened(study, root), before) == said
     assert status(opened(study, root))["partition", None] == ("fresh", "")
 
 
@@ -294,7 +295,7 @@ def retrain_share(study, share):
 def test_another_threshold_goes_on_from_the_fit_that_was_asked_for(study_of, threshold_before_the_fit):
     study, root = study_of()
     other = retrain_share(study, 0.06)
-    history.ask_to_refit(opened(study, root))
+    current_partition.ask_to_refit(opened(study, root))
     make(other if threshold_before_the_fit else study, root)
     refit = opened(study, root).current
     assert refit.settings["how"] == "refit"
@@ -311,7 +312,7 @@ def test_a_fit_that_was_asked_for_outlives_a_shard_that_is_away_for_an_hour(stud
     study, root = study_of(**kept_at(1.0))
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
-    history.ask_to_refit(opened(study, root))
+    current_partition.ask_to_refit(opened(study, root))
     make(study, root)
     refit = opened(study, root).version("partition")
     away = shards_of(root) / "s3.parquet"
@@ -399,7 +400,7 @@ def test_fitted_again_where_nothing_changed_nothing_moves_and_nothing_is_trained
     ahead = look_ahead(opened(study, root))
     assert opened(study, root).find("partition"), "looking changed nothing"
     old, weights = opened(study, root).need("partition"), weights_of(opened(study, root))
-    history.ask_to_refit(opened(study, root))
+    current_partition.ask_to_refit(opened(study, root))
     assert make(study, root) == ["partition", "mixture"]
     now = opened(study, root)
     said = now.need("partition").metadata
@@ -409,14 +410,14 @@ def test_fitted_again_where_nothing_changed_nothing_moves_and_nothing_is_trained
     assert said["kept"] == ["e000", "e001", "e002"]
     assert weights_of(now) == weights
     assert make(study, root) == [], "the request is spent"
-    assert not (root / history.REQUEST).exists()
+    assert not (root / current_partition.REQUEST).exists()
     assert list(old.metadata["members"]) == list(said["members"])
 
 
 def test_before_there_is_a_partition_there_is_nothing_to_fit_again(tmp_path):
     context = opened(growing_study(tmp_path), tmp_path / "store")
     with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
-        history.ask_to_refit(context)
+        current_partition.ask_to_refit(context)
     with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
         look_ahead(context)
 
@@ -434,8 +435,8 @@ def test_experts_come_and_go_by_keys_that_are_never_used_twice(study_of, fine):
         (3, None),
     ):
         study, root = study_of(partition=Partition(experts=count, pca=8, fine=fine), **kept_at(0.1))
-        before = history.load(opened(study, root))
-        keys = keys or history.keys_for(before, count)
+        before = current_partition.load(opened(study, root))
+        keys = keys or current_partition.keys_for(before, count)
         made = make(study, root)
         now = opened(study, root)
         partition, decoder, mixture = (now.need(name) for name in ("partition", "shared_decoder", "mixture"))
@@ -476,7 +477,7 @@ def test_trunk_and_vocabulary_are_kept_until_posts_or_hashtags_are_too_many(stud
     add_shard(shards_of(root), 3)
     make(study, root, "splits")
     now = opened(study, root)
-    grown = json.loads((root / basis.GROWTH).read_text())
+    grown = json.loads((root / frozen.GROWTH).read_text())
     assert 1.05 < grown["posts"] < 1.5
     assert grown["new_tags"] > 0
     assert (now.version("trunk") == trunk) is kept
@@ -485,12 +486,12 @@ def test_trunk_and_vocabulary_are_kept_until_posts_or_hashtags_are_too_many(stud
 
 def test_a_new_trunk_is_made_when_it_is_asked_for_once(study_of):
     study, root = study_of(**kept_at(1.0))
-    assert not basis.ask_to_renew(opened(study, root)), "it is that of all shards"
+    assert not frozen.ask_to_renew(opened(study, root)), "it is that of all shards"
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
     old = opened(study, root)
     before = old.need("trunk").metadata["training_posts"]
-    assert basis.ask_to_renew(opened(study, root))
+    assert frozen.ask_to_renew(opened(study, root))
     made = make(study, root)
     assert [name for name in made if name in ("vocabulary", "trunk", "partition")] == [
         "vocabulary",
@@ -513,7 +514,7 @@ def test_a_shard_of_the_basis_that_changed_makes_the_trunk_stale(study_of):
 
 
 def test_a_takedown_makes_the_trunk_stale_and_no_expert_goes_on_from_weights_that_saw_the_post(study_of):
-    from moe_core.stages.takedown import forget
+    from moe_core.maintenance.takedown import forget
 
     study, root = study_of(**kept_at(0.0))
     add_shard(shards_of(root), 3, posts=30)
@@ -534,7 +535,7 @@ def test_a_takedown_makes_the_trunk_stale_and_no_expert_goes_on_from_weights_tha
 
 
 def test_tidying_leaves_what_the_next_partition_follows_and_what_the_trunk_was_made_from(study_of):
-    from moe_core.stages.housekeeping import tidy
+    from moe_core.maintenance.gc import tidy
 
     study, root = study_of()
     first = opened(study, root)
@@ -554,7 +555,7 @@ def test_tidying_leaves_what_the_next_partition_follows_and_what_the_trunk_was_m
 
 
 def damages(study, root):
-    from moe_core.stages.verifying import Damage, verify
+    from moe_core.maintenance.verify import Damage, verify
 
     return {one.folder: one.why for one in verify(opened(study, root)) if isinstance(one, Damage)}
 
@@ -563,7 +564,7 @@ def grown(study, root):
     """A fourth shard by the kept trunk, then a fit that was asked for: the newest partition follows two."""
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
-    history.ask_to_refit(opened(study, root))
+    current_partition.ask_to_refit(opened(study, root))
     make(study, root)
 
 
@@ -585,7 +586,7 @@ def test_what_the_study_lives_with_is_written_again_from_the_store(study_of, ass
     grown(study, root)
     assert damages(study, root) == {}
     before = opened(study, root)
-    path = basis.current_file(before, asset)
+    path = frozen.current_file(before, asset)
     wanted, versions = path.read_text(), {name: before.version(name) for name in ("trunk", "partition", "mixture")}
     damage(path)
     if damage is not os.unlink:
@@ -604,7 +605,7 @@ def test_a_key_is_not_given_away_again_when_the_file_is_written_from_the_store(s
     for count in (4, 3):
         study, root = study_of(partition=Partition(experts=count, pca=8), **more)
         make(study, root)
-    half(basis.current_file(opened(study, root), "partition"))
+    half(frozen.current_file(opened(study, root), "partition"))
     study, root = study_of(partition=Partition(experts=4, pca=8), **more)
     assert opened(study, root).experts[-1] == "e004", "e003 was used"
 
@@ -614,8 +615,8 @@ def test_partitions_of_other_settings_are_not_taken_for_what_a_damaged_file_said
     version = opened(study, root).version("partition")
     other = study.model_copy(update={"trunk": study.trunk.model_copy(update={"lr": 0.1})})
     make(other, root, "partition")
-    half(basis.current_file(opened(study, root), "partition"))
-    half(basis.current_file(opened(study, root), "trunk"))
+    half(frozen.current_file(opened(study, root), "partition"))
+    half(frozen.current_file(opened(study, root), "trunk"))
     assert opened(study, root).version("partition") == version
     assert opened(other, root).version("partition") != version
     assert len(damages(other, root)) == 2, "all are looked at"
@@ -627,9 +628,9 @@ def test_files_without_a_seal_are_read_and_get_one(study_of):
     grown(study, root)
     version = opened(study, root).version("partition")
     for asset in ("trunk", "partition"):
-        path = basis.current_file(opened(study, root), asset)
+        path = frozen.current_file(opened(study, root), asset)
         wanted = path.read_text()
-        path.write_text(json.dumps({name: value for name, value in json.loads(wanted).items() if name != "seal"}))
+        path.write_text(json.dumps({name: value for name, value in json.loads(wanted).items() if name != "checksum"}))
         assert opened(study, root).version("partition") == version
         assert damages(study, root) == {}
         assert make(study, root) == []
@@ -641,7 +642,7 @@ def test_where_the_store_does_not_tell_nothing_is_guessed(study_of):
     for asset, lost in (("trunk", "splits"), ("partition", "partition")):
         shutil.copytree(root, root.with_name(asset))
         there = root.with_name(asset)
-        path = basis.current_file(opened(study, there), asset)
+        path = frozen.current_file(opened(study, there), asset)
         half(path)
         version = next(p for p in (there / lost).iterdir() if p.is_dir())
         shutil.rmtree(version)
@@ -654,10 +655,10 @@ def test_where_the_store_does_not_tell_nothing_is_guessed(study_of):
 def test_a_dry_run_tells_of_a_damaged_file(study_of):
     from click.testing import CliRunner
 
-    from pipelines.cli import main
+    from pipelines.cli.main import main
 
     study, root = study_of()
-    path = basis.current_file(opened(study, root), "partition")
+    path = frozen.current_file(opened(study, root), "partition")
     half(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_STUDY", "")
@@ -666,19 +667,19 @@ def test_a_dry_run_tells_of_a_damaged_file(study_of):
 
 
 def test_after_a_takedown_a_damaged_file_of_the_trunk_is_no_obstacle(study_of):
-    from moe_core.stages.takedown import forget
+    from moe_core.maintenance.takedown import forget
 
     study, root = study_of()
     rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
     forget(opened(study, root), ids=[rows.filter(pl.col("split") == "train")["id"][0]])
-    half(basis.current_file(opened(study, root), "trunk"))
+    half(frozen.current_file(opened(study, root), "trunk"))
     assert len(damages(study, root)) == 1
     assert "trunk" in make(study, root)
     assert damages(study, root) == {}
 
 
 def test_verify_looks_at_what_is_published(study_of):
-    from moe_core import publication
+    from moe_core.serving import publication
 
     study, root = study_of()
     decision = publication.Decision("published", "m", "", "m", "the first", "a test")
@@ -826,7 +827,7 @@ def test_through_dagster_only_what_changed_is_stale_and_what_is_kept_is_not(tmp_
     inside = environment | {"HARDMOE_STUDY": str(root / "study.toml"), "DAGSTER_HOME": str(root / "dagster")}
 
     def hardmoe(*arguments):
-        command = [sys.executable, "-m", "pipelines.cli", arguments[0], "--study", str(root / "study.toml")]
+        command = [sys.executable, "-m", "pipelines.cli.main", arguments[0], "--study", str(root / "study.toml")]
         done = subprocess.run([*command, *arguments[1:]], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

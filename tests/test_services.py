@@ -18,7 +18,7 @@ from pipelines import instance
 
 KEEP = """
 import sys
-from pipelines.services import keep
+from pipelines.ui.services import keep
 sys.exit(keep([[sys.executable, "-c", sys.argv[1], sys.argv[2]]]))
 """
 # as `dagster dev`: SIGTERM is heard as SIGINT, which ends the services in order
@@ -67,7 +67,7 @@ def kept(tmp_path):
         command = [sys.executable, "-c", KEEP, SERVICES.format(service), str(tmp_path)]
         started.append(subprocess.Popen(command, start_new_session=True))
         everyone = until(lambda: found if len(found := processes(tmp_path)) == 5 else None)
-        (watchdog,) = [pid for pid, words in everyone.items() if "pipelines.services" in words]
+        (watchdog,) = [pid for pid, words in everyone.items() if "pipelines.ui.services" in words]
         children = Path(f"/proc/{watchdog}/task/{watchdog}/children").read_text().split()
         return started[-1], watchdog, int(children[0])
 
@@ -175,7 +175,7 @@ def listens(pid):
 def started_ui(file, port, after=None):
     """`hardmoe ui`, once it answers and has a daemon that is not the one before."""
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli", "ui", "--study", str(file), "--port", str(port)]
+    command = [sys.executable, "-m", "pipelines.cli.main", "ui", "--study", str(file), "--port", str(port)]
     with open(file.parent.parent / "ui.log", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 

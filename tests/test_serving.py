@@ -13,12 +13,12 @@ from moe_core.clustering.whitening import Whitening
 from moe_core.data.images import REASONS
 from moe_core.models.resnet import ResNet, build
 from moe_core.serving.bundle import Bundle, Part, write_bundle
+from moe_core.serving.cache import Held
 from moe_core.serving.files import decoded, files_of
-from moe_core.serving.held import Held
 from moe_core.serving.routed import routed
 from moe_core.settings import Data, Expert, Network, Study, Training
-from moe_core.store import digest, file_digest
-from moe_core.training.batches import ImagesInMemory, as_tensor, normalise
+from moe_core.store.hashing import content_hash, file_hash
+from moe_core.training.batches import ImagesInMemory, as_tensor, normalize
 from moe_core.training.infer import features_of
 from moe_core.weights import load_weights, save_weights
 
@@ -61,7 +61,7 @@ def drawn_parts(folder, branch_at, count=EXPERTS):
 
 def used(model):
     """A network whose batch norms have seen images."""
-    model.train()(normalise(as_tensor(images(32, seed=3))))
+    model.train()(normalize(as_tensor(images(32, seed=3))))
     return model
 
 
@@ -166,8 +166,8 @@ def test_what_is_no_temperature_is_refused(folder, at):
 def test_a_bundle_of_the_older_format_still_mixes_probabilities(tmp_path, parts):
     folder = bundle_at(tmp_path / "bundle", parts, "mixture_top1_router")
     said = json.loads((folder / "manifest.json").read_text())
-    said = {k: v for k, v in said.items() if k not in ("seal", "temperature")} | {"format": "hardmoe bundle 1"}
-    (folder / "manifest.json").write_text(json.dumps(said | {"seal": digest(said)}, indent=1))
+    said = {k: v for k, v in said.items() if k not in ("checksum", "temperature")} | {"format": "hardmoe bundle 1"}
+    (folder / "manifest.json").write_text(json.dumps(said | {"checksum": content_hash(said)}, indent=1))
     bundle = Bundle(folder)
     one, two = torch.randn(2, 4, TAGS, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(bundle.mixed(one, two), 0.75 * one.softmax(1) + 0.25 * two.softmax(1))
@@ -193,9 +193,9 @@ def test_an_expert_s_file_holds_what_is_its_own_and_whole_ones_are_read_too(tmp_
     said = json.loads((folder / "manifest.json").read_text())  # as it used to be
     for key, part in branches.experts.items():
         shutil.copyfile(part.path, folder / "experts" / f"{key}.safetensors")
-        said["experts"][key]["sha256"] = file_digest(part.path)
-    del said["branch_at"], said["seal"]
-    (folder / "manifest.json").write_text(json.dumps(said | {"seal": digest(said)}, indent=1))
+        said["experts"][key]["sha256"] = file_hash(part.path)
+    del said["branch_at"], said["checksum"]
+    (folder / "manifest.json").write_text(json.dumps(said | {"checksum": content_hash(said)}, indent=1))
     old = Bundle(folder)
     assert old.branch_at == 0
     assert old.predict(images(9))[0].numpy() == pytest.approx(wanted_NV.numpy(), abs=1e-5)
@@ -374,7 +374,7 @@ def test_a_missing_file_and_another_program_s_manifest_are_refused(folder):
     (folder / "experts" / "e002.safetensors").rename(folder / "gone")
     with pytest.raises(ValueError, match=r"e002.safetensors is missing from the bundle"):
         Bundle(folder)
-    for text in ("[]", "null", '{"format": 1, "seal": 2}'):
+    for text in ("[]", "null", '{"format": 1, "checksum": 2}'):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json"):
             Bundle(folder)

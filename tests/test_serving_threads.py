@@ -11,7 +11,7 @@ import torch
 from test_serving import EXPERTS, bundle_at, drawn_parts, flip, images
 
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.held import Held
+from moe_core.serving.cache import Held
 from moe_core.serving.routed import routed
 from moe_core.training.batches import ImagesInMemory
 

@@ -11,7 +11,7 @@ from plain import make_everything
 
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 
 CELLS = """
 import json, sys
@@ -92,19 +92,19 @@ import dagster as dg
 from dagster._core.utils import make_new_run_id
 from pathlib import Path
 from assets.study import root, study
-from moe_core.stages.context import Context
-from moe_core.stages.table import STAGES
+from moe_core.engine.context import Context
+from moe_core.stages.graph import GRAPH
 from pipelines.instance import home, project_keys
-from pipelines.worker import materialise
-from pipelines.workers import Task
+from pipelines.run.worker import materialize
+from pipelines.run.pool import Task
 context = Context(study(), root())
 home(context.root, 1)
 with dg.DagsterInstance.get() as instance:
     project_keys(instance, study().name, [s.key for s in context.shards], context.experts)
-    for name, stage in STAGES.items():
+    for name, stage in GRAPH.items():
         if not stage.control:
             for key in stage.keys_of(context):
-                error = materialise(Task(name, key), make_new_run_id(), instance).error
+                error = materialize(Task(name, key), make_new_run_id(), instance).error
                 assert not error, (name, key, error)
 """
 
@@ -134,7 +134,7 @@ def events(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     found = {}
     with dg.DagsterInstance.from_config(str(folder / "dagster")) as instance:
-        for name in (*STAGES, "expert_shard"):
+        for name in (*GRAPH, "expert_shard"):
             records = [
                 *instance.fetch_materializations(dg.AssetKey(name), limit=50).records,
                 *instance.fetch_observations(dg.AssetKey(name), limit=50).records,
@@ -159,7 +159,7 @@ def test_no_asset_shows_raw_json(metadata):
         if isinstance(value, dg.JsonMetadataValue)
     }
     assert raw == set()
-    made = {name for name, stage in STAGES.items() if not stage.control and stage.when(demo())}
+    made = {name for name, stage in GRAPH.items() if not stage.control and stage.when(demo())}
     assert {place[0] for place in metadata} == made | {"expert_shard"}
 
 

@@ -96,7 +96,7 @@ def test_every_format_gives_the_same_posts(name, posts, reference, tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_is_recognised_and_described(name, posts, tmp_path):
+def test_every_format_is_recognized_and_described(name, posts, tmp_path):
     source = WRITERS[name](posts, tmp_path)
     if name != "folder_jsonl":  # a table that lies deeper is said
         assert guess_format(source.uri) == source.format
@@ -806,7 +806,7 @@ def test_real_data_are_read(name):
 
 def hardmoe(*arguments):
     environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -953,7 +953,7 @@ def test_a_run_goes_on_without_half_a_new_file_and_ends_with_an_error_that_names
     file.write_text(dump_study(study), "utf-8")
 
     def run(*arguments):
-        command = [sys.executable, "-m", "pipelines.cli", *arguments, "--study", str(file)]
+        command = [sys.executable, "-m", "pipelines.cli.main", *arguments, "--study", str(file)]
         environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
         return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -976,10 +976,10 @@ def test_a_run_goes_on_without_half_a_new_file_and_ends_with_an_error_that_names
 def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, monkeypatch):
     import dagster as dg
 
+    from moe_core.engine.context import Context
+    from moe_core.engine.stage import build
     from moe_core.recipes import small
-    from moe_core.stages.context import Context
-    from moe_core.stages.stage import build
-    from moe_core.stages.table import STAGES
+    from moe_core.stages.graph import GRAPH
     from pipelines import sensors
 
     (tmp_path / "in").mkdir()
@@ -1003,7 +1003,7 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
         assert instance.get_dynamic_partitions(str(sensors.SHARDS.name)) == ["posts"]
         assert look().run_requests[0].run_key == asked.run_key  # the daemon starts one run a run key
         context = Context(study, tmp_path)
-        build(context, STAGES["posts"], "posts")
+        build(context, GRAPH["posts"], "posts")
         done = look()
         assert not done.run_requests
         assert done.skip_reason.skip_message == "all 1 shards are ingested"
@@ -1016,7 +1016,7 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
         (tmp_path / "in" / "half.parquet").write_bytes(b"PAR1")
         assert [request.partition_key for request in look().run_requests] == ["a", "posts"]
         for key in ("a", "posts"):
-            build(Context(study, tmp_path), STAGES["posts"], key)
+            build(Context(study, tmp_path), GRAPH["posts"], key)
         assert "half.parquet is not a readable Parquet file" in look().skip_reason.skip_message
 
 
@@ -1026,7 +1026,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
 
     from moe_core.data.sources import files
     from moe_core.recipes import small
-    from moe_core.store import file_digest
+    from moe_core.store.hashing import file_hash
     from pipelines import sensors
 
     (tmp_path / "in").mkdir()
@@ -1037,7 +1037,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
     def slow(path):
         read.append(path.name)
         assert go_on.wait(120)
-        return file_digest(path)
+        return file_hash(path)
 
     monkeypatch.setattr(files, "file_digest", slow)
     monkeypatch.setattr(files, "LARGE", 1)
@@ -1074,14 +1074,14 @@ def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, 
 
     from moe_core.data.sources import files
     from moe_core.recipes import small
-    from moe_core.store import file_digest
+    from moe_core.store.hashing import file_hash
     from pipelines import sensors
 
     (tmp_path / "in").mkdir()
     source = WRITERS["parquet"](posts, tmp_path / "in").model_copy(update={"uri": str(tmp_path / "in")})
     study = small().model_copy(update={"source": source})
     go_on = threading.Event()
-    monkeypatch.setattr(files, "file_digest", lambda path: go_on.wait(120) and file_digest(path))
+    monkeypatch.setattr(files, "file_digest", lambda path: go_on.wait(120) and file_hash(path))
     monkeypatch.setattr(sensors, "study", lambda: study)
     monkeypatch.setattr(sensors, "root", lambda: tmp_path)
     monkeypatch.setattr(sensors, "READ_SECONDS", 0.2)
@@ -1097,7 +1097,7 @@ def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, 
 
 def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, monkeypatch):
     from moe_core.data.sources import files
-    from moe_core.store import file_digest
+    from moe_core.store.hashing import file_hash
 
     for name in "abcde":
         (tmp_path / name).write_bytes(name.encode() * 40)
@@ -1107,7 +1107,7 @@ def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, m
         read.append(path.name)
         if len(read) == 4:
             raise MemoryError
-        return file_digest(path)
+        return file_hash(path)
 
     monkeypatch.setattr(files, "file_digest", until_the_fourth)
     monkeypatch.setattr(files, "LARGE", 80)
@@ -1117,20 +1117,20 @@ def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, m
         list(map(first.of, all_of_them))
     again = files.Digests(tmp_path / ".digests.json")
     files._content.cache_clear()  # another process
-    assert [again.of(file) for file in all_of_them] == [file_digest(tmp_path / name) for name in "abcde"]
+    assert [again.of(file) for file in all_of_them] == [file_hash(tmp_path / name) for name in "abcde"]
     assert "".join(read) == "abcd" + "cde"
 
 
 def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch):
     from moe_core.data.sources import files
-    from moe_core.store import file_digest
+    from moe_core.store.hashing import file_hash
 
     (tmp_path / "large").write_bytes(b"x" * 100)
     read, both = [], threading.Barrier(2)
 
     def slow(path):
         read.append(path)
-        return file_digest(path)
+        return file_hash(path)
 
     monkeypatch.setattr(files, "file_digest", slow)
     monkeypatch.setattr(files, "LARGE", 100)
@@ -1148,7 +1148,7 @@ def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [file_digest(tmp_path / "large")] * 2
+    assert found == [file_hash(tmp_path / "large")] * 2
     assert len(read) == 1
 
 

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from moe_core.data.splits import ALONE, across, assign, first_of_each_id, leaks, place_of
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.settings import Data, Source, Study
-from moe_core.stages.context import Context
-from moe_core.stages.splits import SPLITS, check
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.data.splits import SPLITS, check
+from moe_core.stages.graph import GRAPH
 
 HALF = Data(test=0.3, validation=0.2, router=0.1)
 
@@ -146,10 +146,10 @@ def made(folder, **data):
     study = Study(source=Source(format="parquet", uri=f"{folder}/*.parquet"), data=settings)
     context = Context(study, folder / "store")
     for name in ("posts", "splits"):
-        for key in STAGES[name].keys_of(context):
-            build(context, STAGES[name], key)
-    artefact = context.need("splits")
-    return context, pl.read_parquet(artefact.file("splits.parquet")), artefact.metadata
+        for key in GRAPH[name].keys_of(context):
+            build(context, GRAPH[name], key)
+    artifact = context.need("splits")
+    return context, pl.read_parquet(artifact.file("splits.parquet")), artifact.metadata
 
 
 def test_copies_in_other_shards_lie_in_one_split(tmp_path):

@@ -3,28 +3,31 @@ import os
 
 import pytest
 
-from moe_core.store import Plan, Store, Written, digest, exclusive, full_version
+from moe_core.store.artifact import Spec, StageOutput, full_version
+from moe_core.store.hashing import content_hash
+from moe_core.store.locks import exclusive
+from moe_core.store.store import Store
 
-PLAN = Plan("trunk", None, "1", {"lr": 0.1}, {"posts": "aa"})
+PLAN = Spec("trunk", None, "1", {"lr": 0.1}, {"posts": "aa"})
 
 
 def write_hello(folder):
     (folder / "hello.txt").write_text("hello")
-    return Written({"posts": 3})
+    return StageOutput({"posts": 3})
 
 
 def test_version_depends_on_everything_it_is_made_from():
     others = [
-        Plan("trunk", None, "2", {"lr": 0.1}, {"posts": "aa"}),
-        Plan("trunk", None, "1", {"lr": 0.2}, {"posts": "aa"}),
-        Plan("trunk", None, "1", {"lr": 0.1}, {"posts": "bb"}),
-        Plan("trunk", "e000", "1", {"lr": 0.1}, {"posts": "aa"}),
+        Spec("trunk", None, "2", {"lr": 0.1}, {"posts": "aa"}),
+        Spec("trunk", None, "1", {"lr": 0.2}, {"posts": "aa"}),
+        Spec("trunk", None, "1", {"lr": 0.1}, {"posts": "bb"}),
+        Spec("trunk", "e000", "1", {"lr": 0.1}, {"posts": "aa"}),
     ]
     assert len({PLAN.version, *(p.version for p in others)}) == 5
 
 
 def test_key_order_does_not_change_a_digest():
-    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
 
 
 def test_what_was_made_is_found(tmp_path):
@@ -37,7 +40,7 @@ def test_what_was_made_is_found(tmp_path):
 
 
 def test_a_missing_input_names_the_asset_to_make(tmp_path):
-    with pytest.raises(ValueError, match="materialise trunk first"):
+    with pytest.raises(ValueError, match="materialize trunk first"):
         Store(tmp_path).need(PLAN)
 
 
@@ -60,7 +63,7 @@ def test_a_flipped_byte_is_refused(tmp_path):
 
 def test_a_changed_manifest_is_refused(tmp_path):
     store = Store(tmp_path)
-    manifest = store.make(PLAN, write_hello).path / "artefact.json"
+    manifest = store.make(PLAN, write_hello).path / "artifact.json"
     manifest.write_text(manifest.read_text().replace('"posts": 3', '"posts": 4'))
     with pytest.raises(ValueError, match="seal does not match"):
         store.find(PLAN)
@@ -92,11 +95,11 @@ def _die_with_lock(root):
         os._exit(9)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"seal": NaN}', "9" * 5000], ids=lambda t: t[:9])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"checksum": NaN}', "9" * 5000], ids=lambda t: t[:9])
 def test_what_is_no_manifest_is_damage_that_is_named(tmp_path, text):
     made = Store(tmp_path).make(PLAN, write_hello)
-    (made.path / "artefact.json").write_text(text)
-    with pytest.raises(ValueError, match=r"artefact.json is damaged .*: delete .* and run again"):
+    (made.path / "artifact.json").write_text(text)
+    with pytest.raises(ValueError, match=r"artifact.json is damaged .*: delete .* and run again"):
         Store(tmp_path).find(PLAN)
 
 

@@ -285,7 +285,7 @@ def _hold(path, ready, end):
 
 
 def test_nothing_is_cleaned_while_rows_are_written(path):
-    from moe_core.store import Busy
+    from moe_core.store.locks import LockHeld
 
     put(path, "a", ["x"])
     context = multiprocessing.get_context("spawn")
@@ -293,7 +293,7 @@ def test_nothing_is_cleaned_while_rows_are_written(path):
     writer = context.Process(target=_hold, args=(path, ready, end))
     writer.start()
     assert ready.wait(60)
-    with pytest.raises(Busy, match="held by another process"):
+    with pytest.raises(LockHeld, match="held by another process"):
         clean(path)
     end.set()
     writer.join()

@@ -11,20 +11,20 @@ import pytest
 from terminal import Screen, in_terminal
 from two_mixtures import tiny_study, write
 
+from moe_core.engine.context import Context
 from moe_core.settings import Source, load_study
-from moe_core.stages.context import Context
-from moe_core.stages.fitting import SPEED_SECONDS, Speed
+from moe_core.stages.training.fit import SPEED_SECONDS, Speed
 from moe_core.training.loop import Measurement
-from pipelines.display import Display
-from pipelines.forecast import STEP_SECONDS, Forecast
-from pipelines.runner import Running, tasks_of
-from pipelines.workers import Task
+from pipelines.cli.progress import Display
+from pipelines.run.forecast import STEP_SECONDS, Forecast
+from pipelines.run.pool import Task
+from pipelines.run.scheduler import Running, tasks_of
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_narrow_terminal_keeps_name_share_and_time_left(tmp_path):
 
 WARNS = """
 import sys
-from pipelines.display import Display
+from pipelines.cli.progress import Display
 with Display(None) as display:
     print("to standard error", file=sys.stderr)
 """

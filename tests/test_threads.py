@@ -14,12 +14,12 @@ from growing import QUICK, add_shard, growing_study, make, opened
 from test_services import free_port, started_ui
 
 from moe_core import threads
+from moe_core.engine.context import SHARE, Context, device_and_threads, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Decoder, Network, TrunkSetup, load_study
-from moe_core.stages import fitting
-from moe_core.stages.context import SHARE, Context, device_and_threads, threads_for, workers_for
-from moe_core.stages.joint_experts import JOB, _Helpers
+from moe_core.stages.experts.joint import JOB, _Helpers
+from moe_core.stages.training import fit
 from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
 
 
@@ -81,7 +81,7 @@ def test_a_number_of_threads_that_is_none_is_refused(said):
 
 
 def test_workers_that_the_command_was_told_divide_the_cores_and_leave_the_work_to_decide(monkeypatch):
-    monkeypatch.setattr("moe_core.stages.context.cores", lambda: 16)
+    monkeypatch.setattr("moe_core.engine.context.cores", lambda: 16)
     assert (threads_for(True, 4), threads_for(False, 4), workers_for(4)) == (4, 16, 4)
     monkeypatch.setenv(SHARE, "8")
     assert (threads_for(True, 4), workers_for(4)) == (8, 2)
@@ -105,7 +105,7 @@ def test_a_network_trains_with_as_many_threads_as_its_batch_is_worth(name, monke
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     threads.use(0, 64)
     model = build_network(network, 500, seed=0)
-    fitting.training_threads(model, side, QUICK.model_copy(update={"batch_size": batch}), posts=1000)
+    fit.training_threads(model, side, QUICK.model_copy(update={"batch_size": batch}), posts=1000)
     assert chosen == [1, wanted]
     assert wanted == max(1, 3 * batch * multiply_adds(model, side) // WORK_A_THREAD)
     assert threads.share() == 64, "decoding does not follow from the network"
@@ -121,7 +121,7 @@ def test_few_posts_make_a_small_batch_and_ranks_divide_the_share(monkeypatch):
     for posts, ranks in ((16, 1), (256, 2)):
         threads.begin()
         threads.use(0, 16)
-        fitting.training_threads(model, 32, training, posts, ranks)
+        fit.training_threads(model, 32, training, posts, ranks)
     assert chosen == [1, 4, 1, 8]
 
 
@@ -145,7 +145,7 @@ def test_where_torch_is_there_already_nothing_is_set_and_that_is_said():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is in torch's Linux builds")
 @pytest.mark.parametrize("said", [None, "77"])
-@pytest.mark.parametrize("module", ["pipelines.worker", "pipelines.definitions, torch", "moe_core.serving.routed"])
+@pytest.mark.parametrize("module", ["pipelines.run.worker", "pipelines.definitions, torch", "moe_core.serving.routed"])
 def test_openmp_itself_reads_it(module, said, tmp_path):
     """Of the fork server, Dagster's processes and an answer: what the runtime says of itself as it is loaded."""
     environment = {name: value for name, value in os.environ.items() if name not in SAID}
@@ -190,7 +190,14 @@ def watched(tmp_path):
 
     def looked():
         found = [json.loads(file.read_text()) for file in (tmp_path / "looked").iterdir()]
-        kinds = ("moe_core.stages.ranks", "moe_core.stages.joint_worker", "forkserver", "predict", "launch", "dagster")
+        kinds = (
+            "moe_core.stages.trunk.ranks",
+            "moe_core.stages.experts.joint_worker",
+            "forkserver",
+            "predict",
+            "launch",
+            "dagster",
+        )
         return {
             next((kind for kind in kinds if kind in " ".join(one["argv"])), str(one["argv"])): {
                 name: one["environment"].get(name) for name in threads.WAITING if name in one["environment"]
@@ -201,7 +208,7 @@ def watched(tmp_path):
     return environment, looked
 
 
-def command(environment, *arguments, module="pipelines.cli"):
+def command(environment, *arguments, module="pipelines.cli.main"):
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)], env=environment, capture_output=True, text=True
     )
@@ -222,7 +229,9 @@ def test_every_process_of_a_run_and_an_answer(tmp_path, watched, said, monkeypat
     helper(context, environment, monkeypatch)
     wanted = {name: value for name, value in said.items() if name in threads.WAITING} or SHORT
     found = looked()
-    assert {"moe_core.stages.ranks", "moe_core.stages.joint_worker", "forkserver", "predict"} <= set(found)
+    assert {"moe_core.stages.trunk.ranks", "moe_core.stages.experts.joint_worker", "forkserver", "predict"} <= set(
+        found
+    )
     assert all(each == wanted for each in found.values()), found
     waiting = " ".join(f"{name}={value}" for name, value in wanted.items())
     for name in ("trunk", "joint_experts", "mixture"):  # nothing was published to compare with

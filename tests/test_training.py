@@ -11,7 +11,7 @@ from moe_core.training.batches import (
     ahead,
     augment,
     batches,
-    normalise,
+    normalize,
     resampled,
     rows_of_step,
     shuffled,
@@ -65,7 +65,7 @@ def test_a_shuffle_looks_random():
     # where the first of 8 goes, over 4,000 epochs: 500 expected each, standard deviation 21
     places = [int(shuffled(np.array([0]), 8, 0, epoch)[0]) for epoch in range(4000)]
     assert all(400 < count < 600 for count in np.bincount(places, minlength=8))
-    # and neighbours do not stay neighbours: a step of one has the chance 2 / N
+    # and neighbors do not stay neighbors: a step of one has the chance 2 / N
     order = shuffled(np.arange(10_000), 10_000, 0, 0)
     assert (np.abs(np.diff(order)) == 1).sum() < 10
 
@@ -175,7 +175,7 @@ def test_gradients_of_several_batches_make_one_step():
     list(train(model, drawn_posts(), training))
     by_hand = build(TINY, 4, seed=0).train()
     for batch in batches(drawn_posts(), training, 4, 0, 2):
-        (hashtag_loss(by_hand(normalise(batch.images_BCHW)), batch.targets_BV, "softmax") / 2).backward()
+        (hashtag_loss(by_hand(normalize(batch.images_BCHW)), batch.targets_BV, "softmax") / 2).backward()
     lr = learning_rate("one-cycle", training.lr, training.warmup, 0, 1)
     for mine, other in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(mine, other - lr * other.grad, atol=1e-6)

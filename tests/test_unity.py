@@ -2,20 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.evaluation.unity import tag_agreement
+from moe_core.evaluation.embedding_agreement import tag_agreement
 
 LINE = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [1.0, 0.3]])  # the nearer on the line, the nearer by cosine
 EXPERTS = np.array([0, 0, 1, 1])
 
 
-def test_overlaps_of_nearest_neighbours_by_hand():
+def test_overlaps_of_nearest_neighbors_by_hand():
     found = tag_agreement(LINE, EXPERTS, [{0, 1}, {0}, {0, 2}, {3}], k=1)
     # within: 0-1 share one of two, 2-3 none; across: 0 and 1 are nearest to 2, 2 and 3 to 1
     assert found["within"].tolist() == [0.5, 0.5, 0, 0]
     assert found["across"] == pytest.approx([1 / 3, 1 / 2, 1 / 2, 0])
 
 
-def test_two_neighbours_are_averaged_and_one_is_enough_where_there_is_but_one():
+def test_two_neighbors_are_averaged_and_one_is_enough_where_there_is_but_one():
     found = tag_agreement(LINE, EXPERTS, [{0}, {0}, {0}, {1}], k=2)
     assert found["within"].tolist() == [1, 1, 0, 0]
     assert found["across"].tolist() == [0.5, 0.5, 1, 0]

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from two_mixtures import GOOD, write
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.settings import Source
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
-from pipelines.cli import main
+from moe_core.stages.graph import GRAPH
+from pipelines.cli.main import main
 
 WARNING = "The source cannot be read now, so this is as it was made last: "
 
@@ -26,7 +26,7 @@ def root(both, tmp_path, monkeypatch):
     monkeypatch.setenv("HARDMOE_STUDY", "")
     root = shutil.copytree(both, tmp_path / "store")
     for name in ("published", "report"):
-        build(Context(GOOD, root), STAGES[name])
+        build(Context(GOOD, root), GRAPH[name])
     (root / "posts.parquet").touch()
     write(root, GOOD.model_copy(update={"source": Source(format="parquet", uri=str(root / "posts.parquet"))}))
     return root
@@ -48,7 +48,7 @@ def test_results_report_and_lineage_go_by_what_was_made_last(root):
     for name in ("mixture", "expert:e001"):
         done = hardmoe(root, "lineage", name, "--json")
         asset, _, key = name.partition(":")
-        there = {artefact.version for artefact in context.store.versions(asset, key or None)}
+        there = {artifact.version for artifact in context.store.versions(asset, key or None)}
         assert json.loads(done.stdout)["asked"]["version"] in there
         assert done.stderr.startswith(WARNING)
 
@@ -62,7 +62,7 @@ def test_what_was_never_made_is_said(root):
 
 def test_the_ui_starts_and_dagster_keeps_its_keys(root, monkeypatch):
     started = []
-    monkeypatch.setattr("pipelines.services.keep", lambda *commands: started.append(commands) or 0)
+    monkeypatch.setattr("pipelines.ui.services.keep", lambda *commands: started.append(commands) or 0)
     done = hardmoe(root, "ui", "--port", "0")
     assert (done.exit_code, len(started)) == (0, 1), done.output
     assert WARNING in done.stderr

@@ -8,17 +8,17 @@ import pytest
 from click.testing import CliRunner
 from two_mixtures import GOOD, make, tiny_study
 
-from moe_core.data.drawn import draw_shard
+from moe_core.data.synthetic import draw_shard
+from moe_core.engine.context import Context
 from moe_core.evaluation.verdict import BASELINES, posts_to_decide, verdict_of
 from moe_core.settings import Source
 from moe_core.stages import reading
-from moe_core.stages.context import Context
-from moe_core.stages.published import judge
-from moe_core.stages.seen import seen, warnings_of
-from pipelines.cli import main
-from pipelines.display import Display
-from pipelines.runner import tasks_of
-from pipelines.workers import Task
+from moe_core.stages.data.statistics import seen, warnings_of
+from moe_core.stages.mixture.promote import judge
+from pipelines.cli.main import main
+from pipelines.cli.progress import Display
+from pipelines.run.pool import Task
+from pipelines.run.scheduler import tasks_of
 
 COSTS = {"parameters": 100, "parameters_used": 100, "multiply_adds": 10, "training_images": 1000}
 

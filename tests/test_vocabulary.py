@@ -10,11 +10,11 @@ from assets.vocabulary import dropped_table, kept_table
 from moe_core.data.counting import TagCounter
 from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms
 from moe_core.data.vocabulary import Vocabulary, choose_from, load, save
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.settings import Data, Source, Study
-from moe_core.stages.context import Context
+from moe_core.stages.graph import GRAPH
 from moe_core.stages.reading import splits
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
 
 TAGS = pl.List(pl.String)
 
@@ -268,29 +268,29 @@ def test_the_stage_counts_training_posts_and_leaves_nothing_else_behind(tmp_path
     data = Data(image_size=8, min_posts_per_tag=3, max_user_share=0.6)
     context = Context(Study(source=Source(format="drawn", posts=120, shards=2), data=data), tmp_path)
     for shard in context.shards:
-        build(context, STAGES["posts"], shard.key)
-    build(context, STAGES["splits"])
-    artefact = build(context, STAGES["vocabulary"]).artefact
-    said = artefact.metadata
+        build(context, GRAPH["posts"], shard.key)
+    build(context, GRAPH["splits"])
+    artifact = build(context, GRAPH["vocabulary"]).artifact
+    said = artifact.metadata
     assert said["training_posts"] == (splits(context)["split"] == "train").sum() > 80
-    assert sorted(p.name for p in artefact.path.glob("[!.]*.parquet")) == [
+    assert sorted(p.name for p in artifact.path.glob("[!.]*.parquet")) == [
         "dropped.parquet",
         "hashtags.parquet",
         "synonyms.parquet",
     ]
-    dropped = pl.read_parquet(artefact.file("dropped.parquet"))
+    dropped = pl.read_parquet(artifact.file("dropped.parquet"))
     assert said["dropped_by_reason"] == dict(dropped["reason"].value_counts().sort("reason").iter_rows())
     assert said["dropped_by_reason"].keys() == {"one_user", "too_few_posts"}
     assert said["kept_examples"][0] == list(
-        pl.read_parquet(artefact.file("hashtags.parquet")).select("tag", "posts", "users").row(0)
+        pl.read_parquet(artifact.file("hashtags.parquet")).select("tag", "posts", "users").row(0)
     )
-    assert not list(artefact.path.glob("pairs-*"))
+    assert not list(artifact.path.glob("pairs-*"))
 
 
 def test_settings_that_change_tags_change_the_versions():
     for setting, stages in {"accents": {"posts", "vocabulary"}, "plurals": {"vocabulary"}}.items():
         changed = Study(data=Data.model_validate({setting: {"accents": "fold", "plurals": True}[setting]}))
-        assert {name for name, stage in STAGES.items() if stage.settings(changed) != stage.settings(Study())} == stages
+        assert {name for name, stage in GRAPH.items() if stage.settings(changed) != stage.settings(Study())} == stages
 
 
 def test_tags_in_the_ui_are_text_and_not_markup():

@@ -18,7 +18,7 @@ def test_definitions_load_neither_torch_nor_faiss():
     assert not loaded_by("pipelines.definitions") & {"torch", "faiss", "lance", "polars", "PIL"}
 
 
-@pytest.mark.parametrize("module", ["moe_core.stages.table", "moe_core.recipes", "moe_core.serving.bundle"])
+@pytest.mark.parametrize("module", ["moe_core.stages.graph", "moe_core.recipes", "moe_core.serving.bundle"])
 def test_the_core_knows_no_dagster(module):
     assert not loaded_by(module) & {"dagster", "assets", "pipelines"}
 
@@ -34,7 +34,7 @@ def test_the_core_knows_no_dagster(module):
         "moe_core.clustering.gate",
         "moe_core.clustering.kmeans",
         "moe_core.clustering.balance",
-        "moe_core.clustering.neighbours",
+        "moe_core.clustering.neighbors",
     ],
 )
 def test_models_training_and_clustering_run_where_only_torch_is(module):

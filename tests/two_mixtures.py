@@ -1,10 +1,10 @@
 """A store with two mixtures: one that learned something, and one whose networks never moved from their start."""
 
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
-from moe_core.stages.context import Context
-from moe_core.stages.stage import build
-from moe_core.stages.table import STAGES
+from moe_core.stages.graph import GRAPH
 
 CONTROLS_OFF = demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50})
 
@@ -29,7 +29,7 @@ GOOD, BAD = tiny_study(), tiny_study(lr=1e-9)
 
 def make(context, until):
     """All stages up to and with `until`."""
-    for name, stage in STAGES.items():
+    for name, stage in GRAPH.items():
         if not stage.control:
             for key in stage.keys_of(context):
                 build(context, stage, key)
@@ -49,5 +49,5 @@ def two_mixtures(root):
         make(Context(study, root), "mixture")
     context = Context(GOOD, root)
     for name in ("evaluation", "embeddings"):
-        for key in STAGES[name].keys_of(context):
-            build(context, STAGES[name], key)
+        for key in GRAPH[name].keys_of(context):
+            build(context, GRAPH[name], key)

@@ -13,19 +13,19 @@ def pack(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> np.ndar
     """(M,) int64: the expert of each fine cluster. Every expert gets at least one.
 
     Alternates, like k-means with a capacity, between filling experts with the fine clusters that would lose most by
-    going elsewhere and moving each expert's centre to the mean of what it holds. Raises ValueError when M < K.
+    going elsewhere and moving each expert's center to the mean of what it holds. Raises ValueError when M < K.
     """
     fine = len(sizes_M)
     if fine < experts:
         raise ValueError(f"{fine} fine clusters for {experts} experts: raise partition.fine to at least the latter")
     capacity = sizes_M.sum() / experts * SLACK
-    centres_KP = centroids_MP[_spread(sizes_M, centroids_MP, experts)]
+    centers_KP = centroids_MP[_spread(sizes_M, centroids_MP, experts)]
     for _ in range(ROUNDS):
-        expert_M = _fill(sizes_M, centroids_MP @ centres_KP.T, capacity)
+        expert_M = _fill(sizes_M, centroids_MP @ centers_KP.T, capacity)
         for expert in range(experts):
             mine = expert_M == expert
-            centre_P = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
-            centres_KP[expert] = centre_P / max(float(np.linalg.norm(centre_P)), 1e-12)
+            center_P = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
+            centers_KP[expert] = center_P / max(float(np.linalg.norm(center_P)), 1e-12)
     return expert_M
 
 
@@ -46,13 +46,13 @@ def repack(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, 
             counts_K = np.bincount(expert_M, minlength=experts)
             giver = int(np.where(counts_K > 1, _loads(sizes_M, expert_M, experts), -1).argmax())
             mine = np.flatnonzero(expert_M == giver)
-            expert_M[mine[(centroids_MP[mine] @ _centre(sizes_M, centroids_MP, expert_M, giver)).argmin()]] = expert
+            expert_M[mine[(centroids_MP[mine] @ _center(sizes_M, centroids_MP, expert_M, giver)).argmin()]] = expert
     for _ in range(len(sizes_M)):
         load_K = _loads(sizes_M, expert_M, experts)
         giver = int(load_K.argmax())
         mine = np.flatnonzero(expert_M == giver)
-        centres_KP = np.stack([_centre(sizes_M, centroids_MP, expert_M, k) for k in range(experts)])
-        similarity_mK = centroids_MP[mine] @ centres_KP.T
+        centers_KP = np.stack([_center(sizes_M, centroids_MP, expert_M, k) for k in range(experts)])
+        similarity_mK = centroids_MP[mine] @ centers_KP.T
         room_mK = load_K + sizes_M[mine, None] <= capacity
         room_mK[:, giver] = False
         if load_K[giver] <= capacity or len(mine) == 1 or not room_mK.any():
@@ -68,10 +68,10 @@ def _loads(sizes_M: np.ndarray, expert_M: np.ndarray, experts: int) -> np.ndarra
     return np.bincount(expert_M[held], weights=sizes_M[held], minlength=experts)
 
 
-def _centre(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, expert: int) -> np.ndarray:
+def _center(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, expert: int) -> np.ndarray:
     mine = expert_M == expert
-    centre_P: np.ndarray = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
-    return centre_P / max(float(np.linalg.norm(centre_P)), 1e-12)
+    center_P: np.ndarray = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
+    return center_P / max(float(np.linalg.norm(center_P)), 1e-12)
 
 
 def _best(
@@ -80,8 +80,8 @@ def _best(
     """The nearest expert with room for a fine cluster, else the emptiest."""
     load_K = _loads(sizes_M, expert_M, experts)
     room_K = load_K + sizes_M[m] <= capacity
-    centres_KP = np.stack([_centre(sizes_M, centroids_MP, expert_M, k) for k in range(experts)])
-    return int(np.where(room_K, centres_KP @ centroids_MP[m], -np.inf).argmax() if room_K.any() else load_K.argmin())
+    centers_KP = np.stack([_center(sizes_M, centroids_MP, expert_M, k) for k in range(experts)])
+    return int(np.where(room_K, centers_KP @ centroids_MP[m], -np.inf).argmax() if room_K.any() else load_K.argmin())
 
 
 def _spread(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> list[int]:

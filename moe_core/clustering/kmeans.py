@@ -1,6 +1,6 @@
 """Spherical k-means by FAISS, with every limit that samples silently set on purpose.
 
-This file and neighbours.py are the home of faiss.
+This file and neighbors.py are the home of faiss.
 
 Letters: N posts, P dimensions, K clusters.
 """

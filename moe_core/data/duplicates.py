@@ -1,6 +1,6 @@
 """Near-duplicates: what a picture looks like in 96 bytes, which of them are one picture, and the groups that follow.
 
-A signature is a thumbnail: the picture's luma in 8x8 cells and two colour differences in 4x4. Two pictures are one
+A signature is a thumbnail: the picture's luma in 8x8 cells and two color differences in 4x4. Two pictures are one
 where their thumbnails agree in every cell after a change of brightness. Those that are compared at all are found by a
 code of 126 bits, two for each frequency of the luma's cosine transform: clearly above zero, clearly below zero.
 
@@ -18,7 +18,7 @@ WEIGHTS = np.array([299, 587, 114])  # of red, green and blue in luma
 SIGNATURE_BYTES = LUMA + 2 * COLOUR_CELLS**2
 CODE_BYTES = 16
 RADIUS = 9  # bits in which the codes of one picture differ at most: docs/data.md has the recall behind it
-CLEAR = 3.0  # size of a frequency, in grey levels, from which its sign is not noise
+CLEAR = 3.0  # size of a frequency, in gray levels, from which its sign is not noise
 PLAIN = 8  # a code with fewer bits set has too little in it to tell one picture from another
 BRIGHTER = 1.136  # largest factor of brightness between two copies of one picture
 MEAN_SHARE = 1 / 3  # of the difference allowed in a cell, what is allowed on average
@@ -26,7 +26,7 @@ PAIRS = 1 << 18  # compared at once: bounds the memory
 AT_MOST = 1024  # others of its code, and others of near codes, that a picture is compared with
 DIRECTIONS, NEAREST = 3, 64  # of a crowd, where there are more: compared are the nearest in the order of each direction
 
-Neighbours = Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray]]]
+Neighbors = Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
 def signature(images_BSS3: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def codes(signatures_NW: np.ndarray) -> np.ndarray:
     """(N, CODE_BYTES) uint8: what is searched. A small change of a picture changes few bits."""
     angle = np.pi * (np.arange(CELLS) + 0.5) * np.arange(CELLS)[:, None] / CELLS
     cosine = np.cos(angle) * np.where(np.arange(CELLS) == 0, 0.5, 1.0)[:, None] ** 0.5 * (2 / CELLS) ** 0.5
-    # neighbouring frequencies are alike, and the search cuts a code into blocks: so the bits are mixed
+    # neighboring frequencies are alike, and the search cuts a code into blocks: so the bits are mixed
     order = np.random.default_rng(5).permutation(2 * (LUMA - 1))
     out = np.zeros((len(signatures_NW), CODE_BYTES), np.uint8)
     for first in range(0, len(signatures_NW), PAIRS):
@@ -78,15 +78,15 @@ def same_picture(one_PW: np.ndarray, other_PW: np.ndarray, levels: float) -> np.
     factor_P = np.sqrt(np.maximum((luma_other**2).sum(1), 1) / np.maximum((luma**2).sum(1), 1))
     root_P1 = np.sqrt(factor_P.clip(1 / BRIGHTER, BRIGHTER))[:, None]  # half of the change on each side: symmetric
     apart = np.abs(luma_other / root_P1 - luma * root_P1)
-    colour = np.abs((other[:, LUMA:] - 128) / root_P1 - (one[:, LUMA:] - 128) * root_P1)
-    close = (apart.max(1) <= levels) & (apart.mean(1) <= levels * MEAN_SHARE) & (colour.max(1) <= levels)
+    color = np.abs((other[:, LUMA:] - 128) / root_P1 - (one[:, LUMA:] - 128) * root_P1)
+    close = (apart.max(1) <= levels) & (apart.mean(1) <= levels * MEAN_SHARE) & (color.max(1) <= levels)
     return close | (one_PW == other_PW).all(1)
 
 
-def group(signatures_NW: np.ndarray, levels: float, neighbours: Neighbours) -> np.ndarray:
+def group(signatures_NW: np.ndarray, levels: float, neighbors: Neighbors) -> np.ndarray:
     """(N,) int64: of each picture, the first that is one picture with it, directly or through others.
 
-    `neighbours(codes, radius)` yields the pairs (i, j), i < j, of codes that differ in at most `radius` bits.
+    `neighbors(codes, radius)` yields the pairs (i, j), i < j, of codes that differ in at most `radius` bits.
     """
     if not len(signatures_NW):
         return np.zeros(0, np.int64)
@@ -96,7 +96,7 @@ def group(signatures_NW: np.ndarray, levels: float, neighbours: Neighbours) -> n
     busy = np.flatnonzero(~is_plain(code_MB))
     label_M = np.arange(len(different_MW))
     mean_M3 = np.stack([different_MW[:, part].mean(1) for part in _PARTS], axis=1).astype(np.float32)
-    for one, other in _candidates(code_MB[busy], different_MW[busy], neighbours):
+    for one, other in _candidates(code_MB[busy], different_MW[busy], neighbors):
         one, other = busy[one], busy[other]
         apart = label_M[one] != label_M[other]
         one, other = one[apart], other[apart]
@@ -119,14 +119,14 @@ _PARTS = (slice(0, LUMA), slice(LUMA, LUMA + COLOUR_CELLS**2), slice(LUMA + COLO
 
 
 def _may_be_same(one_P3: np.ndarray, other_P3: np.ndarray, levels: float) -> np.ndarray:
-    """(P,) bool: a cheap condition that follows from `same_picture`, on the means of luma and colours."""
+    """(P,) bool: a cheap condition that follows from `same_picture`, on the means of luma and colors."""
     zero = np.array([0, 128, 128], np.float32)
     slack = levels * BRIGHTER + (BRIGHTER - 1) * np.maximum(np.abs(one_P3 - zero), np.abs(other_P3 - zero)) + 1
     return (np.abs(one_P3 - other_P3) <= slack).all(1)
 
 
 def _candidates(
-    code_MB: np.ndarray, look_MW: np.ndarray, neighbours: Neighbours
+    code_MB: np.ndarray, look_MW: np.ndarray, neighbors: Neighbors
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows with near codes, at most about PAIRS at once. Equal codes are searched once.
 
@@ -153,7 +153,7 @@ def _candidates(
         for one, other in _in_parts(later - step, later):
             yield order_M[one], order_M[other]
     left_C = np.full(len(size_C), AT_MOST)
-    for i_K, j_K in neighbours(found_CB, RADIUS):
+    for i_K, j_K in neighbors(found_CB, RADIUS):
         order_K = np.argsort(i_K, kind="stable")
         i_K, j_K = i_K[order_K], j_K[order_K]
         before_K = _before(i_K, size_C[j_K])

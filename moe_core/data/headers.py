@@ -13,7 +13,7 @@ PARTS = 100_000  # chunks, segments or blocks of a file that are walked through;
 TEXT = 1 << 20  # bytes of a chunk that may say which way is up
 PNG, GIF, JPEG = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a"), b"\xff\xd8"
 ORIENTED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-LEAST = {0: 2, 2: 6}  # bytes of tRNS for grey and for colour
+LEAST = {0: 2, 2: 6}  # bytes of tRNS for gray and for color
 NOT_FF = re.compile(rb"[^\xff]")
 GIF_BLOCK = re.compile(rb"[\x21\x2c\x3b]")
 
@@ -45,13 +45,13 @@ def _png(data: bytes) -> Iterator[tuple[int, int]]:
     """Places of chunks to keep, and empty ones for those that are not kept. Those with a capital are critical."""
     yield 0, 8
     at, oriented = 8, False
-    colour = data[25] if len(data) > 25 else 0
+    color = data[25] if len(data) > 25 else 0
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         kind, stop = data[at + 4 : at + 8], at + 12 + length
         if stop > len(data):
             break
-        keep = not data[at + 4] & 0x20 or (kind == b"tRNS" and length >= LEAST.get(colour, 0))
+        keep = not data[at + 4] & 0x20 or (kind == b"tRNS" and length >= LEAST.get(color, 0))
         if not keep and not oriented:
             keep = oriented = length <= TEXT + 1000 and _says_orientation(kind, data[at + 8 : at + 8 + length])
         yield (at, stop) if keep else (at, at)

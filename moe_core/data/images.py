@@ -1,7 +1,7 @@
 """Images: decoded once, at ingest, by an allow-list of formats and under limits. The home of Pillow.
 
 A picture that cannot be used raises `Rejected` with one of `REASONS`; nothing else escapes from here for a bad file.
-What is stored is pixels and nothing but pixels: EXIF (with its places and names), XMP, comments and colour profiles go.
+What is stored is pixels and nothing but pixels: EXIF (with its places and names), XMP, comments and color profiles go.
 """
 
 import io
@@ -24,7 +24,7 @@ REASONS = {
     "too_large": "more pixels, or more work to decode, than any photograph",
     "too_small": "shorter side below data.min_side",
     "too_narrow": "one side more than 20 times the other: the middle square would show nothing of it",
-    "uniform": "one colour all over the square that is kept (data.reject_uniform)",
+    "uniform": "one color all over the square that is kept (data.reject_uniform)",
 }
 # Of the file as it says itself, looked at before anything is decoded. A decoded pixel takes 4 bytes; with its copies
 # and a progressive JPEG's coefficients up to 12, or 20 for WebP: so each file stays below 1 GB.
@@ -111,7 +111,7 @@ quiet = Quiet()
 def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = False) -> Picture:
     """The middle square of an image, `size` pixels a side, the right way up, on white. Raises Rejected for a bad file.
 
-    Of an animation, the first frame. Colours are taken as sRGB, whatever profile the file carries.
+    Of an animation, the first frame. Colors are taken as sRGB, whatever profile the file carries.
     """
     if not data:
         raise Rejected("empty")
@@ -233,7 +233,7 @@ def _open(data: bytes, min_side: int) -> tuple[ImageFile.ImageFile, str]:
 
 
 def _of_eight_bits(image: ImageFile.ImageFile, depth: int) -> None:
-    """Pillow reads pixels of a PNG as 8 bits (but for grey of 16), and its transparent color as it is written."""
+    """Pillow reads pixels of a PNG as 8 bits (but for gray of 16), and its transparent color as it is written."""
     clear = image.info.get("transparency")
     if isinstance(clear, tuple):
         image.info["transparency"] = tuple(value >> 8 if depth == 16 else value & 255 for value in clear)
@@ -246,11 +246,11 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
     try:
         image.load()
         if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # Pillow would clip all above 255 to white
-            grey = np.asarray(image).astype(np.uint16)
-            found = Image.fromarray((grey >> 8).astype(np.uint8))
+            gray = np.asarray(image).astype(np.uint16)
+            found = Image.fromarray((gray >> 8).astype(np.uint8))
             if (clear := image.info.get("transparency")) is None:
                 return found
-            alpha = Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8))
+            alpha = Image.fromarray(np.where(gray == clear, 0, 255).astype(np.uint8))
             return Image.merge("RGBA", (found, found, found, alpha))
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             return image.convert("RGBA")

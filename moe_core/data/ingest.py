@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from moe_core.data import images
 from moe_core.data.duplicates import SIGNATURE_BYTES, signature
-from moe_core.data.forgotten import MAX_ID
 from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_lists
+from moe_core.data.takedowns import MAX_ID
 from moe_core.settings import Data
 from moe_core.tables import copied, count_rows, replace_rows
 

@@ -182,9 +182,9 @@ def _joins(character: str) -> bool:
     return character.isalnum() or character in ("-", "_")
 
 
-def _goes_on(neighbours: str, number: bool) -> bool:
-    """`neighbours` from the nearest on."""
-    nearest, next_one = neighbours[:1], neighbours[1:2]
+def _goes_on(neighbors: str, number: bool) -> bool:
+    """`neighbors` from the nearest on."""
+    nearest, next_one = neighbors[:1], neighbors[1:2]
     if _joins(nearest) and (nearest not in "-_" or _joins(next_one)):
         return True
     return number and nearest in (".", ",") and next_one.isdigit()

@@ -104,7 +104,7 @@ difference on the same posts.</p>
 
 <h2>The mixture against its controls</h2>
 <p>The highlighted row is the published answer, chosen on validation posts. Intervals are 95 % bootstraps over posts;
-a gain is coloured where its interval excludes zero; most_frequent answers every image with the most frequent training
+a gain is colored where its interval excludes zero; most_frequent answers every image with the most frequent training
 hashtags; mAP is over
 {{ "{:,}".format(table.hashtags_in_map) }} hashtags and {{ "{:,}".format(table.map_posts) }} posts.</p>
 <div class="pair"><figure>{{ comparison }}<figcaption>P@1 with its 95 % interval</figcaption></figure>
@@ -186,8 +186,8 @@ centroid; ambiguous ones were nearly given to another expert.</p>
 <td>{{ "{:,}".format(count) }}</td></tr>{% else %}<tr><td>none</td><td>0</td></tr>{% endfor %}</table></div></div>
 
 <h2>How it came to be</h2>
-<details><summary>Versions of the {{ lineage|length }} artefacts that this page is made from</summary>
-<div class="wide"><table id="lineage"><tr><th>artefact</th><th>version</th><th>digest of its content</th></tr>
+<details><summary>Versions of the {{ lineage|length }} artifacts that this page is made from</summary>
+<div class="wide"><table id="lineage"><tr><th>artifact</th><th>version</th><th>digest of its content</th></tr>
 {% for name, version, digest in lineage %}<tr><td>{{ name }}</td><td><code>{{ version }}</code></td>
 <td><code>{{ digest }}</code></td></tr>
 {% endfor %}</table></div></details>
@@ -285,6 +285,6 @@ def duration(seconds: float) -> str:
 
 
 def _curves(points: Mapping[str, Sequence[tuple[float, float]]]) -> list[Line]:
-    """The experts' beneath, all in one colour, the trunk's on top."""
+    """The experts' beneath, all in one color, the trunk's on top."""
     experts = [Line("experts", found, BLUE, 1.2, 0.55) for name, found in points.items() if name != "trunk"]
     return [*experts, Line("trunk", points["trunk"], ORANGE, 2.2)]

@@ -1,6 +1,6 @@
 """Plots as SVG text: the same in the report, where they are part of the page, and in Dagster's UI, as a data URI.
 
-Colours are of middle brightness, so that a plot can be read on a light page and on a dark one.
+Colors are of middle brightness, so that a plot can be read on a light page and on a dark one.
 """
 
 import base64
@@ -22,7 +22,7 @@ class Line:
 
     name: str
     points: Sequence[tuple[float, float]]
-    colour: str = BLUE
+    color: str = BLUE
     width: float = 1.8
     opacity: float = 1.0
 
@@ -32,7 +32,7 @@ def lines(curves: Sequence[Line], x: str, y: str, marks: Sequence[tuple[float, s
 
     `marks` are named places of the x axis, as of a logarithmic one; round numbers where there are none.
     """
-    curves = [Line(c.name, thinned(c.points), c.colour, c.width, c.opacity) for c in curves]
+    curves = [Line(c.name, thinned(c.points), c.color, c.width, c.opacity) for c in curves]
     every = [point for curve in curves for point in curve.points]
     if not every:
         raise ValueError("no curve has a point: nothing to plot")
@@ -54,12 +54,12 @@ def lines(curves: Sequence[Line], x: str, y: str, marks: Sequence[tuple[float, s
     for curve in curves:
         path = " ".join(f"{across:.1f},{down:.1f}" for across, down in map(place, curve.points))
         parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{curve.colour}" stroke-width="{curve.width}" '
+            f'<polyline points="{path}" fill="none" stroke="{curve.color}" stroke-width="{curve.width}" '
             f'stroke-opacity="{curve.opacity}" stroke-linejoin="round"/>'
         )
     at = right
-    for name, colour in reversed({c.name: c.colour for c in curves if c.name}.items()):
-        parts.append(_text(at, TOP + 4, name, "end", colour))
+    for name, color in reversed({c.name: c.color for c in curves if c.name}.items()):
+        parts.append(_text(at, TOP + 4, name, "end", color))
         at -= 7 * len(name) + 14
     return _svg(WIDTH, HEIGHT, f"{y} over {x}", [_text(2, TOP - 3, y, "start"), *parts])
 
@@ -79,12 +79,12 @@ def intervals(rows: Sequence[tuple[str, float, float, float, bool]], about: str)
 
     parts = []
     for number, (name, least, value, most, marked) in enumerate(rows):
-        at, colour = 14 + number * ROW, GREEN if marked else BLUE
+        at, color = 14 + number * ROW, GREEN if marked else BLUE
         weight = "bold" if marked else "normal"
         parts.append(_text(left - 10, at + 4, name, "end", size=10.5, weight=weight))
         parts.append(f'<path d="M{left:.1f} {at}H{right}" stroke="{GREY}" stroke-opacity=".18"/>')
-        parts.append(f'<path d="M{across(least):.1f} {at}H{across(most):.1f}" stroke="{colour}" stroke-width="2.5"/>')
-        parts.append(f'<circle cx="{across(value):.1f}" cy="{at}" r="4" fill="{colour}"/>')
+        parts.append(f'<path d="M{across(least):.1f} {at}H{across(most):.1f}" stroke="{color}" stroke-width="2.5"/>')
+        parts.append(f'<circle cx="{across(value):.1f}" cy="{at}" r="4" fill="{color}"/>')
         parts.append(_text(WIDTH - 2, at + 4, f"{value:.3f}", "end", weight=weight))
     return _svg(WIDTH, len(rows) * ROW + 8, about, parts)
 
@@ -103,8 +103,8 @@ def bars(rows: Sequence[tuple[str, float]], about: str, form: str = "{:,.0f}") -
         at = 4 + number * ROW
         begin, end = sorted((across(0), across(value)))
         parts.append(_text(left - 8, at + 12, name, "end"))
-        colour = RED if value < 0 else BLUE
-        parts.append(f'<rect x="{begin:.1f}" y="{at}" width="{end - begin:.1f}" height="14" rx="2" fill="{colour}"/>')
+        color = RED if value < 0 else BLUE
+        parts.append(f'<rect x="{begin:.1f}" y="{at}" width="{end - begin:.1f}" height="14" rx="2" fill="{color}"/>')
         parts.append(_text(WIDTH - 2, at + 12, form.format(value), "end"))
     return _svg(WIDTH, len(rows) * ROW + 6, about, parts)
 
@@ -164,7 +164,7 @@ def data_uri(svg: str) -> str:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: neighbours become their mean. A short curve stays as it is."""
+    """At most `most` points: neighbors become their mean. A short curve stays as it is."""
     if len(points) <= most:
         return list(points)
     found = []
@@ -199,10 +199,10 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _text(
-    x: float, y: float, text: str, anchor: str, colour: str = GREY, size: float = 11.5, weight: str = "normal"
+    x: float, y: float, text: str, anchor: str, color: str = GREY, size: float = 11.5, weight: str = "normal"
 ) -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}" '
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}" font-size="{size}" '
         f'font-weight="{weight}">{escape(text)}</text>'
     )
 

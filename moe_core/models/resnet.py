@@ -115,11 +115,11 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """The embedding of normalised images: (B, D) float."""
+        """The embedding of normalized images: (B, D) float."""
         return self.finish(self.begin(x_BCHW, 0), 0)
 
     def begin(self, x_BCHW: Tensor, stages: int) -> Tensor:
-        """What normalised images are after the stem and the first `stages` stages: (B, C, H, W)."""
+        """What normalized images are after the stem and the first `stages` stages: (B, C, H, W)."""
         y_BCHW = self.maxpool(F.relu(self.bn1(self.conv1(x_BCHW))))
         for stage in self.stages[:stages]:
             y_BCHW = self.get_submodule(stage)(y_BCHW)

@@ -39,7 +39,7 @@ def write_branch(expert: Path, to: Path, early: Mapping[str, Tensor]) -> None:
     for name, tensor in early.items():
         if name not in state or not torch.equal(state[name], tensor):
             raise ValueError(
-                f"{expert}: {name} is not the router's, although expert.branch_at says they share it: materialise the "
+                f"{expert}: {name} is not the router's, although expert.branch_at says they share it: materialize the "
                 "expert again"
             )
     save_weights(to, {name: t for name, t in state.items() if name not in early and not name.startswith("fc.")}, about)

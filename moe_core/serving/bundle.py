@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.publication import MANIFEST
 from moe_core.serving.manifest import (
     FORMAT,
     OF_PROBABILITIES,
@@ -29,8 +28,11 @@ from moe_core.serving.manifest import (
     read_manifest,
     shapes_of,
 )
+from moe_core.serving.publication import MANIFEST
 from moe_core.settings import Study
-from moe_core.store import digest, file_digest, hold_open, write_text
+from moe_core.store.files import write_text
+from moe_core.store.hashing import content_hash, file_hash
+from moe_core.store.locks import hold_open
 from moe_core.text import shown
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ ANSWERS = ("mixture_top1", "mixture_top1_router")
 
 @dataclass(frozen=True)
 class Part:
-    """A file that goes into a bundle, the version of the artefact it comes from, and what that was made from.
+    """A file that goes into a bundle, the version of the artifact it comes from, and what that was made from.
 
     Of the gate, `made_from` is the digest of each expert's members.
     """
@@ -94,16 +96,16 @@ def write_bundle(
         "image_size": study.data.image_size,
         "loss": study.expert_training.loss,
         "precision": study.expert_training.precision,
-        "vocabulary": {"file": "hashtags.json", "sha256": file_digest(folder / "hashtags.json")},
+        "vocabulary": {"file": "hashtags.json", "sha256": file_hash(folder / "hashtags.json")},
     }
-    write_text(folder / "manifest.json", json.dumps(said | {"seal": digest(said)}, indent=1))
+    write_text(folder / "manifest.json", json.dumps(said | {"checksum": content_hash(said)}, indent=1))
 
 
 def _take(
     part: Part, folder: Path, name: str, copy: Callable[[Path, Path], object] = shutil.copyfile
 ) -> dict[str, Any]:
     copy(part.path, folder / name)
-    said = {"file": name, "sha256": file_digest(folder / name), "version": part.version}
+    said = {"file": name, "sha256": file_hash(folder / name), "version": part.version}
     return said | {"made_from": dict(part.made_from)}
 
 
@@ -120,7 +122,7 @@ class Bundle:
         from moe_core.clustering.gate import gate_of
         from moe_core.models.resnet import channels_last, hollow
         from moe_core.serving.branches import Body, own_shapes
-        from moe_core.serving.held import Held
+        from moe_core.serving.cache import Held
         from moe_core.weights import read_weights
 
         self.folder = folder
@@ -146,7 +148,7 @@ class Bundle:
             if head.about.get("trunk") != said.router.version:
                 raise ValueError(
                     f"{folder}: the {name} was made with trunk {head.about.get('trunk')}, the router is trunk "
-                    f"{said.router.version}: materialise mixture again"
+                    f"{said.router.version}: materialize mixture again"
                 )
         known = [*decoder.shapes.get("weight", ("", ()))[1], 0][0]
         if known != len(self.hashtags):
@@ -174,7 +176,7 @@ class Bundle:
             if head.about.get("generation") != decoder.about.get("generation"):
                 raise ValueError(
                     f"{folder}: expert {key} is of generation {head.about.get('generation')}, the decoder of "
-                    f"{decoder.about.get('generation')}: they were not trained together; materialise mixture again"
+                    f"{decoder.about.get('generation')}: they were not trained together; materialize mixture again"
                 )
         check_versions(folder, said)
         sizes = {key: path.stat().st_size for key, (path, _) in experts.items()}
@@ -195,7 +197,7 @@ class Bundle:
 
     @property
     def parts(self) -> dict[str, str]:
-        """Version of the artefact that each part comes from, by the names of a mixture's inputs."""
+        """Version of the artifact that each part comes from, by the names of a mixture's inputs."""
         said = self._said
         versions = {"trunk": said.router, "partition": said.gate, "shared_decoder": said.decoder} | said.experts
         return {name: part.version for name, part in versions.items()}

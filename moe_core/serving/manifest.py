@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from moe_core.publication import MANIFEST
+from moe_core.serving.publication import MANIFEST
 from moe_core.settings import MOST_EXPERTS, Fraction, Network
-from moe_core.store import digest
+from moe_core.store.hashing import content_hash
 from moe_core.text import shown
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def read_manifest(folder: Path) -> Manifest:
         text = _bounded(path, MANIFEST_BYTES).decode()
         said = json.loads(text)
         written = json.dumps(said, indent=1)
-        seal = said.pop("seal")
-        sealed = seal == digest(said) and text == written
+        seal = said.pop("checksum")
+        sealed = seal == content_hash(said) and text == written
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a bundle's manifest: {shown(repr(error), 300)}") from None
     except RecursionError:
@@ -221,5 +221,5 @@ def check_versions(folder: Path, said: Manifest) -> None:
             if came != version:
                 raise ValueError(
                     f"{folder}: {name} was made from {what} {came}, here is {what} {version}: they are not of one "
-                    "generation; materialise mixture again"
+                    "generation; materialize mixture again"
                 )

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_core.training.batches import as_tensor, normalise
+from moe_core.training.batches import as_tensor, normalize
 from moe_core.training.infer import BATCH, check_finite, computing
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.serving.bundle import Bundle
-    from moe_core.serving.held import State
+    from moe_core.serving.cache import State
 
 WINDOW = 32  # batches
 WINDOW_BYTES = 256 << 20  # of what is kept of their images
@@ -102,7 +102,7 @@ def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float
     for first in range(0, max(1, len(images_BHWC)), at_once):
         pixels_BCHW = as_tensor(images_BHWC[first : first + at_once]).to(device)
         with computing(bundle.precision, device):
-            early_BCHW = router.begin(normalise(pixels_BCHW), bundle.branch_at)
+            early_BCHW = router.begin(normalize(pixels_BCHW), bundle.branch_at)
             trunk.append(router.finish(early_BCHW, bundle.branch_at).float().cpu())
         start.append((early_BCHW if bundle.branch_at else pixels_BCHW).permute(0, 2, 3, 1).contiguous())
     trunk_BD = torch.cat(trunk)
@@ -164,7 +164,7 @@ def _features(bundle: Bundle, network: ResNet, start_MCHW: Tensor, device: str) 
         if bundle.branch_at:
             features_MD = network.finish(start_MCHW, bundle.branch_at)
         else:
-            features_MD = network.features(normalise(start_MCHW))
+            features_MD = network.features(normalize(start_MCHW))
         features_MD = features_MD.float().cpu()
     check_finite(features_MD)
     return features_MD

@@ -1,4 +1,4 @@
-"""What several stages read: posts, the vocabulary, networks, features and the partition, each from its artefact."""
+"""What several stages read: posts, the vocabulary, networks, features and the partition, each from its artifact."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_core.engine.context import Context
 from moe_core.settings import Network
-from moe_core.stages.context import Context
-from moe_core.store import Artefact
+from moe_core.store.artifact import Artifact
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,8 +67,8 @@ def splits(context: Context) -> pl.DataFrame:
 def vocabulary(context: Context) -> Vocabulary:
     from moe_core.data.vocabulary import load
 
-    artefact = context.need("vocabulary")
-    return load(artefact.file("hashtags.parquet"), artefact.file("synonyms.parquet"))
+    artifact = context.need("vocabulary")
+    return load(artifact.file("hashtags.parquet"), artifact.file("synonyms.parquet"))
 
 
 def ids_of(context: Context, shard: str) -> pa.Array:
@@ -112,12 +112,12 @@ def images_of(context: Context, shard: str, size: int) -> Images:
     return open_images(context.root, [place(context, shard)], size)
 
 
-def network(context: Context, artefact: Artefact, shape: Network | None = None) -> ResNet:
-    """The network of an artefact with `weights.safetensors`, of the study's shape where no other is given."""
+def network(context: Context, artifact: Artifact, shape: Network | None = None) -> ResNet:
+    """The network of an artifact with `weights.safetensors`, of the study's shape where no other is given."""
     from moe_core.models.resnet import build
     from moe_core.weights import load_weights
 
-    state, _ = load_weights(artefact.file("weights.safetensors"))
+    state, _ = load_weights(artifact.file("weights.safetensors"))
     model = build(shape or context.study.network, len(state["fc.bias"]), seed=0)
     model.load_state_dict(state)
     return model
@@ -128,8 +128,8 @@ def trunk_features(context: Context) -> Iterator[np.ndarray]:
     from moe_core.tables import vectors_in
 
     for shard in context.shards:
-        artefact = context.need("trunk_features", shard.key)
-        yield from vectors_in(artefact.folder("features.lance"), "feature")
+        artifact = context.need("trunk_features", shard.key)
+        yield from vectors_in(artifact.folder("features.lance"), "feature")
 
 
 def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
         found.append(part_BD[wanted_N[first : first + len(part_BD)]])
         first += len(part_BD)
     if first != len(wanted_N):
-        raise ValueError(f"features of {first} posts, wanted {len(wanted_N)}: materialise trunk_features again")
+        raise ValueError(f"features of {first} posts, wanted {len(wanted_N)}: materialize trunk_features again")
     return np.concatenate(found)
 
 
@@ -147,9 +147,9 @@ def trained(context: Context) -> pl.DataFrame | None:
     """Columns of, key, id, mark of the posts that each expert is trained on, where the assignment does not say it."""
     import polars as pl
 
-    artefact = context.need("partition")
-    there = "trained.parquet" in artefact.files
-    return pl.read_parquet(artefact.file("trained.parquet"), glob=False) if there else None
+    artifact = context.need("partition")
+    there = "trained.parquet" in artifact.files
+    return pl.read_parquet(artifact.file("trained.parquet"), glob=False) if there else None
 
 
 def held_out(context: Context, index: Index, split: str) -> np.ndarray:

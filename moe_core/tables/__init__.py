@@ -2,7 +2,7 @@
 
 A fragment holds rows of one shard only and never has a row deleted: a shard is written anew and its fragments are
 swapped in one commit, so a killed writer leaves nothing visible. A pin is a Lance tag: it names the version that holds
-the rows of one artefact, and nothing that a pin needs is ever cleaned up.
+the rows of one artifact, and nothing that a pin needs is ever cleaned up.
 
 Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and at scanning JPEGs, and at taking random
 rows of raw pixels (docs/data.md has the figures, benchmarks/fragment_size.py makes them).

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_core.store import exclusive
+from moe_core.store.locks import exclusive
 from moe_core.tables.paths import lance_path
 from moe_core.tables.pins import parse_pin, pins, raise_pins, unpin
 from moe_core.tables.shards import absent, gather
@@ -70,7 +70,7 @@ def clean(
     places: Sequence[tuple[str, int | str | None]] = (),
     without: Sequence[str] = (),
 ) -> Freed:
-    """Removes the versions that no pin names and the files that no version names. Raises Busy while rows are written.
+    """Removes versions that no pin names and files that no version names. Raises LockHeld while rows are written.
 
     First the rows of `places` are gathered and the pins `without` are dropped; a dry run only takes them into account.
     """

@@ -1,17 +1,17 @@
-"""Pins: Lance tags that name the version which holds the rows of one artefact."""
+"""Pins: Lance tags that name the version which holds the rows of one artifact."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from moe_core.store import exclusive
+from moe_core.store.locks import exclusive
 from moe_core.tables.paths import lance_path
 from moe_core.tables.versions import committing, content_of, contents, is_there, pieces_of
 
 
 def pin_of(shard: str, version: str) -> str:
-    """Name of the pin of a posts artefact. Lance allows letters, digits, '.', '-' and '_' in it."""
+    """Name of the pin of a posts artifact. Lance allows letters, digits, '.', '-' and '_' in it."""
     name = f"posts.{shard}.{version}"
     assert all(c.isalnum() or c in ".-_" for c in name), name
     return name

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from moe_core.faults import point
-from moe_core.store import exclusive, shared, to_disk
+from moe_core.failpoints import failpoint
+from moe_core.store.files import fsync
+from moe_core.store.locks import exclusive, shared
 from moe_core.tables.copying import copied
 from moe_core.tables.memory import passed_on
 from moe_core.tables.paths import lance_path
@@ -76,12 +77,12 @@ def _write(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.Recor
         said: dict[str, Any] = fragment.to_json()
         (file,) = said["files"]
         written = path / "data" / file["path"]
-        to_disk(written)
+        fsync(written)
         file["path"] = name_of(shard, written)
         written.rename(path / "data" / file["path"])
         named.append(FragmentMetadata.from_json(json.dumps(said)))
     if named:
-        to_disk(path / "data")
+        fsync(path / "data")
     return named
 
 
@@ -101,7 +102,7 @@ def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> 
     import lance
     from lance.commit import CommitConflictError
 
-    point("rows.written", path)
+    failpoint("rows.written", path)
     with exclusive(committing(path)):
         for attempt in range(RETRIES):
             table = lance.dataset(lance_path(path))
@@ -118,10 +119,10 @@ def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> 
             except CommitConflictError:
                 if attempt == RETRIES - 1:
                     raise
-        point("rows.committed", path)
+        failpoint("rows.committed", path)
         for pin, shard in pins.items():
             put_pin(table, pin, [fragment.files[0].path for fragment in new[shard]])
-        point("rows.pinned", path)
+        failpoint("rows.pinned", path)
         return int(table.version)
 
 

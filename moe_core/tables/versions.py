@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from moe_core.store import file_digest
+from moe_core.store.hashing import file_hash
 from moe_core.tables.paths import lance_path
 
 NAME_CHARACTERS = 40  # of a data file's digest; before there were digests, a name had 32 others
@@ -37,7 +37,7 @@ def is_there(path: Path) -> bool:
 
 def name_of(shard: str, file: Path) -> str:
     """The name of a data file of a shard, by the SHA-256 of its bytes: lance has no checksum of its own."""
-    return f"{shard}.{file_digest(file)[:NAME_CHARACTERS]}.lance"
+    return f"{shard}.{file_hash(file)[:NAME_CHARACTERS]}.lance"
 
 
 def is_what_it_says(file: Path) -> bool:

@@ -324,7 +324,7 @@ def as_tensor(images_BHWC: np.ndarray) -> Tensor:
     return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2)
 
 
-def normalise(images_BCHW: Tensor) -> Tensor:
+def normalize(images_BCHW: Tensor) -> Tensor:
     """uint8 pixels to float32 of about zero mean and unit variance, channels-last."""
     mean_C = torch.tensor(MEAN, device=images_BCHW.device)[:, None, None]
     std_C = torch.tensor(STD, device=images_BCHW.device)[:, None, None]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_core.training.batches import Images, ahead, as_tensor, normalise
+from moe_core.training.batches import Images, ahead, as_tensor, normalize
 from moe_core.training.loop import uses_bfloat16
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def features_in_parts(
     starts = range(0, len(images), BATCH)
     for first, images_BHWC in zip(starts, ahead(read, starts, 1), strict=True):
         with computing(precision, device):
-            x_BCHW = normalise(as_tensor(images_BHWC).to(device, non_blocking=True))
+            x_BCHW = normalize(as_tensor(images_BHWC).to(device, non_blocking=True))
             some_BD = model.features(x_BCHW).float().cpu()
         check_finite(some_BD, first, len(images))
         yield first, some_BD

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from moe_core.store import Busy, exclusive, to_disk
+from moe_core.store.files import fsync
+from moe_core.store.locks import LockHeld, exclusive
 from moe_core.training.batches import Posts
 from moe_core.training.loop import Measurement, steps_of, train
 from moe_core.weights import load_weights, save_weights
@@ -100,7 +101,7 @@ def take_part(joint: Joint, device: str = "cpu") -> Iterator[Trained | None]:
                         for measurement in _train_round(joint, number, key, device):
                             yield Trained(key, number, measurement)
                 break
-            except Busy:
+            except LockHeld:
                 continue
         else:
             yield None
@@ -160,7 +161,7 @@ def _train_round(joint: Joint, number: int, key: str, device: str) -> Iterator[M
         device=device,
     )
     begun.replace(whole)
-    to_disk(joint.folder)
+    fsync(joint.folder)
 
 
 def _close(joint: Joint, number: int) -> bool:
@@ -168,7 +169,7 @@ def _close(joint: Joint, number: int) -> bool:
     with ExitStack() as held:
         try:
             held.enter_context(exclusive(joint.folder / ".lock-decoder", wait=False))
-        except Busy:
+        except LockHeld:
             return False
         if joint.rounds_done() > number:
             return True
@@ -182,7 +183,7 @@ def _close(joint: Joint, number: int) -> bool:
             outer = joint.decoder
             decoder, velocity = outer_step(decoder, velocity, trained, sizes, outer.outer_lr, outer.outer_momentum)
         _save_decoder(joint.decoder_file(number + 1), decoder, velocity)
-        to_disk(joint.folder)
+        fsync(joint.folder)
         for key in joint.posts:
             joint.expert_file(number - 1, key).unlink(missing_ok=True)
         joint.decoder_file(number - 1).unlink(missing_ok=True)

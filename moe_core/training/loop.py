@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_core.training.batches import Posts, batches, normalise
+from moe_core.training.batches import Posts, batches, normalize
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
 from moe_core.training.schedule import learning_rate
 
@@ -86,7 +86,7 @@ def train(
     parts = (start * accumulate, stop * accumulate)
     for batch in batches(posts, training, model.fc.out_features, *parts, rank=rank, ranks=ranks):
         step, part = divmod(batch.step, accumulate)
-        x_BCHW = normalise(batch.images_BCHW.to(device, non_blocking=True))
+        x_BCHW = normalize(batch.images_BCHW.to(device, non_blocking=True))
         targets_BV = batch.targets_BV.to(device, non_blocking=True)
         if part == 0:
             lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)

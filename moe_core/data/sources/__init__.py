@@ -18,7 +18,7 @@ from moe_core.data.sources.files import WILDCARD, Digests, Shard, Unready, is_re
 from moe_core.data.sources.path_splits import split_of_path
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, RAW
 from moe_core.settings import Source
-from moe_core.store import digest
+from moe_core.store.hashing import content_hash
 
 __all__ = ["RAW", "Shard", "Unready", "absolute", "describe", "find_shards", "guess_format", "read_shard"]
 
@@ -47,10 +47,10 @@ def find_shards(source: Source, cache: Path | None = None, unready: list[Unready
     could be read before, as `cache` remembers, is an error all the same.
     """
     if source.format == "drawn":
-        from moe_core.data import drawn
+        from moe_core.data import synthetic
 
-        about = {"posts": source.posts, "shards": source.shards, "seed": source.seed, "code": drawn.VERSION}
-        return [Shard(f"s{n:04d}", "", digest(about | {"shard": n})) for n in range(source.shards)]
+        about = {"posts": source.posts, "shards": source.shards, "seed": source.seed, "code": synthetic.VERSION}
+        return [Shard(f"s{n:04d}", "", content_hash(about | {"shard": n})) for n in range(source.shards)]
     remembered = Digests(cache, unready)
     shards: dict[str, Shard] = {}
     try:
@@ -60,7 +60,7 @@ def find_shards(source: Source, cache: Path | None = None, unready: list[Unready
     for key, path, content in found:
         if key in shards:
             raise ValueError(f"{shards[key].path} and {path} would both be shard {key}: rename one of them")
-        shards[key] = Shard(key, path, digest(_reading(source, path) | {"content": content}))
+        shards[key] = Shard(key, path, content_hash(_reading(source, path) | {"content": content}))
     remembered.save()
     return [shards[key] for key in sorted(shards)]
 
@@ -74,7 +74,7 @@ def read_shard(
     behind the last batch where the source is no longer what the shard's digest names.
     """
     if source.format == "drawn":
-        from moe_core.data.drawn import draw_shard
+        from moe_core.data.synthetic import draw_shard
 
         yield from draw_shard(int(shard.key[1:]), source.shards, source.posts, source.seed)
         return
@@ -110,7 +110,7 @@ def _digest(source: Source, shard: Shard, remembered: Path | None) -> str:
     except OSError as error:
         raise unreachable(source.uri, error) from None
     content = next((content for _, path, content in found if path == shard.path), None)
-    return "" if content is None else digest(_reading(source, shard.path) | {"content": content})
+    return "" if content is None else content_hash(_reading(source, shard.path) | {"content": content})
 
 
 def _reading(source: Source, path: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from moe_core.data.sources.files import WILDCARD, Digests, File, Shard, _file, f
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, Unusable, in_batches, text_of, time_of
 from moe_core.settings import Source
-from moe_core.store import digest
+from moe_core.store.hashing import content_hash
 
 WHAT = "a COCO JSON file (with images and annotations), a folder of them or a glob"
 KINDS = ("instances", "labels", "captions")  # which are read together where they are of one split
@@ -49,7 +49,7 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     out = []
     for file in digests.readable([files[path] for path in first], lambda file: _look(file, files)):
         contents = [digests.of(files[path]) for path in _together(file.path, files)]
-        out.append((key_of(file.name, (".json",)), file.path, digest([*contents, images])))
+        out.append((key_of(file.name, (".json",)), file.path, content_hash([*contents, images])))
     return out
 
 

@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from moe_core.store import digest, exclusive, file_digest, write_text
+from moe_core.store.files import write_text
+from moe_core.store.hashing import content_hash, file_hash
+from moe_core.store.locks import exclusive
 
 LARGE = 256 << 20  # bytes: such a file is not read by two processes at once, and after so many digests are saved
 WILDCARD = re.compile(r"[*?\[]")
@@ -269,7 +271,7 @@ def key_of(name: str, suffixes: Sequence[str]) -> str:
 
 @lru_cache(maxsize=100_000)
 def _content(path: str, size: int, changed: int, touched: int) -> str:
-    return file_digest(Path(path))
+    return file_hash(Path(path))
 
 
 class Digests:
@@ -338,7 +340,7 @@ class Digests:
     def _take(self, file: File) -> None:
         if self.knows(file):
             return
-        about = digest([file.name, file.size, file.changed]) if is_remote(file.path) else None
+        about = content_hash([file.name, file.size, file.changed]) if is_remote(file.path) else None
         content = about or _content(file.path, file.size, file.changed, file.touched)
         self.known[file.path] = [file.size, file.changed, file.touched, content]
         self.changed = True

@@ -29,7 +29,7 @@ from moe_core.data.sources.raw import (
     too_long,
 )
 from moe_core.settings import Source
-from moe_core.store import digest
+from moe_core.store.hashing import content_hash
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 WHAT = "a CSV, TSV or JSON-lines file of image names and tags (source.table)"
@@ -43,7 +43,7 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     images = listing(folder, IMAGE_SUFFIXES, hidden=True)
     # a changed picture makes every table of its folder new: which one names it is not known without reading them
     return [
-        (key_of(table.name, (Path(table.name).suffix,)), table.path, digest([digests.of(table), images]))
+        (key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([digests.of(table), images]))
         for table in digests.readable(tables, lambda table: _look(Path(table.path), source))
     ]
 

@@ -11,7 +11,7 @@ from moe_core.data.sources.files import Digests, File, Shard, is_remote, key_of,
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
-from moe_core.store import digest
+from moe_core.store.hashing import content_hash
 from moe_core.tables import scan_table, table_info
 
 WHAT = "a Lance table, a folder of them (*.lance) or the URI of one"
@@ -23,7 +23,9 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     if is_remote(source.uri):
         info = table_info(source.uri)
         columns_of(info.schema, source, source.uri)
-        return [(key_of(source.uri.rstrip("/").rsplit("/", 1)[-1], (".lance",)), source.uri, digest(info.version))]
+        return [
+            (key_of(source.uri.rstrip("/").rsplit("/", 1)[-1], (".lance",)), source.uri, content_hash(info.version))
+        ]
     root = local(source.uri)
     tables = [root] if is_table(root) else sorted(p for p in root.rglob("*.lance") if is_table(p))
     if not tables:
@@ -37,7 +39,7 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
         said: list[object] = [info.version, listing(table, ("",))]
         if names_images(info.schema, source, str(table)):
             said.append(listing(table.parent, IMAGE_SUFFIXES, hidden=True))
-        out.append((key_of(file.name, (".lance",)), file.path, digest(said)))
+        out.append((key_of(file.name, (".lance",)), file.path, content_hash(said)))
     return out
 
 

@@ -30,7 +30,7 @@ from moe_core.data.sources.files import (
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
-from moe_core.store import digest
+from moe_core.store.hashing import content_hash
 from moe_core.text import utf8
 
 SUFFIXES = {"parquet": (".parquet", ".pq", ".parq"), "arrow": (".arrow", ".feather", ".ipc")}
@@ -62,9 +62,9 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
             folder = local(file.path).parent
             if folder not in images:
                 images[folder] = listing(folder, IMAGE_SUFFIXES, hidden=True)
-            content = digest([content, images[folder]])
+            content = content_hash([content, images[folder]])
         if by_folder := hive_of(file.path, source):
-            content = digest([content, by_folder])
+            content = content_hash([content, by_folder])
         out.append((key_of(file.name, suffixes), file.path, content))
     return out
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from moe_core.data.sources.declared import Absurd
 from moe_core.data.sources.files import LOST, File, opened, unreachable
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, MAX_LINE, Unusable
-from moe_core.store import exclusive
+from moe_core.store.locks import exclusive
 
 INDEX_VERSION = 1  # raised when other members are pictures
 BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, RecursionError, OverflowError, ValueError)

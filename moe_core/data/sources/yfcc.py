@@ -23,7 +23,7 @@ from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
 from moe_core.data.sources.tars import RATIO, UNFOLDED, TarImages
 from moe_core.settings import Source
-from moe_core.store import digest
+from moe_core.store.hashing import content_hash
 
 SUFFIXES = (".bz2", ".gz", ".tsv", ".txt", "")
 WHAT = "a YFCC100M metadata file, a folder of them (yfcc100m_dataset*), or a glob"
@@ -52,7 +52,7 @@ LAYOUTS = {23: Layout(23, 0, -1, 1, 3, 8, 9, 22), 25: Layout(25, 1, 2, 3, 5, 10,
 def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     images = _images(source)
     if isinstance(images, TarImages):
-        said = digest([[tar.name, tar.size, tar.changed] for tar in images.tars])
+        said = content_hash([[tar.name, tar.size, tar.changed] for tar in images.tars])
     else:
         said = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
     files = files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT)
@@ -63,7 +63,7 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     if not files:
         raise ValueError(f"no YFCC100M metadata file at {source.uri}: wanted {WHAT}")
     files = digests.readable(files, lambda file: _look(Path(file.path)))
-    return [(key_of(file.name, SUFFIXES), file.path, digest([digests.of(file), said])) for file in files]
+    return [(key_of(file.name, SUFFIXES), file.path, content_hash([digests.of(file), said])) for file in files]
 
 
 def _look(path: Path) -> None:

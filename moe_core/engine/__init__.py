@@ -1,0 +1,1 @@
+"""Runs any graph of stages; knows no expert and no trunk."""

@@ -1,0 +1,1 @@
+"""After the fact, over a whole store: gc, takedown, verify, lineage."""

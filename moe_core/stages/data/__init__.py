@@ -1,0 +1,1 @@
+"""Stages that read the source: posts, splits, vocabulary."""

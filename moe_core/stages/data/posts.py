@@ -1,0 +1,104 @@
+"""posts: one shard of the source, decoded and canonicalized, in posts.lance; the rest in rejects.lance."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_core.engine.context import Context, threads_for
+from moe_core.engine.stage import Stage
+from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.text import utf8
+
+
+def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    from moe_core.data.ingest import ingest, stored_counts
+    from moe_core.data.sources import read_shard
+    from moe_core.tables import pin_of
+
+    assert key is not None
+    shard = next(s for s in context.shards if s.key == key)
+    beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
+    try:
+        done = ingest(
+            context.root,
+            key,
+            read_shard(context.study.source, shard, context.root / ".sources", context.root / ".digests.json"),
+            context.study.data,
+            lambda read: context.report({"posts": read}),
+            source=utf8(shard.path) or "drawn",
+            threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
+            pins=[pin_of(key, context.version("posts", key))],
+            forgotten=context.forgotten.holds if context.forgotten.entries else None,
+        )
+    except MemoryError:
+        raise ValueError(
+            f"shard {key} ({shard.path or 'drawn'}) needs more memory than this process may use: ingest fewer shards "
+            "at once (--workers), or raise the limit (ulimit -v, the container's)"
+        ) from None
+    count = done.count
+    if not count.read:
+        raise ValueError(f"shard {key} ({shard.path or 'drawn'}) holds no post: remove the file, or fill it")
+    stored = stored_counts(context.root, shard.key, done.posts_version, done.rejects_version)
+    if stored != (count.accepted, count.rejected):
+        raise RuntimeError(
+            f"shard {key}: {count.accepted} accepted and {count.rejected} rejected, but posts.lance and rejects.lance "
+            f"hold {stored[0]} and {stored[1]}: a row was lost"
+        )
+    said = {
+        "read": count.read,
+        "accepted": count.accepted,
+        "rejected": count.rejected,
+        "reasons": dict(sorted(count.reasons.items())),
+        "given_splits": dict(sorted(count.splits.items())),
+        # rows alone: ids and details, which may quote them, are in rejects.lance, where a takedown finds them
+        "examples": {reason: [one.position for one in named] for reason, named in sorted(count.examples.items())},
+    }
+    (folder / "counts.json").write_text(json.dumps(said, indent=1))
+    return StageOutput(said)
+
+
+def _inputs(context: Context, key: str | None) -> dict[str, str]:
+    assert key is not None
+    said = {"shard": next(s.digest for s in context.shards if s.key == key)}
+    forgotten = context.forgotten.digest_of(key)
+    return said | ({"forgotten": forgotten} if forgotten else {})
+
+
+def example_rows(metadata: Mapping[str, Any], reason: str) -> list[int]:
+    """Rows of a shard that were rejected for a reason, a few of them."""
+    named = metadata["examples"].get(reason, [])
+    return [one if isinstance(one, int) else one[0] for one in named]  # [row, id, detail] in older ones
+
+
+def quotes_rejects(artifact: Artifact) -> bool:
+    """Whether a manifest has ids and details of rejected posts, cut and with characters replaced, as older ones do."""
+    examples = artifact.metadata.get("examples", {})
+    return any(not isinstance(one, int) for named in examples.values() for one in named)
+
+
+def _ids(artifact: Artifact) -> list[str]:
+    """Ids of rejected posts that an older manifest gives as examples."""
+    examples = artifact.metadata.get("examples", {})
+    return [one[1] for named in examples.values() for one in named if not isinstance(one, int) and one[1]]
+
+
+POSTS = Stage(
+    name="posts",
+    keys="shards",
+    code="2",
+    reads=(),
+    settings=lambda study: study.data.model_dump(
+        include={
+            "image_size",
+            "accents",
+            "store",
+            "min_side",
+            "reject_uniform",
+            "max_reject_rate",
+        }
+    ),
+    inputs=_inputs,
+    make=_make,
+    holds=_ids,
+)

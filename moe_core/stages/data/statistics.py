@@ -1,0 +1,35 @@
+"""What is known of the study's posts once splits and vocabulary are there, for advice before anything is trained."""
+
+from __future__ import annotations
+
+from moe_core.advice import Seen, warnings
+from moe_core.engine.context import Context
+
+
+def seen(context: Context) -> Seen:
+    """Counts of posts with a hashtag of the vocabulary, by its share of the training posts. Raises ValueError where
+    splits or vocabulary are missing."""
+    import polars as pl
+
+    splits, vocabulary = context.need("splits").metadata["splits"], context.need("vocabulary")
+    said = vocabulary.metadata
+    posts_V = pl.read_parquet(vocabulary.file("hashtags.parquet"), glob=False)["posts"]
+    read = max(said["training_posts"], 1)
+    tagged = max(said.get("tagged_training_posts", read), 1)  # one made before this was counted: all of them
+    share = tagged / read
+    return Seen(
+        posts=round(share * sum(splits[name] for name in ("train", "validation", "test", "router"))),
+        tags_a_post=posts_V.sum() / tagged,
+        distinct_tags=said["hashtags"],
+        train=round(share * splits["train"]),
+        validation=round(share * splits["validation"]),
+        top_share=min(1.0, float(str(posts_V.max())) / tagged),
+    )
+
+
+def warnings_of(context: Context) -> list[str]:
+    """What is likely to disappoint, a line each; none as long as splits or vocabulary are missing."""
+    try:
+        return warnings(seen(context), context.study)
+    except (ValueError, OSError):
+        return []

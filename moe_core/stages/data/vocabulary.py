@@ -1,0 +1,110 @@
+"""vocabulary: which hashtags are predicted, from the training posts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moe_core.engine.context import Context
+from moe_core.engine.stage import Stage
+from moe_core.settings import Study
+from moe_core.stages import reading
+from moe_core.store.artifact import StageOutput
+from moe_core.store.hashing import file_hash
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from moe_core.data.vocabulary import Vocabulary
+
+KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for each reason
+
+
+def _settings(study: Study) -> Any:
+    """The files of stop tags and synonyms count by their content."""
+    said = study.data.model_dump(
+        include={"accents", "plurals", "min_posts_per_tag", "min_users_per_tag", "max_user_share", "max_tags"}
+    )
+    for name in ("stop_tags", "synonyms"):
+        path = Path(getattr(study.data, name) or ".")
+        said[name] = file_hash(path) if path.is_file() else ""
+    return said
+
+
+def choose(context: Context, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str], int]:
+    """(hashtags kept, tags dropped with their reason, synonyms, training posts read) of the study's training posts."""
+    from moe_core.data.vocabulary import choose_from
+
+    read = 0
+
+    def training() -> Iterator[pl.DataFrame]:
+        nonlocal read
+        read = 0
+        for posts in _training_posts(context, ["tags", "user"]):
+            read += posts.height
+            context.report({"posts": read})
+            yield posts
+
+    return *choose_from(training, context.study.data, scratch), read
+
+
+def _training_posts(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Columns of the training posts, a part at a time."""
+    split_N, first = reading.splits(context)["split"], 0
+    for batch in reading.column_batches(context, columns):
+        yield batch.filter(split_N[first : first + batch.height] == "train")
+        first += batch.height
+
+
+def _tagged(context: Context, vocabulary: Vocabulary) -> int:
+    """Training posts that carry a hashtag of the vocabulary."""
+    starts = (vocabulary.compressed_rows(posts["tags"])[1] for posts in _training_posts(context, ["tags"]))
+    return sum(int((np.diff(starts_N1) > 0).sum()) for starts_N1 in starts)
+
+
+def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    import polars as pl
+
+    from moe_core.data.vocabulary import Vocabulary, reasons, save
+
+    kept, dropped, synonyms, read = choose(context, folder)
+    save(folder, kept, dropped, synonyms)
+    tagged = _tagged(context, Vocabulary(kept["tag"].to_list(), synonyms))
+    return StageOutput(
+        {
+            "hashtags": kept.height,
+            "dropped": dropped.height,
+            "training_posts": read,
+            "tagged_training_posts": tagged,
+            "tags_a_post": round(int(kept["posts"].sum()) / max(tagged, 1), 3),
+            "synonyms": len(synonyms),
+            "most_frequent": kept["tag"].head(20).to_list(),
+            "dropped_by_reason": reasons(dropped),
+            "kept_examples": _examples(kept, KEPT_EXAMPLES),
+            "dropped_examples": {
+                reason: _examples(dropped.filter(pl.col("reason") == reason), DROPPED_EXAMPLES)
+                for reason in reasons(dropped)
+            },
+        }
+    )
+
+
+def _examples(tags: pl.DataFrame, count: int) -> list[list[Any]]:
+    """[tag, posts, users] of those on the most posts."""
+    return [list(row) for row in tags.head(count).select("tag", "posts", "users").iter_rows()]
+
+
+VOCABULARY = Stage(
+    name="vocabulary",
+    keys=None,
+    code="2",
+    reads=("posts", "splits"),
+    settings=_settings,
+    inputs=lambda context, key: {"splits": context.version("splits")},
+    make=_make,
+    kept=True,
+    holds="some",  # tags that one user alone wrote
+)

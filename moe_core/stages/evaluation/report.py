@@ -1,0 +1,95 @@
+"""report: one self-contained HTML page: the table, what each expert sees and gained, and how it all came to be."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from moe_core.engine.context import Context
+from moe_core.engine.stage import Stage, shown_as
+from moe_core.stages.training.cost import spent
+from moe_core.stages.training.fit import log_of
+from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.store.hashing import content_hash
+
+SHEETS = ("typical", "ambiguous")
+PICTURES_OF = 64  # experts at most: their pictures take some 2 MB of the page
+
+
+def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    from moe_core.evaluation.page import render
+
+    evaluation, partition = context.need("evaluation"), context.need("partition")
+    table = json.loads(evaluation.file("table.json").read_text("utf-8"))
+    posts = [context.need("posts", shard.key).metadata for shard in context.shards]
+    reasons: dict[str, int] = {}
+    for said in posts:
+        for reason, count in said["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    networks = {"trunk": context.need("trunk"), **{k: context.need("expert", k) for k in context.experts}}
+    shown: dict[str, Any] = {
+        "study": context.study,
+        "table": table,
+        "posts": {name: sum(said[name] for said in posts) for name in ("read", "accepted", "rejected")},
+        "reasons": dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
+        "vocabulary": dict(context.need("vocabulary").metadata),
+        "partition": dict(partition.metadata),
+        "experts": _experts(partition, table["per_expert"]),
+        "logs": {name: log_of(artifact) for name, artifact in networks.items()},
+        "lineage": _lineage(context),
+    }
+    page = render(**shown, spending=spent(context))
+    (folder / "report.html").write_text(page, "utf-8")
+    # what was spent is a log: two machines take different times to the same result
+    return StageOutput({"bytes": len(page.encode())}, content={"page": content_hash(_timeless(shown))})
+
+
+def _experts(partition: Artifact, per_expert: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each expert: its key, size, hashtags, what the evaluation says of it, and its contact sheets in base64."""
+    from moe_core.data.images import webp
+
+    found = []
+    for number, (size, said) in enumerate(zip(partition.metadata["sizes"], per_expert, strict=True)):
+        key = said["expert"]
+        names = {name: f"sheets/{key}.{name}.png" for name in SHEETS} if number < PICTURES_OF else {}
+        sheets = {
+            name: base64.b64encode(webp(partition.file(file).read_bytes())).decode()
+            for name, file in names.items()
+            if file in partition.files
+        }
+        hashtags = partition.metadata["hashtags"][key]
+        found.append({"key": key, "size": size, "hashtags": hashtags, "sheets": sheets} | said)
+    return found
+
+
+def _lineage(context: Context) -> list[tuple[str, str, str]]:
+    """(asset partition, version, digest of its content) of all that the page is made from, in the graph's order."""
+    from moe_core.stages.graph import GRAPH
+
+    upstream: list[str] = []
+    waiting = list(REPORT.reads)
+    while waiting:
+        name = shown_as(waiting.pop())
+        if name not in upstream and (context.study.evaluation.controls or not GRAPH[name].control):
+            upstream.append(name)
+            waiting += GRAPH[name].reads
+    needed = [context.need(name, key) for name in GRAPH if name in upstream for key in GRAPH[name].keys_of(context)]
+    return [(a.asset if a.key is None else f"{a.asset}:{a.key}", a.version, a.digest) for a in needed]
+
+
+def _timeless(shown: dict[str, Any]) -> Any:
+    """What is shown, as JSON, without rates."""
+    logs = {name: [[line["step"], line["loss"], line["lr"]] for line in log] for name, log in shown["logs"].items()}
+    return json.loads(json.dumps(shown | {"study": shown["study"].model_dump(mode="json"), "logs": logs}))
+
+
+REPORT = Stage(
+    name="report",
+    keys=None,
+    code="3",
+    reads=("evaluation", "partition"),
+    settings=lambda study: {},
+    inputs=lambda context, key: {name: context.version(name) for name in ("evaluation", "partition")},
+    make=_make,
+    holds="some",  # pictures
+)

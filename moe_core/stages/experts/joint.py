@@ -1,0 +1,205 @@
+"""joint_experts: all the experts and their one decoder, trained together: one generation, written at once.
+
+The process that makes it starts others like itself (`joint_worker`), as many as there are shares of the cores or GPUs,
+and works with them; whoever of them dies or stands still is replaced. `random_joint_experts` is the same for the
+random partition.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_core import threads
+from moe_core.engine.context import Context, device_and_threads, workers_for
+from moe_core.engine.stage import Stage
+from moe_core.heartbeat import Pulse
+from moe_core.settings import Study
+from moe_core.stages.experts.experts import expert_settings, members, start, training_posts
+from moe_core.stages.training.fit import REPORT_SECONDS, Speed, copy_log, training_threads
+from moe_core.store.artifact import StageOutput
+from moe_core.store.files import write_text
+from moe_core.store.hashing import file_hash
+
+if TYPE_CHECKING:
+    from moe_core.training.joint import Joint
+
+JOB = "job.json"  # what a worker is told, in the work folder
+MOST_KILLED = 20  # then there is a reason, such as too little memory: this process goes on alone
+
+
+def _stage(name: str, column: str, control: bool) -> Stage:
+    """`column` of the assignment says whose posts an expert is trained on."""
+
+    def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+        from moe_core.training.joint import trained_decoder, trained_expert
+        from moe_core.weights import save_weights
+
+        began = time.monotonic()
+        study, plan = context.study, context.plan(name)
+        device = device_and_threads(study, parallel=True)
+        joint = open_joint(context, name, column)
+        said = {"root": str(context.root), "name": name, "column": column, "version": plan.version}
+        write_text(
+            joint.folder / JOB, json.dumps(said | {"study": study.model_dump(mode="json"), "parent": os.getpid()})
+        )
+        with _helpers(joint.folder, study) as helpers:
+            for _ in train_part(context, joint, device):
+                helpers.replace_killed()
+        (folder / "experts").mkdir()
+        (folder / "logs").mkdir()
+        about = {"asset": name, "version": plan.version, "trunk": context.version("trunk")}
+        save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
+        trained: dict[str, dict[str, Any]] = {}
+        for k in context.experts:
+            save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
+            end = copy_log(joint.folder / f"{k}.jsonl", folder / "logs" / f"{k}.jsonl")
+            trained[k] = {
+                "training_posts": len(joint.posts[k]),
+                "training_images": end["images_seen"],
+                "steps": end["steps"],
+                "loss": round(end["loss"], 4),
+            } | threads.used()
+        return StageOutput(
+            metadata={
+                "trained": trained,
+                "training_images": sum(one["training_images"] for one in trained.values()),
+                "loss": round(sum(one["loss"] for one in trained.values()) / len(trained), 4),
+                "rounds": study.decoder.rounds,
+                "seconds": round(time.monotonic() - began, 1),
+                "processes": helpers.count + 1,
+                "killed": helpers.killed,
+                "device": device,
+            },
+            content={path.name: file_hash(path) for path in sorted(folder.rglob("*.safetensors"))},
+        )
+
+    def inputs(context: Context, key: str | None) -> Mapping[str, str]:
+        return {"trunk": context.version("trunk"), **members(context, column)}
+
+    def settings(study: Study) -> Any:
+        used = {"rounds", "settle_rounds", "outer_lr", "outer_momentum"}
+        return expert_settings(study) | study.decoder.model_dump(include=used)
+
+    def when(study: Study) -> bool:
+        return study.decoder.mode == "joint"
+
+    return Stage(name, None, "1", ("partition", "trunk"), settings, inputs, make, control, when)
+
+
+def open_joint(context: Context, name: str, column: str) -> Joint:
+    """The joint training of a stage as every process sees it; its folder is there."""
+    from moe_core.training.joint import Joint
+
+    work = context.store.work_folder(context.plan(name))
+    work.mkdir(parents=True, exist_ok=True)
+    return Joint(
+        work,
+        posts=training_posts(context, column, context.experts),
+        network=lambda key: start(context, key, own_decoder=False),
+        training=context.study.expert_training,
+        decoder=context.study.decoder,
+    )
+
+
+def train_part(context: Context, joint: Joint, device: str) -> Iterator[None]:
+    """Takes part until the last round is done, logs and reports; yields every now and then, at work and waiting."""
+    from moe_core.training.joint import take_part
+
+    study, largest = context.study, max(joint.posts, key=lambda key: len(joint.posts[key]))
+    training_threads(joint.network(largest), study.data.image_size, joint.training, len(joint.posts[largest]))
+    reported, speeds = time.monotonic(), defaultdict[str, Speed](Speed)
+    for one in take_part(joint, device):
+        if one is not None:
+            with open(joint.folder / f"{one.key}.jsonl", "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(asdict(one.measurement)) + "\n")
+            averaged = speeds[one.key].averaged(one.measurement)  # waiting for the other experts counts
+            if time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                context.report(asdict(averaged) | {"round": one.number + 1, "rounds": joint.decoder.rounds})
+        yield
+
+
+@dataclass
+class _Helpers:
+    """Other processes that take part."""
+
+    work: Path
+    devices: list[str]  # CUDA_VISIBLE_DEVICES of each; empty: as here
+    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    pulses: dict[int, Pulse] = field(default_factory=dict)
+    killed: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.devices)
+
+    def start(self, number: int) -> None:
+        import moe_core
+
+        path = os.pathsep.join([str(Path(moe_core.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)}
+        if self.devices[number]:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[number]
+        ours, theirs = os.pipe()
+        command = [sys.executable, "-m", "moe_core.stages.experts.joint_worker", str(self.work), str(theirs)]
+        self.running[number] = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs], close_fds=True
+        )
+        os.close(theirs)
+        self.pulses[number] = Pulse(self.running[number].pid, ours)
+
+    def end(self, number: int) -> None:
+        self.running[number].kill()
+        self.running[number].wait()
+        if pulse := self.pulses.pop(number, None):
+            os.close(pulse.pipe)
+
+    def replace_killed(self) -> None:
+        """One that ended by an error stays away: this process comes to the same error, and says it."""
+        for number, process in list(self.running.items()):
+            if number in self.pulses and (process.poll() is not None or self.pulses[number].stands_still()):
+                self.end(number)
+            if (process.poll() or 0) < 0 and self.killed < MOST_KILLED:
+                self.killed += 1
+                self.start(number)
+
+
+@contextmanager
+def _helpers(work: Path, study: Study) -> Iterator[_Helpers]:
+    helpers = _Helpers(work, _devices(study)[1:])
+    try:
+        for number in range(helpers.count):
+            helpers.start(number)
+        yield helpers
+    finally:
+        for number in helpers.running:
+            helpers.end(number)
+
+
+def _devices(study: Study) -> list[str]:
+    """One entry a process: its GPU, or nothing for a share of the cores. HARDMOE_WORKERS limits their number."""
+    import torch
+
+    said = os.environ.get("HARDMOE_WORKERS", "")
+    if said and (not said.isdigit() or int(said) < 1):
+        raise ValueError(f"HARDMOE_WORKERS is {said!r}: wanted a whole number of at least 1")
+    if gpus := torch.cuda.device_count():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        devices = names[:gpus] if len(names) >= gpus else [str(number) for number in range(gpus)]
+    else:
+        devices = [""] * workers_for(study.partition.experts)
+    return devices[: min(study.partition.experts, int(said or len(devices)))]
+
+
+JOINT_EXPERTS = _stage("joint_experts", "expert", control=False)
+RANDOM_JOINT_EXPERTS = _stage("random_joint_experts", "random", control=True)

@@ -1,0 +1,1 @@
+"""The partition of posts among experts: the gate."""

@@ -1,0 +1,44 @@
+"""All stages, each after those it reads."""
+
+from moe_core.engine.stage import Stage
+from moe_core.stages.data.posts import POSTS
+from moe_core.stages.data.splits import SPLITS
+from moe_core.stages.data.vocabulary import VOCABULARY
+from moe_core.stages.evaluation.evaluation import EVALUATION
+from moe_core.stages.evaluation.report import REPORT
+from moe_core.stages.experts.decoder import RANDOM_DECODER, SHARED_DECODER
+from moe_core.stages.experts.dense import DENSE_SAME_COST
+from moe_core.stages.experts.experts import EXPERT, RANDOM_EXPERT, SEPARATE_EXPERT
+from moe_core.stages.experts.joint import JOINT_EXPERTS, RANDOM_JOINT_EXPERTS
+from moe_core.stages.gate.partition import PARTITION
+from moe_core.stages.mixture.bundle import MIXTURE
+from moe_core.stages.mixture.embeddings import EMBEDDINGS
+from moe_core.stages.mixture.promote import PUBLISHED
+from moe_core.stages.trunk.features import TRUNK_FEATURES
+from moe_core.stages.trunk.trunk import TRUNK, TRUNK_SAME_BUDGET
+
+GRAPH: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        POSTS,
+        SPLITS,
+        VOCABULARY,
+        TRUNK,
+        TRUNK_FEATURES,
+        PARTITION,
+        JOINT_EXPERTS,
+        RANDOM_JOINT_EXPERTS,
+        EXPERT,
+        RANDOM_EXPERT,
+        SEPARATE_EXPERT,
+        TRUNK_SAME_BUDGET,
+        DENSE_SAME_COST,
+        SHARED_DECODER,
+        RANDOM_DECODER,
+        MIXTURE,
+        PUBLISHED,
+        EVALUATION,
+        EMBEDDINGS,
+        REPORT,
+    )
+}

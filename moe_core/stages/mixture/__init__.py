@@ -1,0 +1,1 @@
+"""The mixture: bundle, promotion, embeddings."""

@@ -1,0 +1,156 @@
+"""mixture: the bundle. Validation posts decide which experts are published and whether the router joins in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_core.engine.context import Context, device_and_threads
+from moe_core.engine.stage import Stage
+from moe_core.settings import Study
+from moe_core.stages import reading
+from moe_core.stages.mixture import calibrate
+from moe_core.stages.mixture.routed_posts import Asked, asked
+from moe_core.store.artifact import Artifact, StageOutput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from moe_core.training.batches import Images
+
+
+def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    from moe_core.serving.bundle import Bundle, Part, write_bundle
+
+    study = context.study
+    trunk, partition, decoder = (context.need(name) for name in ("trunk", "partition", "shared_decoder"))
+    experts = {k: context.need("expert", k) for k in context.experts}
+    chosen = _choose(context, trunk, decoder, experts)
+    write_bundle(
+        folder,
+        study,
+        reading.vocabulary(context).hashtags,
+        Part(trunk.file("weights.safetensors"), trunk.version),
+        Part(partition.file("gate.safetensors"), partition.version, partition.metadata["members"]),
+        Part(decoder.file("decoder.safetensors"), decoder.version, decoder.inputs),
+        {k: Part(a.file("weights.safetensors"), a.version, a.inputs) for k, a in experts.items()},
+        chosen["published"],
+        chosen["answer"],
+        chosen["router_share"],
+        chosen["temperature"],
+    )
+    Bundle(folder)  # refuses what does not belong together, before it is committed
+    return StageOutput(chosen | {"unpublished": [k for k, good in chosen["published"].items() if not good]})
+
+
+def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mapping[str, Artifact]) -> dict:
+    """Which experts answer, and whether and how the router joins in: by cross-entropy on validation posts."""
+    import numpy as np
+    import torch
+
+    from moe_core.clustering.gate import load_gate
+    from moe_core.evaluation.metrics import per_post
+    from moe_core.serving.bundle import decoder_of
+    from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
+    from moe_core.weights import load_weights
+
+    study = context.study
+    device = device_and_threads(study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
+    validation = asked(context, "validation")
+    if not len(validation):
+        return {
+            "published": dict.fromkeys(experts, True),
+            "answer": "mixture_top1",
+            "router_share": calibrate.given(study.expert.router_share, calibrate.SHARE),
+            "temperature": calibrate.given(study.evaluation.temperature, calibrate.TEMPERATURE),
+            "validation_posts": 0,
+        }
+    posts, loss, precision = validation.posts, study.expert_training.loss, study.expert_training.precision
+    own = reading.network(context, trunk).fc
+    shared = decoder_of(load_weights(decoder.file("decoder.safetensors"))[0])
+
+    def router(some: Asked) -> Tensor:
+        return logits_of(torch.from_numpy(some.features_ND), own)
+
+    def expert(key: str, images: Images) -> Tensor:
+        return logits_of(features_of(reading.network(context, experts[key]), images, precision, device), shared)
+
+    router_NV = router(validation)
+    top1_NV = router_NV.clone()
+    for number, k in enumerate(experts):
+        rows = np.flatnonzero(validation.expert_N == number)
+        if len(rows):
+            top1_NV[rows] = expert(k, posts.images.subset(rows))
+        context.report({"experts": number + 1})
+    share = calibrate.router_share(study.expert.router_share, top1_NV, router_NV, posts, loss)
+    # An expert is judged by the answer that would be given with it: alone, or with the router's mixed in.
+    trunk_NV = probabilities_of(router_NV, loss)
+    candidates = {
+        "mixture_top1": probabilities_of(top1_NV, loss),
+        "mixture_top1_router": mixed(top1_NV, router_NV, share, loss),
+    }
+    trunk_scores = per_post(trunk_NV, posts.tags_T, posts.starts_N1)
+    scores, gains = {}, {name: dict[str, float]() for name in candidates}
+    for name, answer_NV in candidates.items():
+        answer_scores = per_post(answer_NV, posts.tags_T, posts.starts_N1)
+        for number, k in enumerate(experts):
+            rows = np.flatnonzero(validation.expert_N == number)
+            if not len(rows):
+                continue
+            gains[name][k] = _mean(trunk_scores, "cross_entropy", rows) - _mean(answer_scores, "cross_entropy", rows)
+            if study.expert.publish_gate and gains[name][k] <= 0:
+                answer_NV[rows] = trunk_NV[rows]
+        scores[name] = per_post(answer_NV, posts.tags_T, posts.starts_N1)
+    answer = calibrate.answer(scores)
+    published = {k: not study.expert.publish_gate or gains[answer].get(k, 1.0) > 0 for k in experts}
+
+    def answer_of(key: str) -> Callable[[Asked], Tensor]:
+        return lambda some: probabilities_of(expert(key, some.posts.images) if published[key] else router(some), loss)
+
+    gate, _ = load_gate(context.need("partition").file("gate.safetensors"))
+    soft = study.evaluation
+    return {
+        "published": published,
+        "answer": answer,
+        "router_share": share,
+        "temperature": calibrate.temperature(
+            soft.temperature, gate, soft.topk, validation, [answer_of(key) for key in experts]
+        ),
+        "validation_posts": len(posts),
+        "validation_p_at_1": {name: round(float(s["p_at_1"].mean()), 4) for name, s in scores.items()},
+        "validation_cross_entropy": {name: round(float(s["cross_entropy"].mean()), 4) for name, s in scores.items()},
+        "validation_gain": {k: round(gain, 4) for k, gain in gains[answer].items()},
+    }
+
+
+def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> float:
+    return float(scores[name][rows].mean())
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    found = {
+        "publish_gate": study.expert.publish_gate,
+        "router_share": study.expert.router_share,
+        "temperature": study.evaluation.temperature,
+        "network": study.network.model_dump(),
+        "image_size": study.data.image_size,
+    }
+    if study.evaluation.temperature == "validation":  # chosen for so many experts
+        found["topk"] = min(study.evaluation.topk, study.partition.experts)
+    return found
+
+
+MIXTURE = Stage(
+    name="mixture",
+    keys=None,
+    code="5",
+    reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
+    settings=_settings,
+    inputs=lambda context, key: (
+        {name: context.version(name) for name in ("trunk", "partition", "shared_decoder", "vocabulary")}
+        | {k: context.version("expert", k) for k in context.experts}
+    ),
+    make=_make,
+)

@@ -1,0 +1,63 @@
+"""embeddings: every post of a shard in the one space that the shared decoder reads, with an index for search.
+
+Each post is embedded by its own expert, published or not: the trunk, which answers in an unpublished one's place, has
+another space where the decoder was refitted or trained with the experts.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_core.engine.context import Context, device_and_threads
+from moe_core.engine.stage import Stage
+from moe_core.stages import reading
+from moe_core.store.artifact import StageOutput
+from moe_core.tables import ids_in
+
+PART = 4_096  # posts that are routed at once
+
+
+def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    import numpy as np
+    import pyarrow as pa
+
+    from moe_core.serving.bundle import Bundle
+    from moe_core.tables import write_vectors
+
+    assert key is not None
+    device = device_and_threads(context.study, parallel=True)
+    bundle = Bundle(context.need("mixture").path)
+    images = reading.images_of(context, key, bundle.image_size)
+    rows = reading.assignment(context)
+    expert_N = rows.filter(rows["shard"] == key)["expert"].to_numpy()
+    ids = reading.ids_of(context, key)
+    content = hashlib.sha256()
+
+    def parts() -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
+        for first in range(0, len(images), PART):
+            expert_B = expert_N[first : first + PART]
+            found_BD = np.empty((len(expert_B), bundle.router.width), np.float32)
+            for number in np.unique(expert_B):
+                mine = np.flatnonzero(expert_B == number)
+                expert = context.experts[number]
+                found_BD[mine] = bundle.expert_features(expert, images.subset(first + mine), device).numpy()
+            content.update(found_BD.tobytes() + expert_B.tobytes())
+            context.report({"posts": first + len(found_BD)})
+            yield {"id": ids[first : first + PART], "expert": pa.array(expert_B)}, found_BD
+
+    width = bundle.router.width
+    columns = {"id": pa.string(), "expert": pa.int32()}
+    count = write_vectors(folder / "embeddings.lance", columns, "embedding", width, parts(), index=True)
+    return StageOutput({"posts": count, "width": width}, content={"embeddings": content.hexdigest()})
+
+
+EMBEDDINGS = Stage(
+    name="embeddings",
+    keys="shards",
+    code="1",
+    reads=("mixture", "partition", "posts"),
+    settings=lambda study: {},
+    inputs=lambda context, key: {"mixture": context.version("mixture"), "posts": context.version("posts", key)},
+    make=_make,
+    holds=lambda artifact: ids_in(artifact.folder("embeddings.lance")),
+)

@@ -1,0 +1,302 @@
+"""published: the verdict on a new mixture against the published one, and the publication that follows from it.
+
+The artifact is the comparison, on the validation posts as they are now; the decision goes into published.json
+(moe_core.serving.publication). A run that is killed between the two takes the decision when it comes again.
+
+Letters: N validation posts, B of a batch, V hashtags that both know, T tags of all posts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moe_core.advice import TITLES, measure_for
+from moe_core.engine.context import Context, device_and_threads
+from moe_core.engine.stage import Stage
+from moe_core.evaluation.verdict import posts_to_decide
+from moe_core.maintenance.takedown import network_name
+from moe_core.serving.publication import NOTHING, Book, Decision, load, save, writing
+from moe_core.stages import reading
+from moe_core.stages.evaluation.score import tags_of
+from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.locks import shared
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_core.serving.bundle import Bundle
+    from moe_core.training.batches import Posts
+
+NONE = "none"  # as an input: nothing is published
+UNREADABLE = "unreadable"  # as an input: published.json is damaged; making the artifact says so
+MOST_POSTS = 100_000  # validation posts compared, drawn where there are more: a difference of 0.001 shows
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a mixture may be published, why, and what that was judged by."""
+
+    publish: bool
+    why: str
+    scores: Mapping[str, Any]
+
+
+def judge(context: Context, mixture: str, against: str) -> Verdict:
+    """Of one version of the mixture against another, or against NOTHING. Raises ValueError for a bundle that is
+    incomplete or of two generations."""
+    new = _bundle(context, mixture)
+    if mixture == against:
+        return Verdict(True, "it is published already", {})
+    if against == NOTHING:
+        return Verdict(True, "nothing was published before", {})
+    try:
+        old = _bundle(context, against)
+    except ValueError as why:
+        return Verdict(True, f"the published mixture {against} cannot be opened any more ({why})", {})
+    posts, hashtags = _validation_posts(context, new, old)
+    if not set(new.hashtags) & set(old.hashtags):
+        return Verdict(False, f"it has no hashtag in common with the published mixture {against}", {})
+    if not len(posts):
+        return Verdict(True, "no validation post carries a hashtag of both: published without a comparison", {})
+    verdict = _verdict(context.study.publish.margin, against, _compare(context, posts, hashtags, new, old))
+    if not verdict.publish and network_name("mixture", None, against) in context.forgotten.saw:
+        return replace(verdict, why=f"{verdict.why}; the published one saw posts that were taken down since")
+    return verdict
+
+
+def _bundle(context: Context, version: str) -> Bundle:
+    """Opened and checked. Raises ValueError where it is missing, damaged, or not what its artifact says."""
+    from moe_core.serving.bundle import Bundle
+
+    artifact = context.store.read(context.store.folder("mixture", None) / version)
+    if artifact is None:
+        there = ", ".join(a.version for a in context.store.versions("mixture", None)) or "none"
+        raise ValueError(f"no mixture {version} in {context.root}: there are {there}")
+    bundle = Bundle(artifact.path)
+    for name, version_in_it in bundle.parts.items():
+        if artifact.inputs.get(name) != version_in_it:
+            raise ValueError(
+                f"{artifact.path} holds {name} {version_in_it}, it was made from {artifact.inputs.get(name)}: "
+                "delete the folder and run again"
+            )
+    return bundle
+
+
+def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts, list[str]]:
+    """Posts that carry a hashtag which both know, with those hashtags only, and the hashtags."""
+    import torch
+
+    from moe_core.data.loading import Labels
+    from moe_core.training.batches import Posts
+
+    index = reading.index(context)
+    rows_N = np.flatnonzero(reading.held_out(context, index, "validation"))
+    if len(rows_N) > MOST_POSTS:
+        rows_N = np.sort(np.random.default_rng(0).choice(rows_N, MOST_POSTS, replace=False))
+    wanted_N = np.zeros(len(index.split_N), bool)
+    wanted_N[rows_N] = True
+    posts = reading.posts_where(context, index, wanted_N)
+    both = set(new.hashtags) & set(old.hashtags)
+    current = reading.vocabulary(context).hashtags
+    hashtags = [tag for tag in current if tag in both]
+    place = {tag: number for number, tag in enumerate(hashtags)}
+    place_of = np.array([place.get(tag, -1) for tag in current], np.int64)
+    tags_T = place_of[posts.tags_T.numpy()]
+    owner_T = np.repeat(np.arange(len(posts)), np.diff(posts.starts_N1.numpy()))[tags_T >= 0]
+    counts_N = np.bincount(owner_T, minlength=len(posts))
+    labels = Labels(tags_T[tags_T >= 0], np.concatenate([[0], counts_N.cumsum()]).astype(np.int64))
+    kept_M = np.flatnonzero(counts_N)
+    mine = labels.where(kept_M)
+    images = posts.images.subset(kept_M)
+    return Posts(images, torch.from_numpy(mine.tags_T), torch.from_numpy(mine.starts_N1)), hashtags
+
+
+def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, old: Bundle) -> dict[str, Any]:
+    """Of both among the hashtags that both know: P@1 and the measure that suits the tags a post, each with its paired
+    difference, and the cross-entropy where both know the same hashtags."""
+    from moe_core.evaluation.metrics import paired_difference
+
+    tags_a_post, top_share = tags_of(posts)
+    measure = measure_for(tags_a_post, top_share)
+    compared = dict.fromkeys(("p_at_1", measure))
+    device = device_and_threads(context.study, parallel=False, hashtags=len(hashtags))
+    scores = {name: _scores(context, bundle, posts, hashtags, device) for name, bundle in (("new", new), ("old", old))}
+    found: dict[str, Any] = {
+        "validation_posts": len(posts),
+        "hashtags_compared": len(hashtags),
+        "measure": measure,
+        "tags_a_post": round(tags_a_post, 3),
+    }
+    same = set(new.hashtags) == set(old.hashtags) == set(hashtags)
+    for name in (*compared, *(("cross_entropy",) if same else ())):
+        found[f"{name}_new"], found[f"{name}_published"] = (
+            round(float(scores[which][name].mean()), 5) for which in ("new", "old")
+        )
+    for name in compared:
+        gain = paired_difference(scores["new"][name], scores["old"][name], context.study.evaluation.bootstrap, seed=0)
+        found |= {f"{name}_gain": round(gain.mean, 5), f"{name}_gain_ci95": [round(gain.low, 5), round(gain.high, 5)]}
+    return found
+
+
+def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str], device: str) -> dict[str, np.ndarray]:
+    """Measures of each post, (N,), by the answer that the bundle gives its users, among some of its hashtags."""
+    import torch
+
+    from moe_core.data.images import resized
+    from moe_core.evaluation.metrics import per_post
+    from moe_core.serving.routed import routed
+
+    number = {tag: n for n, tag in enumerate(bundle.hashtags)}
+    columns_V = torch.tensor([number[tag] for tag in hashtags])
+
+    def batches() -> Iterator[np.ndarray]:
+        for first in range(0, len(posts), BATCH):
+            rows_B = np.arange(first, min(first + BATCH, len(posts)))
+            yield resized(posts.images.read(rows_B), bundle.image_size)
+
+    chunks: list[dict[str, np.ndarray]] = []
+    first = 0
+    for answer in routed(bundle, batches(), device=device):
+        p_BV: Tensor = answer.probabilities_BV[:, columns_V]
+        starts_B1 = posts.starts_N1[first : first + len(p_BV) + 1]
+        tags_T = posts.tags_T[starts_B1[0] : starts_B1[-1]]
+        chunks.append(per_post(p_BV, tags_T, starts_B1 - starts_B1[0]))
+        first += len(p_BV)
+        context.report({"posts": first, "of": len(posts)})
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
+    measure = scores["measure"]
+    gain = scores[f"{measure}_gain"]
+    publish = gain >= -margin
+    new, old = scores[f"{measure}_new"], scores[f"{measure}_published"]
+    than = f"{TITLES[measure]} {new:.4f} against {old:.4f} of {against}"
+    beyond = f"within publish.margin {margin}" if publish else f"more than publish.margin {margin} below it"
+    why = than + (f", {beyond}" if gain < 0 else "") + f", on {scores['validation_posts']:,} validation posts"
+    low, high = scores[f"{measure}_gain_ci95"]
+    if not publish and high >= -margin:
+        enough = posts_to_decide(gain + margin, low + margin, high + margin, scores["validation_posts"])
+        why += (
+            f"; that may be chance (95 % of the difference: {low:+.4f} to {high:+.4f}): `hardmoe publish --version V "
+            "--force` publishes it, and more validation posts (data.validation) tell better"
+            + (f": about {enough:,} would decide" if enough else "")
+        )
+    entropy, other = (scores.get(f"cross_entropy_{which}") for which in ("new", "published"))
+    if publish and entropy is not None and entropy > other:
+        why += f"; its cross-entropy is higher, {entropy:.4f} against {other:.4f}"
+    return Verdict(publish, why, scores | {"margin": margin})
+
+
+def decide(context: Context, mixture: str, against: str, verdict: Verdict, artifact: str = "") -> Book:
+    """Writes the decision down, and with it publishes or refuses; a verdict that was settled already changes nothing,
+    unless the mixture of a later run took its place since and the study has come back to this one.
+
+    Raises ValueError where another mixture was published since the comparison.
+    """
+    with shared(context.in_use), writing(context.root) as book:
+        settled = artifact and any(d.verdict == artifact for d in book.history) and not book.superseded(mixture)
+        if settled or book.published == mixture:
+            return book
+        if book.published != against:
+            raise ValueError(
+                f"{book.published or 'nothing'} is published now, mixture {mixture} was compared with "
+                f"{against or 'nothing'}: run again"
+            )
+        publish, why = verdict.publish, verdict.why
+        if artifact and publish and (taken_back := book.withdrawn(mixture)):
+            publish, why = (
+                False,
+                f"it was rolled back on {taken_back.at}: only `hardmoe publish --version` brings it back",
+            )
+        book = book.with_one(
+            Decision(
+                "published" if publish else "refused",
+                mixture,
+                against,
+                mixture if publish else against,
+                why,
+                context.by,
+                artifact,
+                verdict.scores,
+            )
+        )
+        save(context.root, book)
+        return book
+
+
+def force(context: Context, mixture: str) -> Book:
+    """Publishes a version by hand, whatever it scores. Raises ValueError for a bundle that is not whole."""
+    with shared(context.in_use), writing(context.root) as book:
+        _bundle(context, mixture)
+        if book.published != mixture:
+            why = "by hand, without a comparison"
+            book = book.with_one(Decision("forced", mixture, book.published, mixture, why, context.by))
+            save(context.root, book)
+        return book
+
+
+def roll_back(context: Context) -> Book:
+    """Publishes again what was published before. Raises ValueError where there is none, or its bundle is not whole."""
+    with shared(context.in_use), writing(context.root) as book:
+        after = book.rolled_back(context.by)
+        _bundle(context, after.published)
+        save(context.root, after)
+        return after
+
+
+def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    load(context.root)  # a damaged one is said here
+    inputs = context.plan("published").inputs
+    context.need("mixture")
+    mixture, against = inputs["mixture"], NOTHING if inputs["against"] == NONE else inputs["against"]
+    verdict = judge(context, mixture, against)
+    said = {"publish": verdict.publish, "why": verdict.why, **verdict.scores}
+    (folder / "verdict.json").write_text(json.dumps(said, indent=1))
+    return StageOutput(said)
+
+
+def _inputs(context: Context, key: str | None) -> dict[str, str]:
+    """`against` is what was published when the mixture was judged, once it is judged: a verdict does not grow stale by
+    the publication that follows from it. A study that comes back to an older mixture has it judged again."""
+    inputs = {"mixture": context.version("mixture"), "splits": context.version("splits")}
+    try:
+        book = load(context.root)
+    except ValueError:
+        return inputs | {"against": UNREADABLE}
+    superseded = book.superseded(inputs["mixture"])
+    for decision in () if superseded else reversed(book.history):
+        if decision.mixture == inputs["mixture"] and decision.verdict:
+            then = inputs | {"against": decision.against or NONE}
+            if (
+                Spec("published", None, PUBLISHED.code, PUBLISHED.settings(context.study), then).version
+                == decision.verdict
+            ):
+                return then
+    return inputs | {"against": book.published or NONE}
+
+
+def _settle(context: Context, artifact: Artifact) -> None:
+    said = dict(artifact.metadata)
+    verdict = Verdict(said.pop("publish"), said.pop("why"), said)
+    against = artifact.inputs["against"]
+    decide(context, artifact.inputs["mixture"], NOTHING if against == NONE else against, verdict, artifact.version)
+
+
+PUBLISHED = Stage(
+    name="published",
+    keys=None,
+    code="2",
+    reads=("mixture", "splits", "vocabulary", "posts"),
+    settings=lambda study: study.publish.model_dump(),
+    inputs=_inputs,
+    make=_make,
+    settle=_settle,
+)

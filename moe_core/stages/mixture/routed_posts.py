@@ -1,0 +1,48 @@
+"""Posts of a split that are asked about, with what is known of each before an expert has seen it.
+
+Letters: N posts, D embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_core.engine.context import Context
+from moe_core.stages import reading
+
+if TYPE_CHECKING:
+    from moe_core.training.batches import Posts
+
+
+@dataclass(frozen=True)
+class Asked:
+    """N posts, their features by the trunk, and their experts by each partition."""
+
+    posts: Posts
+    features_ND: np.ndarray
+    expert_N: np.ndarray
+    random_N: np.ndarray  # by the random partition, the control
+
+    def __len__(self) -> int:
+        return len(self.posts)
+
+    def rows(self, rows_M: np.ndarray) -> Asked:
+        """Those at these places, images not yet read."""
+        features_MD = self.features_ND[rows_M]
+        return Asked(self.posts.subset(rows_M), features_MD, self.expert_N[rows_M], self.random_N[rows_M])
+
+
+def asked(context: Context, split: str) -> Asked:
+    """The posts of a split that have something to predict and that no network was trained on; there may be none."""
+    index = reading.index(context)
+    use_N = reading.held_out(context, index, split)
+    assignment = reading.assignment(context)
+    return Asked(
+        reading.posts_where(context, index, use_N),
+        reading.trunk_features_where(context, use_N),
+        assignment["expert"].to_numpy()[use_N],
+        assignment["random"].to_numpy()[use_N],
+    )

@@ -1,0 +1,37 @@
+"""What a study's training has cost so far."""
+
+from dataclasses import dataclass
+
+from moe_core.engine.context import Context
+
+TRAINED = (
+    "trunk",
+    "joint_experts",
+    "expert",
+    "trunk_same_budget",
+    "dense_same_cost",
+    "random_joint_experts",
+    "random_expert",
+    "separate_expert",
+)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Of the networks of one asset that are in the store, superseded ones too."""
+
+    asset: str
+    networks: int
+    seconds: float  # of the attempts that ended; one that was killed is not counted
+    training_images: int
+
+
+def spent(context: Context) -> list[Spent]:
+    """Of each asset that trains networks and has any."""
+    found = []
+    for name in TRAINED:
+        said = [a.metadata for a in context.store.everything(name) if "generation" not in a.metadata]  # counted there
+        if said:
+            seconds, images = (sum(one[what] for one in said) for what in ("seconds", "training_images"))
+            found.append(Spent(name, len(said), round(seconds, 1), images))
+    return found

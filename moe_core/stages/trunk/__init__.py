@@ -1,0 +1,1 @@
+"""Stages of the trunk: its training and its features."""

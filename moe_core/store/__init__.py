@@ -1,0 +1,1 @@
+"""Content-addressed artifacts under one root; knows no stage and no study."""

@@ -1,0 +1,102 @@
+"""What an artifact is made from (`Spec`), what it is once it is in the store, and what a stage returns."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_core.store.hashing import Json, content_hash, file_hash
+from moe_core.text import shown
+
+LISTED = 20  # versions in an error
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an artifact is to be made from; `version` follows from it."""
+
+    asset: str
+    key: str | None  # partition, None where the asset has none
+    code: str  # version of the code that makes it
+    settings: Json
+    inputs: Mapping[str, str]  # name of what is read -> its version
+
+    @property
+    def version(self) -> str:
+        return content_hash(
+            {
+                "asset": self.asset,
+                "key": self.key,
+                "code": self.code,
+                "settings": self.settings,
+                "inputs": dict(self.inputs),
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        return self.asset if self.key is None else f"{self.asset}:{self.key}"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact in the store."""
+
+    path: Path
+    asset: str
+    key: str | None
+    version: str
+    inputs: Mapping[str, str]
+    digest: str  # of its content, without logs and times: equal for equal results
+    metadata: Mapping[str, Json]
+    files: Mapping[str, str] = field(repr=False)
+    code: str = ""  # version of the code that made it
+    settings: Json = None  # those that it was made with
+
+    @property
+    def made_at(self) -> float:
+        """Seconds since 1970, by the clock of then."""
+        return (self.path / "artifact.json").stat().st_mtime
+
+    def file(self, name: str) -> Path:
+        """A file of it, after its bytes were checked. Raises ValueError when they are not those that were written."""
+        path = self.path / name
+        wanted = self.files.get(name)
+        if wanted is None:
+            raise ValueError(f"{self.path} has no file {name!r}: it holds {sorted(self.files)}")
+        if not path.is_file() or file_hash(path) != wanted:
+            raise ValueError(
+                f"{path} is not the file that was written (SHA-256 differs from its manifest): "
+                f"delete the folder {self.path} and run again"
+            )
+        return path
+
+    def folder(self, name: str) -> Path:
+        """A folder in it, after the bytes of all its files were checked. Raises ValueError as `file` does."""
+        for file in self.files:
+            if file.startswith(f"{name}/"):
+                self.file(file)
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage says of what it wrote. `content` names the digests of results; a file left out of it is a log."""
+
+    metadata: Mapping[str, Json]
+    content: Mapping[str, str] | None = None  # None: every file counts
+
+
+def full_version(start: str, there: Iterable[str], what: str) -> str:
+    """The one version that begins with `start`. Raises ValueError, which lists those that do; all where none does."""
+    every = sorted(there)
+    if start in every:
+        return start
+    found = [version for version in every if version.startswith(start)]
+    if len(found) == 1 and start:  # an unset variable of a shell names none
+        return found[0]
+    listed = found or every
+    names = ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
+    raise ValueError(
+        f"{len(found)} versions of {what} begin with {shown(start)!r}: "
+        + (f"{names}: give more of its characters" if found else f"there are {names or 'none'}")
+    )

@@ -1,0 +1,99 @@
+"""Files written whole or not at all, flushed to the disk, and removed in one step."""
+
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moe_core.failpoints import failpoint
+from moe_core.processes import is_dead, this_process
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's text in one move; a reader sees the old text or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces a file in one move; a reader sees the old bytes or the new ones, and a failure leaves the old."""
+    part = part_of(path)
+    try:
+        with errors_with_path(path), open(part, "wb") as file:
+            failpoint("file.opened", path)
+            half = len(data) // 2
+            file.write(memoryview(data)[:half])
+            file.flush()
+            failpoint("file.half", path)
+            file.write(memoryview(data)[half:])
+            file.flush()
+            failpoint("file.written", path)
+            os.fsync(file.fileno())
+        failpoint("file.synced", path)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    failpoint("file.renamed", path)
+
+
+@contextmanager
+def errors_with_path(path: Path) -> Iterator[None]:
+    """An OSError that names no file, as that of a failing write or fsync, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and str(path) not in str(error):  # of Lance or Arrow: nothing but a text
+            raise OSError(f"{path}: {error}") from error
+        if error.errno is not None and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+def fsync(path: Path) -> None:
+    """Returns when the bytes of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with errors_with_path(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hidden_name(parent: Path) -> Path:
+    """A name that no reader sees, and that says whose it is."""
+    return parent / f".part-{socket.gethostname()}-{this_process()}-{uuid.uuid4().hex[:8]}"
+
+
+def part_of(path: Path) -> Path:
+    """Of a file that this process writes: what it is named until it is complete."""
+    return path.with_name(f".{path.name}.{this_process()}.part")
+
+
+def dead_parts(parent: Path) -> list[Path]:
+    """Temporary folders whose process on this host is dead."""
+    names = [(path, path.name.rsplit("-", 2)) for path in parent.glob(".part-*-*-*")]
+    return [path for path, (host, process, _) in names if host == f".part-{socket.gethostname()}" and is_dead(process)]
+
+
+def dead_files(folder: Path) -> list[Path]:
+    """Unfinished files in a folder whose process on this machine is dead."""
+    return [path for path in folder.glob(".*.part") if is_dead(path.name.split(".")[-2])]
+
+
+def remove_atomically(path: Path) -> None:
+    """Removes a file or a folder; a folder is first out of sight: a reader sees the whole or nothing.
+
+    What somebody else removed meanwhile is gone, and that is no error.
+    """
+    if path.is_dir():
+        hidden = hidden_name(path.parent)
+        try:
+            path.rename(hidden)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(hidden)
+    else:
+        path.unlink(missing_ok=True)

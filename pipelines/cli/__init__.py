@@ -1,0 +1,1 @@
+"""The `hardmoe` command, a file for each group of subcommands."""

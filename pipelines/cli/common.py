@@ -1,0 +1,438 @@
+"""What the commands share: options, one-line errors, opening a study, saying what was done."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moe_core.text import refuse_bytes, shown
+from pipelines.terminal import echo, echo_json
+
+if TYPE_CHECKING:
+    from moe_core.data.sources import Unready
+    from moe_core.engine.context import Context
+    from moe_core.maintenance.takedown import Takedown
+    from moe_core.settings import Study
+    from moe_core.store.artifact import Artifact
+    from pipelines.run.scheduler import Summary
+
+
+def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
+    return path / "study.toml" if path.is_dir() else path
+
+
+AGAIN = "HARDMOE_PLANNED_AGAIN"  # in the environment of a command that took its own place
+STUDY_OPTION = click.option(
+    "--study",
+    "study_file",
+    type=click.Path(path_type=Path),
+    default=lambda: os.environ.get("HARDMOE_STUDY") or "study.toml",
+    callback=_study_file,
+    help="Folder of the study, or its study.toml.  [default: $HARDMOE_STUDY, else ./study.toml]",
+)
+WORKERS = click.option(
+    "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
+)
+FORCE = click.option("--force", is_flag=True, help="Make again what exists already.")
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting in study.toml first."
+)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run, why and what it takes; change nothing.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+class OneLineErrors(click.Group):
+    """Turns the ValueErrors of moe_core, which are written for users, into one line and exit code 1."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _usage_errors_shown():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ours = threading.current_thread() is threading.main_thread()
+        ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is not to be heard
+        if ours:
+            signal.signal(signal.SIGINT, _interrupt_once)
+        try:
+            with _usage_errors_shown():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            echo("Interrupted. The same command goes on from here.", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            raise  # who read the output has seen enough: click ends without a word
+        except (ValueError, FloatingPointError, OSError) as error:
+            if os.environ.get("HARDMOE_TRACE"):
+                raise
+            if isinstance(error, FileExistsError) and error.filename:
+                error = ValueError(f"{error.filename} is no folder, and one is wanted there: move it away")
+            # a message may quote what a file of a user's says
+            raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from None
+        except Exception as error:
+            if os.environ.get("HARDMOE_TRACE") or not type(error).__module__.startswith("sqlalchemy"):
+                raise
+            home = os.environ.get("DAGSTER_HOME", "dagster")
+            raise click.ClickException(
+                f"Dagster's data base in {shown(home, 300)}: {shown(str(error).splitlines()[0], 4000)}: does another "
+                "program hold it, or is its disk full? Then try again"
+            ) from None
+        finally:
+            if ours and signal.getsignal(signal.SIGINT) is _interrupt_once:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _usage_errors_shown() -> Iterator[None]:
+    """An error of click's quotes arguments, which a pattern of the shell may have made of file names."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = shown(error.message, 4000)  # type: ignore[misc]
+        raise
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C or SIGTERM ends the command in order; of more nothing is heard, so that it says what it did."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def open_study(study_file: Path) -> "Context":
+    """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
+    from moe_core.engine.context import Context
+    from moe_core.settings import load_study
+    from moe_core.store.owner import check_owner
+
+    study = load_study(study_file)
+    check_owner(study_file)
+    os.environ["HARDMOE_STUDY"] = str(study_file.absolute())
+    return Context(study, study_file.absolute().parent)
+
+
+def open_changed(study_file: Path, settings: tuple[str, ...], dry_run: bool) -> "Context":
+    """The study with some settings changed; study.toml says so too, unless this is a dry run."""
+    from moe_core.engine.context import Context
+    from moe_core.overrides import override
+    from moe_core.store.locks import exclusive
+    from moe_core.store.owner import check_owner
+
+    if not settings:
+        return open_study(study_file)
+    check_owner(study_file)
+    if dry_run:
+        changed = override(study_file, settings)
+    else:
+        override(study_file, settings)  # what is refused leaves no lock
+        with exclusive(study_file.with_name(f".{study_file.name}.lock")):  # two at once lose no setting
+            changed = override(study_file, settings)
+            changed.write()
+    for change in changed.changes:
+        echo(f"{study_file}{' would say' if dry_run else ''}: {change}", err=True)
+    return Context(changed.study, study_file.absolute().parent) if dry_run else open_study(study_file)
+
+
+def show_outlook(
+    context: "Context",
+    tasks: "list[tuple[str, str | None]]",
+    force: bool,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """What a run would do, and what that takes."""
+    from pipelines.run.estimate import outlook
+
+    warn_damaged(context)
+    found = outlook(context, tasks, force, workers)
+    if as_json:
+        echo_json(found.as_json())
+    else:
+        for line in found.as_lines():
+            echo(line)
+
+
+def show_keys(context: "Context") -> None:
+    """Shows Dagster the study's partition keys."""
+    from pipelines.instance import home, opened, project_keys
+    from pipelines.run.scheduler import default_workers
+
+    home(context.root, default_workers(context.study.partition.experts))
+    with opened() as instance:
+        project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
+
+
+def write_study(path: Path, study: "Study") -> None:
+    from moe_core.settings import dump_study
+    from moe_core.store.files import write_text
+
+    refuse_bytes(path.absolute(), "the study")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, dump_study(study))
+
+
+def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
+    """`make` takes the place of `run_study`. What something overtakes is planned again, once, but not by force."""
+    from moe_core.stages.gate.current_partition import went_back
+    from moe_core.store.owner import claim
+    from pipelines.cli.progress import Display
+    from pipelines.run.pool import SETTINGS, Task
+    from pipelines.run.scheduler import Summary, run_study, settings_changed, study_file_of, tasks_of, use_workers
+
+    claim(study_file_of(context.root))
+    warn_damaged(context)
+    warn_unready(context.unready)  # also a source that is not there is said before anything starts
+    if options.get("workers"):
+        os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
+    signal.signal(signal.SIGTERM, _interrupt_once)  # whoever ends us so gets the end of Ctrl-C
+
+    def due(context: "Context") -> list[Task]:
+        only = options.get("only")
+        return [Task(*task) for task in (tasks_of(context, options.get("until")) if only is None else only)]
+
+    def once(context: "Context") -> "Summary":
+        try:
+            return shown_once(context)
+        except KeyboardInterrupt:  # before or after runs are under way
+            return Summary(interrupted=True)
+
+    def shown_once(context: "Context") -> "Summary":
+        now = finish_takedown(context)
+        with Display(now, due(now), use_workers(options.get("workers"), now.study.partition.experts)) as display:
+            return (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
+
+    before = context.current
+    summary = once(context)
+    if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
+        if summary.overtaken == SETTINGS:
+            _run_again(SETTINGS)
+        else:
+            echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
+            summary = summary.followed_by(once(context))
+    if summary.interrupted:
+        return summary
+    now = finish_takedown(context)  # one that came meanwhile had to wait
+    if said := went_back(now, before):
+        echo(f"The study {said}", err=True)
+    if settings_changed(context) and not summary.overtaken:
+        echo(
+            f"Meanwhile {SETTINGS}: what was made has the settings from before; `hardmoe run` makes what the change "
+            "concerns",
+            err=True,
+        )
+    summary.failed |= {f"source {file.path}": file.why for file in context.unready}
+    return summary
+
+
+def _run_again(why: str) -> None:
+    """This process becomes the same command once more: the processes that work, Dagster and torch have the settings as
+    they were read. Returns where it is that second one already: two commands with other settings each would never end.
+    """
+    if AGAIN in os.environ:
+        return
+    echo(f"Meanwhile {why}: what is left is planned again", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {AGAIN: "1"})
+
+
+def warn_damaged(context: "Context") -> None:
+    """Of files that say what the study lives with: what follows from them is to be explained."""
+    from moe_core.maintenance.verify import damaged_files
+
+    for damage in damaged_files(context):
+        echo(f"Damaged: {damage.why}", err=True)
+
+
+def warn_unready(unready: "list[Unready]") -> None:
+    for file in unready:
+        echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
+
+
+def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
+    """Whether the source can be read now. Where not, that is said, and the study names the newest of these assets in
+    the store, with what they were made from.
+
+    Raises ValueError where there is none.
+    """
+    try:
+        _ = context.shards
+        return True
+    except (ValueError, OSError) as error:
+        why = shown(" ".join(str(error).split()), 4000)
+    for asset, key in wanted:
+        if _pin_newest(context, asset, key) is None:
+            raise ValueError(f"the source cannot be read, and the store has no {asset} yet: {why}")
+    echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
+    return False
+
+
+def _pin_newest(context: "Context", asset: str, key: str | None = None) -> "Artifact | None":
+    """The newest of an asset partition in the store, which the context names from here on, with what it was made from;
+    None where there is none."""
+    from moe_core.stages.gate.current_partition import plan_of
+
+    there = context.store.versions(asset, key)
+    if not there:
+        return None
+    newest = max(there, key=lambda artifact: artifact.made_at)
+    context.plans[asset, key] = plan_of(newest)
+    for name, version in newest.inputs.items():
+        if made_from := context.store.read(context.root / name / version):
+            context.plans[name, None] = plan_of(made_from)
+    return newest
+
+
+def older(context: "Context", asset: str) -> list[str] | None:
+    """None where an asset is as the study wants it now. Else the context names the newest one in the store, which is
+    told with what changed since; that is returned too. Raises ValueError where there is none."""
+    from datetime import UTC, datetime
+
+    from pipelines.run.reasons import older_than
+    from pipelines.run.status import state_of
+
+    if not as_last_made(context, (asset, None)):
+        return ["the source cannot be read"]
+    try:
+        if context.find(asset):
+            return None
+        why = ""
+    except ValueError as error:  # something that it is made from is not there
+        why = str(error)
+    asked = type(context)(context.study, context.root)
+    newest = _pin_newest(context, asset)
+    if newest is None:
+        raise ValueError(why or f"the store has no {asset} yet: `hardmoe run` makes it")
+    since = older_than(asked, newest) or [state_of(asked, asset, None, {}).why or "what it is made from"]
+    at = datetime.fromtimestamp(newest.made_at, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
+    name = "table" if asset == "evaluation" else asset
+    echo(
+        f"This {name} of {at} UTC is older than the study; since then: {shown('; '.join(since), 4000)}. `hardmoe run` "
+        "makes it again.",
+        err=True,
+    )
+    return since
+
+
+def finish_takedown(context: "Context") -> "Context":
+    """Ends a takedown that was begun, unless others are at work; the study as it is then."""
+    from moe_core.engine.context import Context
+    from moe_core.store.locks import LockHeld
+
+    now = Context(context.study, context.root)
+    if not now.forgotten.pending:
+        return now
+    try:
+        show_takedown(done := take_posts_down(now, [], [], dry_run=False))
+        if done.left:
+            echo(f"Takedown: {len(done.left)} places still name what was forgotten: {'; '.join(done.left)}", err=True)
+    except LockHeld as why:
+        echo(f"Takedown: {why}", err=True)
+    return Context(context.study, context.root)
+
+
+def take_posts_down(context: "Context", ids: list[str], users: list[str], dry_run: bool) -> "Takedown":
+    from moe_core.maintenance.takedown import forget as take_down
+
+    return take_down(context, ids, users, dry_run)
+
+
+def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
+    would = "would be removed" if dry_run else "removed"
+    echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
+    for title, names in (
+        (f"Unknown here, {'would be ' if dry_run else ''}remembered all the same", done.unknown),
+        (f"Artifacts and files {would}", done.removed),
+        (f"Networks made from these posts, {'would be stale' if dry_run else 'stale now'}", done.saw),
+    ):
+        if names:
+            echo(f"{title}:")
+            for name in names:
+                echo(f"  {shown(name, 600)}")
+    if done.not_searched:
+        echo(
+            f"{len(done.not_searched)} ids or users are too short, or plain words, to be told from other text: all of "
+            "our logs were removed, Dagster's are not searched for them"
+        )
+    if done.posts and not dry_run:
+        echo("Next: hardmoe run makes everything again without them.")
+
+
+def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
+    """A line for each network that was asked for."""
+    from pipelines.cli.progress import results_of
+    from pipelines.run.pool import Task
+
+    now = finish_takedown(context)  # as it is since the run, which may have waited for one
+    for line in results_of(now, [Task(*task) for task in tasks], summary):
+        echo(line)
+
+
+def finish(summary: "Summary") -> None:
+    """Says what was done; exit code 1 when something failed, 130 after Ctrl-C."""
+    echo(
+        f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
+        f"{len(summary.skipped)} not started, in {summary.seconds:.1f} s"
+    )
+    if summary.failed:
+        for name, why in summary.failed.items():
+            echo(f"Error: {name}: {shown(why, 4000)}", err=True)
+    if summary.interrupted:
+        nothing = not (summary.made or summary.fresh or summary.stopped or summary.left)
+        under_way = f"; {', '.join(summary.stopped)} ended at the last checkpoint" if summary.stopped else ""
+        what = "before anything was begun" if nothing else f": {len(summary.left)} not begun{under_way}"
+        echo(f"Interrupted{' ' * nothing}{what}. The same command goes on from here.", err=True)
+        sys.exit(130)
+    if summary.overtaken:
+        echo(
+            f"Stopped: meanwhile {summary.overtaken}; {len(summary.left)} not begun. `hardmoe run` goes on from here.",
+            err=True,
+        )
+    if summary.failed or summary.overtaken:
+        sys.exit(1)
+
+
+def table_of(context: "Context") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
+    return found
+
+
+def publication_of(context: "Context") -> dict[str, Any]:
+    """Which mixture is published, whether it is the one that the table measures, and why or why not."""
+    from moe_core.serving.publication import load
+
+    mixture, book = context.version("mixture"), load(context.root)
+    last = book.last(mixture)
+    why = last.why if last else "not decided yet"
+    if last and book.published not in (mixture, last.published):
+        since = book.history[-1]
+        why = f"it was {last.action} on {last.at}; since then {since.mixture} was {since.action}: {since.why}"
+    return {
+        "published": book.published,
+        "mixture": mixture,
+        "is_published": book.published == mixture,
+        "why": why,
+    }
+
+
+def show_table(context: "Context") -> None:
+    from pipelines.cli.progress import print_table
+
+    print_table(table_of(context))
+    show_publication(context)
+
+
+def show_publication(context: "Context", always: bool = False) -> None:
+    """Whether the mixture is published, and why not; also why it is, where that is asked for."""
+    said = publication_of(context)
+    if not said["is_published"]:
+        echo(f"This mixture is not published, {said['published'] or 'nothing'} is: {said['why']}")
+    elif always:
+        echo(f"Published: mixture {said['mixture']}: {said['why']}")

@@ -1,0 +1,166 @@
+"""Commands that only look: status, results, report, ui."""
+
+import os
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import click
+
+from pipelines.cli.common import (
+    JSON,
+    STUDY_OPTION,
+    as_last_made,
+    older,
+    open_study,
+    publication_of,
+    show_keys,
+    show_table,
+    table_of,
+    warn_unready,
+)
+from pipelines.terminal import Colored, echo, echo_json
+
+if TYPE_CHECKING:
+    from moe_core.engine.context import Context
+
+
+@click.command(short_help="What is fresh, stale, missing, failed, running.")
+@STUDY_OPTION
+@JSON
+def status(study_file: Path, as_json: bool) -> None:
+    """Each asset and expert: fresh, stale (why), missing, failed or running.
+
+    Example: hardmoe status --study cats/study.toml
+    """
+    from pipelines.run.status import posts_of, states_of
+
+    context = open_study(study_file)
+    states = states_of(context)
+    posts = posts_of(context)
+    if as_json:
+        unready = {file.path: file.why for file in context.unready}
+        echo_json({"posts": posts, "unready": unready, "assets": [state.as_json() for state in states]})
+        return
+    reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
+    echo(
+        f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
+        + (f" ({reasons})" if reasons else "")
+    )
+    warn_unready(context.unready)
+    if context.forgotten.pending:
+        echo(f"A takedown is not finished: hardmoe forget --study {quote(str(study_file))} --apply")
+    colors = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
+    for state in states:
+        label = state.asset if state.key is None else f"{state.asset}:{state.key}"
+        echo(f"{label:28} ", Colored(f"{state.state:8}", colors[state.state]), f" {state.why}".rstrip())
+
+
+@click.command()
+@STUDY_OPTION
+@JSON
+def results(study_file: Path, as_json: bool) -> None:
+    """The comparison table.
+
+    Example: hardmoe results --study cats/study.toml --json
+    """
+    from moe_core.evaluation.verdict import verdict_of
+
+    context = open_study(study_file)
+    since = older(context, "evaluation")
+    if as_json:
+        table = table_of(context)
+        said = {
+            "study": context.study.name,
+            **table,
+            "verdict": verdict_of(table).as_json(),
+            "publication": publication_of(context),
+            "is_current": since is None,
+            "changed_since": since or [],
+        }
+        echo_json(said)
+        return
+    show_table(context)
+
+
+@click.command(short_help="Where the page lies; --open shows it.")
+@STUDY_OPTION
+@click.option("--open", "open_it", is_flag=True, help="Open it in a browser.")
+def report(study_file: Path, open_it: bool) -> None:
+    """Prints the path of the report, one HTML page that needs no other file and no network.
+
+    Example: hardmoe report --study cats/study.toml --open
+    """
+    import webbrowser
+
+    context = open_study(study_file)
+    page = _page(context)
+    echo(page)
+    if open_it and not webbrowser.open(page.absolute().as_uri()):
+        raise ValueError(f"no browser could be started: open {page} yourself")
+
+
+def _page(context: "Context") -> Path:
+    """The report, or, where a takedown removed it with the pictures in it, a page of the last table alone."""
+    from moe_core.evaluation.page import render_table
+    from moe_core.store.files import write_text
+
+    if context.forgotten.entries and not context.store.versions("report", None):
+        since = older(context, "evaluation")
+        echo(
+            "A takedown removed the report, which had pictures and hashtags of posts: this page has the table alone.",
+            err=True,
+        )
+        page = context.root / "report" / "table.html"
+        page.parent.mkdir(exist_ok=True)
+        write_text(page, render_table(context.study, table_of(context), since or []))
+        return page
+    older(context, "report")
+    return context.need("report").file("report.html")
+
+
+@click.command()
+@STUDY_OPTION
+@click.option("--port", default=3000, show_default=True, help="Port on 127.0.0.1.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME[:PORT]",
+    help="Also a name of this server, such as that of a proxy before it; may be given several times.",
+)
+@click.option("--path-prefix", default="", metavar="/PATH", help="Path under which a proxy serves the UI.")
+def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: str) -> None:
+    """Dagster's UI and daemon on the study, until interrupted; they end with this command, also when it is killed.
+
+    The UI answers requests from its own pages and from programs of this machine, not from other web sites.
+
+    Example: hardmoe ui --study cats/study.toml --port 3000
+    """
+    from pipelines.daemon import remember
+    from pipelines.instance import daemon_reported, hold_ui, home, opened, reap
+    from pipelines.run.scheduler import default_workers
+    from pipelines.ui.services import checked_host, checked_prefix, dagster_services, keep
+
+    allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
+    context = open_study(study_file)
+    home(context.root, default_workers(context.study.partition.experts))
+    if as_last_made(context):
+        show_keys(context)
+    hold_ui(port)
+    if (seconds := daemon_reported()) is not None:
+        echo(
+            f"A daemon of this instance reported {seconds:.0f} s ago; none runs on this machine. If one runs on "
+            "another, end it or this one",
+            err=True,
+        )
+    with opened() as instance:
+        if ended := reap(instance):
+            echo(f"{len(ended)} runs whose process was killed are ended: {', '.join(ended)}")
+    address = f"http://127.0.0.1:{port}{prefix}"
+    remember(Path(os.environ["DAGSTER_HOME"]), study_file, address)
+    echo(f"Dagster's UI: {address}   (Ctrl-C ends it)")
+    os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # the code server alone shows an error of its code
+    with dagster_services(port, prefix, allowed) as (served, commands):
+        code = keep(commands, served)
+    if code:
+        raise ValueError(f"code server, webserver or daemon ended (exit code {code}): their last messages are above")

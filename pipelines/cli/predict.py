@@ -1,0 +1,164 @@
+"""Asking a mixture: predict."""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from moe_core.text import shown
+from pipelines.cli.common import JSON, STUDY_OPTION
+from pipelines.terminal import echo, echo_json
+
+LISTED = 10  # files of a reason that are named
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from moe_core.serving.bundle import Bundle
+
+
+@click.command(short_help="Hashtags of images.")
+@STUDY_OPTION
+@click.option("--version", default=None, help="Of the study's mixture, or its beginning.  [default: the published one]")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="In place of --study: a mixture's folder or manifest.json, also by the beginning of its version "
+    "(cats/mixture/1f0c).",
+)
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", default=5, show_default=True, help="Hashtags an image.")
+@click.option("--topk", default=1, show_default=True, help="Experts asked for an image; 1: the published answer.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=None,
+    help="T of softmax(-d^2/T), the weights of --topk.  [default: the bundle's]",
+)
+@click.option("--memory", default=4096, show_default=True, help="MiB of experts held at once.")
+@click.option("--window", default=256, show_default=True, help="MiB kept of the images looked at together.")
+@JSON
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    study_file: Path,
+    version: str | None,
+    bundle: Path | None,
+    images: tuple[Path, ...],
+    top: int,
+    topk: int,
+    temperature: float | None,
+    memory: int,
+    window: int,
+    as_json: bool,
+) -> None:
+    """Hashtags of image files, and of all image files in folders.
+
+    What is left out in folders is counted and listed on standard error; with --json it is an entry with "skipped".
+
+    \b
+    Example: hardmoe predict --study cats cat.jpg holiday/ --top 3
+             hardmoe predict --bundle cats/mixture/1f0c8e holiday/
+    """
+    from moe_core.serving.bundle import Bundle
+    from moe_core.serving.files import files_of
+    from moe_core.serving.publication import bundle_at
+
+    for option, value in (("top", top), ("topk", topk), ("memory", memory), ("window", window)):
+        if value < 1:
+            raise ValueError(f"--{option} {value}: wanted at least 1")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise ValueError(f"--temperature {temperature}: wanted a number above 0")
+    if bundle is not None and ctx.get_parameter_source("study_file") == ParameterSource.COMMANDLINE:
+        raise ValueError("--bundle and --study exclude one another: give one")
+    opened = Bundle(bundle_at(bundle or _study(study_file), version), expert_bytes=memory << 20)
+    found = files_of(images)
+    _show_skipped(found.skipped)
+    failed, separator = False, "["
+    if as_json:
+        for skipped, why in found.skipped:
+            echo_json({"image": str(skipped), "skipped": why}, before=separator, end="")
+            separator = ",\n"
+    for answer in _predictions(opened, found.files, top, topk, temperature, window << 20):
+        failed |= "error" in answer
+        if as_json:
+            echo_json(answer, before=separator, end="")
+            separator = ",\n"
+        if "error" in answer:
+            echo(f"Error: {answer['image']}: {answer['error']}", err=True)
+        elif not as_json:
+            words = "  ".join(f"{tag['tag']} {tag['p']:.3f}" for tag in answer["tags"])
+            who = answer["expert"] if answer["expert_published"] else f"{answer['expert']}: trunk"
+            echo(f"{answer['image']}  [{who}]  {words}")
+    if as_json:
+        echo("]")
+    if failed:
+        sys.exit(1)
+
+
+def _study(study_file: Path) -> Path:
+    """Raises ValueError where there is none, as every command does."""
+    from moe_core.settings import load_study
+
+    if not study_file.is_file():
+        load_study(study_file)
+    return study_file
+
+
+def _show_skipped(skipped: list[tuple[Path, str]]) -> None:
+    """A line for each reason, with the first names."""
+    names: dict[str, list[str]] = {}
+    for path, why in skipped:
+        names.setdefault(why, []).append(shown(path, 200))
+    for why, paths in names.items():
+        more = f" and {len(paths) - LISTED:,} more" if len(paths) > LISTED else ""
+        echo(f"Skipped {len(paths):,} ({why}): {', '.join(paths[:LISTED])}{more}", err=True)
+
+
+def _predictions(
+    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float | None, window_bytes: int
+) -> Iterator[dict[str, Any]]:
+    """The answer to each file in turn, or what is wrong with it."""
+    import torch
+
+    from moe_core import threads
+    from moe_core.models.cost import multiply_adds
+    from moe_core.serving.files import BATCH, decoded
+    from moe_core.serving.routed import routed
+
+    work = multiply_adds(bundle.router, bundle.image_size) * min(BATCH, len(paths))
+    threads.use(work, threads.whole_number("HARDMOE_THREADS"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts: deque[list[tuple[Path, str]]] = deque()  # read, not yet answered
+
+    def batches() -> "Iterator[np.ndarray]":
+        for part in decoded(paths, bundle.image_size, threads.share()):
+            parts.append(part.files)
+            yield part.images_BHWC
+
+    answers = routed(bundle, batches(), window_bytes=window_bytes, topk=topk, temperature=temperature, device=device)
+    for answer in answers:
+        rows = iter(zip(answer.probabilities_BV, answer.experts, strict=True))
+        for path, error in parts.popleft():
+            if error:
+                yield {"image": str(path), "error": error}
+                continue
+            probabilities_V, expert = next(rows)
+            best = probabilities_V.topk(min(top, len(bundle.hashtags)))
+            tags = [
+                {"tag": bundle.hashtags[int(tag)], "p": round(float(p), 5)}
+                for p, tag in zip(best.values, best.indices, strict=True)
+            ]
+            how = bundle.answer if topk == 1 else "mixture_topk"
+            yield {
+                "image": str(path),
+                "expert": expert,
+                "expert_published": bundle.published[expert],
+                "answer": how,
+                "tags": tags,
+            }

@@ -1,0 +1,83 @@
+"""Fitting the gate again: repartition."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli.common import JSON, STUDY_OPTION, WORKERS, finish, open_study, run_shown
+from pipelines.terminal import echo, echo_json
+
+if TYPE_CHECKING:
+    from moe_core.store.artifact import Artifact
+
+
+@click.command(short_help="Fit the gate again; experts that changed are stale.")
+@STUDY_OPTION
+@click.option("--dry-run", is_flag=True, help="Say what would move and be trained again, and keep all as it is.")
+@click.option("--renew-trunk", "renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
+@click.option("--until", default="partition", show_default=True, help="Go on to this asset and what it needs.")
+@WORKERS
+@JSON
+def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, workers: int | None, as_json: bool) -> None:
+    """Fits the gate again from the clusters there are; experts keep their keys, and those that changed become stale.
+
+    Example: hardmoe repartition --study cats/study.toml --dry-run
+    """
+    from moe_core.stages.gate import current_partition
+    from moe_core.stages.gate.refit import look_ahead
+    from moe_core.stages.graph import GRAPH
+    from moe_core.stages.trunk import frozen
+    from pipelines.run.scheduler import Summary
+
+    context = open_study(study_file)
+    if until not in GRAPH:
+        raise ValueError(f"no asset {until!r}: wanted one of {', '.join(GRAPH)}")
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run: it is what would be done as a document")
+    if dry_run:
+        if renew:
+            raise ValueError("--dry-run --renew-trunk: a trunk that is not trained cannot tell where posts will lie")
+        show_churn(look_ahead(context), as_json)
+        return
+    asked = {
+        current_partition.REQUEST: current_partition.is_refit_asked(context),
+        frozen.RENEW: frozen.is_renewal_asked(context),
+    }
+    summary = Summary(interrupted=True)
+    with suppress(KeyboardInterrupt):
+        current_partition.ask_to_refit(context)
+        if renew and not frozen.ask_to_renew(context):
+            echo("Trunk and vocabulary are those of all shards already.", err=True)
+        summary = run_shown(open_study(study_file), until=until, workers=workers)
+    if summary.interrupted and not {"trunk", "partition"} & {*summary.made, *summary.stopped}:
+        for name in (name for name, before in asked.items() if not before):  # else the next run would do what nobody
+            (context.root / name).unlink(missing_ok=True)  # wants any more
+    if not (summary.failed or summary.interrupted or summary.overtaken):
+        found = open_study(study_file).need("partition")
+        show_churn(dict(found.metadata) | churn_of(found))
+    finish(summary)
+
+
+def churn_of(partition: "Artifact") -> dict[str, Any]:
+    """Of a partition that follows another."""
+    said: dict[str, Any] = json.loads(partition.file("churn.json").read_text("utf-8"))
+    return said
+
+
+def show_churn(said: dict[str, Any], as_json: bool = False) -> None:
+    """Posts moved, by expert, and which experts are to be trained again."""
+    if as_json:
+        names = ("moved", "new", "gone", "trained_again", "kept", "drift", "experts", "before", "now", "posts")
+        echo_json({name: said[name] for name in names})
+        return
+    echo(f"training posts: {said['moved']:,} moved, {said['new']:,} new, {said['gone']:,} gone")
+    head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", "")
+    rows = [head]
+    for key, one in said["experts"].items():
+        counts = [f"{one[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")]
+        rows.append((key, *counts, f"{100 * one['changed']:.1f} %", "trained again" if one["again"] else "kept"))
+    for row in rows:
+        echo("  ".join(f"{text:>8}" for text in row).rstrip())

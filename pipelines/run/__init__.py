@@ -1,0 +1,1 @@
+"""Planning and running what is missing or stale."""

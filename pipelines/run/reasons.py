@@ -1,0 +1,237 @@
+"""Why an artifact is not what the study wants now, in words: which setting, which posts, which network changed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from pydantic import BaseModel
+
+from moe_core.engine.context import Context
+from moe_core.settings import Study
+from moe_core.stages.gate.current_partition import plan_of
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import Artifact, Spec
+from moe_core.text import shown
+
+MOST = 4  # reasons of one artifact that are named, and shards of a reason
+OF_TRUNK = ("trunk", "dense_same_cost")  # whose `training` is the study's [trunk]; the others' is [expert_training]
+RETRAINED = ("trunk", "trunk_same_budget", "dense_same_cost", "joint_experts", "random_joint_experts")
+PARTS = ("expert", "random_expert", "separate_expert")  # of which an artifact names several
+TABLES = {  # of the study, looked through in this order for a setting of a stage
+    "posts": ("data",),
+    "splits": ("data",),
+    "vocabulary": ("data",),
+    "trunk": ("trunk_setup", "network"),
+    "partition": ("partition", "repartition"),
+    "shared_decoder": ("decoder",),
+    "random_decoder": ("decoder",),
+    "mixture": ("expert", "evaluation", "data"),
+    "published": ("publish",),
+    "evaluation": ("evaluation",),
+}
+OTHERS = {
+    "forgotten": "posts were forgotten",
+    "shard": "its source file changed",
+    "previous": "it follows another partition",
+    "against": "another mixture was published since",
+    "start": "the file of trunk_setup.start changed",
+    "from": "it continues from other weights",
+    "vocabulary": "vocabulary changed",
+    "splits": "splits changed",
+    "partition": "partition changed",
+    "mixture": "mixture changed",
+    "evaluation": "evaluation changed",
+    "shared_decoder": "decoder changed",
+    "random_decoder": "decoder of the random experts changed",
+}
+
+
+def why_stale(context: Context, old: Artifact, plan: Spec) -> str:
+    """What differs between what an artifact was made from and what it would be made from now."""
+    found = list(dict.fromkeys(_reasons(context, old, plan)))
+    if len(found) > 1:
+        found = [reason for reason in found if reason != OTHERS["previous"]]  # it follows
+    return ", ".join(found[:MOST]) + (f" and {len(found) - MOST} more" if len(found) > MOST else "")
+
+
+def _reasons(context: Context, old: Artifact, plan: Spec) -> Iterator[str]:
+    yield from _settings(context.study, plan.asset, plan_of(old).settings, plan.settings)
+    names = sorted(set(old.inputs) | set(plan.inputs))
+    yield from _inputs(context, old, plan, [n for n in names if old.inputs.get(n) != plan.inputs.get(n)])
+    if old.code != plan.code:
+        yield _code(old.code, plan.code)
+
+
+def _settings(study: Study, asset: str, old: Any, new: Any) -> Iterator[str]:
+    for path, before, now in _changed(old, new):
+        follows = path in ("how", "keys", "retrain_share") and None in (before, now)  # a partition that follows another
+        follows |= path == "topk" and now < study.evaluation.topk  # it is at most the number of experts
+        if not follows and path != "how":
+            yield f"setting {setting_name(asset, path)} changed{_values(before, now)}"
+
+
+def _code(then: str, now: str) -> str:
+    return f"this version of hardmoe computes it in another way (code {then} then, {now} now)"
+
+
+def _inputs(context: Context, old: Artifact, plan: Spec, different: list[str]) -> Iterator[str]:
+    parts: dict[str, list[str]] = {}
+    for name in different:
+        asset, _, key = name.rpartition(" ")
+        if name == "posts":
+            yield from ([f"posts of {shown(plan.key)} changed"] if plan.key else _posts(context, old))
+        elif name in RETRAINED:
+            yield f"{name} retrained"
+        elif name == "members":
+            if "trunk" not in different:
+                yield _members(context, plan)
+        elif name == "from":
+            if not {"trunk", "members"} & set(different):
+                yield OTHERS[name]
+        elif asset == "features":
+            yield from _features(context, old, plan, key)
+        elif asset in PARTS or name in context.experts:
+            parts.setdefault(asset or _part(plan.asset), []).append(key or name)
+        elif (name == "splits" and "vocabulary" in different) or (name == "partition" and parts):
+            continue  # it follows
+        elif name in OTHERS:
+            yield OTHERS[name]
+        elif name.startswith("e") and name[1:].isdigit():
+            parts.setdefault(_part(plan.asset), []).append(name)  # one that the study had
+        else:
+            yield f"{name} changed"
+    for asset, keys in parts.items():
+        yield (
+            f"{asset}s {', '.join(keys)} retrained"
+            if 1 < len(keys) <= MOST
+            else (f"{len(keys)} {asset}s retrained" if len(keys) > MOST else f"{asset} {keys[0]} retrained")
+        )
+
+
+def _part(asset: str) -> str:
+    return "random_expert" if asset == "random_decoder" else "expert"
+
+
+def _members(context: Context, plan: Spec) -> str:
+    """By how much the posts of an expert changed since it was trained, where the partition knows it."""
+    with suppress(ValueError, KeyError, OSError):
+        if plan.asset in ("expert", "separate_expert"):
+            churn = json.loads(context.need("partition").file("churn.json").read_text("utf-8"))
+            return f"{100 * churn['experts'][plan.key]['changed']:.1f} % of its posts changed"
+    return "its posts changed"
+
+
+def _features(context: Context, old: Artifact, plan: Spec, shard: str) -> Iterator[str]:
+    if f"features {shard}" not in old.inputs:
+        yield f"shard {shown(shard)} added"
+    elif f"features {shard}" not in plan.inputs:
+        yield f"shard {shown(shard)} removed"
+    else:
+        before = context.store.read(context.root / "trunk_features" / shard / old.inputs[f"features {shard}"])
+        with suppress(ValueError):
+            if before and before.inputs.get("trunk") != context.version("trunk"):
+                yield "trunk retrained"
+                return
+        yield f"posts of {shown(shard)} changed"
+
+
+def _posts(context: Context, splits: Artifact) -> Iterator[str]:
+    """Which shards differ from those that splits were made from."""
+    seen: Mapping[str, str] = splits.metadata.get("snapshot") or {}
+    now = {shard.key: context.version("posts", shard.key) for shard in context.shards}
+    if not seen:
+        yield "posts changed"
+    for what, keys in (
+        ("added", [key for key in now if key not in seen]),
+        ("removed", [key for key in seen if key not in now]),
+    ):
+        if seen and keys:
+            yield f"{_shards(keys)} {what}"
+    forgotten, changed, otherwise = list[str](), list[str](), list[str]()
+    for key in (key for key in now if seen.get(key, now[key]) != now[key]):
+        before = context.store.read(context.root / "posts" / key / seen[key])
+        plan = context.plan("posts", key)
+        same_file = before is None or before.inputs.get("shard") == plan.inputs["shard"]
+        was = before.inputs.get("forgotten") if before else None
+        newly = plan.inputs.get("forgotten") not in (None, was)
+        (changed if not same_file else forgotten if newly else otherwise).append(key)
+    if forgotten:
+        yield f"posts of {_shards(forgotten)} were forgotten"
+    if changed:
+        yield f"{_shards(changed)} changed"
+    if otherwise:  # the same files, by other settings
+        yield f"posts of {_shards(otherwise)} changed"
+
+
+def _shards(keys: list[str]) -> str:
+    if len(keys) > MOST:
+        return f"{len(keys)} shards"
+    return f"shard{'s' if len(keys) > 1 else ''} {', '.join(map(shown, keys))}"
+
+
+def setting_name(asset: str, path: str) -> str:
+    """The name in study.toml of a setting as a stage's manifest has it."""
+    table, _, rest = path.partition(".")
+    if path == "expert_epochs":  # of the dense control
+        return "expert_training.epochs"
+    if table == "training":
+        return f"{'trunk' if asset in OF_TRUNK else 'expert_training'}.{rest}" if rest else table
+    if table in Study.model_fields:
+        return path
+    tables = (*TABLES.get(asset, ("expert", "decoder", "evaluation")), *Study.model_fields)
+    for name in tables:
+        model = Study.model_fields[name].annotation
+        if isinstance(model, type) and issubclass(model, BaseModel) and table in model.model_fields:
+            return f"{name}.{path}"
+    return path
+
+
+def _changed(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value before, value now) of the settings that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(set(old) | set(new))
+        return [one for n in names for one in _changed(old.get(n), new.get(n), f"{at}.{n}" if at else n)]
+    return [] if json.dumps(old) == json.dumps(new) else [(at, old, new)]
+
+
+def _values(before: Any, now: Any) -> str:
+    """from 0.1 to 0.3, where both are short."""
+    texts = [json.dumps(value) for value in (before, now)]
+    return f" from {texts[0]} to {texts[1]}" if None not in (before, now) and max(map(len, texts)) <= 24 else ""
+
+
+def older_than(context: Context, artifact: Artifact) -> list[str]:
+    """What changed since an artifact was made: takedowns, shards, and settings and code of all that it was made from.
+
+    Empty where nothing is known to have.
+    """
+    above = _above(context, artifact)
+    since = [entry for entry in context.forgotten.entries.values() if entry.at.timestamp() > artifact.made_at]
+    keys = sorted({key for entry in since for key in entry.shards})
+    found = [f"posts of {_shards(keys)} were forgotten"] if keys else []
+    if "splits" not in above and (new := [s.key for s in context.shards if not context.store.versions("posts", s.key)]):
+        found.append(f"{_shards(new)} added")
+    for name, stage in GRAPH.items():
+        for old in above.get(name, []):
+            with suppress(ValueError, OSError):
+                if name == "splits" and old.inputs != stage.inputs(context, None):
+                    found += _posts(context, old)
+                now = json.loads(json.dumps(stage.settings(context.study)))
+                found += _settings(
+                    context.study, name, {path: v for path, v in plan_of(old).settings.items() if path in now}, now
+                )
+                found += [f"{name}: {_code(old.code, stage.code)}"] if old.code != stage.code else []
+    return list(dict.fromkeys(found))
+
+
+def _above(context: Context, artifact: Artifact) -> dict[str, list[Artifact]]:
+    """All that an artifact was made from and that is in the store, itself too, by asset."""
+    from moe_core.maintenance.lineage import Lineage
+
+    lineage = Lineage(context.store)
+    found: dict[str, list[Artifact]] = {}
+    for version in lineage.above(artifact.version):
+        one = lineage.artifact(version)
+        found.setdefault(one.asset, []).append(one)
+    return found

@@ -1,0 +1,122 @@
+"""Dagster runs of one asset partition each, one after the other, in a process that dies with the one that started it.
+
+Imported by the fork server before it forks, so that a worker does not wait for torch and dagster to load; what cannot
+be loaded there it loads at its first run.
+"""
+
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+
+# What every run needs is imported here, once, in the fork server: forked runs have it at no cost. Not lance or polars:
+# they start threads when they are imported, which a fork does not survive.
+import dagster as dg
+import dagster._core.storage.event_log
+import dagster._core.storage.runs
+import dagster._core.storage.schedules
+import torch
+
+from assets.runs import identity
+from assets.study import STUDY, key_of, study
+from moe_core.failpoints import failpoint
+from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
+from pipelines.definitions import defs
+from pipelines.jobs import REPOSITORY, job_of
+from pipelines.run.pool import SETTINGS, Answer, Task
+from pipelines.ui.services import LOCATION
+
+gc.freeze()  # what is loaded stays: no collection in a worker need look at it
+
+
+def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
+    """Materializes what is asked for, one (task, run id, log) after the other; answers each, and beats meanwhile.
+
+    Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed: the command
+    is done, or was killed. The runs are in a thread: in the main thread Dagster would set handlers of its own, by which
+    a Ctrl-C meant for the command made failed runs of them.
+    """
+    beat(beats.fileno())
+    die_with_parent()  # the fork server
+    end_by_parent_alone()
+    threading.Thread(target=_answer, args=(asked, gpu), daemon=True).start()
+    watch = select.poll()
+    watch.register(asked.fileno(), 0)  # hang-ups are always told
+    watch.poll()
+    _end()
+
+
+def _answer(asked: Connection, gpu: str | None) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    threads = torch.get_num_threads()
+    instance = None
+    try:
+        while True:
+            task, run_id, log, planned = asked.recv()
+            if planned != study():  # changed between the command's look and the fork server's
+                asked.send(Answer(f"{SETTINGS} while the run was started", overtaken=SETTINGS))
+                continue
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "ab", buffering=0) as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                torch.set_num_threads(threads)  # as in a process where nothing has run
+                try:
+                    instance = instance or dg.DagsterInstance.get()
+                    answer = materialize(task, run_id, instance)
+                except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
+                    traceback.print_exc()
+                    answer = Answer(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
+                sys.stdout.flush()
+                sys.stderr.flush()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # another worker may need it more
+            asked.send(answer)
+    finally:
+        _end()  # nobody else would answer
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def materialize(task: Task, run_id: str, instance: dg.DagsterInstance) -> Answer:
+    """Runs the asset in this process, as a run of Dagster's."""
+    result = defs.resolve_job_def(job_of(task.stage)).execute_in_process(
+        run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
+        instance=instance,
+        partition_key=task.key,
+        asset_selection=[key_of(task.stage)],
+        raise_on_error=False,
+        run_id=run_id,
+        tags={STUDY: study().name, REPOSITORY: f"__repository__@{LOCATION}", **identity(run_id)},
+    )
+    failpoint("event.recorded", task.name)
+    return Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))
+
+
+def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:
+    (made,) = result.asset_materializations_for_node(task.stage)
+    return bool(made.metadata["reused"].value)
+
+
+def _why(result: dg.ExecuteInProcessResult) -> str:
+    """What went wrong, in a line."""
+    for check in result.get_asset_check_evaluations():
+        if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
+            return f"check {check.check_name} failed: {check.description or 'see its metadata'}"
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return data.user_failure_data.description
+            error = data.error
+            while error and error.cause:
+                error = error.cause
+            return " ".join(str(error.message).split()) if error else "failed"
+    return "failed before the step started"

@@ -1,0 +1,1 @@
+"""Dagster's UI: code server, guarded webserver and daemon."""

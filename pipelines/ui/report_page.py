@@ -1,0 +1,36 @@
+"""The study's report, served beside Dagster's UI: its materialization links to it."""
+
+import os
+from http import HTTPStatus
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from moe_core.store.store import Store
+
+PATH = "/hardmoe/report"
+# The page has no script and loads nothing: a fault in it must not reach the UI, whose origin it shares.
+ALONE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox allow-popups"
+HEADERS = {"Content-Security-Policy": ALONE, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+def routes(prefix: str) -> list[Route]:
+    """The newest report, and each version of it, of the study that HARDMOE_STUDY names."""
+    return [Route(f"{prefix}{PATH}", _report), Route(f"{prefix}{PATH}/{{version}}", _report)]
+
+
+def _report(request: Request) -> Response:
+    """Without `async`: the file is read and checked in a thread of its own."""
+    study, wanted = os.environ.get("HARDMOE_STUDY"), request.path_params.get("version")
+    try:
+        reports = Store(Path(study).parent).versions("report", None) if study else []
+        found = [a for a in reports if wanted in (None, a.version)]
+        if found:
+            newest = max(found, key=lambda artifact: artifact.made_at)
+            return HTMLResponse(newest.file("report.html").read_bytes(), headers=HEADERS)
+    except (ValueError, OSError) as error:
+        return PlainTextResponse(f"{error}\n", HTTPStatus.INTERNAL_SERVER_ERROR)
+    why = "this report is gone, or of another study" if wanted and reports else "the study has no report yet"
+    return PlainTextResponse(f"{why}: `hardmoe run` makes one, {PATH} shows the newest\n", HTTPStatus.NOT_FOUND)

@@ -1,0 +1,210 @@
+"""Dagster's webserver behind a guard: `python -m pipelines.ui.webserver -w workspace.yaml`.
+
+Dagster runs GraphQL mutations that come by GET and checks neither Host nor Origin, so that any web page open in a
+browser on this machine could start, stop and delete runs. Here a request must name this server as its host, must not
+come from a page of another origin, and changes something only as a POST of JSON, which a browser sends to another
+origin only with that origin's consent.
+"""
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import click
+import uvicorn
+from dagster import DagsterInstance, __version__
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._utils.log import configure_loggers
+from dagster_webserver.cli import _lifespan
+from dagster_webserver.webserver import DagsterWebserver
+from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from moe_core.text import shown
+from pipelines.ui import report_page
+from pipelines.ui.services import checked_host, checked_prefix
+
+OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
+POLL_MILLISECONDS = 2000  # between two looks of an open page at running assets: Dagster's own value
+STATEMENT_MILLISECONDS, RECYCLE_SECONDS, OVERFLOW = 15000, 3600, 20  # of the database: Dagster's own values
+CLOSE_SECONDS = 5  # for open connections, when the server ends
+FRAMES = [(b"x-frame-options", b"SAMEORIGIN"), (b"content-security-policy", b"frame-ancestors 'self'")]
+
+
+class Refused(Exception):
+    """A request that is not answered."""
+
+    def __init__(self, status: HTTPStatus, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Guard:
+    """Refuses what pages of other origins can send: an ASGI middleware around everything that the server answers.
+
+    Hosts and origins are compared as whole strings. Browsers send them in one form only; what comes in another form,
+    such as with upper case, a trailing dot, a user or a second header, comes from no page of ours.
+    """
+
+    def __init__(self, app: ASGIApp, port: int, allowed: Iterable[str] = ()) -> None:
+        own = {f"{name}:{port}" for name in OWN_NAMES} | (set(OWN_NAMES) if port == 80 else set())
+        allowed = set(allowed)
+        self.app, self.hosts = app, own | allowed
+        self.origins = {f"http://{host}" for host in self.hosts} | {f"https://{host}" for host in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self.check(scope)
+        except Refused as refused:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
+            else:
+                await _refusal(refused)(scope, receive, send)
+            return
+
+        async def unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *FRAMES]
+            await send(message)
+
+        await self.app(scope, receive, unframed)
+
+    def check(self, scope: Scope) -> None:
+        """Raises Refused for a request that no page of this server's sends."""
+        websocket, method = scope["type"] == "websocket", scope.get("method", "GET")
+        if not scope["path"].startswith("/"):
+            raise Refused(HTTPStatus.BAD_REQUEST, "the target of a request must be a path")
+        hosts, origins = _values(scope, "host"), _values(scope, "origin")
+        if len(hosts) != 1 or hosts[0] not in self.hosts:
+            raise Refused(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"host {_quoted(hosts)} is not served here: wanted {' or '.join(sorted(self.hosts))}; `hardmoe ui "
+                "--allow-host NAME` adds one",
+            )
+        if len(origins) > 1 or (websocket and not origins) or not self.origins.issuperset(origins):
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                f"origin {_quoted(origins)} may not use this server; `hardmoe ui --allow-host NAME` adds one",
+            )
+        if not _is_same_site(scope) and not (method == "GET" and not websocket and _is_navigation(scope)):
+            raise Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+        if method not in ("GET", "HEAD", "OPTIONS", "POST"):
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not used here")
+        if method == "POST" and not _is_json(scope):
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a POST must have Content-Type: application/json")
+
+
+class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
+    """Dagster's, behind the guard, and with GraphQL by GET for queries alone."""
+
+    def __init__(self, workspace: WorkspaceProcessContext, port: int, prefix: str, allowed: Sequence[str]) -> None:
+        self.port, self.allowed = port, allowed
+        super().__init__(workspace, prefix, POLL_MILLISECONDS)
+
+    def build_middleware(self) -> list[Middleware]:
+        return [Middleware(Guard, port=self.port, allowed=self.allowed), *super().build_middleware()]
+
+    def build_routes(self) -> list[BaseRoute]:
+        """Ours come first: Dagster's answer every path. The first page is that of the runs: Dagster's own, a timeline,
+        leaves out those that were started by command."""
+        prefix = self._app_path_prefix
+        first = Route(f"{prefix}/", lambda _: RedirectResponse(f"{prefix}/runs"))
+        return [first, *report_page.routes(prefix), *super().build_routes()]
+
+    async def graphql_http_endpoint(self, request: Request) -> Response:
+        if not _is_same_site(request.scope):  # a link to a page of the UI is followed, one to an answer is not
+            return _refusal(Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server"))
+        if request.method == "POST":
+            try:
+                asked = await request.json()  # kept by the request, whose body Dagster reads again
+            except (ValueError, RecursionError):
+                asked = None
+            if not isinstance(asked, dict) or not isinstance(asked.get("query"), str):
+                why = "wanted one GraphQL request: a JSON object with a `query`"
+                return _refusal(Refused(HTTPStatus.BAD_REQUEST, why))
+        answer: Response = await super().graphql_http_endpoint(request)
+        return answer
+
+    async def execute_graphql_request(
+        self, request: Request, query: str, variables: dict[str, Any] | None, operation_name: str | None
+    ) -> Any:
+        if request.method != "POST" and not _only_reads(query):
+            why = "GraphQL by GET is for queries: send what changes something by POST, as application/json"
+            return _refusal(Refused(HTTPStatus.METHOD_NOT_ALLOWED, why))
+        return await super().execute_graphql_request(request, query, variables, operation_name)
+
+
+def _only_reads(query: str) -> bool:
+    """Whether a GraphQL document can be read, and every operation in it is a query."""
+    try:
+        found = parse(query).definitions
+    except (GraphQLError, RecursionError):
+        return False
+    return all(one.operation is OperationType.QUERY for one in found if isinstance(one, OperationDefinitionNode))
+
+
+def _values(scope: Scope, name: str) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name.encode()]
+
+
+def _is_same_site(scope: Scope) -> bool:
+    """A browser that tells where a request comes from names this origin, or the user; others tell nothing."""
+    return set(_values(scope, "sec-fetch-site")) <= {"same-origin", "none"}
+
+
+def _is_navigation(scope: Scope) -> bool:
+    """The user follows a link into a tab: the page that has it sees nothing of the answer."""
+    return (_values(scope, "sec-fetch-mode"), _values(scope, "sec-fetch-dest")) == (["navigate"], ["document"])
+
+
+def _is_json(scope: Scope) -> bool:
+    """By the type itself: `text/plain; application/json` needs no consent of ours, and Dagster takes it for JSON."""
+    types = _values(scope, "content-type")
+    return len(types) == 1 and types[0].partition(";")[0].strip().lower() == "application/json"
+
+
+def _quoted(values: Sequence[str]) -> str:
+    return shown(", ".join(map(repr, values)), 200) or "(none)"
+
+
+def _refusal(refused: Refused) -> Response:
+    return PlainTextResponse(f"Refused: {refused}\n", refused.status, {"X-Content-Type-Options": "nosniff"})
+
+
+@click.command()
+@click.option("--workspace", "-w", type=click.Path(path_type=Path), required=True, help="workspace.yaml.")
+@click.option("--port", "-p", default=3000, show_default=True, help="Port on 127.0.0.1.")
+@click.option("--path-prefix", default="", help="Path under which a proxy serves it, such as /hardmoe.")
+@click.option("--allow-host", multiple=True, help="Also a name of this server: that of a proxy before it.")
+def main(workspace: Path, port: int, path_prefix: str, allow_host: tuple[str, ...]) -> None:
+    """Dagster's webserver on 127.0.0.1, for the instance of DAGSTER_HOME."""
+    allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
+    configure_loggers()
+    with (
+        DagsterInstance.get() as instance,
+        WorkspaceProcessContext(instance, WorkspaceFileTarget([str(workspace)]), version=__version__) as loaded,
+    ):
+        instance.optimize_for_webserver(STATEMENT_MILLISECONDS, RECYCLE_SECONDS, OVERFLOW)
+        app = Webserver(loaded, port, prefix, allowed).create_asgi_app(lifespan=_lifespan)
+        # h11 keeps the target of a request as it came, and refuses a second Host
+        uvicorn.run(
+            app,
+            host="127.0.0.1",
+            port=port,
+            http="h11",
+            log_level="warning",
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+
+
+if __name__ == "__main__":
+    main()

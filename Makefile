@@ -23,7 +23,7 @@ soak: setup
 
 fuzz: setup
 	$(BIN)/python -m pip install --quiet -e '.[fuzz]'
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python tests/helpers/fuzz.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,8 +8,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def both(tmp_path_factory):
-    """A store with two mixtures (two_mixtures.py): to be copied, not changed."""
-    from two_mixtures import two_mixtures
+    """A store with two mixtures (helpers/two_mixtures.py): to be copied, not changed."""
+    from helpers.two_mixtures import two_mixtures
 
     root = tmp_path_factory.mktemp("both") / "store"
     two_mixtures(root)

@@ -17,7 +17,6 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from click.testing import CliRunner
-from test_graph import QUICK, _names, small_study, write
 
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage, build, maker
@@ -37,6 +36,7 @@ from pipelines.run.estimate import Cost, Step, makespan
 from pipelines.run.gpus import Lease, Leases, gpu_names
 from pipelines.run.pool import Answer, Task
 from pipelines.run.scheduler import Running, Summary, _worker, note
+from test_graph import QUICK, _names, small_study, write
 
 TO_THE_PARTITION = """
 import sys

@@ -5,9 +5,9 @@ import re
 import sys
 from pathlib import Path
 
-import growing
 import pytest
 
+from helpers import growing
 from moe_core.engine.context import cores
 from moe_core.settings import Source, dump_study
 

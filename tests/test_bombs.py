@@ -4,8 +4,9 @@ import json
 import subprocess
 import sys
 
-import bombs
 import pytest
+
+from helpers import bombs
 
 FORMATS = {"x.parquet": "parquet", "x.arrow": "arrow", "x.tar": "webdataset", "x.tar.gz": "webdataset"}
 MEGABYTES = 2500  # the largest that is decoded at once has a gigabyte, and is copied

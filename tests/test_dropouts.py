@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import hostile
 import lance
 import pytest
-from formats import WRITERS, drawn_posts
 
+from helpers import hostile
+from helpers.formats import WRITERS, drawn_posts
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import find_shards, raw, read_shard
 from moe_core.data.sources.images import ImageFolder

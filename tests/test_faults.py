@@ -15,8 +15,8 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kills import study
 
+from helpers.kills import study
 from moe_core import failpoints
 from moe_core.data.takedowns import Forgotten
 from moe_core.engine.context import Context

@@ -1,4 +1,4 @@
-"""`hardmoe run` under SIGKILL: at every named point, and at random moments (kills.py does it, in a process apart)."""
+"""`hardmoe run` under SIGKILL: at every named point and at random moments (helpers/kills.py, in its own process)."""
 
 import json
 import os
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kills import POINTS
+
+from helpers.kills import POINTS
 
 HERE = Path(__file__).parent
 
@@ -17,7 +18,7 @@ def kills(folder, *options):
     seed = random.SystemRandom().randrange(10**6)
     path = os.pathsep.join([str(HERE.parent), str(HERE)])
     environment = {k: v for k, v in os.environ.items() if k != "HARDMOE_FAULT"} | {"PYTHONPATH": path}
-    command = [sys.executable, str(HERE / "kills.py"), str(folder / "kills"), str(seed), *map(str, options)]
+    command = [sys.executable, str(HERE / "helpers" / "kills.py"), str(folder / "kills"), str(seed), *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout.splitlines()[-1])

@@ -14,9 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
-from plain import make_everything
-from test_traces import FORMS, ODD
 
+from helpers.plain import make_everything
 from moe_core.data.takedowns import Forgotten, lines_of
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
@@ -28,6 +27,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.locks import LockHeld, shared
 from moe_core.tables import pin_of, pins, read_rows, unpin, write_vectors
+from test_traces import FORMS, ODD
 
 SIZE = 16
 GONE = "post-of-ann-000"  # ann's posts: 0 to 3 of shard a, 0 of shard b, and one that is rejected

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from two_mixtures import BAD, GOOD, make, tiny_study
 
+from helpers.two_mixtures import BAD, GOOD, make, tiny_study
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.maintenance.gc import collect, tidy
@@ -233,7 +233,7 @@ def test_nothing_leaves_of_which_the_study_cannot_say_yet_what_it_names(root):
 
 
 def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_from(tmp_path):
-    from two_mixtures import write
+    from helpers.two_mixtures import write
 
     write(tmp_path)
     store = Store(tmp_path)

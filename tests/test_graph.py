@@ -12,9 +12,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import torch
-from plain import make_everything
 
 from assets.runs import process_of
+from helpers.plain import make_everything
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.recipes import demo

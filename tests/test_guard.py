@@ -11,7 +11,6 @@ import urllib.request
 
 import dagster as dg
 import pytest
-from test_services import free_port, until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -19,6 +18,7 @@ from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
 from pipelines.instance import SETTINGS
 from pipelines.ui.services import checked_host, checked_prefix
+from test_services import free_port, until
 
 QUERY = "{ version }"
 MUTATION = 'mutation { setConcurrencyLimit(concurrencyKey: "%s", limit: 7) }'

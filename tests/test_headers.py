@@ -4,11 +4,11 @@ import io
 import struct
 import zlib
 
-import hostile
 import numpy as np
 import pytest
 from PIL import Image
 
+from helpers import hostile
 from moe_core.data import headers, images
 from moe_core.data.headers import PARTS, slim
 from moe_core.data.images import Rejected, decode

@@ -6,12 +6,12 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-import hostile
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import hostile
 from moe_core.data import images, ingest
 from moe_core.data.images import Picture, Rejected, decode
 from moe_core.data.ingest import REASONS, stored_counts

@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
 
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
@@ -19,6 +18,7 @@ from moe_core.store.artifact import Spec
 from moe_core.store.files import remove_atomically
 from moe_core.store.locks import LockHeld, shared
 from moe_core.tables import pin_of, pins, read_rows, shards_in
+from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import sys
 
 import dagster as dg
 import pytest
-from test_graph import small_study, write
 
 from moe_core.stages.graph import GRAPH
+from test_graph import small_study, write
 
 REPOSITORY = ".dagster/repository"  # Dagster's tag
 SCRIPT = """

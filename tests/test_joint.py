@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from joint_work import TRAINING, die_at_a_rename, drawn_posts, finish, hold, joint, network, work
 
+from helpers.joint_work import TRAINING, die_at_a_rename, drawn_posts, finish, hold, joint, network, work
 from moe_core.settings import Decoder
 from moe_core.training.joint import outer_step, take_part, trained_decoder, trained_expert
 from moe_core.training.loop import train

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain import make_everything
-from test_graph import QUICK, _names, hardmoe, small_study, states, status, write
 
+from helpers.plain import make_everything
 from moe_core.engine.context import Context, cores
 from moe_core.serving.bundle import Bundle, Part, write_bundle
 from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
@@ -21,6 +20,7 @@ from moe_core.stages.experts.joint import MOST_KILLED, _Helpers
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.training.cost import spent
 from moe_core.weights import load_weights, save_weights
+from test_graph import QUICK, _names, hardmoe, small_study, states, status, write
 
 JOINT = Decoder(mode="joint", rounds=3)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from formats import tar_of, yfcc_line
 from PIL import Image
 
+from helpers.formats import tar_of, yfcc_line
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import describe, find_shards, guess_format, read_shard
 from moe_core.data.sources.describing import look

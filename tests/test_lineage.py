@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from two_mixtures import BAD, GOOD, tiny_study
 
+from helpers.two_mixtures import BAD, GOOD, tiny_study
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.maintenance.lineage import Lineage, find, report

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_serving import TAGS, bundle_at, drawn_parts, images
 
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.manifest import read_manifest
 from moe_core.settings import Network
 from moe_core.store.hashing import content_hash, file_hash
 from pipelines.cli.main import main
+from test_serving import TAGS, bundle_at, drawn_parts, images
 
 PARTS = ["router", "gate", "decoder"]
 

@@ -21,9 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from growing import opened
-from test_operations import hardmoe, small_study, write
 
+from helpers.growing import opened
 from moe_core.data.sources import find_shards, guess_format, read_shard
 from moe_core.data.synthetic import draw_shard
 from moe_core.engine.stage import build
@@ -33,6 +32,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.tables import ids_in, pin_of, pins, read_rows, replace_rows, vectors_in, write_vectors
 from moe_core.text import shown
 from pipelines import aliases
+from test_operations import hardmoe, small_study, write
 
 ODD = "é [1] %20 #~ ?x *"
 TITLE = "\x1b]0;owned\x07\u202e\x9b2J"  # sets a terminal's title, turns the line around, clears the screen

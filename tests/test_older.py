@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from growing import add_shard, growing_study, make, opened
 
+from helpers.growing import add_shard, growing_study, make, opened
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.settings import dump_study

@@ -17,9 +17,9 @@ import pytest
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._daemon.types import DaemonHeartbeat
 from PIL import Image
-from plain import make_everything
 
 from assets.runs import HOST, PROCESS
+from helpers.plain import make_everything
 from moe_core.clustering.gate import load_gate
 from moe_core.engine.context import Context
 from moe_core.recipes import demo

@@ -9,7 +9,6 @@ import sys
 import dagster as dg
 import polars as pl
 import pytest
-from test_backfill import file, hardmoe, prepared, small_study, started, until, write  # noqa: F401
 
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
@@ -19,6 +18,7 @@ from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from pipelines.run.pool import Task
 from pipelines.run.scheduler import Meanwhile, Summary
+from test_backfill import file, hardmoe, prepared, small_study, started, until, write  # noqa: F401
 
 
 def opened(file):

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from test_serving import bundle_at, drawn_parts, images
 
 from moe_core.data.images import REASONS
 from moe_core.recipes import demo
@@ -20,6 +19,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Decision, save, writing
 from moe_core.settings import dump_study
 from pipelines.cli.main import main
+from test_serving import bundle_at, drawn_parts, images
 
 FIRST, SECOND, OTHER = "1f0c8e5a2b7d4c3e9f60", "1f0c999999999999ffff", "abcdef0123456789abcd"
 

@@ -10,8 +10,6 @@ import sys
 import dagster as dg
 import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
-from test_graph import QUICK, hardmoe, small_study, write
-from test_services import free_port, processes, started_ui, until
 
 from assets.materialize import progress_file
 from assets.runs import HOST, PROCESS, identity
@@ -22,6 +20,8 @@ from moe_core.store.files import dead_files, dead_parts
 from pipelines import daemon, instance
 from pipelines.run.status import states_of
 from pipelines.ui.services import socket_prefix
+from test_graph import QUICK, hardmoe, small_study, write
+from test_services import free_port, processes, started_ui, until
 
 
 @pytest.fixture

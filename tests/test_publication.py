@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from two_mixtures import BAD, GOOD, make, tiny_study
 
+from helpers.two_mixtures import BAD, GOOD, make, tiny_study
 from moe_core.data.takedowns import Entry, Forgotten
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build

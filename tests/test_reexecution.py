@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from two_mixtures import GOOD, make, write
 
+from helpers.two_mixtures import GOOD, make, write
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.stages.graph import GRAPH
@@ -17,7 +17,7 @@ FROM_FAILURE = """
 import json, sys
 from pathlib import Path
 import dagster as dg
-from finish_job import finish
+from helpers.finish_job import finish
 from pipelines.instance import home
 
 root = Path(sys.argv[1])

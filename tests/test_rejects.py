@@ -2,13 +2,13 @@
 
 import random
 
-import hostile
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from formats import WRITERS, drawn_posts
 
+from helpers import hostile
+from helpers.formats import WRITERS, drawn_posts
 from moe_core.data import images, ingest
 from moe_core.data.ingest import REASONS, stored_counts
 from moe_core.data.sources import RAW, find_shards, read_shard

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
-from growing import add_shard, growing_study, make, opened
 
+from helpers.growing import add_shard, growing_study, make, opened
 from moe_core.clustering.gate import load_gate
 from moe_core.data.loading import Labels
 from moe_core.settings import Partition, Repartition, load_study

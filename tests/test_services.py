@@ -12,9 +12,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from test_operations import hardmoe, small_study, write
 
 from pipelines import instance
+from test_operations import hardmoe, small_study, write
 
 KEEP = """
 import sys

@@ -7,8 +7,8 @@ import sys
 
 import dagster as dg
 import pytest
-from plain import make_everything
 
+from helpers.plain import make_everything
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
 from moe_core.stages.graph import GRAPH

@@ -18,9 +18,9 @@ import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from formats import WRITERS, drawn_posts, hash_of, table_of, tar_of, yfcc_line
 from PIL import Image
 
+from helpers.formats import WRITERS, drawn_posts, hash_of, table_of, tar_of, yfcc_line
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import RAW, describe, find_shards, guess_format, parquet, raw, read_shard
 from moe_core.data.sources.columns import choose

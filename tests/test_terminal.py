@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-from terminal import Screen, in_terminal
-from two_mixtures import tiny_study, write
 
+from helpers.terminal import Screen, in_terminal
+from helpers.two_mixtures import tiny_study, write
 from moe_core.engine.context import Context
 from moe_core.settings import Source, load_study
 from moe_core.stages.training.fit import SPEED_SECONDS, Speed

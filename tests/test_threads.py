@@ -10,9 +10,8 @@ import sys
 
 import pytest
 import torch
-from growing import QUICK, add_shard, growing_study, make, opened
-from test_services import free_port, started_ui
 
+from helpers.growing import QUICK, add_shard, growing_study, make, opened
 from moe_core import threads
 from moe_core.engine.context import SHARE, Context, device_and_threads, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
@@ -21,6 +20,7 @@ from moe_core.settings import Decoder, Network, TrunkSetup, load_study
 from moe_core.stages.experts.joint import JOB, _Helpers
 from moe_core.stages.training import fit
 from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
+from test_services import free_port, started_ui
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from two_mixtures import GOOD, write
 
+from helpers.two_mixtures import GOOD, write
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.settings import Source

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from two_mixtures import GOOD, make, tiny_study
 
+from helpers.two_mixtures import GOOD, make, tiny_study
 from moe_core.data.synthetic import draw_shard
 from moe_core.engine.context import Context
 from moe_core.evaluation.verdict import BASELINES, posts_to_decide, verdict_of

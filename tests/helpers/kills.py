@@ -1,4 +1,4 @@
-"""`python kills.py FOLDER SEED [--points N] [--random N] [--locked] [--command]`: kills `hardmoe run` over and over.
+"""Kills `hardmoe run` over and over: `kills.py FOLDER SEED [--points N] [--random N] [--locked] [--command]`.
 
 After each kill whatever can be read must be complete, no process and no pool slot may be left, and the next run goes
 on; whenever a graph is complete, it must equal an undisturbed run's, which is remembered here, outside the store. The
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 POINTS = [
     *(f"rows.{what}" for what in ("written", "committed", "pinned")),
     *(f"artifact.{what}" for what in ("begun", "written", "sealed", "renamed", "committed")),
@@ -89,9 +89,9 @@ class Kills:
             "DAGSTER_HOME": str(self.root / "dagster"),
             "HARDMOE_THREADS": "1",
             "KILLS_FAULT_FILE": str(self.fault),
-            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
         }
-        multiprocessing.set_forkserver_preload(["killed"])
+        multiprocessing.set_forkserver_preload(["helpers.killed"])
         if not self.command:
             forkserver.ensure_running()
         began = time.monotonic()
@@ -251,7 +251,7 @@ class Forked:
     """A run in a process of the fork server, with workers of the same one."""
 
     def __init__(self, kills, workers, fault):
-        import killed
+        from helpers import killed
 
         if fault:
             kills.fault.write_text(fault)

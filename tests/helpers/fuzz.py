@@ -1,7 +1,7 @@
 """Fuzzing by coverage (atheris) of what reads other people's bytes: no crash, no hang, no wrong success.
 
 `make fuzz` gives each target 75 seconds; an input that breaks a promise is written to the current folder as crash-....
-One target alone, on an input of one's own: python tests/fuzz.py image crash-0123abcd
+One target alone, on an input of one's own: python tests/helpers/fuzz.py image crash-0123abcd
 """
 
 import io

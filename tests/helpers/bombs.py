@@ -3,9 +3,10 @@
 import gzip
 import struct
 
-import hostile
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from helpers import hostile
 
 PICTURE = hostile.file_of(hostile.picture())
 MILLION, LARGE = 1_000_000, 40_000_000

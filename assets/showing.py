@@ -78,14 +78,16 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
     settings = {(a.asset, name): json.dumps(value) for a in reversed(above) for name, value in flat(a.settings)}
     return {
         "made from": table(("input", "version"), _at_most(sorted(artifact.inputs.items()))),
-        "lineage": table(("artifact", "version", "digest"), _at_most([(label(a), a.version, a.digest) for a in above])),
+        "lineage": table(
+            ("artifact", "version", "digest"), _at_most([(label(a), a.version, a.content_hash) for a in above])
+        ),
         "lineage: shards": table(("shard", "content"), _at_most(shards)),
         "lineage: settings": table(
             ("of", "setting", "value"), _at_most([(asset, name, value) for (asset, name), value in settings.items()])
         ),
         "posts snapshot": context.posts_snapshot(),
         "version": artifact.version,
-        "digest": artifact.digest,
+        "digest": artifact.content_hash,
         "path": dg.MetadataValue.path(str(artifact.path)),
     }
 

@@ -49,7 +49,7 @@ def tasks(context):
 def make_all(context):
     """Digest of each artifact, and what of it was made now."""
     built = {(s.name, key): build(context, s, key) for s, key in tasks(context)}
-    return {name: b.artifact.digest for name, b in built.items()}, [n for n, b in built.items() if not b.reused]
+    return {name: b.artifact.content_hash for name, b in built.items()}, [n for n, b in built.items() if not b.reused]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_any_call_of_a_stage_may_fail_and_the_next_run_makes_the_same(copied, na
         there = context.store.versions(name, key)
         assert there or error
         for artifact in there:
-            assert artifact.digest == wanted.digest
+            assert artifact.content_hash == wanted.content_hash
             for file in artifact.files:
                 artifact.file(file)
 
@@ -441,7 +441,7 @@ def test_a_flipped_byte_in_posts_is_found_by_verify_which_says_what_to_do(copied
     digest = copied.need("posts", shard).digest
     shutil.rmtree(damage.folder)
     again = Context(copied.study, copied.root)
-    assert build(again, GRAPH["posts"], shard).artifact.digest == digest
+    assert build(again, GRAPH["posts"], shard).artifact.content_hash == digest
     assert not [one for one in verify(again) if isinstance(one, Damage)]
 
 
@@ -486,7 +486,7 @@ def test_after_a_failure_at_each_asset_in_turn_nothing_finished_is_made_again(tm
         assert context.store.versions(stage.name, key) == []
         made = build(Context(small, tmp_path), stage, key)
         assert not made.reused
-        assert made.artifact.digest == wanted[stage.name, key].digest, (stage.name, key)
+        assert made.artifact.content_hash == wanted[stage.name, key].content_hash, (stage.name, key)
 
 
 def _moved(folder, there, written):

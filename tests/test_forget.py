@@ -19,13 +19,14 @@ from helpers.plain import make_everything
 from moe_core.data.takedowns import Forgotten, lines_of
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
+from moe_core.errors import LockHeld
 from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.store.locks import LockHeld, shared
+from moe_core.store.locks import shared
 from moe_core.tables import pin_of, pins, read_rows, unpin, write_vectors
 from test_traces import FORMS, ODD
 

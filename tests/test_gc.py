@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from helpers.two_mixtures import BAD, GOOD, make, tiny_study
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
+from moe_core.errors import LockHeld
 from moe_core.maintenance.gc import collect, tidy
 from moe_core.maintenance.lineage import Lineage
 from moe_core.serving.bundle import Bundle
@@ -23,7 +24,7 @@ from moe_core.serving.publication import FILE, published_bundle
 from moe_core.settings import Partition, dump_study
 from moe_core.stages.mixture.promote import PUBLISHED, force, roll_back
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.store.locks import LockHeld, not_open, shared
+from moe_core.store.locks import not_open, shared
 from moe_core.store.store import Store
 from moe_core.tables import pins
 from moe_core.training.batches import ImagesInMemory

@@ -10,13 +10,14 @@ import pytest
 
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
+from moe_core.errors import LockHeld
 from moe_core.maintenance.gc import remove_gone_shards, size_of, tidy, tidy_where_cheap
 from moe_core.processes import this_process
 from moe_core.settings import dump_study
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec
 from moe_core.store.files import remove_atomically
-from moe_core.store.locks import LockHeld, shared
+from moe_core.store.locks import shared
 from moe_core.tables import pin_of, pins, read_rows, shards_in
 from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
 

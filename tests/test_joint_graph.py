@@ -110,7 +110,7 @@ def test_one_process_under_dagster_gives_the_same_generation(finished, tmp_path)
     assert done.stdout == "no error\n" * 2, done.stderr
     one, two = opened(file).need("joint_experts"), opened(finished).need("joint_experts")
     assert (one.metadata["processes"], two.metadata["processes"]) == (1, min(2, cores()))
-    assert one.digest == two.digest
+    assert one.content_hash == two.content_hash
 
 
 GENERATION = """

@@ -51,7 +51,7 @@ def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
     for name, node in nodes.items():
         asset, _, key = name.partition(":")
         assert node["version"] == context.version(asset, key or None)
-        assert node["digest"] == context.need(asset, key or None).digest
+        assert node["digest"] == context.need(asset, key or None).content_hash
     assert nodes["expert:e001"]["settings"]["training"]["lr"] == 0.2
     assert nodes["trunk"]["settings"]["network"]["widths"] == [4, 8]
     for shard in context.shards:

@@ -263,7 +263,7 @@ def test_a_kill_between_the_partition_and_its_pointer_is_mended_and_two_ways_end
     assert current_partition.load(opened(study, root)).version == version
     one, two = opened(study, root), opened(study, other)
     for name in ("partition", "shared_decoder", "mixture"):
-        assert one.need(name).digest == two.need(name).digest
+        assert one.need(name).content_hash == two.need(name).content_hash
     for key in one.experts:
         assert (
             one.need("expert", key).files["weights.safetensors"] == two.need("expert", key).files["weights.safetensors"]

@@ -285,7 +285,7 @@ def _hold(path, ready, end):
 
 
 def test_nothing_is_cleaned_while_rows_are_written(path):
-    from moe_core.store.locks import LockHeld
+    from moe_core.errors import LockHeld
 
     put(path, "a", ["x"])
     context = multiprocessing.get_context("spawn")

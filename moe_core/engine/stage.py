@@ -11,11 +11,12 @@ from typing import Any, Literal
 from moe_core import threads
 from moe_core.data.takedowns import Forgotten
 from moe_core.engine.context import Context
+from moe_core.errors import LockHeld
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.files import errors_with_path
 from moe_core.store.hashing import content_hash
-from moe_core.store.locks import LockHeld, exclusive, shared
+from moe_core.store.locks import exclusive, shared
 
 WAIT_SECONDS = 0.2  # between looks at a lock that another process holds
 

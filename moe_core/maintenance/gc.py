@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.engine.context import Context
+from moe_core.errors import LockHeld
 from moe_core.serving import publication
 from moe_core.serving.publication import MANIFEST
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import dead_files, dead_parts, remove_atomically
-from moe_core.store.locks import LockHeld, exclusive, not_open
+from moe_core.store.locks import exclusive, not_open
 
 DATA_SETS = ("posts.lance", "rejects.lance")
 

@@ -264,7 +264,7 @@ def _node(lineage: Lineage, version: str) -> dict[str, Any]:
     artifact = lineage.artifact(version)
     made = datetime.fromtimestamp(_age((version, artifact.path)), UTC).isoformat(timespec="seconds")
     return _short(artifact) | {
-        "digest": artifact.digest,
+        "digest": artifact.content_hash,
         "code": artifact.code,
         "settings": artifact.settings,
         "made_at": made,

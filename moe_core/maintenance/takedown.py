@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from moe_core.data.takedowns import Forgotten
 from moe_core.data.traces import LOCKED_SECONDS, Traces, is_sqlite
 from moe_core.engine.context import Context
+from moe_core.errors import LockHeld
 from moe_core.maintenance.gc import DATA_SETS, current_pins, leftovers, size_of
 from moe_core.stages.data.posts import quotes_rejects
 from moe_core.stages.gate import membership
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
-from moe_core.store.locks import LockHeld, exclusive
+from moe_core.store.locks import exclusive
 
 if TYPE_CHECKING:
     import numpy as np

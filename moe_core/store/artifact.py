@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moe_core.errors import CorruptArtifact
 from moe_core.store.hashing import Json, content_hash, file_hash
 from moe_core.text import shown
 
@@ -46,11 +47,21 @@ class Artifact:
     key: str | None
     version: str
     inputs: Mapping[str, str]
-    digest: str  # of its content, without logs and times: equal for equal results
+    content_hash: str  # of its content, without logs and times: equal for equal results
     metadata: Mapping[str, Json]
     files: Mapping[str, str] = field(repr=False)
     code: str = ""  # version of the code that made it
     settings: Json = None  # those that it was made with
+
+    @property
+    def spec(self) -> Spec:
+        """What it was made from."""
+        return Spec(self.asset, self.key, self.code, self.settings, self.inputs)
+
+    @property
+    def label(self) -> str:
+        """Such as expert:e003 1f0c8e5a2b7d4c3e9f60, as it is listed and remembered."""
+        return f"{self.spec.name} {self.version}"
 
     @property
     def made_at(self) -> float:
@@ -58,20 +69,21 @@ class Artifact:
         return (self.path / "artifact.json").stat().st_mtime
 
     def file(self, name: str) -> Path:
-        """A file of it, after its bytes were checked. Raises ValueError when they are not those that were written."""
+        """A file of it, after its bytes were checked. Raises CorruptArtifact when they are not those that were written."""
         path = self.path / name
         wanted = self.files.get(name)
         if wanted is None:
-            raise ValueError(f"{self.path} has no file {name!r}: it holds {sorted(self.files)}")
+            raise CorruptArtifact(f"{self.path} has no file {name!r}: it holds {sorted(self.files)}", path)
         if not path.is_file() or file_hash(path) != wanted:
-            raise ValueError(
+            raise CorruptArtifact(
                 f"{path} is not the file that was written (SHA-256 differs from its manifest): "
-                f"delete the folder {self.path} and run again"
+                f"delete the folder {self.path} and run again",
+                path,
             )
         return path
 
     def folder(self, name: str) -> Path:
-        """A folder in it, after the bytes of all its files were checked. Raises ValueError as `file` does."""
+        """A folder in it, after the bytes of all its files were checked. Raises CorruptArtifact as `file` does."""
         for file in self.files:
             if file.startswith(f"{name}/"):
                 self.file(file)

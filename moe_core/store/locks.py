@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-
-class LockHeld(ValueError):
-    """Others hold what was wanted alone."""
+from moe_core.errors import LockHeld
 
 
 @contextmanager
@@ -43,7 +41,8 @@ def _held(path: Path, how: int) -> Iterator[None]:
             fcntl.flock(file, how)
         except BlockingIOError:
             raise LockHeld(
-                f"{path} is held by another process: an artifact is being made; try again when its run has ended"
+                f"{path} is held by another process: an artifact is being made; try again when its run has ended",
+                path,
             ) from None
         try:
             yield

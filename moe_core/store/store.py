@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from moe_core.errors import MissingInput
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.files import (
@@ -26,12 +27,6 @@ from moe_core.store.files import (
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
 
 
-class MissingInput(ValueError):
-    """Another artifact, of this name, must be made first."""
-
-    name = ""
-
-
 class Store:
     """The artifacts of one study under `root`, a local folder."""
 
@@ -41,42 +36,42 @@ class Store:
     def folder(self, asset: str, key: str | None) -> Path:
         return self.root / asset if key is None else self.root / asset / key
 
-    def find(self, plan: Spec) -> Artifact | None:
-        """The artifact of `plan`, or None where it has not been made."""
-        return self.read(self.folder(plan.asset, plan.key) / plan.version)
+    def find(self, spec: Spec) -> Artifact | None:
+        """The artifact of `spec`, or None where it has not been made."""
+        return self.read(self.folder(spec.asset, spec.key) / spec.version)
 
-    def need(self, plan: Spec) -> Artifact:
-        """The artifact of `plan`. Raises MissingInput, which names the asset to make first."""
-        found = self.find(plan)
+    def need(self, spec: Spec) -> Artifact:
+        """The artifact of `spec`. Raises MissingInput, which names the asset to make first."""
+        found = self.find(spec)
         if found is None:
-            why = f"{plan.name} {plan.version} is missing: materialize {plan.asset} first (`hardmoe run`)"
-            error = MissingInput(why)
-            error.name = plan.name
-            raise error
+            why = f"{spec.name} {spec.version} is missing: materialize {spec.asset} first (`hardmoe run`)"
+            raise MissingInput(why, spec.asset, spec.key)
         return found
 
     def read(self, path: Path) -> Artifact | None:
-        """The artifact in a folder; None where there is none. Raises ValueError for a damaged manifest."""
+        """The artifact in a folder; None where there is none. Raises CorruptArtifact for a damaged manifest."""
         try:
             text = (path / "artifact.json").read_text("utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            said = without_checksum(json.loads(text))
+            manifest = without_checksum(json.loads(text))
             return Artifact(
                 path=path,
-                asset=said["asset"],
-                key=said["key"],
-                version=said["version"],
-                inputs=said["inputs"],
-                digest=said["digest"],
-                metadata=said["metadata"],
-                files=said["files"],
-                code=said["code"],
-                settings=said["settings"],
+                asset=manifest["asset"],
+                key=manifest["key"],
+                version=manifest["version"],
+                inputs=manifest["inputs"],
+                content_hash=manifest["content_hash"],
+                metadata=manifest["metadata"],
+                files=manifest["files"],
+                code=manifest["code"],
+                settings=manifest["settings"],
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}/artifact.json is damaged ({error}): delete {path} and run again") from None
+            raise CorruptArtifact(
+                f"{path}/artifact.json is damaged ({error}): delete {path} and run again", path
+            ) from None
 
     def versions(self, asset: str, key: str | None) -> list[Artifact]:
         """All complete versions of an asset's partition."""
@@ -94,31 +89,31 @@ class Store:
         found = (self.read(path.parent) for path in sorted(folder.rglob("artifact.json")))
         return [a for a in found if a is not None and self.folder(a.asset, a.key) / a.version == a.path]
 
-    def work_folder(self, plan: Spec) -> Path:
+    def work_folder(self, spec: Spec) -> Path:
         """Where checkpoints of an unfinished artifact lie, from one attempt to the next."""
-        return self.folder(plan.asset, plan.key) / f".work-{plan.version}"
+        return self.folder(spec.asset, spec.key) / f".work-{spec.version}"
 
-    def make(self, plan: Spec, write: Callable[[Path], StageOutput], replace: bool = False) -> Artifact:
+    def make(self, spec: Spec, write: Callable[[Path], StageOutput], replace: bool = False) -> Artifact:
         """Calls `write(folder)` and commits what it wrote; whoever commits first wins, and all get that artifact.
 
         With `replace` what is there stays until then, and goes in its favor.
         """
-        parent = self.folder(plan.asset, plan.key)
+        parent = self.folder(spec.asset, spec.key)
         parent.mkdir(parents=True, exist_ok=True)
         for path in dead_parts(parent):
             shutil.rmtree(path, ignore_errors=True)
-        for path in dead_files(self.work_folder(plan)):
+        for path in dead_files(self.work_folder(spec)):
             path.unlink(missing_ok=True)
-        final = parent / plan.version
+        final = parent / spec.version
         temporary = hidden_name(parent)
         temporary.mkdir()
         try:
-            failpoint("artifact.begun", plan.name)
+            failpoint("artifact.begun", spec.name)
             with errors_with_path(temporary):
                 written = write(temporary)
-            failpoint("artifact.written", plan.name)
-            _seal(temporary, plan, written)
-            failpoint("artifact.sealed", plan.name)
+            failpoint("artifact.written", spec.name)
+            _write_manifest(temporary, spec, written)
+            failpoint("artifact.manifest", spec.name)
             if replace and final.is_dir():
                 remove_atomically(final)
             try:
@@ -126,12 +121,12 @@ class Store:
             except OSError:
                 if self.read(final) is None:
                     raise
-            failpoint("artifact.renamed", plan.name)
+            failpoint("artifact.renamed", spec.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         fsync(parent)
-        failpoint("artifact.committed", plan.name)
-        shutil.rmtree(self.work_folder(plan), ignore_errors=True)
+        failpoint("artifact.committed", spec.name)
+        shutil.rmtree(self.work_folder(spec), ignore_errors=True)
         made = self.read(final)
         assert made is not None
         return made
@@ -140,23 +135,23 @@ class Store:
         remove_atomically(artifact.path)
 
 
-def _seal(folder: Path, plan: Spec, written: StageOutput) -> None:
+def _write_manifest(folder: Path, spec: Spec, written: StageOutput) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[path.relative_to(folder).as_posix()] = file_hash(path)
         fsync(path)
     for path in [p for p in folder.rglob("*") if p.is_dir()]:
         fsync(path)
-    said = {
-        "asset": plan.asset,
-        "key": plan.key,
-        "version": plan.version,
-        "code": plan.code,
-        "settings": plan.settings,
-        "inputs": dict(plan.inputs),
-        "digest": content_hash(dict(written.content) if written.content is not None else files),
+    manifest = {
+        "asset": spec.asset,
+        "key": spec.key,
+        "version": spec.version,
+        "code": spec.code,
+        "settings": spec.settings,
+        "inputs": dict(spec.inputs),
+        "content_hash": content_hash(dict(written.content) if written.content is not None else files),
         "metadata": dict(written.metadata),
         "files": files,
     }
-    write_text(folder / "artifact.json", json.dumps(with_checksum(said), indent=1))
+    write_text(folder / "artifact.json", json.dumps(with_checksum(manifest), indent=1))
     fsync(folder)

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from moe_core.errors import LockHeld
 from moe_core.store.files import fsync
-from moe_core.store.locks import LockHeld, exclusive
+from moe_core.store.locks import exclusive
 from moe_core.training.batches import Posts
 from moe_core.training.loop import Measurement, steps_of, train
 from moe_core.weights import load_weights, save_weights

@@ -324,7 +324,7 @@ def older(context: "Context", asset: str) -> list[str] | None:
 def finish_takedown(context: "Context") -> "Context":
     """Ends a takedown that was begun, unless others are at work; the study as it is then."""
     from moe_core.engine.context import Context
-    from moe_core.store.locks import LockHeld
+    from moe_core.errors import LockHeld
 
     now = Context(context.study, context.root)
     if not now.forgotten.pending:

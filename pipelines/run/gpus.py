@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from moe_core.store.locks import LockHeld, exclusive
+from moe_core.errors import LockHeld
+from moe_core.store.locks import exclusive
 
 NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.engine.context import Context
+from moe_core.errors import MissingInput
 from moe_core.maintenance.takedown import network_name
 from moe_core.processes import alive
 from moe_core.stages.gate.current_partition import goes_back
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.hashing import content_hash
-from moe_core.store.store import MissingInput
 from pipelines.instance import opened
 from pipelines.run.reasons import why_stale
 
@@ -94,7 +94,11 @@ def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[st
         plan = context.plan(name, key)
     except ValueError as error:  # what it depends on is not there yet
         if old:
-            why = f"waits for {error.name}" if isinstance(error, MissingInput) else str(error)
+            why = (
+                f"waits for {error.asset if error.key is None else f'{error.asset}:{error.key}'}"
+                if isinstance(error, MissingInput)
+                else str(error)
+            )
             return State(name, key, "stale", _forgotten(context, old[-1]) + why, old[-1].version)
         return State(name, key, "missing", failed.get((name, key), ""), "")
     if context.store.find(plan):

@@ -74,7 +74,7 @@ def _lineage(context: Context) -> list[tuple[str, str, str]]:
             upstream.append(name)
             waiting += GRAPH[name].reads
     needed = [context.need(name, key) for name in GRAPH if name in upstream for key in GRAPH[name].keys_of(context)]
-    return [(a.asset if a.key is None else f"{a.asset}:{a.key}", a.version, a.digest) for a in needed]
+    return [(a.asset if a.key is None else f"{a.asset}:{a.key}", a.version, a.content_hash) for a in needed]
 
 
 def _timeless(shown: dict[str, Any]) -> Any:

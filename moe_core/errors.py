@@ -1,0 +1,57 @@
+"""Errors with a class for each way to fail that a caller may want to tell apart.
+
+The command line prints a HardmoeError in one line: what was wanted, what came, what to do. Anything else is a bug and
+shows its traceback. All are ValueErrors too, as a notebook expects of bad input.
+"""
+
+
+class HardmoeError(ValueError):
+    """What a user can mend: its text says how."""
+
+
+class BadSetting(HardmoeError):
+    """A value in study.toml, an option of a command or an environment variable is not one that was wanted."""
+
+
+class BadSource(HardmoeError):
+    """The source of a study cannot be read, or is not what its settings say."""
+
+
+class BadImage(HardmoeError):
+    """A file is no image that can be read."""
+
+
+class MissingInput(HardmoeError):
+    """An artifact must be built before this can be done. `asset` and `key` name it."""
+
+    def __init__(self, message: str, asset: str = "", key: str | None = None) -> None:
+        super().__init__(message)
+        self.asset, self.key = asset, key
+
+
+class CorruptArtifact(HardmoeError):
+    """A file of the store is not the one that was written. `path` names it."""
+
+    def __init__(self, message: str, path: object = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class LockHeld(HardmoeError):
+    """Another process holds what was wanted alone. `path` names the lock."""
+
+    def __init__(self, message: str, path: object = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class NotFinite(HardmoeError):
+    """A loss, weights or features are not finite numbers."""
+
+
+class TooFewPosts(HardmoeError):
+    """There are not enough posts for what the settings ask."""
+
+
+class TrainingFailed(HardmoeError):
+    """A process that trains ended before it was done."""

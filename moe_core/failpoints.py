@@ -1,7 +1,7 @@
 """Named points where tests make a process die or a write fail, like RocksDB's sync points; else they do nothing.
 
-HARDMOE_FAULT="kill artifact.manifest" kills the process when it comes to that point; "enospc file.half 3 checkpoint" lets
-its third pass fail, of those about a path with "checkpoint" in it. The actions: kill, eio, enospc.
+HARDMOE_FAULT="kill artifact.manifest" kills the process when it reaches that point; "enospc file.half 3 checkpoint" lets
+the third pass fail, of those about a path with "checkpoint" in it. The actions: kill, eio, enospc.
 """
 
 import errno

@@ -69,7 +69,7 @@ class Artifact:
         return (self.path / "artifact.json").stat().st_mtime
 
     def file(self, name: str) -> Path:
-        """A file of it, after its bytes were checked. Raises CorruptArtifact when they are not those that were written."""
+        """A file of it, its bytes checked. Raises CorruptArtifact when they are not those that were written."""
         path = self.path / name
         wanted = self.files.get(name)
         if wanted is None:

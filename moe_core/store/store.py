@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from moe_core.errors import MissingInput
+from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.files import (

@@ -1,6 +1,6 @@
 """Named points where tests make a process die or a write fail, like RocksDB's sync points; else they do nothing.
 
-HARDMOE_FAULT="kill artifact.manifest" kills the process when it reaches that point; "enospc file.half 3 checkpoint" lets
+HARDMOE_FAULT="kill artifact.manifest" kills the process at that point; "enospc file.half 3 checkpoint" lets
 the third pass fail, of those about a path with "checkpoint" in it. The actions: kill, eio, enospc.
 """
 

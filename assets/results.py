@@ -8,8 +8,8 @@ from assets.materialize import Work, asset_of, materialize
 from assets.showing import picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
+from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.plots import around, intervals
-from moe_core.evaluation.verdict import verdict_of
 from moe_core.stages.evaluation.score import PAIRED
 from moe_core.store.artifact import Artifact
 
@@ -43,7 +43,7 @@ def _comparison(found: dict[str, Any]) -> dict[str, Any]:
         for r in rows
     ]
     best = next(row for row in rows if row["name"] == marked)
-    verdict = verdict_of(found)
+    verdict = compare(found)
     return {
         f"verdict by {verdict.title}": dg.MetadataValue.md("\n".join(f"- {each.text}" for each in verdict.compared)),
         "worth its cost": f"{verdict.answer}: {verdict.why}",
@@ -68,7 +68,7 @@ def _gains(found: dict[str, Any]) -> list[tuple[str, ...]]:
                 for measure in PAIRED
             ),
         )
-        for name, pair in found["published_against"].items()
+        for name, pair in found["published_gains"].items()
     ]
 
 

@@ -14,7 +14,7 @@ import dagster as dg
 from moe_core.engine.context import Context
 from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, glance, lines
 from moe_core.maintenance.lineage import Lineage, flat, label
-from moe_core.stages.training.cost import spent
+from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.fit import log_of, seconds_left
 from moe_core.store.artifact import Artifact
 from moe_core.text import shown
@@ -113,7 +113,7 @@ def curves(artifact: Artifact) -> dict[str, Any]:
 
 def cost_so_far(context: Context) -> dict[str, Any]:
     """Of all the networks of the study that are in the store, superseded ones too."""
-    all_of_it = spent(context)
+    all_of_it = training_cost(context)
     return {
         "study: training seconds so far": round(sum(one.seconds for one in all_of_it), 1),
         "study: training images so far": sum(one.training_images for one in all_of_it),

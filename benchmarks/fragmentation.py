@@ -74,12 +74,12 @@ def cell_of(context: Any) -> dict[str, Any]:
     from moe_core.serving.bundle import Bundle
     from moe_core.stages.evaluation.rows import Controls, one_network, random_experts, with_share
     from moe_core.stages.evaluation.score import against, measured, score
-    from moe_core.stages.mixture.routed_posts import asked
+    from moe_core.stages.mixture.routed_posts import read_routed_posts
 
     study, resamples = context.study, context.study.evaluation.bootstrap
     device = device_and_threads(study, parallel=False)
     bundle = Bundle(context.need("mixture").path)
-    test, validation = asked(context, "test"), asked(context, "validation")
+    test, validation = read_routed_posts(context, "test"), read_routed_posts(context, "validation")
     random = with_share(context, bundle, random_experts(context), True, validation, device)
     controls = Controls({"trunk_same_budget": one_network(context, "trunk_same_budget")}, {"random_partition": random})
     scores, _ = score(context, bundle, controls, test, device)
@@ -92,7 +92,7 @@ def cell_of(context: Any) -> dict[str, Any]:
         "hashtags": len(bundle.hashtags),
         "trunk_epochs": study.trunk.epochs,
         "expert_epochs": study.expert_training.epochs,
-        "router_share": {MIXTURE: bundle.router_share, "random_partition_router": random.share},
+        "router_weight": {MIXTURE: bundle.router_weight, "random_partition_router": random.share},
         "unpublished": [key for key, good in bundle.published.items() if not good],
         "rows": {name: measured(found, resamples) for name, found in scores.items()},
         "mixture_against": against(MIXTURE, scores, resamples),
@@ -119,7 +119,7 @@ def measure(root: Path, posts: Sequence[int], experts: Sequence[int], test: int)
 
 
 def table_of(cells: Mapping[str, Mapping[str, Any]]) -> str:
-    """P@1 in points; a gain in bold where its interval leaves out nought."""
+    """P@1 in points; a gain in bold where its interval excludes zero."""
 
     def gain(cell: Mapping[str, Any], control: str) -> str:
         pair = cell["mixture_against"][control]

@@ -22,12 +22,12 @@ import torch
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
 from moe_core.models.cost import multiply_adds
-from moe_core.models.resnet import build, early_layers
-from moe_core.serving.bundle import Bundle, Part, write_bundle
+from moe_core.models.resnet import build, shared_layer_names
+from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.serving.routed import WINDOW, WINDOW_BYTES, routed
 from moe_core.settings import Data, Expert, Network, Study
 from moe_core.training.batches import ImagesInMemory, as_tensor, normalize
-from moe_core.training.infer import computing, features_of
+from moe_core.training.infer import features_of, inference_context
 from moe_core.weights import save_weights
 
 HASHTAGS = 500
@@ -43,9 +43,9 @@ def bundle_of(folder: Path, network: Network, side: int, experts: int, branch_at
     parts = folder / "parts"
     parts.mkdir()
 
-    def part(name: str, state: dict[str, torch.Tensor], about: dict[str, str]) -> Part:
+    def part(name: str, state: dict[str, torch.Tensor], about: dict[str, str]) -> BundlePart:
         save_weights(parts / f"{name}.safetensors", state, about)
-        return Part(parts / f"{name}.safetensors", "1")
+        return BundlePart(parts / f"{name}.safetensors", "1")
 
     study = Study(network=network, data=Data(image_size=side), expert=Expert(branch_at=branch_at))
     trunk = build(network, HASHTAGS, 0)
@@ -54,14 +54,14 @@ def bundle_of(folder: Path, network: Network, side: int, experts: int, branch_at
     shared = part("decoder", decoder, {"asset": "shared_decoder", "version": "1", "trunk": "1"})
     features_ND = features_of(trunk, ImagesInMemory(drawn(4096, side, 1))).numpy()
     gate_of(features_ND, experts).save(parts / "gate.safetensors", {"asset": "partition", "version": "1", "trunk": "1"})
-    networks, shared_layers = {}, tuple(f"{name}." for name in early_layers(branch_at))
+    networks, shared_layers = {}, tuple(f"{name}." for name in shared_layer_names(branch_at))
     early = {name: tensor for name, tensor in trunk.state_dict().items() if name.startswith(shared_layers)}
     for number in range(experts):
         key = f"e{number:03d}"
         state = build(network, HASHTAGS, number + 1).state_dict() | early
         networks[key] = part(key, state, {"asset": "expert", "key": key, "version": "1"})
     tags = [f"t{n}" for n in range(HASHTAGS)]
-    gate = Part(parts / "gate.safetensors", "1")
+    gate = BundlePart(parts / "gate.safetensors", "1")
     (folder / "bundle").mkdir()
     published = dict.fromkeys(networks, True)
     write_bundle(
@@ -89,10 +89,10 @@ def sharing(bundle: Bundle, batches: list[np.ndarray]) -> Iterator[torch.Tensor]
     at = bundle.branch_at
     with bundle.experts.using("e000") as state, bundle.filled(state) as network:
         for batch in batches:
-            with computing(bundle.precision, "cpu"):
-                early_BCHW = bundle.router.begin(normalize(as_tensor(batch)), at)
-                trunk_BD = bundle.router.finish(early_BCHW, at).float()
-                expert_BD = network.finish(early_BCHW, at).float()
+            with inference_context(bundle.precision, "cpu"):
+                early_BCHW = bundle.router.forward_stem(normalize(as_tensor(batch)), at)
+                trunk_BD = bundle.router.forward_rest(early_BCHW, at).float()
+                expert_BD = network.forward_rest(early_BCHW, at).float()
             yield bundle.mixed(bundle.logits(expert_BD), bundle.router_logits(trunk_BD))
 
 

@@ -75,13 +75,13 @@ def summary(tables: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str
     """ "rows" and "published_less": of each row each measure's mean, standard deviation, spread and values by seed."""
     names = [row["name"] for row in tables[0]["rows"]]
     rows = [{row["name"]: row for row in table["rows"]} for table in tables]
-    gains = [table["published_against"] for table in tables]
+    gains = [table["published_gains"] for table in tables]
     return {
         "rows": {name: {m: _about([one[name][m] for one in rows]) for m in MEASURES} for name in names},
         "published_less": {
             name: {
                 m: _about([one[name][f"{m}_gain"] for one in gains if name in one])
-                | {"above_nought": sum(one[name][f"{m}_gain_ci95"][0] > 0 for one in gains if name in one)}
+                | {"above_zero": sum(one[name][f"{m}_gain_ci95"][0] > 0 for one in gains if name in one)}
                 for m in MEASURES
             }
             for name in names
@@ -112,9 +112,7 @@ def printed(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         lines.append(f"| `{name}` | " + " | ".join(cell(row[m], ".1f") for m in MEASURES) + " |")
     lines += ["", f"| published less | {head} |", "| --- " * (len(MEASURES) + 1) + "|"]
     for name, row in found["published_less"].items():
-        cells = [
-            f"{cell(row[m], '+.1f')}, {row[m]['above_nought']} of {len(row[m]['values'])} above 0" for m in MEASURES
-        ]
+        cells = [f"{cell(row[m], '+.1f')}, {row[m]['above_zero']} of {len(row[m]['values'])} above 0" for m in MEASURES]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

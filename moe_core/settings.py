@@ -261,10 +261,10 @@ class Expert(Strict):
     branch_at: int = Field(
         0, ge=0, description="The trunk's stem and first stages that experts share unchanged; 0: a whole network each."
     )
-    publish_gate: bool = Field(
+    use_trunk_where_better: bool = Field(
         True, description="The trunk answers where its expert does not beat it on validation posts."
     )
-    router_share: Fraction | Literal["validation"] = Field(
+    router_weight: Fraction | Literal["validation"] = Field(
         "validation",
         description="Weight of the trunk's logits where they are mixed into the expert's; validation: of 0, 0.1 ... "
         "0.7 the one with the lowest cross-entropy on validation posts.",

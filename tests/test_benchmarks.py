@@ -60,7 +60,7 @@ def table(p_at_1, gain, low):
     return {
         "n": 10,
         "rows": [{"name": name} | measures for name in ("trunk", "mixture_top1")],
-        "published_against": {"trunk": pair},
+        "published_gains": {"trunk": pair},
     }
 
 
@@ -72,7 +72,7 @@ def test_mean_deviation_and_spread_over_seeds_by_hand():
         "spread": 0.1,
         "values": [0.4, 0.5],
     }
-    assert found["published_less"]["trunk"]["r_at_10"]["above_nought"] == 1
+    assert found["published_less"]["trunk"]["r_at_10"]["above_zero"] == 1
     said = seeds.printed(found)
     assert "| `trunk` | 45.0 ± 7.1 (10.0) | 45.0" in said
     assert "| `trunk` | +2.0 ± 1.4 (2.0), 1 of 2 above 0 |" in said
@@ -117,7 +117,7 @@ def test_a_cell_that_is_in_the_file_is_not_made_again(one_cell, monkeypatch):
     assert fragmentation.measure(root, [700], [2], 200) == json.loads(json.dumps(cells))
 
 
-def test_a_gain_is_bold_where_its_interval_leaves_out_nought():
+def test_a_gain_is_bold_where_its_interval_excludes_zero():
     def cell(posts, experts, gain, low, high):
         pair = {"p_at_1_gain": gain, "p_at_1_gain_ci95": [low, high]}
         rows = {name: {"p_at_1": 0.5} for name in ("trunk", *fragmentation.CONTROLS, fragmentation.MIXTURE)}

@@ -4,7 +4,7 @@ import pytest
 from moe_core.clustering.assign import assign
 from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate, load_gate
-from moe_core.clustering.kmeans import fit, starts
+from moe_core.clustering.kmeans import fit_kmeans, starts
 from moe_core.clustering.matching import continued_by, overlap
 from moe_core.clustering.random_partition import carried_on, random_partition
 from moe_core.clustering.whitening import Moments, Whitening, whiten
@@ -25,7 +25,7 @@ def whitening_of(x, dimensions=3):
 
 
 def test_three_heaps_are_three_clusters():
-    found = fit(blobs(), 3, iterations=10, restarts=3, seed=0)
+    found = fit_kmeans(blobs(), 3, iterations=10, restarts=3, seed=0)
     cluster = (blobs() @ found.centroids_KP.T).argmax(1)
     assert [len(set(cluster[n : n + 30])) for n in (0, 30, 60)] == [1, 1, 1]
     assert len(set(cluster)) == 3
@@ -33,7 +33,7 @@ def test_three_heaps_are_three_clusters():
 
 
 def test_kmeans_repeats_exactly():
-    first, second = (fit(blobs(), 3, 10, 3, seed=1) for _ in range(2))
+    first, second = (fit_kmeans(blobs(), 3, 10, 3, seed=1) for _ in range(2))
     assert np.array_equal(first.centroids_KP, second.centroids_KP)
 
 
@@ -45,14 +45,14 @@ def test_kmeans_does_not_depend_on_the_threads():
     try:
         for threads in (1, 2):
             faiss.omp_set_num_threads(threads)
-            found.append(fit(blobs(), 5, 10, 3, seed=1).centroids_KP)
+            found.append(fit_kmeans(blobs(), 5, 10, 3, seed=1).centroids_KP)
     finally:
         faiss.omp_set_num_threads(before)
     assert np.array_equal(*found)
 
 
 def test_every_post_is_fitted_on_where_faiss_would_sample():
-    assert fit(blobs(300), 3, 3, 1, seed=0).points == 900  # its default is 256 a centroid
+    assert fit_kmeans(blobs(300), 3, 3, 1, seed=0).points == 900  # its default is 256 a centroid
 
 
 def test_the_nearest_centroid_of_each_post_whatever_the_chunk():
@@ -64,12 +64,12 @@ def test_the_nearest_centroid_of_each_post_whatever_the_chunk():
 
 def test_more_clusters_than_posts_is_an_error():
     with pytest.raises(ValueError, match=r"wanted 8 clusters, got 5 posts to fit them on: lower partition.experts"):
-        fit(blobs()[:5], 8, 10, 1, seed=0)
+        fit_kmeans(blobs()[:5], 8, 10, 1, seed=0)
 
 
 def test_equal_posts_do_not_make_two_clusters():
     with pytest.raises(ValueError, match=r"lower partition.experts|different features"):
-        fit(np.tile(blobs()[:1], (20, 1)), 2, 10, 1, seed=0)
+        fit_kmeans(np.tile(blobs()[:1], (20, 1)), 2, 10, 1, seed=0)
 
 
 def test_whitened_posts_have_unit_covariance():
@@ -183,7 +183,7 @@ def test_clusters_go_on_from_their_means_and_a_new_one_is_half_of_the_worst_serv
     start_KP = starts(blobs(), old_N, 3, iterations=10, seed=0)
     assert start_KP @ np.eye(3)[0] == pytest.approx([1, 0, 0], abs=0.1)
     assert sorted((start_KP[1:] @ np.eye(3)[1:].T).round().astype(int).tolist()) == [[0, 1], [1, 0]]
-    found = fit(blobs(), 3, 10, 1, seed=0, start_KP=start_KP)
+    found = fit_kmeans(blobs(), 3, 10, 1, seed=0, start_KP=start_KP)
     assert (found.centroids_KP * start_KP).sum(1).min() > 0.99
 
 

@@ -10,14 +10,14 @@ from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
 from moe_core.engine.context import Context
 from moe_core.models.cost import multiply_adds
-from moe_core.models.resnet import build, hollow
+from moe_core.models.resnet import build, build_on_meta
 from moe_core.recipes import resnet18_k16, small
 from moe_core.settings import Evaluation, Network, Study, Training, TrunkSetup
 from moe_core.stages.evaluation.rows import one_network_controls
 from moe_core.stages.evaluation.score import Scores, against
 from moe_core.stages.experts.dense import DENSE_SAME_COST, training_of, widened
 from moe_core.stages.mixture import calibrate
-from moe_core.stages.mixture.routed_posts import Asked
+from moe_core.stages.mixture.routed_posts import RoutedPosts
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import mixed
 
@@ -53,15 +53,15 @@ def test_with_the_sigmoid_loss_the_mean_is_that_of_the_logits():
 )
 def test_the_share_is_the_one_with_the_lowest_cross_entropy(expert, router, share):
     logits, said = torch.tensor(expert), torch.tensor(router)
-    assert calibrate.router_share("validation", logits, said, posts(), "softmax") == share
-    assert calibrate.router_share(0.25, logits, said, posts(), "softmax") == 0.25
+    assert calibrate.router_weight("validation", logits, said, posts(), "softmax") == share
+    assert calibrate.router_weight(0.25, logits, said, posts(), "softmax") == 0.25
 
 
 def test_without_validation_posts_share_and_temperature_are_fixed():
     none = posts(torch.tensor([], dtype=torch.int64))
-    asked = Asked(none, np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int))
+    asked = RoutedPosts(none, np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int))
     nothing = torch.zeros(0, 2)
-    assert calibrate.router_share("validation", nothing, nothing, none, "softmax") == calibrate.SHARE
+    assert calibrate.router_weight("validation", nothing, nothing, none, "softmax") == calibrate.SHARE
     assert calibrate.temperature("validation", None, 2, asked, []) == calibrate.TEMPERATURE
     assert calibrate.temperature(0.4, None, 2, asked, []) == 0.4
 
@@ -80,7 +80,7 @@ def test_the_temperature_trusts_the_nearest_expert_as_far_as_it_is_right(near_is
     centroids_KP = np.eye(2, dtype=np.float32)
     gate = Gate(Whitening(np.zeros(2, np.float32), np.eye(2, dtype=np.float32)), centroids_KP, np.arange(2))
     right, wrong = torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[0.1, 0.9], [0.9, 0.1]])
-    asked = Asked(posts(), np.array([[1, 0.5], [1, 0.5]], np.float32), np.zeros(2, int), np.zeros(2, int))
+    asked = RoutedPosts(posts(), np.array([[1, 0.5], [1, 0.5]], np.float32), np.zeros(2, int), np.zeros(2, int))
     experts = [lambda _: right, lambda _: wrong]
     answers = experts if near_is_right else experts[::-1]
     assert calibrate.temperature("validation", gate, 2, asked, answers) == wanted
@@ -110,7 +110,7 @@ def test_the_wider_network_by_hand():
 @pytest.mark.parametrize("study", [small(), resnet18_k16()])
 def test_the_wider_network_is_as_dear_as_it_may_be_and_keeps_its_embedding(study):
     wide = widened(study.network, 500, study.data.image_size, times=2)
-    cost = {n: multiply_adds(hollow(n, 500), study.data.image_size) for n in (study.network, wide)}
+    cost = {n: multiply_adds(build_on_meta(n, 500), study.data.image_size) for n in (study.network, wide)}
     assert 0.9 < cost[wide] / (2 * cost[study.network]) <= 1
     assert wide.embedding == study.network.embedding
     assert wide.model_copy(update={"widths": study.network.widths}) == study.network
@@ -118,7 +118,7 @@ def test_the_wider_network_is_as_dear_as_it_may_be_and_keeps_its_embedding(study
 
 def test_a_hollow_network_is_counted_as_a_whole_one():
     network = Network(widths=(4, 8), depths=(1, 2), embedding=12)
-    assert multiply_adds(hollow(network, 7), 16) == multiply_adds(build(network, 7, 0), 16)
+    assert multiply_adds(build_on_meta(network, 7), 16) == multiply_adds(build(network, 7, 0), 16)
 
 
 def test_the_wider_network_is_trained_for_the_multiply_adds_of_trunk_and_experts():

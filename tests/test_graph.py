@@ -113,8 +113,8 @@ def test_the_table_has_every_row_with_its_interval_and_cost(finished):
     assert trunk["multiply_adds"] < dense["multiply_adds"] <= mixture["multiply_adds"]
     trained = dense["multiply_adds"] * dense["training_images"]
     assert trained == pytest.approx(trunk["multiply_adds"] * mixture["training_images"], rel=0.1)
-    assert set(table["published_against"]) == set(rows) - {table["published"]}
-    for pair in table["published_against"].values():
+    assert set(table["published_gains"]) == set(rows) - {table["published"]}
+    for pair in table["published_gains"].values():
         for name in ("p_at_1", "r_at_5", "r_at_10"):
             low, high = pair[f"{name}_gain_ci95"]
             assert low <= pair[f"{name}_gain"] <= high

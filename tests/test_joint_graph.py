@@ -14,11 +14,11 @@ import torch
 
 from helpers.plain import make_everything
 from moe_core.engine.context import Context, cores
-from moe_core.serving.bundle import Bundle, Part, write_bundle
+from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
 from moe_core.stages.experts.joint import MOST_KILLED, _Helpers
 from moe_core.stages.graph import GRAPH
-from moe_core.stages.training.cost import spent
+from moe_core.stages.training.cost import training_cost
 from moe_core.weights import load_weights, save_weights
 from test_graph import QUICK, _names, hardmoe, small_study, states, status, write
 
@@ -73,7 +73,7 @@ def test_all_is_fresh_and_all_experts_hold_the_one_decoder(finished):
 
 def test_a_generation_is_counted_once_in_what_was_spent(finished):
     context = opened(finished)
-    images = {one.asset: one.training_images for one in spent(context)}
+    images = {one.asset: one.training_images for one in training_cost(context)}
     experts = [context.need("expert", key).metadata["training_images"] for key in context.experts]
     assert images["joint_experts"] == sum(experts)
     assert "expert" not in images
@@ -208,7 +208,7 @@ def test_backfill_draws_a_lost_expert_and_trains_none_alone(finished, tmp_path):
 def test_a_bundle_of_two_generations_is_refused(finished, tmp_path):
     context = opened(finished)
     parts = {
-        k: Part(context.need("expert", k).file("weights.safetensors"), context.version("expert", k))
+        k: BundlePart(context.need("expert", k).file("weights.safetensors"), context.version("expert", k))
         for k in context.experts
     }
     state, about = load_weights(parts["e001"].path)
@@ -221,19 +221,19 @@ def test_a_bundle_of_two_generations_is_refused(finished, tmp_path):
             folder,
             context.study,
             Bundle(context.need("mixture").path).hashtags,
-            Part(whole["trunk"].file("weights.safetensors"), whole["trunk"].version),
-            Part(whole["partition"].file("gate.safetensors"), whole["partition"].version),
-            Part(whole["shared_decoder"].file("decoder.safetensors"), whole["shared_decoder"].version),
+            BundlePart(whole["trunk"].file("weights.safetensors"), whole["trunk"].version),
+            BundlePart(whole["partition"].file("gate.safetensors"), whole["partition"].version),
+            BundlePart(whole["shared_decoder"].file("decoder.safetensors"), whole["shared_decoder"].version),
             experts,
             dict.fromkeys(experts, True),
             "mixture_top1",
-            router_share=0.3,
+            router_weight=0.3,
             temperature=0.1,
         )
         return Bundle(folder)
 
     assert bundle(tmp_path / "good", parts).published == dict.fromkeys(context.experts, True)
-    mixed = parts | {"e001": Part(tmp_path / "other.safetensors", parts["e001"].version)}
+    mixed = parts | {"e001": BundlePart(tmp_path / "other.safetensors", parts["e001"].version)}
     with pytest.raises(
         ValueError, match=r"expert e001 is of generation another, the decoder of .* not trained together"
     ):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from moe_core.models.cost import multiply_adds, parameters
-from moe_core.models.resnet import build, early_layers
+from moe_core.models.resnet import build, shared_layer_names
 from moe_core.recipes import resnet18_k16, resnet50_k32
-from moe_core.serving.branches import Body, fused
+from moe_core.serving.branches import ExpertTemplate, fused
 from moe_core.settings import Network, Training
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.loop import train
@@ -105,16 +105,18 @@ def test_an_expert_in_a_bundle_computes_what_its_network_does_up_to_rounding(net
     router, expert = build(network, 5, seed=0), build(network, 5, seed=1)
     for model in (router, expert):
         model.train()(torch.randn(8, 3, 32, 32))  # batch norms that have seen something
-    for mine, theirs in zip(expert.early(stages), router.early(stages), strict=True):
+    for mine, theirs in zip(expert.shared_layers(stages), router.shared_layers(stages), strict=True):
         mine.load_state_dict(theirs.state_dict())
-    body = Body(network, router.eval(), stages)
-    names = tuple(f"{name}." for name in early_layers(stages))
+    body = ExpertTemplate(network, router.eval(), stages)
+    names = tuple(f"{name}." for name in shared_layer_names(stages))
     own = {name: tensor for name, tensor in expert.state_dict().items() if not name.startswith(names)}
     x_BCHW = torch.randn(3, 3, 32, 32)
     with torch.inference_mode(), body.filled(fused(own)) as filled:
         got_BD, wanted_BD = filled.features(x_BCHW), expert.eval().features(x_BCHW)
         assert got_BD.numpy() == pytest.approx(wanted_BD.numpy(), abs=1e-5)
-        assert torch.equal(filled.finish((router if stages else filled).begin(x_BCHW, stages), stages), got_BD)
+        assert torch.equal(
+            filled.forward_rest((router if stages else filled).forward_stem(x_BCHW, stages), stages), got_BD
+        )
     norms = [n for n, m in filled.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert [name for name in norms if not f"{name}.".startswith(names)] == []
 

@@ -207,7 +207,7 @@ def test_a_renamed_file_is_one_that_came_and_one_that_went(root):
         ("partition", "seed", "partition.seed"),
         ("partition", "retrain_share", "repartition.retrain_share"),
         ("joint_experts", "outer_lr", "decoder.outer_lr"),
-        ("mixture", "publish_gate", "expert.publish_gate"),
+        ("mixture", "use_trunk_where_better", "expert.use_trunk_where_better"),
         ("mixture", "topk", "evaluation.topk"),
         ("published", "margin", "publish.margin"),
         ("evaluation", "bootstrap", "evaluation.bootstrap"),

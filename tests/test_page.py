@@ -13,7 +13,7 @@ from moe_core.evaluation import page, plots
 from moe_core.recipes import demo
 from moe_core.stages.evaluation.score import PAIRED, TagCounts
 from moe_core.stages.gate.contact_sheets import top_hashtags
-from moe_core.stages.training.cost import Spent
+from moe_core.stages.training.cost import TrainingCost
 
 WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -136,7 +136,7 @@ def rendered(tags=("sea", "sand"), experts=2):
             "n": 6,
             "hashtags_in_map": 2,
             "map_posts": 6,
-            "published_against": {"trunk": lost},
+            "published_gains": {"trunk": lost},
             "rows": rows,
         },
         posts={"read": 12, "accepted": 11, "rejected": 1},
@@ -146,7 +146,7 @@ def rendered(tags=("sea", "sand"), experts=2):
         experts=[one | {"key": name, "expert": name} for name in names],
         logs={name: [{"images_seen": 10 * n, "loss": 3 - n, "lr": 0.1} for n in (1, 2)] for name in ("trunk", *names)},
         lineage=[("trunk", "abc", "def")],
-        spending=[Spent("trunk", 1, 60.0, 5000)],
+        spending=[TrainingCost("trunk", 1, 60.0, 5000)],
     )
 
 
@@ -168,7 +168,7 @@ def test_wicked_text_stays_text_on_the_page():
     assert [tag for tag in WICKED if wicked.words.count(tag) < 2 * 3] == []  # of both experts, three lists
 
 
-def test_a_gain_is_colored_only_where_its_interval_leaves_out_nought():
+def test_a_gain_is_colored_only_where_its_interval_excludes_zero():
     text = rendered()
     assert '<span class="down">−0.080</span>' in text  # -0.1 to -0.02
     assert '<span class="">+0.250</span>' in text  # -0.1 to 0.6

@@ -12,8 +12,8 @@ from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
 from moe_core.data.images import REASONS
 from moe_core.models.resnet import ResNet, build
-from moe_core.serving.bundle import Bundle, Part, write_bundle
-from moe_core.serving.cache import Held
+from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
+from moe_core.serving.cache import ExpertCache
 from moe_core.serving.files import decoded, files_of
 from moe_core.serving.routed import routed
 from moe_core.settings import Data, Expert, Network, Study, Training
@@ -37,7 +37,7 @@ def drawn_parts(folder, branch_at, count=EXPERTS):
 
     def part(name, state, **about):
         save_weights(folder / f"{name}.safetensors", state, {"version": "1"} | about)
-        return Part(folder / f"{name}.safetensors", "1")
+        return BundlePart(folder / f"{name}.safetensors", "1")
 
     trunk = used(build(NETWORK, TAGS, 0))
     features_ND = features_of(trunk, ImagesInMemory(images(64))).numpy()
@@ -48,12 +48,12 @@ def drawn_parts(folder, branch_at, count=EXPERTS):
     experts = {}
     for n in range(count):
         expert, key = used(build(NETWORK, TAGS, n + 1)), f"e{n:03d}"
-        for mine, router in zip(expert.early(branch_at), trunk.early(branch_at), strict=True):
+        for mine, router in zip(expert.shared_layers(branch_at), trunk.shared_layers(branch_at), strict=True):
             mine.load_state_dict(router.state_dict())
         experts[key] = part(key, expert.state_dict(), asset="expert", key=key)
     return SimpleNamespace(
         router=part("router", trunk.state_dict(), asset="trunk"),
-        gate=Part(folder / "gate.safetensors", "1"),
+        gate=BundlePart(folder / "gate.safetensors", "1"),
         decoder=part("decoder", {"weight": decoder.weight, "bias": decoder.bias}, asset="shared_decoder", trunk="1"),
         experts=experts,
     )
@@ -82,7 +82,7 @@ def bundle_at(folder, parts, answer="mixture_top1", branch_at=0, precision="auto
     published = {key: key != "e003" for key in parts.experts}
     tags = ["a", "b", "c", "d", "é"]
     files = (parts.router, parts.gate, parts.decoder, parts.experts)
-    write_bundle(folder, study, tags, *files, published, answer, router_share=0.25, temperature=0.5)
+    write_bundle(folder, study, tags, *files, published, answer, router_weight=0.25, temperature=0.5)
     return folder
 
 
@@ -209,7 +209,7 @@ def test_an_expert_that_does_not_share_the_router_s_stages_is_refused(tmp_path, 
 def test_an_expert_of_another_network_is_refused(tmp_path, parts):
     other = build(Network(widths=(4, 16), depths=(1, 1), embedding=6), TAGS, 0).state_dict()
     save_weights(tmp_path / "e001.safetensors", other, {"version": "1", "asset": "expert", "key": "e001"})
-    experts = parts.experts | {"e001": Part(tmp_path / "e001.safetensors", "1")}
+    experts = parts.experts | {"e001": BundlePart(tmp_path / "e001.safetensors", "1")}
     folder = bundle_at(tmp_path / "bundle", SimpleNamespace(**vars(parts) | {"experts": experts}))
     with pytest.raises(ValueError, match=r"e001.safetensors: conv_embed.weight is not as the manifest.s network"):
         Bundle(folder)
@@ -268,9 +268,9 @@ def test_images_that_pass_a_network_together_are_bounded_by_their_activations(
     folder = bundle_at(tmp_path / "bundle", files, branch_at=int(shared == "branches"), precision="float32")
     (wanted,) = routed(Bundle(folder), [images(20, seed=1)], topk=2)
     passed = []
-    begin, finish = ResNet.begin, ResNet.finish
-    monkeypatch.setattr(ResNet, "begin", lambda self, x, at: passed.append(len(x)) or begin(self, x, at))
-    monkeypatch.setattr(ResNet, "finish", lambda self, x, at: passed.append(len(x)) or finish(self, x, at))
+    stem, rest = ResNet.forward_stem, ResNet.forward_rest
+    monkeypatch.setattr(ResNet, "forward_stem", lambda self, x, at: passed.append(len(x)) or stem(self, x, at))
+    monkeypatch.setattr(ResNet, "forward_rest", lambda self, x, at: passed.append(len(x)) or rest(self, x, at))
     monkeypatch.setattr("moe_core.serving.routed.ACTIVATION_BYTES", at_once * side * side * 4 * 4 * 4)
     (found,) = routed(Bundle(folder), [images(20, seed=1)], topk=2)
     assert max(passed) == max(1, at_once)
@@ -286,7 +286,7 @@ def test_images_of_another_size_are_refused(folder):
 
 def held(most=None, most_bytes=100, sizes=None):
     sizes = sizes or dict.fromkeys("abcdef", 10)
-    return Held(sizes, lambda key: {"weight": torch.full((1,), ord(key))}, most, most_bytes)
+    return ExpertCache(sizes, lambda key: {"weight": torch.full((1,), ord(key))}, most, most_bytes)
 
 
 def test_the_least_recently_used_go_first():
@@ -419,7 +419,7 @@ def test_images_whose_experts_are_all_unpublished_are_answered_by_the_router(tmp
     study = Study(network=NETWORK, data=Data(image_size=SIDE))
     files = (parts.router, parts.gate, parts.decoder, parts.experts)
     none = dict.fromkeys(parts.experts, False)
-    write_bundle(folder, study, list("abcde"), *files, none, "mixture_top1", router_share=0.25, temperature=0.5)
+    write_bundle(folder, study, list("abcde"), *files, none, "mixture_top1", router_weight=0.25, temperature=0.5)
     bundle = Bundle(folder)
     (answer,) = routed(bundle, [images(6)])
     features_ND = features_of(bundle.router, ImagesInMemory(images(6)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.cache import Held
+from moe_core.serving.cache import ExpertCache
 from moe_core.serving.routed import routed
 from moe_core.training.batches import ImagesInMemory
 from test_serving import EXPERTS, bundle_at, drawn_parts, flip, images
@@ -175,7 +175,7 @@ def test_what_threads_hold_together_stays_within_the_bound(most, most_bytes):
             alive.append(weakref.ref(state))
         return state
 
-    experts = Held(sizes, read, most, most_bytes)
+    experts = ExpertCache(sizes, read, most, most_bytes)
 
     def work(number):
         draw = random.Random(number)
@@ -200,7 +200,7 @@ def test_threads_that_want_the_same_expert_read_it_once():
         assert go.wait(60)
         return Weights(key=key)
 
-    experts = Held({"a": 10, "b": 10}, read, None, 100)
+    experts = ExpertCache({"a": 10, "b": 10}, read, None, 100)
 
     def work(number):
         if number == 3:
@@ -221,7 +221,7 @@ def test_a_failed_reading_frees_the_place_and_the_next_thread_reads_itself():
             raise OSError("gone")
         return Weights(key=key)
 
-    experts = Held(dict.fromkeys("abc", 10), read, 2, 20)
+    experts = ExpertCache(dict.fromkeys("abc", 10), read, 2, 20)
     with pytest.raises(OSError, match="gone"), experts.using("a"):
         pass
     seen = []

@@ -297,7 +297,7 @@ def test_a_checkpoint_with_momentum_of_what_is_not_there_is_refused(tmp_path):
 def test_held_stages_stay_as_they_were_and_the_others_learn():
     model = build(TINY, 4, seed=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.hold(1)
+    model.freeze_stages(1)
     list(train(model, drawn_posts(), Training(epochs=5, batch_size=8)))
     after = model.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -308,7 +308,7 @@ def test_a_resumed_run_with_held_stages_ends_in_the_same_bits(tmp_path):
     training = Training(epochs=5, batch_size=8, checkpoint_seconds=1e-9)
     whole, part, resumed = (build(TINY, 4, seed=0) for _ in range(3))
     for model in (whole, part, resumed):
-        model.hold(1)
+        model.freeze_stages(1)
     list(train(whole, drawn_posts(), training))
     checkpoint = tmp_path / "checkpoint.safetensors"
     for m in train(part, drawn_posts(), training, checkpoint=checkpoint):

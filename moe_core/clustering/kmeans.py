@@ -13,7 +13,7 @@ from moe_core.clustering.assign import assign
 
 
 @dataclass(frozen=True)
-class Fit:
+class KMeansFit:
     """What k-means found."""
 
     centroids_KP: np.ndarray  # float32, unit norm
@@ -21,14 +21,14 @@ class Fit:
     points: int  # posts that it was fitted on: all that were given
 
 
-def fit(
+def fit_kmeans(
     x_NP: np.ndarray,
     clusters: int,
     iterations: int,
     restarts: int,
     seed: int,
     start_KP: np.ndarray | None = None,
-) -> Fit:
+) -> KMeansFit:
     """Fits `clusters` centroids to rows of unit norm, on a GPU where faiss has one; the same seed gives the same.
 
     From random posts, `restarts` times, or once from `start_KP`: then centroid k is what became of start k.
@@ -67,7 +67,7 @@ def fit(
             f"{len(empty)} of {clusters} clusters got none of {len(x_NP)} posts: lower partition.experts "
             "(or partition.fine), or raise partition.restarts"
         )
-    return Fit(centroids_KP, float(kmeans.obj[-1]), len(x_NP))
+    return KMeansFit(centroids_KP, float(kmeans.obj[-1]), len(x_NP))
 
 
 def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, seed: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, 
         far_N = np.where(old_N >= 0, 1 - (x_NP * start_KP[old_N]).sum(1), 0)
         worst = int(np.bincount(np.maximum(old_N, 0), weights=far_N, minlength=clusters).argmax())
         mine = np.flatnonzero(old_N == worst)
-        halves = fit(x_NP[mine], 2, iterations, 1, seed).centroids_KP
+        halves = fit_kmeans(x_NP[mine], 2, iterations, 1, seed).centroids_KP
         stays = int((halves @ start_KP[worst]).argmax())
         old_N[mine[assign(x_NP[mine], halves) != stays]] = k
         start_KP[worst], start_KP[k] = halves[stays], halves[1 - stays]

@@ -153,9 +153,9 @@ def device_and_threads(study: Study, parallel: bool, hashtags: int = 1) -> str:
     import torch
 
     from moe_core.models.cost import multiply_adds
-    from moe_core.models.resnet import hollow
+    from moe_core.models.resnet import build_on_meta
     from moe_core.training.infer import BATCH
 
-    work = BATCH * multiply_adds(hollow(study.network, hashtags), study.data.image_size)
+    work = BATCH * multiply_adds(build_on_meta(study.network, hashtags), study.data.image_size)
     threads.use(work, threads_for(parallel, study.partition.experts))
     return "cuda" if torch.cuda.is_available() else "cpu"

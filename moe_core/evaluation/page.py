@@ -4,8 +4,8 @@ requests to the browser that shows it."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.plots import BLUE, ORANGE, Line, around, bars, intervals, lines, short, sparkline
-from moe_core.evaluation.verdict import verdict_of
 from moe_core.settings import Study, dump_study
 from moe_core.text import shown
 
@@ -84,8 +84,8 @@ posts.</p>{% endif %}
 <div class="figures">
 <div class="figure"><small>P@1 of<br>{{ table.published }}</small><b>{{ "%.3f"|format(best.p_at_1) }}</b>
 <small>95 %: {{ interval(best.p_at_1_ci95) }}</small></div>
-{% for name in figures if name in table.published_against %}
-{% set pair = table.published_against[name] %}
+{% for name in figures if name in table.published_gains %}
+{% set pair = table.published_gains[name] %}
 <div class="figure"><small>its gain over<br>{{ name }}</small><b>{{ gain(pair.p_at_1_gain, pair.p_at_1_gain_ci95) }}</b>
 <small>95 %: {{ pair.p_at_1_gain_ci95[0]|signed }} to {{ pair.p_at_1_gain_ci95[1]|signed }}</small></div>
 {% endfor %}
@@ -123,7 +123,7 @@ hashtags; mAP is over
 <h3>What the published row gains, on the same posts</h3>
 <div class="wide" tabindex="0" style="max-width: 40rem"><table id="against"><tr><th>over</th>
 {% for _, title in paired %}<th>{{ title }}</th>{% endfor %}</tr>
-{% for name, pair in table.published_against.items() %}<tr><td>{{ name }}</td>
+{% for name, pair in table.published_gains.items() %}<tr><td>{{ name }}</td>
 {% for measure, _ in paired %}{% set around = pair[measure ~ "_gain_ci95"] %}
 <td>{{ gain(pair[measure ~ "_gain"], around) }}<small>{{ around[0]|signed }} to {{ around[1]|signed }}</small></td>
 {% endfor %}</tr>
@@ -251,12 +251,12 @@ def _of_table(study: Study, table: Mapping[str, Any]) -> dict[str, Any]:
     """What the part of the page about the table needs."""
     from markupsafe import Markup
 
-    rows, pairs = table["rows"], table["published_against"].values()
+    rows, pairs = table["rows"], table["published_gains"].values()
     measured = [(r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == table["published"]) for r in rows]
     return {
         "study": study,
         "table": {"warnings": [], **table},
-        "verdict": verdict_of(table),
+        "verdict": compare(table),
         "best": next(row for row in rows if row["name"] == table["published"]),
         "columns": COLUMNS,
         "figures": FIGURES,

@@ -90,7 +90,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float, bool]], about: str)
 
 
 def bars(rows: Sequence[tuple[str, float]], about: str, form: str = "{:,.0f}") -> str:
-    """A bar to the right of nought, or to the left, for each row (name, value)."""
+    """A bar to the right of zero, or to the left, for each row (name, value)."""
     low, high = min(0.0, *(v for _, v in rows)), max(0.0, *(v for _, v in rows))
     span = (high - low) or 1.0
     left, right = 12 + 6.2 * max(len(name) for name, _ in rows), WIDTH - 70

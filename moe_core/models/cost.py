@@ -15,10 +15,10 @@ def multiply_adds(model: ResNet, image_size: int, after: int = 0) -> int:
     """Multiply-adds of convolutions and linear layers for one image of `image_size` squared pixels.
 
     With `after` only those that follow the stem and the first `after` stages, which an expert shares with the trunk. A
-    `hollow` network is counted without computing anything.
+    `build_on_meta` network is counted without computing anything.
     """
     total = 0
-    left_out = {layer for module in model.early(after) for layer in module.modules()}
+    left_out = {layer for module in model.shared_layers(after) for layer in module.modules()}
 
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal total

@@ -107,7 +107,7 @@ class ResNet(nn.Module):
             self.bn_embed = nn.BatchNorm2d(network.embedding)
             channels = network.embedding
         self.embeds = bool(network.embedding)
-        self.held: list[nn.Module] = []
+        self.frozen: list[nn.Module] = []
         self.width = channels
         self.fc = nn.Linear(channels, hashtags)
         for module in self.modules():
@@ -116,17 +116,17 @@ class ResNet(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """The embedding of normalized images: (B, D) float."""
-        return self.finish(self.begin(x_BCHW, 0), 0)
+        return self.forward_rest(self.forward_stem(x_BCHW, 0), 0)
 
-    def begin(self, x_BCHW: Tensor, stages: int) -> Tensor:
+    def forward_stem(self, x_BCHW: Tensor, stages: int) -> Tensor:
         """What normalized images are after the stem and the first `stages` stages: (B, C, H, W)."""
         y_BCHW = self.maxpool(F.relu(self.bn1(self.conv1(x_BCHW))))
         for stage in self.stages[:stages]:
             y_BCHW = self.get_submodule(stage)(y_BCHW)
         return y_BCHW
 
-    def finish(self, y_BCHW: Tensor, stages: int) -> Tensor:
-        """The embedding of images that have gone through `begin`: (B, D) float."""
+    def forward_rest(self, y_BCHW: Tensor, stages: int) -> Tensor:
+        """The embedding of images that have gone through `forward_stem`: (B, D) float."""
         for stage in self.stages[stages:]:
             y_BCHW = self.get_submodule(stage)(y_BCHW)
         if self.embeds:
@@ -136,25 +136,25 @@ class ResNet(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.fc(self.features(x_BCHW))
 
-    def early(self, stages: int) -> list[nn.Module]:
+    def shared_layers(self, stages: int) -> list[nn.Module]:
         """The stem and the first `stages` stages; nothing for 0."""
-        return [self.get_submodule(name) for name in early_layers(stages)]
+        return [self.get_submodule(name) for name in shared_layer_names(stages)]
 
-    def hold(self, stages: int) -> None:
+    def freeze_stages(self, stages: int) -> None:
         """Training changes nothing in the early stages from now on, their running statistics neither."""
-        self.held = self.early(stages)
-        for module in self.held:
+        self.frozen = self.shared_layers(stages)
+        for module in self.frozen:
             module.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ResNet:
         super().train(mode)
-        for module in self.held:
+        for module in self.frozen:
             module.eval()
         return self
 
 
-def early_layers(stages: int) -> list[str]:
+def shared_layer_names(stages: int) -> list[str]:
     """Names of the stem and the first `stages` stages; none for 0."""
     return ["conv1", "bn1", *(f"layer{stage + 1}" for stage in range(stages))] if stages else []
 
@@ -166,7 +166,7 @@ def build(network: Network, hashtags: int, seed: int) -> ResNet:
         return ResNet(network, hashtags).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def hollow(network: Network, hashtags: int) -> ResNet:
+def build_on_meta(network: Network, hashtags: int) -> ResNet:
     """A network without weights, to be given some: none are drawn that would be replaced at once."""
     with torch.device("meta"):
         return ResNet(network, hashtags).eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from moe_core.models.resnet import ResNet, early_layers
+from moe_core.models.resnet import ResNet, shared_layer_names
 from moe_core.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = nn.BatchNorm2d(1).eps
 
 
-def early_of(router: Path, stages: int) -> dict[str, Tensor]:
+def shared_weights(router: Path, stages: int) -> dict[str, Tensor]:
     """Weights of the router's stem and first `stages` stages."""
     state, _ = load_weights(router)
     return {name: tensor for name, tensor in state.items() if name.startswith(_prefixes(stages))}
@@ -45,7 +45,7 @@ def write_branch(expert: Path, to: Path, early: Mapping[str, Tensor]) -> None:
     save_weights(to, {name: t for name, t in state.items() if name not in early and not name.startswith("fc.")}, about)
 
 
-class Body:
+class ExpertTemplate:
     """A network that takes the weights of one expert after another; it shares the router's first `stages` stages.
 
     For one thread at a time.
@@ -55,13 +55,13 @@ class Body:
         with torch.device("meta"):
             self.network = ResNet(network, 1).eval()
             self.network.fc = nn.Identity()  # type: ignore[assignment]
-            for name in early_layers(stages):
+            for name in shared_layer_names(stages):
                 self.network.set_submodule(name, nn.Identity())
             for name, module in list(self.network.named_modules()):
                 if isinstance(module, nn.Conv2d):
                     module.bias = nn.Parameter(torch.empty(module.out_channels))
                     self.network.set_submodule(_norm_of(name), nn.Identity())
-        for name in early_layers(stages):
+        for name in shared_layer_names(stages):
             self.network.set_submodule(name, router.get_submodule(name))
 
     @contextmanager
@@ -102,4 +102,4 @@ def _norm_of(conv: str) -> str:
 
 
 def _prefixes(stages: int) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in early_layers(stages))
+    return tuple(f"{name}." for name in shared_layer_names(stages))

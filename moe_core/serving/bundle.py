@@ -48,7 +48,7 @@ ANSWERS = ("mixture_top1", "mixture_top1_router")
 
 
 @dataclass(frozen=True)
-class Part:
+class BundlePart:
     """A file that goes into a bundle, the version of the artifact it comes from, and what that was made from.
 
     Of the gate, `made_from` is the digest of each expert's members.
@@ -63,24 +63,24 @@ def write_bundle(
     folder: Path,
     study: Study,
     hashtags: list[str],
-    router: Part,
-    gate: Part,
-    decoder: Part,
-    experts: Mapping[str, Part],
+    router: BundlePart,
+    gate: BundlePart,
+    decoder: BundlePart,
+    experts: Mapping[str, BundlePart],
     published: Mapping[str, bool],
     answer: str,
-    router_share: float,
+    router_weight: float,
     temperature: float,
 ) -> None:
     """Copies the parts into `folder` and writes manifest.json, last."""
-    from moe_core.serving.branches import early_of, write_branch
+    from moe_core.serving.branches import shared_weights, write_branch
 
     assert answer in ANSWERS
     (folder / "experts").mkdir()
     parts: dict[str, Any] = {}
     for name, part in {"router": router, "gate": gate, "decoder": decoder}.items():
         parts[name] = _take(part, folder, f"{name}.safetensors")
-    branch = partial(write_branch, early=early_of(router.path, study.expert.branch_at))
+    branch = partial(write_branch, early=shared_weights(router.path, study.expert.branch_at))
     parts["experts"] = {
         key: _take(part, folder, f"experts/{key}.safetensors", branch) | {"published": published[key]}
         for key, part in experts.items()
@@ -89,7 +89,7 @@ def write_bundle(
     said = parts | {
         "format": FORMAT,
         "answer": answer,
-        "router_share": router_share,
+        "router_weight": router_weight,
         "temperature": temperature,
         "branch_at": study.expert.branch_at,
         "network": study.network.model_dump(mode="json"),
@@ -102,7 +102,7 @@ def write_bundle(
 
 
 def _take(
-    part: Part, folder: Path, name: str, copy: Callable[[Path, Path], object] = shutil.copyfile
+    part: BundlePart, folder: Path, name: str, copy: Callable[[Path, Path], object] = shutil.copyfile
 ) -> dict[str, Any]:
     copy(part.path, folder / name)
     said = {"file": name, "sha256": file_hash(folder / name), "version": part.version}
@@ -120,9 +120,9 @@ class Bundle:
 
     def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
         from moe_core.clustering.gate import gate_of
-        from moe_core.models.resnet import channels_last, hollow
-        from moe_core.serving.branches import Body, own_shapes
-        from moe_core.serving.cache import Held
+        from moe_core.models.resnet import build_on_meta, channels_last
+        from moe_core.serving.branches import ExpertTemplate, own_shapes
+        from moe_core.serving.cache import ExpertCache
         from moe_core.weights import read_weights
 
         self.folder = folder
@@ -133,7 +133,7 @@ class Bundle:
             raise ValueError(f"no bundle at {folder}: it was removed while it was opened ({error.strerror})") from None
         said = self._said = read_manifest(folder)
         self.answer = said.answer
-        self.router_share = said.router_share
+        self.router_weight = said.router_weight
         self.temperature = said.temperature  # of the nearest experts' weights, where several answer
         self.branch_at = said.branch_at
         self.published = {key: part.published for key, part in said.experts.items()}
@@ -162,7 +162,7 @@ class Bundle:
                 f"{router.path} holds {len(router.shapes):,} tensors: the manifest's network has "
                 f"{sum(self.network.depths):,} blocks, each with several"
             )
-        network = hollow(self.network, len(self.hashtags))
+        network = build_on_meta(self.network, len(self.hashtags))
         whole = shapes_of(network.state_dict())
         own = own_shapes(whole, self.branch_at)
         check_shapes(router.path, router.shapes, whole)
@@ -181,7 +181,7 @@ class Bundle:
         check_versions(folder, said)
         sizes = {key: path.stat().st_size for key, (path, _) in experts.items()}
         # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
-        self.experts = Held(sizes, partial(_read_expert, experts, own), most_experts, expert_bytes)
+        self.experts = ExpertCache(sizes, partial(_read_expert, experts, own), most_experts, expert_bytes)
 
         self.gate = gate_of(read_weights(gate.path, said.gate.sha256), gate.path)
         if self.gate.experts != len(self.published):
@@ -191,7 +191,9 @@ class Bundle:
         self.decoder = decoder_of(read_weights(decoder.path, said.decoder.sha256))
         for path, sha256 in experts.values():
             read_weights(path, sha256)
-        self._idle = {"cpu": [Body(self.network, self.router, self.branch_at)]}  # that no thread uses now, by device
+        self._idle = {
+            "cpu": [ExpertTemplate(self.network, self.router, self.branch_at)]
+        }  # that no thread uses now, by device
         self._routers = {"cpu": self.router}  # by device
         self._to_device = threading.Lock()
 
@@ -204,25 +206,25 @@ class Bundle:
 
     def router_on(self, device: str) -> ResNet:
         """The router on a device, where it stays."""
-        from moe_core.models.resnet import hollow
+        from moe_core.models.resnet import build_on_meta
 
         with self._to_device:
             if device not in self._routers:
                 state = {name: tensor.to(device) for name, tensor in self.router.state_dict().items()}
-                self._routers[device] = hollow(self.network, len(self.hashtags))
+                self._routers[device] = build_on_meta(self.network, len(self.hashtags))
                 self._routers[device].load_state_dict(state, assign=True)
             return self._routers[device]
 
     @contextmanager
     def filled(self, state: Mapping[str, Tensor], device: str = "cpu") -> Iterator[ResNet]:
         """The network of an expert's weights on a device; this thread's alone while inside."""
-        from moe_core.serving.branches import Body
+        from moe_core.serving.branches import ExpertTemplate
 
         idle = self._idle.setdefault(device, [])
         try:
             body = idle.pop()
         except IndexError:
-            body = Body(self.network, self.router_on(device), self.branch_at)
+            body = ExpertTemplate(self.network, self.router_on(device), self.branch_at)
         try:
             with body.filled({name: tensor.to(device) for name, tensor in state.items()}) as network:
                 yield network
@@ -252,8 +254,8 @@ class Bundle:
         from moe_core.training.infer import mixed
 
         if self._said.format == OF_PROBABILITIES:
-            return self.probabilities(logits_NV).lerp(self.probabilities(router_NV), self.router_share)
-        return mixed(logits_NV, router_NV, self.router_share, self.loss)
+            return self.probabilities(logits_NV).lerp(self.probabilities(router_NV), self.router_weight)
+        return mixed(logits_NV, router_NV, self.router_weight, self.loss)
 
     def expert_features(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, D): the images in the one embedding space, by one expert."""

@@ -23,7 +23,7 @@ class _Place:
     users: int = 0  # threads that compute with it now
 
 
-class Held:
+class ExpertCache:
     """At most `most` experts and `most_bytes` of their files: those in use and those that are being read included.
 
     `sizes` has the bytes of each expert's file, `read` gives its weights. Threads share the bound: one waits for room

@@ -25,7 +25,7 @@ NO_IMAGE, HIDDEN = "no image by its name", "hidden"
 
 
 @dataclass(frozen=True)
-class Part:
+class DecodedFiles:
     """Some files in order, each with what is wrong with it or "", and the pixels of the good ones."""
 
     files: list[tuple[Path, str]]
@@ -33,20 +33,20 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """Image files, and what else was met in folders: each with why it is left out."""
 
     files: list[Path]
     skipped: list[tuple[Path, str]]
 
 
-def files_of(paths: Iterable[Path]) -> Found:
+def files_of(paths: Iterable[Path]) -> FoundFiles:
     """The files themselves, and of each folder the image files in it and below, sorted. Links to folders are not
     followed, links to files are.
 
     Raises ValueError for a folder without any.
     """
-    found = Found([], [])
+    found = FoundFiles([], [])
     for path in paths:
         if not os.path.isdir(path):
             found.files.append(path)
@@ -86,7 +86,7 @@ def _below(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield each, ""
 
 
-def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[Part]:
+def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[DecodedFiles]:
     """The files BATCH at a time, resized to `size` squared pixels as posts are at ingest."""
 
     def read(some: list[Path]) -> list[tuple[Path, str, bytes]]:
@@ -97,7 +97,7 @@ def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[Part]:
         groups = [batch[first : first + TOGETHER] for first in range(0, len(batch), TOGETHER)]
         found = [one for group in ahead(read, groups, threads) for one in group]
         pixels = np.frombuffer(bytearray().join(data for _, _, data in found), np.uint8)
-        yield Part([(path, error) for path, error, _ in found], pixels.reshape(-1, size, size, 3))
+        yield DecodedFiles([(path, error) for path, error, _ in found], pixels.reshape(-1, size, size, 3))
 
 
 def _read(path: Path, size: int) -> tuple[Path, str, bytes]:

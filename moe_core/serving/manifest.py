@@ -69,7 +69,7 @@ class Manifest(Said):
     experts: Annotated[dict[Name, ExpertEntry], Field(min_length=1, max_length=MOST_EXPERTS)]
     vocabulary: Entry
     answer: Literal["mixture_top1", "mixture_top1_router"]
-    router_share: Fraction
+    router_weight: Fraction
     temperature: Annotated[float, Field(gt=0)] = 0.1  # of the nearest experts' weights, where several answer
     branch_at: Annotated[int, Field(ge=0)] = 0
     network: Network

@@ -1,9 +1,9 @@
 """Routed answers to a stream of batches: each expert is read once for many batches, whatever K is.
 
-A batch of 256 over 64 experts has four images for each. So some batches are looked at together: the router goes over
-them as they come, their images are grouped by expert, each expert looks at all of its own, and the batches are answered
-in order. What is kept of each image meanwhile is its features and what its expert starts from: the pixels, or what the
-router made of them in the stages that the experts share with it.
+A batch of 256 over 64 experts has four images for each. So a window of several batches is answered at a time: the
+router computes each batch as it comes, images are grouped by expert, each expert computes all of its own, and the
+answers leave in order. Until then an image keeps its features and what its expert starts from: the pixels, or the
+output of the stages that the experts share with the router.
 
 Letters: B images of a batch, M images of an expert, H W pixels, C channels, D embedding width, V hashtags, K experts,
 S experts asked for an image.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from moe_core.training.batches import as_tensor, normalize
-from moe_core.training.infer import BATCH, check_finite, computing
+from moe_core.training.infer import BATCH, check_finite, inference_context
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
@@ -35,16 +35,16 @@ MULTIPLE = 8  # images of an expert are made so many: oneDNN takes milliseconds 
 
 
 @dataclass(frozen=True)
-class Answer:
-    """To one batch."""
+class Predictions:
+    """Answers to one batch."""
 
     probabilities_BV: Tensor  # float32, rows sum to one
     experts: list[str]  # the nearest of each image
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What is kept of a batch after the router has looked at it."""
+class RoutedBatch:
+    """A batch after the router: its features, the input of its experts, and which experts answer."""
 
     trunk_BD: Tensor  # features, float32
     start_BHWC: Tensor  # uint8 pixels, or what the shared stages made of them
@@ -65,10 +65,10 @@ def routed(
     topk: int = 1,
     temperature: float | None = None,
     device: str = "cpu",
-) -> Iterator[Answer]:
+) -> Iterator[Predictions]:
     """Answers in the order of `batches`, (B, H, W, C) uint8 of the bundle's size each; B may vary and be 0.
 
-    At most `window` batches are looked at together, fewer where what is kept of them reaches `window_bytes`. With
+    A window has at most `window` batches, fewer where what is kept of them reaches `window_bytes`. With
     `topk` = 1 the published answer; above, the `topk` nearest experts weighted by softmax(-d^2 / temperature), an
     unpublished one replaced by the router; the temperature is the bundle's where none is given. Raises ValueError for
     images of another size or an expert's damaged file.
@@ -79,7 +79,7 @@ def routed(
             f"window {window} and {window_bytes:,} bytes, topk {topk}, temperature {temperature}: wanted 1 or more of "
             "each, a finite temperature above 0"
         )
-    waiting: list[Looked] = []
+    waiting: list[RoutedBatch] = []
     for images_BHWC in batches:
         wanted = (bundle.image_size, bundle.image_size, 3)
         if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != wanted:
@@ -88,27 +88,27 @@ def routed(
                 f"{wanted[1]}, 3)"
             )
         waiting.append(_look(bundle, images_BHWC, topk, temperature, device))
-        if len(waiting) == window or sum(looked.nbytes for looked in waiting) >= window_bytes:
+        if len(waiting) == window or sum(batch.nbytes for batch in waiting) >= window_bytes:
             yield from _answer(bundle, waiting, topk == 1, device)
             waiting = []
     if waiting:
         yield from _answer(bundle, waiting, topk == 1, device)
 
 
-def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> Looked:
+def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> RoutedBatch:
     """The router's look at a batch, some images at a time."""
     router, at_once = bundle.router_on(device), _at_once(bundle)
     trunk, start = [], []
     for first in range(0, max(1, len(images_BHWC)), at_once):
         pixels_BCHW = as_tensor(images_BHWC[first : first + at_once]).to(device)
-        with computing(bundle.precision, device):
-            early_BCHW = router.begin(normalize(pixels_BCHW), bundle.branch_at)
-            trunk.append(router.finish(early_BCHW, bundle.branch_at).float().cpu())
+        with inference_context(bundle.precision, device):
+            early_BCHW = router.forward_stem(normalize(pixels_BCHW), bundle.branch_at)
+            trunk.append(router.forward_rest(early_BCHW, bundle.branch_at).float().cpu())
         start.append((early_BCHW if bundle.branch_at else pixels_BCHW).permute(0, 2, 3, 1).contiguous())
     trunk_BD = torch.cat(trunk)
     check_finite(trunk_BD)
     expert_BS, weight_BS = _experts_of(bundle, trunk_BD.numpy(), min(topk, len(bundle.published)), temperature)
-    return Looked(trunk_BD, torch.cat(start) if len(start) > 1 else start[0], expert_BS, weight_BS)
+    return RoutedBatch(trunk_BD, torch.cat(start) if len(start) > 1 else start[0], expert_BS, weight_BS)
 
 
 def _at_once(bundle: Bundle) -> int:
@@ -120,12 +120,12 @@ def _at_once(bundle: Bundle) -> int:
     return min(BATCH, max(1, ACTIVATION_BYTES // (largest * 4 * 4)))  # four of them at a time, float32
 
 
-def _answer(bundle: Bundle, window: list[Looked], published: bool, device: str) -> Iterator[Answer]:
+def _answer(bundle: Bundle, window: list[RoutedBatch], published: bool, device: str) -> Iterator[Predictions]:
     """`published`: as the mixture is published, with the router's share where it has one."""
     keys = list(bundle.published)
-    expert_NS = np.concatenate([looked.expert_BS for looked in window])
+    expert_NS = np.concatenate([batch.expert_BS for batch in window])
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
-    ends = np.cumsum([len(looked.expert_BS) for looked in window])
+    ends = np.cumsum([len(batch.expert_BS) for batch in window])
     at_once = _at_once(bundle)
 
     def ask(key: str, state: State) -> None:
@@ -138,31 +138,31 @@ def _answer(bundle: Bundle, window: list[Looked], published: bool, device: str) 
 
     asked_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
     bundle.experts.each([keys[number] for number in np.unique(expert_NS[asked_NS])], ask)
-    for looked, end in zip(window, ends, strict=True):
-        part = slice(end - len(looked.expert_BS), end)
-        router_BV = bundle.router_logits(looked.trunk_BD)
+    for batch, end in zip(window, ends, strict=True):
+        part = slice(end - len(batch.expert_BS), end)
+        router_BV = bundle.router_logits(batch.trunk_BD)
         with_router = published and bundle.answer == "mixture_top1_router"
-        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], looked.weight_BS, with_router)
+        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], batch.weight_BS, with_router)
         check_finite(probabilities_BV, what="answers")
-        yield Answer(probabilities_BV, [keys[number] for number in looked.expert_BS[:, 0]])
+        yield Predictions(probabilities_BV, [keys[number] for number in batch.expert_BS[:, 0]])
 
 
-def _gathered(window: list[Looked], rows_M: np.ndarray, ends: np.ndarray, device: str) -> Tensor:
+def _gathered(window: list[RoutedBatch], rows_M: np.ndarray, ends: np.ndarray, device: str) -> Tensor:
     """(M, C, H, W) channels-last: what the expert starts from, of ascending rows of the window."""
     cuts = np.searchsorted(rows_M, ends)
     parts, first, begin = [], 0, 0
-    for looked, cut, end in zip(window, cuts, ends, strict=True):
+    for batch, cut, end in zip(window, cuts, ends, strict=True):
         if cut > first:
-            parts.append(looked.start_BHWC.index_select(0, torch.from_numpy(rows_M[first:cut] - begin).to(device)))
+            parts.append(batch.start_BHWC.index_select(0, torch.from_numpy(rows_M[first:cut] - begin).to(device)))
         first, begin = cut, end
     return torch.cat(parts).permute(0, 3, 1, 2)
 
 
 def _features(bundle: Bundle, network: ResNet, start_MCHW: Tensor, device: str) -> Tensor:
     """(M, D) float32: of images in the one embedding space, by an expert."""
-    with computing(bundle.precision, device):
+    with inference_context(bundle.precision, device):
         if bundle.branch_at:
-            features_MD = network.finish(start_MCHW, bundle.branch_at)
+            features_MD = network.forward_rest(start_MCHW, bundle.branch_at)
         else:
             features_MD = network.features(normalize(start_MCHW))
         features_MD = features_MD.float().cpu()

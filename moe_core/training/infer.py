@@ -44,7 +44,7 @@ def features_in_parts(
 
     starts = range(0, len(images), BATCH)
     for first, images_BHWC in zip(starts, ahead(read, starts, 1), strict=True):
-        with computing(precision, device):
+        with inference_context(precision, device):
             x_BCHW = normalize(as_tensor(images_BHWC).to(device, non_blocking=True))
             some_BD = model.features(x_BCHW).float().cpu()
         check_finite(some_BD, first, len(images))
@@ -52,7 +52,7 @@ def features_in_parts(
 
 
 @contextmanager
-def computing(precision: str, device: str) -> Iterator[None]:
+def inference_context(precision: str, device: str) -> Iterator[None]:
     """Nothing is recorded for gradients, and networks compute in bfloat16 where that is wanted."""
     bfloat16 = uses_bfloat16(precision, device)
     with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):

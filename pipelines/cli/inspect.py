@@ -64,7 +64,7 @@ def results(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe results --study cats/study.toml --json
     """
-    from moe_core.evaluation.verdict import verdict_of
+    from moe_core.evaluation.comparison import compare
 
     context = open_study(study_file)
     since = older(context, "evaluation")
@@ -73,7 +73,7 @@ def results(study_file: Path, as_json: bool) -> None:
         said = {
             "study": context.study.name,
             **table,
-            "verdict": verdict_of(table).as_json(),
+            "verdict": compare(table).as_json(),
             "publication": publication_of(context),
             "is_current": since is None,
             "changed_since": since or [],

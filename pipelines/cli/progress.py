@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_core.engine.context import Context
+from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.page import COLUMNS
-from moe_core.evaluation.verdict import verdict_of
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.stages.training.fit import seconds_left
 from moe_core.text import shown
@@ -170,7 +170,7 @@ def print_table(table: dict[str, Any]) -> None:
     if any(row["name"] == "most_frequent" for row in table["rows"]):
         console.print("most_frequent: every image is answered with the most frequent training hashtags")
     console.print("It gains, on the same posts:")
-    for name, pair in table["published_against"].items():
+    for name, pair in table["published_gains"].items():
         gains = [
             f"{title} {pair[f'{measure}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
             for measure, title in COLUMNS
@@ -186,7 +186,7 @@ def print_table(table: dict[str, Any]) -> None:
     for row in unity["rows"]:
         parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
         console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))
-    for line in verdict_of(table).lines:
+    for line in compare(table).lines:
         console.print(shown(line, None), markup=False)
     for line in table.get("warnings", []):
         console.print(f"Warning: {shown(line, None)}", markup=False)

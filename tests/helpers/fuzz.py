@@ -102,7 +102,7 @@ def _manifest() -> bytes:
     part = {"file": "a.safetensors", "sha256": "0" * 64, "version": "1", "made_from": {"trunk": "1"}}
     said: dict[str, object] = dict.fromkeys(("router", "gate", "decoder", "vocabulary"), part)
     said |= {"experts": {"e000": part | {"published": True}}, "format": "hardmoe bundle 2", "answer": "mixture_top1"}
-    said |= {"router_share": 0.5, "temperature": 0.1, "branch_at": 0, "image_size": 32, "loss": "softmax"}
+    said |= {"router_weight": 0.5, "temperature": 0.1, "branch_at": 0, "image_size": 32, "loss": "softmax"}
     said |= {"precision": "auto", "network": demo().network.model_dump(mode="json")}
     return json.dumps(said).encode()
 

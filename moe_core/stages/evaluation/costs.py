@@ -19,7 +19,7 @@ def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
     whole = parameters(bundle.router)
     decoder = parameters(bundle.router.fc)
     shared = context.study.expert.branch_at  # stages that an image passes once, whoever answers
-    own = whole - decoder - sum(parameters(module) for module in bundle.router.early(shared))
+    own = whole - decoder - sum(parameters(module) for module in bundle.router.shared_layers(shared))
     trunk = multiply_adds(bundle.router, bundle.image_size)
     expert = multiply_adds(bundle.router, bundle.image_size, after=shared)
     k = min(context.study.evaluation.topk, count)

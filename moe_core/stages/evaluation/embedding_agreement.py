@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_core.engine.context import Context
 from moe_core.stages import reading
-from moe_core.stages.mixture.routed_posts import Asked
+from moe_core.stages.mixture.routed_posts import RoutedPosts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNITY_POSTS, UNITY_NEIGHBOURS = 4_000, 10  # the neighbors of some test posts among them
 
 
-def unity(context: Context, bundle: Bundle, test: Asked, device: str) -> dict[str, Any]:
+def unity(context: Context, bundle: Bundle, test: RoutedPosts, device: str) -> dict[str, Any]:
     """Agreement of hashtags among neighbors within an expert and across experts, of a sample of the test posts.
 
     The trunk is one network: its row is what one space gives on these clusters. Experts with decoders of their own,

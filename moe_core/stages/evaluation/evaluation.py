@@ -19,7 +19,7 @@ from moe_core.stages.evaluation.costs import costs_of
 from moe_core.stages.evaluation.embedding_agreement import unity
 from moe_core.stages.evaluation.rows import ONE_NETWORK, controls_of, one_network_controls
 from moe_core.stages.evaluation.score import AP_POSTS, against, frequent_tags, per_expert, row_of, score, tags_of
-from moe_core.stages.mixture.routed_posts import asked
+from moe_core.stages.mixture.routed_posts import read_routed_posts
 from moe_core.store.artifact import StageOutput
 
 
@@ -29,7 +29,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 
     device = device_and_threads(context.study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
     bundle = Bundle(context.need("mixture").path)
-    test = asked(context, "test")
+    test = read_routed_posts(context, "test")
     if not len(test):
         raise ValueError("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
     controls = controls_of(context, bundle, device)
@@ -49,10 +49,10 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
         "hashtags": len(bundle.hashtags),
         "hashtags_in_map": len(frequent),
         "map_posts": min(len(test), AP_POSTS),
-        "router_share": {"mixture_top1_router": bundle.router_share}
+        "router_weight": {"mixture_top1_router": bundle.router_weight}
         | {f"{row}_router": routed.share for row, routed in controls.routed.items()},
         "temperature": bundle.temperature,
-        "published_against": gains,
+        "published_gains": gains,
         "per_expert": per_expert(bundle, scores, test.expert_N, tags, resamples),
         "unity": unity(context, bundle, test, device),
         "rows": rows,
@@ -64,7 +64,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
             "n": len(test),
             "measure": table["measure"],
             "p_at_1": {row["name"]: row["p_at_1"] for row in rows},
-            "published_against": gains,
+            "published_gains": gains,
         }
     )
 

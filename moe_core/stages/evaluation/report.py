@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage, shown_as
-from moe_core.stages.training.cost import spent
+from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.fit import log_of
 from moe_core.store.artifact import Artifact, StageOutput
 from moe_core.store.hashing import content_hash
@@ -38,7 +38,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
         "logs": {name: log_of(artifact) for name, artifact in networks.items()},
         "lineage": _lineage(context),
     }
-    page = render(**shown, spending=spent(context))
+    page = render(**shown, spending=training_cost(context))
     (folder / "report.html").write_text(page, "utf-8")
     # what was spent is a log: two machines take different times to the same result
     return StageOutput({"bytes": len(page.encode())}, content={"page": content_hash(_timeless(shown))})

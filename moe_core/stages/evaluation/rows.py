@@ -14,8 +14,8 @@ import numpy as np
 from moe_core.engine.context import Context
 from moe_core.settings import Network, Study
 from moe_core.stages import reading
-from moe_core.stages.mixture.calibrate import router_share
-from moe_core.stages.mixture.routed_posts import Asked, asked
+from moe_core.stages.mixture.calibrate import router_weight
+from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ class Routed:
     random: bool  # whose posts are whose, by the random partition
     share: float  # of the router's answer, where it is mixed in
 
-    def expert_of(self, some: Asked) -> np.ndarray:
+    def expert_of(self, some: RoutedPosts) -> np.ndarray:
         return some.random_N if self.random else some.expert_N
 
 
@@ -67,7 +67,7 @@ class Controls:
 
 
 def answers(
-    context: Context, bundle: Bundle, controls: Controls, some: Asked, device: str
+    context: Context, bundle: Bundle, controls: Controls, some: RoutedPosts, device: str
 ) -> Iterator[tuple[str, Tensor]]:
     """Probabilities (N, V) of each row of the table; one expert's answers are in memory at a time.
 
@@ -148,7 +148,7 @@ def controls_of(context: Context, bundle: Bundle, device: str) -> Controls:
     """All the controls of the study; none where it has none. A mixture's share is chosen as the published one's is."""
     if not context.study.evaluation.controls:
         return Controls()
-    validation = asked(context, "validation")
+    validation = read_routed_posts(context, "validation")
     separate = [reading.network(context, context.need("separate_expert", key)) for key in context.experts]
     return Controls(
         {name: one_network(context, name) for name in one_network_controls(context.study)},
@@ -178,7 +178,7 @@ def random_experts(context: Context) -> list[ResNet]:
 
 
 def with_share(
-    context: Context, bundle: Bundle, networks: Sequence[ResNet], random: bool, validation: Asked, device: str
+    context: Context, bundle: Bundle, networks: Sequence[ResNet], random: bool, validation: RoutedPosts, device: str
 ) -> Routed:
     """The networks, and how much of the router's answer suits theirs."""
     import torch
@@ -187,5 +187,5 @@ def with_share(
     precision = context.study.expert_training.precision
     logits_NV = routed_logits(networks, expert_N, validation.posts.images, precision, device)
     router_NV = bundle.router_logits(torch.from_numpy(validation.features_ND))
-    said = context.study.expert.router_share
-    return Routed(networks, random, router_share(said, logits_NV, router_NV, validation.posts, bundle.loss))
+    said = context.study.expert.router_weight
+    return Routed(networks, random, router_weight(said, logits_NV, router_NV, validation.posts, bundle.loss))

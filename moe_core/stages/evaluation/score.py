@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_core.engine.context import Context
 from moe_core.stages.evaluation.rows import ROWS, Controls, answers
-from moe_core.stages.mixture.routed_posts import Asked
+from moe_core.stages.mixture.routed_posts import RoutedPosts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class Scores:
 
 
 def score(
-    context: Context, bundle: Bundle, controls: Controls, test: Asked, device: str
+    context: Context, bundle: Bundle, controls: Controls, test: RoutedPosts, device: str
 ) -> tuple[dict[str, Scores], TagCounts]:
     """(scores of each row of the table that has an answer, what became of the tags)."""
     from moe_core.evaluation.metrics import per_post

@@ -28,13 +28,13 @@ def widened(network: Network, hashtags: int, image_size: int, times: float) -> N
     is the body that grows, and what is decoded has the width of the trunk's features.
     """
     from moe_core.models.cost import multiply_adds
-    from moe_core.models.resnet import hollow
+    from moe_core.models.resnet import build_on_meta
 
     def scaled(factor: float) -> Network:
         return network.model_copy(update={"widths": tuple(max(1, round(factor * width)) for width in network.widths)})
 
     def cost(factor: float) -> int:
-        return multiply_adds(hollow(scaled(factor), hashtags), image_size)
+        return multiply_adds(build_on_meta(scaled(factor), hashtags), image_size)
 
     budget, low, high = times * cost(1), 1.0, 2.0
     while cost(high) <= budget:

@@ -140,7 +140,7 @@ def start(context: Context, key: str, own_decoder: bool, before: Artifact | None
     study = context.study
     if before is not None:
         model = reading.network(context, before)
-        model.hold(study.expert.branch_at)
+        model.freeze_stages(study.expert.branch_at)
         return model
     model = reading.network(context, context.need("trunk"))
     if study.expert.start == "scratch":
@@ -148,7 +148,7 @@ def start(context: Context, key: str, own_decoder: bool, before: Artifact | None
         model = build(study.network, model.fc.out_features, study.expert_training.seed + 1 + int(key[1:]))
         if not own_decoder:
             model.fc.load_state_dict(decoder)
-    model.hold(study.expert.branch_at)
+    model.freeze_stages(study.expert.branch_at)
     return model
 
 

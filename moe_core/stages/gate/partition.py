@@ -124,7 +124,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 def _from_scratch(context: Context, folder: Path) -> StageOutput:
     from moe_core.clustering.balance import pack
     from moe_core.clustering.gate import Gate
-    from moe_core.clustering.kmeans import fit
+    from moe_core.clustering.kmeans import fit_kmeans
     from moe_core.clustering.random_partition import random_partition
 
     settings, posts = context.study.partition, posts_of(context)
@@ -133,7 +133,7 @@ def _from_scratch(context: Context, folder: Path) -> StageOutput:
         reading.trunk_features_where(context, sample(posts.training_N, settings.max_fit_posts, settings.seed))
     )
     clusters = settings.fine or settings.experts
-    found = fit(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
+    found = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
     expert_M = np.arange(clusters)
     if settings.fine:
         sizes_M = sizes_of(context, posts, whitening, found.centroids_KP)

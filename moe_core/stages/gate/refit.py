@@ -188,12 +188,12 @@ def _fit(context: Context, posts: Posts, before: Before, same_trunk: bool) -> tu
 def _one_level(context: Context, old_F: np.ndarray, fitted_FP: np.ndarray) -> tuple[np.ndarray, float]:
     """(centroids (K, P) in the order of the keys, objective)."""
     from moe_core.clustering.assign import assign
-    from moe_core.clustering.kmeans import fit, starts
+    from moe_core.clustering.kmeans import fit_kmeans, starts
     from moe_core.clustering.matching import continued_by, overlap
 
     settings = context.study.partition
     start_KP = starts(fitted_FP, old_F, settings.experts, settings.iterations, settings.seed)
-    found = fit(fitted_FP, settings.experts, settings.iterations, 1, settings.seed, start_KP)
+    found = fit_kmeans(fitted_FP, settings.experts, settings.iterations, 1, settings.seed, start_KP)
     there = overlap(assign(fitted_FP, found.centroids_KP), old_F, settings.experts)
     return found.centroids_KP[continued_by(there)], float(found.objective)
 
@@ -203,10 +203,10 @@ def _same_fine(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(centroids (M, P), expert of each, objective): fine centroids go on and keep their expert where balance lets."""
     from moe_core.clustering.balance import repack
-    from moe_core.clustering.kmeans import fit
+    from moe_core.clustering.kmeans import fit_kmeans
 
     settings, gate = context.study.partition, before.gate
-    found = fit(fitted_FP, settings.fine, settings.iterations, 1, settings.seed, gate.centroids_MP)
+    found = fit_kmeans(fitted_FP, settings.fine, settings.iterations, 1, settings.seed, gate.centroids_MP)
     number = np.array([context.experts.index(key) if key in context.experts else -1 for key in before.keys])
     sizes_M = sizes_of(context, posts, whitening, found.centroids_KP)
     expert_M = repack(sizes_M, found.centroids_KP, number[gate.expert_M], settings.experts)
@@ -219,11 +219,11 @@ def _other_fine(
     """The same of fine centroids that nothing is continued by: experts are matched by their posts."""
     from moe_core.clustering.assign import assign
     from moe_core.clustering.balance import pack
-    from moe_core.clustering.kmeans import fit
+    from moe_core.clustering.kmeans import fit_kmeans
     from moe_core.clustering.matching import continued_by, overlap
 
     settings = context.study.partition
-    found = fit(fitted_FP, settings.fine, settings.iterations, settings.restarts, settings.seed)
+    found = fit_kmeans(fitted_FP, settings.fine, settings.iterations, settings.restarts, settings.seed)
     cluster_M = pack(sizes_of(context, posts, whitening, found.centroids_KP), found.centroids_KP, settings.experts)
     old_F = before.expert_N[sample(posts.training_N, settings.max_fit_posts, settings.seed)]
     new_F = cluster_M[assign(fitted_FP, found.centroids_KP)]

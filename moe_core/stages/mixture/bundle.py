@@ -11,7 +11,7 @@ from moe_core.engine.stage import Stage
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
-from moe_core.stages.mixture.routed_posts import Asked, asked
+from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
 from moe_core.store.artifact import Artifact, StageOutput
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    from moe_core.serving.bundle import Bundle, Part, write_bundle
+    from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 
     study = context.study
     trunk, partition, decoder = (context.need(name) for name in ("trunk", "partition", "shared_decoder"))
@@ -32,13 +32,13 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
         folder,
         study,
         reading.vocabulary(context).hashtags,
-        Part(trunk.file("weights.safetensors"), trunk.version),
-        Part(partition.file("gate.safetensors"), partition.version, partition.metadata["members"]),
-        Part(decoder.file("decoder.safetensors"), decoder.version, decoder.inputs),
-        {k: Part(a.file("weights.safetensors"), a.version, a.inputs) for k, a in experts.items()},
+        BundlePart(trunk.file("weights.safetensors"), trunk.version),
+        BundlePart(partition.file("gate.safetensors"), partition.version, partition.metadata["members"]),
+        BundlePart(decoder.file("decoder.safetensors"), decoder.version, decoder.inputs),
+        {k: BundlePart(a.file("weights.safetensors"), a.version, a.inputs) for k, a in experts.items()},
         chosen["published"],
         chosen["answer"],
-        chosen["router_share"],
+        chosen["router_weight"],
         chosen["temperature"],
     )
     Bundle(folder)  # refuses what does not belong together, before it is committed
@@ -58,12 +58,12 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
 
     study = context.study
     device = device_and_threads(study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
-    validation = asked(context, "validation")
+    validation = read_routed_posts(context, "validation")
     if not len(validation):
         return {
             "published": dict.fromkeys(experts, True),
             "answer": "mixture_top1",
-            "router_share": calibrate.given(study.expert.router_share, calibrate.SHARE),
+            "router_weight": calibrate.given(study.expert.router_weight, calibrate.SHARE),
             "temperature": calibrate.given(study.evaluation.temperature, calibrate.TEMPERATURE),
             "validation_posts": 0,
         }
@@ -71,7 +71,7 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
     own = reading.network(context, trunk).fc
     shared = decoder_of(load_weights(decoder.file("decoder.safetensors"))[0])
 
-    def router(some: Asked) -> Tensor:
+    def router(some: RoutedPosts) -> Tensor:
         return logits_of(torch.from_numpy(some.features_ND), own)
 
     def expert(key: str, images: Images) -> Tensor:
@@ -84,7 +84,7 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
         if len(rows):
             top1_NV[rows] = expert(k, posts.images.subset(rows))
         context.report({"experts": number + 1})
-    share = calibrate.router_share(study.expert.router_share, top1_NV, router_NV, posts, loss)
+    share = calibrate.router_weight(study.expert.router_weight, top1_NV, router_NV, posts, loss)
     # An expert is judged by the answer that would be given with it: alone, or with the router's mixed in.
     trunk_NV = probabilities_of(router_NV, loss)
     candidates = {
@@ -100,13 +100,13 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
             if not len(rows):
                 continue
             gains[name][k] = _mean(trunk_scores, "cross_entropy", rows) - _mean(answer_scores, "cross_entropy", rows)
-            if study.expert.publish_gate and gains[name][k] <= 0:
+            if study.expert.use_trunk_where_better and gains[name][k] <= 0:
                 answer_NV[rows] = trunk_NV[rows]
         scores[name] = per_post(answer_NV, posts.tags_T, posts.starts_N1)
     answer = calibrate.answer(scores)
-    published = {k: not study.expert.publish_gate or gains[answer].get(k, 1.0) > 0 for k in experts}
+    published = {k: not study.expert.use_trunk_where_better or gains[answer].get(k, 1.0) > 0 for k in experts}
 
-    def answer_of(key: str) -> Callable[[Asked], Tensor]:
+    def answer_of(key: str) -> Callable[[RoutedPosts], Tensor]:
         return lambda some: probabilities_of(expert(key, some.posts.images) if published[key] else router(some), loss)
 
     gate, _ = load_gate(context.need("partition").file("gate.safetensors"))
@@ -114,7 +114,7 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
     return {
         "published": published,
         "answer": answer,
-        "router_share": share,
+        "router_weight": share,
         "temperature": calibrate.temperature(
             soft.temperature, gate, soft.topk, validation, [answer_of(key) for key in experts]
         ),
@@ -131,8 +131,8 @@ def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> floa
 
 def _settings(study: Study) -> dict[str, Any]:
     found = {
-        "publish_gate": study.expert.publish_gate,
-        "router_share": study.expert.router_share,
+        "use_trunk_where_better": study.expert.use_trunk_where_better,
+        "router_weight": study.expert.router_weight,
         "temperature": study.evaluation.temperature,
         "network": study.network.model_dump(),
         "image_size": study.data.image_size,

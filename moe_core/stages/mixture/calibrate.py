@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_core.stages.mixture.routed_posts import Asked
+from moe_core.stages.mixture.routed_posts import RoutedPosts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ def given(said: float | str, otherwise: float) -> float:
     return otherwise if isinstance(said, str) else said
 
 
-def router_share(said: float | str, logits_NV: Tensor, router_NV: Tensor, posts: Posts, loss: str) -> float:
+def router_weight(said: float | str, logits_NV: Tensor, router_NV: Tensor, posts: Posts, loss: str) -> float:
     """The share that was said, or of SHARES the best one; of equally good ones the smallest."""
     from moe_core.evaluation.metrics import per_post
     from moe_core.training.infer import mixed
@@ -54,8 +54,8 @@ def temperature(
     said: float | str,
     gate: Gate,
     topk: int,
-    asked: Asked,
-    answers: Sequence[Callable[[Asked], Tensor]],
+    asked: RoutedPosts,
+    answers: Sequence[Callable[[RoutedPosts], Tensor]],
 ) -> float:
     """The temperature that was said, or of TEMPERATURES the best one for the mean of the `topk` nearest experts.
 

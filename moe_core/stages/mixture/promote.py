@@ -19,7 +19,7 @@ import numpy as np
 from moe_core.advice import TITLES, measure_for
 from moe_core.engine.context import Context, device_and_threads
 from moe_core.engine.stage import Stage
-from moe_core.evaluation.verdict import posts_to_decide
+from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.maintenance.takedown import network_name
 from moe_core.serving.publication import NOTHING, Book, Decision, load, save, writing
 from moe_core.stages import reading

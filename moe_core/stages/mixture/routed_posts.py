@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RoutedPosts:
     """N posts, their features by the trunk, and their experts by each partition."""
 
     posts: Posts
@@ -29,18 +29,18 @@ class Asked:
     def __len__(self) -> int:
         return len(self.posts)
 
-    def rows(self, rows_M: np.ndarray) -> Asked:
+    def rows(self, rows_M: np.ndarray) -> RoutedPosts:
         """Those at these places, images not yet read."""
         features_MD = self.features_ND[rows_M]
-        return Asked(self.posts.subset(rows_M), features_MD, self.expert_N[rows_M], self.random_N[rows_M])
+        return RoutedPosts(self.posts.subset(rows_M), features_MD, self.expert_N[rows_M], self.random_N[rows_M])
 
 
-def asked(context: Context, split: str) -> Asked:
+def read_routed_posts(context: Context, split: str) -> RoutedPosts:
     """The posts of a split that have something to predict and that no network was trained on; there may be none."""
     index = reading.index(context)
     use_N = reading.held_out(context, index, split)
     assignment = reading.assignment(context)
-    return Asked(
+    return RoutedPosts(
         reading.posts_where(context, index, use_N),
         reading.trunk_features_where(context, use_N),
         assignment["expert"].to_numpy()[use_N],

@@ -17,7 +17,7 @@ TRAINED = (
 
 
 @dataclass(frozen=True)
-class Spent:
+class TrainingCost:
     """Of the networks of one asset that are in the store, superseded ones too."""
 
     asset: str
@@ -26,12 +26,12 @@ class Spent:
     training_images: int
 
 
-def spent(context: Context) -> list[Spent]:
+def training_cost(context: Context) -> list[TrainingCost]:
     """Of each asset that trains networks and has any."""
     found = []
     for name in TRAINED:
         said = [a.metadata for a in context.store.everything(name) if "generation" not in a.metadata]  # counted there
         if said:
             seconds, images = (sum(one[what] for one in said) for what in ("seconds", "training_images"))
-            found.append(Spent(name, len(said), round(seconds, 1), images))
+            found.append(TrainingCost(name, len(said), round(seconds, 1), images))
     return found

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from helpers.two_mixtures import GOOD, make, tiny_study
 from moe_core.data.synthetic import draw_shard
 from moe_core.engine.context import Context
-from moe_core.evaluation.verdict import BASELINES, posts_to_decide, verdict_of
+from moe_core.evaluation.comparison import BASELINES, compare, posts_to_decide
 from moe_core.settings import Source
 from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen, warnings_of
@@ -37,7 +37,7 @@ def table(gains, measure="p_at_1", n=1000):
         "n": n,
         "measure": measure,
         "rows": [*rows, mixture],
-        "published_against": against,
+        "published_gains": against,
     }
 
 
@@ -45,7 +45,7 @@ CLEAR, OPEN, LOST, SAME = (0.1, 0.05, 0.15), (0.01, -0.01, 0.03), (-0.1, -0.15, 
 
 
 def test_better_than_all_that_costs_the_same_is_worth_its_cost():
-    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR)))
+    found = compare(table(dict.fromkeys(BASELINES, CLEAR)))
     assert found.worth_its_cost == "yes"
     assert [each.outcome for each in found.compared] == ["better"] * 4
     assert found.lines == [
@@ -62,7 +62,7 @@ def test_better_than_all_that_costs_the_same_is_worth_its_cost():
 
 def test_an_interval_that_includes_zero_is_undecided_and_says_how_many_posts_would_decide():
     """Half an interval is 0.02 at 1,000 posts; it is 0.01 at four times as many."""
-    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR) | {"dense_same_cost": OPEN}))
+    found = compare(table(dict.fromkeys(BASELINES, CLEAR) | {"dense_same_cost": OPEN}))
     dense = found.compared[-1]
     assert (dense.outcome, dense.posts_to_decide, found.worth_its_cost) == ("undecided", 4000, "undecided")
     assert dense.text == (
@@ -75,17 +75,17 @@ def test_an_interval_that_includes_zero_is_undecided_and_says_how_many_posts_wou
 @pytest.mark.parametrize("row", BASELINES)
 @pytest.mark.parametrize(("gain", "outcome"), [(LOST, "worse"), (SAME, "same")])
 def test_one_that_is_as_good_for_less_makes_it_not_worth_its_cost(row, gain, outcome):
-    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR) | {row: gain}))
+    found = compare(table(dict.fromkeys(BASELINES, CLEAR) | {row: gain}))
     assert found.worth_its_cost == "no"
     assert {each.row: each.outcome for each in found.compared}[row] == outcome
     assert f"{BASELINES[row]} does as well or better for less or the same" in found.why
 
 
 def test_without_controls_a_better_mixture_is_not_known_to_be_worth_its_cost():
-    found = verdict_of(table({"most_frequent": CLEAR, "trunk": CLEAR}))
+    found = compare(table({"most_frequent": CLEAR, "trunk": CLEAR}))
     assert (found.worth_its_cost, found.answer) == ("unknown", "not known")
     assert "evaluation.controls = false" in found.why
-    one = verdict_of(table({"most_frequent": CLEAR, "trunk": CLEAR, "trunk_same_budget": CLEAR}))
+    one = compare(table({"most_frequent": CLEAR, "trunk": CLEAR, "trunk_same_budget": CLEAR}))
     assert one.worth_its_cost == "yes"
     assert "the dense network of the same cost was not trained" in one.why
 
@@ -93,12 +93,12 @@ def test_without_controls_a_better_mixture_is_not_known_to_be_worth_its_cost():
 def test_a_table_made_before_there_was_a_row_of_frequent_hashtags_has_a_verdict_too():
     old = table({"trunk": CLEAR, "trunk_same_budget": OPEN})
     del old["measure"]
-    assert [each.row for each in verdict_of(old).compared] == ["trunk", "trunk_same_budget"]
-    assert verdict_of(old).measure == "p_at_1"
+    assert [each.row for each in compare(old).compared] == ["trunk", "trunk_same_budget"]
+    assert compare(old).measure == "p_at_1"
 
 
 def test_the_measure_of_the_table_is_the_one_judged_by():
-    found = verdict_of(table(dict.fromkeys(BASELINES, CLEAR), measure="r_at_10"))
+    found = compare(table(dict.fromkeys(BASELINES, CLEAR), measure="r_at_10"))
     assert found.lines[0].startswith("Verdict by R@10 0.500 on")
 
 
@@ -133,7 +133,7 @@ def test_the_row_of_frequent_hashtags_is_right_where_a_post_carries_the_most_fre
     costs = ("parameters", "parameters_used", "multiply_adds", "training_images")
     assert [row[name] for name in costs] == [0] * 4
     assert table["tags_a_post"] == pytest.approx(len(posts.tags_T) / len(posts), abs=1e-3)
-    assert "most_frequent" in table["published_against"]
+    assert "most_frequent" in table["published_gains"]
 
 
 def test_results_end_with_the_verdict_and_what_makes_it_doubtful(both, monkeypatch):

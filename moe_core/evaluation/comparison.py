@@ -64,7 +64,7 @@ class Verdict:
         return asdict(self)
 
 
-def verdict_of(table: Mapping[str, Any]) -> Verdict:
+def compare(table: Mapping[str, Any]) -> Verdict:
     """Of a table as `evaluation` writes it; rows and measures that an older one lacks are left out."""
     measure = str(table.get("measure", "p_at_1"))
     rows = {row["name"]: row for row in table["rows"]}
@@ -72,7 +72,7 @@ def verdict_of(table: Mapping[str, Any]) -> Verdict:
     compared = tuple(
         _compared(name, title, measure, table, rows)
         for name, title in BASELINES.items()
-        if name in table["published_against"] and name in rows
+        if name in table["published_gains"] and name in rows
     )
     worth, why = _worth(compared, rows, published)
     return Verdict(measure, published[measure], table["n"], compared, worth, why)
@@ -81,7 +81,7 @@ def verdict_of(table: Mapping[str, Any]) -> Verdict:
 def _compared(
     name: str, title: str, measure: str, table: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
 ) -> Compared:
-    pair = table["published_against"][name]
+    pair = table["published_gains"][name]
     gain, (low, high) = pair[f"{measure}_gain"], pair[f"{measure}_gain_ci95"]
     figures = f"{gain:+.3f} ({low:+.3f} to {high:+.3f}), {rows[table['published']][measure]:.3f} against "
     figures += f"{rows[name][measure]:.3f}"

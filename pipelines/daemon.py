@@ -18,7 +18,6 @@ from moe_core.engine.context import Context
 from moe_core.processes import alive, this_process
 from moe_core.store.files import write_text
 from pipelines.instance import LAUNCHER, end_if_dead, home, opened, project_keys, reap
-from pipelines.run.pool import Answer, Task
 from pipelines.run.scheduler import (
     POLL_SECONDS,
     Event,
@@ -33,6 +32,7 @@ from pipelines.run.scheduler import (
     use_workers,
 )
 from pipelines.run.status import error_of
+from pipelines.run.task import Task, TaskResult
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -97,10 +97,10 @@ class Webserver:
             "selector": {
                 "repositoryLocationName": self.location,
                 "repositoryName": self.repository,
-                "jobName": "experts" if task.stage == "expert" else "__ASSET_JOB",
-                "assetSelection": [{"path": key_of(task.stage).path}],
+                "jobName": "experts" if task.asset == "expert" else "__ASSET_JOB",
+                "assetSelection": [{"path": key_of(task.asset).path}],
             },
-            "runConfigData": json.dumps({"ops": {task.stage: {"config": {"force": task.force}}}}),
+            "runConfigData": json.dumps({"ops": {task.asset: {"config": {"force": task.force}}}}),
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }
 
@@ -170,7 +170,7 @@ def run_there(
                         running.remove(one)
                         answer = _answer(instance, run)
                         if gone and answer.error:
-                            answer = Answer(f"`hardmoe ui` is gone: {answer.error}", died=True)
+                            answer = TaskResult(f"`hardmoe ui` is gone: {answer.error}", died=True)
                         ended(summary, one, answer, meanwhile, instance, on_event)
                 begun = {id for id, run in runs.items() if run and run.status == dg.DagsterRunStatus.STARTED}
                 queued = [one.task.name for one in running if one.run_id not in begun]
@@ -212,18 +212,18 @@ def _has_begun(instance: "dg.DagsterInstance", run_id: str) -> bool:
     return run is not None and run.start_time is not None
 
 
-def _answer(instance: "dg.DagsterInstance", run: "dg.DagsterRun | None") -> Answer:
+def _answer(instance: "dg.DagsterInstance", run: "dg.DagsterRun | None") -> TaskResult:
     import dagster as dg
 
     if run is None:
-        return Answer("its run was deleted")
+        return TaskResult("its run was deleted")
     if run.status == dg.DagsterRunStatus.CANCELED:
-        return Answer("canceled in Dagster")
+        return TaskResult("canceled in Dagster")
     if run.status != dg.DagsterRunStatus.SUCCESS:
-        return Answer(error_of(instance, run.run_id))
+        return TaskResult(error_of(instance, run.run_id))
     made = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
     said = made[-1].asset_materialization if made else None
-    return Answer("", reused=bool(said and said.metadata["reused"].value))
+    return TaskResult(reused=bool(said and said.metadata["reused"].value))
 
 
 def _ask(address: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from assets.runs import claim
 from assets.study import STUDY, root, study, study_file
 
 if TYPE_CHECKING:
-    from pipelines.run.pool import Task
     from pipelines.run.scheduler import Summary
+    from pipelines.run.task import Task
 
 
 class Until(dg.Config):

@@ -34,8 +34,8 @@ from pipelines.cli.progress import Display, results_of
 from pipelines.daemon import run_there
 from pipelines.run.estimate import Cost, Step, makespan
 from pipelines.run.gpus import Lease, Leases, gpu_names
-from pipelines.run.pool import Answer, Task
 from pipelines.run.scheduler import Running, Summary, _worker, note
+from pipelines.run.task import Task, TaskResult
 from test_graph import QUICK, _names, small_study, write
 
 TO_THE_PARTITION = """
@@ -413,8 +413,8 @@ def test_the_result_of_each_expert_is_a_line(tmp_path, monkeypatch):
     build(context, stage)
     summary, slow, other, last = Summary(), Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
     events = []
-    note(summary, Running(slow, "a", time.monotonic()), Answer("", reused=True), lambda *said: events.append(said))
-    note(summary, Running(other, "b", time.monotonic()), Answer("broken"), lambda *said: events.append(said))
+    note(summary, Running(slow, "a", time.monotonic()), TaskResult(reused=True), lambda *said: events.append(said))
+    note(summary, Running(other, "b", time.monotonic()), TaskResult("broken"), lambda *said: events.append(said))
     assert results_of(context, [slow, other, last], summary) == [
         f"{'slow':24} fresh    loss 1.500  2 s  150 images/s",
         f"{'expert:e000':24} failed   broken",

@@ -17,8 +17,8 @@ from moe_core.stages.data.statistics import seen, warnings_of
 from moe_core.stages.mixture.promote import judge
 from pipelines.cli.main import main
 from pipelines.cli.progress import Display
-from pipelines.run.pool import Task
 from pipelines.run.scheduler import tasks_of
+from pipelines.run.task import Task
 
 COSTS = {"parameters": 100, "parameters_used": 100, "multiply_adds": 10, "training_images": 1000}
 

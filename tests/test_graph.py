@@ -180,7 +180,7 @@ from moe_core.engine.stage import build
 from moe_core.stages.graph import GRAPH
 from pipelines.instance import home
 from pipelines.run.worker import materialize
-from pipelines.run.pool import Task
+from pipelines.run.task import Task
 file = Path(sys.argv[1])
 context = Context(load_study(file), file.parent)
 home(context.root, 1)

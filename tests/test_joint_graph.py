@@ -92,7 +92,8 @@ import sys
 import dagster as dg
 from dagster._core.utils import make_new_run_id
 from pipelines.instance import home
-from pipelines.run.worker import Task, materialize
+from pipelines.run.task import Task
+from pipelines.run.worker import materialize
 home(Path(sys.argv[1]).parent, 1)
 with dg.DagsterInstance.get() as instance:
     for task in (Task("joint_experts", None), Task("expert", "e001")):

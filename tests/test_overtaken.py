@@ -16,8 +16,8 @@ from moe_core.overrides import override
 from moe_core.settings import load_study
 from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
-from pipelines.run.pool import Task
 from pipelines.run.scheduler import Meanwhile, Summary
+from pipelines.run.task import Task
 from test_backfill import file, hardmoe, prepared, small_study, started, until, write  # noqa: F401
 
 

@@ -96,7 +96,7 @@ from moe_core.engine.context import Context
 from moe_core.stages.graph import GRAPH
 from pipelines.instance import home, project_keys
 from pipelines.run.worker import materialize
-from pipelines.run.pool import Task
+from pipelines.run.task import Task
 context = Context(study(), root())
 home(context.root, 1)
 with dg.DagsterInstance.get() as instance:

@@ -17,8 +17,8 @@ from moe_core.stages.training.fit import SPEED_SECONDS, Speed
 from moe_core.training.loop import Measurement
 from pipelines.cli.progress import Display
 from pipelines.run.forecast import STEP_SECONDS, Forecast
-from pipelines.run.pool import Task
 from pipelines.run.scheduler import Running, tasks_of
+from pipelines.run.task import Task
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
 

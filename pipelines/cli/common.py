@@ -183,8 +183,8 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
     from moe_core.stages.gate.current_partition import went_back
     from moe_core.store.owner import claim
     from pipelines.cli.progress import Display
-    from pipelines.run.pool import SETTINGS, Task
     from pipelines.run.scheduler import Summary, run_study, settings_changed, study_file_of, tasks_of, use_workers
+    from pipelines.run.task import SETTINGS, Task
 
     claim(study_file_of(context.root))
     warn_damaged(context)
@@ -368,7 +368,7 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
 def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
     """A line for each network that was asked for."""
     from pipelines.cli.progress import results_of
-    from pipelines.run.pool import Task
+    from pipelines.run.task import Task
 
     now = finish_takedown(context)  # as it is since the run, which may have waited for one
     for line in results_of(now, [Task(*task) for task in tasks], summary):

@@ -23,8 +23,8 @@ from pipelines.terminal import echo
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipelines.run.pool import Task
     from pipelines.run.scheduler import Running, Summary
+    from pipelines.run.task import Task
 
 COSTS = (
     ("parameters", "parameters"),
@@ -59,7 +59,7 @@ class Display:
     def event(self, kind: str, task: "Task", why: str) -> None:
         if self.forecast:
             self.forecast.event(kind, task)
-        if task.stage == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
+        if task.asset == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
             for line in warnings_of(self.context):
                 echo(f"Warning: {line}", err=True)  # under Live, too, above what is live
         if kind in ("done", "failed"):
@@ -131,7 +131,7 @@ def _result(context: Context, task: "Task", summary: "Summary") -> str:
         return f"{task.name:24} {kind}"
     artifact = None
     with suppress(ValueError):  # its plan was overtaken meanwhile: it belongs to the one before
-        artifact = context.find(task.stage, task.key)
+        artifact = context.find(task.asset, task.key)
     said = artifact.metadata if artifact else {}
     parts = [f"{task.name:24} {kind:7}"]
     if "loss" in said:

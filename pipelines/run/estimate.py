@@ -20,9 +20,9 @@ from moe_core.store.artifact import Artifact
 from moe_core.store.hashing import content_hash
 from moe_core.text import shown
 from pipelines.cli.progress import as_one_says
-from pipelines.run.pool import Task
 from pipelines.run.scheduler import JOINT, above, is_fresh, use_workers
 from pipelines.run.status import State, existing_instance, failed_runs, state_of
+from pipelines.run.task import Task
 
 if TYPE_CHECKING:
     import dagster as dg

@@ -12,7 +12,7 @@ from moe_core.engine.context import Context
 from moe_core.stages.data.statistics import seen
 from moe_core.stages.training.cost import TRAINED
 from moe_core.stages.training.fit import seconds_left
-from pipelines.run.pool import Task
+from pipelines.run.task import Task
 
 if TYPE_CHECKING:
     from pipelines.run.scheduler import Running
@@ -41,15 +41,15 @@ class Forecast:
         elif kind in ("done", "fresh", "failed"):
             self.left.pop(task.name, None)
             if kind == "done" and task.name in self.begun:
-                self.took.setdefault(task.stage, []).append(time.monotonic() - self.begun[task.name])
+                self.took.setdefault(task.asset, []).append(time.monotonic() - self.begun[task.name])
 
     def trains(self) -> bool:
         """Whether a network is still to be trained."""
-        return any(self._is_due(task) for task in self.left.values() if task.stage in TRAINED)
+        return any(self._is_due(task) for task in self.left.values() if task.asset in TRAINED)
 
     def _is_due(self, task: Task) -> bool:
         try:
-            return self.context.find(task.stage, task.key) is None
+            return self.context.find(task.asset, task.key) is None
         except ValueError:  # what it is made from is to be made first
             return True
 
@@ -70,13 +70,13 @@ class Forecast:
             rest = self._rest(one, reports.get(name, {}))
             if rest is None:
                 return None
-            steps.append(Step(one.task.stage, one.task.key, "", Cost(rest)))
+            steps.append(Step(one.task.asset, one.task.key, "", Cost(rest)))
         for name, task in self.left.items():
             if name not in under_way:
                 seconds = self._seconds(task)
                 if seconds is None:
                     return None
-                steps.append(Step(task.stage, task.key, "", Cost(seconds)))
+                steps.append(Step(task.asset, task.key, "", Cost(seconds)))
         return makespan(steps, self.workers)
 
     def _rest(self, one: "Running", said: Mapping[str, Any]) -> float | None:
@@ -88,9 +88,9 @@ class Forecast:
 
     def _seconds(self, task: Task) -> float | None:
         """Of a task that is to come."""
-        if took := self.took.get(task.stage):
+        if took := self.took.get(task.asset):
             return sum(took) / len(took)
-        if task.stage not in TRAINED or (task.stage == "expert" and self.context.study.decoder.mode == "joint"):
+        if task.asset not in TRAINED or (task.asset == "expert" and self.context.study.decoder.mode == "joint"):
             return STEP_SECONDS
         if (before := self._measured_before(task)) is not None:
             return before
@@ -104,22 +104,22 @@ class Forecast:
     def _measured_before(self, task: Task) -> float | None:
         from pipelines.run.estimate import measured
 
-        if task.stage not in self.before:
+        if task.asset not in self.before:
             try:
-                self.before[task.stage] = measured(self.context, None, task.stage, task.key).seconds
+                self.before[task.asset] = measured(self.context, None, task.asset, task.key).seconds
             except (ValueError, OSError):
-                self.before[task.stage] = None
-        return self.before[task.stage]
+                self.before[task.asset] = None
+        return self.before[task.asset]
 
     def _images(self, task: Task) -> float:
         """Images that a training sees; the dense control, as dear as trunk and experts, counts as both."""
         study, posts = self.context.study, self._posts()
         of_trunk, of_experts = study.trunk.epochs * posts, study.expert_training.epochs * posts
-        if task.stage == "trunk":
+        if task.asset == "trunk":
             return of_trunk
-        if task.stage == "dense_same_cost":
+        if task.asset == "dense_same_cost":
             return of_trunk + of_experts
-        return of_experts if task.stage in ALL_POSTS else of_experts / study.partition.experts
+        return of_experts if task.asset in ALL_POSTS else of_experts / study.partition.experts
 
     def _posts(self) -> int:
         """Raises ValueError before splits and vocabulary are there."""

@@ -22,7 +22,8 @@ from moe_core.stages.training.cost import TRAINED
 from moe_core.stages.trunk import frozen
 from pipelines.instance import home, opened, project_keys, reap
 from pipelines.run.gpus import Lease, Leases, gpu_names
-from pipelines.run.pool import SETTINGS, Answer, Task, Worker, load_ahead
+from pipelines.run.pools.local import Worker, load_ahead
+from pipelines.run.task import SETTINGS, Task, TaskResult
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -110,7 +111,7 @@ def run_study(
     summary, running, idle = Summary(), list[Running](), dict[int, Worker]()
     meanwhile = Meanwhile(context)
     leases = Leases(gpu_names(), count)
-    if force or any(context.find(task.stage, task.key) is None for task in waiting):
+    if force or any(context.find(task.asset, task.key) is None for task in waiting):
         load_ahead()
 
     from dagster._core.utils import make_new_run_id
@@ -125,7 +126,7 @@ def run_study(
                 for task in list(waiting):
                     if summary.overtaken:
                         break
-                    if _lost(summary) & above(task.stage):
+                    if _lost(summary) & above(task.asset):
                         waiting.remove(task)
                         summary.skipped.append(task.name)
                     elif len(running) < count and (alone or _ready(context, task, done)):
@@ -133,8 +134,8 @@ def run_study(
                             _settle(context, task)
                             summary.fresh.append(task.name)
                             on_event("fresh", task, "")
-                            done.add((task.stage, task.key))
-                        elif (pid := maker(context, task.stage, task.key)) is not None:
+                            done.add((task.asset, task.key))
+                        elif (pid := maker(context, task.asset, task.key)) is not None:
                             held_up[task.name] = f"is made by another process{f' ({pid})' if pid else ''}"
                             continue
                         elif why := meanwhile.overtook(task):
@@ -166,7 +167,7 @@ def run_study(
                             idle[one.slot] = one.worker
                         ended(summary, one, answer, meanwhile, instance, on_event)
                         if not answer.error:
-                            done.add((one.task.stage, one.task.key))
+                            done.add((one.task.asset, one.task.key))
                 on_poll(running, held_up)
         except KeyboardInterrupt:
             summary.interrupted = True
@@ -221,7 +222,7 @@ class Meanwhile:
             study = load_study(study_file_of(planned.root))
         now = Context(study, planned.root)
         with suppress(ValueError):  # what it is made from is to be made first
-            if now.version(task.stage, task.key) == planned.version(task.stage, task.key):
+            if now.version(task.asset, task.key) == planned.version(task.asset, task.key):
                 return ""
         if study != planned.study:
             return SETTINGS
@@ -260,13 +261,13 @@ def _state(path: Path) -> tuple[int, int] | None:
 def ended(
     summary: Summary,
     one: Running,
-    answer: Answer,
+    answer: TaskResult,
     meanwhile: Meanwhile,
     instance: "dg.DagsterInstance",
     on_event: Event,
 ) -> None:
     """Notes how a run ended. One that failed since its plan was overtaken is canceled, for Dagster too."""
-    why = answer.overtaken
+    why = SETTINGS if answer.inputs_changed else ""
     if answer.error and not answer.died:
         why = why or meanwhile.overtook(one.task, surely=True)
     if not why:
@@ -278,7 +279,7 @@ def ended(
         instance.report_run_canceled(run, message=f"{why} meanwhile: {answer.error}")
 
 
-def note(summary: Summary, one: Running, answer: Answer, on_event: Event) -> None:
+def note(summary: Summary, one: Running, answer: TaskResult, on_event: Event) -> None:
     """Enters how a run ended into the summary, and tells it."""
     if answer.error:
         summary.failed[one.task.name] = answer.error
@@ -318,7 +319,7 @@ def _lost(summary: Summary) -> set[str]:
 
 
 def _ready(context: Context, task: Task, done: set[tuple[str, str | None]]) -> bool:
-    stage = GRAPH[task.stage]
+    stage = GRAPH[task.asset]
     for name in stage.reads:
         upstream = GRAPH[shown_as(name)]
         if upstream.control and not context.study.evaluation.controls:
@@ -331,18 +332,18 @@ def _ready(context: Context, task: Task, done: set[tuple[str, str | None]]) -> b
 
 def is_fresh(context: Context, instance: "dg.DagsterInstance", task: Task) -> bool:
     """The artifact is there, and it is the one that Dagster's record names, made from what is there now."""
-    if context.find(task.stage, task.key) is None:
+    if context.find(task.asset, task.key) is None:
         return False
-    recorded = _recorded(instance, task.stage, task.key)
+    recorded = _recorded(instance, task.asset, task.key)
     version = recorded.get(DATA_VERSION_TAG)
-    return version == context.version(task.stage, task.key) and not _looks_stale(context, instance, task, recorded)
+    return version == context.version(task.asset, task.key) and not _looks_stale(context, instance, task, recorded)
 
 
 def _settle(context: Context, task: Task) -> None:
     """Notes what the study lives with, in case that whoever made it was killed before, or was of another time."""
-    stage = GRAPH[task.stage]
-    if stage.settle and task.stage in ("trunk", "partition"):
-        stage.settle(context, context.need(task.stage))
+    stage = GRAPH[task.asset]
+    if stage.settle and task.asset in ("trunk", "partition"):
+        stage.settle(context, context.need(task.asset))
 
 
 def _looks_stale(context: Context, instance: "dg.DagsterInstance", task: Task, recorded: Mapping[str, str]) -> bool:
@@ -350,7 +351,7 @@ def _looks_stale(context: Context, instance: "dg.DagsterInstance", task: Task, r
     again in a run of its own."""
     from assets.study import key_of
 
-    for name in GRAPH[task.stage].reads:
+    for name in GRAPH[task.asset].reads:
         stage, seen = GRAPH[shown_as(name)], recorded.get(f"{INPUT_TAG}/{key_of(name).to_user_string()}")
         if not stage.when(context.study) or (stage.control and not context.study.evaluation.controls):
             continue
@@ -384,7 +385,7 @@ def _recorded(instance: "dg.DagsterInstance", stage: str, key: str | None) -> Ma
 
 
 def uses_all_gpus(context: Context, task: Task) -> bool:
-    return task.stage in JOINT or (task.stage == "trunk" and context.study.trunk_setup.ranks > 1)
+    return task.asset in JOINT or (task.asset == "trunk" and context.study.trunk_setup.ranks > 1)
 
 
 def _lease(leases: Leases, context: Context, task: Task, slot: int) -> Lease | None:
@@ -392,7 +393,7 @@ def _lease(leases: Leases, context: Context, task: Task, slot: int) -> Lease | N
     if not leases.names:
         return Lease([], ExitStack())
     own = leases.names[slot % len(leases.names)]
-    if task.stage not in TRAINED:
+    if task.asset not in TRAINED:
         return Lease([own], ExitStack())
     return leases.all() if uses_all_gpus(context, task) else leases.one(own)
 
@@ -407,7 +408,7 @@ def _worker(idle: Worker | None, lease: Lease, all_gpus: bool) -> Worker:
     return Worker(gpu)
 
 
-def _end(one: Running, instance: "dg.DagsterInstance") -> Answer:
+def _end(one: Running, instance: "dg.DagsterInstance") -> TaskResult:
     """How a run ended. A process that died without a word is named, and its run marked failed."""
     assert one.worker
     answer = one.worker.answer()
@@ -472,4 +473,4 @@ def progress_of(context: Context, task: Task) -> Path:
     """File in which the run tells how far it is."""
     from assets.materialize import progress_file
 
-    return progress_file(context.root, task.stage, task.key)
+    return progress_file(context.root, task.asset, task.key)

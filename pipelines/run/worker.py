@@ -27,7 +27,7 @@ from moe_core.failpoints import failpoint
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
-from pipelines.run.pool import SETTINGS, Answer, Task
+from pipelines.run.task import SETTINGS, Task, TaskResult
 from pipelines.ui.services import LOCATION
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
@@ -59,7 +59,7 @@ def _answer(asked: Connection, gpu: str | None) -> None:
         while True:
             task, run_id, log, planned = asked.recv()
             if planned != study():  # changed between the command's look and the fork server's
-                asked.send(Answer(f"{SETTINGS} while the run was started", overtaken=SETTINGS))
+                asked.send(TaskResult(f"{SETTINGS} while the run was started", inputs_changed=True))
                 continue
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab", buffering=0) as file:
@@ -71,7 +71,7 @@ def _answer(asked: Connection, gpu: str | None) -> None:
                     answer = materialize(task, run_id, instance)
                 except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
                     traceback.print_exc()
-                    answer = Answer(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
+                    answer = TaskResult(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
                 sys.stdout.flush()
                 sys.stderr.flush()
             if torch.cuda.is_initialized():
@@ -85,23 +85,23 @@ def _end() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def materialize(task: Task, run_id: str, instance: dg.DagsterInstance) -> Answer:
+def materialize(task: Task, run_id: str, instance: dg.DagsterInstance) -> TaskResult:
     """Runs the asset in this process, as a run of Dagster's."""
-    result = defs.resolve_job_def(job_of(task.stage)).execute_in_process(
-        run_config={"ops": {task.stage: {"config": {"force": task.force}}}},
+    result = defs.resolve_job_def(job_of(task.asset)).execute_in_process(
+        run_config={"ops": {task.asset: {"config": {"force": task.force}}}},
         instance=instance,
         partition_key=task.key,
-        asset_selection=[key_of(task.stage)],
+        asset_selection=[key_of(task.asset)],
         raise_on_error=False,
         run_id=run_id,
         tags={STUDY: study().name, REPOSITORY: f"__repository__@{LOCATION}", **identity(run_id)},
     )
     failpoint("event.recorded", task.name)
-    return Answer("", reused=_reused(result, task)) if result.success else Answer(_why(result))
+    return TaskResult(reused=_reused(result, task)) if result.success else TaskResult(_why(result))
 
 
 def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:
-    (made,) = result.asset_materializations_for_node(task.stage)
+    (made,) = result.asset_materializations_for_node(task.asset)
     return bool(made.metadata["reused"].value)
 
 

@@ -1,0 +1,1 @@
+"""Where the work of `hardmoe run` is carried out."""

@@ -1,0 +1,177 @@
+"""Warm worker processes of this machine, seen from the command that starts them.
+
+What runs inside a worker is pipelines.run.worker. Torch and Dagster are loaded once, in a fork server.
+"""
+
+import multiprocessing
+import multiprocessing.forkserver
+import signal
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from moe_core.heartbeat import LOOK_SECONDS, Pulse
+from moe_core.settings import Study
+from pipelines.run.task import Task, TaskResult
+
+EXIT_SECONDS = 5.0  # for a worker whose pipe is closed to be gone
+RUNS_A_WORKER = 50  # then a fresh process: what libraries keep between runs does not add up
+CAUSES = {
+    9: " (out of memory?)",
+    11: " (a crash in native code)",
+    7: " (a file was cut short while it was mapped into memory, or its disk is full or gone)",
+}  # of signals
+CLOSED = TaskResult("killed: its pool was closed", died=True)
+_PROCESSES = threading.Lock()  # multiprocessing reads the exit status of all its processes whenever it starts one
+
+
+class LocalPool:
+    """Runs tasks in warm workers: an idle one takes the next task, one that is worn or dead is replaced."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._threads = ThreadPoolExecutor(capacity, thread_name_prefix="worker")  # each waits for a busy worker
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._busy: set[Worker] = set()
+        self._closed = False
+
+    def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
+        load_ahead()
+        return self._threads.submit(self._run, task, run_id, log, study)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for worker in self._busy:  # the thread of each sees its pipe close
+                worker.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._idle:
+            worker.stop()
+        self._idle.clear()
+
+    def _run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
+        worker = self._begin()
+        if worker is None:
+            return CLOSED
+        worker.ask(task, run_id, log, study)
+        while not worker.has_ended():
+            wait([worker.pipe], LOOK_SECONDS / 2)
+        result = worker.answer()
+        with self._lock:
+            self._busy.remove(worker)
+            closed = self._closed
+            if not (worn := worker.is_worn or closed):
+                self._idle.append(worker)
+        if worn:
+            worker.stop()
+        return CLOSED if closed and result.died else result
+
+    def _begin(self) -> "Worker | None":
+        """A worker for one task, noted as busy; None where the pool is closed."""
+        with self._lock:
+            if self._closed:
+                return None
+            while self._idle:
+                if not (worker := self._idle.pop()).is_worn:
+                    break
+                worker.stop()
+            else:
+                worker = Worker()
+            self._busy.add(worker)
+            return worker
+
+
+class Worker:
+    """A process that runs one task after the other; where `gpu` is given it sees that GPU alone."""
+
+    def __init__(self, gpu: str | None = None) -> None:
+        self.gpu = gpu
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.beats, their_beats = multiprocessing.Pipe(duplex=False)
+        with _PROCESSES:
+            self.process = _forks().Process(target=_work, args=(theirs, their_beats, gpu), daemon=True)
+            self.process.start()
+        theirs.close()
+        their_beats.close()
+        assert self.process.pid is not None
+        self.pulse = Pulse(self.process.pid, self.beats.fileno())
+        self.runs = 0
+
+    @property
+    def is_worn(self) -> bool:
+        """Another is to be started in its place: it died, or has run enough tasks."""
+        with _PROCESSES:
+            return self.runs >= RUNS_A_WORKER or self.pipe.poll() or not self.process.is_alive()
+
+    def ask(self, task: Task, run_id: str, log: Path, study: Study) -> None:
+        self.runs += 1
+        with suppress(BrokenPipeError):  # it died meanwhile: `answer` says how
+            self.pipe.send((task, run_id, log, study))
+
+    def has_ended(self) -> bool:
+        """It answered, died, or hangs: `answer` says which."""
+        return self.pipe.poll() or self.pulse.stands_still()
+
+    def answer(self) -> TaskResult:
+        """How the task ended, once it has; a process that hangs is killed."""
+        if not self.pipe.poll():
+            self.kill()
+            self._join()
+            return TaskResult(f"its process {self.pulse.why}", died=True)
+        with suppress(EOFError, ConnectionResetError):
+            result: TaskResult = self.pipe.recv()
+            return result
+        code = self._join(EXIT_SECONDS)
+        if code is None:
+            return TaskResult("its process closed its pipe and does not end", died=True)
+        how = f"killed by signal {-code}{CAUSES.get(-code, '')}" if code < 0 else f"exit code {code}"
+        return TaskResult(f"its process ended: {how}", died=True)
+
+    def kill(self) -> None:
+        with _PROCESSES:
+            self.process.kill()
+
+    def stop(self) -> None:
+        """Kills the process and returns when it is gone."""
+        self.kill()
+        self._join()
+        self.pipe.close()
+        self.beats.close()
+
+    def _join(self, seconds: float | None = None) -> int | None:
+        wait([self.process.sentinel], seconds)
+        with _PROCESSES:
+            self.process.join(0)
+            return self.process.exitcode
+
+
+def load_ahead() -> None:
+    """Starts the fork server, which loads what workers need while the caller continues. HARDMOE_STUDY must be set.
+
+    It ignores Ctrl-C and SIGTERM, as do the workers: the process that started them ends them.
+    """
+    _forks()
+    if threading.current_thread() is not threading.main_thread():
+        multiprocessing.forkserver.ensure_running()
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for number, its in before.items():
+            signal.signal(number, its)
+
+
+def _forks() -> "multiprocessing.context.ForkServerContext":
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["pipelines.run.worker"])
+    return forks
+
+
+def _work(asked: Connection, beats: Connection, gpu: str | None) -> None:
+    from pipelines.run.worker import work  # loaded already, in the fork server
+
+    work(asked, beats, gpu)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
-from moe_core.data.sources import Shard, describe, find_shards, guess_format, read_shard
+from moe_core.data.sources import ContentHashes, Shard, describe, find_shards, guess_format, read_shard
 from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -174,12 +174,13 @@ def test_raw_tags_serve_where_there_are_no_tags_or_when_asked_for(tmp_path):
 
 def test_a_shards_digest_is_of_its_content(tmp_path):
     source = parquet(tmp_path / "x.parquet", 1)
-    (before,) = find_shards(source, tmp_path / "cache.json")
-    (again,) = find_shards(source, tmp_path / "cache.json")
+    hashes = ContentHashes()
+    (before,) = find_shards(source, hashes)
+    (again,) = find_shards(source, hashes)
     parquet(tmp_path / "x.parquet", 2)
-    (after,) = find_shards(source, tmp_path / "cache.json")
+    (after,) = find_shards(source, hashes)
     assert before == again
-    assert before.digest != after.digest
+    assert before.content_hash != after.content_hash
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -17,7 +17,7 @@ import pytest
 from helpers import hostile
 from helpers.formats import WRITERS, drawn_posts
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import find_shards, raw, read_shard
+from moe_core.data.sources import ContentHashes, find_shards, raw, read_shard
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import Unusable
 from moe_core.recipes import demo
@@ -44,10 +44,11 @@ def posts(user):
 
 def ingested(source, root, meanwhile=None):
     """What lies in posts.lance afterwards. `meanwhile(n)` is called when batch n was read, and no more."""
-    (shard,) = find_shards(source, root / ".digests.json")
+    hashes = ContentHashes()
+    (shard,) = find_shards(source, hashes)
 
     def batches():
-        for number, batch in enumerate(read_shard(source, shard, root / ".sources", root / ".digests.json")):
+        for number, batch in enumerate(read_shard(source, shard, root / ".sources", hashes)):
             yield batch
             if meanwhile:
                 meanwhile(number)
@@ -299,7 +300,7 @@ def test_a_link_to_a_folder_of_images_that_leads_elsewhere_is_a_change(tables, m
     with pytest.raises(ValueError, match="changed while they were read"):
         ingested(source, tables / "study", lambda number: number == 0 and point(tables / "pictures", "v2"))
     assert stored(tables / "study") == []
-    assert find_shards(source)[0].digest != shard.digest
+    assert find_shards(source)[0].content_hash != shard.content_hash
 
 
 @pytest.mark.parametrize("wild", [False, True])

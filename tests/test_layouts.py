@@ -676,9 +676,9 @@ def test_folders_of_splits_hold_class_folders(tmp_path, above):
     assert found[f"{above}test/dog/1.jpg"] == (["dog"], "test", None)
     source = Source(format="imagefolder", uri=str(tmp_path))
     assert [shard.key for shard in find_shards(source)] == ["test", "train", "val"]
-    before = {shard.key: shard.digest for shard in find_shards(source)}
+    before = {shard.key: shard.content_hash for shard in find_shards(source)}
     pictures(tmp_path, f"{above}train/cat/2.jpg")
-    after = {shard.key: shard.digest for shard in find_shards(source)}
+    after = {shard.key: shard.content_hash for shard in find_shards(source)}
     assert {key for key in before if before[key] != after[key]} == {"train"}
     assert described(source)[-1] == "Split: the source's own"
 
@@ -772,7 +772,7 @@ def test_coco_with_its_pictures_elsewhere_and_its_own_ids(tmp_path):
     assert [(row["id"], row["tags"], row["reason"]) for row in rows_of(source)] == [("a/0.jpg", ["cat"], None)]
     (shard,) = find_shards(source)
     pictures(tmp_path / "far", "a/1.jpg")
-    assert find_shards(source)[0].digest != shard.digest
+    assert find_shards(source)[0].content_hash != shard.content_hash
     numbered = source.model_copy(update={"id_column": "id"})
     assert [row["id"] for row in rows_of(numbered)] == ["40"]
 

@@ -56,7 +56,7 @@ def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
     assert nodes["trunk"]["settings"]["network"]["widths"] == [4, 8]
     for shard in context.shards:
         assert nodes[f"posts:{shard.key}"]["inputs"] == [
-            {"name": "shard", "kind": "shard", "version": shard.digest, "of": []}
+            {"name": "shard", "kind": "shard", "version": shard.content_hash, "of": []}
         ]
     inputs = {one["name"]: one for one in nodes["expert:e001"]["inputs"]}
     assert inputs["members"]["kind"] == "members"
@@ -215,7 +215,7 @@ def test_the_command_prints_a_tree_with_each_node_once(both):
     assert len([line for line in splits if "(see above)" not in line]) == 1
     assert len(splits) > 1
     shard = context.shards[0]
-    assert any(f"content of the shard {shard.digest}" in line for line in tree)
+    assert any(f"content of the shard {shard.content_hash}" in line for line in tree)
     assert any("expert (2): code 1, " in line and "training.lr=0.2" in line for line in text)
     assert f"  evaluation {context.version('evaluation')}" in text
     said = json.loads(hardmoe(both, "mixture", "--json").output)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from helpers.formats import WRITERS, drawn_posts, hash_of, table_of, tar_of, yfcc_line
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import RAW, describe, find_shards, guess_format, parquet, raw, read_shard
+from moe_core.data.sources import RAW, ContentHashes, describe, find_shards, guess_format, parquet, raw, read_shard
 from moe_core.data.sources.columns import choose
 from moe_core.data.sources.raw import MAX_LINE, in_batches, tags_of_text, time_of
 from moe_core.recipes import demo
@@ -153,20 +153,23 @@ def test_a_digest_is_of_content_and_of_what_is_read_from_it(posts, tmp_path):
     (before,) = find_shards(source)
     assert find_shards(source) == [before]
     (named,) = find_shards(source.model_copy(update={"user_column": "note"}))
-    assert named.digest != before.digest
+    assert named.content_hash != before.content_hash
     (tmp_path / "pictures" / "new.png").write_bytes(png())
     (after,) = find_shards(source)
-    assert after.digest != before.digest
+    assert after.content_hash != before.content_hash
 
 
 def test_known_files_are_not_read_again(posts, tmp_path, monkeypatch):
     source = WRITERS["parquet"](posts[:3], tmp_path)
-    before = find_shards(source, tmp_path / "cache.json")
+    hashes = ContentHashes(tmp_path / "hashes.json")
+    before = find_shards(source, hashes)
+    assert not (tmp_path / "hashes.json").exists(), "a scan wrote"
+    hashes.save()
     opened = []
     look = parquet._schema
     monkeypatch.setattr(parquet, "_schema", lambda file, source: opened.append(file.path) or look(file, source))
-    monkeypatch.setattr("moe_core.data.sources.files._content", lambda *_: pytest.fail("hashed again"))
-    assert find_shards(source, tmp_path / "cache.json") == before
+    monkeypatch.setattr("moe_core.data.sources.files._hash_of_content", lambda *_: pytest.fail("hashed again"))
+    assert find_shards(source, ContentHashes(tmp_path / "hashes.json")) == before
     assert len(opened) == 1  # the first, to see whether its images lie beside it
 
 
@@ -849,9 +852,9 @@ def test_folders_of_hive_are_columns(tmp_path):
     assert [(row["split"], row["user"]) for row in rows_of(glob)] == wanted
     inside = source.model_copy(update={"uri": str(tmp_path / "split=train")})
     assert [(row["split"], row["user"]) for row in rows_of(inside)] == [(None, "ann b")]
-    before = find_shards(inside)[0].digest
+    before = find_shards(inside)[0].content_hash
     (tmp_path / "split=train" / "user=ann%20b").rename(tmp_path / "split=train" / "user=bob")
-    assert find_shards(inside)[0].digest != before
+    assert find_shards(inside)[0].content_hash != before
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "lance"])
@@ -893,9 +896,9 @@ def test_images_that_a_struct_names_count_in_its_digest(tmp_path, image):
     pq.write_table(pa.table({"image": [image], "tags": [["cat"]]}), tmp_path / "x.parquet")
     source = Source(format="parquet", uri=str(tmp_path))
     assert rows_of(source)[0]["image"] == png()
-    before = find_shards(source)[0].digest
+    before = find_shards(source)[0].content_hash
     (tmp_path / "a.png").write_bytes(png() + b"more")
-    assert find_shards(source)[0].digest != before
+    assert find_shards(source)[0].content_hash != before
 
 
 # Half a file
@@ -906,23 +909,23 @@ def test_half_a_new_file_is_named_and_left_out_until_it_is_whole(name, posts, tm
     whole = WRITERS[name](posts[:20], tmp_path)
     source = whole.model_copy(update={"uri": str(tmp_path)})
     path = Path(find_shards(whole)[0].path)
-    data, cache = path.read_bytes(), tmp_path / ".digests"
-    (before,) = find_shards(source, cache)
+    data, hashes = path.read_bytes(), ContentHashes()
+    (before,) = find_shards(source, hashes)
     other = path.with_name(f"another{''.join(path.suffixes)}")
     other.write_bytes(data[: len(data) // 2])
     unready = []
-    assert find_shards(source, cache, unready) == [before]
+    assert find_shards(source, hashes, unready) == [before]
     assert [file.path for file in unready] == [str(other)]
     assert f"{other} is" in unready[0].why
     with pytest.raises(ValueError, match=f"{other} is"):
-        find_shards(source, cache)
+        find_shards(source, hashes)
     other.write_bytes(data)
     unready = []
-    assert len(find_shards(source, cache, unready)) == 2
+    assert len(find_shards(source, hashes, unready)) == 2
     assert unready == []
     path.write_bytes(data[: len(data) // 2])  # a file whose posts the study has: they do not leave it for that
     with pytest.raises(ValueError, match=f"{path} is"):
-        find_shards(source, cache, unready)
+        find_shards(source, hashes, unready)
 
 
 def test_half_a_new_lance_table_is_named_and_left_out(posts, tmp_path):
@@ -931,7 +934,7 @@ def test_half_a_new_lance_table_is_named_and_left_out(posts, tmp_path):
     half.mkdir(parents=True)
     (half / "1.manifest").write_bytes(b"no")
     unready = []
-    found = find_shards(Source(format="lance", uri=str(tmp_path)), tmp_path / ".digests", unready)
+    found = find_shards(Source(format="lance", uri=str(tmp_path)), None, unready)
     assert ([shard.key for shard in found], [file.path for file in unready]) == (["posts"], [str(half.parent)])
 
 
@@ -1039,7 +1042,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
         assert go_on.wait(120)
         return file_hash(path)
 
-    monkeypatch.setattr(files, "file_digest", slow)
+    monkeypatch.setattr(files, "file_hash", slow)
     monkeypatch.setattr(files, "LARGE", 1)
     monkeypatch.setattr(sensors, "study", lambda: study)
     monkeypatch.setattr(sensors, "root", lambda: tmp_path)
@@ -1081,7 +1084,7 @@ def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, 
     source = WRITERS["parquet"](posts, tmp_path / "in").model_copy(update={"uri": str(tmp_path / "in")})
     study = small().model_copy(update={"source": source})
     go_on = threading.Event()
-    monkeypatch.setattr(files, "file_digest", lambda path: go_on.wait(120) and file_hash(path))
+    monkeypatch.setattr(files, "file_hash", lambda path: go_on.wait(120) and file_hash(path))
     monkeypatch.setattr(sensors, "study", lambda: study)
     monkeypatch.setattr(sensors, "root", lambda: tmp_path)
     monkeypatch.setattr(sensors, "READ_SECONDS", 0.2)
@@ -1109,14 +1112,14 @@ def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, m
             raise MemoryError
         return file_hash(path)
 
-    monkeypatch.setattr(files, "file_digest", until_the_fourth)
+    monkeypatch.setattr(files, "file_hash", until_the_fourth)
     monkeypatch.setattr(files, "LARGE", 80)
     all_of_them = [files._file(tmp_path / name, tmp_path) for name in "abcde"]
-    first = files.Digests(tmp_path / ".digests.json")
+    first = ContentHashes(tmp_path / "hashes.json", autosave=True)
     with pytest.raises(MemoryError):
         list(map(first.of, all_of_them))
-    again = files.Digests(tmp_path / ".digests.json")
-    files._content.cache_clear()  # another process
+    again = ContentHashes(tmp_path / "hashes.json", autosave=True)
+    files._hash_of_content.cache_clear()  # another process
     assert [again.of(file) for file in all_of_them] == [file_hash(tmp_path / name) for name in "abcde"]
     assert "".join(read) == "abcd" + "cde"
 
@@ -1132,16 +1135,16 @@ def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch
         read.append(path)
         return file_hash(path)
 
-    monkeypatch.setattr(files, "file_digest", slow)
+    monkeypatch.setattr(files, "file_hash", slow)
     monkeypatch.setattr(files, "LARGE", 100)
-    files._content.cache_clear()  # as in two processes
-    monkeypatch.setattr(files, "_content", files._content.__wrapped__)
+    files._hash_of_content.cache_clear()  # as in two processes
+    monkeypatch.setattr(files, "_hash_of_content", files._hash_of_content.__wrapped__)
     found = []
 
     def look():
-        digests = files.Digests(tmp_path / ".digests.json")
+        hashes = ContentHashes(tmp_path / "hashes.json", autosave=True)
         both.wait()  # neither knows it
-        found.append(digests.of(files._file(tmp_path / "large", tmp_path)))
+        found.append(hashes.of(files._file(tmp_path / "large", tmp_path)))
 
     threads = [threading.Thread(target=look) for _ in range(2)]
     for thread in threads:
@@ -1171,9 +1174,9 @@ def test_a_row_deleted_from_a_lance_table_changes_its_digest(tmp_path):
     table = pa.table({"id": ["a", "b"], "image": [png(), png()], "tags": [["cat"], ["cat"]]})
     data = lance.write_dataset(table, str(tmp_path / "x.lance"))
     source = Source(format="lance", uri=str(tmp_path / "x.lance"))
-    before = find_shards(source)[0].digest
+    before = find_shards(source)[0].content_hash
     data.delete("id = 'b'")
-    assert find_shards(source)[0].digest != before
+    assert find_shards(source)[0].content_hash != before
     assert [row["id"] for row in rows_of(source)] == ["a"]
 
 
@@ -1181,16 +1184,16 @@ def test_an_image_with_an_underscore_before_its_name_counts(tmp_path):
     (tmp_path / "_DSC1.jpg").write_bytes(png())
     (tmp_path / "table.csv").write_text("file,tags\n_DSC1.jpg,cat\n")
     source = Source(format="folder", uri=str(tmp_path))
-    before = find_shards(source)[0].digest
+    before = find_shards(source)[0].content_hash
     (tmp_path / "_DSC1.jpg").write_bytes(png() + b"more")
-    assert find_shards(source)[0].digest != before
+    assert find_shards(source)[0].content_hash != before
 
 
 def test_an_image_that_a_parquet_file_names_counts(tmp_path):
     pq.write_table(pa.table({"id": ["a"], "image": ["a.png"], "tags": [["cat"]]}), tmp_path / "x.parquet")
     source = Source(format="parquet", uri=str(tmp_path / "x.parquet"))
-    before = find_shards(source)[0].digest
+    before = find_shards(source)[0].content_hash
     assert [row["reason"] for row in rows_of(source)] == ["no_image_file"]
     (tmp_path / "a.png").write_bytes(png())
-    assert find_shards(source)[0].digest != before
+    assert find_shards(source)[0].content_hash != before
     assert [row["reason"] for row in rows_of(source)] == [None]

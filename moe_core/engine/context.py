@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core import threads
-from moe_core.data.sources import Shard, Unready, find_shards
+from moe_core.data.sources import ContentHashes, Shard, Unready, find_shards
 from moe_core.data.takedowns import Forgotten
 from moe_core.settings import Study
 from moe_core.stages.gate import current_partition
@@ -45,7 +45,10 @@ class Context:
     @cached_property
     def _found(self) -> tuple[list[Shard], list[Unready]]:
         unready: list[Unready] = []
-        return find_shards(self.study.source, self.root / ".digests.json", unready), unready
+        hashes = ContentHashes(self.root / ".digests.json", autosave=True)
+        shards = find_shards(self.study.source, hashes, unready)
+        hashes.save()
+        return shards, unready
 
     @property
     def shards(self) -> list[Shard]:

@@ -47,7 +47,7 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
 def _files_of(context: "Context") -> dict[str, str]:
     """Path of each shard by the digest of its content, as far as the source is there."""
     try:
-        return {shard.digest: shard.path for shard in context.shards}
+        return {shard.content_hash: shard.path for shard in context.shards}
     except ValueError:
         return {}
 

@@ -228,7 +228,7 @@ class Meanwhile:
             return SETTINGS
         if now.forgotten != planned.forgotten:
             return "posts were forgotten"
-        if [shard.digest for shard in now.shards] != [shard.digest for shard in planned.shards]:
+        if [shard.content_hash for shard in now.shards] != [shard.content_hash for shard in planned.shards]:
             return "the files of the source changed"
         if frozen.is_renewal_asked(now):
             return "a new trunk was asked for"

@@ -14,13 +14,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moe_core.data.sources.byproducts import foreign
-from moe_core.data.sources.files import WILDCARD, Digests, Shard, Unready, is_remote, local, unreachable
+from moe_core.data.sources.files import WILDCARD, ContentHashes, Scan, Shard, Unready, is_remote, local, unreachable
 from moe_core.data.sources.path_splits import split_of_path
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, RAW
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 
-__all__ = ["RAW", "Shard", "Unready", "absolute", "describe", "find_shards", "guess_format", "read_shard"]
+__all__ = [
+    "RAW",
+    "ContentHashes",
+    "Shard",
+    "Unready",
+    "absolute",
+    "describe",
+    "find_shards",
+    "guess_format",
+    "read_shard",
+]
 
 VERSION = "3"  # raised when a reader makes something else of the same file
 MODULES = {
@@ -39,39 +49,39 @@ READING = {"format", "id_column", "image_column", "tags_column", "caption_column
 READING |= {"taken_at_column", "split_column"}
 
 
-def find_shards(source: Source, cache: Path | None = None, unready: list[Unready] | None = None) -> list[Shard]:
-    """The shards of a source in the order of their keys. Raises ValueError when there is none, or not what was said.
+def find_shards(
+    source: Source, hashes: ContentHashes | None = None, unready: list[Unready] | None = None
+) -> list[Shard]:
+    """The shards of a source in the order of their keys. Raises BadSource where there is none.
 
-    `cache` remembers digests of files by size and time of change, so that looking again does not read again. With a
-    list `unready`, new files that cannot be read (half of one is copied) go there, and the others are found; one that
-    could be read before, as `cache` remembers, is an error all the same.
+    `hashes` remembers content hashes of files: what it knows is not read again, and what it learns is there to be
+    saved; nothing is written here. With a list `unready`, new files that cannot be read (half of one is copied) go
+    there, and the others are found; a file that could be read before, as `hashes` remembers, is an error all the same.
     """
     if source.format == "drawn":
         from moe_core.data import synthetic
 
         about = {"posts": source.posts, "shards": source.shards, "seed": source.seed, "code": synthetic.VERSION}
         return [Shard(f"s{n:04d}", "", content_hash(about | {"shard": n})) for n in range(source.shards)]
-    remembered = Digests(cache, unready)
     shards: dict[str, Shard] = {}
     try:
-        found = _reader(source).find(source, remembered)
+        found = _reader(source).find(source, Scan(hashes or ContentHashes(), unready))
     except OSError as error:
         raise unreachable(source.uri, error) from None
     for key, path, content in found:
         if key in shards:
             raise ValueError(f"{shards[key].path} and {path} would both be shard {key}: rename one of them")
         shards[key] = Shard(key, path, content_hash(_reading(source, path) | {"content": content}))
-    remembered.save()
     return [shards[key] for key in sorted(shards)]
 
 
 def read_shard(
-    source: Source, shard: Shard, cache: Path | None = None, digests: Path | None = None
+    source: Source, shard: Shard, cache: Path | None = None, hashes: ContentHashes | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of schema RAW, with a `reason` in each row that cannot be used. Raises ValueError for a damaged file.
+    """Batches of schema RAW, with a `reason` in each row that cannot be used. Raises BadSource for a damaged file.
 
-    `cache` is a folder in which indices of tars are kept, `digests` what `find_shards` remembers. Raises ValueError
-    behind the last batch where the source is no longer what the shard's digest names.
+    `cache` is a folder in which indices of tars are kept, `hashes` what `find_shards` was given. Raises BadSource
+    behind the last batch where the source is no longer what the shard's content hash names.
     """
     if source.format == "drawn":
         from moe_core.data.synthetic import draw_shard
@@ -87,8 +97,8 @@ def read_shard(
         raise unreachable(shard.path, error) from None
     except MemoryError:
         raise ValueError(f"{shard.path} needs more memory to be read than this process may use (ulimit -v?)") from None
-    # the digest alone would not tell of another file that was there for a while
-    if shard.digest and (_written(shard) != before or _digest(source, shard, digests) != shard.digest):
+    # the hash alone would not tell of another file that was there for a while
+    if shard.content_hash and (_written(shard) != before or _hash_now(source, shard, hashes) != shard.content_hash):
         raise ValueError(
             f"{shard.path} or its images changed while they were read: run the same command again when nothing writes "
             "to them"
@@ -103,10 +113,10 @@ def _written(shard: Shard) -> tuple[int, int, int] | None:
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
-def _digest(source: Source, shard: Shard, remembered: Path | None) -> str:
-    """Digest of the shard as it is now, "" where it is gone; no other new file is looked at."""
+def _hash_now(source: Source, shard: Shard, hashes: ContentHashes | None) -> str:
+    """Content hash of the shard as it is now, "" where it is gone; no other new file is read."""
     try:
-        found = _reader(source).find(source, Digests(remembered, [], only=shard.path))
+        found = _reader(source).find(source, Scan(hashes or ContentHashes(), [], only=shard.path))
     except OSError as error:
         raise unreachable(source.uri, error) from None
     content = next((content for _, path, content in found if path == shard.path), None)

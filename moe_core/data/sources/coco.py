@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import WILDCARD, Digests, File, Shard, _file, files_at, key_of, listing, local, walk
+from moe_core.data.sources.files import WILDCARD, File, Scan, Shard, _file, files_at, key_of, listing, local, walk
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, Unusable, in_batches, text_of, time_of
 from moe_core.settings import Source
@@ -42,13 +42,13 @@ def is_coco(path: Path | str) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and bool(SECTION.search(head))
 
 
-def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
     files = {file.path: file for file in _files(source)}
     first = [path for path in files if _together(path, files)[0] == path]
     images = listing(_images(source), IMAGE_SUFFIXES, hidden=True)
     out = []
-    for file in digests.readable([files[path] for path in first], lambda file: _look(file, files)):
-        contents = [digests.of(files[path]) for path in _together(file.path, files)]
+    for file in scan.readable([files[path] for path in first], lambda file: _look(file, files)):
+        contents = [scan.hash_of(files[path]) for path in _together(file.path, files)]
         out.append((key_of(file.name, (".json",)), file.path, content_hash([*contents, images])))
     return out
 

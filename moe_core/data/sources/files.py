@@ -27,11 +27,11 @@ WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Shard:
-    """One input file. `digest` names its content and how it is read."""
+    """One input file. `content_hash` is that of its content and of how it is read."""
 
     key: str
-    path: str  # a local path or a URI; empty for drawn data
-    digest: str
+    path: str  # a local path or a URI; empty for synthetic data
+    content_hash: str
 
 
 @dataclass(frozen=True)
@@ -270,94 +270,113 @@ def key_of(name: str, suffixes: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _content(path: str, size: int, changed: int, touched: int) -> str:
+def _hash_of_content(path: str, size: int, changed: int, touched: int) -> str:
     return file_hash(Path(path))
 
 
-class Digests:
-    """Content digests of files, remembered by path, size and times of change: looking again does not read again.
+class ContentHashes:
+    """Content hashes of files, remembered by path, size and times of change, so that no file is read twice.
 
-    With a list `unready`, a new file that cannot be read is noted there and left out; without, it is an error. With a
-    path `only`, other new files are left out unread.
+    Only `save` writes. With `autosave`, hashes of large files are saved as soon as they are known, and a large file is
+    read by one process at a time: what takes minutes is neither lost with a process nor done by several.
     """
 
-    def __init__(self, cache: Path | None, unready: list[Unready] | None = None, only: str = "") -> None:
-        self.cache = cache
+    def __init__(self, path: Path | None = None, autosave: bool = False) -> None:
+        self.path = path
+        self.autosave = autosave and path is not None
+        self._known = self._read()
+        self._learned: dict[str, list[object]] = {}  # since the last save
+        self._unsaved = 0  # bytes hashed since the last save
+
+    def __contains__(self, file: File) -> bool:
+        """Whether the file is as it was when it was remembered."""
+        entry = self._known.get(file.path)
+        return entry is not None and entry[:-1] == [file.size, file.changed, file.touched]
+
+    def was_read(self, file: File) -> bool:
+        """Whether the file could be read before, in this state or another."""
+        return file.path in self._known
+
+    def remember(self, file: File) -> None:
+        """Notes that a file could be read, without a hash of it."""
+        if file not in self:
+            self._note(file, "")
+
+    def of(self, file: File) -> str:
+        """Hash of a file's content; of its name, size and time for a remote one, which is not fetched to be hashed."""
+        if file not in self:
+            if self.autosave and self.path and file.size >= LARGE and not is_remote(file.path):
+                with exclusive(self.path.with_suffix(".lock")):
+                    if by_another_process := self._read().get(file.path):
+                        self._known[file.path] = by_another_process
+                    self._compute(file)
+            else:
+                self._compute(file)
+        return str(self._known[file.path][-1])
+
+    def _compute(self, file: File) -> None:
+        if file in self:
+            return
+        by_name = content_hash([file.name, file.size, file.changed]) if is_remote(file.path) else None
+        content = by_name or _hash_of_content(file.path, file.size, file.changed, file.touched)
+        self._note(file, content)
+        self._unsaved += file.size
+        if self.autosave and self._unsaved >= LARGE and not by_name:
+            self.save()
+
+    def _note(self, file: File, content: str) -> None:
+        self._known[file.path] = self._learned[file.path] = [file.size, file.changed, file.touched, content]
+
+    def _read(self) -> dict[str, list[object]]:
+        """The saved hashes; none where they cannot be read, since they only save time."""
+        try:
+            known: dict[str, list[object]] = json.loads(self.path.read_text("utf-8")) if self.path else {}
+        except (FileNotFoundError, ValueError):
+            return {}
+        return known
+
+    def save(self) -> None:
+        """Writes what was learned since the last save; nothing where that is nothing."""
+        if self.path and self._learned:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, json.dumps(self._read() | self._learned))  # others may have saved meanwhile
+            self._learned, self._unsaved = {}, 0
+
+
+class Scan:
+    """One scan of a source's files: which can be read, and the content hash of each.
+
+    With a list `unready`, a new file that cannot be read is noted there and left out; without, it is an error. With a
+    path `only`, all other new files are left out unread.
+    """
+
+    def __init__(self, hashes: ContentHashes, unready: list[Unready] | None = None, only: str = "") -> None:
+        self.hashes = hashes
         self.unready = unready
         self.only = only
-        self.known = self._read()
-        self.changed = False
-        self.unsaved = 0  # bytes read since `save`
 
-    def knows(self, file: File) -> bool:
-        """Whether the file is as it was when its digest was taken."""
-        said = self.known.get(file.path)
-        return said is not None and said[:-1] == [file.size, file.changed, file.touched]
-
-    def readable(self, files: Sequence[File], look: Callable[[File], None]) -> list[File]:
-        """The files that can be read. `look` is called for new and changed ones, and raises ValueError for others.
+    def readable(self, files: Sequence[File], check: Callable[[File], None]) -> list[File]:
+        """The files that can be read. `check` is called for new and changed ones, and raises BadSource for others.
 
         Raises that error for a file that could be read before, since its posts would leave the study, and where no file
         is left.
         """
-        good, wrong = [], list[ValueError]()
+        good, errors = [], list[ValueError]()
         for file in files:
-            if self.only not in ("", file.path) and not self.knows(file):
+            if self.only not in ("", file.path) and file not in self.hashes:
                 continue
             try:
-                if not self.knows(file):
-                    look(file)
+                if file not in self.hashes:
+                    check(file)
                 good.append(file)
             except ValueError as error:
-                if self.unready is None or file.path in self.known:
+                if self.unready is None or self.hashes.was_read(file):
                     raise
                 self.unready.append(Unready(file.path, str(error)))
-                wrong.append(error)
-        if wrong and not good:
-            raise wrong[0]
+                errors.append(error)
+        if errors and not good:
+            raise errors[0]
         return good
 
-    def remember(self, file: File) -> None:
-        """That it could be read, where its digest is not taken here."""
-        self.changed |= not self.knows(file)
-        self.known[file.path] = [file.size, file.changed, file.touched, ""]
-
-    def of(self, file: File) -> str:
-        """Hash of the content; of name, size and time for a file elsewhere, which is not fetched to be hashed.
-
-        A large file is read by one process at a time, and the others find its digest remembered.
-        """
-        if not self.knows(file):
-            if self.cache and file.size >= LARGE and not is_remote(file.path):
-                with exclusive(self.cache.with_suffix(".lock")):
-                    if meanwhile := self._read().get(file.path):  # by another process
-                        self.known[file.path] = meanwhile
-                    self._take(file)
-            else:
-                self._take(file)
-        return str(self.known[file.path][-1])
-
-    def _take(self, file: File) -> None:
-        if self.knows(file):
-            return
-        about = content_hash([file.name, file.size, file.changed]) if is_remote(file.path) else None
-        content = about or _content(file.path, file.size, file.changed, file.touched)
-        self.known[file.path] = [file.size, file.changed, file.touched, content]
-        self.changed = True
-        self.unsaved += file.size
-        if self.unsaved >= LARGE and not about:  # what took so long is not lost with this process
-            self.save()
-
-    def _read(self) -> dict[str, list[object]]:
-        """What is remembered; nothing where that cannot be read: it only saves time."""
-        try:
-            found: dict[str, list[object]] = json.loads(self.cache.read_text("utf-8")) if self.cache else {}
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found
-
-    def save(self) -> None:
-        if self.cache and self.changed:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.cache, json.dumps(self.known))
-            self.unsaved = 0
+    def hash_of(self, file: File) -> str:
+        return self.hashes.of(file)

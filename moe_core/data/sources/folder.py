@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.columns import BY_ROW, choose
-from moe_core.data.sources.files import Digests, Shard, _file, files_at, key_of, listing, local
+from moe_core.data.sources.files import Scan, Shard, _file, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, Said
 from moe_core.data.sources.raw import (
@@ -38,13 +38,13 @@ MAX_LINES = 10_000  # of one row of a CSV: beyond them its quote was never meant
 COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are judged by its size
 
 
-def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
     folder, tables = _tables(source)
     images = listing(folder, IMAGE_SUFFIXES, hidden=True)
     # a changed picture makes every table of its folder new: which one names it is not known without reading them
     return [
-        (key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([digests.of(table), images]))
-        for table in digests.readable(tables, lambda table: _look(Path(table.path), source))
+        (key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([scan.hash_of(table), images]))
+        for table in scan.readable(tables, lambda table: _look(Path(table.path), source))
     ]
 
 

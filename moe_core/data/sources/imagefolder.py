@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import Digests, Shard, key_of, listing, local
+from moe_core.data.sources.files import Scan, Shard, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.path_splits import split_of_word
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches
@@ -18,7 +18,7 @@ from moe_core.settings import Source
 WHAT = "a folder of class folders with images (cat/1.jpg), or of train/, val/ and test/ with class folders"
 
 
-def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
     root = _root(source)
     found = []
     for folder in _splits(_base(root)) or [root]:

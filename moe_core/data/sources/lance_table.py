@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.columns import BY_ROW
-from moe_core.data.sources.files import Digests, File, Shard, is_remote, key_of, listing, local
+from moe_core.data.sources.files import File, Scan, Shard, is_remote, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.settings import Source
@@ -17,7 +17,7 @@ from moe_core.tables import scan_table, table_info
 WHAT = "a Lance table, a folder of them (*.lance) or the URI of one"
 
 
-def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
     if not source.uri:
         raise ValueError(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
     if is_remote(source.uri):
@@ -33,9 +33,9 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
     names = {str(t): t.name if t == root else t.relative_to(root).as_posix() for t in tables}
     files = [File(path, name, 0, 0) for path, name in names.items()]
     out = []
-    for file in digests.readable(files, lambda file: _look(file, source)):
+    for file in scan.readable(files, lambda file: _look(file, source)):
         table, info = Path(file.path), table_info(file.path)
-        digests.remember(file)
+        scan.hashes.remember(file)
         said: list[object] = [info.version, listing(table, ("",))]
         if names_images(info.schema, source, str(table)):
             said.append(listing(table.parent, IMAGE_SUFFIXES, hidden=True))

@@ -15,8 +15,8 @@ from moe_core.data.sources.declared import RATIO, SMALL, Absurd, check_arrow, ro
 from moe_core.data.sources.files import (
     LOST,
     WILDCARD,
-    Digests,
     File,
+    Scan,
     Shard,
     files_at,
     fixed_part,
@@ -43,7 +43,7 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)
 
 
-def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
     """Key, path and content digest of each file. New and changed ones are opened, so that a wrong one is said early."""
     suffixes = SUFFIXES[source.format]
     out = []
@@ -53,11 +53,11 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
         files = of_saved_datasets(source.uri, files)
         if not files:
             raise ValueError(f"no Arrow file at {source.uri} but caches: wanted {WHAT['arrow']}")
-    files = digests.readable(files, lambda file: _look(file, source))
+    files = scan.readable(files, lambda file: _look(file, source))
     named = names_images(_schema(files[0], source), source, files[0].path)
     images: dict[Path, str] = {}
     for file in files:
-        content = digests.of(file)
+        content = scan.hash_of(file)
         if named and not is_remote(file.path):  # the images lie beside the file, and count too
             folder = local(file.path).parent
             if folder not in images:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from moe_core.data.sources.columns import BY_ROW, USUAL
-from moe_core.data.sources.files import Digests, File, Shard, files_at, is_remote, key_of
+from moe_core.data.sources.files import File, Scan, Shard, files_at, is_remote, key_of
 from moe_core.data.sources.raw import (
     IMAGE_SUFFIXES,
     MAX_FILE_BYTES,
@@ -46,9 +46,9 @@ TEXTS = ("json", "txt", "cls")
 CAPTIONS = ("caption", "text")  # of img2dataset's .json: sentences, of which the #words are tags
 
 
-def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
-    files = digests.readable(files_at(source.uri, SUFFIXES, WHAT), _look)
-    return [(key_of(file.name, SUFFIXES), file.path, digests.of(file)) for file in files]
+def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
+    files = scan.readable(files_at(source.uri, SUFFIXES, WHAT), _look)
+    return [(key_of(file.name, SUFFIXES), file.path, scan.hash_of(file)) for file in files]
 
 
 def _look(file: File) -> None:

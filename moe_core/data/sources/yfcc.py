@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import LOST, Digests, Shard, files_at, key_of, listing, local, unreachable
+from moe_core.data.sources.files import LOST, Scan, Shard, files_at, key_of, listing, local, unreachable
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
 from moe_core.data.sources.tars import RATIO, UNFOLDED, TarImages
@@ -49,7 +49,7 @@ class Layout:
 LAYOUTS = {23: Layout(23, 0, -1, 1, 3, 8, 9, 22), 25: Layout(25, 1, 2, 3, 5, 10, 11, 24)}
 
 
-def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
     images = _images(source)
     if isinstance(images, TarImages):
         said = content_hash([[tar.name, tar.size, tar.changed] for tar in images.tars])
@@ -62,8 +62,8 @@ def find(source: Source, digests: Digests) -> list[tuple[str, str, str]]:
         files = [file for file in files if "yfcc" in file.name.lower()]
     if not files:
         raise ValueError(f"no YFCC100M metadata file at {source.uri}: wanted {WHAT}")
-    files = digests.readable(files, lambda file: _look(Path(file.path)))
-    return [(key_of(file.name, SUFFIXES), file.path, content_hash([digests.of(file), said])) for file in files]
+    files = scan.readable(files, lambda file: _look(Path(file.path)))
+    return [(key_of(file.name, SUFFIXES), file.path, content_hash([scan.hash_of(file), said])) for file in files]
 
 
 def _look(path: Path) -> None:

@@ -13,17 +13,18 @@ from moe_core.text import utf8
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     from moe_core.data.ingest import ingest, stored_counts
-    from moe_core.data.sources import read_shard
+    from moe_core.data.sources import ContentHashes, read_shard
     from moe_core.tables import pin_of
 
     assert key is not None
     shard = next(s for s in context.shards if s.key == key)
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
+    hashes = ContentHashes(context.root / ".digests.json")
     try:
         done = ingest(
             context.root,
             key,
-            read_shard(context.study.source, shard, context.root / ".sources", context.root / ".digests.json"),
+            read_shard(context.study.source, shard, context.root / ".sources", hashes),
             context.study.data,
             lambda read: context.report({"posts": read}),
             source=utf8(shard.path) or "drawn",
@@ -60,7 +61,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 
 def _inputs(context: Context, key: str | None) -> dict[str, str]:
     assert key is not None
-    said = {"shard": next(s.digest for s in context.shards if s.key == key)}
+    said = {"shard": next(s.content_hash for s in context.shards if s.key == key)}
     forgotten = context.forgotten.digest_of(key)
     return said | ({"forgotten": forgotten} if forgotten else {})
 

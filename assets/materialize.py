@@ -74,7 +74,7 @@ def materialize(context: dg.AssetExecutionContext, config: Work, look: Look | No
             if name in TRAINED:
                 drawn = curves(built.artifact) if "log.jsonl" in built.artifact.files else {}  # a generation has many
                 more = drawn | more | cost_so_far(work)
-        except (ValueError, FloatingPointError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise dg.Failure(" ".join(str(error).split()), allow_retries=False) from error
     metadata = more | {name: value for name, value in about(built.artifact).items() if name not in more}
     metadata = {name: value for name, value in metadata.items() if value is not None}

@@ -6,7 +6,7 @@ from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate, load_gate
 from moe_core.clustering.kmeans import fit_kmeans, starts
 from moe_core.clustering.matching import continued_by, overlap
-from moe_core.clustering.random_partition import carried_on, random_partition
+from moe_core.clustering.random_partition import random_partition, reshuffled
 from moe_core.clustering.whitening import Moments, Whitening, whiten
 
 
@@ -217,12 +217,12 @@ def test_fine_clusters_keep_their_expert_where_the_balance_lets_them():
 def test_a_random_partition_that_goes_on_moves_no_more_than_its_sizes_ask_for():
     ids = [f"p{n}" for n in range(8)]
     old = np.array([0, 0, 0, 0, 1, 1, -1, -1])
-    grown = carried_on(ids, old, np.array([5, 3]), seed=0)
+    grown = reshuffled(ids, old, np.array([5, 3]), seed=0)
     assert grown[:6].tolist() == old[:6].tolist()
     assert sorted(grown[6:].tolist()) == [0, 1]
-    shrunk = carried_on(ids, old, np.array([2, 6]), seed=0)
+    shrunk = reshuffled(ids, old, np.array([2, 6]), seed=0)
     assert np.bincount(shrunk).tolist() == [2, 6]
     assert (shrunk[:4] == 0).sum() == 2
     assert shrunk[4:].tolist() == [1, 1, 1, 1]
     with pytest.raises(ValueError, match="sizes sum to 7, got 8 posts"):
-        carried_on(ids, old, np.array([4, 3]), seed=0)
+        reshuffled(ids, old, np.array([4, 3]), seed=0)

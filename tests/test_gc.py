@@ -21,6 +21,7 @@ from moe_core.maintenance.gc import collect, tidy
 from moe_core.maintenance.lineage import Lineage
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import FILE, published_bundle
+from moe_core.serving.routed import predict
 from moe_core.settings import Partition, dump_study
 from moe_core.stages.mixture.promote import PUBLISHED, force, roll_back
 from moe_core.store.artifact import Spec, StageOutput
@@ -102,7 +103,7 @@ def test_published_and_previous_stay_with_all_they_were_made_from(root):
     assert evaluation not in there(root)
     assert whole(root)
     roll_back(Context(GOOD, root))
-    Bundle(published_bundle(root)).predict(np.zeros((1, 16, 16, 3), np.uint8))
+    predict(Bundle(published_bundle(root)), np.zeros((1, 16, 16, 3), np.uint8))
     collect(Context(other, root), keep=0, dry_run=False)
     assert bad < there(root)
     assert not (good - bad - versions(root, other)) & there(root), "taken back, and nothing names it"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.joint_work import TRAINING, die_at_a_rename, drawn_posts, finish, hold, joint, network, work
+from moe_core.errors import NotFinite
 from moe_core.settings import Decoder
 from moe_core.training.joint import outer_step, take_part, trained_decoder, trained_expert
 from moe_core.training.loop import train
@@ -121,7 +122,7 @@ def test_what_is_no_longer_needed_leaves(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_it_and_says_where(tmp_path):
     wild = replace(joint(tmp_path), training=TRAINING.model_copy(update={"lr": 1e30}))
-    with pytest.raises(FloatingPointError, match=r"between steps \d+ and \d+ of 25"):
+    with pytest.raises(NotFinite, match=r"between steps \d+ and \d+ of 25"):
         finish(wild)
 
 

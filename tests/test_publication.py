@@ -19,6 +19,7 @@ from moe_core.engine.stage import build
 from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Book, Decision, published_bundle
+from moe_core.serving.routed import predict
 from moe_core.settings import Data, Publish, dump_study
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture import bundle, promote
@@ -181,7 +182,7 @@ def test_p_at_1_is_that_of_the_answers_users_get(root):
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("validation"))
     bundle = Bundle(context.need("mixture").path)
-    probabilities, _ = bundle.predict(posts.images.read(np.arange(len(posts))))
+    probabilities, _ = predict(bundle, posts.images.read(np.arange(len(posts))))
     starts = posts.starts_N1.tolist()
     right = [int(probabilities[n].argmax()) in posts.tags_T[starts[n] : starts[n + 1]] for n in range(len(posts))]
     found = judge(context, context.version("mixture"), version(root, BAD))
@@ -513,7 +514,7 @@ def test_a_reader_keeps_its_bundle_while_another_is_published(root):
     bundle = Bundle(published_bundle(root))
     publish(root, GOOD)
     pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    bundle.predict(pictures)
+    predict(bundle, pictures)
     assert bundle.folder.name == version(root, BAD)
     assert bundle.parts["trunk"] != Bundle(published_bundle(root)).parts["trunk"]
 

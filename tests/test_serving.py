@@ -1,7 +1,5 @@
 """Bundles: what they refuse, and routed answers to streams of batches."""
 
-import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,13 +9,13 @@ import torch
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
 from moe_core.data.images import REASONS
+from moe_core.errors import NotFinite
 from moe_core.models.resnet import ResNet, build
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.serving.cache import ExpertCache
 from moe_core.serving.files import decoded, files_of
-from moe_core.serving.routed import routed
+from moe_core.serving.routed import predict, routed
 from moe_core.settings import Data, Expert, Network, Study, Training
-from moe_core.store.hashing import content_hash, file_hash
 from moe_core.training.batches import ImagesInMemory, as_tensor, normalize
 from moe_core.training.infer import features_of
 from moe_core.weights import load_weights, save_weights
@@ -163,17 +161,6 @@ def test_what_is_no_temperature_is_refused(folder, at):
         list(routed(Bundle(folder), [images(2)], topk=3, temperature=at))
 
 
-def test_a_bundle_of_the_older_format_still_mixes_probabilities(tmp_path, parts):
-    folder = bundle_at(tmp_path / "bundle", parts, "mixture_top1_router")
-    said = json.loads((folder / "manifest.json").read_text())
-    said = {k: v for k, v in said.items() if k not in ("checksum", "temperature")} | {"format": "hardmoe bundle 1"}
-    (folder / "manifest.json").write_text(json.dumps(said | {"checksum": content_hash(said)}, indent=1))
-    bundle = Bundle(folder)
-    one, two = torch.randn(2, 4, TAGS, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(bundle.mixed(one, two), 0.75 * one.softmax(1) + 0.25 * two.softmax(1))
-    assert bundle.temperature == 0.1
-
-
 def test_an_expert_s_features_are_those_of_its_network(tmp_path, branches):
     bundle = Bundle(bundle_at(tmp_path / "bundle", branches, branch_at=1, precision="float32"))
     network = build(NETWORK, TAGS, 0)
@@ -184,21 +171,11 @@ def test_an_expert_s_features_are_those_of_its_network(tmp_path, branches):
     )
 
 
-def test_an_expert_s_file_holds_what_is_its_own_and_whole_ones_are_read_too(tmp_path, branches):
+def test_an_expert_s_file_holds_what_is_its_own(tmp_path, branches):
     folder = bundle_at(tmp_path / "bundle", branches, branch_at=1, precision="float32")
     state, about = load_weights(folder / "experts" / "e001.safetensors")
     assert {name.split(".")[0] for name in state} == {"layer2", "conv_embed", "bn_embed"}
     assert about["key"] == "e001"
-    wanted_NV, _ = Bundle(folder).predict(images(9))
-    said = json.loads((folder / "manifest.json").read_text())  # as it used to be
-    for key, part in branches.experts.items():
-        shutil.copyfile(part.path, folder / "experts" / f"{key}.safetensors")
-        said["experts"][key]["sha256"] = file_hash(part.path)
-    del said["branch_at"], said["checksum"]
-    (folder / "manifest.json").write_text(json.dumps(said | {"checksum": content_hash(said)}, indent=1))
-    old = Bundle(folder)
-    assert old.branch_at == 0
-    assert old.predict(images(9))[0].numpy() == pytest.approx(wanted_NV.numpy(), abs=1e-5)
 
 
 def test_an_expert_that_does_not_share_the_router_s_stages_is_refused(tmp_path, parts):
@@ -217,7 +194,7 @@ def test_an_expert_of_another_network_is_refused(tmp_path, parts):
 
 def test_predict_is_one_batch_of_it(folder):
     bundle = Bundle(folder)
-    probabilities_NV, experts = bundle.predict(images(9))
+    probabilities_NV, experts = predict(bundle, images(9))
     (answer,) = routed(Bundle(folder), [images(9)])
     assert torch.equal(probabilities_NV, answer.probabilities_BV)
     assert experts == answer.experts
@@ -384,7 +361,7 @@ def test_features_that_are_not_finite_are_named():
     model = build(NETWORK, TAGS, 0)
     with torch.no_grad():
         model.conv1.weight.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="features of image 0 of 3 hold a number that is not finite"):
+    with pytest.raises(NotFinite, match="features of image 0 of 3 hold a number that is not finite"):
         features_of(model, ImagesInMemory(images(3)))
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_core.errors import NotFinite
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
 from moe_core.training.batches import (
@@ -235,14 +236,14 @@ def test_schedules_reach_their_peak_and_end_near_zero():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where():
     model = build(TINY, 4, seed=0)
-    with pytest.raises(FloatingPointError, match=r"loss is nan between steps 1 and 2 of 80 at learning rate"):
+    with pytest.raises(NotFinite, match=r"loss is nan between steps 1 and 2 of 80 at learning rate"):
         list(train(model, drawn_posts(), Training(epochs=10, batch_size=8, lr=1e30)))
 
 
 def test_a_weight_that_is_not_finite_after_the_last_step_stops_the_run_too():
     model = build(TINY, 4, seed=0)
     model.bn1.running_mean[1] = float("inf")  # which no loss of a training shows
-    with pytest.raises(FloatingPointError, match=r"bn1.running_mean is no longer finite between steps 0 and 1 of 1 at"):
+    with pytest.raises(NotFinite, match=r"bn1.running_mean is no longer finite between steps 0 and 1 of 1 at"):
         list(train(model, drawn_posts(8), Training(epochs=1, batch_size=8)))
 
 

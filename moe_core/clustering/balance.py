@@ -5,6 +5,8 @@ Letters: M fine clusters, P dimensions, K experts.
 
 import numpy as np
 
+from moe_core.errors import BadSetting
+
 SLACK = 1.05  # of the mean size that an expert may hold; a larger fine cluster gets an expert of its own
 ROUNDS = 10
 
@@ -13,11 +15,11 @@ def pack(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> np.ndar
     """(M,) int64: the expert of each fine cluster. Every expert gets at least one.
 
     Alternates, like k-means with a capacity, between filling experts with the fine clusters that would lose most by
-    going elsewhere and moving each expert's center to the mean of what it holds. Raises ValueError when M < K.
+    going elsewhere and moving each expert's center to the mean of what it holds. Raises BadSetting when M < K.
     """
     fine = len(sizes_M)
     if fine < experts:
-        raise ValueError(f"{fine} fine clusters for {experts} experts: raise partition.fine to at least the latter")
+        raise BadSetting(f"{fine} fine clusters for {experts} experts: raise partition.fine to at least the latter")
     capacity = sizes_M.sum() / experts * SLACK
     centers_KP = centroids_MP[_spread(sizes_M, centroids_MP, experts)]
     for _ in range(ROUNDS):
@@ -36,7 +38,7 @@ def repack(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, 
     the fullest give away what loses least, as long as they hold too much and another has room.
     """
     if len(sizes_M) < experts:
-        raise ValueError(f"{len(sizes_M)} fine clusters for {experts} experts: raise partition.fine to the latter")
+        raise BadSetting(f"{len(sizes_M)} fine clusters for {experts} experts: raise partition.fine to the latter")
     expert_M = expert_M.copy()
     capacity = sizes_M.sum() / experts * SLACK
     for m in sorted(np.flatnonzero(expert_M < 0).tolist(), key=lambda m: -sizes_M[m]):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_core.clustering.whitening import Whitening
+from moe_core.errors import CorruptArtifact
 from moe_core.weights import load_weights, save_weights
 
 CHUNK = 65_536
@@ -80,19 +81,20 @@ class Gate:
 
 
 def load_gate(path: Path) -> tuple[Gate, dict[str, str]]:
-    """(gate, what was said about it)."""
+    """(gate, `about` of its file)."""
     state, about = load_weights(path)
     return gate_of(state, path), about
 
 
 def gate_of(state: Mapping[str, Tensor], path: Path) -> Gate:
-    """The gate in a file's tensors. Raises ValueError where some are missing, or an expert has no centroid."""
+    """The gate in a file's tensors. Raises CorruptArtifact where some are missing, or an expert has no centroid."""
     missing = {"mean", "projection", "centroids", "expert"} - set(state)
     if missing:
-        raise ValueError(f"{path} is not a gate: it has no {', '.join(sorted(missing))}")
+        raise CorruptArtifact(f"{path} is not a gate: it has no {', '.join(sorted(missing))}", path)
     whitening = Whitening(state["mean"].numpy(), state["projection"].numpy())
     expert_M = state["expert"].numpy()
     numbers = np.unique(expert_M)
     if not len(numbers) or numbers[0] != 0 or numbers[-1] != len(numbers) - 1:
-        raise ValueError(f"{path} is not a gate: wanted experts 0 to K - 1, each with a centroid of its own")
+        message = f"{path} is not a gate: wanted experts 0 to K - 1, each with a centroid of its own"
+        raise CorruptArtifact(message, path)
     return Gate(whitening, state["centroids"].numpy(), expert_M)

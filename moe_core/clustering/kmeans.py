@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_core.clustering.assign import assign
+from moe_core.errors import TooFewPosts
 
 
 @dataclass(frozen=True)
 class KMeansFit:
-    """What k-means found."""
+    """Result of k-means."""
 
     centroids_KP: np.ndarray  # float32, unit norm
     objective: float  # sum of the inner products with the nearest centroid
@@ -31,13 +32,13 @@ def fit_kmeans(
 ) -> KMeansFit:
     """Fits `clusters` centroids to rows of unit norm, on a GPU where faiss has one; the same seed gives the same.
 
-    From random posts, `restarts` times, or once from `start_KP`: then centroid k is what became of start k.
-    Raises ValueError when there are fewer posts than clusters, or a cluster stays empty.
+    Starts from random posts, `restarts` times, or once from `start_KP`: then centroid k continues start k.
+    Raises TooFewPosts when there are fewer posts than clusters, or a cluster stays empty.
     """
     import faiss
 
     if clusters > len(x_NP):
-        raise ValueError(
+        raise TooFewPosts(
             f"wanted {clusters} clusters, got {len(x_NP)} posts to fit them on: lower partition.experts (or "
             "partition.fine), raise partition.max_fit_posts, or add posts"
         )
@@ -59,11 +60,11 @@ def fit_kmeans(
     centroids_KP = kmeans.centroids.reshape(clusters, -1)
     norms_K = np.linalg.norm(centroids_KP, axis=1, keepdims=True)
     if not np.isfinite(centroids_KP).all() or (norms_K == 0).any():
-        raise ValueError(f"k-means gave a centroid without a direction: fewer than {clusters} different features?")
+        raise TooFewPosts(f"k-means gave a centroid without a direction: fewer than {clusters} different features?")
     centroids_KP = (centroids_KP / norms_K).astype(np.float32)
     empty = np.flatnonzero(np.bincount(assign(x_NP, centroids_KP), minlength=clusters) == 0)
     if len(empty):
-        raise ValueError(
+        raise TooFewPosts(
             f"{len(empty)} of {clusters} clusters got none of {len(x_NP)} posts: lower partition.experts "
             "(or partition.fine), or raise partition.restarts"
         )
@@ -71,7 +72,7 @@ def fit_kmeans(
 
 
 def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, seed: int) -> np.ndarray:
-    """(K, P) float32, unit norm: means of old clusters, to go on from; `old_N` is -1 for a post that was in none.
+    """(K, P) float32, unit norm: means of old clusters, as starts of new ones; `old_N` is -1 for a post of no cluster.
 
     A cluster without posts is one half of the worst served: that with the largest sum of distances to its mean.
     """
@@ -82,10 +83,10 @@ def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, 
     for k in np.flatnonzero(np.bincount(old_N[old_N >= 0], minlength=clusters) == 0).tolist():
         far_N = np.where(old_N >= 0, 1 - (x_NP * start_KP[old_N]).sum(1), 0)
         worst = int(np.bincount(np.maximum(old_N, 0), weights=far_N, minlength=clusters).argmax())
-        mine = np.flatnonzero(old_N == worst)
-        halves = fit_kmeans(x_NP[mine], 2, iterations, 1, seed).centroids_KP
+        members = np.flatnonzero(old_N == worst)
+        halves = fit_kmeans(x_NP[members], 2, iterations, 1, seed).centroids_KP
         stays = int((halves @ start_KP[worst]).argmax())
-        old_N[mine[assign(x_NP[mine], halves) != stays]] = k
+        old_N[members[assign(x_NP[members], halves) != stays]] = k
         start_KP[worst], start_KP[k] = halves[stays], halves[1 - stays]
     return start_KP
 

@@ -4,6 +4,7 @@ Letters: N posts, C new clusters, K experts.
 """
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 
 def overlap(new_N: np.ndarray, old_N: np.ndarray, experts: int) -> np.ndarray:
@@ -18,9 +19,6 @@ def continued_by(overlap_KC: np.ndarray) -> np.ndarray:
 
     Of equally good ones the cluster of the same number, so an old one without posts gets what is left.
     """
-    from scipy.optimize import linear_sum_assignment
-
     same = 0.5 / max(len(overlap_KC), 1)  # all of them together are less than one post
     _, cluster_K = linear_sum_assignment(overlap_KC + same * np.eye(len(overlap_KC)), maximize=True)
-    found: np.ndarray = cluster_K.astype(np.int64)
-    return found
+    return np.asarray(cluster_K, np.int64)

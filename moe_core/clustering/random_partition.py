@@ -16,7 +16,7 @@ def random_partition(ids: Sequence[str], sizes_K: np.ndarray, seed: int) -> np.n
     return cluster_N
 
 
-def carried_on(ids: Sequence[str], old_N: np.ndarray, sizes_K: np.ndarray, seed: int) -> np.ndarray:
+def reshuffled(ids: Sequence[str], old_N: np.ndarray, sizes_K: np.ndarray, seed: int) -> np.ndarray:
     """(N,) int64: a random partition of these sizes with as few moves as that takes from `old_N`, -1 for a new post.
 
     What a cluster has too much leaves it at random, and is dealt out with the new posts where room is left.
@@ -25,8 +25,8 @@ def carried_on(ids: Sequence[str], old_N: np.ndarray, sizes_K: np.ndarray, seed:
         raise ValueError(f"sizes sum to {sum(sizes_K)}, got {len(ids)} posts")
     cluster_N = np.full(len(ids), -1)
     for k, size in enumerate(sizes_K):
-        mine = sorted(np.flatnonzero(old_N == k).tolist(), key=lambda n: (_mark(seed, ids[n]), ids[n]))
-        cluster_N[mine[: int(size)]] = k
+        members = sorted(np.flatnonzero(old_N == k).tolist(), key=lambda n: (_mark(seed, ids[n]), ids[n]))
+        cluster_N[members[: int(size)]] = k
     left = np.flatnonzero(cluster_N < 0).tolist()
     room_K = np.asarray(sizes_K) - np.bincount(cluster_N[cluster_N >= 0], minlength=len(sizes_K))
     cluster_N[left] = random_partition([ids[n] for n in left], room_K, seed)

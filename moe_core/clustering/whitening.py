@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_core.errors import NotFinite, TooFewPosts
+
 SMALLEST = 1e-6  # of the largest variance: directions below it are noise that whitening would blow up
 
 
@@ -38,10 +40,10 @@ class Moments:
         self.sum_DD = np.zeros((width, width))
 
     def add(self, features_ND: np.ndarray) -> None:
-        """Raises ValueError for a feature that is not finite."""
+        """Adds features to the sums. Raises NotFinite for one that is not finite."""
         x_ND = features_ND.astype(np.float64)
         if not np.isfinite(x_ND).all():
-            raise ValueError("a feature is not finite: look at the trunk's weights")
+            raise NotFinite("a feature is not finite: look at the trunk's weights")
         self.count += len(x_ND)
         self.sum_D += x_ND.sum(0)
         self.sum_DD += x_ND.T @ x_ND
@@ -50,7 +52,7 @@ class Moments:
 def whiten(moments: Moments, dimensions: int) -> Whitening:
     """Keeps the `dimensions` directions of largest variance, fewer where the features do not fill them."""
     if moments.count == 0:
-        raise ValueError("no posts to fit on: wanted at least one")
+        raise TooFewPosts("no posts to fit on: wanted at least one")
     mean_D = moments.sum_D / moments.count
     covariance_DD = moments.sum_DD / moments.count - np.outer(mean_D, mean_D)
     variance_D, axes_DD = np.linalg.eigh((covariance_DD + covariance_DD.T) / 2)
@@ -58,7 +60,7 @@ def whiten(moments: Moments, dimensions: int) -> Whitening:
     order = order[variance_D[order] > SMALLEST * max(variance_D.max(), 0)]
     scale = float(np.abs(moments.sum_DD).max()) / moments.count
     if not len(order) or variance_D[order[0]] <= 1e-12 * scale:
-        raise ValueError(
+        raise TooFewPosts(
             f"all {moments.count} posts have the same features: wanted images that differ, and a trunk that tells them "
             "apart (trunk.epochs, trunk.lr)"
         )

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.errors import NotFinite, TooFewPosts
+
 SMALLEST = 1e-12  # of a probability, so that its logarithm stays finite
 CELLS = 4_000_000  # numbers held at once while resampling
 
@@ -30,7 +32,7 @@ def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dic
     probabilities that are not finite.
     """
     if not torch.isfinite(probabilities_NV).all():
-        raise ValueError("probabilities hold a number that is not finite: look at the weights that gave them")
+        raise NotFinite("probabilities hold a number that is not finite: look at the weights that gave them")
     count, hashtags = probabilities_NV.shape
     k_N = starts_N1[1:] - starts_N1[:-1]
     if count and int(k_N.min()) == 0:
@@ -65,9 +67,9 @@ def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
     """
     count = len(values_N)
     if count == 0:
-        raise ValueError("no post to measure on: wanted at least one")
+        raise TooFewPosts("no post to measure on: wanted at least one")
     if not np.isfinite(values_N).all():
-        raise ValueError(f"the measure of post {int(np.isfinite(values_N).argmin())} is not finite")
+        raise NotFinite(f"the measure of post {int(np.isfinite(values_N).argmin())} is not finite")
     draw = np.random.default_rng([seed, count])
     means_R = np.empty(resamples)
     step = max(1, CELLS // count)
@@ -94,7 +96,7 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
     miss its own mean. Raises ValueError for scores that are not finite and for a hashtag without a post.
     """
     if not np.isfinite(scores_NV).all():
-        raise ValueError("scores hold a number that is not finite: look at the weights that gave them")
+        raise NotFinite("scores hold a number that is not finite: look at the weights that gave them")
     count, hashtags = scores_NV.shape
     if count == 0 or not relevant_NV.any(0).all():
         raise ValueError("wanted at least one post for every hashtag")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moe_core.errors import BadSetting, NotFinite
 from moe_core.text import shown
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def load_start(model: ResNet, path: Path) -> None:
     """Copies the weights of a .safetensors or .pth file of a state_dict into `model`, its last layers excepted.
 
     What stands before the names of all layers, put there by wrappers (`module.`, `_orig_mod.`, `backbone.`), is taken
-    off, and what lies beside that network is left out. Raises ValueError for a file that is none, that lacks a layer of
+    off, and what lies beside that network is left out. Raises BadSetting for a file that is none, that lacks a layer of
     the network or has others, or whose numbers are not finite. Nothing in the file is executed.
     """
     state = _alone(_read(path), path)
@@ -35,20 +36,20 @@ def load_start(model: ResNet, path: Path) -> None:
     foreign = [name for name in state if name not in own]
     if missing or foreign:
         has_not = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else f"holds {shown(foreign[0])} besides"
-        raise ValueError(f"{path} {has_not}: set network.block, stem, widths and depths to those of its network")
+        raise BadSetting(f"{path} {has_not}: set network.block, stem, widths and depths to those of its network")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
-            raise ValueError(
+            raise BadSetting(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, the network wants {tuple(own[name].shape)}: set "
                 "network.block, stem, widths and depths to those of its network"
             )
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} holds a number that is not finite")
+            raise NotFinite(f"{path}: {name} holds a number that is not finite")
     model.load_state_dict(state, strict=False)
 
 
 def _alone(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The one network of a file under its own names. Raises ValueError where there are several, such as a student and
+    """The one network of a file under its own names. Raises BadSetting where there are several, such as a student and
     its teacher."""
     within = re.compile(r"(^|\.)layer\d+\.")
     found = [n.removesuffix(FIRST) for n in state if n == FIRST or (n.endswith(f".{FIRST}") and not within.search(n))]
@@ -56,7 +57,7 @@ def _alone(state: dict[str, Any], path: Path) -> dict[str, Any]:
         return state
     if len(found) > 1:
         names = ", ".join(shown(prefix + FIRST) for prefix in sorted(found)[:4])
-        raise ValueError(
+        raise BadSetting(
             f"{path} holds {len(found)} networks ({names}): wanted one, so save the state_dict of that one alone"
         )
     return {name.removeprefix(found[0]): value for name, value in state.items() if name.startswith(found[0])}
@@ -65,10 +66,10 @@ def _alone(state: dict[str, Any], path: Path) -> dict[str, Any]:
 def _check_floats(state: dict[str, Any], path: Path) -> None:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{path} holds no state_dict: {shown(name)} is a {type(tensor).__name__}, wanted a tensor")
+            raise BadSetting(f"{path} holds no state_dict: {shown(name)} is a {type(tensor).__name__}, wanted a tensor")
         numbers = tensor.is_floating_point() or name.endswith("num_batches_tracked")
         if not numbers or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ValueError(f"{path}: {shown(name)} is a {tensor.dtype} tensor, {tensor.layout}: wanted dense floats")
+            raise BadSetting(f"{path}: {shown(name)} is a {tensor.dtype} tensor, {tensor.layout}: wanted dense floats")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,22 +87,22 @@ def _read(path: Path) -> dict[str, Any]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(
+        raise BadSetting(
             f"{path} holds more than tensors, which is not loaded, or is no file of torch's: wanted a state_dict, "
             "saved by torch.save or as .safetensors"
         ) from None
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, SafetensorError):
-        raise ValueError(
+        raise BadSetting(
             f"{path} is no whole file of weights: wanted a state_dict saved by torch.save, or a .safetensors file"
         ) from None
     found = _descended(found, path)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{path} holds no state_dict: wanted names of parameters and their tensors")
+        raise BadSetting(f"{path} holds no state_dict: wanted names of parameters and their tensors")
     return found
 
 
 def _descended(found: Any, path: Path) -> Any:
-    """The names of parameters and their tensors, which lie some keys deep. Raises ValueError where several do."""
+    """The names of parameters and their tensors, which lie some keys deep. Raises BadSetting where several do."""
     for _ in range(DEEPEST):
         if not isinstance(found, dict) or any(isinstance(value, Tensor) for value in found.values()):
             break
@@ -109,7 +110,7 @@ def _descended(found: Any, path: Path) -> Any:
         under = next((key for key in UNDER if key in below), None)
         if under is None and len(below) > 1:
             names = ", ".join(shown(name) for name in sorted(map(str, below))[:4])
-            raise ValueError(f"{path} holds {len(below)} state_dicts ({names}): wanted one, so save that one alone")
+            raise BadSetting(f"{path} holds {len(below)} state_dicts ({names}): wanted one, so save that one alone")
         if not below:
             break
         found = below[under] if under is not None else next(iter(below.values()))

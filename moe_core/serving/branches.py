@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from moe_core.errors import CorruptArtifact
 from moe_core.models.resnet import ResNet, shared_layer_names
-from moe_core.weights import load_weights, save_weights
+from moe_core.weights import Shapes, load_weights, save_weights
 
 if TYPE_CHECKING:
     from moe_core.settings import Network
-    from moe_core.weights import Shapes
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = nn.BatchNorm2d(1).eps
@@ -33,12 +33,12 @@ def shared_weights(router: Path, stages: int) -> dict[str, Tensor]:
 def write_branch(expert: Path, to: Path, early: Mapping[str, Tensor]) -> None:
     """Writes the expert's weights without its decoder and those of `early`.
 
-    Raises ValueError for an expert that has others in their place.
+    Raises CorruptArtifact for an expert that has others in their place.
     """
     state, about = load_weights(expert)
     for name, tensor in early.items():
         if name not in state or not torch.equal(state[name], tensor):
-            raise ValueError(
+            raise CorruptArtifact(
                 f"{expert}: {name} is not the router's, although expert.branch_at says they share it: materialize the "
                 "expert again"
             )
@@ -79,20 +79,20 @@ class ExpertTemplate:
 
 
 def own_shapes(shapes: Shapes, stages: int) -> Shapes:
-    """Without the decoder, which older bundles' files hold, and the stem and first `stages` stages."""
+    """Shapes without the decoder, the stem and the first `stages` stages."""
     shared = ("fc.", *_prefixes(stages))
     return {name: shape for name, shape in shapes.items() if not name.startswith(shared)}
 
 
 def fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An expert's weights with each batch norm taken into the convolution before it; a decoder is left out."""
-    found: dict[str, Tensor] = {}
+    fused_state: dict[str, Tensor] = {}
     for conv in [name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 4]:
         weight, bias, mean, variance = (state[f"{_norm_of(conv)}.{name}"] for name in NORM)
-        found[f"{conv}.weight"], found[f"{conv}.bias"] = fuse_conv_bn_weights(
+        fused_state[f"{conv}.weight"], fused_state[f"{conv}.bias"] = fuse_conv_bn_weights(
             state[f"{conv}.weight"], None, mean, variance, EPSILON, weight, bias
         )
-    return found
+    return fused_state
 
 
 def _norm_of(conv: str) -> str:

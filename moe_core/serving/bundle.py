@@ -16,9 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
+
+from moe_core.clustering.gate import gate_of
+from moe_core.errors import CorruptArtifact, MissingInput
+from moe_core.models.resnet import ResNet, build_on_meta, channels_last
+from moe_core.serving.branches import ExpertTemplate, fused, own_shapes, shared_weights, write_branch
+from moe_core.serving.cache import ExpertCache
 from moe_core.serving.manifest import (
     FORMAT,
-    OF_PROBABILITIES,
     PartEntry,
     check_gate_shapes,
     check_shapes,
@@ -34,14 +40,11 @@ from moe_core.store.files import write_text
 from moe_core.store.hashing import content_hash, file_hash
 from moe_core.store.locks import hold_open
 from moe_core.text import shown
+from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
+from moe_core.weights import Shapes, read_header, read_weights
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
-
-    from moe_core.models.resnet import ResNet
     from moe_core.training.batches import Images
-    from moe_core.weights import Shapes
 
 EXPERT_BYTES = 4 << 30  # of experts that are held at once
 ANSWERS = ("mixture_top1", "mixture_top1_router")
@@ -49,9 +52,9 @@ ANSWERS = ("mixture_top1", "mixture_top1_router")
 
 @dataclass(frozen=True)
 class BundlePart:
-    """A file that goes into a bundle, the version of the artifact it comes from, and what that was made from.
+    """A file that goes into a bundle, the version of its artifact, and the inputs that the artifact was built from.
 
-    Of the gate, `made_from` is the digest of each expert's members.
+    `made_from` of the gate has the content hash of each expert's members.
     """
 
     path: Path
@@ -73,20 +76,18 @@ def write_bundle(
     temperature: float,
 ) -> None:
     """Copies the parts into `folder` and writes manifest.json, last."""
-    from moe_core.serving.branches import shared_weights, write_branch
-
     assert answer in ANSWERS
     (folder / "experts").mkdir()
     parts: dict[str, Any] = {}
     for name, part in {"router": router, "gate": gate, "decoder": decoder}.items():
-        parts[name] = _take(part, folder, f"{name}.safetensors")
+        parts[name] = _copy(part, folder, f"{name}.safetensors")
     branch = partial(write_branch, early=shared_weights(router.path, study.expert.branch_at))
     parts["experts"] = {
-        key: _take(part, folder, f"experts/{key}.safetensors", branch) | {"published": published[key]}
+        key: _copy(part, folder, f"experts/{key}.safetensors", branch) | {"published": published[key]}
         for key, part in experts.items()
     }
     write_text(folder / "hashtags.json", json.dumps(hashtags, ensure_ascii=False))
-    said = parts | {
+    manifest = parts | {
         "format": FORMAT,
         "answer": answer,
         "router_weight": router_weight,
@@ -98,67 +99,61 @@ def write_bundle(
         "precision": study.expert_training.precision,
         "vocabulary": {"file": "hashtags.json", "sha256": file_hash(folder / "hashtags.json")},
     }
-    write_text(folder / "manifest.json", json.dumps(said | {"checksum": content_hash(said)}, indent=1))
+    write_text(folder / "manifest.json", json.dumps(manifest | {"checksum": content_hash(manifest)}, indent=1))
 
 
-def _take(
+def _copy(
     part: BundlePart, folder: Path, name: str, copy: Callable[[Path, Path], object] = shutil.copyfile
 ) -> dict[str, Any]:
     copy(part.path, folder / name)
-    said = {"file": name, "sha256": file_hash(folder / name), "version": part.version}
-    return said | {"made_from": dict(part.made_from)}
+    entry = {"file": name, "sha256": file_hash(folder / name), "version": part.version}
+    return entry | {"made_from": dict(part.made_from)}
 
 
 class Bundle:
-    """A bundle, opened and checked. Raises ValueError for one whose parts do not belong together.
+    """A bundle, opened and checked. Raises CorruptArtifact for one whose parts do not belong together.
 
     Every file is checked here, and an expert's again each time it is read: the mixture may be larger than memory, which
-    holds at most `most_experts` and `expert_bytes` of them. Any number of threads may ask one bundle at once: they
-    share these experts, and each has a network of its own to put them into. `hardmoe gc` leaves the folder alone while
-    this object lives.
+    holds at most `most_experts` and `expert_bytes` of them. Threads may share one bundle: they share the experts in
+    memory, and each fills a network of its own. `hardmoe gc` leaves the folder alone while this object lives.
     """
 
     def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
-        from moe_core.clustering.gate import gate_of
-        from moe_core.models.resnet import build_on_meta, channels_last
-        from moe_core.serving.branches import ExpertTemplate, own_shapes
-        from moe_core.serving.cache import ExpertCache
-        from moe_core.weights import read_weights
-
         self.folder = folder
-        read_manifest(folder)  # or what is no bundle would be held
+        read_manifest(folder)  # before it is held open: the folder may be no bundle
         try:
             hold_open(folder / MANIFEST, self)
         except OSError as error:
-            raise ValueError(f"no bundle at {folder}: it was removed while it was opened ({error.strerror})") from None
-        said = self._said = read_manifest(folder)
-        self.answer = said.answer
-        self.router_weight = said.router_weight
-        self.temperature = said.temperature  # of the nearest experts' weights, where several answer
-        self.branch_at = said.branch_at
-        self.published = {key: part.published for key, part in said.experts.items()}
-        self.network = said.network
-        self.image_size = said.image_size
-        self.loss = said.loss
-        self.precision = said.precision
-        self.hashtags = read_hashtags(folder, said.vocabulary)
-        router, gate = _headed(folder, said.router, "trunk"), _headed(folder, said.gate, "partition")
-        decoder = _headed(folder, said.decoder, "shared_decoder")
+            message = f"no bundle at {folder}: it was removed while it was opened ({error.strerror})"
+            raise MissingInput(message, "mixture") from None
+        manifest = self._manifest = read_manifest(folder)
+        self.answer = manifest.answer
+        self.router_weight = manifest.router_weight
+        self.temperature = manifest.temperature  # of the nearest experts' weights, where several answer
+        self.branch_at = manifest.branch_at
+        self.published = {key: part.published for key, part in manifest.experts.items()}
+        self.network = manifest.network
+        self.image_size = manifest.image_size
+        self.loss = manifest.loss
+        self.precision = manifest.precision
+        self.hashtags = read_hashtags(folder, manifest.vocabulary)
+        router, gate = _headed(folder, manifest.router, "trunk"), _headed(folder, manifest.gate, "partition")
+        decoder = _headed(folder, manifest.decoder, "shared_decoder")
         for name, head in (("gate", gate), ("decoder", decoder)):
-            if head.about.get("trunk") != said.router.version:
-                raise ValueError(
+            if head.about.get("trunk") != manifest.router.version:
+                raise CorruptArtifact(
                     f"{folder}: the {name} was made with trunk {head.about.get('trunk')}, the router is trunk "
-                    f"{said.router.version}: materialize mixture again"
+                    f"{manifest.router.version}: materialize mixture again"
                 )
         known = [*decoder.shapes.get("weight", ("", ()))[1], 0][0]
         if known != len(self.hashtags):
-            raise ValueError(
+            raise CorruptArtifact(
                 f"{folder}: the decoder knows {known} hashtags, the vocabulary {len(self.hashtags)}: were they made by "
                 "different runs?"
             )
         # The manifest's sizes must be those of the files: nothing is built, read or given memory before.
         if sum(self.network.depths) > len(router.shapes):
-            raise ValueError(
+            raise CorruptArtifact(
                 f"{router.path} holds {len(router.shapes):,} tensors: the manifest's network has "
                 f"{sum(self.network.depths):,} blocks, each with several"
             )
@@ -169,45 +164,43 @@ class Bundle:
         check_shapes(decoder.path, decoder.shapes, {name: whole[f"fc.{name}"] for name in ("weight", "bias")})
         check_gate_shapes(gate.path, gate.shapes, whole["fc.weight"][1][1])
         experts = {}
-        for key, part in said.experts.items():
+        for key, part in manifest.experts.items():
             head = _headed(folder, part, "expert", key)
             experts[key] = head.path, part.sha256
-            check_shapes(head.path, own_shapes(head.shapes, 0), own)
+            check_shapes(head.path, head.shapes, own)
             if head.about.get("generation") != decoder.about.get("generation"):
-                raise ValueError(
+                raise CorruptArtifact(
                     f"{folder}: expert {key} is of generation {head.about.get('generation')}, the decoder of "
                     f"{decoder.about.get('generation')}: they were not trained together; materialize mixture again"
                 )
-        check_versions(folder, said)
+        check_versions(folder, manifest)
         sizes = {key: path.stat().st_size for key, (path, _) in experts.items()}
         # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
         self.experts = ExpertCache(sizes, partial(_read_expert, experts, own), most_experts, expert_bytes)
 
-        self.gate = gate_of(read_weights(gate.path, said.gate.sha256), gate.path)
+        self.gate = gate_of(read_weights(gate.path, manifest.gate.sha256), gate.path)
         if self.gate.experts != len(self.published):
-            raise ValueError(f"{folder}: the gate knows {self.gate.experts} experts, here are {len(self.published)}")
-        network.load_state_dict(channels_last(read_weights(router.path, said.router.sha256)), assign=True)
+            raise CorruptArtifact(
+                f"{folder}: the gate knows {self.gate.experts} experts, here are {len(self.published)}", folder
+            )
+        network.load_state_dict(channels_last(read_weights(router.path, manifest.router.sha256)), assign=True)
         self.router = network
-        self.decoder = decoder_of(read_weights(decoder.path, said.decoder.sha256))
+        self.decoder = decoder_of(read_weights(decoder.path, manifest.decoder.sha256))
         for path, sha256 in experts.values():
             read_weights(path, sha256)
-        self._idle = {
-            "cpu": [ExpertTemplate(self.network, self.router, self.branch_at)]
-        }  # that no thread uses now, by device
+        self._idle = {"cpu": [ExpertTemplate(self.network, self.router, self.branch_at)]}  # unused ones, by device
         self._routers = {"cpu": self.router}  # by device
         self._to_device = threading.Lock()
 
     @property
     def parts(self) -> dict[str, str]:
         """Version of the artifact that each part comes from, by the names of a mixture's inputs."""
-        said = self._said
-        versions = {"trunk": said.router, "partition": said.gate, "shared_decoder": said.decoder} | said.experts
-        return {name: part.version for name, part in versions.items()}
+        manifest = self._manifest
+        versions = {"trunk": manifest.router, "partition": manifest.gate, "shared_decoder": manifest.decoder}
+        return {name: part.version for name, part in (versions | manifest.experts).items()}
 
     def router_on(self, device: str) -> ResNet:
         """The router on a device, where it stays."""
-        from moe_core.models.resnet import build_on_meta
-
         with self._to_device:
             if device not in self._routers:
                 state = {name: tensor.to(device) for name, tensor in self.router.state_dict().items()}
@@ -218,62 +211,41 @@ class Bundle:
     @contextmanager
     def filled(self, state: Mapping[str, Tensor], device: str = "cpu") -> Iterator[ResNet]:
         """The network of an expert's weights on a device; this thread's alone while inside."""
-        from moe_core.serving.branches import ExpertTemplate
-
         idle = self._idle.setdefault(device, [])
         try:
-            body = idle.pop()
+            template = idle.pop()
         except IndexError:
-            body = ExpertTemplate(self.network, self.router_on(device), self.branch_at)
+            template = ExpertTemplate(self.network, self.router_on(device), self.branch_at)
         try:
-            with body.filled({name: tensor.to(device) for name, tensor in state.items()}) as network:
+            with template.filled({name: tensor.to(device) for name, tensor in state.items()}) as network:
                 yield network
         finally:
-            idle.append(body)
+            idle.append(template)
 
     def router_logits(self, features_ND: Tensor) -> Tensor:
-        """(N, V): what the router itself says, from its features."""
-        from moe_core.training.infer import logits_of
-
+        """(N, V): the router's own logits, from its features."""
         return logits_of(features_ND, self.router.fc)
 
     def logits(self, features_ND: Tensor) -> Tensor:
-        """(N, V): what an expert says, from its features, by the shared decoder."""
-        from moe_core.training.infer import logits_of
-
+        """(N, V): an expert's logits by the shared decoder, from its features."""
         return logits_of(features_ND, self.decoder)
 
     def probabilities(self, logits_NV: Tensor) -> Tensor:
         """(N, V), rows sum to one."""
-        from moe_core.training.infer import probabilities_of
-
         return probabilities_of(logits_NV, self.loss)
 
     def mixed(self, logits_NV: Tensor, router_NV: Tensor) -> Tensor:
-        """(N, V): probabilities of an expert's logits with the bundle's share of the router's."""
-        from moe_core.training.infer import mixed
-
-        if self._said.format == OF_PROBABILITIES:
-            return self.probabilities(logits_NV).lerp(self.probabilities(router_NV), self.router_weight)
+        """(N, V): probabilities of an expert's logits and the router's, mixed by the bundle's router_weight."""
         return mixed(logits_NV, router_NV, self.router_weight, self.loss)
 
     def expert_features(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, D): the images in the one embedding space, by one expert."""
-        from moe_core.training.infer import features_of
-
         with self.experts.using(key) as state, self.filled(state, device) as network:
             return features_of(network, images, self.precision, device)
 
     def expert_logits(self, key: str, images: Images, device: str = "cpu") -> Tensor:
-        """(N, V): what an expert says of images through the shared decoder."""
+        """(N, V): an expert's logits of images, by the shared decoder."""
         return self.logits(self.expert_features(key, images, device))
-
-    def predict(self, images_NHWC: np.ndarray, device: str = "cpu") -> tuple[Tensor, list[str]]:
-        """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size; for streams: `routed`."""
-        from moe_core.serving.routed import routed
-
-        (answer,) = routed(self, [images_NHWC], device=device)
-        return answer.probabilities_BV, answer.experts
 
 
 @dataclass(frozen=True)
@@ -286,34 +258,26 @@ class _Head:
 
 
 def _headed(folder: Path, part: PartEntry, asset: str, key: str | None = None) -> _Head:
-    """Raises ValueError for a file that says it is another one than the manifest does."""
-    from moe_core.weights import look_at_weights
-
+    """The header of a file. Raises CorruptArtifact for a file of another artifact than the manifest names."""
     path = file_in(folder, part.file)
-    about, shapes = look_at_weights(path)
+    about, shapes = read_header(path)
     wanted = f"{asset} {key or ''} {part.version}".replace("  ", " ")
     came = f"{about.get('asset')} {about.get('key') or ''} {about.get('version')}".replace("  ", " ")
     if wanted != came:
-        raise ValueError(f"{path} holds {shown(came)}, the manifest wants {wanted}: the files were swapped")
+        raise CorruptArtifact(f"{path} holds {shown(came)}, the manifest wants {wanted}: the files were swapped", path)
     return _Head(path, about, shapes)
 
 
 def _read_expert(experts: Mapping[str, tuple[Path, str]], wanted: Shapes, key: str) -> dict[str, Tensor]:
-    """What is its own: an expert answers through the shared decoder."""
-    from moe_core.models.resnet import channels_last
-    from moe_core.serving.branches import fused, own_shapes
-    from moe_core.weights import read_weights
-
+    """An expert's own weights, fused: its decoder is the shared one."""
     path, sha256 = experts[key]
     state = read_weights(path, sha256)
-    check_shapes(path, own_shapes(shapes_of(state), 0), wanted)
+    check_shapes(path, shapes_of(state), wanted)
     return channels_last(fused(state))
 
 
 def decoder_of(state: Mapping[str, Tensor]) -> nn.Linear:
     """The last layer in a decoder's file."""
-    from torch import nn
-
     hashtags, width = state["weight"].shape
     decoder = nn.Linear(width, hashtags, device="meta")
     decoder.load_state_dict(state, assign=True)

@@ -12,6 +12,8 @@ from itertools import zip_longest
 
 from torch import Tensor
 
+from moe_core.errors import BadSetting
+
 State = Mapping[str, Tensor]
 
 
@@ -27,7 +29,7 @@ class ExpertCache:
     """At most `most` experts and `most_bytes` of their files: those in use and those that are being read included.
 
     `sizes` has the bytes of each expert's file, `read` gives its weights. Threads share the bound: one waits for room
-    only while it uses no expert itself, so each of them gets on. Raises ValueError for a bound without room for two.
+    only while it uses no expert itself, so each of them gets on. Raises BadSetting for a bound without room for two.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class ExpertCache:
         most = max(2, len(sizes)) if most is None else most
         largest = max(sizes.values())
         if most < 2 or most_bytes < 2 * largest:
-            raise ValueError(
+            raise BadSetting(
                 f"memory for {most} experts and {most_bytes:,} bytes: wanted room for two, one in use and one that is "
                 f"being read, and the largest has {largest:,} bytes: raise the bound (--memory)"
             )
@@ -78,22 +80,22 @@ class ExpertCache:
         """The place of an expert that is in memory, and stays there until its `users` are down again."""
         with self._changed:
             while True:
-                there = self._held.get(key)
-                if there is not None and there.state is not None:
-                    there.users += 1
+                place = self._held.get(key)
+                if place is not None and place.state is not None:
+                    place.users += 1
                     self._held.move_to_end(key)
-                    return there
-                mine = self._taken(key) if there is None else None
-                if mine is not None:
-                    mine.users = 1
+                    return place
+                place = self._reserved(key) if place is None else None
+                if place is not None:
+                    place.users = 1
                     break
                 self._changed.wait()  # until it is read, or there is room for it
-        return self._filled(key, mine)
+        return self._filled(key, place)
 
     def _read_ahead(self, key: str) -> None:
         """Reads an expert if it is not held and there is room for it now."""
         with self._changed:
-            place = None if key in self._held else self._taken(key)
+            place = None if key in self._held else self._reserved(key)
         if place is not None:
             self._filled(key, place)
 
@@ -113,7 +115,7 @@ class ExpertCache:
             self._changed.notify_all()
         return place
 
-    def _taken(self, key: str) -> _Place | None:
+    def _reserved(self, key: str) -> _Place | None:
         """A place, after the least recently used that no thread uses or reads were let go of; None without room."""
         while len(self._held) >= self._most or self._bytes() + self._sizes[key] > self._most_bytes:
             free = next((k for k, place in self._held.items() if place.state is not None and not place.users), None)

@@ -17,6 +17,7 @@ import numpy as np
 
 from moe_core.data.images import REASONS, Rejected, decode
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES
+from moe_core.errors import BadSource
 from moe_core.training.batches import ahead
 
 BATCH = 256
@@ -44,7 +45,7 @@ def files_of(paths: Iterable[Path]) -> FoundFiles:
     """The files themselves, and of each folder the image files in it and below, sorted. Links to folders are not
     followed, links to files are.
 
-    Raises ValueError for a folder without any.
+    Raises BadSource for a folder without any.
     """
     found = FoundFiles([], [])
     for path in paths:
@@ -58,7 +59,7 @@ def files_of(paths: Iterable[Path]) -> FoundFiles:
             else:
                 found.files.append(each)
         if len(found.files) == count:
-            raise ValueError(f"{path} holds no image file: wanted names that end in {', '.join(IMAGE_SUFFIXES)}")
+            raise BadSource(f"{path} holds no image file: wanted names that end in {', '.join(IMAGE_SUFFIXES)}")
     return found
 
 
@@ -95,9 +96,9 @@ def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[DecodedF
     rest = iter(paths)
     while batch := list(islice(rest, BATCH)):
         groups = [batch[first : first + TOGETHER] for first in range(0, len(batch), TOGETHER)]
-        found = [one for group in ahead(read, groups, threads) for one in group]
-        pixels = np.frombuffer(bytearray().join(data for _, _, data in found), np.uint8)
-        yield DecodedFiles([(path, error) for path, error, _ in found], pixels.reshape(-1, size, size, 3))
+        read_files = [file for group in ahead(read, groups, threads) for file in group]
+        pixels = np.frombuffer(bytearray().join(data for _, _, data in read_files), np.uint8)
+        yield DecodedFiles([(path, error) for path, error, _ in read_files], pixels.reshape(-1, size, size, 3))
 
 
 def _read(path: Path, size: int) -> tuple[Path, str, bytes]:

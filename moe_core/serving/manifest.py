@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.serving.publication import MANIFEST
 from moe_core.settings import MOST_EXPERTS, Fraction, Network
 from moe_core.store.hashing import content_hash
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from moe_core.weights import Shape, Shapes
 
 FORMAT = "hardmoe bundle 2"
-OF_PROBABILITIES = "hardmoe bundle 1"  # older: the router's probabilities are mixed in, not its logits
 MANIFEST_BYTES = 16 << 20  # 10,000 experts take 6 MB
 HASHTAGS_BYTES = 64 << 20  # 100,000 hashtags take 2 MB
 MOST_CENTROIDS = 1 << 20
@@ -33,13 +33,13 @@ Name = Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
 Version = Annotated[str, Field(max_length=100)]
 
 
-class Said(BaseModel):
-    """What it holds besides is left to later versions."""
+class Table(BaseModel):
+    """A table of the manifest; unknown keys are left to later versions."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class Entry(Said):
+class Entry(Table):
     """A file of the bundle."""
 
     file: Annotated[str, Field(pattern=r"^[\w./-]{1,200}$")]
@@ -59,10 +59,10 @@ class ExpertEntry(PartEntry):
     published: bool
 
 
-class Manifest(Said):
+class Manifest(Table):
     """manifest.json."""
 
-    format: Literal["hardmoe bundle 1", "hardmoe bundle 2"]
+    format: Literal["hardmoe bundle 2"]
     router: PartEntry
     gate: PartEntry
     decoder: PartEntry
@@ -70,8 +70,8 @@ class Manifest(Said):
     vocabulary: Entry
     answer: Literal["mixture_top1", "mixture_top1_router"]
     router_weight: Fraction
-    temperature: Annotated[float, Field(gt=0)] = 0.1  # of the nearest experts' weights, where several answer
-    branch_at: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(gt=0)]  # of the nearest experts' weights, where several answer
+    branch_at: Annotated[int, Field(ge=0)]
     network: Network
     image_size: Annotated[int, Field(ge=8, le=1024)]
     loss: Literal["softmax", "sigmoid"]
@@ -85,34 +85,33 @@ class Manifest(Said):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises ValueError, one line, for anything but the manifest that was written there."""
+    """The manifest that was written there. Raises MissingInput without one, CorruptArtifact for anything else."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(
+        raise MissingInput(
             f"no bundle at {folder}: wanted a folder with study.toml, or a mixture's with manifest.json "
-            "(STUDY/mixture/<version>)"
+            "(STUDY/mixture/<version>)",
+            "mixture",
         )
     try:
         text = _bounded(path, MANIFEST_BYTES).decode()
-        said = json.loads(text)
-        written = json.dumps(said, indent=1)
-        seal = said.pop("checksum")
-        sealed = seal == content_hash(said) and text == written
+        manifest = json.loads(text)
+        written = json.dumps(manifest, indent=1)
+        intact = manifest.pop("checksum") == content_hash(manifest) and text == written
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a bundle's manifest: {shown(repr(error), 300)}") from None
+        raise CorruptArtifact(f"{path} is not a bundle's manifest: {shown(repr(error), 300)}") from None
     except RecursionError:
-        raise ValueError(f"{path} is not a bundle's manifest: its values are nested too deep") from None
-    if said.get("format") not in (FORMAT, OF_PROBABILITIES):
-        raise ValueError(
-            f"{path} is of format {shown(repr(said.get('format')))}, this hardmoe reads {OF_PROBABILITIES!r}, "
-            f"{FORMAT!r}"
+        raise CorruptArtifact(f"{path} is not a bundle's manifest: its values are nested too deep") from None
+    if manifest.get("format") != FORMAT:
+        raise CorruptArtifact(
+            f"{path} is of format {shown(repr(manifest.get('format')))}, this hardmoe reads {FORMAT!r}", path
         )
-    if not sealed:
-        raise ValueError(f"{path} was changed after it was written: copy the bundle again")
+    if not intact:
+        raise CorruptArtifact(f"{path} was changed after it was written: copy the bundle again")
     try:
         return Manifest.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{path} is not a bundle's manifest: {_why(error)}") from None
+        raise CorruptArtifact(f"{path} is not a bundle's manifest: {_why(error)}") from None
 
 
 def _why(error: ValidationError) -> str:
@@ -129,38 +128,40 @@ def _why(error: ValidationError) -> str:
 
 
 def read_hashtags(folder: Path, entry: Entry) -> list[str]:
-    """The vocabulary. Raises ValueError for anything but a list of distinct strings."""
+    """The vocabulary. Raises CorruptArtifact for anything but a list of distinct strings."""
     path = file_in(folder, entry.file)
     data = _bounded(path, HASHTAGS_BYTES)
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise ValueError(f"{path} is not the file the manifest names (SHA-256 differs): copy the bundle again")
+        raise CorruptArtifact(f"{path} is not the file the manifest names (SHA-256 differs): copy the bundle again")
     try:
-        found = json.loads(data)
-        good = isinstance(found, list) and found and all(isinstance(tag, str) and tag for tag in found)
-        good = good and len(set(found)) == len(found) and "".join(found).encode() is not None
+        hashtags = json.loads(data)
+        good = isinstance(hashtags, list) and hashtags and all(isinstance(tag, str) and tag for tag in hashtags)
+        good = good and len(set(hashtags)) == len(hashtags) and "".join(hashtags).encode() is not None
     except (ValueError, RecursionError):
         good = False
     if not good:
-        raise ValueError(f"{path} is no vocabulary: wanted a list of distinct strings, one hashtag each")
-    return list(found)
+        raise CorruptArtifact(f"{path} is no vocabulary: wanted a list of distinct strings, one hashtag each")
+    return list(hashtags)
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """A file of the bundle. Raises ValueError for one that is missing, lies elsewhere, or is no regular file."""
+    """A file of the bundle. Raises CorruptArtifact for one that is missing, lies elsewhere, or is no regular file."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"{folder}: the manifest names {shown(name)}, which lies outside the bundle")
+        raise CorruptArtifact(f"{folder}: the manifest names {shown(name)}, which lies outside the bundle")
     path = folder
     for place, part in enumerate(pure.parts, 1):
         path = path / part
         try:
             kind = path.lstat().st_mode
         except OSError:
-            raise ValueError(f"{path} is missing from the bundle: copy the whole folder again") from None
+            raise CorruptArtifact(f"{path} is missing from the bundle: copy the whole folder again") from None
         if stat.S_ISLNK(kind):
-            raise ValueError(f"{path} is a link: wanted the file itself, so copy the bundle with what its links name")
+            raise CorruptArtifact(
+                f"{path} is a link: wanted the file itself, so copy the bundle with what its links name"
+            )
         if not (stat.S_ISREG(kind) if place == len(pure.parts) else stat.S_ISDIR(kind)):
-            raise ValueError(f"{path} is no {'regular file' if place == len(pure.parts) else 'folder'}")
+            raise CorruptArtifact(f"{path} is no {'regular file' if place == len(pure.parts) else 'folder'}")
     return path
 
 
@@ -168,22 +169,24 @@ def _bounded(path: Path, most: int) -> bytes:
     with open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise ValueError(f"{path} has more than {most:,} bytes")
+        raise CorruptArtifact(f"{path} has more than {most:,} bytes")
     return data
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
-    """Of a network that is built, as a file of its weights says them."""
+    """Types and shapes of a network's tensors, as the header of its weights file has them."""
     types = {"torch.float32": "F32", "torch.int64": "I64"}
     return {name: (types[str(tensor.dtype)], tuple(tensor.shape)) for name, tensor in state.items()}
 
 
 def check_shapes(path: Path, found: Shapes, wanted: Shapes) -> None:
-    """Raises ValueError for the first tensor that is missing, too many, or of another shape or type."""
+    """Raises CorruptArtifact for the first tensor that is missing, too many, or of another shape or type."""
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             came, want = (_text(shapes.get(name)) for shapes in (found, wanted))
-            raise ValueError(f"{path}: {shown(name)} is not as the manifest's network has it: {came}, wanted {want}")
+            raise CorruptArtifact(
+                f"{path}: {shown(name)} is not as the manifest's network has it: {came}, wanted {want}"
+            )
 
 
 def _text(shape: Shape | None) -> str:
@@ -191,11 +194,11 @@ def _text(shape: Shape | None) -> str:
 
 
 def check_gate_shapes(path: Path, found: Shapes, width: int) -> None:
-    """Raises ValueError unless it is a gate for features of this width."""
+    """Raises CorruptArtifact unless it is a gate for features of this width."""
     (centroids,) = found["expert"][1] if len(found.get("expert", ("", ()))[1]) == 1 else (0,)
     kept = found["projection"][1][1] if len(found.get("projection", ("", ()))[1]) == 2 else 0
     if not 1 <= centroids <= MOST_CENTROIDS or not 1 <= kept <= width:
-        raise ValueError(
+        raise CorruptArtifact(
             f"{path} is not a gate: {centroids:,} centroids of {kept:,} dimensions, for features of width {width:,}"
         )
     wanted: Shapes = {
@@ -207,19 +210,19 @@ def check_gate_shapes(path: Path, found: Shapes, width: int) -> None:
     check_shapes(path, found, wanted)
 
 
-def check_versions(folder: Path, said: Manifest) -> None:
-    """Raises ValueError for a part that was made from another version than the one that is in the bundle."""
-    trunk, members = said.router.version, said.gate.made_from
+def check_versions(folder: Path, manifest: Manifest) -> None:
+    """Raises CorruptArtifact for a part that was made from another version than the one that is in the bundle."""
+    trunk, members = manifest.router.version, manifest.gate.made_from
     wanted: list[tuple[str, PartEntry, Mapping[str, Any]]] = [
-        ("the decoder", said.decoder, {"trunk": trunk} | {k: p.version for k, p in said.experts.items()})
+        ("the decoder", manifest.decoder, {"trunk": trunk} | {k: p.version for k, p in manifest.experts.items()})
     ]
-    for key, part in said.experts.items():
+    for key, part in manifest.experts.items():
         wanted.append((f"expert {key}", part, {"trunk": trunk} | ({"members": members[key]} if key in members else {})))
     for name, made, versions in wanted:
         for what, version in versions.items():
             came = made.made_from.get(what, version)  # a bundle by another hand need not say
             if came != version:
-                raise ValueError(
+                raise CorruptArtifact(
                     f"{folder}: {name} was made from {what} {came}, here is {what} {version}: they are not of one "
                     "generation; materialize mixture again"
                 )

@@ -6,7 +6,7 @@ answers leave in order. Until then an image keeps its features and what its expe
 output of the stages that the experts share with the router.
 
 Letters: B images of a batch, M images of an expert, H W pixels, C channels, D embedding width, V hashtags, K experts,
-S experts asked for an image.
+S experts of an image.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.errors import BadSetting
+from moe_core.models.resnet import ResNet
+from moe_core.serving.bundle import Bundle
+from moe_core.serving.cache import State
 from moe_core.training.batches import as_tensor, normalize
 from moe_core.training.infer import BATCH, check_finite, inference_context
-
-if TYPE_CHECKING:
-    from moe_core.models.resnet import ResNet
-    from moe_core.serving.bundle import Bundle
-    from moe_core.serving.cache import State
 
 WINDOW = 32  # batches
 WINDOW_BYTES = 256 << 20  # of what is kept of their images
@@ -75,7 +73,7 @@ def routed(
     """
     temperature = bundle.temperature if temperature is None else temperature
     if window < 1 or window_bytes < 1 or topk < 1 or not 0 < temperature < math.inf:
-        raise ValueError(
+        raise BadSetting(
             f"window {window} and {window_bytes:,} bytes, topk {topk}, temperature {temperature}: wanted 1 or more of "
             "each, a finite temperature above 0"
         )
@@ -87,16 +85,22 @@ def routed(
                 f"images of {images_BHWC.dtype} and shape {images_BHWC.shape}: wanted uint8 and (B, {wanted[0]}, "
                 f"{wanted[1]}, 3)"
             )
-        waiting.append(_look(bundle, images_BHWC, topk, temperature, device))
+        waiting.append(_route(bundle, images_BHWC, topk, temperature, device))
         if len(waiting) == window or sum(batch.nbytes for batch in waiting) >= window_bytes:
-            yield from _answer(bundle, waiting, topk == 1, device)
+            yield from _predict(bundle, waiting, topk == 1, device)
             waiting = []
     if waiting:
-        yield from _answer(bundle, waiting, topk == 1, device)
+        yield from _predict(bundle, waiting, topk == 1, device)
 
 
-def _look(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> RoutedBatch:
-    """The router's look at a batch, some images at a time."""
+def predict(bundle: Bundle, images_NHWC: np.ndarray, device: str = "cpu") -> tuple[Tensor, list[str]]:
+    """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size; `routed` takes a stream."""
+    (answer,) = routed(bundle, [images_NHWC], device=device)
+    return answer.probabilities_BV, answer.experts
+
+
+def _route(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> RoutedBatch:
+    """The router on a batch, some images at a time."""
     router, at_once = bundle.router_on(device), _at_once(bundle)
     trunk, start = [], []
     for first in range(0, max(1, len(images_BHWC)), at_once):
@@ -120,15 +124,15 @@ def _at_once(bundle: Bundle) -> int:
     return min(BATCH, max(1, ACTIVATION_BYTES // (largest * 4 * 4)))  # four of them at a time, float32
 
 
-def _answer(bundle: Bundle, window: list[RoutedBatch], published: bool, device: str) -> Iterator[Predictions]:
-    """`published`: as the mixture is published, with the router's share where it has one."""
+def _predict(bundle: Bundle, window: list[RoutedBatch], published: bool, device: str) -> Iterator[Predictions]:
+    """Predictions of a window of batches. `published`: by the published answer, which may mix the router's in."""
     keys = list(bundle.published)
     expert_NS = np.concatenate([batch.expert_BS for batch in window])
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
     ends = np.cumsum([len(batch.expert_BS) for batch in window])
     at_once = _at_once(bundle)
 
-    def ask(key: str, state: State) -> None:
+    def compute(key: str, state: State) -> None:
         rows, places = np.nonzero(expert_NS == keys.index(key))
         with bundle.filled(state, device) as network:
             for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
@@ -136,13 +140,13 @@ def _answer(bundle: Bundle, window: list[RoutedBatch], published: bool, device: 
                 features_MD = _features(bundle, network, _gathered(window, filled_up, ends, device), device)
                 features_NSD[rows[some], places[some]] = features_MD[: len(some)]
 
-    asked_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
-    bundle.experts.each([keys[number] for number in np.unique(expert_NS[asked_NS])], ask)
+    used_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
+    bundle.experts.each([keys[number] for number in np.unique(expert_NS[used_NS])], compute)
     for batch, end in zip(window, ends, strict=True):
         part = slice(end - len(batch.expert_BS), end)
         router_BV = bundle.router_logits(batch.trunk_BD)
         with_router = published and bundle.answer == "mixture_top1_router"
-        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], asked_NS[part], batch.weight_BS, with_router)
+        probabilities_BV = _mixed(bundle, router_BV, features_NSD[part], used_NS[part], batch.weight_BS, with_router)
         check_finite(probabilities_BV, what="answers")
         yield Predictions(probabilities_BV, [keys[number] for number in batch.expert_BS[:, 0]])
 
@@ -184,16 +188,16 @@ def _mixed(
     bundle: Bundle,
     router_BV: Tensor,
     features_BSD: Tensor,
-    asked_BS: np.ndarray,
+    used_BS: np.ndarray,
     weight_BS: np.ndarray,
     with_router: bool,
 ) -> Tensor:
-    """(B, V): the experts' answers, and the router's where an expert was not asked; `router_BV` are its logits."""
+    """(B, V): the experts' answers, and the router's where an expert is not published; `router_BV` are its logits."""
     alone_BV, out_BV = bundle.probabilities(router_BV), torch.zeros_like(router_BV)
-    for place in range(asked_BS.shape[1]):
-        mine_B = torch.from_numpy(asked_BS[:, place])
-        logits_MV = bundle.logits(features_BSD[mine_B, place])
+    for place in range(used_BS.shape[1]):
+        used_B = torch.from_numpy(used_BS[:, place])
+        logits_MV = bundle.logits(features_BSD[used_B, place])
         each_BV = alone_BV.clone()
-        each_BV[mine_B] = bundle.mixed(logits_MV, router_BV[mine_B]) if with_router else bundle.probabilities(logits_MV)
+        each_BV[used_B] = bundle.mixed(logits_MV, router_BV[used_B]) if with_router else bundle.probabilities(logits_MV)
         out_BV += torch.from_numpy(weight_BS[:, place, None]) * each_BV
     return out_BV

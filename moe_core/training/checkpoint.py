@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from moe_core.errors import CorruptArtifact
 from moe_core.weights import load_weights, save_weights
 
 
@@ -20,18 +21,20 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, st
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, steps: int) -> int:
-    """Steps already done; 0 where there is no checkpoint. Raises ValueError for one of another run."""
+    """Steps already done; 0 where there is no checkpoint. Raises CorruptArtifact for one of another run."""
     if not path.exists():
         return 0
     state, about = load_weights(path)
     if about.get("steps") != str(steps):
-        raise ValueError(f"{path} is of a run of {about.get('steps')} steps, this run has {steps}: delete it")
+        raise CorruptArtifact(
+            f"{path} is of a run of {about.get('steps')} steps, this run has {steps}: delete it", path
+        )
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     parameters = dict(model.named_parameters())
     for name, momentum in state.items():
         if name.startswith("momentum."):
             parameter = parameters.get(name.removeprefix("momentum."))
             if parameter is None:
-                raise ValueError(f"{path} holds {name!r}, which the network has not: delete it")
+                raise CorruptArtifact(f"{path} holds {name!r}, which the network has not: delete it", path)
             optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
     return int(about["step"])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_core.errors import NotFinite
 from moe_core.training.batches import Posts, rows_of_step
 from moe_core.training.loop import hashtag_loss
 
@@ -20,7 +21,7 @@ def refit(
 ) -> float:
     """Fits `decoder` in place on features of `posts`, row for row; returns the mean loss of the last steps.
 
-    Learning rate falls along half a cosine. Raises FloatingPointError when the loss is not finite.
+    Learning rate falls along half a cosine. Raises NotFinite when the loss is not finite.
     """
     count, batch = len(posts), min(BATCH, len(posts))
     steps = max(1, round(epochs * (count // batch)))
@@ -32,7 +33,7 @@ def refit(
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         value = hashtag_loss(decoder(features_ND[rows_B]), posts.targets(rows_B, decoder.out_features), loss)
         if not torch.isfinite(value):
-            raise FloatingPointError(f"loss is {float(value)} at step {step} of the refit: lower decoder.refit_lr")
+            raise NotFinite(f"loss is {float(value)} at step {step} of the refit: lower decoder.refit_lr")
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_core.errors import NotFinite
 from moe_core.training.batches import Images, ahead, as_tensor, normalize
 from moe_core.training.loop import uses_bfloat16
 
@@ -35,7 +36,7 @@ def features_in_parts(
 ) -> Iterator[tuple[int, Tensor]]:
     """(place of the first, (B, D) float32 on the CPU), BATCH images at a time: memory does not grow with N.
 
-    Raises FloatingPointError for features that are not finite, naming the first image that has them.
+    Raises NotFinite for features that are not finite, naming the first image that has them.
     """
     model.to(device).eval()
 
@@ -60,10 +61,10 @@ def inference_context(precision: str, device: str) -> Iterator[None]:
 
 
 def check_finite(rows_BD: Tensor, first: int = 0, of: int | None = None, what: str = "features") -> None:
-    """Raises FloatingPointError for rows that are not finite; `first` is the place of the first image of `of`."""
+    """Raises NotFinite for rows that are not finite; `first` is the place of the first image of `of`."""
     finite_B = rows_BD.isfinite().all(1)
     if not finite_B.all():
-        raise FloatingPointError(
+        raise NotFinite(
             f"{what} of image {first + int((~finite_B).int().argmax())} of {of or len(rows_BD)} hold a number "
             'that is not finite: look at the network\'s weights, or set precision = "float32"'
         )

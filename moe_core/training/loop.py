@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from moe_core.errors import NotFinite, TooFewPosts
 from moe_core.training.batches import Posts, batches, normalize
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
 from moe_core.training.schedule import learning_rate
@@ -63,12 +64,12 @@ def train(
 
     With `train_decoder=False` the last layer is held fixed. `until` ends it after so many of the steps, with the state
     of then in `checkpoint`. Of `ranks` processes in torch's default process group each trains on its
-    own part of every step and ends with the same weights; rank 0 writes the checkpoint, all read it. Raises ValueError
-    with fewer posts than ranks and FloatingPointError at the first loss or weight that is not finite, saying between
+    own part of every step and ends with the same weights; rank 0 writes the checkpoint, all read it. Raises TooFewPosts
+    with fewer posts than ranks and NotFinite at the first loss or weight that is not finite, saying between
     which steps it arose.
     """
     if len(posts) < ranks:
-        raise ValueError("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
+        raise TooFewPosts("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
     model.to(device).train()
     model.fc.requires_grad_(train_decoder)
     optimizer = _optimizer(model, training)
@@ -124,16 +125,16 @@ def train(
 
 
 def _check_finite(losses: list[float], model: nn.Module, first: int, steps: int, lr: float) -> None:
-    """Raises FloatingPointError for a loss of the steps from `first` on, or a weight after them, that is not finite."""
+    """Raises NotFinite for a loss of the steps from `first` on, or a weight after them, that is not finite."""
     help_ = f"of {steps} at learning rate {lr:.3g}: lower the learning rate, or train in float32"
     for number, loss in enumerate(losses, first):
         if not math.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss} between steps {number} and {number + 1} {help_}")
+            raise NotFinite(f"loss is {loss} between steps {number} and {number + 1} {help_}")
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if not torch.stack([tensor.isfinite().all() for tensor in state.values()]).all():  # one wait for the device
         name = next(name for name, tensor in state.items() if not tensor.isfinite().all())
         last = first + len(losses)
-        raise FloatingPointError(f"{name} is no longer finite between steps {last - 1} and {last} {help_}")
+        raise NotFinite(f"{name} is no longer finite between steps {last - 1} and {last} {help_}")
 
 
 def _together(model: ResNet, device: str) -> DistributedDataParallel:

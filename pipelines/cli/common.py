@@ -69,7 +69,7 @@ class OneLineErrors(click.Group):
             ctx.exit(130)
         except BrokenPipeError:
             raise  # who read the output has seen enough: click ends without a word
-        except (ValueError, FloatingPointError, OSError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("HARDMOE_TRACE"):
                 raise
             if isinstance(error, FileExistsError) and error.filename:

@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_core.engine.context import Context, device_and_threads
 from moe_core.engine.stage import Stage
+from moe_core.errors import TooFewPosts
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen
@@ -31,7 +32,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     bundle = Bundle(context.need("mixture").path)
     test = read_routed_posts(context, "test")
     if not len(test):
-        raise ValueError("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
+        raise TooFewPosts("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
     controls = controls_of(context, bundle, device)
     scores, tags = score(context, bundle, controls, test, device)
     frequent = frequent_tags(test.posts, len(bundle.hashtags))

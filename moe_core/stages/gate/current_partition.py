@@ -107,9 +107,9 @@ def _trunk_of(partition: Artifact, features: list[Artifact]) -> str:
         return features[0].inputs.get("trunk", "")
     if "gate.safetensors" not in partition.files:
         return ""
-    from moe_core.weights import about_weights
+    from moe_core.weights import read_about
 
-    return about_weights(partition.file("gate.safetensors"))["trunk"]
+    return read_about(partition.file("gate.safetensors"))["trunk"]
 
 
 def _features_of(context: Context, partition: Artifact) -> list[Artifact]:

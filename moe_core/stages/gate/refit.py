@@ -54,7 +54,7 @@ class Before:
 
 def make(context: Context, folder: Path) -> StageOutput:
     """Raises ValueError where the partition that is followed is gone."""
-    from moe_core.clustering.random_partition import carried_on
+    from moe_core.clustering.random_partition import reshuffled
 
     plan, posts = context.plan("partition"), posts_of(context)
     before = _before(context, posts)
@@ -76,7 +76,7 @@ def make(context: Context, folder: Path) -> StageOutput:
     random_N, seed = np.empty_like(expert_N), context.study.partition.seed
     for rows_N in posts.groups():
         sizes_K = np.bincount(expert_N[rows_N], minlength=len(context.experts))
-        random_N[rows_N] = carried_on(posts.ids[rows_N].tolist(), before.random_N[rows_N], sizes_K, seed)
+        random_N[rows_N] = reshuffled(posts.ids[rows_N].tolist(), before.random_N[rows_N], sizes_K, seed)
     lines = membership.lines(context, posts.columns, posts.index)
     trained = membership.trained_of(before.artifact, lines)
     most = plan.settings["retrain_share"]

@@ -7,7 +7,7 @@ import re
 import reprlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from zoneinfo import ZoneInfo
 
 import tomlkit
@@ -67,6 +67,18 @@ class Source(Strict):
 class Data(Strict):
     """How posts are canonicalized, stored and split."""
 
+    # Stages whose artifacts a field changes. A field that is listed nowhere counts for every stage that reads [data].
+    FIELDS_OF: ClassVar[dict[str, set[str]]] = {
+        "posts": {"image_size", "store", "min_side", "reject_uniform", "accents", "max_reject_rate"},
+        "splits": {
+            *("validation", "test", "router", "split_by", "near_duplicates", "near_duplicate_levels", "leaks"),
+        },
+        "vocabulary": {
+            *("accents", "plurals", "min_posts_per_tag", "min_users_per_tag", "max_user_share", "max_tags"),
+            *("stop_tags", "synonyms"),
+        },
+    }
+
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         32, description="Side in pixels to which images are resized, once."
     )
@@ -118,6 +130,10 @@ class Data(Strict):
                 f"test {self.test}, validation {self.validation} and router {self.router} leave nothing to train on"
             )
         return self
+
+    def settings_of(self, stage: str) -> dict[str, Any]:
+        """The fields that a stage's version is a hash of: its own, and those that are listed for no stage."""
+        return self.model_dump(exclude=set().union(*self.FIELDS_OF.values()) - self.FIELDS_OF[stage])
 
 
 class Network(Strict):

@@ -1,6 +1,8 @@
 import pytest
 
-from moe_core.settings import Network, Study, dump_study, load_study
+from moe_core.data.sources import find_shards
+from moe_core.settings import Data, Network, Source, Study, dump_study, load_study
+from moe_core.stages.graph import GRAPH
 
 
 def test_a_dumped_study_loads_as_the_same(tmp_path):
@@ -113,3 +115,33 @@ def test_what_no_setting_may_be_is_one_short_line(tmp_path, text, said):
 def test_a_mark_of_byte_order_before_the_settings_is_no_mistake(tmp_path):
     (tmp_path / "study.toml").write_bytes("\ufeffname = 'cats'\r\n".encode())
     assert load_study(tmp_path / "study.toml").name == "cats"
+
+
+DATA_STAGES = ("posts", "splits", "vocabulary")
+
+
+@pytest.mark.parametrize("name", Data.model_fields)
+def test_a_field_of_data_counts_for_the_stages_that_it_is_listed_for(name):
+    counts = {stage for stage in DATA_STAGES if name in GRAPH[stage].settings(Study())}
+    assert counts == {stage for stage in DATA_STAGES if name in Data.FIELDS_OF[stage]} != set()
+
+
+def test_a_field_of_data_that_is_listed_for_no_stage_counts_for_all():
+    class Newer(Data):
+        sharpen: float = 0.0
+
+    study = Study().model_copy(update={"data": Newer(sharpen=0.5)})
+    assert [GRAPH[stage].settings(study)["sharpen"] for stage in DATA_STAGES] == [0.5] * 3
+
+
+def test_fields_are_listed_by_their_names():
+    assert set().union(*Data.FIELDS_OF.values()) == set(Data.model_fields)
+
+
+def test_a_field_of_source_that_says_how_a_file_is_read_changes_its_shards(tmp_path):
+    class Newer(Source):
+        sheet: str = ""
+
+    (tmp_path / "posts.csv").write_text("file,tags\na.jpg,cat\n")
+    before, after = (Newer(format="folder", uri=str(tmp_path), sheet=sheet) for sheet in ("", "two"))
+    assert find_shards(before)[0].content_hash != find_shards(after)[0].content_hash

@@ -44,9 +44,9 @@ MODULES = {
     "coco": "coco",
 }
 DOCUMENTS = 50  # JSON files of a folder that are looked into for COCO's
-# settings that change what is read from the same file
-READING = {"format", "id_column", "image_column", "tags_column", "caption_column", "user_column"}
-READING |= {"taken_at_column", "split_column"}
+# settings that do not change what is read from a file; every other one does
+WHERE = {"uri", "table", "images"}
+SYNTHETIC = {"shards", "posts", "seed"}
 
 
 def find_shards(
@@ -125,7 +125,7 @@ def _hash_now(source: Source, shard: Shard, hashes: ContentHashes | None) -> str
 
 def _reading(source: Source, path: str) -> dict[str, Any]:
     split = split_by_name(source, path)
-    how = {"version": VERSION, "settings": source.model_dump(include=READING)}
+    how = {"version": VERSION, "settings": source.model_dump(exclude=WHERE | SYNTHETIC)}
     return how | ({"split": split} if split else {})
 
 

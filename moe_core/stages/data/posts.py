@@ -89,16 +89,7 @@ POSTS = Stage(
     keys="shards",
     code="2",
     reads=(),
-    settings=lambda study: study.data.model_dump(
-        include={
-            "image_size",
-            "accents",
-            "store",
-            "min_side",
-            "reject_uniform",
-            "max_reject_rate",
-        }
-    ),
+    settings=lambda study: study.data.settings_of("posts"),
     inputs=_inputs,
     make=_make,
     holds=_ids,

@@ -15,7 +15,6 @@ import numpy as np
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage
 from moe_core.maintenance.gc import DATA_SETS, remove_gone_shards
-from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.store.artifact import Artifact, StageOutput
 
@@ -215,17 +214,12 @@ def _look_at_growth(context: Context) -> None:
     assert context.basis
 
 
-def _settings(study: Study) -> dict[str, object]:
-    names = {"validation", "test", "router", "split_by", "near_duplicates", "near_duplicate_levels", "leaks"}
-    return study.data.model_dump(include=names)
-
-
 SPLITS = Stage(
     name="splits",
     keys=None,
     code="2",
     reads=("posts",),
-    settings=_settings,
+    settings=lambda study: study.data.settings_of("splits"),
     inputs=lambda context, key: {"posts": context.posts_snapshot()},
     make=_make,
     settle=lambda context, artifact: _look_at_growth(context),

@@ -25,13 +25,11 @@ KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for 
 
 def _settings(study: Study) -> Any:
     """The files of stop tags and synonyms count by their content."""
-    said = study.data.model_dump(
-        include={"accents", "plurals", "min_posts_per_tag", "min_users_per_tag", "max_user_share", "max_tags"}
-    )
+    settings = study.data.settings_of("vocabulary")
     for name in ("stop_tags", "synonyms"):
         path = Path(getattr(study.data, name) or ".")
-        said[name] = file_hash(path) if path.is_file() else ""
-    return said
+        settings[name] = file_hash(path) if path.is_file() else ""
+    return settings
 
 
 def choose(context: Context, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str], int]:

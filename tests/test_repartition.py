@@ -688,7 +688,7 @@ def test_verify_looks_at_what_is_published(study_of):
     path = root / publication.FILE
     path.write_text(path.read_text().replace("the first", "the worst"))
     assert list(damages(study, root)) == [path]
-    assert "its seal does not match" in damages(study, root)[path]
+    assert "its checksum does not match" in damages(study, root)[path]
 
 
 # ---- the control

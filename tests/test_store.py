@@ -65,7 +65,7 @@ def test_a_changed_manifest_is_refused(tmp_path):
     store = Store(tmp_path)
     manifest = store.make(PLAN, write_hello).path / "artifact.json"
     manifest.write_text(manifest.read_text().replace('"posts": 3', '"posts": 4'))
-    with pytest.raises(ValueError, match="seal does not match"):
+    with pytest.raises(ValueError, match="checksum does not match"):
         store.find(PLAN)
 
 

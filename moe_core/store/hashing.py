@@ -16,17 +16,17 @@ def content_hash(value: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:VERSION_CHARACTERS]
 
 
-def with_checksum(said: Mapping[str, Json]) -> dict[str, Json]:
-    """With a digest of the rest, by which a reader knows that it is what was written."""
-    return {**said, "checksum": content_hash(dict(said))}
+def with_checksum(document: Mapping[str, Json]) -> dict[str, Json]:
+    """The document with a hash of its content, by which a reader knows that it is complete."""
+    return {**document, "checksum": content_hash(dict(document))}
 
 
-def without_checksum(said: dict[str, Json]) -> dict[str, Json]:
-    """What was sealed. Raises ValueError, or KeyError where there is no seal."""
-    rest = dict(said)
-    if rest.pop("checksum") != content_hash(rest):
-        raise ValueError("its seal does not match")
-    return rest
+def without_checksum(document: dict[str, Json]) -> dict[str, Json]:
+    """The document that was written. Raises ValueError where the checksum differs, KeyError where there is none."""
+    content = dict(document)
+    if content.pop("checksum") != content_hash(content):
+        raise ValueError("its checksum does not match")
+    return content
 
 
 def file_hash(path: Path) -> str:

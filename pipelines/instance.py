@@ -49,7 +49,6 @@ EVENTS = 5000  # read at once
 HEARTBEAT_SECONDS = 45.0  # a daemon that runs reports each 30 s
 LAST_SECONDS = 15.0  # for a daemon to end whose `hardmoe ui` was killed just now
 NO_TELEMETRY = "DAGSTER_DISABLE_TELEMETRY"
-LAUNCHER = "hardmoe/launcher"  # tag of a run: host/process of the `hardmoe ui` that `hardmoe backfill` asked for it
 GRPC_INFO = ".dagster/grpc_info"  # Dagster's tag: the code server that starts the run
 
 
@@ -229,8 +228,7 @@ def project_keys(instance: "dg.DagsterInstance", study: str, shards: list[str], 
 def reap(instance: "dg.DagsterInstance") -> list[str]:
     """Ends the runs that dead processes left, and frees their pool slots. Returns the runs' ids.
 
-    A run that waits in the queue for a daemon is left to the next one, except where `hardmoe backfill` asked for it
-    and the `hardmoe ui` that was asked is gone.
+    A run that waits in the queue for a daemon is left to the next one.
     """
     import dagster as dg
 
@@ -265,9 +263,6 @@ def _why_dead(run: "dg.DagsterRun") -> str:
         return gone if ours and is_dead(name) else ""
     if run.parent_run_id:  # has the tags of the run that it repeats, until its own are written
         return ""
-    host, _, asked = run.tags.get(LAUNCHER, "").rpartition("/")
-    if host == socket.gethostname() and is_dead(asked):
-        return f"`hardmoe ui` (process {pid_of(asked)}) is gone: it did not come to start the run"
     if run.status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING):
         served = _code_server_of(run)
         if served and Path(served).parent.name.startswith(socket_prefix()) and not _answers(served):

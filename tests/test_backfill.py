@@ -1,16 +1,13 @@
 """Backfills: plans, settings, two at once, Ctrl-C, workers that crash or stand still, and whose GPU is whose."""
 
-import http.server
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,16 +19,13 @@ from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage, build, maker
 from moe_core.heartbeat import Pulse, stall_seconds
 from moe_core.overrides import override
-from moe_core.processes import this_process
 from moe_core.settings import Partition, Source, load_study
 from moe_core.stages.experts.joint import _Helpers
 from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
-from pipelines import daemon
 from pipelines.cli.main import main
 from pipelines.cli.progress import Display, results_of
-from pipelines.daemon import run_there
 from pipelines.run.estimate import Cost, Step, makespan
 from pipelines.run.gpus import Lease, Leases, gpu_names
 from pipelines.run.scheduler import Running, Summary, _worker, note
@@ -484,195 +478,6 @@ def test_a_worker_of_another_gpu_is_not_used_again(monkeypatch):
     assert _worker(idle, both, True).gpu is None
     assert idle.stopped
     assert _worker(None, Lease([], ExitStack()), False).gpu is None
-
-
-class FakeServer:
-    """In the place of a webserver and its daemon: its runs are over when launched, but for those that stay."""
-
-    address, process = "http://127.0.0.1:0", this_process()
-
-    def __init__(self, stays=(), begun=()):
-        self.stays, self.begun, self.terminated = stays, begun, []
-
-    def launch(self, tasks):
-        @dg.asset(partitions_def=dg.DynamicPartitionsDefinition(name="tiny_experts"))
-        def expert(context) -> dg.MaterializeResult:
-            if context.partition_key == "e001":
-                raise dg.Failure("broken: on purpose", allow_retries=False)
-            return dg.MaterializeResult(metadata={"reused": context.partition_key == "e002"})
-
-        ids = []
-        with dg.DagsterInstance.get() as instance:
-            for task in tasks:
-                if task.key in self.stays:
-                    job = dg.Definitions(assets=[expert]).resolve_implicit_global_asset_job_def()
-                    ids.append(instance.create_run_for_job(job, status=dg.DagsterRunStatus.NOT_STARTED).run_id)
-                    if task.key in self.begun:
-                        start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, "__ASSET_JOB")
-                        instance.report_dagster_event(start, ids[-1])
-                    continue
-                done = dg.materialize([expert], instance=instance, partition_key=task.key, raise_on_error=False)
-                ids.append(done.run_id)
-        return ids
-
-    def terminate(self, run_ids):
-        self.terminated += run_ids
-        with dg.DagsterInstance.get() as instance:
-            for run_id in run_ids:
-                instance.report_run_canceled(instance.get_run_by_id(run_id))
-
-
-@pytest.fixture
-def through_daemon(file, monkeypatch):
-    monkeypatch.setenv("DAGSTER_HOME", str(file.parent / "dagster"))
-    monkeypatch.setattr("pipelines.daemon.FOLLOW_SECONDS", 0.01)
-    context = Context(load_study(file), file.parent)
-
-    def run(server, on_poll=lambda *_: None):
-        tasks = [("expert", key) for key in context.experts]
-        return run_there(context, server=server, only=tasks, force=False, on_event=lambda *_: None, on_poll=on_poll)
-
-    return run
-
-
-def test_runs_of_the_daemon_are_followed_to_their_ends(through_daemon):
-    summary = through_daemon(FakeServer())
-    assert summary.made == ["expert:e000"]
-    assert summary.fresh == ["expert:e002"]
-    assert summary.failed == {"expert:e001": "broken: on purpose"}
-    assert not summary.interrupted
-
-
-def test_ctrl_c_cancels_what_the_daemon_has_not_finished(through_daemon):
-    server, seen = FakeServer(stays=["e000", "e002"], begun=["e000"]), []
-
-    def interrupt(running, held_up):
-        seen.append(([one.task.name for one in running], held_up))
-        raise KeyboardInterrupt
-
-    summary = through_daemon(server, interrupt)
-    assert seen == [(["expert:e000"], {"expert:e002": "waits for Dagster's daemon"})]
-    assert summary.interrupted
-    assert (summary.stopped, summary.left) == (["expert:e000"], ["expert:e002"])
-    assert len(server.terminated) == 2
-
-
-def test_ctrl_c_ends_the_runs_of_a_webserver_that_is_gone(through_daemon, monkeypatch):
-    class Gone(FakeServer):
-        process = f"{os.getppid()}_1_1"  # its id belongs to another process by now
-
-        def launch(self, tasks):
-            ids = super().launch(tasks)
-            with dg.DagsterInstance.get() as instance:
-                for run_id in ids:
-                    instance.add_run_tags(run_id, {daemon.LAUNCHER: f"{socket.gethostname()}/{self.process}"})
-            signal.raise_signal(signal.SIGINT)
-            return ids
-
-        def terminate(self, run_ids):
-            raise urllib.error.URLError("connection refused")
-
-    summary = through_daemon(Gone(stays=["e000", "e002"], begun=["e000"]))
-    assert summary.interrupted
-    with dg.DagsterInstance.get() as instance:
-        assert all(run.is_finished for run in instance.get_runs())
-
-
-def test_runs_of_a_webserver_that_is_gone_are_not_waited_for(through_daemon):
-    class Gone(FakeServer):
-        process = f"{os.getppid()}_1_1"
-
-        def launch(self, tasks):
-            ids = super().launch(tasks)
-            with dg.DagsterInstance.get() as instance:
-                for run_id in ids:
-                    instance.add_run_tags(run_id, {daemon.LAUNCHER: f"{socket.gethostname()}/{self.process}"})
-            return ids
-
-    summary = through_daemon(Gone(stays=["e000", "e002"], begun=["e000"]))
-    assert set(summary.failed) == {"expert:e000", "expert:e001", "expert:e002"}
-    assert summary.failed["expert:e002"].startswith("`hardmoe ui` is gone: ")
-
-
-def test_what_the_webserver_is_asked_is_in_its_schema():
-    from dagster_graphql.schema import create_schema
-    from graphql import parse, validate
-
-    schema = create_schema().graphql_schema
-    for query in (daemon.FOUND, daemon.LAUNCH, daemon.RELOAD, daemon.TERMINATE):
-        assert validate(schema, parse(query)) == []
-
-
-class Answering(http.server.BaseHTTPRequestHandler):
-    """A webserver that is asked what there is."""
-
-    healthy, study = True, "tiny"
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        asset = {"assetKey": {"path": ["expert"]}, "partitionDefinition": {"name": f"{self.study}_experts"}}
-        node = {"name": "__repository__", "location": {"name": "here"}, "assetNodes": [asset]}
-        health = {"allDaemonStatuses": [{"required": True, "healthy": self.healthy}]}
-        said = {"instance": {"daemonHealth": health}, "repositoriesOrError": {"nodes": [node]}}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"data": said}).encode())
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_daemon_is_gone_through_only_where_it_is_the_studys_and_well(tmp_path, monkeypatch):
-    context, study_file = Context(small_study(), tmp_path), tmp_path / "study.toml"
-    assert daemon.find(context, tmp_path, study_file) is None, "nobody left an address"
-    with http.server.HTTPServer(("127.0.0.1", 0), Answering) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        daemon.remember(tmp_path, study_file, f"http://127.0.0.1:{server.server_port}")
-        found = daemon.find(context, tmp_path, study_file)
-        assert (found.location, found.repository) == ("here", "__repository__")
-        assert daemon.find(context, tmp_path, tmp_path / "other.toml") is None
-        monkeypatch.setattr(Answering, "study", "other")
-        assert daemon.find(context, tmp_path, study_file) is None
-        monkeypatch.setattr(Answering, "study", "tiny")
-        monkeypatch.setattr(Answering, "healthy", False)
-        assert daemon.find(context, tmp_path, study_file) is None
-        server.shutdown()
-    assert daemon.find(context, tmp_path, study_file) is None, "nobody answers"
-
-
-def test_a_daemon_that_is_wanted_and_not_there_is_one_line(file):
-    done = hardmoe("backfill", "--all", "--daemon", "always", "--study", file)
-    assert (done.exit_code, done.output.count("\n")) == (1, 1)
-    assert done.output.startswith(f"Error: no daemon answers: start it with `hardmoe ui --study {file}`")
-    done = hardmoe("backfill", "--all", "--daemon", "always", "--workers", "2", "--study", file)
-    assert done.output.startswith("Error: --workers does not go with --daemon always")
-
-
-def test_more_than_one_ctrl_c_leaves_the_summary_of_the_daemons_runs(through_daemon):
-    class Slow(FakeServer):
-        def terminate(self, run_ids):
-            signal.raise_signal(signal.SIGINT)
-            super().terminate(run_ids)
-            signal.raise_signal(signal.SIGINT)
-
-    def interrupt(running, held_up):
-        signal.raise_signal(signal.SIGINT)
-
-    server = Slow(stays=["e000", "e002"])
-    summary = through_daemon(server, interrupt)
-    assert summary.interrupted
-    assert [len(server.terminated), summary.failed] == [2, {"expert:e001": "broken: on purpose"}]
-
-
-def test_ctrl_c_while_runs_are_launched_cancels_them(through_daemon):
-    class Launching(FakeServer):
-        def launch(self, tasks):
-            signal.raise_signal(signal.SIGINT)
-            return super().launch(tasks)
-
-    server = Launching(stays=["e000", "e001", "e002"])
-    assert through_daemon(server).interrupted
-    assert len(server.terminated) == 3
 
 
 @pytest.mark.parametrize("command", [["backfill", "--all"], ["repartition"], ["run"]])

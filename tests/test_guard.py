@@ -14,11 +14,11 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from helpers.ui import free_port, until
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
 from pipelines.instance import SETTINGS
 from pipelines.ui.services import checked_host, checked_prefix
-from test_services import free_port, until
 
 QUERY = "{ version }"
 MUTATION = 'mutation { setConcurrencyLimit(concurrencyKey: "%s", limit: 7) }'

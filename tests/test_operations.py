@@ -236,7 +236,7 @@ def digests(file):
     """Of what is made up to the partition."""
     work = opened(file)
     names = ("splits", "vocabulary", "trunk", "partition")
-    return [work.need("posts", work.shards[0].key).digest, *(work.need(name).digest for name in names)]
+    return [work.need("posts", work.shards[0].key).content_hash, *(work.need(name).content_hash for name in names)]
 
 
 @pytest.mark.slow

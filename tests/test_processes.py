@@ -13,15 +13,15 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from assets.materialize import progress_file
 from assets.runs import HOST, PROCESS, identity
+from helpers.ui import free_port, launch, processes, started_ui, until
 from moe_core import processes as names
 from moe_core.engine.context import Context
 from moe_core.settings import load_study
 from moe_core.store.files import dead_files, dead_parts
-from pipelines import daemon, instance
+from pipelines import instance
 from pipelines.run.status import states_of
 from pipelines.ui.services import socket_prefix
 from test_graph import QUICK, hardmoe, small_study, write
-from test_services import free_port, processes, started_ui, until
 
 
 @pytest.fixture
@@ -98,13 +98,6 @@ def test_only_a_living_builder_makes_an_asset_running(tmp_path, living, monkeypa
     assert found.state == state
 
 
-def test_an_address_that_a_dead_ui_left_is_not_used(tmp_path, living):
-    context, file = Context(small_study(), tmp_path), tmp_path / "study.toml"
-    said = {"address": "http://127.0.0.1:1", "process": reused(living), "study": str(file)}
-    (tmp_path / daemon.ADDRESS).write_text(json.dumps(said))
-    assert daemon.find(context, tmp_path, file) is None
-
-
 STATES = dg.DagsterRunStatus
 RUN = "12345678-0000-0000-0000-000000000000"
 
@@ -149,7 +142,7 @@ def test_the_run_of_a_dead_process_ends_and_its_slot_is_free(living, status):
 
 
 def left_alone(living, sockets):
-    gone, here = reused(living), socket.gethostname()
+    gone = reused(living)
     return {
         "a living process": (STATES.STARTED, identity(RUN)),
         "a dead process of another machine": (STATES.STARTED, {PROCESS: f"12345678.{gone}", HOST: "other"}),
@@ -158,13 +151,8 @@ def left_alone(living, sockets):
         "a code server of another machine": (STATES.STARTING, served("/tmp/hardmoe-0-x/code")),
         "a code server that is not ours": (STATES.STARTING, served("/tmp/nowhere")),
         "no code server": (STATES.STARTED, {}),
-        "nonsense": (STATES.STARTING, {instance.GRPC_INFO: "[", PROCESS: "x", instance.LAUNCHER: "/"}),
+        "nonsense": (STATES.STARTING, {instance.GRPC_INFO: "[", PROCESS: "x"}),
         "the queue of the next daemon": (STATES.QUEUED, {}),
-        "the queue of a living `hardmoe ui`": (
-            STATES.QUEUED,
-            {instance.LAUNCHER: f"{here}/{names.process_name(living.pid)}"},
-        ),
-        "the queue of a `hardmoe ui` elsewhere": (STATES.QUEUED, {instance.LAUNCHER: f"other/{gone}"}),
         "a run that is over": (STATES.SUCCESS, {PROCESS: f"12345678.{gone}", **HERE}),
     }
 
@@ -177,13 +165,13 @@ def test_runs_that_may_be_at_work_are_left_alone(living, sockets):
 
 
 def test_runs_that_nobody_will_start_end(living, sockets):
-    asked = {instance.LAUNCHER: f"{socket.gethostname()}/{reused(living)}"}
+    killed = {PROCESS: f"12345678.{reused(living)}", **HERE}
     for status, tags, end in (
         (STATES.STARTING, served(sockets / "died"), STATES.FAILURE),
         (STATES.STARTED, served(sockets / "never"), STATES.FAILURE),
-        (STATES.QUEUED, asked, STATES.CANCELED),
-        (STATES.NOT_STARTED, asked, STATES.CANCELED),
-        (STATES.STARTING, asked, STATES.FAILURE),
+        (STATES.QUEUED, killed, STATES.CANCELED),
+        (STATES.NOT_STARTED, killed, STATES.CANCELED),
+        (STATES.STARTING, killed, STATES.FAILURE),
     ):
         with dg.instance_for_test() as dagster:
             dagster.add_run(run_of(status, tags))
@@ -192,25 +180,16 @@ def test_runs_that_nobody_will_start_end(living, sockets):
 
 
 @pytest.mark.slow
-def test_all_of_the_ui_killed_at_once_leaves_no_run_and_nobody_waiting(tmp_path):
+def test_all_of_the_ui_killed_at_once_leaves_no_run_that_seems_to_be_at_work(tmp_path):
     training = QUICK.model_copy(update={"epochs": 20000})  # until it is killed
     file, port = write(tmp_path / "cats", small_study(expert_training=training)), free_port()
     hardmoe("run", "--study", file, "--until", "partition")
     ui = started_ui(file, port)
-    command = [sys.executable, "-m", "pipelines.cli.main", "backfill", "--study", file, "--all", "--daemon", "always"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    until(lambda: daemon.find(Context(load_study(file), file.parent), file.parent / "dagster", file), seconds=180)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    backfill = subprocess.Popen(list(map(str, command)), **pipes, env=environment)
-    first = progress_file(file.parent, "expert", "e000")
-    until(lambda: first.exists() or backfill.poll(), seconds=180)
-    assert backfill.poll() is None
+    run_id = launch(f"http://127.0.0.1:{port}", "experts", "expert", "e000")
+    until(progress_file(file.parent, "expert", "e000").exists, seconds=180)
     for pid in processes(file.parent):
-        if pid != backfill.pid:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     ui.wait()
-    _, errors = backfill.communicate(timeout=180)
-    assert (backfill.returncode, "Traceback" in errors) == (1, False), errors
-    assert "`hardmoe ui` is gone: " in errors
+    assert run_id in hardmoe("reap", "--study", file).stdout
     with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as dagster:
-        assert [run.status for run in dagster.get_runs() if not run.is_finished] == []
+        assert [run.run_id for run in dagster.get_runs() if not run.is_finished] == []

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from helpers.ui import free_port, processes, started_ui, until
 from pipelines import instance
 from test_operations import hardmoe, small_study, write
 
@@ -35,27 +35,6 @@ except KeyboardInterrupt:
     [one.wait() for one in both]
 """
 STUBBORN = "signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN)"
-
-
-def until(true, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
-
-
-def processes(folder):
-    """Command lines, by process, of those that have the folder among their arguments or in their environment."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
-        except OSError:
-            continue
-        if command and str(folder).encode() in command + environment:
-            found[int(path.name)] = command.decode().split("\0")
-    return found
 
 
 @pytest.fixture
@@ -108,12 +87,6 @@ def test_a_second_signal_kills_services_that_do_not_end(kept, tmp_path):
     command.send_signal(signal.SIGINT)
     assert command.wait(20) == 0
     until(lambda: not processes(tmp_path))
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_a_daemon_of_the_instance_that_runs_here_is_named(tmp_path, monkeypatch):
@@ -170,24 +143,3 @@ def listens(pid):
     ]
     ours = [row[1].split(":") for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in handles]
     return {(address, int(port, 16)) for address, port in ours}
-
-
-def started_ui(file, port, after=None):
-    """`hardmoe ui`, once it answers and has a daemon that is not the one before."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
-    command = [sys.executable, "-m", "pipelines.cli.main", "ui", "--study", str(file), "--port", str(port)]
-    with open(file.parent.parent / "ui.log", "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-    def answers():
-        assert process.poll() is None, (file.parent.parent / "ui.log").read_text()
-        if instance.daemons_here(file.parent / "dagster") in ([], [after]):
-            return False
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    until(answers, seconds=180)
-    return process

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from helpers.growing import QUICK, add_shard, growing_study, make, opened
+from helpers.ui import free_port, launch, started_ui, until
 from moe_core import threads
 from moe_core.engine.context import SHARE, Context, device_and_threads, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
@@ -20,7 +21,6 @@ from moe_core.settings import Decoder, Network, TrunkSetup, load_study
 from moe_core.stages.experts.joint import JOB, _Helpers
 from moe_core.stages.training import fit
 from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
-from test_services import free_port, started_ui
 
 
 @pytest.fixture(autouse=True)
@@ -281,7 +281,7 @@ def test_runs_that_dagster_starts_by_itself(tmp_path, watched):
 @pytest.mark.slow
 def test_runs_that_the_daemon_starts(tmp_path, watched, monkeypatch):
     environment, looked = watched
-    file = _study(tmp_path)
+    file, port = _study(tmp_path), free_port()
     command(environment, "run", "--study", file, "--until", "partition")
     for seen in (tmp_path / "looked").iterdir():
         seen.unlink()
@@ -289,9 +289,11 @@ def test_runs_that_the_daemon_starts(tmp_path, watched, monkeypatch):
         environment.pop(name, None)
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", environment)
-        process = started_ui(file, free_port())
+        process = started_ui(file, port)
+    store = Context(load_study(file), file.parent).store
     try:
-        command(environment, "backfill", "--study", file, "--experts", "e001", "--daemon", "always")
+        launch(f"http://127.0.0.1:{port}", "experts", "expert", "e001")
+        until(lambda: store.versions("expert", "e001"), seconds=300)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()

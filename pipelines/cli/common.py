@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -178,8 +178,8 @@ def write_study(path: Path, study: "Study") -> None:
     write_text(path, dump_study(study))
 
 
-def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, **options: Any) -> "Summary":
-    """`make` takes the place of `run_study`. What something overtakes is planned again, once, but not by force."""
+def run_shown(context: "Context", **options: Any) -> "Summary":
+    """`run_study` with its progress shown. What something overtakes is planned again, once, but not by force."""
     from moe_core.stages.gate.current_partition import went_back
     from moe_core.store.owner import claim
     from pipelines.cli.progress import Display
@@ -206,7 +206,7 @@ def run_shown(context: "Context", make: "Callable[..., Summary] | None" = None, 
     def shown_once(context: "Context") -> "Summary":
         now = finish_takedown(context)
         with Display(now, due(now), use_workers(options.get("workers"), now.study.partition.experts)) as display:
-            return (make or run_study)(display.context, on_event=display.event, on_poll=display.poll, **options)
+            return run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
 
     before = context.current
     summary = once(context)

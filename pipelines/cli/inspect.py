@@ -136,7 +136,6 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
-    from pipelines.daemon import remember
     from pipelines.instance import daemon_reported, hold_ui, home, opened, reap
     from pipelines.run.scheduler import default_workers
     from pipelines.ui.services import checked_host, checked_prefix, dagster_services, keep
@@ -156,9 +155,7 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
     with opened() as instance:
         if ended := reap(instance):
             echo(f"{len(ended)} runs whose process was killed are ended: {', '.join(ended)}")
-    address = f"http://127.0.0.1:{port}{prefix}"
-    remember(Path(os.environ["DAGSTER_HOME"]), study_file, address)
-    echo(f"Dagster's UI: {address}   (Ctrl-C ends it)")
+    echo(f"Dagster's UI: http://127.0.0.1:{port}{prefix}   (Ctrl-C ends it)")
     os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # the code server alone shows an error of its code
     with dagster_services(port, prefix, allowed) as (served, commands):
         code = keep(commands, served)

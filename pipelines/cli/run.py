@@ -1,6 +1,5 @@
 """Commands that make things: demo, init, run, backfill."""
 
-from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from moe_core.advice import Seen
     from moe_core.engine.context import Context
     from moe_core.settings import Study
-    from pipelines.daemon import Webserver
 
 
 @click.command()
@@ -258,13 +256,6 @@ def run(
 @click.option("--missing", is_flag=True, help="Experts that were never trained.")
 @click.option("--stale", is_flag=True, help="Experts whose inputs or settings changed.")
 @click.option("--failed", is_flag=True, help="Experts whose last run failed.")
-@click.option(
-    "--daemon",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Through the daemon of a running `hardmoe ui`; auto: if it answers, and neither --workers nor GPUs to divide.",
-)
 @WORKERS
 @FORCE
 @SET
@@ -277,7 +268,6 @@ def backfill(
     missing: bool,
     stale: bool,
     failed: bool,
-    daemon: str,
     workers: int | None,
     force: bool,
     settings: tuple[str, ...],
@@ -286,14 +276,11 @@ def backfill(
 ) -> None:
     """Trains some experts only, says how each ended, and fails when one did.
 
-    Ctrl-C ends it at the last checkpoints, also in the daemon; the same command goes on. Two at once train no expert
-    twice.
+    Ctrl-C stops it at the last checkpoints; run the same command to resume. Two at once train no expert twice.
     --json goes with --dry-run.
 
     Example: hardmoe backfill --study cats/study.toml --experts e000,e003
     """
-    from pipelines.daemon import run_there
-
     _json_needs_dry_run(as_json, dry_run)
     context = open_changed(study_file, settings, dry_run)
     chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
@@ -309,34 +296,9 @@ def backfill(
             "decoder.mode is joint: experts of one generation are trained together, not one by one; say "
             f"`hardmoe run --study {quote(str(study_file))} --until expert`, with --force where they exist"
         )
-    if server := _daemon(context, study_file, daemon, workers):
-        echo(f"Through the daemon at {server.address}, as many at once as Dagster's limits allow")
-        if settings:
-            server.load_again()
-        summary = run_shown(context, partial(run_there, server=server), only=tasks, force=force)
-    else:
-        summary = run_shown(context, only=tasks, workers=workers, force=force)
+    summary = run_shown(context, only=tasks, workers=workers, force=force)
     show_results(context, tasks, summary)
     finish(summary)
-
-
-def _daemon(context: "Context", study_file: Path, daemon: str, workers: int | None) -> "Webserver | None":
-    """The one to go through, or None for processes of this command's own."""
-    from pipelines.daemon import find
-    from pipelines.instance import home
-    from pipelines.run.gpus import gpu_names
-    from pipelines.run.scheduler import use_workers
-
-    if daemon == "always" and workers:
-        raise ValueError("--workers does not go with --daemon always: Dagster's limits hold there (dagster.yaml)")
-    if daemon == "never" or workers or (daemon == "auto" and len(gpu_names()) > 1):
-        return None
-    found = find(context, home(context.root, use_workers(None, context.study.partition.experts)), study_file)
-    if found is None and daemon == "always":
-        raise ValueError(
-            f"no daemon answers: start it with `hardmoe ui --study {quote(str(study_file))}` and wait half a minute"
-        )
-    return found
 
 
 def _json_needs_dry_run(as_json: bool, dry_run: bool) -> None:

@@ -1,10 +1,13 @@
 import multiprocessing
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from moe_core.store.artifact import Spec, StageOutput, full_version
 from moe_core.store.hashing import content_hash
+from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 from moe_core.store.store import Store
 
@@ -125,3 +128,38 @@ def test_a_version_may_be_given_by_its_beginning():
         full_version("", ["abc"], "trunk")
     with pytest.raises(ValueError, match="and 10 more"):
         full_version("v", [f"v{number:02d}" for number in range(30)], "trunk")
+
+
+def test_the_layout_joins_paths_and_touches_nothing(tmp_path):
+    layout = Store(tmp_path / "study").layout
+    assert layout.manifest("expert", "e000", "v1") == tmp_path / "study" / "expert" / "e000" / "v1" / "artifact.json"
+    assert layout.manifest("trunk", None, "v1").parent == layout.artifact("trunk", None, "v1")
+    assert layout.log("expert", "e000").name == "expert.e000.log"
+    assert layout.progress("trunk", None).name == "trunk.json"
+    assert layout.all_current("trunk") == []
+    assert not (tmp_path / "study").exists()
+
+
+def test_every_name_of_the_layout_is_another(tmp_path):
+    layout = Layout(tmp_path)
+    names = [getattr(layout, name) for name, value in vars(Layout).items() if isinstance(value, property)]
+    paths = [path for path in names if isinstance(path, Path)]
+    assert len(set(paths)) == len(paths) > 15
+
+
+def test_a_store_finds_versions_and_keys_by_names_alone(tmp_path):
+    store = Store(tmp_path)
+    expert = Spec("expert", "e001", "1", {}, {})
+    made, other = store.make(expert, write_hello), store.make(PLAN, write_hello)
+    (made.path / "artifact.json").write_text("damaged")
+    assert (store.keys("expert"), store.keys("partition")) == (["e001"], [])
+    assert store.folders("expert") == [made.path]
+    assert store.folders("trunk") == [other.path]
+    assert store.get("trunk", None, PLAN.version) == other
+    assert store.get("trunk", None, "") is None
+
+
+def test_a_copy_of_an_artifact_under_another_name_is_none(tmp_path):
+    made = Store(tmp_path).make(PLAN, write_hello)
+    shutil.copytree(made.path, made.path.with_name("backup"))
+    assert Store(tmp_path).everything("trunk") == [made]

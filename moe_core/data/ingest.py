@@ -23,6 +23,7 @@ from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_lists
 from moe_core.data.takedowns import MAX_ID
 from moe_core.settings import Data
+from moe_core.store.layout import Layout
 from moe_core.tables import copied, count_rows, replace_rows
 
 POSTS = pa.schema(
@@ -126,27 +127,26 @@ def ingest(
     can then be looked at in the newest version of rejects.lance. Raises RuntimeError when a row was lost. `report` is
     told how many posts were read so far. The result is the same for any number of threads.
     """
-    count = Count()
+    count, layout = Count(), Layout(root)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=root) as spilled, images.quiet:
         rejects = _Rejects(spilled, shard, source, count)
         accepted = _accept(shard, _chunks(batches, data, forgotten), count, rejects, report, data, threads)
         try:
-            posts_version = replace_rows(
-                root / "posts.lance", POSTS, shard, _checked(accepted, shard, data, count), pins
-            )
+            posts_version = replace_rows(layout.posts_table, POSTS, shard, _checked(accepted, shard, data, count), pins)
         except TooManyRejected as error:
-            version = replace_rows(root / "rejects.lance", REJECTS, shard, rejects.batches())
-            raise ValueError(f"{error}; all of them are in version {version} of {root / 'rejects.lance'}") from None
-        rejects_version = replace_rows(root / "rejects.lance", REJECTS, shard, rejects.batches(), pins)
+            version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches())
+            raise ValueError(f"{error}; all of them are in version {version} of {layout.rejects_table}") from None
+        rejects_version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches(), pins)
     return Ingested(count, posts_version, rejects_version)
 
 
 def stored_counts(root: Path, shard: str, posts_version: int | str, rejects_version: int | str) -> tuple[int, int]:
     """(posts, rejects) of a shard that really are in the tables at these versions."""
+    layout = Layout(root)
     return (
-        count_rows(root / "posts.lance", posts_version, shard),
-        count_rows(root / "rejects.lance", rejects_version, shard),
+        count_rows(layout.posts_table, posts_version, shard),
+        count_rows(layout.rejects_table, rejects_version, shard),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from moe_core import threads
 from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
+from moe_core.store.layout import Layout
 from moe_core.tables import locate, read_rows, scan_rows, take_rows
 from moe_core.training.batches import Posts
 
@@ -54,7 +55,7 @@ class StoredImages:
 
 def read_columns(root: Path, places: Sequence[Place], columns: list[str]) -> pl.DataFrame:
     """Columns of all the posts, shard by shard in the order of `places`, each in the order of its source."""
-    return pl.concat([_polars(read_rows(root / "posts.lance", p.version, p.shard, columns)) for p in places])
+    return pl.concat([_polars(read_rows(Layout(root).posts_table, p.version, p.shard, columns)) for p in places])
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
     """The hashtags of all the posts, shard by shard: only their numbers are ever all in memory."""
     ids, counts = [np.empty(0, np.int64)], [np.zeros(1, np.int64)]
     for place in places:
-        for batch in scan_rows(root / "posts.lance", place.version, place.shard, ["tags"], PART):
+        for batch in scan_rows(Layout(root).posts_table, place.version, place.shard, ["tags"], PART):
             ids_T, starts_N1 = vocabulary.compressed_rows(_polars(pa.table(batch))["tags"])
             ids.append(ids_T)
             counts.append(np.diff(starts_N1))
@@ -90,7 +91,7 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
 
 def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
     """The images of all the posts, in the one order; none is read yet."""
-    path = root / "posts.lance"
+    path = Layout(root).posts_table
     found = locate(path, [(place.shard, place.version) for place in places])
     return StoredImages(path, found.version, found.offsets_N, size)
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from moe_core.store.files import fsync, part_of
 from moe_core.store.hashing import content_hash
+from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 
 Kind = Literal["id", "user"]
@@ -43,7 +44,7 @@ class Forgotten:
     @classmethod
     def load(cls, root: Path) -> "Forgotten":
         """Raises ValueError for a file that is not one: an unreadable list must not let posts back in."""
-        path = root / "forgotten.parquet"
+        path = Layout(root).takedowns
         if not path.exists():
             return cls()
         import pyarrow as pa
@@ -63,7 +64,7 @@ class Forgotten:
     @classmethod
     def begin(cls, root: Path, ids: Iterable[str], users: Iterable[str]) -> "Forgotten":
         """The list on the disk with more in it. Of two at once neither loses what the other adds."""
-        with exclusive(root / ".forgotten.lock"):
+        with exclusive(Layout(root).takedowns_lock):
             book = cls.load(root).adding("id", ids).adding("user", users)
             if book.entries:
                 book._write(root)
@@ -71,7 +72,7 @@ class Forgotten:
 
     def save(self, root: Path) -> None:
         """Notes on the disk what is known here; what others added meanwhile stays."""
-        with exclusive(root / ".forgotten.lock"):
+        with exclusive(Layout(root).takedowns_lock):
             entries = dict(Forgotten.load(root).entries)
             for key, entry in self.entries.items():
                 there = entries.get(key, entry)
@@ -95,13 +96,14 @@ class Forgotten:
             ],
             metadata={"salt": self.salt},
         )
-        part = part_of(root / "forgotten.parquet")
+        path = Layout(root).takedowns
+        part = part_of(path)
         with open(part, "wb") as file:
             rows = [vars(self.entries[key]) for key in sorted(self.entries)]
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(root / "forgotten.parquet")
+        part.replace(path)
         fsync(root)
 
     def hash(self, kind: Kind, text: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moe_core.errors import CorruptArtifact
 from moe_core.store.hashing import Json, content_hash, file_hash
+from moe_core.store.layout import MANIFEST
 from moe_core.text import shown
 
 LISTED = 20  # versions in an error
@@ -65,8 +66,8 @@ class Artifact:
 
     @property
     def made_at(self) -> float:
-        """Seconds since 1970, by the clock of then."""
-        return (self.path / "artifact.json").stat().st_mtime
+        """Seconds since 1970, by the clock of the machine that built it."""
+        return (self.path / MANIFEST).stat().st_mtime
 
     def file(self, name: str) -> Path:
         """A file of it, its bytes checked. Raises CorruptArtifact when they are not those that were written."""
@@ -81,6 +82,10 @@ class Artifact:
                 path,
             )
         return path
+
+    def unchecked(self, name: str) -> Path:
+        """Where a file or folder of it lies, for a link or a lock: its bytes are not read."""
+        return self.path / name
 
     def folder(self, name: str) -> Path:
         """A folder in it, after the bytes of all its files were checked. Raises CorruptArtifact as `file` does."""

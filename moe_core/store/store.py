@@ -2,7 +2,7 @@
 
     <root>/<asset>[/<key>]/<version>/artifact.json + files
 
-A version is a hash of what the artifact is made from, so that what exists already is found before it is made. An
+A version is a hash of what the artifact is made from, so that what exists is found before it is built. An
 artifact is written under a temporary name, flushed to the disk, and renamed: a killed process leaves a temporary folder
 that no reader sees and the next writer removes.
 """
@@ -25,6 +25,7 @@ from moe_core.store.files import (
     write_text,
 )
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
+from moe_core.store.layout import MANIFEST, Layout
 
 
 class Store:
@@ -32,26 +33,36 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.layout = Layout(root)
+
+    @property
+    def in_use(self) -> Path:
+        """A lock that is shared while an artifact is built, and exclusive while artifacts are deleted."""
+        return self.layout.in_use
 
     def folder(self, asset: str, key: str | None) -> Path:
-        return self.root / asset if key is None else self.root / asset / key
+        return self.layout.partition(asset, key)
 
     def find(self, spec: Spec) -> Artifact | None:
-        """The artifact of `spec`, or None where it has not been made."""
-        return self.read(self.folder(spec.asset, spec.key) / spec.version)
+        """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
+        return self.get(spec.asset, spec.key, spec.version)
+
+    def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
+        """One version of an asset's partition; None where it is not there, or `version` is empty."""
+        return self.read(self.layout.artifact(asset, key, version)) if version else None
 
     def need(self, spec: Spec) -> Artifact:
-        """The artifact of `spec`. Raises MissingInput, which names the asset to make first."""
-        found = self.find(spec)
-        if found is None:
+        """The artifact of `spec`. Raises MissingInput, which names the asset to build first."""
+        artifact = self.find(spec)
+        if artifact is None:
             why = f"{spec.name} {spec.version} is missing: materialize {spec.asset} first (`hardmoe run`)"
             raise MissingInput(why, spec.asset, spec.key)
-        return found
+        return artifact
 
     def read(self, path: Path) -> Artifact | None:
         """The artifact in a folder; None where there is none. Raises CorruptArtifact for a damaged manifest."""
         try:
-            text = (path / "artifact.json").read_text("utf-8")
+            text = (path / MANIFEST).read_text("utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
@@ -70,35 +81,41 @@ class Store:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptArtifact(
-                f"{path}/artifact.json is damaged ({error}): delete {path} and run again", path
+                f"{path / MANIFEST} is damaged ({error}): delete {path} and run again", path
             ) from None
+
+    def keys(self, asset: str) -> list[str]:
+        """Partition keys of an asset of which there is a folder."""
+        return [path.name for path in _folders(self.layout.asset(asset))]
 
     def versions(self, asset: str, key: str | None) -> list[Artifact]:
         """All complete versions of an asset's partition."""
-        folder = self.folder(asset, key)
-        if not folder.is_dir():
-            return []
-        found = (self.read(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith("."))
+        found = (self.read(path) for path in _folders(self.layout.partition(asset, key)))
         return [artifact for artifact in found if artifact is not None]
 
     def everything(self, asset: str) -> list[Artifact]:
         """All complete artifacts of an asset, of keys that are gone too."""
-        folder = self.root / asset
-        if not folder.is_dir():
-            return []
-        found = (self.read(path.parent) for path in sorted(folder.rglob("artifact.json")))
-        return [a for a in found if a is not None and self.folder(a.asset, a.key) / a.version == a.path]
+        found = (self.read(folder) for folder in self.folders(asset))
+        return [a for a in found if a is not None and self.layout.artifact(a.asset, a.key, a.version) == a.path]
+
+    def folders(self, asset: str) -> list[Path]:
+        """Folders of all complete artifacts of an asset, by names alone: their manifests may be damaged."""
+        found = []
+        for path in _folders(self.layout.asset(asset)):  # a version, or a key with versions in it
+            versions = [path] if (path / MANIFEST).is_file() else _folders(path)
+            found += [version for version in versions if (version / MANIFEST).is_file()]
+        return found
 
     def work_folder(self, spec: Spec) -> Path:
         """Where checkpoints of an unfinished artifact lie, from one attempt to the next."""
-        return self.folder(spec.asset, spec.key) / f".work-{spec.version}"
+        return self.layout.work(spec.asset, spec.key, spec.version)
 
     def make(self, spec: Spec, write: Callable[[Path], StageOutput], replace: bool = False) -> Artifact:
-        """Calls `write(folder)` and commits what it wrote; whoever commits first wins, and all get that artifact.
+        """Calls `write(folder)` and commits what it wrote. The first commit wins, and all callers get that artifact.
 
-        With `replace` what is there stays until then, and goes in its favor.
+        With `replace` an existing artifact stays until then and is replaced. Raises what `write` raises, and OSError.
         """
-        parent = self.folder(spec.asset, spec.key)
+        parent = self.layout.partition(spec.asset, spec.key)
         parent.mkdir(parents=True, exist_ok=True)
         for path in dead_parts(parent):
             shutil.rmtree(path, ignore_errors=True)
@@ -135,6 +152,13 @@ class Store:
         remove_atomically(artifact.path)
 
 
+def _folders(path: Path) -> list[Path]:
+    """Visible folders in a folder, by name; none where that is missing."""
+    if not path.is_dir():
+        return []
+    return [child for child in sorted(path.iterdir()) if not child.name.startswith(".") and child.is_dir()]
+
+
 def _write_manifest(folder: Path, spec: Spec, written: StageOutput) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -153,5 +177,5 @@ def _write_manifest(folder: Path, spec: Spec, written: StageOutput) -> None:
         "metadata": dict(written.metadata),
         "files": files,
     }
-    write_text(folder / "artifact.json", json.dumps(with_checksum(manifest), indent=1))
+    write_text(folder / MANIFEST, json.dumps(with_checksum(manifest), indent=1))
     fsync(folder)

@@ -1,0 +1,167 @@
+"""Names of every file and folder under a study's root: the only place that joins their paths.
+
+    <root>/study.toml, .study               the study, and which study file the root belongs to
+    <root>/<asset>[/<key>]/<version>/       artifacts; beside them, hidden: work folders and locks of builds
+    <root>/<asset>/current.<line>.json      pointers: the current trunk and partition
+    <root>/<asset>/request.json             requests: train the trunk again, fit the partition again
+    <root>/posts.lance, rejects.lance       rows of all shards
+    <root>/published.json, forgotten.parquet
+    <root>/dagster, logs, .progress, .sources, .digests.json
+
+Names are hidden (".") where a user has nothing to read in them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "artifact.json"  # of an artifact: written last, so that its folder is complete
+STUDY = "study.toml"
+DAGSTER_SETTINGS = "dagster.yaml"
+WORK, LOCK = ".work-", ".lock-"  # before a version
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths under `root`. Joins names and reads nothing, but for methods that say that they list."""
+
+    root: Path
+
+    # The study
+
+    @property
+    def study_file(self) -> Path:
+        """The usual name of the study's settings; a user may have given them another."""
+        return self.root / STUDY
+
+    @property
+    def owner(self) -> Path:
+        """Holds the name of the study file that the root belongs to."""
+        return self.root / ".study"
+
+    def named(self, name: str) -> Path:
+        """A file that a setting of the study names, relative to its folder: a user's own."""
+        return self.root / name
+
+    @staticmethod
+    def study_lock(study_file: Path) -> Path:
+        """Held while a command changes settings."""
+        return study_file.with_name(f".{study_file.name}.lock")
+
+    @staticmethod
+    def study_in(folder: Path) -> Path:
+        """The study file of a folder that a user names in its place."""
+        return folder / STUDY
+
+    # Rows
+
+    @property
+    def posts_table(self) -> Path:
+        return self.root / "posts.lance"
+
+    @property
+    def rejects_table(self) -> Path:
+        return self.root / "rejects.lance"
+
+    @property
+    def tables(self) -> tuple[Path, Path]:
+        """Accepted posts, rejected posts: replaced shard by shard, always both."""
+        return self.posts_table, self.rejects_table
+
+    @property
+    def content_hashes(self) -> Path:
+        """Hashes of the source's files, so that a file which did not change is not read again."""
+        return self.root / ".digests.json"
+
+    @property
+    def source_cache(self) -> Path:
+        """What readers of a source keep, such as indices of tars."""
+        return self.root / ".sources"
+
+    # Artifacts
+
+    def asset(self, asset: str) -> Path:
+        return self.root / asset
+
+    def partition(self, asset: str, key: str | None) -> Path:
+        """Where the versions of an asset's partition lie."""
+        return self.root / asset if key is None else self.root / asset / key
+
+    def artifact(self, asset: str, key: str | None, version: str) -> Path:
+        return self.partition(asset, key) / version
+
+    def manifest(self, asset: str, key: str | None, version: str) -> Path:
+        """Exists once the artifact is complete."""
+        return self.artifact(asset, key, version) / MANIFEST
+
+    def work(self, asset: str, key: str | None, version: str) -> Path:
+        """Checkpoints of an unfinished artifact."""
+        return self.partition(asset, key) / f"{WORK}{version}"
+
+    def build_lock(self, asset: str, key: str | None, version: str) -> Path:
+        """Held by the process that builds an artifact, whose number is in it."""
+        return self.partition(asset, key) / f"{LOCK}{version}"
+
+    @property
+    def in_use(self) -> Path:
+        """Lock of the whole store: shared while building, exclusive while deleting."""
+        return self.root / ".in-use.lock"
+
+    # Pointers and requests
+
+    def current(self, asset: str, line: str) -> Path:
+        """Pointer to the current artifact of an asset; `line` is a hash of the settings that it belongs to."""
+        return self.root / asset / f"current.{line}.json"
+
+    def all_current(self, asset: str) -> list[Path]:
+        """Lists the pointers of an asset, by whatever settings."""
+        return sorted(self.asset(asset).glob("current.*.json"))
+
+    def request(self, asset: str) -> Path:
+        """Pointer to the artifact that a user asked to replace."""
+        return self.root / asset / "request.json"
+
+    @property
+    def publication(self) -> Path:
+        """Pointer to the mixture that answers, with all decisions about it."""
+        return self.root / "published.json"
+
+    @property
+    def publication_lock(self) -> Path:
+        return self.root / ".publishing.lock"
+
+    @property
+    def takedowns(self) -> Path:
+        """Salted hashes of what was taken down."""
+        return self.root / "forgotten.parquet"
+
+    @property
+    def takedowns_lock(self) -> Path:
+        return self.root / ".forgotten.lock"
+
+    # Runs
+
+    @property
+    def progress_folder(self) -> Path:
+        return self.root / ".progress"
+
+    def progress(self, asset: str, key: str | None) -> Path:
+        """What a running step reports last."""
+        return self.progress_folder / (f"{asset}.json" if key is None else f"{asset}.{key}.json")
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def log(self, asset: str, key: str | None) -> Path:
+        """Output of the process that builds an artifact."""
+        return self.logs / (f"{asset}.log" if key is None else f"{asset}.{key}.log")
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's instance where DAGSTER_HOME names no other."""
+        return self.root / "dagster"
+
+    @property
+    def report_page(self) -> Path:
+        """A page that shows the latest table."""
+        return self.root / "report" / "table.html"

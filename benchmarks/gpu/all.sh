@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# bash benchmarks/gpu/all.sh [A B C D E]: the parts one after the other, each within that many seconds (0 skips one).
+# In the repository's root. Writes $OUT/results.jsonl (a line per measurement, at once), $OUT/log.txt and
+# $OUT/b-kernels-*.txt. DEPENDENCIES: the folder that prepare.sh wrote. MPS=1: part d also under CUDA MPS.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+dependencies=${DEPENDENCIES:-build/gpu} site=${SITE:-/tmp/hardmoe-site}
+export OUT=${OUT:-build/gpu-results}
+mkdir -p "$OUT"
+if [ ! -e "$site/.ready" ]; then
+    mkdir -p "$site"
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" \
+        "$dependencies"/wheels/*.whl || exit 1
+    [ ! -e "$dependencies/gpu-faiss.tar.xz" ] || python3 -m tarfile -e "$dependencies/gpu-faiss.tar.xz" "$site"
+    touch "$site/.ready"
+fi
+export PYTHONPATH=$site:$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+part() { # name, seconds, arguments of python3
+    local name=$1 seconds=$2
+    shift 2
+    [ "$seconds" -gt 0 ] || return 0
+    local began=$SECONDS
+    timeout --kill-after=5 $((seconds + 10)) python3 "$@" >>"$OUT/log.txt" 2>&1
+    echo "== $name: exit code $?, $((SECONDS - began)) s"
+}
+a=${1:-60} b=${2:-150} c=${3:-70} d=${4:-90} e=${5:-90}
+part tests "$a" -m pytest -q -m gpu tests/test_gpu.py -p no:cacheprovider
+part a "$a" "$here/a_checks.py" "$a"
+part b "$b" "$here/b_step.py" "$b"
+part c "$c" "$here/c_kmeans.py" "$c"
+part d "$d" "$here/d_experts.py" "$d" ${MPS:+--mps}
+part e "$e" "$here/e_mixture.py" "$e"
+grep -E "passed|failed" "$OUT/log.txt" | tail -3
+python3 "$here/short.py" <"$OUT/results.jsonl"

@@ -1,0 +1,318 @@
+"""The scripts of a GPU day, at tiny sizes on a CPU: every part records what it should, and its parts compute it."""
+
+import io
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.models.resnet import build
+from moe_core.settings import Network, Training
+from moe_core.training.batches import ImagesInMemory, Posts, rows_of_step
+from moe_core.training.loop import train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
+
+import c_kmeans
+import c_kmeans_step
+import captured_step
+import d_experts
+import fatbin
+import short
+import synthetic_posts
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "gpu"
+CUDA = "needs a CUDA device"
+TINY = Network(widths=(4, 8), depths=(1, 1), embedding=8)
+LOOPS = (
+    "project",
+    "bare",
+    "project, images in host memory",
+    "bare, strided shortcuts",
+    "bare, strided shortcuts, cudnn.benchmark, fused SGD",
+    "captured",
+)
+# what each part records on a CPU, in order: a field that it must hold, or the reason for which it is skipped
+EXPECTED = {
+    "a_checks": [
+        ("machine", "torch"),
+        ("waits per step", CUDA),
+        ("resuming", "resumed_differs"),
+        ("speed after resuming", CUDA),
+        ("one rank under gloo", "warnings"),
+        ("joint rounds", "finite"),
+        ("serving, branch_at 0", "largest_difference"),
+        ("serving, branch_at 1", "largest_difference"),
+        ("CUDA in a forked worker", CUDA),
+    ],
+    "b_step": [
+        *((f"tiny32: {what}", "images_per_s") for what in LOOPS),
+        ("tiny32: profile of the project's loop", CUDA),
+        *((f"resnet50: {what}", "images_per_s") for what in LOOPS),
+        ("resnet50: torchvision, bare", CUDA),
+        ("resnet50: profile of the project's loop", CUDA),
+        *((f"{name}: compiled{more}", CUDA) for name in ("tiny32", "resnet50") for more in ("", " and captured")),
+    ],
+    "c_kmeans": [
+        ("ceilings", CUDA),
+        *(
+            (f"K={k}: {what}", field)
+            for k in (4, 8)
+            for what, field in (
+                ("floor in ms", CUDA),
+                ("assign, float32", "objective"),
+                ("assign, tf32", "objective"),
+                ("sums by index_add", "differs"),
+                ("sums by product", "differs"),
+                ("sums by sort", "differs"),
+                ("flash-kmeans", CUDA),
+                ("faiss.knn_gpu", CUDA),
+            )
+        ),
+        ("K=4: the project's fit of 2,000 posts", "objective"),
+        ("K=8: the project's fit of 2,000 posts", "objective"),
+        ("K=8: the project's assign on the CPU", "seconds"),
+    ],
+    "d_experts": [
+        (f"tiny, batch 8: {what}", field)
+        for what, field in (
+            ("one after the other, the project's loop", "images_per_s"),
+            ("captured, 1 streams", "images_per_s"),
+            ("captured, 4 streams", CUDA),
+            ("captured, 16 streams", CUDA),
+            ("fused, captured, contiguous_format", "images_per_s"),
+            ("fused, captured, channels_last", "images_per_s"),
+            ("2 processes", "answered"),
+            ("fused, captured, compiled", CUDA),
+        )
+    ],
+    "e_mixture": [
+        ("posts", "hashtags"),
+        ("trunk", "images_per_s"),
+        ("partition", "sizes"),
+        ("mixture", "images_per_s"),
+        ("random partition", "images_per_s"),
+        ("trunk, same budget", "images_per_s"),
+        ("P@1 of trunk", "p_at_1"),
+        ("P@1 of mixture", "p_at_1"),
+        ("P@1 of mixture, router weight", "p_at_1"),
+        ("P@1 of random partition", "p_at_1"),
+        ("P@1 of random partition, router weight", "p_at_1"),
+        ("P@1 of trunk, same budget", "p_at_1"),
+    ],
+}
+
+
+def environment(folder):
+    """A machine without a CUDA device that has none of the packages that a GPU machine lacks."""
+    lacking = folder / "lacking"
+    lacking.mkdir()
+    for name in ("dagster", "lance", "polars", "torchvision"):
+        (lacking / f"{name}.py").write_text(f"raise ImportError('the parts must run without {name}')")
+    return os.environ | {
+        "OUT": str(folder / "results"),
+        "PYTHONPATH": os.pathsep.join([str(lacking), str(ROOT)]),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def records_in(folder):
+    lines = (folder / "results" / "results.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def numbers_of(value):
+    if isinstance(value, dict | list):
+        values = value.values() if isinstance(value, dict) else value
+        return [number for each in values for number in numbers_of(each)]
+    return [value] if isinstance(value, float | int) else []
+
+
+@pytest.fixture(scope="module", params=EXPECTED)
+def part(request, tmp_path_factory):
+    """A part that has run, and its records."""
+    folder = tmp_path_factory.mktemp(request.param)
+    command = [sys.executable, "-W", "error", FOLDER / f"{request.param}.py", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return request.param, records_in(folder)
+
+
+def test_a_part_records_every_measurement_or_why_it_is_skipped(part):
+    name, records = part
+    assert {record["part"] for record in records} == {name[0]}
+    recorded = []
+    for record, (_, field) in zip(records, EXPECTED[name], strict=True):
+        what = "".join(record["what"].partition("router weight")[:2])  # the weight that is chosen may vary
+        recorded.append((what, record.get("skipped", field if field in record else record)))
+    assert recorded == EXPECTED[name]
+
+
+def test_every_number_is_finite(part):
+    _, records = part
+    for record in records:
+        numbers = numbers_of(record)
+        assert numbers, record
+        assert all(math.isfinite(number) for number in numbers), record
+
+
+def posts(count, side=8, tags=5):
+    images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return Posts(ImagesInMemory(images), torch.arange(count) % tags, torch.arange(count + 1))
+
+
+def test_a_captured_step_trains_as_the_project_s_loop_does():
+    some, training = posts(40), Training(epochs=2, batch_size=8, lr=0.1, flip=False, crop=0, precision="float32")
+    theirs, ours = build(TINY, 5, seed=0), build(TINY, 5, seed=0)
+    for _ in train(theirs, some, training):
+        pass
+    images, tags = torch.from_numpy(some.images.images_NHWC), some.tags_T[:, None]
+    step = captured_step.Step(ours, images, tags, batch=8, steps=10, lr=0.1, crop=0, bf16=False)
+    order = np.concatenate([rows_of_step(40, 8, training.seed, number) for number in range(10)])
+    step.order = torch.from_numpy(order)
+    for _ in range(10):
+        step()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name].double(), tensor.double(), atol=1e-4), name
+
+
+def test_the_sparse_loss_counts_each_tag_of_a_post_alike():
+    logits_BV = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
+    log_BV = logits_BV.log_softmax(1)
+    loss = captured_step.sparse_loss(logits_BV, torch.tensor([[1, 2], [0, -1]]))
+    assert float(loss) == pytest.approx(-float((log_BV[0, 1] + log_BV[0, 2]) / 2 + log_BV[1, 0]) / 2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fused_experts_answer_as_each_does_alone(layout):
+    models = [build(TINY, 5, seed) for seed in range(3)]
+    for model in models:
+        model.fc.load_state_dict(models[0].fc.state_dict())
+    x_BKCHW = torch.randn(4, 3, 3, 8, 8)
+    fused_BKV = d_experts.Fused(models, layout)(x_BKCHW)
+    for k, model in enumerate(models):
+        assert torch.allclose(fused_BKV[:, k], model.train()(x_BKCHW[:, k]), atol=1e-4)
+
+
+def test_clusters_that_lie_apart_are_found_and_sums_are_the_same_three_ways():
+    axis_KP = torch.eye(3, c_kmeans.P)
+    x_NP = axis_KP.repeat(20, 1) + 0.01 * torch.randn(60, c_kmeans.P, generator=torch.Generator().manual_seed(0))
+    x_NP /= x_NP.norm(dim=1, keepdim=True)
+    centroids_KP = c_kmeans_step.best_of(x_NP, 3, iterations=5, restarts=5, seed=0)
+    nearest_N, objective = c_kmeans.assign(x_NP, centroids_KP)
+    assert nearest_N.bincount().tolist() == [20, 20, 20]
+    assert len(set(nearest_N[:3].tolist())) == 3
+    assert float(objective) == pytest.approx(float((x_NP * centroids_KP[nearest_N]).sum()), rel=1e-5)
+    for sums in c_kmeans.SUMS.values():
+        for k in range(3):
+            assert torch.allclose(sums(x_NP, nearest_N, 3)[k], x_NP[nearest_N == k].sum(0), atol=1e-5)
+
+
+def test_an_empty_cluster_takes_half_of_the_largest():
+    sums_KP, counts_K = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]]), torch.tensor([5.0, 0.0, 1.0])
+    a, b, c = c_kmeans_step._without_empty(sums_KP, counts_K)
+    assert c.tolist() == [1.0, 0.0]
+    assert a.tolist() == pytest.approx([0.6, 0.8], abs=1e-3)
+    assert b.tolist() == pytest.approx([0.6, 0.8], abs=1e-3)
+    assert a.tolist() != b.tolist()
+
+
+def test_synthetic_posts_have_the_tags_and_the_pixels_of_the_project_s():
+    found = synthetic_posts.synthetic_posts(3000, 16, seed=0, device="cpu")
+    source = synthetic_posts.source
+    assert 2960 <= len(found.images_NSS3) == len(found.tags_NT) == len(found.scene_N) <= 3000
+    assert (found.tags_NT >= 0).any(1).all()
+    words, scenes = source._names(0), list(source.SCENES)
+    assert found.hashtags == sorted({*words.ravel().tolist(), *scenes, *source.GENERIC_TAGS})
+    thing_N, scene_N = found.tags_NT[:, 0], found.scene_N.tolist()
+    named = [(found.hashtags[tag], scene) for tag, scene in zip(thing_N.tolist(), scene_N, strict=True) if tag >= 0]
+    assert all(word in words[scene] for word, scene in named)
+    assert len(named) / 3000 == pytest.approx(source.NAMED, abs=0.02)
+    assert float((found.tags_NT[:, 2] >= 0).float().mean()) == pytest.approx(source.GENERIC, abs=0.03)
+    files = [row for batch in source.draw_shard(0, 1, 3000, 0, 16) for row in batch["image"].to_pylist()]
+    from PIL import Image
+
+    drawn = []
+    for file in files:
+        try:
+            drawn.append(np.asarray(Image.open(io.BytesIO(file)), np.float32).mean())
+        except (OSError, SyntaxError):  # some are broken on purpose
+            continue
+    ours_N = found.images_NSS3.float().mean((1, 2, 3))
+    assert float(ours_N.mean()) == pytest.approx(np.mean(drawn), rel=0.03)
+    assert float(ours_N.std()) == pytest.approx(np.std(drawn), rel=0.06)
+
+
+def fat_binary(*payloads):
+    """A fat binary of (kind, architecture, payload): what nvcc puts into a library."""
+    packed = b"".join(
+        struct.pack("<HHIQIIHHI", kind, 0, 64, len(payload), 0, 0, 0, 0, chip).ljust(64, b"\0") + payload
+        for kind, chip, payload in payloads
+    )
+    return struct.pack("<IHHQ", fatbin.MAGIC, 1, 16, len(packed)) + packed
+
+
+def test_a_slim_library_keeps_the_code_of_one_chip():
+    head, tail = b"head" + struct.pack("<I", fatbin.MAGIC), b"tail"  # the first magic number is there by chance
+    payloads = [(2, 80, b"a" * 8), (2, 90, b"b" * 8), (1, 90, b"c" * 8)]
+    library = head + fat_binary(*payloads) + tail
+    assert [(chip, library[at : at + size]) for chip, at, size in fatbin.entries(library)] == [
+        ("sm_80", b"a" * 8),
+        ("sm_90", b"b" * 8),
+        ("ptx_90", b"c" * 8),
+    ]
+    zeros = bytes(8)
+    expected = head + fat_binary((2, 80, zeros), (2, 90, b"b" * 8), (1, 90, zeros)) + tail
+    assert fatbin.slim(library, "sm_90") == expected
+
+
+def test_results_are_printed_in_short(capsys, monkeypatch):
+    record = {"part": "b", "what": "tiny32: project", "at": 3.2, "images_per_s": 40_000, "spread": 0.01}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(record) + "\n"))
+    short.main()
+    assert capsys.readouterr().out == "b tiny32: project: images_per_s=40000 spread=0.01\n"
+
+
+def test_one_command_runs_the_parts_that_have_seconds(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / ".ready").touch()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(tmp_path) | {"SITE": str(tmp_path / "site"), "PATH": path}
+    command = ["bash", FOLDER / "all.sh", "0", "0", "30", "0", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("== c: exit code 0, ")
+    assert len(lines) == len(records_in(tmp_path)) == len(EXPECTED["c_kmeans"])
+
+
+def test_wheels_that_the_machine_lacks_are_packed_in_parts(tmp_path):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("polars-2.1.0", "typing_extensions-4.1", "dagster-1.13"):
+        (wheels / f"{name}-py3-none-any.whl").write_bytes(os.urandom(3000))
+    (tmp_path / "have").write_text("numpy\nTyping-Extensions\n")
+    command = ["bash", FOLDER / "graph_parts.sh", wheels, tmp_path / "have", "4000"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    parts = sorted((tmp_path / "build").iterdir(), key=lambda part: int(part.name.rpartition("-")[2]))
+    archive = b"".join((part / "part").read_bytes() for part in parts)
+    assert len(parts) == -(-len(archive) // 4000) > 1
+    listed = subprocess.run(["tar", "-tf", "-"], input=archive, capture_output=True, check=True).stdout.decode()
+    packed = {Path(line).name for line in listed.splitlines() if line.endswith(".whl")}
+    assert packed == {"polars-2.1.0-py3-none-any.whl", "dagster-1.13-py3-none-any.whl"}
+
+
+def test_the_command_runs_where_the_project_is_not_installed(tmp_path):
+    command = [sys.executable, FOLDER / "hardmoe.py", "demo", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith("Usage: hardmoe demo ")

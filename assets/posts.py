@@ -47,12 +47,11 @@ def _table(said: Any) -> str:
     Rows are named by their place in the shard alone: Dagster keeps what it is told, and a detail may quote an id that a
     takedown must not leave here. rejects.lance has both.
     """
-    from moe_core.stages.data.posts import example_rows
 
     if not said["reasons"]:
         return f"None of {said['read']} rows were rejected."
     lines = ["| reason | rows | for example |", "| --- | --- | --- |"]
     for reason, rows in sorted(said["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
-        named = [f"row {row}" for row in example_rows(said, reason)]
+        named = [f"row {row}" for row in said["examples"].get(reason, ())]
         lines.append(f"| {cell(reason)} | {rows} | {cell('; '.join(named))} |")
     return "\n".join(lines)

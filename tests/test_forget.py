@@ -581,20 +581,6 @@ def test_what_lies_beside_the_stores_is_named_with_its_place(ingested, tmp_path)
     assert hardmoe(*command).stderr == ""
 
 
-def test_an_older_manifest_that_quotes_rejects_goes_with_its_shard(ingested):
-    old = ingested.need("posts", "b")
-    said = json.loads((old.path / "artifact.json").read_text())
-    said["metadata"]["examples"] = {"no_tags": [[3, "y" * 80, "a detail\ufffd"]]}
-    del said["checksum"]
-    from moe_core.store.hashing import with_checksum
-
-    (old.path / "artifact.json").write_text(json.dumps(with_checksum(said)))
-    forget(ingested, ids=["post-of-bob-005"])  # of shard a
-    assert old.path.exists()
-    forget(reopen(ingested), ids=["post-of-bob-125"])
-    assert not old.path.exists()
-
-
 def test_dagsters_database_is_searched_and_what_it_deleted_is_overwritten(ingested, tmp_path, monkeypatch):
     import dagster as dg
 

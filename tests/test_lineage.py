@@ -209,7 +209,7 @@ def test_a_damaged_manifest_is_named(root):
 def test_the_command_prints_a_tree_with_each_node_once(both):
     context = Context(GOOD, both)
     text = hardmoe(both, "mixture").output.splitlines()
-    assert text[0] == f"mixture {context.version('mixture')}  digest {context.need('mixture').digest}"
+    assert text[0] == f"mixture {context.version('mixture')}  digest {context.need('mixture').content_hash}"
     tree = text[: text.index("Settings")]
     splits = [line for line in tree if f"splits {context.version('splits')}" in line]
     assert len([line for line in splits if "(see above)" not in line]) == 1

@@ -144,7 +144,7 @@ def test_every_name_of_the_layout_is_another(tmp_path):
     layout = Layout(tmp_path)
     names = [getattr(layout, name) for name, value in vars(Layout).items() if isinstance(value, property)]
     paths = [path for path in names if isinstance(path, Path)]
-    assert len(set(paths)) == len(paths) > 15
+    assert len(set(paths)) == len(paths) > 9
 
 
 def test_a_store_finds_versions_and_keys_by_names_alone(tmp_path):

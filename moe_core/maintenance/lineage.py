@@ -6,7 +6,7 @@ of something that an artifact here holds: members of a cluster (in a partition),
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,7 +16,6 @@ from typing import Any, Literal
 from moe_core.engine.context import Context
 from moe_core.stages.mixture.promote import NONE
 from moe_core.store.artifact import Artifact, full_version
-from moe_core.store.hashing import content_hash
 from moe_core.store.store import Store
 
 Kind = Literal["artifact", "members", "snapshot", "shard", "takedowns", "file", "nothing", "gone"]
@@ -131,8 +130,7 @@ class Lineage:
             key = artifact.key if name == "members" else name
             return Input(name, "members", said, self._with_members(artifact, str(key), said))
         if artifact.asset == "splits" and name == "posts":
-            parts = self._of_snapshot(artifact, said)
-            return Input(name, "snapshot" if parts else "gone", said, parts)
+            return Input(name, "snapshot", said, tuple(artifact.metadata["snapshot"].values()))
         return Input(name, "gone", said)
 
     def _with_members(self, artifact: Artifact, key: str, said: str) -> tuple[str, ...]:
@@ -147,13 +145,6 @@ class Lineage:
     def _trunks_of(self, partition: Artifact) -> set[str]:
         features = (v for v in partition.inputs.values() if v in self.places)
         return {self.artifact(v).inputs.get("trunk", "") for v in features}
-
-    def _of_snapshot(self, splits: Artifact, said: str) -> tuple[str, ...]:
-        """Versions of the posts of each shard; none where splits of an earlier hardmoe do not tell."""
-        parts: Mapping[str, str] = splits.metadata.get("snapshot", {})
-        if content_hash([[shard, version] for shard, version in parts.items()]) != said:
-            return ()
-        return tuple(parts.values())
 
 
 def _folders(path: Path) -> list[Path]:

@@ -22,7 +22,6 @@ from moe_core.data.traces import LOCKED_SECONDS, Traces, is_sqlite
 from moe_core.engine.context import Context
 from moe_core.errors import LockHeld
 from moe_core.maintenance.gc import DATA_SETS, current_pins, leftovers, size_of
-from moe_core.stages.data.posts import quotes_rejects
 from moe_core.stages.gate import membership
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
@@ -120,12 +119,7 @@ def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]
             book.noting("user", row["user"], [row["shard"]], done.saw)
     elsewhere: set[str] = set()
     anything = bool(found.rows) or any(e.shards and not e.done for e in book.entries.values())
-    shards = {row["shard"] for row in found.rows}
-    shards |= {shard for entry in book.entries.values() if not entry.done for shard in entry.shards}
     for artifact in _artifacts(context):
-        if artifact.asset == "posts" and artifact.key in shards and quotes_rejects(artifact):
-            found.artifacts.append(artifact)
-            continue
         held = _held(artifact)
         mine = {i for i in held if book.holds(i)} if held is not None else set()
         elsewhere |= mine

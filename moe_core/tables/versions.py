@@ -13,7 +13,7 @@ from typing import Any
 from moe_core.store.hashing import file_hash
 from moe_core.tables.paths import lance_path
 
-NAME_CHARACTERS = 40  # of a data file's digest; before there were digests, a name had 32 others
+NAME_CHARACTERS = 40  # of the SHA-256 in a data file's name
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def name_of(shard: str, file: Path) -> str:
 
 
 def is_what_it_says(file: Path) -> bool:
-    """Whether a data file holds the bytes that its name tells. One that an older hardmoe wrote tells nothing."""
-    shard, _, said = file.name.removesuffix(".lance").rpartition(".")
-    return file.is_file() and (len(said) != NAME_CHARACTERS or file.name == name_of(shard, file))
+    """Whether a data file holds the bytes that its name tells."""
+    shard = file.name.removesuffix(".lance").rpartition(".")[0]
+    return file.is_file() and file.name == name_of(shard, file)
 
 
 def pieces_of(table: Any) -> Pieces:
@@ -56,8 +56,8 @@ def pieces_of(table: Any) -> Pieces:
         shard = file.removesuffix(".lance").rpartition(".")[0]
         if not shard:
             raise ValueError(
-                f"{table.uri} has the data file {file}, wanted <shard>.<SHA-256>.lance: was it written by something "
-                "else, or by an older hardmoe? Take posts.lance and rejects.lance away and ingest again"
+                f"{table.uri} has the data file {file}, wanted <shard>.<SHA-256>.lance: it was written by another "
+                "program. Delete posts.lance and rejects.lance and ingest again"
             )
         found.setdefault(shard, []).append(Piece(shard, fragment.fragment_id, file, first, about.num_rows))
         first += about.num_rows

@@ -1,13 +1,11 @@
 """posts: one shard of the source, decoded and canonicalized, in posts.lance; the rest in rejects.lance."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from moe_core.engine.context import Context, threads_for
 from moe_core.engine.stage import Stage
-from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.store.artifact import StageOutput
 from moe_core.text import utf8
 
 
@@ -66,24 +64,6 @@ def _inputs(context: Context, key: str | None) -> dict[str, str]:
     return said | ({"forgotten": forgotten} if forgotten else {})
 
 
-def example_rows(metadata: Mapping[str, Any], reason: str) -> list[int]:
-    """Rows of a shard that were rejected for a reason, a few of them."""
-    named = metadata["examples"].get(reason, [])
-    return [one if isinstance(one, int) else one[0] for one in named]  # [row, id, detail] in older ones
-
-
-def quotes_rejects(artifact: Artifact) -> bool:
-    """Whether a manifest has ids and details of rejected posts, cut and with characters replaced, as older ones do."""
-    examples = artifact.metadata.get("examples", {})
-    return any(not isinstance(one, int) for named in examples.values() for one in named)
-
-
-def _ids(artifact: Artifact) -> list[str]:
-    """Ids of rejected posts that an older manifest gives as examples."""
-    examples = artifact.metadata.get("examples", {})
-    return [one[1] for named in examples.values() for one in named if not isinstance(one, int) and one[1]]
-
-
 POSTS = Stage(
     name="posts",
     keys="shards",
@@ -92,5 +72,5 @@ POSTS = Stage(
     settings=lambda study: study.data.settings_of("posts"),
     inputs=_inputs,
     make=_make,
-    holds=_ids,
+    holds=lambda artifact: (),  # its manifest numbers rows; the posts are in the tables, which are searched row by row
 )

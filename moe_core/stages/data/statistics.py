@@ -12,15 +12,15 @@ def seen(context: Context) -> Seen:
     import polars as pl
 
     splits, vocabulary = context.need("splits").metadata["splits"], context.need("vocabulary")
-    said = vocabulary.metadata
+    counts = vocabulary.metadata
     posts_V = pl.read_parquet(vocabulary.file("hashtags.parquet"), glob=False)["posts"]
-    read = max(said["training_posts"], 1)
-    tagged = max(said.get("tagged_training_posts", read), 1)  # one made before this was counted: all of them
+    read = max(counts["training_posts"], 1)
+    tagged = max(counts["tagged_training_posts"], 1)
     share = tagged / read
     return Seen(
         posts=round(share * sum(splits[name] for name in ("train", "validation", "test", "router"))),
         tags_a_post=posts_V.sum() / tagged,
-        distinct_tags=said["hashtags"],
+        distinct_tags=counts["hashtags"],
         train=round(share * splits["train"]),
         validation=round(share * splits["validation"]),
         top_share=min(1.0, float(str(posts_V.max())) / tagged),

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.gpu import KEY, uses_gpu, with_gpu
 from assets.runs import claim
 from assets.showing import about, cost_so_far, curves, numbers, origin
 from assets.study import EXPERTS, SHARDS, root, study
@@ -42,6 +43,7 @@ def asset_of(name: str, **more: Any) -> Any:
         code_version=stage.code_version(study()),
         owners=OWNERS,
         pool=TRAINER if name in TRAINED else None,
+        required_resource_keys={KEY} if uses_gpu(name) else None,
         **more,
     )
 
@@ -65,11 +67,12 @@ def materialize(context: dg.AssetExecutionContext, config: Work, look: Look | No
     partitioned = GRAPH[name].keys is not None and context.has_partition_key  # of the asset, not of the run alone
     key = context.partition_key if partitioned else None
     claim(context.instance, context.run)
+    stage = with_gpu(GRAPH[name], getattr(context.resources, KEY)) if uses_gpu(name) else GRAPH[name]
     with Progress(context, name, key) as progress:
         work = Context(study(), root(), progress.report, by=f"run {context.run_id}")
         started = time.monotonic()
         try:
-            built = build(work, GRAPH[name], key, force=config.force)
+            built = build(work, stage, key, force=config.force)
             more, checks = look(work, built.artifact) if look else ({}, [])
             if name in TRAINED:
                 drawn = curves(built.artifact) if "log.jsonl" in built.artifact.files else {}  # a generation has many
@@ -114,6 +117,8 @@ class Progress:
         )
         if "waits_for" in said:
             self.context.log.info(f"waits for process {said['waits_for']}, which makes the same")
+        if "waits" in said:
+            self.context.log.info(f"waits for {said['waits']}")
         if set(said) - {"waits_for"} or not self._is_anothers():  # whoever is at work says how far it is
             write_text(self.file, json.dumps(now))
         if said and time.monotonic() - self.observed >= OBSERVE_SECONDS:

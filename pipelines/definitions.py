@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets import controls, experts, mixture, partition, posts, results, splits, trunk, vocabulary
+from assets.gpu import GPUS, KEY
 from assets.study import key_of, study
 from pipelines.everything import everything
 from pipelines.instance import warn_of_telemetry
@@ -18,6 +19,7 @@ defs = dg.Definitions(
     # `key_prefix` reaches what an asset depends on, but not the key of an asset that cannot be executed
     assets=[a.replace_attributes(key=key_of(a.key.path[-1])) if isinstance(a, dg.AssetSpec) else a for a in ASSETS],
     jobs=[*JOBS, *RUN_JOBS, everything, repartition],
+    resources={KEY: GPUS},
     schedules=[weekly_repartition],
     sensors=[*SENSORS, drift],
     # A step is minutes to days of work in one process: a process of its own inside the run would only be one more

@@ -30,7 +30,7 @@ def fit_kmeans(
     seed: int,
     start_KP: np.ndarray | None = None,
 ) -> KMeansFit:
-    """Fits `clusters` centroids to rows of unit norm, on a GPU where faiss has one; the same seed gives the same.
+    """Fits `clusters` centroids to rows of unit norm, on the current GPU if faiss has one; a seed repeats the result.
 
     Starts from random posts, `restarts` times, or once from `start_KP`: then centroid k continues start k.
     Raises TooFewPosts when there are fewer posts than clusters, or a cluster stays empty.
@@ -50,10 +50,11 @@ def fit_kmeans(
         nredo=restarts if start_KP is None else 1,
         spherical=True,
         seed=seed,
-        gpu=hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0,
         max_points_per_centroid=len(x_NP),  # the default of 256 would fit on a sample without a word
         min_points_per_centroid=1,  # only a warning otherwise
     )
+    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
+        kmeans.index = faiss.index_cpu_to_gpus_list(kmeans.index, gpus=[_current_gpu()])
     kmeans.train(x_NP, init_centroids=None if start_KP is None else np.ascontiguousarray(start_KP, np.float32))
     assert kmeans.centroids is not None
     assert kmeans.obj is not None
@@ -89,6 +90,13 @@ def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, 
         old_N[members[assign(x_NP[members], halves) != stays]] = k
         start_KP[worst], start_KP[k] = halves[stays], halves[1 - stays]
     return start_KP
+
+
+def _current_gpu() -> int:
+    """The GPU that torch computes on: one of several, which others may use."""
+    import torch
+
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
 def _direction(x_NP: np.ndarray) -> np.ndarray:

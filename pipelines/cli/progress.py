@@ -104,6 +104,8 @@ class Display:
             parts.append(f"waits for another process ({said['pid']})")
         elif "waits_for" in said:
             parts.append(f"waits for another process ({said['waits_for'] or 'unknown'})")
+        elif "waits" in said:
+            parts.append(f"waits for {said['waits']}")
         if said.get("steps"):
             least = [f"loss {said['loss']:.3f}", f"{said['images_per_second']:,.0f} images/s", f"step {said['step']:,}"]
             parts.append(f"{100 * said['step'] / said['steps']:3.0f} %")

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from moe_core.engine.context import Context
 from moe_core.engine.stage import shown_as
 from moe_core.stages.data.statistics import warnings_of
+from moe_core.stages.experts.joint import JOINT
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.training.cost import TRAINED
 from moe_core.store.artifact import Artifact
 from moe_core.store.hashing import content_hash
 from moe_core.text import shown
 from pipelines.cli.progress import as_one_says
-from pipelines.run.scheduler import JOINT, above, is_fresh, use_workers
+from pipelines.run.scheduler import above, is_fresh, use_workers
 from pipelines.run.status import State, existing_instance, failed_runs, state_of
 from pipelines.run.task import Task
 

@@ -5,24 +5,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.engine.context import SHARE, Context, cores, workers_for
+from moe_core.engine.gpus import gpu_names
 from moe_core.engine.stage import maker, shown_as
 from moe_core.maintenance.gc import remove_gone_shards, tidy_where_cheap
 from moe_core.settings import load_study
 from moe_core.stages.evaluation.rows import ONE_NETWORK
 from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
-from moe_core.stages.training.cost import TRAINED
 from moe_core.stages.trunk import frozen
 from pipelines.instance import home, opened, project_keys, reap
-from pipelines.run.gpus import Lease, Leases, gpu_names
-from pipelines.run.pools.local import Worker, load_ahead
+from pipelines.run.pools.local import Worker, load_ahead, sharers
 from pipelines.run.task import SETTINGS, Task, TaskResult
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25  # at least so often the display is told
 DATA_VERSION_TAG, INPUT_TAG = "dagster/data_version", "dagster/input_data_version"
-JOINT = ("joint_experts", "random_joint_experts")  # stages that start processes of their own, one a GPU
 
 
 @dataclass
@@ -41,8 +39,6 @@ class Running:
     run_id: str
     started: float
     worker: Worker | None = None  # None: a run of Dagster's daemon
-    slot: int = 0
-    lease: Lease | None = None
 
 
 @dataclass
@@ -108,9 +104,8 @@ def run_study(
     waiting = [Task(stage, key, force) for stage, key in (only if only is not None else tasks_of(context, until))]
     alone = only is not None
     done: set[tuple[str, str | None]] = set()
-    summary, running, idle = Summary(), list[Running](), dict[int, Worker]()
+    summary, running, idle = Summary(), list[Running](), list[Worker]()
     meanwhile = Meanwhile(context)
-    leases = Leases(gpu_names(), count)
     if force or any(context.find(task.asset, task.key) is None for task in waiting):
         load_ahead()
 
@@ -142,15 +137,11 @@ def run_study(
                             summary.overtaken = why
                             break
                         else:
-                            slot = min(set(range(count)) - {r.slot for r in running})
-                            lease = _lease(leases, context, task, slot)
-                            if lease is None:
-                                held_up[task.name] = f"waits for a GPU: {', '.join(leases.names)} in use"
-                                if uses_all_gpus(context, task):
-                                    break  # or those that need but one would never let it have all
-                                continue
-                            worker = _worker(idle.pop(slot, None), lease, uses_all_gpus(context, task))
-                            one = Running(task, make_new_run_id(), time.monotonic(), worker, slot, lease)
+                            worker = idle.pop() if idle else Worker(sharers(count))
+                            if worker.is_worn:
+                                worker.stop()
+                                worker = Worker(sharers(count))
+                            one = Running(task, make_new_run_id(), time.monotonic(), worker)
                             running.append(one)
                             worker.ask(task, one.run_id, _log(context, task), context.study)
                             on_event("started", task, "")
@@ -164,7 +155,7 @@ def run_study(
                         running.remove(one)
                         answer = _end(one, instance)
                         if one.worker:
-                            idle[one.slot] = one.worker
+                            idle.append(one.worker)
                         ended(summary, one, answer, meanwhile, instance, on_event)
                         if not answer.error:
                             done.add((one.task.asset, one.task.key))
@@ -173,7 +164,7 @@ def run_study(
             summary.interrupted = True
         finally:
             with undisturbed():
-                for worker in (*(one.worker for one in running if one.worker), *idle.values()):
+                for worker in (*(one.worker for one in running if one.worker), *idle):
                     worker.stop()
                 for one in running:
                     _cancel(one, instance)
@@ -384,36 +375,10 @@ def _recorded(instance: "dg.DagsterInstance", stage: str, key: str | None) -> Ma
     return found.tags or {} if found else {}
 
 
-def uses_all_gpus(context: Context, task: Task) -> bool:
-    return task.asset in JOINT or (task.asset == "trunk" and context.study.trunk_setup.ranks > 1)
-
-
-def _lease(leases: Leases, context: Context, task: Task, slot: int) -> Lease | None:
-    """Of the GPU of the slot where it is free; None where a training has to wait."""
-    if not leases.names:
-        return Lease([], ExitStack())
-    own = leases.names[slot % len(leases.names)]
-    if task.asset not in TRAINED:
-        return Lease([own], ExitStack())
-    return leases.all() if uses_all_gpus(context, task) else leases.one(own)
-
-
-def _worker(idle: Worker | None, lease: Lease, all_gpus: bool) -> Worker:
-    """The slot's own, where it can go on, or a new one."""
-    gpu = None if all_gpus or not lease.gpus else lease.gpus[0]
-    if idle:
-        if idle.gpu == gpu and not idle.is_worn:
-            return idle
-        idle.stop()
-    return Worker(gpu)
-
-
 def _end(one: Running, instance: "dg.DagsterInstance") -> TaskResult:
     """How a run ended. A process that died without a word is named, and its run marked failed."""
     assert one.worker
     answer = one.worker.answer()
-    if one.lease:
-        one.lease.release()
     if answer.died:
         run = instance.get_run_by_id(one.run_id)
         if run and not run.is_finished:
@@ -424,8 +389,6 @@ def _end(one: Running, instance: "dg.DagsterInstance") -> TaskResult:
 
 def _cancel(one: Running, instance: "dg.DagsterInstance") -> None:
     """Marks the run of a process that was ended canceled, and gives back what it held."""
-    if one.lease:
-        one.lease.release()
     run = instance.get_run_by_id(one.run_id)
     if run and not run.is_finished:
         instance.report_run_canceled(run, message="interrupted: the same command goes on from the last checkpoint")

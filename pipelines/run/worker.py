@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 # What every run needs is imported here, once, in the fork server: forked runs have it at no cost. Not lance or polars:
 # they start threads when they are imported, which a fork does not survive.
@@ -21,6 +22,7 @@ import dagster._core.storage.runs
 import dagster._core.storage.schedules
 import torch
 
+from assets.gpu import KEY, uses_gpu
 from assets.runs import identity
 from assets.study import STUDY, key_of, study
 from moe_core.failpoints import failpoint
@@ -33,7 +35,7 @@ from pipelines.ui.services import LOCATION
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
 
-def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
+def work(asked: Connection, beats: Connection, sharers: int) -> None:
     """Materializes what is asked for, one (task, run id, log) after the other; answers each, and beats meanwhile.
 
     Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed: the command
@@ -43,16 +45,14 @@ def work(asked: Connection, beats: Connection, gpu: str | None) -> None:
     beat(beats.fileno())
     die_with_parent()  # the fork server
     end_by_parent_alone()
-    threading.Thread(target=_answer, args=(asked, gpu), daemon=True).start()
+    threading.Thread(target=_answer, args=(asked, sharers), daemon=True).start()
     watch = select.poll()
     watch.register(asked.fileno(), 0)  # hang-ups are always told
     watch.poll()
     _end()
 
 
-def _answer(asked: Connection, gpu: str | None) -> None:
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+def _answer(asked: Connection, sharers: int) -> None:
     threads = torch.get_num_threads()
     instance = None
     try:
@@ -68,7 +68,7 @@ def _answer(asked: Connection, gpu: str | None) -> None:
                 torch.set_num_threads(threads)  # as in a process where nothing has run
                 try:
                     instance = instance or dg.DagsterInstance.get()
-                    answer = materialize(task, run_id, instance)
+                    answer = materialize(task, run_id, instance, sharers)
                 except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
                     traceback.print_exc()
                     answer = TaskResult(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
@@ -85,10 +85,13 @@ def _end() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def materialize(task: Task, run_id: str, instance: dg.DagsterInstance) -> TaskResult:
-    """Runs the asset in this process, as a run of Dagster's."""
+def materialize(task: Task, run_id: str, instance: dg.DagsterInstance, sharers: int = 1) -> TaskResult:
+    """Runs the asset in this process, as a run of Dagster's; `sharers` is how many trainings may share a GPU."""
+    config: dict[str, Any] = {"ops": {task.asset: {"config": {"force": task.force}}}}
+    if uses_gpu(task.asset):
+        config["resources"] = {KEY: {"config": {"sharers": sharers}}}
     result = defs.resolve_job_def(job_of(task.asset)).execute_in_process(
-        run_config={"ops": {task.asset: {"config": {"force": task.force}}}},
+        run_config=config,
         instance=instance,
         partition_key=task.key,
         asset_selection=[key_of(task.asset)],

@@ -203,3 +203,4 @@ def _devices(study: Study) -> list[str]:
 
 JOINT_EXPERTS = _stage("joint_experts", "expert", control=False)
 RANDOM_JOINT_EXPERTS = _stage("random_joint_experts", "random", control=True)
+JOINT = (JOINT_EXPERTS.name, RANDOM_JOINT_EXPERTS.name)  # both use every GPU

@@ -12,6 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from moe_core.engine.gpus import gpu_names
 from moe_core.heartbeat import LOOK_SECONDS, Pulse
 from moe_core.settings import Study
 from pipelines.run.task import Task, TaskResult
@@ -79,20 +80,19 @@ class LocalPool:
                     break
                 worker.stop()
             else:
-                worker = Worker()
+                worker = Worker(sharers(self.capacity))
             self._busy.add(worker)
             return worker
 
 
 class Worker:
-    """A process that runs one task after the other; where `gpu` is given it sees that GPU alone."""
+    """A process that runs one task after the other, with up to `sharers` trainings on one GPU."""
 
-    def __init__(self, gpu: str | None = None) -> None:
-        self.gpu = gpu
+    def __init__(self, sharers: int) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
         self.beats, their_beats = multiprocessing.Pipe(duplex=False)
         with _PROCESSES:
-            self.process = _forks().Process(target=_work, args=(theirs, their_beats, gpu), daemon=True)
+            self.process = _forks().Process(target=_work, args=(theirs, their_beats, sharers), daemon=True)
             self.process.start()
         theirs.close()
         their_beats.close()
@@ -148,6 +148,12 @@ class Worker:
             return self.process.exitcode
 
 
+def sharers(workers: int) -> int:
+    """Trainings at once on one GPU: where there are more workers than GPUs, as few share one as have to."""
+    gpus = len(gpu_names())
+    return -(-workers // gpus) if gpus else 1
+
+
 def load_ahead() -> None:
     """Starts the fork server, which loads what workers need while the caller continues. HARDMOE_STUDY must be set.
 
@@ -171,7 +177,7 @@ def _forks() -> "multiprocessing.context.ForkServerContext":
     return forks
 
 
-def _work(asked: Connection, beats: Connection, gpu: str | None) -> None:
+def _work(asked: Connection, beats: Connection, sharers: int) -> None:
     from pipelines.run.worker import work  # loaded already, in the fork server
 
-    work(asked, beats, gpu)
+    work(asked, beats, sharers)

@@ -1,0 +1,112 @@
+"""Which GPU a step computes on. Each trains one network at a time, whoever started the training: a run of Dagster's UI
+or daemon, or a command on this or another study of the same user on this machine.
+
+A training holds a lock on its GPU's file, in a folder that all of a user's studies share, for as long as it runs; the
+lock ends with the process that holds it. Before that it takes the GPU's gate for a moment. A training that wants
+several GPUs keeps their gates while it waits and while it runs, so that the trainings that need one cannot starve it.
+"""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+from moe_core.errors import BadSetting, LockHeld
+from moe_core.store.locks import exclusive
+
+NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
+WAIT_SECONDS = 0.2  # between attempts
+Waits = Callable[[str], None]
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that this process may use, by the names it knows them by, without loading torch.
+
+    Where CUDA_VISIBLE_DEVICES is set, its entries, as CUDA reads them: up to the first that names no GPU.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+    return list(takewhile(NAME.fullmatch, (part.strip() for part in visible.split(","))))
+
+
+@contextmanager
+def one_gpu(names: Sequence[str], sharers: int, first: int, waits: Waits) -> Iterator[int]:
+    """Waits for a place on one of the GPUs and yields its index in `names`; `first` is preferred where it is free.
+
+    A GPU has `sharers` places. `waits` is called once, with what is waited for, if none is free.
+    """
+    order = sorted(range(len(names)), key=lambda index: (index - first) % len(names))
+    with ExitStack() as held:
+        while (index := _place(names, order, sharers, held)) is None:
+            waits(f"a GPU: {', '.join(names)} in use")
+            waits = _silent
+            time.sleep(WAIT_SECONDS)
+        yield index
+
+
+@contextmanager
+def all_gpus(names: Sequence[str], waits: Waits) -> Iterator[int]:
+    """Waits until no other training is on any of the GPUs, holds them alone, and yields the index of the first."""
+    folder = _folder()
+    with ExitStack() as held:
+        for name in sorted(set(names)):  # in one order, so that two that want several never wait for each other
+            waits = _wait(held, folder / f"{_safe(name)}.gate", name, waits)
+            for place in sorted({folder / f"{_safe(name)}.0", *folder.glob(f"{_safe(name)}.[0-9]*")}):
+                waits = _wait(held, place, name, waits)
+        yield 0
+
+
+def free_gpu(names: Sequence[str], first: int) -> int:
+    """Index of a GPU for a step that trains nothing and so holds none: `first`, or another where that is in use."""
+    order = sorted(range(len(names)), key=lambda index: (index - first) % len(names))
+    with ExitStack() as held:
+        index = _place(names, order, 1, held)
+    return first % len(names) if index is None else index
+
+
+def _place(names: Sequence[str], order: Sequence[int], sharers: int, held: ExitStack) -> int | None:
+    folder = _folder()
+    for place in range(sharers):  # the second of a GPU only where no GPU has its first free
+        for index in order:
+            name = _safe(names[index])
+            with ExitStack() as gate:
+                if _take(gate, folder / f"{name}.gate") and _take(held, folder / f"{name}.{place}"):
+                    return index
+    return None
+
+
+def _wait(held: ExitStack, lock: Path, name: str, waits: Waits) -> Waits:
+    while not _take(held, lock):
+        waits(f"all GPUs: {name} in use")
+        waits = _silent
+        time.sleep(WAIT_SECONDS)
+    return waits
+
+
+def _take(held: ExitStack, lock: Path) -> bool:
+    try:
+        held.enter_context(exclusive(lock, wait=False))
+    except LockHeld:
+        return False
+    return True
+
+
+def _silent(_: str) -> None:
+    """Said already."""
+
+
+def _safe(name: str) -> str:
+    return re.sub("[^A-Za-z0-9-]", "_", name)
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"hardmoe-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise BadSetting(f"{folder} belongs to another user: remove it, or set TMPDIR to a folder of yours")
+    return folder

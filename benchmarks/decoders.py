@@ -3,7 +3,7 @@
     python benchmarks/decoders.py STUDY.toml [NAME ...]
 
 The study's trunk and partition are made once and are the same for all. Prints one row a variant: P@1 and R@5 of the
-experts alone, with the router's answer mixed in, and of top-k; then the unity of the embedding space.
+experts alone, with the router's answer mixed in, and of top-k; then the agreement of the embedding space.
 """
 
 import argparse
@@ -60,9 +60,9 @@ def main() -> None:
             f"{rows[row]['p_at_1']:.4f} / {rows[row]['r_at_5']:.4f}"
             for row in ("mixture_top1", "mixture_top1_router", "mixture_topk")
         ]
-        unity = {row["name"]: row for row in table.get("unity", {}).get("rows", [])}
-        if unity:
-            cells += [f"{unity['mixture']['within']:.4f}", f"{unity['mixture']['across']:.4f}"]
+        agreement = {row["name"]: row for row in table["embedding_agreement"]["rows"]}
+        if agreement:
+            cells += [f"{agreement['mixture']['within']:.4f}", f"{agreement['mixture']['across']:.4f}"]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

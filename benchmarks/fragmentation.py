@@ -72,16 +72,18 @@ def cell_of(context: Any) -> dict[str, Any]:
     """What one number of posts and experts gives."""
     from moe_core.engine.context import device_and_threads
     from moe_core.serving.bundle import Bundle
-    from moe_core.stages.evaluation.rows import Controls, one_network, random_experts, with_share
-    from moe_core.stages.evaluation.score import against, measured, score
+    from moe_core.stages.evaluation.predictions import open_control
+    from moe_core.stages.evaluation.rows import controls_of
+    from moe_core.stages.evaluation.score import gains_over_rows, measure_posts, score
     from moe_core.stages.mixture.routed_posts import read_routed_posts
 
     study, resamples = context.study, context.study.evaluation.bootstrap
     device = device_and_threads(study, parallel=False)
     bundle = Bundle(context.need("mixture").path)
     test, validation = read_routed_posts(context, "test"), read_routed_posts(context, "validation")
-    random = with_share(context, bundle, random_experts(context), True, validation, device)
-    controls = Controls({"trunk_same_budget": one_network(context, "trunk_same_budget")}, {"random_partition": random})
+    networks = {name: controls_of(study)[name] for name in ("trunk_same_budget", "random_partition")}
+    controls = {name: open_control(context, bundle, of, validation, device) for name, of in networks.items()}
+    random_weight = controls["random_partition"].router_weight
     scores, _ = score(context, bundle, controls, test, device)
     partition = context.need("partition").metadata
     return {
@@ -92,10 +94,10 @@ def cell_of(context: Any) -> dict[str, Any]:
         "hashtags": len(bundle.hashtags),
         "trunk_epochs": study.trunk.epochs,
         "expert_epochs": study.expert_training.epochs,
-        "router_weight": {MIXTURE: bundle.router_weight, "random_partition_router": random.share},
+        "router_weight": {MIXTURE: bundle.router_weight, "random_partition_router": random_weight},
         "unpublished": [key for key, good in bundle.published.items() if not good],
-        "rows": {name: measured(found, resamples) for name, found in scores.items()},
-        "mixture_against": against(MIXTURE, scores, resamples),
+        "rows": {name: measure_posts(found, resamples) for name, found in scores.items()},
+        "mixture_against": gains_over_rows(MIXTURE, scores, resamples),
     }
 
 

@@ -23,11 +23,12 @@ from linked import LABELLED, link
 
 from moe_core.data.sources import absolute, guess_format
 from moe_core.engine.context import Context
+from moe_core.evaluation.measures import PAIRED
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study, dump_study, load_study
 from moe_core.store.files import write_text
 
-MEASURES = {"p_at_1": "P@1", "r_at_5": "R@5", "r_at_10": "R@10"}
+MEASURES = {measure.name: measure.title for measure in PAIRED}
 SEEDED = ("trunk", "expert_training", "partition")
 
 

@@ -10,9 +10,6 @@ from typing import Literal
 
 from moe_core.settings import Study
 
-Measure = Literal["p_at_1", "r_at_5", "r_at_10"]
-TITLES: dict[str, str] = {"p_at_1": "P@1", "r_at_5": "R@5", "r_at_10": "R@10"}
-
 MANY_TAGS = 3.0  # tags a post beyond which softmax, whose target is 1/k, shares one answer, and P@1 says little
 SIGMOID_EPOCHS = 20  # of the trunk: with fewer the sigmoid lags behind (docs/results.md)
 HALF = 0.5  # share of posts that carry one hashtag, beyond which answering with it alone has a high P@1
@@ -179,7 +176,7 @@ def smallest_difference(posts: int) -> float:
     return 1.96 * math.sqrt(DISAGREE / posts)
 
 
-def measure_for(tags_a_post: float, top_share: float = 0.0) -> Measure:
+def measure_for(tags_a_post: float, top_share: float = 0.0) -> str:
     """The measure to compare mixtures by: P@1 up to MANY_TAGS tags a post, unless one hashtag is on more than HALF of
     the posts; else R@5 up to five tags a post, and R@10 beyond."""
     if tags_a_post <= MANY_TAGS and top_share <= HALF:

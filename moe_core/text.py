@@ -35,3 +35,11 @@ def refuse_bytes(path: Path | str, what: str) -> None:
         raise ValueError(
             f"{what} {shown(path, 300)} has the byte {byte:#04x} in its name, which is not UTF-8: rename it"
         ) from None
+
+
+def format_duration(seconds: float) -> str:
+    """Such as 12 s, 3 min, 1 h 20 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"

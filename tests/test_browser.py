@@ -314,7 +314,7 @@ def test_the_report_opens_from_its_asset(finished, ui, watched):
     page.goto(f"{ui}/assets/report")
     with page.context.expect_page() as opened:
         metadata(page).get_by_text("/hardmoe/report/").click()
-    opened.value.locator("#comparison tr.published").wait_for()
+    opened.value.locator("#measures tr.published").wait_for()
     assert opened.value.locator(".expert img").count() == 6
 
 
@@ -324,7 +324,7 @@ def test_the_report_fits_the_screen_and_asks_nothing_of_the_network(finished, wa
     page.set_viewport_size({"width": width, "height": 844})
     page.goto(Path(hardmoe("report", "--study", finished).strip()).as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("#comparison tr.published").count() == 1
+    assert page.locator("#measures tr.published").count() == 1
     assert page.locator(".expert img").count() == 6
     widths = [
         one.evaluate("image => image.decode().then(() => image.naturalWidth)") for one in page.locator("img").all()
@@ -347,9 +347,9 @@ def shown_study(tmp_path_factory):
     study = Path(SHOWN_STUDY)
     copy = shutil.copytree(study.parent, tmp_path_factory.mktemp("shown") / "study") / study.name
     hardmoe("run", "--study", copy)
-    verdict = json.loads(hardmoe("results", "--study", copy, "--json"))["verdict"]
+    comparison = json.loads(hardmoe("results", "--study", copy, "--json"))["comparison"]
     assert {"trunk": "better", "trunk_same_budget": "better"}.items() <= {
-        each["row"]: each["outcome"] for each in verdict["compared"]
+        each["row"]: each["outcome"] for each in comparison["compared"]
     }.items(), "the docs show a gain: train a study that has one"
     return copy
 
@@ -372,7 +372,7 @@ def test_pictures_for_the_docs_are_of_a_run_with_a_real_gain(shown_study, watche
     for name, width in (("desktop", 1200), ("phone", 390)):
         page.set_viewport_size({"width": width, "height": 844})
         page.goto(Path(hardmoe("report", "--study", shown_study).strip()).as_uri())
-        page.locator("#verdict").wait_for()
+        page.locator("#comparison").wait_for()
         watched.shoot(f"report-{name}")
         page.evaluate(f"document.getElementById('{best['expert']}').scrollIntoView()")
         watched.shoot(f"report-{name}-experts")

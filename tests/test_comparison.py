@@ -1,4 +1,4 @@
-"""The verdict in plain words, from tables whose figures a reader can follow."""
+"""The comparison in plain words, from tables whose figures a reader can follow."""
 
 import json
 
@@ -10,33 +10,40 @@ from click.testing import CliRunner
 from helpers.two_mixtures import GOOD, make, tiny_study
 from moe_core.data.synthetic import draw_shard
 from moe_core.engine.context import Context
-from moe_core.evaluation.comparison import BASELINES, compare, posts_to_decide
+from moe_core.evaluation.comparison import BASELINES as ROLES
+from moe_core.evaluation.comparison import compare, posts_to_decide
 from moe_core.settings import Source
 from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen, warnings_of
+from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.mixture.promote import judge
 from pipelines.cli.main import main
 from pipelines.cli.progress import Display
 from pipelines.run.scheduler import tasks_of
 from pipelines.run.task import Task
 
+BASELINES = [name for name, row in ROWS.items() if row.role in ROLES]
 COSTS = {"parameters": 100, "parameters_used": 100, "multiply_adds": 10, "training_images": 1000}
+
+
+def row(name, measure, value):
+    return {"name": name, "title": ROWS[name].title, "role": ROWS[name].role, measure: value} | COSTS
 
 
 def table(gains, measure="p_at_1", n=1000):
     """A mixture at 0.5 with so much gain (mean, low, high) over each row."""
-    rows = [{"name": name, measure: 0.5 - gain} | COSTS for name, (gain, _, _) in gains.items()]
-    mixture = {"name": "mixture_top1", measure: 0.5} | COSTS | {"multiply_adds": 20, "parameters": 400}
+    rows = [row(name, measure, 0.5 - gain) for name, (gain, _, _) in gains.items()]
+    mixture = row("mixture_top1", measure, 0.5) | {"multiply_adds": 20, "parameters": 400}
     against = {
         name: {f"{measure}_gain": gain, f"{measure}_gain_ci95": [low, high]}
         for name, (gain, low, high) in gains.items()
     }
-    rows += [] if "trunk" in gains else [{"name": "trunk", measure: 0.5} | COSTS]
     return {
         "published": "mixture_top1",
         "n": n,
         "measure": measure,
         "rows": [*rows, mixture],
+        "untrained": [r.title for r in ROWS.values() if r.role == "same_cost" and r.name not in gains],
         "published_gains": against,
     }
 
@@ -49,7 +56,7 @@ def test_better_than_all_that_costs_the_same_is_worth_its_cost():
     assert found.worth_its_cost == "yes"
     assert [each.outcome for each in found.compared] == ["better"] * 4
     assert found.lines == [
-        "Verdict by P@1 0.500 on 1,000 test posts; 95 % intervals of the difference:",
+        "Comparison by P@1 0.500 on 1,000 test posts; 95 % intervals of the difference:",
         "  better than answering with the most frequent hashtags: +0.100 (+0.050 to +0.150), 0.500 against 0.400",
         "  better than the trunk: +0.100 (+0.050 to +0.150), 0.500 against 0.400",
         "  better than the trunk trained for the same budget: +0.100 (+0.050 to +0.150), 0.500 against 0.400",
@@ -72,13 +79,13 @@ def test_an_interval_that_includes_zero_is_undecided_and_says_how_many_posts_wou
     assert found.why.startswith("no clear gain over the dense network of the same cost; it takes 2.0 times")
 
 
-@pytest.mark.parametrize("row", BASELINES)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize(("gain", "outcome"), [(LOST, "worse"), (SAME, "same")])
-def test_one_that_is_as_good_for_less_makes_it_not_worth_its_cost(row, gain, outcome):
-    found = compare(table(dict.fromkeys(BASELINES, CLEAR) | {row: gain}))
+def test_one_that_is_as_good_for_less_makes_it_not_worth_its_cost(name, gain, outcome):
+    found = compare(table(dict.fromkeys(BASELINES, CLEAR) | {name: gain}))
     assert found.worth_its_cost == "no"
-    assert {each.row: each.outcome for each in found.compared}[row] == outcome
-    assert f"{BASELINES[row]} does as well or better for less or the same" in found.why
+    assert {each.row: each.outcome for each in found.compared}[name] == outcome
+    assert f"{ROWS[name].title} does as well or better for less or the same" in found.why
 
 
 def test_without_controls_a_better_mixture_is_not_known_to_be_worth_its_cost():
@@ -90,16 +97,9 @@ def test_without_controls_a_better_mixture_is_not_known_to_be_worth_its_cost():
     assert "the dense network of the same cost was not trained" in one.why
 
 
-def test_a_table_made_before_there_was_a_row_of_frequent_hashtags_has_a_verdict_too():
-    old = table({"trunk": CLEAR, "trunk_same_budget": OPEN})
-    del old["measure"]
-    assert [each.row for each in compare(old).compared] == ["trunk", "trunk_same_budget"]
-    assert compare(old).measure == "p_at_1"
-
-
 def test_the_measure_of_the_table_is_the_one_judged_by():
     found = compare(table(dict.fromkeys(BASELINES, CLEAR), measure="r_at_10"))
-    assert found.lines[0].startswith("Verdict by R@10 0.500 on")
+    assert found.lines[0].startswith("Comparison by R@10 0.500 on")
 
 
 @pytest.mark.parametrize(
@@ -136,17 +136,17 @@ def test_the_row_of_frequent_hashtags_is_right_where_a_post_carries_the_most_fre
     assert "most_frequent" in table["published_gains"]
 
 
-def test_results_end_with_the_verdict_and_what_makes_it_doubtful(both, monkeypatch):
+def test_results_end_with_the_comparison_in_words_and_what_makes_it_doubtful(both, monkeypatch):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.setenv("HARDMOE_STUDY", "")
     text = hardmoe("results", "--study", both / "study.toml").stdout
-    assert "Verdict by P@1" in text
+    assert "Comparison by P@1" in text
     assert "worth its cost: " in text
     found = seen(Context(GOOD, both))
     assert f"Warning: {found.validation} validation posts: publish.margin 0.005 is " in text
     said = json.loads(hardmoe("results", "--study", both / "study.toml", "--json").stdout)
-    assert [each["row"] for each in said["verdict"]["compared"]] == ["most_frequent", "trunk"]
-    assert said["verdict"]["worth_its_cost"] in ("no", "undecided", "unknown")
+    assert [each["row"] for each in said["comparison"]["compared"]] == ["most_frequent", "trunk"]
+    assert said["comparison"]["worth_its_cost"] in ("no", "undecided", "unknown")
     assert len(said["warnings"]) == 2  # validation posts, and posts an expert
 
 

@@ -142,7 +142,7 @@ def test_a_plain_script_makes_the_same_artifacts(finished, tmp_path):
     make_everything(file)
     for name, stage in GRAPH.items():
         for key in stage.keys_of(context):
-            assert context.need(name, key).digest == through_dagster.need(name, key).digest, (name, key)
+            assert context.need(name, key).content_hash == through_dagster.need(name, key).content_hash, (name, key)
 
 
 def test_dagster_records_each_run_with_the_versions_it_read(finished):

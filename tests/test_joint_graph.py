@@ -241,9 +241,9 @@ def test_a_bundle_of_two_generations_is_refused(finished, tmp_path):
         bundle(tmp_path / "bad", mixed)
 
 
-def test_results_tell_the_unity_of_the_space(finished):
+def test_results_tell_the_agreement_of_the_embedding(finished):
     table = json.loads(hardmoe("results", "--study", finished, "--json").stdout)
-    rows = {row["name"]: row for row in table["unity"]["rows"]}
+    rows = {row["name"]: row for row in table["embedding_agreement"]["rows"]}
     assert set(rows) == {"trunk", "mixture", "separate_decoders"}
     for row in rows.values():
         for where in ("within", "across"):

@@ -10,10 +10,12 @@ import pytest
 
 from moe_core.data.loading import Labels
 from moe_core.evaluation import page, plots
+from moe_core.evaluation.measures import MEASURES, PAIRED
 from moe_core.recipes import demo
-from moe_core.stages.evaluation.score import PAIRED, TagCounts
+from moe_core.stages.evaluation.score import TagCounts
 from moe_core.stages.gate.contact_sheets import top_hashtags
 from moe_core.stages.training.cost import TrainingCost
+from moe_core.text import format_duration
 
 WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -89,10 +91,10 @@ def test_tags_that_an_expert_lifted_and_lowered_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(42, "42 s"), (119, "119 s"), (120, "2 min"), (5400, "1.5 h"), (200_000, "2.31 days")]
+    ("seconds", "text"), [(42, "42 s"), (119, "119 s"), (120, "2 min"), (5400, "90 min"), (200_000, "55 h 33 min")]
 )
 def test_durations(seconds, text):
-    assert page.duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 class Elements(HTMLParser):
@@ -111,9 +113,10 @@ class Elements(HTMLParser):
 
 def rendered(tags=("sea", "sand"), experts=2):
     names = [f"e{number:03d}" for number in range(experts)]
-    measures = {name: 0.5 for name, _ in page.COLUMNS} | {f"{name}_ci95": [0.4, 0.6] for name, _ in page.COLUMNS}
+    measures = dict.fromkeys(MEASURES, 0.5) | {f"{name}_ci95": [0.4, 0.6] for name in MEASURES}
     costs = dict.fromkeys(("parameters", "parameters_used", "multiply_adds", "training_images"), 1234)
-    rows = [{"name": name} | measures | costs for name in ("trunk", "mixture_top1")]
+    roles = {"trunk": "cheaper", "mixture_top1": "answer"}
+    rows = [{"name": name, "title": name, "role": role} | measures | costs for name, role in roles.items()]
     moved = [{"tag": tag, "n": 9, "trunk": 1, "mixture": 2} for tag in tags]
     one = {
         "n": 3,
@@ -128,7 +131,7 @@ def rendered(tags=("sea", "sand"), experts=2):
         "sheets": {"typical": base64.b64encode(b"picture").decode()},
         "size": 10,
     }
-    lost = {f"{name}_gain": -0.08 for name in PAIRED} | {f"{name}_gain_ci95": [-0.1, -0.02] for name in PAIRED}
+    lost = {f"{m.name}_gain": -0.08 for m in PAIRED} | {f"{m.name}_gain_ci95": [-0.1, -0.02] for m in PAIRED}
     return page.render(
         study=demo(),
         table={
@@ -137,6 +140,9 @@ def rendered(tags=("sea", "sand"), experts=2):
             "hashtags_in_map": 2,
             "map_posts": 6,
             "published_gains": {"trunk": lost},
+            "measure": "p_at_1",
+            "warnings": [],
+            "untrained": [],
             "rows": rows,
         },
         posts={"read": 12, "accepted": 11, "rejected": 1},

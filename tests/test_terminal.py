@@ -63,7 +63,7 @@ def test_every_finished_asset_keeps_its_name_on_the_screen(study, columns, until
         (first, *_) = [number for number, line in enumerate(screen.lines) if "held-out posts" in line]
         rows = [line.split()[0] for line in screen.lines[first:] if line.startswith("   ")]
         assert {"most_frequent", "trunk", "mixture_topk", "best_expert_oracle"} <= set(rows)
-        assert "Verdict by P@1" in text
+        assert "Comparison by P@1" in text
 
 
 def status(study):

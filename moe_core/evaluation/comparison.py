@@ -4,28 +4,22 @@ Nothing here is measured: each sentence follows from the paired differences of t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from moe_core.advice import TITLES
+from moe_core.evaluation.measures import MEASURES
 
 Outcome = Literal["better", "worse", "same", "undecided"]
 Worth = Literal["yes", "no", "undecided", "unknown"]
 
-BASELINES = {
-    "most_frequent": "answering with the most frequent hashtags",
-    "trunk": "the trunk",
-    "trunk_same_budget": "the trunk trained for the same budget",
-    "dense_same_cost": "the dense network of the same cost",
-}
-AS_DEAR = ("trunk_same_budget", "dense_same_cost")  # what the same training, or the same cost an image, buys otherwise
+BASELINES = ("floor", "cheaper", "same_cost")  # roles of the rows that cost less than the mixture, or the same
 MOST_POSTS = 10_000_000  # a difference that needs more posts to show is none that anybody would see
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The published row against one other."""
+    """The published row against a baseline."""
 
     row: str
     outcome: Outcome
@@ -36,10 +30,10 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the table says; `lines` are for people."""
+class Comparison:
+    """What the table shows; `lines` are for people."""
 
-    measure: str  # of TITLES
+    measure: str  # of MEASURES
     value: float  # of the published row
     n: int
     compared: tuple[Compared, ...]
@@ -48,7 +42,7 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        return TITLES[self.measure]
+        return MEASURES[self.measure].title
 
     @property
     def answer(self) -> str:
@@ -58,35 +52,30 @@ class Verdict:
     def lines(self) -> list[str]:
         by = f"{self.title} {self.value:.3f} on {self.n:,} test posts; 95 % intervals of the difference"
         compared = [f"  {each.text}" for each in self.compared]
-        return [f"Verdict by {by}:", *compared, f"  worth its cost: {self.answer}: {self.why}"]
+        return [f"Comparison by {by}:", *compared, f"  worth its cost: {self.answer}: {self.why}"]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def compare(table: Mapping[str, Any]) -> Verdict:
-    """Of a table as `evaluation` writes it; rows and measures that an older one lacks are left out."""
-    measure = str(table.get("measure", "p_at_1"))
+def compare(table: Mapping[str, Any]) -> Comparison:
+    """Compares the published row of a table, as `evaluation` writes it, with each of its baselines."""
     rows = {row["name"]: row for row in table["rows"]}
     published = rows[table["published"]]
-    compared = tuple(
-        _compared(name, title, measure, table, rows)
-        for name, title in BASELINES.items()
-        if name in table["published_gains"] and name in rows
-    )
-    worth, why = _worth(compared, rows, published)
-    return Verdict(measure, published[measure], table["n"], compared, worth, why)
+    baselines = {name: row for name, row in rows.items() if row["role"] in BASELINES}
+    compared = tuple(_compared(row, table["published_gains"][name], table) for name, row in baselines.items())
+    worth, why = _worth(compared, baselines, published, table["untrained"])
+    return Comparison(table["measure"], published[table["measure"]], table["n"], compared, worth, why)
 
 
-def _compared(
-    name: str, title: str, measure: str, table: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
-) -> Compared:
-    pair = table["published_gains"][name]
-    gain, (low, high) = pair[f"{measure}_gain"], pair[f"{measure}_gain_ci95"]
-    figures = f"{gain:+.3f} ({low:+.3f} to {high:+.3f}), {rows[table['published']][measure]:.3f} against "
-    figures += f"{rows[name][measure]:.3f}"
+def _compared(row: Mapping[str, Any], pair: Mapping[str, Any], table: Mapping[str, Any]) -> Compared:
+    measure = MEASURES[table["measure"]]
+    published = next(r for r in table["rows"] if r["name"] == table["published"])
+    gain, (low, high) = pair[f"{measure.name}_gain"], pair[f"{measure.name}_gain_ci95"]
+    name, title = row["name"], row["title"]
+    figures = f"{gain:+.3f} ({low:+.3f} to {high:+.3f}), {published[measure.name]:.3f} against {row[measure.name]:.3f}"
     if low > 0 or high < 0:
-        outcome: Outcome = "better" if low > 0 else "worse"
+        outcome: Outcome = "better" if (low > 0) == (measure.sign > 0) else "worse"
         return Compared(name, outcome, gain, (low, high), None, f"{outcome} than {title}: {figures}")
     if low == high == 0:
         return Compared(name, "same", gain, (low, high), None, f"the same as {title}: no test post tells them apart")
@@ -101,7 +90,7 @@ def _compared(
 
 
 def posts_to_decide(gain: float, low: float, high: float, posts: int) -> int | None:
-    """Posts at which an interval narrowed by the root of their number leaves out zero, to two digits; None beyond
+    """Posts at which an interval narrowed by the root of their number excludes zero, to two digits; None beyond
     MOST_POSTS."""
     half = (high - low) / 2
     if not gain or (wanted := posts * (half / abs(gain)) ** 2) > MOST_POSTS:
@@ -112,23 +101,32 @@ def posts_to_decide(gain: float, low: float, high: float, posts: int) -> int | N
 
 
 def _worth(
-    compared: tuple[Compared, ...], rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]
+    compared: tuple[Compared, ...],
+    baselines: Mapping[str, Mapping[str, Any]],
+    published: Mapping[str, Any],
+    untrained: Sequence[str],
 ) -> tuple[Worth, str]:
-    """Yes where it beats all that costs less or the same; no where one of them is as good; else undecided."""
-    price = _price(rows, published)
+    """Yes where it beats all that costs less or the same; no where one of them is as good; else undecided.
+
+    `untrained` has the titles of rows of the same cost that the study does not have.
+    """
+
+    def titles(found: Iterable[Compared]) -> str:
+        return " and ".join(baselines[each.row]["title"] for each in found)
+
+    price = _price(baselines, published)
     lost = [each for each in compared if each.outcome in ("worse", "same")]
     if lost:
-        names = " and ".join(BASELINES[each.row] for each in lost)
-        return "no", f"{names} {'does' if len(lost) == 1 else 'do'} as well or better for less or the same; {price}"
-    if open_ := [each for each in compared if each.outcome == "undecided"]:
-        return "undecided", f"no clear gain over {' and '.join(BASELINES[each.row] for each in open_)}; {price}"
-    missing = [name for name in AS_DEAR if name not in rows]
-    if len(missing) == len(AS_DEAR):
+        do = "does" if len(lost) == 1 else "do"
+        return "no", f"{titles(lost)} {do} as well or better for less or the same; {price}"
+    if undecided := [each for each in compared if each.outcome == "undecided"]:
+        return "undecided", f"no clear gain over {titles(undecided)}; {price}"
+    same_cost = [each for each in compared if baselines[each.row]["role"] == "same_cost"]
+    if not same_cost:
         why = "better than the trunk, but networks of the same cost were not trained (evaluation.controls = false)"
         return "unknown", f"{why}; {price}"
-    beaten = " and ".join(BASELINES[name] for name in AS_DEAR if name in rows)
-    also = f"; {' and '.join(BASELINES[name] for name in missing)} was not trained" if missing else ""
-    return "yes", f"better than {beaten}{also}; {price}"
+    also = f"; {' and '.join(untrained)} was not trained" if untrained else ""
+    return "yes", f"better than {titles(same_cost)}{also}; {price}"
 
 
 def _price(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Unity of the embedding space: do a post's neighbors share its hashtags across experts as they do within its own?
+"""Agreement of the embedding space: do a post's neighbors share its hashtags across experts as they do within its own?
 
 Letters: N posts, B posts at a time, D embedding width, k neighbors.
 """
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PART = 512  # posts whose neighbors are looked for at once
+CHUNK = 512  # posts whose neighbors are searched at a time
 
 
 def tag_agreement(
@@ -25,8 +25,8 @@ def tag_agreement(
     unit_ND = F.normalize(features_ND.float(), dim=1)
     expert = torch.from_numpy(np.asarray(expert_N))
     found = {name: np.full(count, np.nan) for name in ("within", "across")}
-    for first in range(0, count, PART):
-        rows = torch.arange(first, min(first + PART, count))
+    for first in range(0, count, CHUNK):
+        rows = torch.arange(first, min(first + CHUNK, count))
         near_BN = unit_ND[rows] @ unit_ND.T
         near_BN[torch.arange(len(rows)), rows] = -torch.inf  # a post is no neighbor of itself
         same_BN = expert[rows, None] == expert[None, :]

@@ -26,9 +26,9 @@ class Interval:
 
 
 def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dict[str, np.ndarray]:
-    """Measures of each post, (N,) float64: p_at_1, p_at_5, r_at_5, r_at_10 and cross_entropy against 1/k on its k tags.
+    """(N,) float64 by the names of `measures.MEASURES`; cross_entropy is against 1/k on a post's k tags.
 
-    Of equally probable hashtags the lower id comes first. Raises ValueError for a post without tags and for
+    Of equally probable hashtags the lower id comes first. Raises ValueError for a post without tags and NotFinite for
     probabilities that are not finite.
     """
     if not torch.isfinite(probabilities_NV).all():
@@ -53,6 +53,13 @@ def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dic
     }
 
 
+def tag_statistics(tags_T: Tensor, posts: int) -> tuple[float, float]:
+    """(mean number of hashtags a post, share of the posts that carry the most frequent one); (0, 0) without posts."""
+    if not posts:
+        return 0.0, 0.0
+    return len(tags_T) / posts, float(np.bincount(tags_T.numpy()).max()) / posts
+
+
 def found_tags(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor, k: int = 5) -> np.ndarray:
     """(T,) bool: whether each tag of each post is among the post's `k` most probable hashtags."""
     best_NK = probabilities_NV.topk(min(k, probabilities_NV.shape[1]), dim=1).indices
@@ -63,7 +70,8 @@ def found_tags(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor, k: i
 def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
     """Percentile bootstrap of the mean (Efron 1979), in memory that does not grow with N x R.
 
-    Raises ValueError for no values and for a value that is not finite.
+    scipy.stats.bootstrap gives the same; it takes half a second to import and refuses a single post. Raises TooFewPosts
+    for no values and NotFinite for a value that is not finite.
     """
     count = len(values_N)
     if count == 0:
@@ -81,7 +89,7 @@ def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
 
 
 def paired_difference(a_N: np.ndarray, b_N: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Of the mean of a - b on the same posts: narrower than two intervals side by side."""
+    """Bootstrap of the mean of a - b on the same posts: narrower than two intervals side by side."""
     if len(a_N) != len(b_N):
         raise ValueError(f"{len(a_N)} and {len(b_N)} posts: wanted two measures of the same ones")
     return bootstrap(a_N - b_N, resamples, seed)
@@ -93,7 +101,8 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
     A resample weighs each post by how often it was drawn, so each hashtag's posts are sorted once. A hashtag that a
     resample leaves without a post is left out of that resample. Copies of one post do not precede one another: were
     they counted as each other's forerunners, every resample would rank better than the sample and the interval could
-    miss its own mean. Raises ValueError for scores that are not finite and for a hashtag without a post.
+    miss its own mean. Raises NotFinite for scores that are not finite and ValueError for a hashtag
+    without a post.
     """
     if not np.isfinite(scores_NV).all():
         raise NotFinite("scores hold a number that is not finite: look at the weights that gave them")

@@ -73,7 +73,7 @@ def results(study_file: Path, as_json: bool) -> None:
         said = {
             "study": context.study.name,
             **table,
-            "verdict": compare(table).as_json(),
+            "comparison": compare(table).as_json(),
             "publication": publication_of(context),
             "is_current": since is None,
             "changed_since": since or [],

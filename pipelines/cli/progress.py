@@ -13,7 +13,7 @@ from rich.text import Text
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import compare
-from moe_core.evaluation.page import COLUMNS
+from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.stages.training.fit import seconds_left
 from moe_core.text import shown
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from pipelines.run.scheduler import Running, Summary
     from pipelines.run.task import Task
 
-COSTS = (
-    ("parameters", "parameters"),
-    ("parameters_used", "used"),
-    ("multiply_adds", "multiply-adds"),
-    ("training_images", "images trained on"),
-)
 LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
 
 
@@ -174,18 +168,17 @@ def print_table(table: dict[str, Any]) -> None:
     console.print("It gains, on the same posts:")
     for name, pair in table["published_gains"].items():
         gains = [
-            f"{title} {pair[f'{measure}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
-            for measure, title in COLUMNS
-            if f"{measure}_gain" in pair
-            for low, high in [pair[f"{measure}_gain_ci95"]]
+            f"{measure.title} {pair[f'{measure.name}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+            for measure in PAIRED
+            for low, high in [pair[f"{measure.name}_gain_ci95"]]
         ]
         console.print(f"  over {name:30} " + ", ".join(gains))
-    unity = table["unity"]
+    agreement = table["embedding_agreement"]
     console.print(
-        f"Overlap of a post's hashtags with those of its {unity['neighbors']} nearest neighbors in the embedding, "
-        f"{unity['n']:,} posts:"
+        f"Overlap of a post's hashtags with those of its {agreement['neighbors']} nearest neighbors in the embedding, "
+        f"{agreement['n']:,} posts:"
     )
-    for row in unity["rows"]:
+    for row in agreement["rows"]:
         parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
         console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))
     for line in compare(table).lines:
@@ -200,16 +193,14 @@ def _names(table: dict[str, Any]) -> list[str]:
 
 def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """(head, cell of each row) of the measures and costs."""
-    found = []
-    for name, title in COLUMNS:
-        cells = [f"{row[name]:.3f}" for row in rows]
-        if name in ("p_at_1", "r_at_5"):
-            around = [row[f"{name}_ci95"] for row in rows]
+    columns = []
+    for measure in MEASURES.values():
+        cells = [f"{row[measure.name]:.3f}" for row in rows]
+        if measure in HEADLINE:
+            around = [row[f"{measure.name}_ci95"] for row in rows]
             cells = [f"{cell} ({low:.3f}-{high:.3f})" for cell, (low, high) in zip(cells, around, strict=True)]
-        found.append((title, cells))
-    for name, title in COSTS:
-        found.append((title, [f"{row[name]:,}" for row in rows]))
-    return found
+        columns.append((measure.title, cells))
+    return columns + [(cost.title, [f"{row[cost.name]:,}" for row in rows]) for cost in COSTS]
 
 
 def _side_by_side(

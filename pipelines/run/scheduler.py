@@ -16,7 +16,6 @@ from moe_core.engine.gpus import gpu_names
 from moe_core.engine.stage import maker, shown_as
 from moe_core.maintenance.gc import remove_gone_shards, tidy_where_cheap
 from moe_core.settings import load_study
-from moe_core.stages.evaluation.rows import ONE_NETWORK
 from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25  # at least so often the display is told
 DATA_VERSION_TAG, INPUT_TAG = "dagster/data_version", "dagster/input_data_version"
+ONE_NETWORK = ("trunk_same_budget", "dense_same_cost")  # controls that take longest
 
 
 @dataclass

@@ -1,67 +1,61 @@
-"""What each row of the table costs: parameters, multiply-adds for one image, images trained on."""
+"""Cost of each row of the table: parameters, multiply-adds for one image, images trained on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_core.engine.context import Context
+from moe_core.evaluation.measures import COSTS
 from moe_core.stages.experts.experts import images_of
 
 if TYPE_CHECKING:
     from moe_core.serving.bundle import Bundle
 
+RowCost = dict[str, int]  # by the names of COSTS
 
-def costs_of(context: Context, bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """Parameters in all, those used for one image, multiply-adds for one image and training images, of each row."""
-    from moe_core.models.cost import multiply_adds, parameters
 
-    count = len(bundle.published)
-    whole = parameters(bundle.router)
-    decoder = parameters(bundle.router.fc)
-    shared = context.study.expert.branch_at  # stages that an image passes once, whoever answers
-    own = whole - decoder - sum(parameters(module) for module in bundle.router.shared_layers(shared))
-    trunk = multiply_adds(bundle.router, bundle.image_size)
-    expert = multiply_adds(bundle.router, bundle.image_size, after=shared)
-    k = min(context.study.evaluation.topk, count)
-    trunk_images = context.need("trunk").metadata["training_images"]
-    seen = {
-        name: sum(images_of(context.need(name, key)) for key in context.experts)
-        for name in ("expert", *(("random_expert", "separate_expert") if context.study.evaluation.controls else ()))
-    }
+class Costs:
+    """Sizes of a study's networks, from which the rows' costs follow."""
 
-    def cost(total: int, used: int, asked: int, images: int) -> dict[str, Any]:
-        return {
-            "parameters": total,
-            "parameters_used": used,
-            "multiply_adds": trunk + asked * expert,
-            "training_images": images,
-        }
+    def __init__(self, context: Context, bundle: Bundle) -> None:
+        from moe_core.models.cost import multiply_adds, parameters
 
-    extra = 0 if context.study.decoder.mode == "frozen" else decoder  # a decoder beside the router's own
-    mixture = whole + extra + count * own
-    found = {
-        "most_frequent": dict.fromkeys(("parameters", "parameters_used", "multiply_adds", "training_images"), 0),
-        "trunk": cost(whole, whole, 0, trunk_images),
-        "mixture_top1": cost(mixture, whole + extra + own, 1, trunk_images + seen["expert"]),
-        "mixture_topk": cost(mixture, whole + extra + k * own, k, trunk_images + seen["expert"]),
-        "best_expert_oracle": cost(mixture, whole + extra + count * own, count, trunk_images + seen["expert"]),
-    }
-    found["mixture_top1_router"] = found["mixture_top1"]
-    if context.study.evaluation.controls:
-        more = context.need("trunk_same_budget").metadata["training_images"]
-        found["trunk_same_budget"] = cost(whole, whole, 0, trunk_images + more)
-        if context.study.evaluation.dense_control:
-            dense = context.need("dense_same_cost").metadata
-            found["dense_same_cost"] = {
-                "parameters": dense["parameters"],
-                "parameters_used": dense["parameters"],
-                "multiply_adds": dense["multiply_adds"],
-                "training_images": dense["training_images"],
-            }
-        found["random_partition"] = cost(mixture, whole + extra + own, 1, trunk_images + seen["random_expert"])
-        found["separate_decoders_top1"] = cost(
-            whole + count * (own + decoder), whole + own + decoder, 1, trunk_images + seen["separate_expert"]
-        )
-        for name in ("random_partition", "separate_decoders_top1"):
-            found[f"{name}_router"] = found[name]
-    return found
+        shared = context.study.expert.branch_at  # stages that an image passes once, however many experts answer
+        self.context = context
+        self.experts: int = len(bundle.published)
+        self.topk: int = min(context.study.evaluation.topk, self.experts)
+        self.network = parameters(bundle.router)
+        self.decoder = parameters(bundle.router.fc)
+        self.own = self.network - self.decoder - sum(map(parameters, bundle.router.shared_layers(shared)))
+        self.shared_decoder = 0 if context.study.decoder.mode == "frozen" else self.decoder  # beside the router's own
+        self.trunk_adds = multiply_adds(bundle.router, bundle.image_size)
+        self.expert_adds = multiply_adds(bundle.router, bundle.image_size, after=shared)
+
+    @property
+    def nothing(self) -> RowCost:
+        """Cost of an answer without a network."""
+        return dict.fromkeys((cost.name for cost in COSTS), 0)
+
+    def one_network(self, *stages: str) -> RowCost:
+        """Cost of one network of the trunk's shape, trained by these stages one after the other."""
+        images = sum(self.context.need(stage).metadata["training_images"] for stage in stages)
+        return _cost(self.network, self.network, self.trunk_adds, images)
+
+    def as_recorded(self, stage: str) -> RowCost:
+        """Cost of one network of its own shape, as its artifact has it."""
+        recorded = self.context.need(stage).metadata
+        parameters = recorded["parameters"]
+        return _cost(parameters, parameters, recorded["multiply_adds"], recorded["training_images"])
+
+    def routed(self, stage: str, computed: int, own_decoders: bool = False) -> RowCost:
+        """Cost of the trunk and its experts, trained by a stage, of which `computed` look at an image."""
+        own = self.own + (self.decoder if own_decoders else 0)
+        shared = self.network + (0 if own_decoders else self.shared_decoder)
+        images = self.context.need("trunk").metadata["training_images"]
+        images += sum(images_of(self.context.need(stage, key)) for key in self.context.experts)
+        adds = self.trunk_adds + computed * self.expert_adds
+        return _cost(shared + self.experts * own, shared + computed * own, adds, images)
+
+
+def _cost(parameters: int, used: int, multiply_adds: int, training_images: int) -> RowCost:
+    return dict(zip((cost.name for cost in COSTS), (parameters, used, multiply_adds, training_images), strict=True))

@@ -1,7 +1,7 @@
 """evaluation: the mixture against its controls on held-out posts, every figure with its interval and its n.
 
-`asked` has the posts, `choices` what validation posts choose, `answers` what each row of the table answers, `scoring`
-the measures, `costs` and `unity` the rest of the table.
+`rows` describes the rows of the table, `predictions` computes their answers, `score` the measures, `costs` and
+`embedding_agreement` the rest of the table.
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ from moe_core.errors import TooFewPosts
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen
-from moe_core.stages.evaluation.costs import costs_of
-from moe_core.stages.evaluation.embedding_agreement import unity
-from moe_core.stages.evaluation.rows import ONE_NETWORK, controls_of, one_network_controls
-from moe_core.stages.evaluation.score import AP_POSTS, against, frequent_tags, per_expert, row_of, score, tags_of
+from moe_core.stages.evaluation.costs import Costs
+from moe_core.stages.evaluation.embedding_agreement import embedding_agreement
+from moe_core.stages.evaluation.predictions import open_controls
+from moe_core.stages.evaluation.rows import CONTROL_STAGES, ROWS, controls_of
+from moe_core.stages.evaluation.score import (
+    AP_POSTS,
+    frequent_tags,
+    gains_over_rows,
+    per_expert,
+    relevant_tags,
+    row_of,
+    score,
+)
 from moe_core.stages.mixture.routed_posts import read_routed_posts
 from moe_core.store.artifact import StageOutput
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     from moe_core.advice import measure_for, warnings
+    from moe_core.evaluation.metrics import tag_statistics
     from moe_core.serving.bundle import Bundle
 
     device = device_and_threads(context.study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
@@ -33,13 +43,14 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     test = read_routed_posts(context, "test")
     if not len(test):
         raise TooFewPosts("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
-    controls = controls_of(context, bundle, device)
+    controls = open_controls(context, bundle, device)
     scores, tags = score(context, bundle, controls, test, device)
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
-    costs, resamples = costs_of(context, bundle), context.study.evaluation.bootstrap
-    rows = [row_of(context, name, scores[name], test.posts, frequent) | costs[name] for name in scores]
-    gains = against(bundle.answer, scores, resamples)
-    tags_a_post, top_share = tags_of(test.posts)
+    relevant_NV = relevant_tags(test.posts, frequent)
+    costs, resamples = Costs(context, bundle), context.study.evaluation.bootstrap
+    rows = [row_of(context, name, scores[name], test.posts, relevant_NV) | ROWS[name].cost(costs) for name in scores]
+    gains = gains_over_rows(bundle.answer, scores, resamples)
+    tags_a_post, top_share = tag_statistics(test.posts.tags_T, len(test))
     table = {
         "published": bundle.answer,
         "n": len(test),
@@ -51,11 +62,12 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
         "hashtags_in_map": len(frequent),
         "map_posts": min(len(test), AP_POSTS),
         "router_weight": {"mixture_top1_router": bundle.router_weight}
-        | {f"{row}_router": routed.share for row, routed in controls.routed.items()},
+        | {f"{row}_router": c.router_weight for row, c in controls.items() if c.router_weight is not None},
         "temperature": bundle.temperature,
         "published_gains": gains,
         "per_expert": per_expert(bundle, scores, test.expert_N, tags, resamples),
-        "unity": unity(context, bundle, test, device),
+        "embedding_agreement": embedding_agreement(context, bundle, controls, test, device),
+        "untrained": [row.title for row in ROWS.values() if row.role == "same_cost" and row.name not in scores],
         "rows": rows,
     }
     (folder / "table.json").write_text(json.dumps(table, indent=1))
@@ -72,10 +84,9 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 
 def _inputs(context: Context, key: str | None) -> dict[str, str]:
     found = {"mixture": context.version("mixture"), "splits": context.version("splits")}
-    if context.study.evaluation.controls:
-        found |= {name: context.version(name) for name in (*one_network_controls(context.study), "random_decoder")}
-        for name in ("random_expert", "separate_expert"):
-            found |= {f"{name} {k}": context.version(name, k) for k in context.experts}
+    for networks in controls_of(context.study).values():
+        found |= {stage: context.version(stage) for stage in networks.stages}
+        found |= {f"{s} {k}": context.version(s, k) for s in networks.expert_stages for k in context.experts}
     return found
 
 
@@ -88,7 +99,7 @@ EVALUATION = Stage(
     name="evaluation",
     keys=None,
     code="5",
-    reads=("mixture", *ONE_NETWORK, "random_expert", "random_decoder", "separate_expert", "posts", "splits"),
+    reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
     settings=_settings,
     inputs=_inputs,
     make=_make,

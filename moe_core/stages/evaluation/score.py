@@ -12,25 +12,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.engine.context import Context
-from moe_core.stages.evaluation.rows import ROWS, Controls, answers
+from moe_core.evaluation.measures import MEASURES, PAIRED
+from moe_core.stages.evaluation.predictions import Control, predictions
+from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.mixture.routed_posts import RoutedPosts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moe_core.evaluation.metrics import Interval
     from moe_core.serving.bundle import Bundle
     from moe_core.training.batches import Posts
 
-CHUNK = 8192  # test posts answered at once: bounds the memory to CHUNK x V numbers a row of the table
+CHUNK = 8192  # test posts at a time: bounds the memory to CHUNK x V numbers a row of the table
 CHUNK_BYTES = 256 << 20  # of their pixels
-MEASURES = ("p_at_1", "p_at_5", "r_at_5", "r_at_10", "cross_entropy")
-PAIRED = ("p_at_1", "r_at_5", "r_at_10")  # of which the published row is set against each other, post by post
 LIFTED = 6  # hashtags shown of each expert that gained, and that lost
 AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
 
 
 class TagCounts:
-    """Tags of each expert's test posts, and how many of them an answer has among its first five."""
+    """Counts, by expert, of the tags of its test posts, and of those that a row finds: has among its first five."""
 
     def __init__(self, experts: int, hashtags: int) -> None:
         self.tags_KV = np.zeros((experts, hashtags), np.int32)
@@ -46,21 +47,21 @@ class TagCounts:
         if name == "trunk":
             np.add.at(self.tags_KV, (expert_T, part.tags_T.numpy()), 1)
 
-    def changed(self, expert: int, answer: str, hashtags: list[str]) -> dict[str, list[dict[str, Any]]]:
-        """Hashtags of the expert's posts that `answer` finds more often, and less often, than the trunk; most first."""
-        tags_V, trunk_V, mixture_V = self.tags_KV[expert], self.found_KV["trunk"][expert], self.found_KV[answer][expert]
+    def changed(self, expert: int, row: str, hashtags: list[str]) -> dict[str, list[dict[str, Any]]]:
+        """Hashtags of the expert's posts that a row finds more often, and less often, than the trunk; most first."""
+        tags_V, trunk_V, mixture_V = self.tags_KV[expert], self.found_KV["trunk"][expert], self.found_KV[row][expert]
         gain_V = mixture_V - trunk_V
         order = np.argsort(-gain_V, kind="stable")
 
-        def said(tags: list[int]) -> list[dict[str, Any]]:
+        def counts(tags: list[int]) -> list[dict[str, Any]]:
             return [
                 {"tag": hashtags[v], "n": int(tags_V[v]), "trunk": int(trunk_V[v]), "mixture": int(mixture_V[v])}
                 for v in tags
             ]
 
         return {
-            "lifted": said([v for v in order[:LIFTED] if gain_V[v] > 0]),
-            "lowered": said([v for v in order[::-1][:LIFTED] if gain_V[v] < 0]),
+            "lifted": counts([v for v in order[:LIFTED] if gain_V[v] > 0]),
+            "lowered": counts([v for v in order[::-1][:LIFTED] if gain_V[v] < 0]),
         }
 
 
@@ -76,34 +77,27 @@ class Scores:
 
 
 def score(
-    context: Context, bundle: Bundle, controls: Controls, test: RoutedPosts, device: str
+    context: Context, bundle: Bundle, controls: Mapping[str, Control], test: RoutedPosts, device: str
 ) -> tuple[dict[str, Scores], TagCounts]:
-    """(scores of each row of the table that has an answer, what became of the tags)."""
+    """(scores of each row that the study has, in the order of the table; counts of the tags found)."""
     from moe_core.evaluation.metrics import per_post
 
-    found: dict[str, Scores] = {}
+    scored: dict[str, Scores] = {}
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
     tags = TagCounts(len(bundle.published), len(bundle.hashtags))
     chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * bundle.image_size**2)))
     for first in range(0, len(test), chunk):
         some = test.rows(np.arange(len(test))[first : first + chunk])
-        some = replace(some, posts=some.posts.in_memory())  # every network looks at them
-        for name, p_NV in answers(context, bundle, controls, some, device):
-            scores = found.setdefault(name, Scores())
+        some = replace(some, posts=some.posts.in_memory())  # every network reads them
+        for name, p_NV in predictions(context, bundle, controls, some, device):
+            scores = scored.setdefault(name, Scores())
             scores.chunks.append(per_post(p_NV, some.posts.tags_T, some.posts.starts_N1))
             if name in ("trunk", bundle.answer):
                 tags.add(name, p_NV, some.posts, some.expert_N)
             if first < AP_POSTS:
                 scores.scores.append(p_NV[: AP_POSTS - first, frequent].numpy().astype(np.float32))
         context.report({"posts": min(first + chunk, len(test)), "of": len(test)})
-    return {name: found[name] for name in ROWS if name in found}, tags
-
-
-def tags_of(posts: Posts) -> tuple[float, float]:
-    """(mean number of hashtags a post, share of the posts that carry the most frequent one); of no post (0, 0)."""
-    if not len(posts):
-        return 0.0, 0.0
-    return len(posts.tags_T) / len(posts), float(np.bincount(posts.tags_T.numpy()).max()) / len(posts)
+    return {name: scored[name] for name in ROWS if name in scored}, tags
 
 
 def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
@@ -114,29 +108,38 @@ def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
     return [int(tag) for tag in order if counts[tag]]
 
 
-def measured(scores: Scores, resamples: int) -> dict[str, Any]:
-    """Each of MEASURES with its 95 % interval."""
+def measure_posts(scores: Scores, resamples: int) -> dict[str, Any]:
+    """The mean over posts of each measure of single posts, with its 95 % interval."""
     from moe_core.evaluation.metrics import bootstrap
 
-    row: dict[str, Any] = {}
-    for measure in MEASURES:
-        found = bootstrap(scores.measure(measure), resamples, seed=0)
-        row[measure] = round(found.mean, 5)
-        row[f"{measure}_ci95"] = [round(found.low, 5), round(found.high, 5)]
-    return row
+    columns: dict[str, Any] = {}
+    for measure in MEASURES.values():
+        if measure.of_posts:
+            columns |= as_json(measure.name, bootstrap(scores.measure(measure.name), resamples, seed=0))
+    return columns
 
 
-def row_of(context: Context, name: str, scores: Scores, posts: Posts, frequent: list[int]) -> dict[str, Any]:
+def measure_answers(scores: Scores, relevant_NV: np.ndarray) -> dict[str, Any]:
+    """Each measure of all the answers together, with its 95 % interval and number of posts."""
     from moe_core.evaluation.metrics import average_precision
 
-    row = {"name": name, "n": len(posts)} | measured(scores, context.study.evaluation.bootstrap)
-    found = average_precision(np.concatenate(scores.scores), _relevant(posts, frequent), AP_RESAMPLES, seed=0)
-    row |= {"map": round(found.mean, 5), "map_ci95": [round(found.low, 5), round(found.high, 5)], "map_n": found.n}
-    return row
+    precision = average_precision(np.concatenate(scores.scores), relevant_NV, AP_RESAMPLES, seed=0)
+    return as_json("map", precision) | {"map_n": precision.n}
 
 
-def _relevant(posts: Posts, frequent: list[int]) -> np.ndarray:
-    """(N, tags) bool: which of the posts of mAP carry which of its hashtags."""
+def row_of(context: Context, name: str, scores: Scores, posts: Posts, relevant_NV: np.ndarray) -> dict[str, Any]:
+    """A row of the table without its costs."""
+    row = {"name": name, "title": ROWS[name].title, "role": ROWS[name].role, "n": len(posts)}
+    return row | measure_posts(scores, context.study.evaluation.bootstrap) | measure_answers(scores, relevant_NV)
+
+
+def as_json(name: str, interval: Interval) -> dict[str, Any]:
+    """An interval as the table has it."""
+    return {name: round(interval.mean, 5), f"{name}_ci95": [round(interval.low, 5), round(interval.high, 5)]}
+
+
+def relevant_tags(posts: Posts, frequent: list[int]) -> np.ndarray:
+    """(N, V) bool: which of the posts of mAP carry which of its hashtags."""
     count = min(len(posts), AP_POSTS)
     wanted = int(posts.tags_T.max()) + 1
     return posts.targets(np.arange(count), wanted)[:, frequent].numpy() > 0
@@ -148,37 +151,33 @@ def per_expert(
     """P@1 of the trunk and of the mixture on the test posts of each expert, and the tags that gained and lost."""
     from moe_core.evaluation.metrics import paired_difference
 
-    found = []
+    rows = []
     trunk_N, mixture_N = (scores[name].measure("p_at_1") for name in ("trunk", bundle.answer))
     for number, (key, published) in enumerate(bundle.published.items()):
-        mine_N = expert_N == number
-        count = int(mine_N.sum())
+        own_N = expert_N == number
+        count = int(own_N.sum())
         row = {"expert": key, "n": count, "published": published}
         if count:
-            gain = paired_difference(mixture_N[mine_N], trunk_N[mine_N], resamples, seed=0)
+            gain = paired_difference(mixture_N[own_N], trunk_N[own_N], resamples, seed=0)
             row |= {
-                "trunk_p_at_1": round(float(trunk_N[mine_N].mean()), 5),
-                "mixture_p_at_1": round(float(mixture_N[mine_N].mean()), 5),
-                "p_at_1_gain": round(gain.mean, 5),
-                "p_at_1_gain_ci95": [round(gain.low, 5), round(gain.high, 5)],
-            } | tags.changed(number, bundle.answer, bundle.hashtags)
-        found.append(row)
-    return found
+                "trunk_p_at_1": round(float(trunk_N[own_N].mean()), 5),
+                "mixture_p_at_1": round(float(mixture_N[own_N].mean()), 5),
+            }
+            row |= as_json("p_at_1_gain", gain) | tags.changed(number, bundle.answer, bundle.hashtags)
+        rows.append(row)
+    return rows
 
 
-def against(published: str, scores: Mapping[str, Scores], resamples: int) -> dict[str, dict[str, Any]]:
-    """The published row less each other on the same posts: of each of PAIRED the mean with its 95 % interval."""
+def gains_over_rows(published: str, scores: Mapping[str, Scores], resamples: int) -> dict[str, dict[str, Any]]:
+    """Paired difference of the published row to each other on the same posts: mean and 95 % interval, by measure."""
     from moe_core.evaluation.metrics import paired_difference
 
-    found: dict[str, dict[str, Any]] = {}
+    gains: dict[str, dict[str, Any]] = {}
     for name in scores:
         if name == published:
             continue
-        found[name] = {}
-        for measure in PAIRED:
+        gains[name] = {}
+        for measure in (paired.name for paired in PAIRED):
             pair = paired_difference(scores[published].measure(measure), scores[name].measure(measure), resamples, 0)
-            found[name] |= {
-                f"{measure}_gain": round(pair.mean, 5),
-                f"{measure}_gain_ci95": [round(pair.low, 5), round(pair.high, 5)],
-            }
-    return found
+            gains[name] |= as_json(f"{measure}_gain", pair)
+    return gains

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe_core.advice import TITLES, measure_for
+from moe_core.advice import measure_for
 from moe_core.engine.context import Context, device_and_threads
 from moe_core.engine.stage import Stage
 from moe_core.evaluation.comparison import posts_to_decide
+from moe_core.evaluation.measures import MEASURES
 from moe_core.maintenance.takedown import network_name
 from moe_core.serving.publication import NOTHING, Book, Decision, load, save, writing
 from moe_core.stages import reading
-from moe_core.stages.evaluation.score import tags_of
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.locks import shared
 
@@ -121,9 +121,9 @@ def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts
 def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, old: Bundle) -> dict[str, Any]:
     """Of both among the hashtags that both know: P@1 and the measure that suits the tags a post, each with its paired
     difference, and the cross-entropy where both know the same hashtags."""
-    from moe_core.evaluation.metrics import paired_difference
+    from moe_core.evaluation.metrics import paired_difference, tag_statistics
 
-    tags_a_post, top_share = tags_of(posts)
+    tags_a_post, top_share = tag_statistics(posts.tags_T, len(posts))
     measure = measure_for(tags_a_post, top_share)
     compared = dict.fromkeys(("p_at_1", measure))
     device = device_and_threads(context.study, parallel=False, hashtags=len(hashtags))
@@ -178,7 +178,7 @@ def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
     gain = scores[f"{measure}_gain"]
     publish = gain >= -margin
     new, old = scores[f"{measure}_new"], scores[f"{measure}_published"]
-    than = f"{TITLES[measure]} {new:.4f} against {old:.4f} of {against}"
+    than = f"{MEASURES[measure].title} {new:.4f} against {old:.4f} of {against}"
     beyond = f"within publish.margin {margin}" if publish else f"more than publish.margin {margin} below it"
     why = than + (f", {beyond}" if gain < 0 else "") + f", on {scores['validation_posts']:,} validation posts"
     low, high = scores[f"{measure}_gain_ci95"]

@@ -1,10 +1,11 @@
-"""Posts of a split that are asked about, with what is known of each before an expert has seen it.
+"""Posts of a split with what the trunk and the gate know of each: its features and its expert.
 
 Letters: N posts, D embedding width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,14 +30,19 @@ class RoutedPosts:
     def __len__(self) -> int:
         return len(self.posts)
 
+    def expert_by(self, column: str) -> np.ndarray:
+        """(N,) int64: the expert of each post by a column of the assignment, `expert` or `random`."""
+        columns: Mapping[str, np.ndarray] = {"expert": self.expert_N, "random": self.random_N}
+        return columns[column]
+
     def rows(self, rows_M: np.ndarray) -> RoutedPosts:
-        """Those at these places, images not yet read."""
+        """The posts at these places; images are not read yet."""
         features_MD = self.features_ND[rows_M]
         return RoutedPosts(self.posts.subset(rows_M), features_MD, self.expert_N[rows_M], self.random_N[rows_M])
 
 
 def read_routed_posts(context: Context, split: str) -> RoutedPosts:
-    """The posts of a split that have something to predict and that no network was trained on; there may be none."""
+    """Posts of a split that have a hashtag to predict and that no network was trained on; there may be none."""
     index = reading.index(context)
     use_N = reading.held_out(context, index, split)
     assignment = reading.assignment(context)

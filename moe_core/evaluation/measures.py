@@ -1,0 +1,49 @@
+"""Registry of what the comparison table measures of each row, and of what a row costs.
+
+The table, the report, the terminal, Dagster and publication choose their columns here. A measure is added by a name
+here and by the values that `metrics.per_post` gives under that name.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table."""
+
+    name: str  # in table.json
+    title: str
+    sign: int = 1  # 1: higher is better; -1: lower
+    of_posts: bool = True  # a mean over posts; False: of all the answers together
+    paired: bool = False  # the published row is compared with each other by it, post by post
+    headline: bool = False  # shown with its interval where there is room for few
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A column of costs."""
+
+    name: str
+    title: str
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("p_at_1", "P@1", paired=True, headline=True),
+        Measure("p_at_5", "P@5"),
+        Measure("r_at_5", "R@5", paired=True, headline=True),
+        Measure("r_at_10", "R@10", paired=True),
+        Measure("cross_entropy", "cross-entropy", sign=-1),
+        Measure("map", "mAP", of_posts=False),
+    )
+}
+PAIRED = [measure for measure in MEASURES.values() if measure.paired]
+HEADLINE = [measure for measure in MEASURES.values() if measure.headline]
+
+COSTS = (
+    Cost("parameters", "parameters"),
+    Cost("parameters_used", "used"),
+    Cost("multiply_adds", "multiply-adds"),
+    Cost("training_images", "images trained on"),
+)

@@ -366,11 +366,11 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
             continue
         checked.clear()
         context = Context(copied.study, copied.root)
-        wanted = copied.need(stage.name, key).digest
+        wanted = copied.need(stage.name, key).content_hash
 
         def digest_of_another(folder, stage=stage, key=key, context=context):
             plan = replace(context.plan(stage.name, key), asset="another")
-            return Store(folder).make(plan, lambda inside: stage.make(context, key, inside)).digest
+            return Store(folder).make(plan, lambda inside: stage.make(context, key, inside)).content_hash
 
         assert digest_of_another(tmp_path / f"a{number}") == wanted
         mine = copied.need(stage.name, key).path
@@ -438,7 +438,7 @@ def test_a_flipped_byte_in_posts_is_found_by_verify_which_says_what_to_do(copied
     assert damage.folder.parent == copied.root / "posts" / shard
     assert f"{found[0]} is not the file that was written" in damage.why
     assert f"delete {damage.folder} and run again" in damage.why
-    digest = copied.need("posts", shard).digest
+    digest = copied.need("posts", shard).content_hash
     shutil.rmtree(damage.folder)
     again = Context(copied.study, copied.root)
     assert build(again, GRAPH["posts"], shard).artifact.content_hash == digest

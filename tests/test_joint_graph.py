@@ -146,7 +146,7 @@ def test_sigkill_within_a_round_then_again_gives_the_same_bits(finished, tmp_pat
     assert not (file.parent / "expert").exists()
     subprocess.run(command, env=environment, check=True)
     for name, key in [("joint_experts", None), ("shared_decoder", None), ("expert", "e000"), ("expert", "e002")]:
-        assert opened(file).need(name, key).digest == opened(finished).need(name, key).digest
+        assert opened(file).need(name, key).content_hash == opened(finished).need(name, key).content_hash
 
 
 def test_a_cluster_that_changed_makes_its_generation_and_all_experts_stale(finished, monkeypatch):
@@ -197,7 +197,7 @@ def test_backfill_draws_a_lost_expert_and_trains_none_alone(finished, tmp_path):
     file = root / "study.toml"
     shutil.rmtree(root / "expert" / "e001")
     assert "1 made" in hardmoe("backfill", "--study", file, "--missing").stdout
-    assert opened(file).need("expert", "e001").digest == opened(finished).need("expert", "e001").digest
+    assert opened(file).need("expert", "e001").content_hash == opened(finished).need("expert", "e001").content_hash
     refused = hardmoe("backfill", "--study", file, "--experts", "e001", "--force", check=False)
     assert refused.returncode == 1
     assert "experts of one generation are trained together" in refused.stderr

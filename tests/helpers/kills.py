@@ -130,7 +130,7 @@ class Kills:
         context = self.context()
         wanted = [stage for stage in GRAPH.values() if not stage.control]
         found = {
-            f"{stage.name}:{key}": context.need(stage.name, key).digest
+            f"{stage.name}:{key}": context.need(stage.name, key).content_hash
             for stage in wanted
             for key in stage.keys_of(context)
         }

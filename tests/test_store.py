@@ -1,14 +1,18 @@
 import multiprocessing
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from moe_core.errors import LockHeld
 from moe_core.store.artifact import Spec, StageOutput, full_version
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
+from moe_core.store.protocols import local
 from moe_core.store.store import Store
 
 PLAN = Spec("trunk", None, "1", {"lr": 0.1}, {"posts": "aa"})
@@ -163,3 +167,40 @@ def test_a_copy_of_an_artifact_under_another_name_is_none(tmp_path):
     made = Store(tmp_path).make(PLAN, write_hello)
     shutil.copytree(made.path, made.path.with_name("backup"))
     assert Store(tmp_path).everything("trunk") == [made]
+
+
+def test_one_builds_while_others_wait_and_know_for_whom(tmp_path):
+    store, waited, order = Store(tmp_path), [], []
+
+    def second():
+        with store.building(PLAN, waited.append):
+            order.append("second")
+
+    with store.building(PLAN):
+        assert store.builder_pid(PLAN) == os.getpid()
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not waited:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert (waited, order) == ([os.getpid()], ["first", "second"])
+    assert store.builder_pid(PLAN) is None
+
+
+def test_nothing_is_deleted_while_something_is_built(tmp_path):
+    store = Store(tmp_path)
+    with store.building(PLAN), pytest.raises(LockHeld), exclusive(store.layout.in_use, wait=False):
+        pass
+    with exclusive(store.layout.in_use, wait=False):
+        pass
+
+
+def test_a_local_folder_gives_all_that_the_protocols_ask(tmp_path):
+    store, pointers = local(tmp_path)
+    made = store.make(PLAN, write_hello)
+    assert (store.find(PLAN), store.keys("trunk"), store.versions("trunk", None)) == (made, [], [made])
+    pointers.write(tmp_path / "trunk" / "current.json", {"trunk": made.version})
+    assert pointers.read(tmp_path / "trunk" / "current.json") == {"trunk": made.version}
+    store.remove(made)
+    assert store.everything("trunk") == []

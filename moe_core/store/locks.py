@@ -2,12 +2,16 @@
 
 import errno
 import os
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from moe_core.errors import LockHeld
+from moe_core.store.files import errors_with_path
+
+WAIT_SECONDS = 0.2  # between two tries of a lock that another process holds
 
 
 @contextmanager
@@ -41,13 +45,57 @@ def _held(path: Path, how: int) -> Iterator[None]:
             fcntl.flock(file, how)
         except BlockingIOError:
             raise LockHeld(
-                f"{path} is held by another process: an artifact is being made; try again when its run has ended",
+                f"{path} is held by another process: an artifact is being built; try again when that run has ended",
                 path,
             ) from None
         try:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def building(lock: Path, on_wait: Callable[[int], None] = lambda pid: None) -> Iterator[None]:
+    """Holds the lock of a build, with this process's id in it; removes it when the build succeeds.
+
+    While another process holds it, waits and calls `on_wait` once for each builder: its pid, 0 where it gives none.
+    """
+    with ExitStack() as held:
+        _wait_for(lock, held, on_wait)
+        with errors_with_path(lock):
+            lock.write_text(str(os.getpid()))
+        yield
+    lock.unlink(missing_ok=True)
+
+
+def _wait_for(lock: Path, held: ExitStack, on_wait: Callable[[int], None]) -> None:
+    reported: int | None = None
+    while True:
+        try:
+            held.enter_context(exclusive(lock, wait=False))
+            return
+        except LockHeld:
+            if (pid := _pid_in(lock)) != reported:
+                reported = pid
+                on_wait(pid)
+            time.sleep(WAIT_SECONDS)
+
+
+def builder_pid(lock: Path) -> int | None:
+    """The process that holds the lock of a build, 0 where it gives no pid; None where none holds it."""
+    if not lock.exists():
+        return None
+    try:
+        with exclusive(lock, wait=False):
+            return None
+    except LockHeld:
+        return _pid_in(lock)
+
+
+def _pid_in(lock: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(lock.read_text())
+    return 0
 
 
 def hold_open(path: Path, owner: object) -> None:

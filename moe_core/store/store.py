@@ -9,7 +9,8 @@ that no reader sees and the next writer removes.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from moe_core.errors import CorruptArtifact, MissingInput
@@ -26,6 +27,7 @@ from moe_core.store.files import (
 )
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, Layout
+from moe_core.store.locks import builder_pid, building, shared
 
 
 class Store:
@@ -86,7 +88,7 @@ class Store:
 
     def keys(self, asset: str) -> list[str]:
         """Partition keys of an asset of which there is a folder."""
-        return [path.name for path in _folders(self.layout.asset(asset))]
+        return [path.name for path in _folders(self.layout.asset(asset)) if not (path / MANIFEST).is_file()]
 
     def versions(self, asset: str, key: str | None) -> list[Artifact]:
         """All complete versions of an asset's partition."""
@@ -148,7 +150,25 @@ class Store:
         assert made is not None
         return made
 
+    @contextmanager
+    def building(self, spec: Spec, on_wait: Callable[[int], None] = lambda pid: None) -> Iterator[None]:
+        """Keeps others from building this artifact and from deleting any; waits while another process builds it.
+
+        `on_wait` is called with the pid of each process that is waited for, 0 where that is not known. Look for the
+        artifact again inside the block: the other process may have built it.
+        """
+        with shared(self.layout.in_use), building(self._build_lock(spec), on_wait):
+            yield
+
+    def builder_pid(self, spec: Spec) -> int | None:
+        """The process that builds an artifact now, 0 where it is not known; None where none does."""
+        return builder_pid(self._build_lock(spec))
+
+    def _build_lock(self, spec: Spec) -> Path:
+        return self.layout.build_lock(spec.asset, spec.key, spec.version)
+
     def remove(self, artifact: Artifact) -> None:
+        """Removes an artifact in one step: a reader finds all of it or nothing."""
         remove_atomically(artifact.path)
 
 

@@ -1,0 +1,100 @@
+"""What a store must give, wherever its bytes lie: the folder of `Store` today, an object store next.
+
+A second implementation keeps four promises. An artifact is complete or invisible. The first commit of a version wins.
+A file is read at a local path, its bytes checked. A pointer is replaced whole. Who builds what is only advice that
+saves work: two processes that build the same artifact both get the one that was committed first.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from moe_core.store import pointer
+from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.hashing import Json
+from moe_core.store.store import Store
+
+
+class Artifacts(Protocol):
+    """Finds, lists, commits and removes artifacts. Reads raise CorruptArtifact for a manifest that is damaged."""
+
+    def find(self, spec: Spec) -> Artifact | None:
+        """The artifact of `spec`; None where it has not been built."""
+
+    def need(self, spec: Spec) -> Artifact:
+        """The artifact of `spec`. Raises MissingInput where it has not been built."""
+
+    def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
+        """One version of an asset's partition; None where it is not there."""
+
+    def versions(self, asset: str, key: str | None) -> list[Artifact]:
+        """All complete versions of an asset's partition."""
+
+    def everything(self, asset: str) -> list[Artifact]:
+        """All complete artifacts of an asset."""
+
+    def keys(self, asset: str) -> list[str]:
+        """Partition keys of an asset, of unfinished artifacts too."""
+
+    def make(self, spec: Spec, write: Callable[[Path], StageOutput], replace: bool = False) -> Artifact:
+        """Calls `write(folder)` with a local folder and commits what it wrote; returns what was committed first.
+
+        With `replace` an existing artifact is replaced. Raises what `write` raises, and OSError.
+        """
+
+    def remove(self, artifact: Artifact) -> None:
+        """Removes an artifact: a reader finds all of it or nothing."""
+
+
+class ArtifactFiles(Protocol):
+    """Reads files of one artifact at local paths: the file itself, or a copy in the machine's cache."""
+
+    def file(self, name: str) -> Path:
+        """A file, its bytes checked. Raises CorruptArtifact where they are not those that were written."""
+
+    def folder(self, name: str) -> Path:
+        """A folder, all its files checked. Raises CorruptArtifact as `file` does."""
+
+
+class Builds(Protocol):
+    """Knows which artifacts are being built, on this machine or on another one that shares the store."""
+
+    def building(self, spec: Spec, on_wait: Callable[[int], None] = ...) -> AbstractContextManager[None]:
+        """Keeps others from building this artifact and from deleting any; waits while another process builds it.
+
+        Calls `on_wait` with the pid of each process that is waited for, 0 where it is not known.
+        """
+
+    def builder_pid(self, spec: Spec) -> int | None:
+        """The process that builds an artifact now, 0 where it is not known; None where none does."""
+
+
+class Pointers(Protocol):
+    """Reads and replaces small JSON documents, each under one name of the layout."""
+
+    def read(self, path: Path, fields: Collection[str] | None = None) -> dict[str, Json] | None:
+        """The value; None where there is none.
+
+        Raises CorruptArtifact where it is not what was written, or has other `fields`.
+        """
+
+    def write(self, path: Path, value: Mapping[str, Json]) -> bool:
+        """Replaces the value; returns False where it was that already."""
+
+    def remove(self, path: Path) -> None:
+        """Removes a pointer; a missing one is no error."""
+
+
+class ArtifactStore(Artifacts, Builds, Protocol):
+    """All that stages and the engine ask of a store."""
+
+
+def local(root: Path) -> tuple[ArtifactStore, Pointers]:
+    """The store in a folder, and its pointers; the type checker holds both against the protocols."""
+    return Store(root), pointer
+
+
+def files_of(artifact: Artifact) -> ArtifactFiles:
+    """An artifact of the local store as the protocol has it."""
+    return artifact

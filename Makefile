@@ -34,7 +34,7 @@ demo: setup
 	$(BIN)/hardmoe demo --root $(STUDY)
 
 ui: setup
-	[ -e $(STUDY)/study.toml ] || $(BIN)/hardmoe init $(STUDY) --source drawn --recipe demo
+	[ -e $(STUDY)/study.toml ] || $(BIN)/hardmoe init $(STUDY) --source synthetic --recipe demo
 	$(BIN)/hardmoe ui --study $(STUDY)/study.toml
 
 # pictures of the docs, of the demo or another finished study: make screenshots STUDY=folder

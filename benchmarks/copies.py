@@ -1,6 +1,6 @@
 """Copies of pictures that are found as one picture: how many of a thousand, by what was done to them.
 
-Photos and emoji are read from Parquet files of one's own; drawn pictures need none.
+Photos and emoji are read from Parquet files of one's own; synthetic pictures need none.
 Example: python benchmarks/copies.py --photos tinyimagenet.parquet --emoji emoji.parquet
 """
 
@@ -77,7 +77,7 @@ def main() -> None:
     said = options.parse_args()
     sets = {name: Source(format="parquet", uri=uri) for name, uri in vars(said).items() if uri}
     columns = {f"{name} 64 px": list(islice(pictures(source, 64), PICTURES)) for name, source in sets.items()}
-    columns["drawn 32 px"] = list(islice(pictures(Source(format="drawn", posts=2000, shards=1), 32), PICTURES))
+    columns["synthetic 32 px"] = list(islice(pictures(Source(format="synthetic", posts=2000, shards=1), 32), PICTURES))
     print("| a copy that was | " + " | ".join(f"found, {name}" for name in columns) + " |")
     print("| --- |" + " --- |" * len(columns))
     for name, change in CHANGES.items():

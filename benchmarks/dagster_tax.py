@@ -48,7 +48,7 @@ def main() -> None:
                     dump_study(
                         base.model_copy(
                             update={
-                                "source": Source(format="drawn", posts=20_000, shards=2),
+                                "source": Source(format="synthetic", posts=20_000, shards=2),
                                 "trunk": base.trunk.model_copy(update={"epochs": said.epochs}),
                                 "expert_training": base.expert_training.model_copy(update={"epochs": said.epochs / 3}),
                             }

@@ -1,4 +1,4 @@
-"""Where does it begin to pay to cut the data into K clusters? Posts x K on drawn data, against two controls.
+"""Where does it begin to pay to cut the data into K clusters? Posts x K on synthetic data, against two controls.
 
     python benchmarks/fragmentation.py --root DIR [--posts 5000 20000 80000 320000] [--experts 2 4 8 16]
 
@@ -43,7 +43,7 @@ def study_of(posts: int, experts: int, test: int) -> Study:
     return base.model_copy(
         update={
             "name": "fragmentation",
-            "source": Source(format="drawn", posts=drawn, shards=max(1, drawn // 20_000)),
+            "source": Source(format="synthetic", posts=drawn, shards=max(1, drawn // 20_000)),
             "data": base.data.model_copy(update={"test": test / drawn, "validation": VALIDATION / drawn}),
             "trunk": base.trunk.model_copy(update={"epochs": round(TRUNK_EPOCHS * shorter, 2)}),
             "expert_training": base.expert_training.model_copy(update={"epochs": round(EXPERT_EPOCHS * shorter, 2)}),

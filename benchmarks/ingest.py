@@ -27,7 +27,7 @@ from PIL import Image
 from moe_core.data.images import QUALITY, RAW_UP_TO
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import find_shards, read_shard
-from moe_core.data.synthetic import draw_shard
+from moe_core.data.synthetic import synthetic_posts
 from moe_core.settings import Data, Source
 
 TARGET = 0.85
@@ -36,8 +36,8 @@ TARGET = 0.85
 def realistic(posts: int, sides: tuple[int, ...], path: Path) -> None:
     """Drawn posts whose pictures are upscaled to a side of `sides`, with noise, as JPEG of quality 90."""
     draw = np.random.default_rng(0)
-    with pq.ParquetWriter(path, next(draw_shard(0, 1, 1, 0)).schema) as writer:
-        for batch in draw_shard(0, 1, posts, 0):
+    with pq.ParquetWriter(path, next(synthetic_posts(0, 1, 1, 0)).schema) as writer:
+        for batch in synthetic_posts(0, 1, posts, 0):
             files = []
             for data in batch["image"].to_pylist():
                 side = int(draw.choice(sides))
@@ -75,7 +75,7 @@ def bare(files: list[bytes], size: int, threads: int, draft: bool) -> None:
 def ours(source: Source, size: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (shard,) = find_shards(source)
-        data = Data(image_size=size, max_reject_rate=0.02)  # the drawn posts without a tag
+        data = Data(image_size=size, max_reject_rate=0.02)  # the synthetic posts without a tag
         ingest(Path(folder), shard.key, read_shard(source, shard), data, lambda _: None, threads=threads)
 
 

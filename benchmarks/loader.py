@@ -25,7 +25,7 @@ from PIL import Image
 from moe_core.data.ingest import ingest
 from moe_core.data.loading import Place, open_posts, read_labels
 from moe_core.data.sources import find_shards, read_shard
-from moe_core.data.synthetic import draw_shard
+from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.models.resnet import build
 from moe_core.settings import Data, Network, Source, Training
@@ -38,7 +38,7 @@ SIDE, CROP, BATCH = 64, 4, 128
 def jpegs(posts: int, side: int) -> list[bytes]:
     """Drawn pictures as JPEG files of `side` squared pixels."""
     files = []
-    for batch in draw_shard(0, 1, round(posts * 1.02), 0):
+    for batch in synthetic_posts(0, 1, round(posts * 1.02), 0):
         for data in batch["image"].to_pylist():
             try:
                 image = Image.open(io.BytesIO(data)).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)

@@ -21,7 +21,7 @@ from moe_core.engine.stage import build
 from moe_core.stages.graph import GRAPH
 posts, root = int(sys.argv[1]), Path(sys.argv[2])
 base = small()
-study = base.model_copy(update={"source": Source(format="drawn", posts=posts, shards=1),
+study = base.model_copy(update={"source": Source(format="synthetic", posts=posts, shards=1),
                                 "trunk": base.trunk.model_copy(update={"epochs": 1.0})})
 context = Context(study, root)
 def make(*names):

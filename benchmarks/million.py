@@ -1,4 +1,4 @@
-"""Many drawn posts from nothing to `partition` by `hardmoe run`: time of each stage, disk, and memory of all processes.
+"""Many synthetic posts from nothing to `partition` by `hardmoe run`: time of each stage, disk, memory of all processes.
 
 Memory is the proportional share (Pss) summed over the command and what it started, looked at every second.
 Example: python benchmarks/million.py --posts 1000000
@@ -26,7 +26,7 @@ def main() -> None:
     said = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root, base = Path(folder), demo()
-        source = Source(format="drawn", posts=said.posts, shards=said.shards)
+        source = Source(format="synthetic", posts=said.posts, shards=said.shards)
         trunk = base.trunk.model_copy(update={"epochs": 1.0})
         (root / "study.toml").write_text(dump_study(base.model_copy(update={"source": source, "trunk": trunk})))
         command = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(root / "study.toml")]

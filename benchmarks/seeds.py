@@ -33,9 +33,9 @@ SEEDED = ("trunk", "expert_training", "partition")
 
 
 def study_of(recipe: str, source: str, said: Sequence[str], seed: int) -> Study:
-    """The recipe on a source (a path, or the word drawn) with `section.key=value` settings, and one seed for all."""
+    """The recipe on a source (a path, or "synthetic") with `section.key=value` settings, and one seed for all."""
     settings = RECIPES[recipe]().model_dump(mode="json")
-    if source != "drawn":
+    if source != "synthetic":
         settings["source"] |= {"format": guess_format(source), "uri": absolute(source)}
     for one in said:
         place, found, text = one.partition("=")

@@ -1,6 +1,6 @@
 """How to store pictures: size, time to encode and time to load, of raw pixels, JPEG, PNG and WebP.
 
-Pictures are drawn ones, upscaled to the study's size with noise. Loaded are all of them from Lance by
+Pictures are synthetic ones, upscaled to the study's size with noise. Loaded are all of them from Lance by
 moe_core.data.loading, decoded by `--threads` threads. Example: python benchmarks/stored.py --images 2000
 """
 
@@ -20,14 +20,14 @@ from PIL import Image
 from moe_core.data.images import encode
 from moe_core.data.ingest import POSTS
 from moe_core.data.loading import Place, open_images
-from moe_core.data.synthetic import draw_shard
+from moe_core.data.synthetic import synthetic_posts
 from moe_core.tables import replace_rows
 
 
 def pictures(count: int, size: int) -> list[bytes]:
     draw = np.random.default_rng(0)
     found: list[bytes] = []
-    for batch in draw_shard(0, 1, 2 * count, 0):
+    for batch in synthetic_posts(0, 1, 2 * count, 0):
         for data in batch["image"].to_pylist():
             try:
                 small = Image.open(io.BytesIO(data)).resize((size, size), Image.Resampling.BICUBIC)

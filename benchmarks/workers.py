@@ -38,10 +38,10 @@ for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partit
 
 
 def prepared(folder: Path, experts: int, posts: int, training: Training, network: Network) -> Path:
-    """study.toml of a drawn study that is made up to its partition."""
+    """study.toml of a synthetic study that is made up to its partition."""
     study = demo().model_copy(
         update={
-            "source": Source(format="drawn", posts=posts, shards=1),
+            "source": Source(format="synthetic", posts=posts, shards=1),
             "network": network,
             "trunk": TINY,
             "expert_training": training,

@@ -1,6 +1,6 @@
 """Recipes: named settings that are known to work. docs/results.md has what they cost and score, where measured.
 
-`demo` is for the drawn data; the others take any source (`hardmoe init DIR --source ... --recipe NAME`).
+`demo` is for the synthetic data; the others take any source (`hardmoe init DIR --source ... --recipe NAME`).
 """
 
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from moe_core.settings import Data, Decoder, Evaluation, Expert, Network, Partit
 
 
 def demo() -> Study:
-    """20,000 drawn posts and eight experts, with all controls: at most three minutes on two cores (docs/results.md)."""
-    # The things drawn are not the same when mirrored, hence no flips. Experts see few posts each: small batches give
+    """20,000 synthetic posts, eight experts and all controls: at most three minutes on two cores (docs/results.md)."""
+    # The shapes are not the same when mirrored, hence no flips. Experts see few posts each: small batches give
     # them steps enough.
     training = Training(epochs=9, batch_size=64, lr=0.4, flip=False, crop=1)
     return Study(
         name="demo",
         recipe="demo",
-        source=Source(format="drawn", posts=20_000, shards=4),
+        source=Source(format="synthetic", posts=20_000, shards=4),
         data=Data(image_size=16),
         network=Network(widths=(8, 8, 8), depths=(1, 1, 1), embedding=48),
         trunk=training,

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from moe_core.formats import FORMATS
 from moe_core.text import refuse_bytes, shown
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -37,10 +38,8 @@ class Strict(BaseModel):
 class Source(Strict):
     """Where posts come from."""
 
-    format: Literal["drawn", "parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "imagefolder", "coco"] = (
-        Field("drawn", description="Reader of the source; docs/data.md has what each reads.")
-    )
-    uri: str = Field("", description="File, folder, glob or URI of the data; folder: of images; unused by drawn.")
+    format: str = Field("synthetic", description=f"One of {', '.join(FORMATS)}; docs/data.md has what each reads.")
+    uri: str = Field("", description="File, folder, glob or URI of the data; folder: of images; unused by synthetic.")
     table: str = Field(
         "",
         description="folder: CSV, TSV or JSON-lines file of image names and tags, or a glob; empty: the only one.",
@@ -59,9 +58,16 @@ class Source(Strict):
     split_column: str = Field(
         "", description="Column of the split; empty: by the usual names, then the names of files; #none: no split."
     )
-    shards: Shards = Field(4, description="drawn: number of input shards. Other formats: one shard a file.")
-    posts: Positive = Field(40_000, description="drawn: how many posts to draw.")
-    seed: Seed = Field(0, description="drawn: seed of the drawing.")
+    shards: Shards = Field(4, description="synthetic: number of input shards. Other formats: one shard a file.")
+    posts: Positive = Field(40_000, description="synthetic: number of posts.")
+    seed: Seed = Field(0, description="synthetic: seed of the posts.")
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str) -> str:
+        if name not in FORMATS:
+            raise ValueError(f"no such format: wanted one of {', '.join(FORMATS)}")
+        return name
 
 
 class Data(Strict):

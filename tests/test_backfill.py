@@ -49,7 +49,7 @@ for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partit
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A study made up to its partition by a plain script: Dagster knows nothing of it."""
-    source, partition = Source(format="drawn", posts=900, shards=1), Partition(experts=3, pca=8)
+    source, partition = Source(format="synthetic", posts=900, shards=1), Partition(experts=3, pca=8)
     training = QUICK.model_copy(update={"checkpoint_seconds": 0.1})
     study = small_study(source=source, partition=partition, expert_training=training)
     file = write(tmp_path_factory.mktemp("prepared"), study)

@@ -36,7 +36,7 @@ def test_a_link_is_the_same_file_and_leaves_out_what_is_not_finished(tmp_path):
 
 
 def test_a_study_of_a_seed_has_it_everywhere_and_the_settings_that_were_said():
-    study = seeds.study_of("demo", "drawn", ["trunk.epochs=50", "source.posts=700", "decoder.mode=frozen"], 3)
+    study = seeds.study_of("demo", "synthetic", ["trunk.epochs=50", "source.posts=700", "decoder.mode=frozen"], 3)
     assert (study.trunk.seed, study.expert_training.seed, study.partition.seed) == (3, 3, 3)
     assert (study.trunk.epochs, study.source.posts, study.decoder.mode) == (50, 700, "frozen")
     assert study.source.seed == 0  # the posts stay
@@ -45,13 +45,13 @@ def test_a_study_of_a_seed_has_it_everywhere_and_the_settings_that_were_said():
 @pytest.mark.parametrize("said", ["trunk.lrr=1", "epochs=3", "trunk.epochs"])
 def test_a_setting_that_is_none_is_refused(said):
     with pytest.raises(ValueError, match=r"wanted section\.key=value"):
-        seeds.study_of("demo", "drawn", [said], 0)
+        seeds.study_of("demo", "synthetic", [said], 0)
 
 
 def test_another_study_at_the_same_place_is_refused(tmp_path):
-    (tmp_path / "study.toml").write_text(dump_study(seeds.study_of("demo", "drawn", [], 0)))
+    (tmp_path / "study.toml").write_text(dump_study(seeds.study_of("demo", "synthetic", [], 0)))
     with pytest.raises(ValueError, match="is another study"):
-        seeds.table_of(seeds.study_of("demo", "drawn", ["trunk.epochs=1"], 0), tmp_path, [])
+        seeds.table_of(seeds.study_of("demo", "synthetic", ["trunk.epochs=1"], 0), tmp_path, [])
 
 
 def table(p_at_1, gain, low):
@@ -142,7 +142,7 @@ def test_a_gain_is_bold_where_its_interval_excludes_zero():
 
 
 def test_curves_of_a_finished_study(tmp_path, capsys, monkeypatch):
-    study = growing.growing_study(tmp_path / "source", source=Source(format="drawn", posts=300, shards=1))
+    study = growing.growing_study(tmp_path / "source", source=Source(format="synthetic", posts=300, shards=1))
     growing.make(study, tmp_path, until="partition")
     monkeypatch.setattr(
         "sys.argv", ["curves.py", str(tmp_path / "study.toml"), "--points", "2", "--svg", str(tmp_path / "curves.svg")]

@@ -62,10 +62,10 @@ def study(tmp_path_factory):
     """A tiny study of posts with wicked tags, made up to its partition."""
     import polars as pl
 
-    from moe_core.data.synthetic import draw_shard
+    from moe_core.data.synthetic import synthetic_posts
 
     root = tmp_path_factory.mktemp("browser")
-    posts = pl.concat([pl.from_arrow(batch) for batch in draw_shard(0, 1, 1200, seed=0)])
+    posts = pl.concat([pl.from_arrow(batch) for batch in synthetic_posts(0, 1, 1200, seed=0)])
     tags = posts["tags"].to_list()
     for number in range(120):
         tags[number].append(WICKED[number % len(WICKED)])

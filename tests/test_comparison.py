@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.two_mixtures import GOOD, make, tiny_study
-from moe_core.data.synthetic import draw_shard
+from moe_core.data.synthetic import synthetic_posts
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import BASELINES as ROLES
 from moe_core.evaluation.comparison import compare, posts_to_decide
@@ -182,7 +182,7 @@ def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
 def many_tags(tmp_path_factory):
     """A store with two mixtures of posts with four tags each."""
     root = tmp_path_factory.mktemp("many")
-    rows = pl.concat([pl.from_arrow(batch) for batch in draw_shard(0, 1, 250, 0)])
+    rows = pl.concat([pl.from_arrow(batch) for batch in synthetic_posts(0, 1, 250, 0)])
     draw = np.random.default_rng(0)
     tags = [[f"tag{n}" for n in draw.choice(8, 4, replace=False)] for _ in range(len(rows))]
     rows.with_columns(pl.Series("tags", tags)).write_parquet(root / "posts.parquet")

@@ -9,7 +9,8 @@ from PIL import Image
 
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
-from moe_core.data.sources import ContentHashes, Shard, describe, find_shards, guess_format, read_shard
+from moe_core.data.sources import ContentHashes, Shard, find_shards, guess_format, read_shard
+from moe_core.data.sources.preview import preview
 from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
@@ -162,7 +163,7 @@ def test_a_source_without_posts(tmp_path):
     source = parquet(tmp_path / "x.parquet", 1)
     pq.write_table(pq.read_table(source.uri)[:0], source.uri)
     with pytest.raises(ValueError, match="holds no post"):
-        describe(source, find_shards(source))
+        preview(source, find_shards(source))
 
 
 def test_raw_tags_serve_where_there_are_no_tags_or_when_asked_for(tmp_path):

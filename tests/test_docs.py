@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 from moe_core.data.ingest import REASONS
+from moe_core.formats import formats_table
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study, dump_study, load_study, settings_page
 
@@ -38,6 +39,11 @@ def test_tests_and_files_that_the_pages_on_faults_and_security_name_exist():
 def test_the_page_of_settings_is_that_of_the_models():
     # written by: python -c "from moe_core.settings import *; print(settings_page(), end='')" > docs/settings.md
     assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings_page()
+
+
+def test_the_table_of_formats_is_that_of_their_rows():
+    # written by: python -c "from moe_core.formats import *; print(formats_table(), end='')"
+    assert any(formats_table() in page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md"))
 
 
 def test_every_reason_of_a_reject_is_explained():

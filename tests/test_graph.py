@@ -28,7 +28,7 @@ QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1, checkpoint
 def small_study(**more):
     values = {
         "name": "tiny",
-        "source": Source(format="drawn", posts=1500, shards=2),
+        "source": Source(format="synthetic", posts=1500, shards=2),
         "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
         "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
         "trunk": QUICK,
@@ -195,7 +195,7 @@ for given, violations in ((3, {}), (0, {"near_duplicates": 1})):
 
 
 def test_leaks_of_the_source_are_a_warning_and_ours_stop_the_run_and_leave_nothing(tmp_path):
-    file = write(tmp_path, small_study(source=Source(format="drawn", posts=100, shards=1)))
+    file = write(tmp_path, small_study(source=Source(format="synthetic", posts=100, shards=1)))
     environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"} | {"HARDMOE_STUDY": str(file)}
     command = [sys.executable, "-c", FAILING_CHECK, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -206,9 +206,9 @@ def test_leaks_of_the_source_are_a_warning_and_ours_stop_the_run_and_leave_nothi
 
 
 def test_predict_names_hashtags_and_refuses_what_is_no_image(finished, tmp_path):
-    from moe_core.data.synthetic import draw_shard
+    from moe_core.data.synthetic import synthetic_posts
 
-    picture = next(draw_shard(0, 1, 3, seed=5)).to_pylist()[0]["image"]
+    picture = next(synthetic_posts(0, 1, 3, seed=5)).to_pylist()[0]["image"]
     (tmp_path / "a.png").write_bytes(picture)
     (tmp_path / "b.png").write_bytes(b"no")
     done = hardmoe(
@@ -222,10 +222,10 @@ def test_predict_names_hashtags_and_refuses_what_is_no_image(finished, tmp_path)
 
 
 def test_predict_takes_folders_and_many_files_in_batches(finished, tmp_path):
-    from moe_core.data.synthetic import draw_shard
+    from moe_core.data.synthetic import synthetic_posts
 
     (tmp_path / "deep").mkdir()
-    rows = next(draw_shard(0, 1, 300, seed=5)).to_pylist()
+    rows = next(synthetic_posts(0, 1, 300, seed=5)).to_pylist()
     for number, row in enumerate(rows):
         (tmp_path / "deep" / f"{number:03d}.png").write_bytes(row["image"])
     command = ("predict", "--bundle", finished.parent, tmp_path, tmp_path / "deep" / "000.png", "--json", "--top", 2)
@@ -252,11 +252,11 @@ def test_predict_takes_folders_and_many_files_in_batches(finished, tmp_path):
     ],
 )
 def test_a_mistake_in_predict_is_one_line(finished, tmp_path, options, why):
-    from moe_core.data.synthetic import draw_shard
+    from moe_core.data.synthetic import synthetic_posts
 
     options = [str(option).format(tmp_path) for option in options]
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.png").write_bytes(next(draw_shard(0, 1, 3, seed=5)).to_pylist()[0]["image"])
+    (tmp_path / "a.png").write_bytes(next(synthetic_posts(0, 1, 3, seed=5)).to_pylist()[0]["image"])
     done = hardmoe("predict", "--bundle", finished.parent, tmp_path / "a.png", *options, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert why in done.stderr
@@ -370,9 +370,9 @@ def test_a_mistake_is_one_line(tmp_path, text, why):
 def test_init_explains_and_does_not_overwrite(tmp_path):
     import polars as pl
 
-    from moe_core.data.synthetic import draw_shard
+    from moe_core.data.synthetic import synthetic_posts
 
-    pl.concat([pl.from_arrow(b) for b in draw_shard(0, 1, 50, 0)]).write_parquet(tmp_path / "x.parquet")
+    pl.concat([pl.from_arrow(b) for b in synthetic_posts(0, 1, 50, 0)]).write_parquet(tmp_path / "x.parquet")
     done = hardmoe("init", tmp_path / "cats", "--source", tmp_path / "x.parquet")
     assert "Found 1 shard of format parquet" in done.stdout
     assert load_study(tmp_path / "cats" / "study.toml").name == "cats"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from moe_core.advice import Seen
 from moe_core.data.sources import find_shards
-from moe_core.data.sources.describing import look
+from moe_core.data.sources.preview import preview
 from moe_core.recipes import RECIPES, quick
 from moe_core.settings import Network, Source, Training, load_study
 from moe_core.training.trial import images_per_second
@@ -42,7 +42,7 @@ def source(tmp_path):
 
 def test_what_was_seen_is_counted_of_usable_posts(source):
     found = Source(format="parquet", uri=str(source))
-    seen = look(found, find_shards(found), 32)[1]
+    seen = preview(found, find_shards(found)).seen
     assert seen == Seen(posts=4800, tags_a_post=6.0, distinct_tags=50, users=0, top_share=0.12)
 
 
@@ -69,8 +69,8 @@ def test_a_recipe_that_is_asked_for_stays_as_it_is_and_the_proposals_are_shown(s
     assert "for the controls" not in said
 
 
-def test_the_drawn_demo_stays_as_it_is(tmp_path):
-    said = hardmoe("init", tmp_path / "demo", "--source", "drawn", "--recipe", "demo")
+def test_the_synthetic_demo_stays_as_it_is(tmp_path):
+    said = hardmoe("init", tmp_path / "demo", "--source", "synthetic", "--recipe", "demo")
     assert load_study(tmp_path / "demo" / "study.toml") == RECIPES["demo"]()
     assert "Set " not in said
     assert "suggests" not in said

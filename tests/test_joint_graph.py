@@ -27,7 +27,7 @@ JOINT = Decoder(mode="joint", rounds=3)
 
 def joint_study(**more):
     values = {
-        "source": Source(format="drawn", posts=900, shards=1),
+        "source": Source(format="synthetic", posts=900, shards=1),
         "partition": Partition(experts=3, pca=8),
         "expert_training": QUICK.model_copy(update={"epochs": 4, "checkpoint_seconds": 0.05}),
         "decoder": JOINT,

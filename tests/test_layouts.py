@@ -16,9 +16,10 @@ from PIL import Image
 
 from helpers.formats import tar_of, yfcc_line
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import describe, find_shards, guess_format, read_shard
-from moe_core.data.sources.describing import look
+from moe_core.data.sources import find_shards, guess_format, read_shard
 from moe_core.data.sources.path_splits import split_of_path
+from moe_core.data.sources.preview import preview
+from moe_core.errors import BadSource
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
 
@@ -54,7 +55,7 @@ def ingested(source, root):
 
 
 def described(source):
-    return describe(source, find_shards(source))
+    return preview(source, find_shards(source)).lines
 
 
 def table(folder, rows, name="t.csv"):
@@ -188,7 +189,7 @@ def test_many_scattered_rows_are_joined(tmp_path):
 
 def test_init_says_that_rows_are_joined_and_that_ids_or_pictures_come_again(tmp_path):
     source = table(tmp_path / "labels", [("file", "label"), *LABELS])
-    lines, seen = look(source, find_shards(source), 32)
+    lines, seen = preview(source, find_shards(source))
     assert seen.posts == 4
     assert "Rows that agree on id and image are one post with all their tags: 6 rows are 4 posts" in lines
     assert not [line for line in lines if line.startswith("Warning")]
@@ -596,7 +597,7 @@ def test_blobs_of_lance_are_pictures(tmp_path, kind):
     lance.write_dataset(rows, str(tmp_path / "x.lance"), data_storage_version="2.2" if kind == "type" else "stable")
     source = Source(format="lance", uri=str(tmp_path / "x.lance"))
     assert [(row["image"], row["tags"]) for row in rows_of(source)] == [(picture(0), ["cat"]), (picture(1), ["dog"])]
-    assert "Problems: none in 2 images looked at" in described(source)
+    assert "Problems: none in 2 images decoded" in described(source)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "lance"])
@@ -825,7 +826,7 @@ def test_damage_in_coco_gives_rows_or_one_line(tmp_path):
             rows_of(Source(format="coco", uri=str(file)))
         except ValueError as error:
             wrong = error
-        assert wrong is None or (type(wrong) is ValueError and "\n" not in str(wrong))
+        assert wrong is None or (type(wrong) is BadSource and "\n" not in str(wrong))
 
 
 # What init says
@@ -851,12 +852,12 @@ def test_init_refuses_a_source_without_one_picture_that_can_be_used(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     done = hardmoe("init", tmp_path / "study", "--source", tmp_path / "x.parquet")
     assert done.returncode == 1
-    assert "none of the 3 posts looked at has a picture that can be used (empty 2, not_an_image 1;" in done.stderr
+    assert "none of the 3 posts sampled has a usable picture (empty 2, not_an_image 1;" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "study").exists()
     few = columns | {"image": [b"", b"", picture()]}
     pq.write_table(pa.table(few), tmp_path / "x.parquet")
-    assert "Problems: 2 of 3 looked at (empty 2)" in "".join(described(Source(format="parquet", uri=str(tmp_path))))
+    assert "Problems: 2 of 3 images (empty 2)" in "".join(described(Source(format="parquet", uri=str(tmp_path))))
 
 
 def test_commands_that_init_prints_have_their_paths_quoted(tmp_path):

@@ -24,7 +24,7 @@ import pytest
 
 from helpers.growing import opened
 from moe_core.data.sources import find_shards, guess_format, read_shard
-from moe_core.data.synthetic import draw_shard
+from moe_core.data.synthetic import synthetic_posts
 from moe_core.engine.stage import build
 from moe_core.serving.publication import published_bundle
 from moe_core.settings import Source, dump_study, load_study
@@ -102,7 +102,7 @@ class Commands:
 def photos(folder, posts=240):
     """Images with odd names, and a table that names them. Five have ids that no post may have."""
     folder.mkdir(parents=True)
-    rows = [row for batch in draw_shard(0, 1, posts, 0) for row in batch.select(["image", "tags"]).to_pylist()]
+    rows = [row for batch in synthetic_posts(0, 1, posts, 0) for row in batch.select(["image", "tags"]).to_pylist()]
     with open(folder / f"{FILE}.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "tags"])
@@ -268,7 +268,7 @@ def test_forget_gc_tidy_and_verify_work_below_an_odd_name(made, tmp_path):
 
 
 def png(number=0):
-    return next(draw_shard(0, 1, number + 1, seed=5)).to_pylist()[number]["image"]
+    return next(synthetic_posts(0, 1, number + 1, seed=5)).to_pylist()[number]["image"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -365,7 +365,7 @@ def test_images_of_yfcc_lie_in_tars_with_names_that_are_not_utf8(tmp_path):
 @pytest.mark.parametrize("where", ["study", "--source", "--images", "--table"])
 def test_init_refuses_names_that_are_not_utf8_and_writes_nothing(tmp_path, where):
     latin = os.fsdecode(b"caf\xe9")
-    options = {"--source": "drawn"} | ({where: latin} if where != "study" else {})
+    options = {"--source": "synthetic"} | ({where: latin} if where != "study" else {})
     study = tmp_path / (f"{latin}/cats" if where == "study" else "cats")
     done = hardmoe("init", study, *(word for option in options.items() for word in option), check=False)
     assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (1, "", [])
@@ -393,7 +393,7 @@ def test_an_error_of_usage_shows_arguments_escaped(words):
 
 def test_a_folder_too_deep_for_sqlite_is_refused_before_anything_is_written(tmp_path):
     deep = tmp_path / ("d" * 200) / ("d" * 200) / ("d" * 200)
-    done = hardmoe("init", deep, "--source", "drawn", check=False)
+    done = hardmoe("init", deep, "--source", "synthetic", check=False)
     assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (1, "", [])
     assert "and SQLite opens files for Dagster in folders of at most 450: choose a shorter path" in done.stderr
     file = write(deep, small_study())

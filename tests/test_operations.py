@@ -37,7 +37,7 @@ GONE = "post-that-was-forgotten"
 def small_study(**more):
     values = {
         "name": "tiny",
-        "source": Source(format="drawn", posts=400, shards=1),
+        "source": Source(format="synthetic", posts=400, shards=1),
         "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
         "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
         "trunk": QUICK,
@@ -244,7 +244,7 @@ def test_studies_that_share_an_instance_have_runs_assets_and_keys_apart(begun, t
     root, home = tmp_path / "cats", tmp_path / "cats" / "dagster"
     shutil.copytree(begun.parent, root)
     cats = root / "study.toml"
-    other = {"source": Source(format="drawn", posts=400, shards=2), "partition": Partition(experts=1)}
+    other = {"source": Source(format="synthetic", posts=400, shards=2), "partition": Partition(experts=1)}
     dogs = write(tmp_path / "dogs", small_study(name="dogs", asset_prefix="dogs", **other))
     assert "2 made" in hardmoe("run", "--study", dogs, "--until", "posts", DAGSTER_HOME=str(home)).stdout
     assert "6 fresh" in hardmoe("run", "--study", cats, "--until", "partition", DAGSTER_HOME=str(home)).stdout
@@ -373,7 +373,7 @@ with dg.DagsterInstance.get() as instance:
 def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tmp_path, monkeypatch):
     """Dagster itself looks at no more than 100 partitions of what an asset depends on."""
     many = Partition(experts=120, pca=8)
-    study = small_study(source=Source(format="drawn", posts=1500, shards=1), partition=many)
+    study = small_study(source=Source(format="synthetic", posts=1500, shards=1), partition=many)
     file = write(tmp_path, study)
     make_everything(file)
     monkeypatch.setenv("DAGSTER_HOME", str(instance.home(tmp_path, 2)))
@@ -410,7 +410,7 @@ def test_eight_experts_become_twelve_and_eight_again(tmp_path):
     file = write(
         tmp_path,
         small_study(
-            source=Source(format="drawn", posts=3000, shards=2),
+            source=Source(format="synthetic", posts=3000, shards=2),
             partition=Partition(experts=8, pca=8),
             evaluation=demo().evaluation.model_copy(update={"bootstrap": 20}),
         ),

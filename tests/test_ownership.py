@@ -67,7 +67,7 @@ def test_init_does_not_put_a_second_study_into_a_folder(tmp_path):
         "init",
         str(tmp_path),
         "--source",
-        "drawn",
+        "synthetic",
         "--recipe",
         "demo",
     ]

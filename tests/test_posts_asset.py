@@ -46,7 +46,7 @@ print("\\n" + json.dumps(out))
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("posts")
-    source = Source(format="drawn", posts=600, shards=1)
+    source = Source(format="synthetic", posts=600, shards=1)
     study = demo().model_copy(update={"source": source, "data": Data(image_size=16)})
     (folder / "study.toml").write_text(dump_study(study), "utf-8")
     environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}

@@ -26,7 +26,7 @@ TRUNK = Training(
 def context_of(root, trunk=TRUNK, **setup):
     study = demo().model_copy(
         update={
-            "source": Source(format="drawn", posts=400, shards=1),
+            "source": Source(format="synthetic", posts=400, shards=1),
             "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
             "network": Network(widths=(4, 8), depths=(1, 1), embedding=8),
             "trunk": trunk,

@@ -117,7 +117,7 @@ def events(tmp_path_factory):
     training = Training(epochs=2, batch_size=32, lr=0.2, flip=False, crop=1)
     study = demo().model_copy(
         update={
-            "source": Source(format="drawn", posts=700, shards=1),
+            "source": Source(format="synthetic", posts=700, shards=1),
             "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
             "network": Network(widths=(4,), depths=(1,), embedding=8),
             "trunk": training,

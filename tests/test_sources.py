@@ -22,9 +22,11 @@ from PIL import Image
 
 from helpers.formats import WRITERS, drawn_posts, hash_of, table_of, tar_of, yfcc_line
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import RAW, ContentHashes, describe, find_shards, guess_format, parquet, raw, read_shard
+from moe_core.data.sources import RAW, ContentHashes, find_shards, guess_format, parquet, raw, read_shard
 from moe_core.data.sources.columns import choose
+from moe_core.data.sources.preview import preview
 from moe_core.data.sources.raw import MAX_LINE, in_batches, tags_of_text, time_of
+from moe_core.errors import BadSource
 from moe_core.recipes import demo
 from moe_core.settings import Data, Source, dump_study
 from moe_core.tables import read_rows
@@ -100,7 +102,7 @@ def test_every_format_is_recognized_and_described(name, posts, tmp_path):
     source = WRITERS[name](posts, tmp_path)
     if name != "folder_jsonl":  # a table that lies deeper is said
         assert guess_format(source.uri) == source.format
-    lines = describe(source, find_shards(source))
+    lines = preview(source, find_shards(source)).lines
     assert lines[0].startswith(f"Found 1 shard of format {source.format} at {source.uri}")
     # a table of text has its lines counted, not its rows
     assert lines[1] == "Rows: 120" or name in ("folder_csv", "folder_tsv", "folder_jsonl")
@@ -281,7 +283,7 @@ def test_damage_anywhere_gives_rows_or_one_line(name, tmp_path):
                     batch.validate(full=True)
         except ValueError as error:
             wrong.append(error)
-        assert not wrong or (type(wrong[0]) is ValueError and "\n" not in str(wrong[0]))
+        assert not wrong or (type(wrong[0]) is BadSource and "\n" not in str(wrong[0]))
 
 
 def test_a_damaged_page_names_the_row(posts, tmp_path):
@@ -367,10 +369,10 @@ def test_errors_of_tables(tmp_path, name, data, why):
 def test_two_formats_in_one_folder_are_asked_about(posts, tmp_path):
     WRITERS["parquet"](posts[:2], tmp_path)
     WRITERS["arrow_file"](posts[:2], tmp_path)
-    with pytest.raises(ValueError, match="holds arrow and parquet: say --format"):
+    with pytest.raises(ValueError, match="holds arrow and parquet: choose one with --format"):
         guess_format(str(tmp_path))
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match="is of no format that is known"):
+    with pytest.raises(ValueError, match="is of no known format"):
         guess_format(str(tmp_path / "notes.txt"))
 
 
@@ -788,7 +790,7 @@ def test_what_users_wrote_is_shown_without_control_characters(tmp_path):
     names = ["\x1b]0;pwned\x07", "b"]
     pq.write_table(pa.table({"id": names, "image": [b"", png()], "tags": [["cat"]] * 2}), tmp_path / "x.parquet")
     source = Source(format="parquet", uri=str(tmp_path))
-    lines = describe(source, find_shards(source))
+    lines = preview(source, find_shards(source)).lines
     assert "for example \\x1b]0;pwned\\x07: empty" in one_line(lines, "Problems: ")
     assert "".join(lines).isprintable()
 
@@ -799,8 +801,8 @@ def test_real_data_are_read(name):
     if not path.exists():
         pytest.skip(f"no data at {path}")
     source = Source(format=guess_format(str(path)), uri=str(path))
-    lines = describe(source, find_shards(source))
-    assert "Problems: none in 200 images looked at" in lines
+    lines = preview(source, find_shards(source)).lines
+    assert "Problems: none in 200 images decoded" in lines
     assert lines[-1] == "Split: the source's own"
 
 
@@ -1114,7 +1116,7 @@ def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, m
 
     monkeypatch.setattr(files, "file_hash", until_the_fourth)
     monkeypatch.setattr(files, "LARGE", 80)
-    all_of_them = [files._file(tmp_path / name, tmp_path) for name in "abcde"]
+    all_of_them = [files.file_of(tmp_path / name, tmp_path) for name in "abcde"]
     first = ContentHashes(tmp_path / "hashes.json", autosave=True)
     with pytest.raises(MemoryError):
         list(map(first.of, all_of_them))
@@ -1144,7 +1146,7 @@ def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch
     def look():
         hashes = ContentHashes(tmp_path / "hashes.json", autosave=True)
         both.wait()  # neither knows it
-        found.append(hashes.of(files._file(tmp_path / "large", tmp_path)))
+        found.append(hashes.of(files.file_of(tmp_path / "large", tmp_path)))
 
     threads = [threading.Thread(target=look) for _ in range(2)]
     for thread in threads:

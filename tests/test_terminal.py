@@ -31,7 +31,7 @@ def command(*arguments):
 def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("terminal")
     training = tiny_study().trunk.model_copy(update={"epochs": 1.0})
-    source = Source(format="drawn", posts=300, shards=1)
+    source = Source(format="synthetic", posts=300, shards=1)
     write(root, tiny_study(source=source, trunk=training, expert_training=training))
     return root / "study.toml"
 

@@ -266,7 +266,7 @@ def test_rows_of_ids_are_the_same_in_chunks(monkeypatch):
 
 def test_the_stage_counts_training_posts_and_leaves_nothing_else_behind(tmp_path):
     data = Data(image_size=8, min_posts_per_tag=3, max_user_share=0.6)
-    context = Context(Study(source=Source(format="drawn", posts=120, shards=2), data=data), tmp_path)
+    context = Context(Study(source=Source(format="synthetic", posts=120, shards=2), data=data), tmp_path)
     for shard in context.shards:
         build(context, GRAPH["posts"], shard.key)
     build(context, GRAPH["splits"])

@@ -1,4 +1,4 @@
-"""Drawn posts: pictures and hashtags that a seed makes, for a first run without any data of one's own.
+"""Synthetic posts: pictures and hashtags that a seed makes, for a first run without data of one's own.
 
 Eight kinds of scene, told apart by their colors and textures; in each, two dozen things: twelve outlines that occur in
 that scene only, in two colors. So a small network for everything has some 200 things to tell apart, one for a single
@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-VERSION = "1"  # raised when the same seed draws something else
+VERSION = "1"  # raised when the same seed makes something else
 BATCH = 1000
 POSTS_PER_USER = 40
 DOUBLE, BROKEN, TAGLESS = 0.02, 0.005, 0.002  # shares of posts
@@ -58,8 +57,8 @@ HARMONICS = np.arange(1, 6)
 GENERIC_TAGS = ("photooftheday", "nofilter", "instagood", "love", "art", "weekend", "memories", "friends")
 
 
-def draw_shard(shard: int, shards: int, posts: int, seed: int, size: int = 32) -> Iterator[pa.RecordBatch]:
-    """The posts of one of `shards` equal slices. A slice follows from the arguments alone: slices are drawn apart."""
+def synthetic_posts(shard: int, shards: int, posts: int, seed: int, size: int = 32) -> Iterator[pa.RecordBatch]:
+    """The posts of one of `shards` equal slices. A slice follows from the arguments alone: each can be made alone."""
     first, last = shard * posts // shards, (shard + 1) * posts // shards
     draw = np.random.default_rng([seed, shard, shards, posts])
     names = _names(seed)
@@ -192,6 +191,8 @@ def _objects(pixels: np.ndarray, scene_B: np.ndarray, kind_B: np.ndarray, draw: 
 
 
 def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -37,10 +37,6 @@ _FOLDED = {"ß": "ss", "ς": "σ", "\u0345": "ι"}
 _FOLDED |= dict(zip("ᲀᲁᲂᲃᲄᲅᲆᲇᲈ", "вдосттъѣꙋ", strict=True))
 _FOLDED |= {chr(0xAB70 + n): chr(0x13A0 + n) for n in range(80)} | {chr(0x13F8 + n): chr(0x13F0 + n) for n in range(6)}
 
-_TAG_CHARACTER = r"[\p{L}\p{M}\p{N}_\p{So}\x{1F3FB}-\x{1F3FF}\x{200C}\x{200D}\x{B7}\x{30FB}]"
-# "C#", "page#part", "/#part" and "&#39;" are no hashtags; "#a#b" are two.
-_HASHTAGS = rf"(?:^|[^\p{{L}}\p{{M}}\p{{N}}_&/#＃])(?:[#＃]+{_TAG_CHARACTER}+)+"
-
 
 def canonical(column: pl.Expr, accents: Accents = "keep") -> pl.Expr:
     """The canonical form of each tag, null where nothing is left of it. Idempotent.
@@ -80,13 +76,6 @@ def canonical_tag(written: str, accents: Accents = "keep") -> str | None:
 def canonical_tags(written: list[str], accents: Accents = "keep") -> list[str]:
     """Canonical forms in the order of first appearance, each once. For single posts: a column is faster."""
     return list(dict.fromkeys(tag for text in written if (tag := canonical_tag(text, accents)) is not None))
-
-
-def hashtags_of_text(column: pl.Expr) -> pl.Expr:
-    """The '#words' of each text in their order, as written but for the '#'; [] where there is none."""
-    chains = column.str.extract_all(_HASHTAGS).list.join(" ")
-    found = chains.str.extract_all(rf"[#＃]{_TAG_CHARACTER}+").list.eval(pl.element().str.strip_chars_start("#＃"))
-    return found.fill_null([])
 
 
 def flattened(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:

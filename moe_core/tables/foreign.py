@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from moe_core.errors import BadSource
 from moe_core.tables.paths import open_path
 
 
@@ -20,7 +21,7 @@ class TableInfo:
 
 
 def table_info(uri: str) -> TableInfo:
-    """Raises ValueError where there is no readable table."""
+    """Raises BadSource where there is no readable table."""
     import lance
 
     try:
@@ -29,11 +30,11 @@ def table_info(uri: str) -> TableInfo:
             return TableInfo(table.schema, table.count_rows(), table.version)
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{uri} is not a readable Lance table: {why}; damaged, or still being copied?") from None
+        raise BadSource(f"{uri} is not a readable Lance table: {why}; damaged, or still being copied?") from None
 
 
 def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[pa.RecordBatch]:
-    """Batches in the order of the table, of at most `rows` rows and `size` bytes on average. ValueError for damage."""
+    """Batches in the order of the table, of at most `rows` rows and `size` bytes on average. BadSource for damage."""
     import lance
 
     try:
@@ -53,7 +54,7 @@ def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[p
             ).to_batches()
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{uri} is damaged: {why}; copy it again, or take it away") from None
+        raise BadSource(f"{uri} is damaged: {why}; copy it again, or take it away") from None
 
 
 def _opened(uri: str) -> AbstractContextManager[str]:

@@ -12,7 +12,7 @@ def main() -> None:
     """Hard mixtures of convolutional experts for images with hashtags.
 
     \b
-    hardmoe demo                                        the whole graph on drawn data
+    hardmoe demo                                        the whole graph on synthetic data
     hardmoe init cats --source photos.parquet           a study of one's own
     hardmoe run --study cats/study.toml
     """

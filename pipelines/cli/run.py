@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.formats import FORMATS
 from moe_core.recipes import RECIPES
 from moe_core.text import refuse_bytes
 from pipelines.cli.common import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 )
 @WORKERS
 def demo(root: Path, workers: int | None) -> None:
-    """The whole graph on the drawn data; prints the comparison table.
+    """The whole graph on synthetic data; prints the comparison table.
 
     Example: hardmoe demo --root /tmp/demo
     """
@@ -70,13 +71,12 @@ def demo(root: Path, workers: int | None) -> None:
 @click.option(
     "--source",
     required=True,
-    help="Parquet, Arrow or Lance file, tars, YFCC100M metadata, COCO JSON: a file, folder, glob or URI; a folder of "
-    "images with a table, or that table; a folder of class folders; or the word drawn.",
+    help=f"{'; '.join(format.what for format in FORMATS.values())}.",
 )
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["parquet", "arrow", "lance", "folder", "webdataset", "yfcc", "imagefolder", "coco", "drawn"]),
+    type=click.Choice(list(FORMATS)),
     help="Format of the source.  [default: by what is there]",
 )
 @click.option("--id-column", default="", help="Column of ids, or #row.  [default: by the usual names]")
@@ -119,7 +119,7 @@ def init(
     import re
 
     from moe_core.data.sources import Unready, absolute, find_shards, guess_format
-    from moe_core.data.sources.describing import look
+    from moe_core.data.sources.preview import preview
     from moe_core.recipes import quick as quicker
     from moe_core.settings import Source, dump_study, study_of
     from moe_core.store.owner import check_owner
@@ -141,7 +141,7 @@ def init(
     found = Source.model_validate(
         {
             "format": kind,
-            "uri": "" if kind == "drawn" else absolute(source),
+            "uri": "" if kind == "synthetic" else absolute(source),
             "images": absolute(images) if images else "",
             "table": table,
             **settings,
@@ -149,15 +149,15 @@ def init(
     )
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
     base = quicker(RECIPES[recipe]()) if quick else RECIPES[recipe]()
-    if kind == "drawn":
-        found = base.source if base.source.format == "drawn" else found
+    if kind == "synthetic":
+        found = base.source if base.source.format == "synthetic" else found
     unready: list[Unready] = []
-    lines, seen = look(found, find_shards(found, unready=unready), base.data.image_size)
+    lines, seen = preview(found, find_shards(found, unready=unready), base.data.image_size)
     for line in lines:
         echo(line)
     warn_unready(unready)
     study = base.model_copy(update={"name": name or plain, "source": found})
-    if kind != "drawn":
+    if kind != "synthetic":
         study = _as_proposed(study, seen, by_name)
     echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
     if quick:

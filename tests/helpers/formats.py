@@ -13,7 +13,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 
 from moe_core.data.sources import RAW
-from moe_core.data.synthetic import draw_shard
+from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.tags import canonical_tags
 from moe_core.settings import Source
 
@@ -22,10 +22,10 @@ TYPES = pa.schema([RAW.field(name) for name in COLUMNS])
 
 
 def drawn_posts(count=120, seed=3):
-    rows = [row for batch in draw_shard(0, 1, count, seed, 16) for row in batch.to_pylist()]
+    rows = [row for batch in synthetic_posts(0, 1, count, seed, 16) for row in batch.to_pylist()]
     for number, row in enumerate(rows):
         row["split"] = ("train", "test", None)[number % 3]
-    # some of every kind that is drawn, whatever the seed
+    # some of every kind, whatever the seed
     rows[5]["image"], rows[6]["image"], rows[7]["image"] = b"", rows[7]["image"][:60], b"<html>404 Not Found</html>"
     rows[8]["tags"] = ["!!!", "..."]
     return [{name: row[name] for name in COLUMNS} for row in rows]

@@ -1,8 +1,8 @@
-"""A study whose source grows: shards of drawn posts as Parquet files, and all its stages made in this process."""
+"""A study whose source grows: shards of synthetic posts as Parquet files, and all its stages made in this process."""
 
 import polars as pl
 
-from moe_core.data.synthetic import draw_shard
+from moe_core.data.synthetic import synthetic_posts
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.recipes import demo
@@ -13,9 +13,9 @@ QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)
 
 
 def add_shard(folder, number, posts=120):
-    """The first posts of shard `number` of ten that are drawn."""
+    """The first posts of shard `number` of ten."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = pl.concat([pl.from_arrow(batch) for batch in draw_shard(number, 10, 1200, 0)])
+    rows = pl.concat([pl.from_arrow(batch) for batch in synthetic_posts(number, 10, 1200, 0)])
     rows.head(posts).write_parquet(folder / f"s{number}.parquet")
 
 

@@ -45,7 +45,7 @@ def study(posts=400, shards=2):
     return base.model_copy(
         update={
             "name": "tiny",
-            "source": Source(format="drawn", posts=posts, shards=shards),
+            "source": Source(format="synthetic", posts=posts, shards=shards),
             "data": Data(image_size=16, min_posts_per_tag=3, test=0.2, validation=0.1),
             "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
             "trunk": quick,

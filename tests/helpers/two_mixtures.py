@@ -13,7 +13,7 @@ def tiny_study(lr=0.2, **more):
     training = Training(epochs=10, batch_size=32, lr=lr, flip=False, crop=0, checkpoint_seconds=60)
     values = {
         "name": "two",
-        "source": Source(format="drawn", posts=500, shards=2),
+        "source": Source(format="synthetic", posts=500, shards=2),
         "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.2),
         "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
         "trunk": training,

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from moe_core.data.captions import hashtags_in
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
 from moe_core.data.sources.declared import RATIO
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, Said
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, hashtags_in, tags_of_text, time_of
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, tags_of_text, time_of
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.text import shown
 
@@ -42,20 +44,20 @@ def class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
 
 
 def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
-    """Column of the file for each of ours. Raises ValueError for one that is missing or of a wrong type."""
+    """Column of the file for each of ours. Raises BadSource for one that is missing or of a wrong type."""
     columns = choose(schema.names, source, where)
     for name in columns.values():
         if schema.names.count(name) > 1:
-            raise ValueError(f"{where} has two columns {name}: rename one")
+            raise BadSource(f"{where} has two columns {name}: rename one")
     image = _plain(schema.field(columns["image"]).type)
     named = is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
     if not (named or is_bytes(image) or (pt.is_struct(image) and image.get_field_index("bytes") >= 0)):
-        raise ValueError(
+        raise BadSource(
             f"{where}: column {columns['image']} is {image}, wanted binary (an encoded file), a struct with `bytes` "
             "or `path`, or text (a file name)"
         )
     if "id" not in columns and not named:
-        raise ValueError(
+        raise BadSource(
             f"{where} has no column id: it has {', '.join(map(shown, schema.names[:NAMED]))}; "
             f'name it in source.id_column, or say source.id_column = "{BY_ROW}" to number the rows'
         )
@@ -64,12 +66,12 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
             kind = _plain(schema.field(columns[ours]).type)
             number = pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)
             if not (is_text(kind) or pt.is_null(kind) or (number and ours != "caption")):
-                raise ValueError(f"{where}: column {columns[ours]} is {kind}, wanted text or whole numbers")
+                raise BadSource(f"{where}: column {columns[ours]} is {kind}, wanted text or whole numbers")
     if "tags" in columns:
         kind = _plain(schema.field(columns["tags"]).type)
         inner = _plain(kind.value_type) if _is_list(kind) else kind
         if not (is_text(inner) or pt.is_integer(inner) or pt.is_null(inner)):
-            raise ValueError(f"{where}: column {columns['tags']} is {kind}, wanted a list of strings, or text")
+            raise BadSource(f"{where}: column {columns['tags']} is {kind}, wanted a list of strings, or text")
     return columns
 
 
@@ -85,7 +87,7 @@ def to_raw(
     """Batches of RAW, small enough. `folder` is where files that the image column names are looked for.
 
     `read` gives batches with these columns, which are of `schema`. It is called again where images are named by text:
-    rows that agree on id and picture are then one post, with the tags of all. Raises ValueError for more than `most`
+    rows that agree on id and picture are then one post, with the tags of all. Raises BadSource for more than `most`
     bytes in all of the rows.
     """
     classes = class_names(schema, columns.get("tags"))
@@ -143,11 +145,11 @@ def _pieces(
                 text_N = sum(texts, np.full(len(piece), ROW_BYTES))
                 size_N = _sizes(piece[image]) + text_N
             if text_N.max() > TEXT_BYTES:
-                raise ValueError(f"{where}: row {row + int(text_N.argmax())} has more text than any post: take it out")
+                raise BadSource(f"{where}: row {row + int(text_N.argmax())} has more text than any post: take it out")
             for first, last in _cuts(size_N):
                 total += int(size_N[first:last].sum())
                 if most is not None and total > most:
-                    raise ValueError(
+                    raise BadSource(
                         f"{where} is refused: it unfolds to more than {RATIO:,} times its size by row {row}"
                     )
                 yield row, piece.slice(first, last - first)
@@ -199,7 +201,7 @@ def _damage(where: str, row: int) -> Iterator[None]:
         yield
     except pa.ArrowException as error:  # such as a place beyond the end of a dictionary
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where} is damaged after row {row}: {why}; copy it again, or take it away") from None
+        raise BadSource(f"{where} is damaged after row {row}: {why}; copy it again, or take it away") from None
 
 
 def _said(
@@ -353,7 +355,7 @@ def _text(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
         try:
             column = pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{where} is {column.type}, wanted text or whole numbers: {error}") from None
+            raise BadSource(f"{where} is {column.type}, wanted text or whole numbers: {error}") from None
     column = column.cast(pa.string())
     try:
         column.validate(full=True)

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from moe_core.data.sources.files import File, file_system, is_remote, local, opened
+from moe_core.errors import BadSource
 
 ABOVE = 3  # folders above a source that are looked at: a part of a table, or its data/, may be given
 CACHE = re.compile(
@@ -40,7 +41,7 @@ def foreign(path: Path | str) -> str | None:
 
 
 def refuse_tables(uri: str, files: Sequence[File]) -> None:
-    """Raises ValueError where files belong to a Delta, Iceberg or Hudi table, whose log says which of them count.
+    """Raises BadSource where files belong to a Delta, Iceberg or Hudi table, whose log says which of them count.
 
     One file that is named is taken at its word.
     """
@@ -58,7 +59,7 @@ def refuse_tables(uri: str, files: Sequence[File]) -> None:
                 "Iceberg": f"in DuckDB: COPY (FROM iceberg_scan('{folder}')) TO 'posts.parquet'",
                 "Hudi": "with Spark",
             }[found]
-            raise ValueError(
+            raise BadSource(
                 f"{folder} is a{'n' * (found == 'Iceberg')} {found} table: its files hold deleted rows too, "
                 f"so they are not read as they lie. Export its current rows ({how}) and give that file"
             )
@@ -94,7 +95,7 @@ def _names(folder: str) -> set[str]:
 def of_saved_datasets(uri: str, files: Sequence[File]) -> list[File]:
     """Arrow files without caches; where Hugging Face's `save_to_disk` wrote them, those that its state.json names.
 
-    Raises ValueError for a named one that is missing, and for rows that an index file picks.
+    Raises BadSource for a named one that is missing, and for rows that an index file picks.
     """
     if [file.path for file in files] == [uri]:
         return list(files)
@@ -113,13 +114,13 @@ def of_saved_datasets(uri: str, files: Sequence[File]) -> list[File]:
             kept += [file for file in here if not CACHE.fullmatch(file.name.rpartition("/")[2])]
             continue
         if state.get("_indices_data_files") or state.get("_indices_files"):
-            raise ValueError(
+            raise BadSource(
                 f"{folder}/state.json picks rows by an index file, which is not read: save the data set again after "
                 "flatten_indices()"
             )
         there = {file.path.rpartition("/")[2]: file for file in here}
         if missing := [name for name in named if name not in there]:
-            raise ValueError(f"{folder}/state.json names {', '.join(missing[:3])}, which is not there: copy it again")
+            raise BadSource(f"{folder}/state.json names {', '.join(missing[:3])}, which is not there: copy it again")
         kept += [there[name] for name in dict.fromkeys(named)]
     return kept
 

@@ -7,19 +7,22 @@ is held is a name and the numbers of the tags of each picture.
 import json
 import os
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import WILDCARD, File, Scan, Shard, _file, files_at, key_of, listing, local, walk
+from moe_core.data.sources.files import WILDCARD, File, Scan, Shard, file_of, files_at, key_of, listing, local, walk
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, Unusable, in_batches, text_of, time_of
+from moe_core.data.sources.reader import Contents, Reader
+from moe_core.errors import BadSource
+from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 
-WHAT = "a COCO JSON file (with images and annotations), a folder of them or a glob"
+FORMAT = FORMATS["coco"]
 KINDS = ("instances", "labels", "captions")  # which are read together where they are of one split
 OTHERS = ("person_keypoints", "panoptic", "stuff", "image_info")  # which say nothing more, or nothing
 PARTS = ("annotations", "labels")  # folders beside those of the images
@@ -42,32 +45,32 @@ def is_coco(path: Path | str) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and bool(SECTION.search(head))
 
 
-def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[Shard]:
     files = {file.path: file for file in _files(source)}
     first = [path for path in files if _together(path, files)[0] == path]
     images = listing(_images(source), IMAGE_SUFFIXES, hidden=True)
-    out = []
-    for file in scan.readable([files[path] for path in first], lambda file: _look(file, files)):
+    shards = []
+    for file in scan.readable([files[path] for path in first], lambda file: _check(file, files)):
         contents = [scan.hash_of(files[path]) for path in _together(file.path, files)]
-        out.append((key_of(file.name, (".json",)), file.path, content_hash([*contents, images])))
-    return out
+        shards.append(Shard(key_of(file.name, (".json",)), file.path, content_hash([*contents, images])))
+    return shards
 
 
 def _files(source: Source) -> list[File]:
-    """COCO files of the source. Raises ValueError where there is none."""
+    """COCO files of the source. Raises BadSource where there is none."""
     if not source.uri:
-        raise ValueError(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
+        raise BadSource(f"source.uri is empty: wanted {FORMAT.what}; `hardmoe init DIR --source ...` sets it")
     path = local(source.uri)
     if path.is_file():
-        found = [_file(path, path.parent)]
+        found = [file_of(path, path.parent)]
     elif path.is_dir():
         found = [f for f in walk(path, hidden=True) if f.name.lower().endswith(".json") and "/." not in f"/{f.name}"]
         found = [file for file in found if not os.path.basename(file.name).startswith(OTHERS)] or found
     else:
-        found = files_at(source.uri, (".json",), WHAT)
+        found = files_at(source.uri, (".json",), FORMAT.what)
     files = sorted((file for file in found if is_coco(file.path)), key=lambda file: file.name)
     if not files:
-        raise ValueError(f"no COCO JSON at {source.uri}: wanted {WHAT}")
+        raise BadSource(f"no COCO JSON at {source.uri}: wanted {FORMAT.what}")
     return files
 
 
@@ -81,13 +84,13 @@ def _together(path: str, there: Container[str]) -> list[str]:
     return [name for name in names if name in there]
 
 
-def _look(file: File, files: dict[str, File]) -> None:
-    """Raises ValueError for a file that is cut short."""
+def _check(file: File, files: dict[str, File]) -> None:
+    """Raises BadSource for a file that is cut short."""
     for path in _together(file.path, files):
         with open(path, "rb") as opened:
             opened.seek(max(0, files[path].size - 100))
             if not opened.read().rstrip().endswith(b"}"):
-                raise ValueError(f"{path} is cut short, or still being copied: it does not end with a brace")
+                raise BadSource(f"{path} is cut short, or still being copied: it does not end with a brace")
 
 
 def _images(source: Source) -> Path:
@@ -166,7 +169,7 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
     return taken, []
 
 
-def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     """Images are told by their names: a file is not parsed for it."""
     rows = 0
     for shard in shards:
@@ -180,7 +183,7 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
 
 
 def _elements(path: Path) -> Iterator[tuple[str, Any]]:
-    """Elements of the arrays of one JSON object, with the array's name. Raises ValueError for what is none."""
+    """Elements of the arrays of one JSON object, with the array's name. Raises BadSource for what is none."""
     decode = json.JSONDecoder().raw_decode
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         text, at = file.read(BLOCK), 0
@@ -194,7 +197,7 @@ def _elements(path: Path) -> Iterator[tuple[str, Any]]:
                     return text[at]
                 text, at = file.read(BLOCK), 0
                 if not text:
-                    raise ValueError(f"{path} is cut short, or still being copied")
+                    raise BadSource(f"{path} is cut short, or still being copied")
 
         def value() -> Any:
             nonlocal text, at
@@ -210,11 +213,11 @@ def _elements(path: Path) -> Iterator[tuple[str, Any]]:
                     why = error
                 more = file.read(BLOCK) if len(text) - at < MAX_LINE else ""
                 if not more:
-                    raise ValueError(f"{path} is no COCO JSON: {' '.join(str(why).split())[:100]}")
+                    raise BadSource(f"{path} is no COCO JSON: {' '.join(str(why).split())[:100]}")
                 text, at = text[at:] + more, 0
 
         if peek() != "{":
-            raise ValueError(f"{path} is no COCO JSON: it does not begin with a brace")
+            raise BadSource(f"{path} is no COCO JSON: it does not begin with a brace")
         at += 1
         while peek() != "}":
             name = str(value())
@@ -225,3 +228,10 @@ def _elements(path: Path) -> Iterator[tuple[str, Any]]:
             while peek() != "]":
                 yield name, value()
             at += 1
+
+
+def recognizes(contents: Contents) -> bool:
+    return any(map(is_coco, contents.documents))
+
+
+READERS = {"coco": Reader(find, read, count, columns, recognizes=recognizes)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.text import shown
 
@@ -23,7 +24,7 @@ BY_ROW = "#row"  # as source.id_column: the shard's key and the number of the ro
 
 
 def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
-    """Column for each of ours that is there. Raises ValueError with what is missing and what is there.
+    """Column for each of ours that is there. Raises BadSource with what is missing and what is there.
 
     A caption_column makes the tags column one that is read only where it was named.
     """
@@ -36,7 +37,7 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
             continue
         if said:
             if said not in names and not (ours == "id" and said == BY_ROW):
-                raise ValueError(f"{where} has no column {said} (source.{ours}_column): it has {there}")
+                raise BadSource(f"{where} has no column {said} (source.{ours}_column): it has {there}")
             found[ours] = said
         elif ours == "tags" and source.caption_column:
             continue
@@ -47,7 +48,7 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
                 found[ours] = first
     if source.caption_column:
         if source.caption_column not in names:
-            raise ValueError(f"{where} has no column {source.caption_column} (source.caption_column): it has {there}")
+            raise BadSource(f"{where} has no column {source.caption_column} (source.caption_column): it has {there}")
         found["caption"] = source.caption_column
     missing = [
         f"{' or '.join(USUAL[name][:2] if name == 'tags' else USUAL[name][:1])} (source.{name}_column)"
@@ -55,5 +56,5 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
         if name not in found and not (name == "tags" and "caption" in found)
     ]
     if missing:
-        raise ValueError(f"{where} has no column {', '.join(missing)}: it has {there}")
+        raise BadSource(f"{where} has no column {', '.join(missing)}: it has {there}")
     return found

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
+from moe_core.errors import BadSource
 from moe_core.store.files import write_text
 from moe_core.store.hashing import content_hash, file_hash
 from moe_core.store.locks import exclusive
@@ -60,10 +61,10 @@ LOST |= {errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, 
 NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-def unreachable(path: object, error: OSError) -> ValueError:
+def unreachable(path: object, error: OSError) -> BadSource:
     """The one line for a file or folder that cannot be read now, though it may be good."""
     why = error.strerror or _line(error)
-    return ValueError(
+    return BadSource(
         f"{path} cannot be read: {why}; check the disk, the share or the permissions, then run the same command again"
     )
 
@@ -73,22 +74,22 @@ def is_remote(uri: str) -> bool:
 
 
 def local(uri: str) -> Path:
-    """The path of a local file or folder, also as file://. Raises ValueError for another scheme."""
+    """The path of a local file or folder, also as file://. Raises BadSource for another scheme."""
     if is_remote(uri):
-        raise ValueError(f"{uri} is not on this machine: this format reads local files only, so copy it here first")
+        raise BadSource(f"{uri} is not on this machine: this format reads local files only, so copy it here first")
     return Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri)
 
 
 def files_at(uri: str, suffixes: Sequence[str], what: str) -> list[File]:
-    """Files by their names: of a file, a folder (all the way down) or a glob. Raises ValueError when there is none.
+    """Files by their names: of a file, a folder (all the way down) or a glob. Raises BadSource when there is none.
 
     In a folder only the suffixes count, and what starts with '.' or '_' does not.
     """
     if not uri:
-        raise ValueError(f"source.uri is empty: wanted {what}; `hardmoe init DIR --source ...` sets it")
+        raise BadSource(f"source.uri is empty: wanted {what}; `hardmoe init DIR --source ...` sets it")
     found = _remote(uri, suffixes) if is_remote(uri) else _local(local(uri), suffixes)
     if not found:
-        raise ValueError(f"no {what.split(',')[0].split(' ', 1)[1]} at {uri}: wanted {what}")
+        raise BadSource(f"no {what.split(',')[0].split(' ', 1)[1]} at {uri}: wanted {what}")
     return sorted(found, key=lambda file: file.name)
 
 
@@ -96,17 +97,17 @@ def _local(path: Path, suffixes: Sequence[str]) -> list[File]:
     if path.is_dir():
         return [file for file in walk(path) if file.name.lower().endswith(tuple(suffixes))]
     if path.exists():
-        return [_file(path, path.parent)]
+        return [file_of(path, path.parent)]
     base = fixed_part(path)
     pattern = str(path.relative_to(base))
     if not WILDCARD.search(pattern):
         return []
     found = glob.glob(os.path.join(glob.escape(str(base)), pattern), recursive=True)
-    return [_file(Path(p), base) for p in found if _is_file(p)]
+    return [file_of(Path(p), base) for p in found if _is_file(p)]
 
 
 def _is_file(path: str) -> bool:
-    """Raises ValueError where a disk or a share does not answer."""
+    """Raises BadSource where a disk or a share does not answer."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:
@@ -125,7 +126,7 @@ def fixed_part(path: Path) -> Path:
     return fixed
 
 
-def _file(path: Path, base: Path) -> File:
+def file_of(path: Path, base: Path) -> File:
     about = path.stat()
     name = Path(os.path.relpath(path, base)).as_posix()
     return File(str(path), name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
@@ -136,7 +137,7 @@ def walk(folder: Path, hidden: bool = False, links: bool = False) -> Iterator[Fi
 
     With `links`, also links to folders, whose names say where they lead.
 
-    Raises ValueError where a disk or a share does not answer: what it hides must not look absent.
+    Raises BadSource where a disk or a share does not answer: what it hides must not look absent.
     """
     stack = [(str(folder), "")]
     while stack:
@@ -176,7 +177,7 @@ def listing(folder: Path, suffixes: Sequence[str], hidden: bool = False) -> str:
 
 
 def file_system(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system for a URI, and the path in it. Raises ValueError where there is none."""
+    """pyarrow's file system for a URI, and the path in it. Raises BadSource where there is none."""
     from pyarrow import fs
 
     try:
@@ -185,15 +186,15 @@ def file_system(uri: str) -> tuple[Any, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass  # a scheme that pyarrow does not know
     except OSError as error:
-        raise ValueError(f"{uri} cannot be reached: {_line(error)}") from None
+        raise BadSource(f"{uri} cannot be reached: {_line(error)}") from None
     try:
         import fsspec
 
         system, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
-        raise ValueError(f"{uri}: pyarrow does not know this scheme, and fsspec cannot help: {_line(error)}") from None
+        raise BadSource(f"{uri}: pyarrow does not know this scheme, and fsspec cannot help: {_line(error)}") from None
     except (ValueError, OSError) as error:
-        raise ValueError(f"{uri}: no file system for it: {_line(error)}") from None
+        raise BadSource(f"{uri}: no file system for it: {_line(error)}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
@@ -211,7 +212,7 @@ def _remote(uri: str, suffixes: Sequence[str]) -> list[File]:
             return [_info(about, uri, PurePosixPath(path).name)]
         below = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except OSError as error:
-        raise ValueError(f"{uri} cannot be reached: {_line(error)}") from None
+        raise BadSource(f"{uri} cannot be reached: {_line(error)}") from None
     found = []
     for info in below:
         name = info.path.removeprefix(path).lstrip("/")
@@ -237,7 +238,7 @@ def _pattern(wild: str) -> re.Pattern[str]:
 
 @contextmanager
 def opened(path: str, mapped: bool = False) -> Iterator[Any]:
-    """A local file or URI as a file of pyarrow, mapped into memory if asked. Raises ValueError when it cannot be."""
+    """A local file or URI as a file of pyarrow, mapped into memory if asked. Raises BadSource when it cannot be."""
     try:
         if is_remote(path):
             system, within = file_system(path)
@@ -247,7 +248,7 @@ def opened(path: str, mapped: bool = False) -> Iterator[Any]:
             # an empty file cannot be mapped
             file = pa.memory_map(there) if mapped and os.path.getsize(there) else pa.OSFile(there)
     except OSError as error:
-        raise ValueError(f"{path} cannot be opened: {_line(error)}") from None
+        raise BadSource(f"{path} cannot be opened: {_line(error)}") from None
     with file:
         yield file
 
@@ -361,7 +362,7 @@ class Scan:
         Raises that error for a file that could be read before, since its posts would leave the study, and where no file
         is left.
         """
-        good, errors = [], list[ValueError]()
+        good, errors = [], list[BadSource]()
         for file in files:
             if self.only not in ("", file.path) and file not in self.hashes:
                 continue
@@ -369,7 +370,7 @@ class Scan:
                 if file not in self.hashes:
                     check(file)
                 good.append(file)
-            except ValueError as error:
+            except BadSource as error:
                 if self.unready is None or self.hashes.was_read(file):
                     raise
                 self.unready.append(Unready(file.path, str(error)))

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.columns import BY_ROW, choose
-from moe_core.data.sources.files import Scan, Shard, _file, files_at, key_of, listing, local
+from moe_core.data.sources.files import Scan, Shard, file_of, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, Said
 from moe_core.data.sources.raw import (
@@ -28,56 +28,59 @@ from moe_core.data.sources.raw import (
     time_of,
     too_long,
 )
+from moe_core.data.sources.reader import Reader
+from moe_core.errors import BadSource
+from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+SUFFIXES = FORMATS["folder"].suffixes
 WHAT = "a CSV, TSV or JSON-lines file of image names and tags (source.table)"
 HEAD, MAX_KEYS = 100, 10_000  # of JSON lines: rows whose keys are looked at first, and keys that are told apart
 MAX_LINES = 10_000  # of one row of a CSV: beyond them its quote was never meant as one
 COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are judged by its size
 
 
-def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[Shard]:
     folder, tables = _tables(source)
     images = listing(folder, IMAGE_SUFFIXES, hidden=True)
     # a changed picture makes every table of its folder new: which one names it is not known without reading them
     return [
-        (key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([scan.hash_of(table), images]))
-        for table in scan.readable(tables, lambda table: _look(Path(table.path), source))
+        Shard(key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([scan.hash_of(table), images]))
+        for table in scan.readable(tables, lambda table: _check(Path(table.path), source))
     ]
 
 
-def _look(table: Path, source: Source) -> None:
-    """Raises ValueError for a table that is empty, or without the columns that are wanted."""
+def _check(table: Path, source: Source) -> None:
+    """Raises BadSource for a table that is empty, or without the columns that are wanted."""
     next(_rows(table, source), None)
 
 
 def _tables(source: Source) -> tuple[Path, list[Any]]:
     """The folder of images, and its tables."""
     if not source.uri:
-        raise ValueError("source.uri is empty: wanted a folder of images; `hardmoe init DIR --source ...` sets it")
+        raise BadSource("source.uri is empty: wanted a folder of images; `hardmoe init DIR --source ...` sets it")
     folder = local(source.uri)
     if folder.is_file():
         if told := foreign(folder):
-            raise ValueError(told)
-        return folder.parent, [_file(folder, folder.parent)]
+            raise BadSource(told)
+        return folder.parent, [file_of(folder, folder.parent)]
     if not folder.is_dir():
-        raise ValueError(f"no folder at {source.uri!r}: wanted a folder of images (source.uri)")
+        raise BadSource(f"no folder at {source.uri!r}: wanted a folder of images (source.uri)")
     if source.table:
         return folder, files_at(str(folder / source.table), SUFFIXES, WHAT)
     tables = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(SUFFIXES) and p.name[0] not in "._"]
     if not tables:  # as Hugging Face has it: train/metadata.csv, test/metadata.csv
         tables = [p for p in sorted(folder.glob("*/metadata.*")) if p.name.lower().endswith(SUFFIXES)]
         if tables:
-            return folder, [_file(table, folder) for table in tables]
+            return folder, [file_of(table, folder) for table in tables]
     if len(tables) != 1:
         names = ", ".join(p.name for p in tables) or "none"
-        raise ValueError(
+        raise BadSource(
             f"{folder} has {len(tables)} tables ({names}), wanted one of {', '.join(SUFFIXES)}: set source.table, "
             "which may be a glob"
         )
-    return folder, [_file(tables[0], folder)]
+    return folder, [file_of(tables[0], folder)]
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
@@ -99,7 +102,7 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | 
     return (taken, list(names)) if taken else None
 
 
-def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     """Lines, without the header's: rows of a CSV with line ends in its fields are fewer."""
     rows, exact = 0, True
     for shard in shards:
@@ -197,9 +200,9 @@ def _rows(table: Path, source: Source) -> Iterator[Found]:
         start = raw.read(2)
     with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if start in (b"\xff\xfe", b"\xfe\xff"):
-            raise ValueError(f"{table} is UTF-16, wanted UTF-8: save it as that")
+            raise BadSource(f"{table} is UTF-16, wanted UTF-8: save it as that")
         if not start:
-            raise ValueError(f"{table} is empty (0 bytes), wanted {WHAT}")
+            raise BadSource(f"{table} is empty (0 bytes), wanted {WHAT}")
         yield from (
             _json(table, file, source) if table.suffix.lower() in (".jsonl", ".ndjson") else _csv(table, file, source)
         )
@@ -247,10 +250,10 @@ def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
     try:
         names = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
     except (csv.Error, Unusable) as error:
-        raise ValueError(f"{table}: its first line is no list of columns: {error}") from None
+        raise BadSource(f"{table}: its first line is no list of columns: {error}") from None
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
-        raise ValueError(f"{table} has two columns {', '.join(twice)}: rename one")
+        raise BadSource(f"{table} has two columns {', '.join(twice)}: rename one")
     columns = choose(names, source, str(table))
     lines.settle(len(lines.taken))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -291,9 +294,7 @@ def _json(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
             break
     names = dict.fromkeys(name for _, row, _ in head if isinstance(row, dict) for name in row)
     if not names and head:
-        raise ValueError(
-            f"{table}, {head[0][1].detail}" if isinstance(head[0][1], Unusable) else f"{table} has no keys"
-        )
+        raise BadSource(f"{table}, {head[0][1].detail}" if isinstance(head[0][1], Unusable) else f"{table} has no keys")
     columns = choose(list(names), source, str(table))
     for where, row, _ in chain(head, rows):
         if isinstance(row, dict) and len(names) < MAX_KEYS and not names.keys() >= row.keys():
@@ -325,3 +326,10 @@ def _objects(file: IO[str]) -> Iterator[tuple[str, dict[str, Any] | Unusable, in
 
 def _escaped(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text)
+
+
+def row_keys(source: Source, shard: Shard) -> Iterator[str | None]:
+    return keys(Path(shard.path), source)
+
+
+READERS = {"folder": Reader(find, read, count, columns, row_keys)}

@@ -4,7 +4,7 @@ Tags are the names of all folders between the source's and the image, so that `a
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,29 +13,33 @@ from moe_core.data.sources.files import Scan, Shard, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.path_splits import split_of_word
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches
+from moe_core.data.sources.reader import Reader
+from moe_core.errors import BadSource
+from moe_core.formats import FORMATS
 from moe_core.settings import Source
 
-WHAT = "a folder of class folders with images (cat/1.jpg), or of train/, val/ and test/ with class folders"
+WHAT = FORMATS["imagefolder"].what
 
 
-def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[Shard]:
     root = _root(source)
-    found = []
+    shards = []
     for folder in _splits(_base(root)) or [root]:
         if next(_images(folder), None) is None:
             continue
-        found.append((key_of(f"{folder.name}/", ("/",)), str(folder), listing(folder, IMAGE_SUFFIXES, hidden=True)))
-    if not found:
-        raise ValueError(f"no image below {root}: wanted {WHAT}")
-    return found
+        content = listing(folder, IMAGE_SUFFIXES, hidden=True)
+        shards.append(Shard(key_of(f"{folder.name}/", ("/",)), str(folder), content))
+    if not shards:
+        raise BadSource(f"no image below {root}: wanted {WHAT}")
+    return shards
 
 
 def _root(source: Source) -> Path:
     if not source.uri:
-        raise ValueError(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
+        raise BadSource(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
     root = local(source.uri)
     if not root.is_dir():
-        raise ValueError(f"no folder at {root}: wanted {WHAT}")
+        raise BadSource(f"no folder at {root}: wanted {WHAT}")
     return root
 
 
@@ -91,7 +95,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
             read += 1
             yield _post(path, above, root, images, split)
         if read != sum(1 for _ in _images(start)):  # a mount that went away and came back left an empty folder
-            raise ValueError(f"{start} was changed while it was read: run the same command again")
+            raise BadSource(f"{start} was changed while it was read: run the same command again")
 
     return images.watching(in_batches(posts()))
 
@@ -111,5 +115,12 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
     return {"id": "paths", "image": "files", "tags": "names of folders"}, []
 
 
-def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     return sum(1 for shard in shards for _ in _images(Path(shard.path))), True
+
+
+READERS = {
+    "imagefolder": Reader(
+        find, read, count, columns, recognizes=lambda contents: contents.images_in_folders, splits_by_name=False
+    )
+}

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from moe_core.data.sources.files import unreachable
 from moe_core.data.sources.raw import MAX_FILE_BYTES, Unusable
+from moe_core.errors import BadSource
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 ROOTED = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
@@ -41,7 +42,7 @@ class ImageFolder:
         self._absent: IO[str] | None = None
 
     def watching(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The batches, which `read` fills. Raises ValueError behind the last where a file that was absent is there now.
+        """The batches, which `read` fills. Raises BadSource behind the last where a file that was absent is there now.
 
         A mount that goes away leaves an empty folder, in which every file looks deleted.
         """
@@ -51,7 +52,7 @@ class ImageFolder:
             for line in self._absent:
                 for place in json.loads(line):
                     if _is_there(place):
-                        raise ValueError(
+                        raise BadSource(
                             f"{place} was absent when its row was read, and is there now: check the disk or the share, "
                             "then run the same command again"
                         )
@@ -60,7 +61,7 @@ class ImageFolder:
         """Bytes of the first of `names` that is there. `absolute` names are looked at where they are allowed.
 
         Raises Unusable: outside_folder for '..', an absolute name, or a link that leads outside; no_image_file for a
-        file that is absent. Raises ValueError for one that is there and cannot be read, and where the folder is gone.
+        file that is absent. Raises BadSource for one that is there and cannot be read, and where the folder is gone.
         """
         why = f"no file {names[0]}" if names and names[0].strip() else "no file is named"
         absent = []
@@ -88,7 +89,7 @@ class ImageFolder:
         raise Unusable("no_image_file", why)
 
     def _note(self, absent: list[str]) -> None:
-        """Remembers places without a file. Raises ValueError where a folder is gone with all that is in it."""
+        """Remembers places without a file. Raises BadSource where a folder is gone with all that is in it."""
         for folder, _ in self.folders:
             try:
                 os.stat(folder)

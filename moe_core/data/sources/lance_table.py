@@ -1,6 +1,6 @@
 """Lance tables: one, or a folder of them. One shard a table; it is opened by moe_core.tables, the home of lance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,40 +10,42 @@ from moe_core.data.sources.columns import BY_ROW
 from moe_core.data.sources.files import File, Scan, Shard, is_remote, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
+from moe_core.data.sources.reader import Reader
+from moe_core.errors import BadSource
+from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 from moe_core.tables import scan_table, table_info
 
-WHAT = "a Lance table, a folder of them (*.lance) or the URI of one"
+FORMAT = FORMATS["lance"]
 
 
-def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[Shard]:
     if not source.uri:
-        raise ValueError(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
+        raise BadSource(f"source.uri is empty: wanted {FORMAT.what}; `hardmoe init DIR --source ...` sets it")
     if is_remote(source.uri):
         info = table_info(source.uri)
         columns_of(info.schema, source, source.uri)
-        return [
-            (key_of(source.uri.rstrip("/").rsplit("/", 1)[-1], (".lance",)), source.uri, content_hash(info.version))
-        ]
+        key = key_of(source.uri.rstrip("/").rsplit("/", 1)[-1], FORMAT.suffixes)
+        return [Shard(key, source.uri, content_hash(info.version))]
     root = local(source.uri)
     tables = [root] if is_table(root) else sorted(p for p in root.rglob("*.lance") if is_table(p))
     if not tables:
-        raise ValueError(f"no Lance table at {source.uri}: wanted {WHAT}")
+        raise BadSource(f"no Lance table at {source.uri}: wanted {FORMAT.what}")
     names = {str(t): t.name if t == root else t.relative_to(root).as_posix() for t in tables}
     files = [File(path, name, 0, 0) for path, name in names.items()]
-    out = []
-    for file in scan.readable(files, lambda file: _look(file, source)):
+    shards = []
+    for file in scan.readable(files, lambda file: _check(file, source)):
         table, info = Path(file.path), table_info(file.path)
         scan.hashes.remember(file)
-        said: list[object] = [info.version, listing(table, ("",))]
+        content: list[object] = [info.version, listing(table, ("",))]
         if names_images(info.schema, source, str(table)):
-            said.append(listing(table.parent, IMAGE_SUFFIXES, hidden=True))
-        out.append((key_of(file.name, (".lance",)), file.path, content_hash(said)))
-    return out
+            content.append(listing(table.parent, IMAGE_SUFFIXES, hidden=True))
+        shards.append(Shard(key_of(file.name, FORMAT.suffixes), file.path, content_hash(content)))
+    return shards
 
 
-def _look(file: File, source: Source) -> None:
+def _check(file: File, source: Source) -> None:
     columns_of(table_info(file.path).schema, source, file.path)
 
 
@@ -69,5 +71,8 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
     return columns_of(schema, source, shard.path), schema.names
 
 
-def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     return sum(table_info(shard.path).rows for shard in shards), True
+
+
+READERS = {"lance": Reader(find, read, count, columns, recognizes=lambda contents: is_table(contents.path))}

@@ -1,6 +1,6 @@
 """Parquet and Arrow IPC (Feather, Hugging Face's .arrow): a file, a folder, a glob or a URI. One shard a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,31 +29,29 @@ from moe_core.data.sources.files import (
 )
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
+from moe_core.data.sources.reader import Reader
+from moe_core.errors import BadSource
+from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 from moe_core.text import utf8
 
-SUFFIXES = {"parquet": (".parquet", ".pq", ".parq"), "arrow": (".arrow", ".feather", ".ipc")}
-WHAT = {
-    "parquet": "a Parquet file, a folder of them (*.parquet), a glob or a URI",
-    "arrow": "an Arrow file, a folder of them (*.arrow, *.feather, *.ipc), a glob or a URI",
-}
 ROWS_COUNTED = 1000  # files whose footers are read to count rows; more are judged by their size
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)
 
 
-def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
-    """Key, path and content digest of each file. New and changed ones are opened, so that a wrong one is said early."""
-    suffixes = SUFFIXES[source.format]
-    out = []
-    files = files_at(source.uri, suffixes, WHAT[source.format])
+def find(source: Source, scan: Scan) -> list[Shard]:
+    """A shard a file. New and changed files are opened, so that a wrong one is reported early."""
+    format = FORMATS[source.format]
+    shards = []
+    files = files_at(source.uri, format.suffixes, format.what)
     refuse_tables(source.uri, files)
     if source.format == "arrow":
         files = of_saved_datasets(source.uri, files)
         if not files:
-            raise ValueError(f"no Arrow file at {source.uri} but caches: wanted {WHAT['arrow']}")
-    files = scan.readable(files, lambda file: _look(file, source))
+            raise BadSource(f"no Arrow file at {source.uri} but caches: wanted {format.what}")
+    files = scan.readable(files, lambda file: _check(file, source))
     named = names_images(_schema(files[0], source), source, files[0].path)
     images: dict[Path, str] = {}
     for file in files:
@@ -65,16 +63,16 @@ def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
             content = content_hash([content, images[folder]])
         if by_folder := hive_of(file.path, source):
             content = content_hash([content, by_folder])
-        out.append((key_of(file.name, suffixes), file.path, content))
-    return out
+        shards.append(Shard(key_of(file.name, format.suffixes), file.path, content))
+    return shards
 
 
-def _look(file: File, source: Source) -> None:
-    """Raises ValueError for a file that is cut short or has other columns. An Arrow stream says its end last."""
+def _check(file: File, source: Source) -> None:
+    """Raises BadSource for a file that is cut short or has other columns. An Arrow stream says its end last."""
     with _readable(file.path, source.format) as (raw, schema, opened_file):
         columns_of(_with_folders(schema, hive_of(file.path, source)), source, file.path)
         if isinstance(opened_file, pa.RecordBatchStreamReader) and not _ends(raw):
-            raise ValueError(f"{file.path} is cut short, or still being copied: it has no end-of-stream mark")
+            raise BadSource(f"{file.path} is cut short, or still being copied: it has no end-of-stream mark")
 
 
 def _schema(file: File, source: Source) -> pa.Schema:
@@ -131,7 +129,7 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
     return columns_of(schema, source, shard.path), schema.names
 
 
-def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     """Rows, and whether they were counted rather than judged."""
     rows = 0
     for shard in shards[:ROWS_COUNTED]:
@@ -147,12 +145,12 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
 
 @contextmanager
 def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
-    """The bytes, the schema and an open file. Raises ValueError for one that is empty or damaged."""
+    """The bytes, the schema and an open file. Raises BadSource for one that is empty or damaged."""
     what = "Parquet" if kind == "parquet" else "Arrow"
     with opened(path, mapped=kind == "arrow") as raw:
         try:
             if not raw.size():
-                raise ValueError(f"{path} is empty (0 bytes), wanted a {what} file: remove it, or copy it again")
+                raise BadSource(f"{path} is empty (0 bytes), wanted a {what} file: remove it, or copy it again")
             if kind == "parquet":
                 # not pre-buffered: a row group may be larger than memory
                 file: Any = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
@@ -164,12 +162,12 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
                     check_arrow(raw)
             _ = schema.names  # names that are no UTF-8 are seen here
         except Absurd as error:
-            raise ValueError(f"{path} is refused: {error}") from None
+            raise BadSource(f"{path} is refused: {error}") from None
         except BROKEN as error:
             if isinstance(error, OSError) and error.errno in LOST:
                 raise unreachable(path, error) from None
             why = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise BadSource(
                 f"{path} is not a readable {what} file: {why}; damaged, still being copied, or another format?"
             ) from None
         yield raw, schema, file
@@ -223,11 +221,14 @@ def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBat
             yield batch
             rows += len(batch)
     except Absurd as error:
-        raise ValueError(f"{path} is refused after row {rows}: {error}") from None
+        raise BadSource(f"{path} is refused after row {rows}: {error}") from None
     except BROKEN as error:
         if isinstance(error, MemoryError):
             raise
         if isinstance(error, OSError) and error.errno in LOST:
             raise unreachable(path, error) from None
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged after row {rows}: {why}; copy it again, or take it away") from None
+        raise BadSource(f"{path} is damaged after row {rows}: {why}; copy it again, or take it away") from None
+
+
+READERS = dict.fromkeys(("parquet", "arrow"), Reader(find, read, count, columns))

@@ -3,12 +3,13 @@
 import re
 
 from moe_core.data.sources.files import WILDCARD, is_remote, local
+from moe_core.formats import FORMATS
 
 SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(
     ("test", "testing", "eval", "evaluation"), "test"
 )
 SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-SUFFIX = re.compile(r"\.(parquet|pq|parq|arrow|feather|ipc|lance|csv|tsv|jsonl|ndjson|tar|tar\.gz|tgz|(coco\.)?json)$")
+SUFFIXES = sorted({suffix for format in FORMATS.values() for suffix in format.suffixes}, key=len, reverse=True)
 
 
 def split_of_word(word: str) -> str | None:
@@ -26,7 +27,8 @@ def split_of_path(path: str, uri: str) -> str | None:
     if wild := WILDCARD.search(root):
         root = root[: wild.start()]
     *folders, name = path.removeprefix(root).lstrip("/").split("/")
-    words = [word for word in re.split(r"[-_. ]+", SUFFIX.sub("", name.lower())) if word and not word.isdigit()]
+    stem = name.lower().removesuffix(next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix)))
+    words = [word for word in re.split(r"[-_. ]+", stem) if word and not word.isdigit()]
     words = [word for word in words if word != "of"]
     ends = [split_of_word(word) for word in (*words[:1], *words[-1:])]
     return next((split for split in (*ends, *map(split_of_word, reversed(folders))) if split), None)

@@ -6,11 +6,13 @@ A row that the reader cannot use is given all the same, with a `reason`: the ing
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, AnyStr
 
 import pyarrow as pa
+
+from moe_core.data.captions import hashtags_in
 
 RAW = pa.schema(
     [
@@ -113,20 +115,6 @@ def _of_unicode(row: Row) -> Row:
     except UnicodeEncodeError:
         name = str(row.get("id") or "").encode("ascii", "backslashreplace").decode()
         return {"id": name, "reason": "bad_row", "detail": "text that is not Unicode"}
-
-
-def hashtags_in(captions: Sequence[str | None]) -> list[list[str]]:
-    """The '#words' of each text."""
-    import polars as pl
-
-    from moe_core.data.tags import hashtags_of_text
-
-    try:
-        frame = pl.DataFrame({"text": captions}, schema={"text": pl.String})
-    except UnicodeEncodeError:
-        captions = [text.encode("utf-8", "replace").decode() if text else text for text in captions]
-        frame = pl.DataFrame({"text": captions}, schema={"text": pl.String})
-    return [list(found or ()) for found in frame.select(hashtags_of_text(pl.col("text")))["text"].to_list()]
 
 
 def tags_of_text(text: str) -> list[str]:

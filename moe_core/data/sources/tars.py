@@ -18,6 +18,7 @@ import pyarrow as pa
 from moe_core.data.sources.declared import Absurd
 from moe_core.data.sources.files import LOST, File, opened, unreachable
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, MAX_LINE, Unusable
+from moe_core.errors import BadSource
 from moe_core.store.locks import exclusive
 
 INDEX_VERSION = 1  # raised when other members are pictures
@@ -44,11 +45,11 @@ class Member:
 
 
 def members(path: str, contents: bool = True) -> Iterator[Member]:
-    """The members in their order, but for folders. Raises ValueError for an archive that is damaged or cut short."""
+    """The members in their order, but for folders. Raises BadSource for an archive that is damaged or cut short."""
     seen = 0
     with opened(path) as raw:
         if not raw.size():
-            raise ValueError(f"{path} is empty (0 bytes), wanted a tar: remove it, or copy it again")
+            raise BadSource(f"{path} is empty (0 bytes), wanted a tar: remove it, or copy it again")
         try:
             most = max(UNFOLDED, RATIO * raw.size())
             with tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar:
@@ -72,11 +73,11 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
                     yield Member(info.name, data, problem, info.offset_data, info.size)
                 _ends_well(tar, most)
         except Absurd as error:
-            raise ValueError(f"{path} is refused after {seen} members: {error}") from None
+            raise BadSource(f"{path} is refused after {seen} members: {error}") from None
         except BROKEN as error:
             if isinstance(error, OSError) and error.errno in LOST:
                 raise unreachable(path, error) from None
-            raise ValueError(
+            raise BadSource(
                 f"{path} is damaged or cut short after {seen} members: {' '.join(str(error).split())[:200]}; copy it "
                 "again, or take it away"
             ) from None
@@ -209,12 +210,12 @@ class TarImages:
                 file.close()
 
     def watching(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The batches, which `read` fills. Raises ValueError behind the last where a tar was changed meanwhile."""
+        """The batches, which `read` fills. Raises BadSource behind the last where a tar was changed meanwhile."""
         yield from batches
         for tar in self.tars:
             about = os.stat(tar.path)
             if (about.st_size, about.st_ctime_ns) != (tar.size, tar.touched):
-                raise ValueError(f"{tar.path} was changed while it was read: run the same command again")
+                raise BadSource(f"{tar.path} was changed while it was read: run the same command again")
 
     def _build(self) -> None:
         if self.index.execute("PRAGMA user_version").fetchone()[0] != INDEX_VERSION:
@@ -230,7 +231,7 @@ class TarImages:
             if there.get(path) == (tar.size, tar.touched):
                 continue
             if is_compressed(Path(tar.path)):
-                raise ValueError(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
+                raise BadSource(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
             with self.index:  # one tar is one transaction
                 self.index.execute("DELETE FROM members WHERE path = ?", (path,))
                 self.index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", _places(tar.path))
@@ -252,7 +253,7 @@ class TarImages:
                 file.seek(offset)
                 data = bytes(file.read(size))
                 if len(data) != size:
-                    raise ValueError(f"{path} was cut short while it was read: run the same command again")
+                    raise BadSource(f"{path} was cut short while it was read: run the same command again")
                 return data
         raise Unusable("no_image_file", f"no image {stems[0] if stems else ''} in the tars")
 

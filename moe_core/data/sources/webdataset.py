@@ -27,11 +27,12 @@ from moe_core.data.sources.raw import (
     text_of,
     time_of,
 )
+from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.tars import Member, members
+from moe_core.formats import FORMATS
 from moe_core.settings import Source
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
-WHAT = "a tar of samples, a folder of them (*.tar, *.tar.gz), a glob or a URI"
+FORMAT = FORMATS["webdataset"]
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 # what 0001.depth.png beside 0001.jpg is: never the picture where there is another
 BESIDE = re.compile(
@@ -46,13 +47,13 @@ TEXTS = ("json", "txt", "cls")
 CAPTIONS = ("caption", "text")  # of img2dataset's .json: sentences, of which the #words are tags
 
 
-def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
-    files = scan.readable(files_at(source.uri, SUFFIXES, WHAT), _look)
-    return [(key_of(file.name, SUFFIXES), file.path, scan.hash_of(file)) for file in files]
+def find(source: Source, scan: Scan) -> list[Shard]:
+    files = scan.readable(files_at(source.uri, FORMAT.suffixes, FORMAT.what), _check)
+    return [Shard(key_of(file.name, FORMAT.suffixes), file.path, scan.hash_of(file)) for file in files]
 
 
-def _look(file: File) -> None:
-    """Raises ValueError for a tar that is cut short: a local one is looked through to its end, without its contents."""
+def _check(file: File) -> None:
+    """Raises BadSource for a tar that is cut short: a local one is looked through to its end, without its contents."""
     for _ in members(file.path, contents=False):
         if is_remote(file.path):
             break
@@ -83,9 +84,9 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | 
     return (taken, list(names)) if names else None
 
 
-def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     """Samples of the first tar; the others are judged by their sizes."""
-    sizes = {file.path: file.size for file in files_at(source.uri, SUFFIXES, WHAT)}
+    sizes = {file.path: file.size for file in files_at(source.uri, FORMAT.suffixes, FORMAT.what)}
     rows = sum(1 for _ in _samples(shards[0].path, contents=False))
     total = sum(sizes.get(shard.path, 0) for shard in shards)
     return round(rows * total / max(1, sizes.get(shards[0].path, total))), len(shards) == 1
@@ -271,3 +272,6 @@ def _text(member: Member) -> str:
         return member.data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Unusable("bad_row", f"member {member.name} is not UTF-8") from None
+
+
+READERS = {"webdataset": Reader(find, read, count, columns)}

@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,12 +21,14 @@ import pyarrow as pa
 from moe_core.data.sources.files import LOST, Scan, Shard, files_at, key_of, listing, local, unreachable
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
+from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.tars import RATIO, UNFOLDED, TarImages
+from moe_core.errors import BadSource
+from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 
-SUFFIXES = (".bz2", ".gz", ".tsv", ".txt", "")
-WHAT = "a YFCC100M metadata file, a folder of them (yfcc100m_dataset*), or a glob"
+FORMAT = FORMATS["yfcc"]
 COMPANION = re.compile(r"yfcc100m_(?!dataset)[^/]*$", re.IGNORECASE)  # hashes, autotags, places, EXIF: no posts
 BROKEN = (OSError, EOFError, zlib.error)
 COUNTED = 20_000  # lines from which the number of all is judged
@@ -49,25 +51,28 @@ class Layout:
 LAYOUTS = {23: Layout(23, 0, -1, 1, 3, 8, 9, 22), 25: Layout(25, 1, 2, 3, 5, 10, 11, 24)}
 
 
-def find(source: Source, scan: Scan) -> list[tuple[str, str, str]]:
+def find(source: Source, scan: Scan) -> list[Shard]:
     images = _images(source)
     if isinstance(images, TarImages):
-        said = content_hash([[tar.name, tar.size, tar.changed] for tar in images.tars])
+        images_hash = content_hash([[tar.name, tar.size, tar.changed] for tar in images.tars])
     else:
-        said = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
-    files = files_at(str(local(source.uri)) if source.uri else "", SUFFIXES, WHAT)
+        images_hash = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
+    files = files_at(str(local(source.uri)) if source.uri else "", FORMAT.suffixes, FORMAT.what)
     if not local(source.uri).is_file():
         files = [file for file in files if not COMPANION.search(file.name)]
     if local(source.uri).is_dir():
         files = [file for file in files if "yfcc" in file.name.lower()]
     if not files:
-        raise ValueError(f"no YFCC100M metadata file at {source.uri}: wanted {WHAT}")
-    files = scan.readable(files, lambda file: _look(Path(file.path)))
-    return [(key_of(file.name, SUFFIXES), file.path, content_hash([scan.hash_of(file), said])) for file in files]
+        raise BadSource(f"no YFCC100M metadata file at {source.uri}: wanted {FORMAT.what}")
+    files = scan.readable(files, lambda file: _check(Path(file.path)))
+    return [
+        Shard(key_of(file.name, FORMAT.suffixes), file.path, content_hash([scan.hash_of(file), images_hash]))
+        for file in files
+    ]
 
 
-def _look(path: Path) -> None:
-    """Raises ValueError for a file of another layout, and for a compressed one that is cut short."""
+def _check(path: Path) -> None:
+    """Raises BadSource for a file of another layout, and for a compressed one that is cut short."""
     layout_of(path)
     with open(path, "rb") as raw:
         compressed = _plain(path, raw) is not raw
@@ -78,12 +83,12 @@ def _look(path: Path) -> None:
 def _images(source: Source) -> ImageFolder | TarImages:
     what = "the folder of the images, or a glob of tars of them (source.images, or `hardmoe init --images`)"
     if not source.images:
-        raise ValueError(f"source.images is empty: YFCC100M's metadata hold no pictures, wanted {what}")
+        raise BadSource(f"source.images is empty: YFCC100M's metadata hold no pictures, wanted {what}")
     path = local(source.images)
     if path.is_dir() and not any(p.suffix == ".tar" for p in path.iterdir()):
         return ImageFolder(path)
     if not path.is_dir() and not path.exists() and not re.search(r"[*?\[]", source.images):
-        raise ValueError(f"no folder at {source.images}: wanted {what}")
+        raise BadSource(f"no folder at {source.images}: wanted {what}")
     return TarImages(files_at(str(path), (".tar",), what), None)
 
 
@@ -100,7 +105,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
         yield from images.watching(in_batches(rows))
 
 
-def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
+def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     """Lines of the first file up to COUNTED; the rest is judged by size."""
     path = Path(shards[0].path)
     lines = 0
@@ -116,15 +121,15 @@ def count(source: Source, shards: list[Shard]) -> tuple[int, bool]:
 
 
 def layout_of(path: Path) -> Layout:
-    """By the first line. Raises ValueError where it has neither 23 nor 25 fields."""
+    """By the first line. Raises BadSource where it has neither 23 nor 25 fields."""
     first = next(_lines(path), None)
     if first is None:
-        raise ValueError(f"{path} is empty, wanted YFCC100M metadata: copy it again, or take it away")
+        raise BadSource(f"{path} is empty, wanted YFCC100M metadata: copy it again, or take it away")
     if isinstance(first, Unusable):
-        raise ValueError(f"{path}: {first.detail}")
+        raise BadSource(f"{path}: {first.detail}")
     fields = first.count(b"\t") + 1
     if fields not in LAYOUTS:
-        raise ValueError(f"{path}: its first line has {fields} fields parted by tabs, wanted YFCC100M's 23 or 25")
+        raise BadSource(f"{path}: its first line has {fields} fields parted by tabs, wanted YFCC100M's 23 or 25")
     return LAYOUTS[fields]
 
 
@@ -143,7 +148,7 @@ def _lines(path: Path) -> Iterator[bytes | Unusable]:
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno in LOST:
             raise unreachable(path, error) from None
-        raise ValueError(f"{path} is damaged or cut short after line {number}: {error}; copy it again") from None
+        raise BadSource(f"{path} is damaged or cut short after line {number}: {error}; copy it again") from None
 
 
 def _plain(path: Path, raw: BinaryIO) -> Any:
@@ -196,3 +201,11 @@ def _image(images: ImageFolder | TarImages, photo: str, hashed: str) -> bytes:
         place = f"{hashed[0:3]}/{hashed[3:6]}/{hashed}.jpg"
         names = [f"data/images/{place}", f"images/{place}", place, f"{hashed}.jpg", *names]
     return images.read(*names)
+
+
+def recognizes(contents: Contents) -> bool:
+    """By the fields of a file's first line. Raises BadSource for other ones."""
+    return contents.path.is_file() and layout_of(contents.path) is not None
+
+
+READERS = {"yfcc": Reader(find, read, count, recognizes=recognizes, splits_by_name=False)}

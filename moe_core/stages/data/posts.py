@@ -25,19 +25,19 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
             read_shard(context.study.source, shard, context.root / ".sources", hashes),
             context.study.data,
             lambda read: context.report({"posts": read}),
-            source=utf8(shard.path) or "drawn",
+            source=utf8(shard.path) or "synthetic",
             threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
             pins=[pin_of(key, context.version("posts", key))],
             forgotten=context.forgotten.holds if context.forgotten.entries else None,
         )
     except MemoryError:
         raise ValueError(
-            f"shard {key} ({shard.path or 'drawn'}) needs more memory than this process may use: ingest fewer shards "
-            "at once (--workers), or raise the limit (ulimit -v, the container's)"
+            f"shard {key} ({shard.path or 'synthetic'}) needs more memory than this process may use: ingest fewer "
+            "shards at once (--workers), or raise the limit (ulimit -v, the container's)"
         ) from None
     count = done.count
     if not count.read:
-        raise ValueError(f"shard {key} ({shard.path or 'drawn'}) holds no post: remove the file, or fill it")
+        raise ValueError(f"shard {key} ({shard.path or 'synthetic'}) holds no post: remove the file, or fill it")
     stored = stored_counts(context.root, shard.key, done.posts_version, done.rejects_version)
     if stored != (count.accepted, count.rejected):
         raise RuntimeError(

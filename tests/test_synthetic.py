@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 
 from moe_core.data.sources import RAW
-from moe_core.data.synthetic import GENERIC_TAGS, SCENES, draw_shard
+from moe_core.data.synthetic import GENERIC_TAGS, SCENES, synthetic_posts
 from moe_core.data.tags import canonical_tags
 
 SIZE = 16
 
 
 def draw(shard=0, shards=1, posts=100, seed=0):
-    return [row for batch in draw_shard(shard, shards, posts, seed, SIZE) for row in batch.to_pylist()]
+    return [row for batch in synthetic_posts(shard, shards, posts, seed, SIZE) for row in batch.to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_more_shards_than_posts_leave_shards_empty():
 
 
 def test_batches_have_the_schema_of_all_sources_and_at_most_a_thousand_posts():
-    batches = list(draw_shard(0, 1, 1001, 0, SIZE))
+    batches = list(synthetic_posts(0, 1, 1001, 0, SIZE))
     assert [len(batch) for batch in batches] == [1000, 1]
     assert all(batch.schema.equals(RAW) for batch in batches)
 
@@ -65,7 +65,7 @@ def test_another_seed_draws_other_pictures_and_tags():
     assert [post["tags"] for post in ours] != [post["tags"] for post in others]
 
 
-def test_a_shard_does_not_depend_on_the_shards_drawn_before_it():
+def test_a_shard_does_not_depend_on_the_shards_before_it():
     alone = draw(2, 3)
     assert [draw(shard, 3) for shard in range(3)][2] == alone
 
@@ -135,7 +135,7 @@ def test_users_post_about_forty_times_and_mostly_from_two_scenes(posts):
     users = {}
     for post in posts:
         users.setdefault(post["user"], []).append(canonical_tags(post["tags"]))
-    assert 90 <= len(users) <= 100  # 4,000 / 40 drawn
+    assert 90 <= len(users) <= 100  # of 4,000 / 40
     shares = []
     for tags in users.values():
         seen = Counter(tag for row in tags for tag in row if tag in SCENES)

@@ -1,4 +1,4 @@
-"""What `hardmoe init` says of a source before anything is written: from counts that are cheap and a sample of posts."""
+"""What `hardmoe init` reports of a source before anything is written: from cheap counts and a sample of posts."""
 
 import os
 import time
@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_core.advice import Seen
-from moe_core.data.sources import columns_of, count_rows, folder, read_shard, split_by_name
+from moe_core.data.images import Rejected, decode, encode
 from moe_core.data.sources.columns import NAMED
 from moe_core.data.sources.files import Shard
 from moe_core.data.sources.raw import holds_separator
+from moe_core.data.sources.registry import READERS
+from moe_core.data.sources.shards import count_rows, read_shard, split_by_name
 from moe_core.data.splits import GIVEN
+from moe_core.data.tags import canonical_tags
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.text import shown
 
@@ -27,28 +30,30 @@ EXAMPLES = 3
 TAGS_SHOWN = 5  # posts whose tags are shown as they are read
 
 
-def describe(source: Source, shards: list[Shard], image_size: int) -> list[str]:
-    """Raises ValueError for a source without a post, or without one picture that can be used."""
-    return look(source, shards, image_size)[0]
+class Preview(NamedTuple):
+    """Lines for the user, and what the sample suggests of the whole."""
+
+    lines: list[str]
+    seen: Seen
 
 
-def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str], Seen]:
-    """Lines, and what the sample suggests of the whole. Raises ValueError as `describe` does."""
+def preview(source: Source, shards: list[Shard], image_size: int = 32) -> Preview:
+    """Raises BadSource for a source without a post, or without one picture that can be used."""
     started = time.perf_counter()
     rows = _sample(source, shards)
     reading = (time.perf_counter() - started) / max(1, len(rows))
     if not rows:
-        raise ValueError(f"{shards[0].path or 'the drawn data'} holds no post: wanted at least one row")
+        raise BadSource(f"{shards[0].path or 'the synthetic data'} holds no post: wanted at least one row")
     total, exact = count_rows(source, shards)
     users = {row["user"] for row in rows if row["user"] is not None}
     tags, counts, tagging = _tags(rows)
     frequent = counts.most_common(FREQUENT)
-    problems, decoding, stored, usable = _pictures(rows, image_size, source)
+    pictures = _pictures(rows, image_size, source)
     split = any(row["split"] is not None for row in rows)
     tagged = sum(t > 0 for t in tags)
     joined, share = _joined(source, shards[0])
     seen = Seen(
-        posts=int(total * share * usable * tagged / len(rows)),
+        posts=int(total * share * pictures.usable * tagged / len(rows)),
         tags_a_post=sum(tags) / max(1, tagged),
         distinct_tags=len(counts),
         users=len(users),
@@ -58,19 +63,19 @@ def look(source: Source, shards: list[Shard], image_size: int) -> tuple[list[str
     first = f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
     lines = [
         first + (f" at {shown(source.uri, 300)}" if source.uri else ""),
-        f"Rows: {total:,}" if exact else f"Rows: about {total:,} (judged by the size of the files)",
+        f"Rows: {total:,}" if exact else f"Rows: about {total:,} (estimated by the size of the files)",
         *_columns(source, shards[0]),
         *joined,
         f"Of a sample of {len(rows):,} posts: {len(users):,} distinct users; {sum(tags) / len(tags):.1f} tags each, "
         f"{sum(t == 0 for t in tags)} without",
         "Most frequent tags: " + (", ".join(f"{shown(tag)} {n}" for tag, n in frequent) or "none"),
         *_tags_as_read(rows),
-        problems,
+        pictures.line,
         *_repeated(rows),
-        _costs(total, reading + tagging + decoding, stored),
+        _costs(total, reading + tagging + pictures.seconds, pictures.stored_bytes),
         _split(source, shards, split),
     ]
-    return lines, seen
+    return Preview(lines, seen)
 
 
 def _given(rows: list[dict[str, Any]]) -> Counter[str]:
@@ -81,12 +86,12 @@ def _given(rows: list[dict[str, Any]]) -> Counter[str]:
 
 def _columns(source: Source, shard: Shard) -> list[str]:
     """Which column is which of ours, and which are not read."""
-    found = columns_of(source, shard)
-    if found is None:
+    columns = READERS[source.format].columns
+    if columns is None or (used_and_all := columns(source, shard)) is None:
         return []
-    taken, names = found
-    ignored = [name for name in names if name not in taken.values()]
-    line = "Columns: " + ", ".join(f"{ours} from {shown(name)}" for ours, name in taken.items())
+    used, names = used_and_all
+    ignored = [name for name in names if name not in used.values()]
+    line = "Columns: " + ", ".join(f"{ours} from {shown(name)}" for ours, name in used.items())
     if ignored:
         more = f" and {len(ignored) - NAMED} more" if len(ignored) > NAMED else ""
         line += f"; ignored: {', '.join(shown(name) for name in ignored[:NAMED])}{more}"
@@ -113,10 +118,11 @@ def _tags_as_read(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _joined(source: Source, shard: Shard) -> tuple[list[str], float]:
-    """A line where several rows of a table of text are one post, and posts a row."""
-    if source.format != "folder":
+    """A line where several rows of a table are one post; posts a row."""
+    row_keys = READERS[source.format].row_keys
+    if row_keys is None:
         return [], 1.0
-    keys = list(islice(folder.keys(Path(shard.path), source), SAMPLED_ROWS))
+    keys = list(islice(row_keys(source, shard), SAMPLED_ROWS))
     posts = len(set(keys) - {None}) + keys.count(None)
     if posts == len(keys):
         return [], 1.0
@@ -124,11 +130,11 @@ def _joined(source: Source, shard: Shard) -> tuple[list[str], float]:
     return [line], posts / len(keys)
 
 
-def _split(source: Source, shards: list[Shard], own: bool) -> str:
-    """Where splits come from. Raises ValueError where files of one name leave nothing to train on."""
+def _split(source: Source, shards: list[Shard], given: bool) -> str:
+    """Where splits come from. Raises BadSource where files of one name leave nothing to train on."""
     named = Counter(split_by_name(source, shard.path) for shard in shards)
     if named.keys() <= {None}:
-        return "Split: the source's own" if own else "Split: by hash (data.test, data.validation)"
+        return "Split: the source's own" if given else "Split: by hash (data.test, data.validation)"
     counts = ", ".join(f"{split or 'without'} {n}" for split, n in named.most_common())
     rest = "" if "test" in named else "; test posts: by hash"
     if named.keys() <= {"test", "validation"}:
@@ -161,7 +167,7 @@ def _repeated(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _sample(source: Source, shards: list[Shard]) -> list[dict[str, Any]]:
-    """Of the first, a middle and the last shard, each the first rows."""
+    """The first rows of the first, a middle and the last shard."""
     places = dict.fromkeys((0, len(shards) // 2, len(shards) - 1))
     rows: list[dict[str, Any]] = []
     for place in list(places)[:SAMPLED_SHARDS]:
@@ -176,26 +182,25 @@ def _sample(source: Source, shards: list[Shard]) -> list[dict[str, Any]]:
 
 def _tags(rows: list[dict[str, Any]]) -> tuple[list[int], Counter[str], float]:
     """Number of canonical tags of each post, posts of each tag, and seconds a post."""
-    from moe_core.data.tags import canonical_tags
-
     started = time.perf_counter()
     lists = [canonical_tags([tag for tag in row["tags"] or () if tag is not None]) for row in rows]
     seconds = (time.perf_counter() - started) / len(rows)
     return [len(tags) for tags in lists], Counter(t for tags in lists for t in tags), seconds
 
 
-def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> tuple[str, float, float, float]:
-    """A line on what would be rejected, seconds an image on all the cores, bytes that a post will take, and the share
-    of images that can be used.
+class _Pictures(NamedTuple):
+    line: str  # on what would be rejected
+    seconds: float  # an image on all the cores
+    stored_bytes: float  # a post
+    usable: float  # share of the images
 
-    Raises ValueError where no picture of the sample can be used.
-    """
-    from moe_core.data.images import Rejected, decode, encode
 
+def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> _Pictures:
+    """Decodes some images. Raises BadSource where none of the sample can be used."""
     step = max(1, len(rows) // PICTURES)
     chosen = rows[::step][:PICTURES]
 
-    def look(row: dict[str, Any]) -> bytes | tuple[str, str]:
+    def try_image(row: dict[str, Any]) -> bytes | tuple[str, str]:
         if row["reason"]:
             return row["reason"], row["detail"] or ""
         if not row["id"]:
@@ -207,39 +212,39 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> tuple[st
 
     started = time.perf_counter()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
-        looks = list(pool.map(look, chosen))
+        tried = list(pool.map(try_image, chosen))
     seconds = (time.perf_counter() - started) / len(chosen)
-    good = [one for one in looks if isinstance(one, bytes)]
-    bad = [(row, one) for row, one in zip(chosen, looks, strict=True) if isinstance(one, tuple)]
+    good = [result for result in tried if isinstance(result, bytes)]
+    bad = [(row, result) for row, result in zip(chosen, tried, strict=True) if isinstance(result, tuple)]
     texts = sum(len(str(row["tags"])) + 200 for row in chosen)
     stored = (sum(map(len, good)) + texts) / len(chosen)
     if not bad:
-        return f"Problems: none in {len(chosen)} images looked at", seconds, stored, 1.0
-    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(one[0] for _, one in bad).most_common())
+        return _Pictures(f"Problems: none in {len(chosen)} images decoded", seconds, stored, 1.0)
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(why[0] for _, why in bad).most_common())
     examples = "; ".join(
         f"{shown(row['id'] or 'no id')}: {shown(f'{why}: {detail}' if detail else why, 120)}"
         for row, (why, detail) in _differing(bad)
     )
-    if not good and not any(isinstance(look(row), bytes) for row in rows):
-        raise ValueError(
-            f"{shown(source.uri, 300)}: none of the {len(rows):,} posts looked at has a picture that can be used "
+    if not good and not any(isinstance(try_image(row), bytes) for row in rows):
+        raise BadSource(
+            f"{shown(source.uri, 300)}: none of the {len(rows):,} posts sampled has a usable picture "
             f"({reasons}; for example {examples}): is the source, its format (--format) or --image-column wrong?"
         )
-    line = f"Problems: {len(bad)} of {len(chosen)} looked at ({reasons}); for example {examples}"
-    return line, seconds, stored, len(good) / len(chosen)
+    line = f"Problems: {len(bad)} of {len(chosen)} images ({reasons}); for example {examples}"
+    return _Pictures(line, seconds, stored, len(good) / len(chosen))
 
 
 def _differing(bad: list[Any]) -> Iterator[Any]:
-    """The first of each reason, EXAMPLES at most."""
+    """The first image of each reason, EXAMPLES at most."""
     yield from list({why[0]: (row, why) for row, why in reversed(bad)}.values())[::-1][:EXAMPLES]
 
 
 def _costs(total: int, seconds: float, size: float) -> str:
     took, needs = total * seconds, total * size
-    spent = f"{took:.0f} s" if took < 120 else f"{took / 60:.0f} min" if took < 7200 else f"{took / 3600:.1f} h"
+    duration = f"{took:.0f} s" if took < 120 else f"{took / 60:.0f} min" if took < 7200 else f"{took / 3600:.1f} h"
     disk = next(
         f"{needs / unit:.1f} {name}"
         for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
         if needs >= unit or unit == 1e6
     )
-    return f"Estimate for the ingest, from the sample: {spent} on this machine, {disk} of disk"
+    return f"Estimate for the ingest, from the sample: {duration} on this machine, {disk} of disk"

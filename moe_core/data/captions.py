@@ -1,0 +1,34 @@
+"""Hashtags in texts that people write below a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_TAG_CHARACTER = r"[\p{L}\p{M}\p{N}_\p{So}\x{1F3FB}-\x{1F3FF}\x{200C}\x{200D}\x{B7}\x{30FB}]"
+# "C#", "page#part", "/#part" and "&#39;" are no hashtags; "#a#b" are two.
+_HASHTAGS = rf"(?:^|[^\p{{L}}\p{{M}}\p{{N}}_&/#＃])(?:[#＃]+{_TAG_CHARACTER}+)+"
+
+
+def hashtags_in(captions: Sequence[str | None]) -> list[list[str]]:
+    """The '#words' of each text."""
+    import polars as pl
+
+    try:
+        frame = pl.DataFrame({"text": captions}, schema={"text": pl.String})
+    except UnicodeEncodeError:
+        captions = [text.encode("utf-8", "replace").decode() if text else text for text in captions]
+        frame = pl.DataFrame({"text": captions}, schema={"text": pl.String})
+    return [list(tags or ()) for tags in frame.select(hashtags_of_text(pl.col("text")))["text"].to_list()]
+
+
+def hashtags_of_text(column: pl.Expr) -> pl.Expr:
+    """The '#words' of each text in their order, as written but for the '#'; [] where there is none."""
+    import polars as pl
+
+    chains = column.str.extract_all(_HASHTAGS).list.join(" ")
+    found = chains.str.extract_all(rf"[#＃]{_TAG_CHARACTER}+").list.eval(pl.element().str.strip_chars_start("#＃"))
+    return found.fill_null([])

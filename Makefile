@@ -1,9 +1,9 @@
-# make setup | demo | test | soak | fuzz | ui | lint | bench | screenshots
+# make setup | demo | test | soak | fuzz | ui | lint | docs | bench | screenshots
 PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= studies/demo
 
-.PHONY: setup demo test soak fuzz ui lint bench screenshots
+.PHONY: setup demo test soak fuzz ui lint docs bench screenshots
 setup: .venv/.ready
 
 # torch first and alone: where no CPU build is offered for "torch", a range would fetch gigabytes of CUDA packages.
@@ -29,6 +29,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+# the pages that come from the code, and the site in build/docs
+docs: setup
+	$(BIN)/python tests/helpers/pages.py
+	$(BIN)/mkdocs build --strict --quiet
 
 demo: setup
 	$(BIN)/hardmoe demo --root $(STUDY)

@@ -1,4 +1,4 @@
-"""Recipes: named settings that are known to work. docs/results.md has what they cost and score, where measured.
+"""Recipes: named settings that are known to work; docs/explanation/results.md has cost and score where measured.
 
 `demo` is for the synthetic data; the others take any source (`hardmoe init DIR --source ... --recipe NAME`).
 """
@@ -9,7 +9,7 @@ from moe_core.settings import Data, Decoder, Evaluation, Expert, Network, Partit
 
 
 def demo() -> Study:
-    """20,000 synthetic posts, eight experts and all controls: at most three minutes on two cores (docs/results.md)."""
+    """20,000 synthetic posts, eight experts and all controls: at most three minutes on two cores."""
     # The shapes are not the same when mirrored, hence no flips. Experts see few posts each: small batches give
     # them steps enough.
     training = Training(epochs=9, batch_size=64, lr=0.4, flip=False, crop=1)
@@ -30,7 +30,7 @@ def small() -> Study:
     """A tiny ResNet (w=8) and eight experts, 22+8 epochs at 32x32: 13 minutes on two cores for 40,000 photographs.
 
     Without dense_same_cost, which takes about as long as the trunk on one core. P@1 0.460 and R@5 0.391 on Tiny
-    ImageNet with half of the router's probabilities mixed in, as it was then (docs/results.md).
+    ImageNet with half of the router's probabilities mixed in, as it was then (docs/explanation/results.md).
     """
     # Of 30 epochs in all the trunk gets most: the experts see few posts each and overfit beyond some eight.
     return Study(

@@ -38,7 +38,9 @@ class Strict(BaseModel):
 class Source(Strict):
     """Where posts come from."""
 
-    format: str = Field("synthetic", description=f"One of {', '.join(FORMATS)}; docs/data.md has what each reads.")
+    format: str = Field(
+        "synthetic", description=f"One of {', '.join(FORMATS)}; docs/reference/sources.md has what each reads."
+    )
     uri: str = Field("", description="File, folder, glob or URI of the data; folder: of images; unused by synthetic.")
     table: str = Field(
         "",
@@ -244,7 +246,7 @@ class Repartition(Strict):
         "continue", description="An expert that is trained again goes on from its old weights, or starts as a new one."
     )
     growth: Annotated[float, Field(ge=1)] = Field(
-        2.0, description="Trunk and vocabulary are made anew when training posts are so many times those of before."
+        2.0, description="Retrain trunk and vocabulary when training posts exceed this multiple of their snapshot."
     )
     new_tags: Annotated[float, Field(ge=0)] = Field(
         0.1, description="Or when all posts would add more than this share of new hashtags to the vocabulary."
@@ -326,7 +328,8 @@ class Publish(Strict):
     margin: Fraction = Field(
         0.005,
         description="A new mixture is published unless its score on validation posts is lower than the published one's "
-        "by more than this: P@1, or R@5 or R@10 where posts carry more than three tags (docs/publication.md).",
+        "by more than this: P@1, or R@5 or R@10 where posts carry more than three tags "
+        "(docs/explanation/publication.md).",
     )
 
 
@@ -350,7 +353,7 @@ class Evaluation(Strict):
 
 
 class Alerts(Strict):
-    """Who is told of a failed run; the sensor `alert` does it while it is switched on (docs/operations.md)."""
+    """Who is told of a failed run; the sensor `alert` does it while it is switched on (docs/how-to/operations.md)."""
 
     command: tuple[str, ...] = Field(
         (),
@@ -455,7 +458,7 @@ def _explain(error: object) -> str:
     came = shown(_SHORT.repr(error["input"]), 80)
     why = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"unknown setting '{where}': remove it, or see docs/settings.md for the names"
+        return f"unknown setting '{where}': remove it, or see docs/reference/settings.md for the names"
     if error["type"] == "model_type":
         return f"{where} = {came}: wanted a table, [{where}]"
     if error["type"] == "tuple_type":
@@ -487,7 +490,7 @@ def dump_study(study: Study) -> str:
 
 
 def settings_page() -> str:
-    """docs/settings.md: every table of study.toml with its settings, defaults and descriptions."""
+    """docs/reference/settings.md: every table of study.toml with its settings, defaults and descriptions."""
     lines = ["# Settings of study.toml", "", "Every key may be left out; an unknown one is refused.", ""]
     for name, field in Study.model_fields.items():
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

@@ -21,7 +21,7 @@ SAID = (
 )  # all that changes what is decided here
 # Some 750 microseconds: longer than the gaps between two layers, and little of the milliseconds for which another
 # program holds a thread up; the runtime's own is 300,000. PASSIVE, which is 0, loses a tenth on an idle machine
-# (docs/results.md). The second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
+# (docs/explanation/performance.md). The second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
 SHORT = {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "0"}
 WORK_A_THREAD = 600_000_000  # multiply-adds of a batch, forward and back, for which a thread is worth while
 TRAINING = 3  # passes of a step: the gradients of inputs and of weights cost one each

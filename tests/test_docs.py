@@ -1,54 +1,122 @@
 import re
+import tomllib
 from pathlib import Path
 
+import pytest
+import yaml
+
+from helpers.pages import PAGES
 from moe_core.data.ingest import REASONS
 from moe_core.formats import formats_table
 from moe_core.recipes import RECIPES
-from moe_core.settings import Study, dump_study, load_study, settings_page
+from moe_core.settings import Study, dump_study, load_study
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CODE = ("moe_core", "assets", "pipelines", "tests", "benchmarks")
+PAGES_OF_ALL = [
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md")),
+    *DOCS.rglob("*.md"),
+    *(page for folder in CODE for page in (ROOT / folder).rglob("*.md")),
+]
 
 
-def test_files_that_the_readme_names_exist():
-    links = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
-    assert len(links) >= 6
-    assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
-def test_headings_that_pages_link_to_exist():
-    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
-    links = [
-        (page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)]+#[^)]+)\)", page.read_text("utf-8"))
-    ]
-    assert len(links) >= 2
-    for page, link in links:
+def links_of(page):
+    """Targets of the page's links to files and headings of the repository."""
+    return re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text("utf-8"))
+
+
+def anchors_of(page):
+    """The names that a site gives to the page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES_OF_ALL, ids=name_of)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for link in links_of(page):
         file, _, heading = link.partition("#")
-        headings = re.findall(r"^#+ (.+)$", ((page.parent / file) if file else page).read_text("utf-8"), re.MULTILINE)
-        assert heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings], link
+        target = (page.parent / file) if file else page
+        assert target.exists(), link
+        assert not heading or heading in anchors_of(target), link
 
 
-def test_tests_and_files_that_the_pages_on_faults_and_security_name_exist():
-    for page in (ROOT / "docs" / "faults.md", ROOT / "SECURITY.md"):
-        text = page.read_text("utf-8")
-        named = [ROOT / "tests" / name for name in re.findall(r"`(test_\w+\.py)`", text)]
-        named += [page.parent / link.partition("#")[0] for link in re.findall(r"\]\((?!http)([^)]+)\)", text)]
-        assert len(named) >= 3
-        assert [str(path) for path in named if not path.exists()] == []
+@pytest.mark.parametrize("page", PAGES_OF_ALL, ids=name_of)
+def test_files_of_the_code_that_pages_name_exist(page):
+    text = page.read_text("utf-8")
+    named = re.findall(rf"`((?:{'|'.join(CODE)})/[\w./-]+)`", text)
+    named += re.findall(r"python (benchmarks/\w+\.py)", text)
+    named += [f"tests/{name}" for name in re.findall(r"`(test_\w+\.py)`", text)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_page_of_settings_is_that_of_the_models():
-    # written by: python -c "from moe_core.settings import *; print(settings_page(), end='')" > docs/settings.md
-    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings_page()
+def test_pages_that_the_code_names_exist():
+    named = {
+        (str(file.relative_to(ROOT)), page)
+        for folder in CODE
+        for file in (ROOT / folder).rglob("*.py")
+        for page in re.findall(r"\bdocs/[\w/-]+\.md", file.read_text("utf-8"))
+    }
+    assert len(named) >= 5
+    assert [(file, page) for file, page in named if not (ROOT / page).exists()] == []
+
+
+def test_every_fault_names_its_test():
+    rows = re.findall(r"^\| (?!fault |---)(.+) \| (.+) \| (.+) \|$", (DOCS / "reference/faults.md").read_text(), re.M)
+    assert len(rows) >= 30
+    assert [fault for fault, _, tests in rows if "test_" not in tests] == []
+
+
+def test_every_page_of_the_site_is_in_its_menu():
+    def files(entry):
+        return (
+            [entry]
+            if isinstance(entry, str)
+            else [f for part in entry for f in files(part)]
+            if isinstance(entry, list)
+            else [f for part in entry.values() for f in files(part)]
+        )
+
+    menu = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
+    assert sorted(menu) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_readme_is_short_and_names_linux_on_its_first_screen():
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 130
+    assert any("Linux" in line for line in lines[:30])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_pages_are_those_of_the_code(page):
+    assert (DOCS / page).read_text("utf-8") == PAGES[page](), "write it again: .venv/bin/python tests/helpers/pages.py"
 
 
 def test_the_table_of_formats_is_that_of_their_rows():
     # written by: python -c "from moe_core.formats import *; print(formats_table(), end='')"
-    assert any(formats_table() in page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md"))
+    assert formats_table() in (DOCS / "reference/sources.md").read_text("utf-8")
 
 
 def test_every_reason_of_a_reject_is_explained():
-    page = (ROOT / "docs" / "data.md").read_text("utf-8")
+    page = (DOCS / "reference/data-formats.md").read_text("utf-8")
     assert [reason for reason, why in REASONS.items() if f"| `{reason}` | {why} |" not in page] == []
+
+
+@pytest.mark.parametrize("word", ["nought", "anew", "whoever", "lives with", "cannot be had", "artefact"])
+def test_pages_are_written_in_the_words_of_the_field(word):
+    assert [name_of(page) for page in PAGES_OF_ALL if re.search(word, page.read_text("utf-8"), re.IGNORECASE)] == []
+
+
+def test_make_lint_builds_the_site_with_a_pinned_builder():
+    lint = (ROOT / "Makefile").read_text("utf-8").partition("\nlint:")[2].partition("\n\n")[0]
+    assert "mkdocs build --strict" in lint
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert any(name.startswith("mkdocs") for name in extras["dev"])
+    assert re.search(r"^mkdocs==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
 
 
 def test_every_recipe_is_read_back_as_it_was_written(tmp_path):

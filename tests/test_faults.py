@@ -1,4 +1,4 @@
-"""Writes that fail, disks that are full, bytes that flip, stages that fail, clocks that step back: docs/faults.md."""
+"""Failing writes and stages, full disks, flipped bytes, clocks that step back: docs/reference/faults.md."""
 
 import builtins
 import errno

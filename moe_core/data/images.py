@@ -34,7 +34,7 @@ MAX_SCANS = 20  # of a progressive JPEG of MAX_PIXELS, and in proportion more of
 MAX_RLE = 8 << 20  # bytes of a BMP that is run-length encoded, which Pillow decodes in Python, 4 MB a second
 MAX_ASPECT = 20
 LARGE = 8_000_000  # decoded pixels from which files are decoded one at a time, whatever the number of threads
-RAW_UP_TO = 64  # `store = "auto"`: side up to which pixels are stored raw (docs/data.md has the measurements)
+RAW_UP_TO = 64  # `store = "auto"`: side up to which pixels are stored raw (measured: docs/explanation/performance.md)
 QUALITY = 90  # of stored JPEG and WebP
 
 _TURNS = {

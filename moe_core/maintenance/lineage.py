@@ -219,7 +219,7 @@ def _listed(there: list[str]) -> str:
 
 
 def report(context: Context, asked: Asked) -> dict[str, Any]:
-    """The document of `hardmoe lineage --json` (docs/publication.md has its fields)."""
+    """The document of `hardmoe lineage --json` (docs/reference/json.md has its fields)."""
     from moe_core.serving.publication import load
 
     lineage = Lineage(context.store)

@@ -5,7 +5,7 @@ swapped in one commit, so a killed writer leaves nothing visible. A pin is a Lan
 the rows of one artifact, and nothing that a pin needs is ever cleaned up.
 
 Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and at scanning JPEGs, and at taking random
-rows of raw pixels (docs/data.md has the figures, benchmarks/fragment_size.py makes them).
+rows of raw pixels (docs/explanation/performance.md has the figures, benchmarks/fragment_size.py makes them).
 """
 
 from moe_core.tables.checking import damage

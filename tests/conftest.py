@@ -1,4 +1,8 @@
+import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -14,3 +18,69 @@ def both(tmp_path_factory):
     root = tmp_path_factory.mktemp("both") / "store"
     two_mixtures(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory):
+    """Three shards and three experts, made up to the bundle: to be copied, not changed."""
+    from helpers.growing import add_shard, growing_study, make
+
+    folder = tmp_path_factory.mktemp("three")
+    for number in range(3):
+        add_shard(folder / "source", number)
+    make(growing_study(folder / "source"), folder / "store")
+    return folder
+
+
+@pytest.fixture
+def study_of(three, tmp_path):
+    """Of a copy of `three`, to be changed: (study, root)."""
+    from helpers.growing import growing_study
+
+    shutil.copytree(three, tmp_path / "copy")
+    return lambda **more: (growing_study(tmp_path / "copy" / "source", **more), tmp_path / "copy" / "store")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A study made up to its partition by a plain script: Dagster knows nothing of it. To be copied, not changed."""
+    from helpers.partitioned import up_to_the_partition
+
+    return up_to_the_partition(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def file(prepared, tmp_path, monkeypatch):
+    """The study file of a copy of `prepared`, to be changed."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("HARDMOE_STUDY", "")
+    shutil.copytree(prepared.parent, tmp_path / "study")
+    return tmp_path / "study" / "study.toml"
+
+
+@pytest.fixture
+def started():
+    """Starts the command in a process of its own, in a process group of its own."""
+    processes = []
+
+    def start(*arguments, **more):
+        environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")} | more
+        command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def finished_store(tmp_path_factory):
+    """The root of a whole graph, made in this process with one thread: to be copied, not changed."""
+    from helpers.faulty import finished
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARDMOE_THREADS", "1")
+        return finished(tmp_path_factory.mktemp("finished"))

@@ -1,104 +1,23 @@
-"""Backfills: plans, settings, two at once, Ctrl-C, workers that crash or stand still, and whose GPU is whose."""
+"""Backfills: plans, settings, two at once, Ctrl-C, workers that crash."""
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from click.testing import CliRunner
 
+from helpers.command import write
+from helpers.partitioned import hardmoe, until
+from helpers.processes import mentions
+from helpers.with_controls import small_study
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Stage, build, maker
-from moe_core.heartbeat import Pulse, stall_seconds
 from moe_core.overrides import override
-from moe_core.settings import Partition, Source, load_study
-from moe_core.stages.experts.joint import _Helpers
-from moe_core.stages.gate import current_partition
-from moe_core.stages.graph import GRAPH
-from moe_core.store.artifact import StageOutput
-from pipelines.cli.main import main
-from pipelines.cli.progress import Display, results_of
-from pipelines.run.estimate import Cost, Step, makespan
-from pipelines.run.scheduler import Running, Summary, note
-from pipelines.run.task import Task, TaskResult
-from test_graph import QUICK, _names, small_study, write
-
-TO_THE_PARTITION = """
-import sys
-from pathlib import Path
 from moe_core.settings import load_study
 from moe_core.stages.gate import current_partition
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
-from moe_core.stages.graph import GRAPH
-file = Path(sys.argv[1])
-context = Context(load_study(file), file.parent)
-for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"):
-    for key in GRAPH[name].keys_of(context):
-        build(context, GRAPH[name], key)
-"""
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A study made up to its partition by a plain script: Dagster knows nothing of it."""
-    source, partition = Source(format="synthetic", posts=900, shards=1), Partition(experts=3, pca=8)
-    training = QUICK.model_copy(update={"checkpoint_seconds": 0.1})
-    study = small_study(source=source, partition=partition, expert_training=training)
-    file = write(tmp_path_factory.mktemp("prepared"), study)
-    subprocess.run([sys.executable, "-c", TO_THE_PARTITION, str(file)], check=True)
-    return file
-
-
-@pytest.fixture
-def file(prepared, tmp_path, monkeypatch):
-    """A copy, to be changed."""
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    monkeypatch.setenv("HARDMOE_STUDY", "")
-    shutil.copytree(prepared.parent, tmp_path / "study")
-    return tmp_path / "study" / "study.toml"
-
-
-def hardmoe(*arguments):
-    """In this process: what only looks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("DAGSTER_HOME", raising=False)
-        patch.setenv("HARDMOE_STUDY", "")
-        return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-@pytest.fixture
-def started():
-    """Starts the command in a process of its own, in a process group of its own."""
-    processes = []
-
-    def start(*arguments, **more):
-        environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")} | more
-        command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def until(true, process=None, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
+from pipelines.run.estimate import Cost, Step, makespan
 
 
 def runs_of(file):
@@ -115,7 +34,7 @@ def saved_since(then, checkpoint):
 
 
 def nobody_is_left(file):
-    return not [p for p in Path("/proc").glob("[0-9]*/environ") if _names(p, str(file))]
+    return not [p for p in Path("/proc").glob("[0-9]*/environ") if mentions(p, str(file))]
 
 
 def everything_under(folder):
@@ -276,150 +195,6 @@ def test_a_crash_a_kill_and_a_stop_are_named_and_nobody_is_left(file, started):
     assert all((file.parent / "logs" / f"expert.e00{k}.log").stat().st_size for k in range(3))
     states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]
     assert {s["key"]: s["why"] for s in states if s["state"] == "failed"}["e002"].startswith("its process stood still")
-
-
-BEATING = """
-import os, sys
-sys.path.insert(0, os.getcwd())
-from moe_core.heartbeat import beat
-beat(int(sys.argv[1]))
-print("begun", flush=True)
-{}
-"""
-
-
-@pytest.fixture
-def beating(monkeypatch):
-    """A process that beats while it does something, and its pulse."""
-    monkeypatch.setenv("HARDMOE_STALL_SECONDS", "2")
-    processes = []
-
-    def begin(doing):
-        ours, theirs = os.pipe()
-        command = [sys.executable, "-c", BEATING.format(doing), str(theirs)]
-        process = subprocess.Popen(command, pass_fds=[theirs], stdout=subprocess.PIPE)
-        os.close(theirs)
-        processes.append(process)
-        assert process.stdout.readline() == b"begun\n"
-        return process, Pulse(process.pid, ours)
-
-    yield begin
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def test_a_long_computation_lives_a_stopped_process_does_not_and_neither_is_a_closed_pipe_a_beat(beating):
-    busy, pulse = beating("7 ** 8_000_000")  # seconds in which no other thread of the process gets its turn
-    idle, its = beating("import time; time.sleep(60)")
-    while busy.poll() is None:
-        assert not pulse.stands_still()
-        assert not its.stands_still()
-        time.sleep(0.05)
-    idle.send_signal(signal.SIGSTOP)
-    began = time.monotonic()
-    until(its.stands_still, seconds=20)
-    assert time.monotonic() - began >= 0.9  # the limit, less the second since its last beat
-    assert its.why == "stood still for 2 s (stopped, or stuck), and was ended"
-
-
-def test_one_who_was_stopped_himself_does_not_take_others_for_dead(beating, monkeypatch):
-    _, pulse = beating("import time; time.sleep(60)")
-    pulse.limit = 30.0
-    later = time.monotonic() + 3600
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert not pulse.stands_still()
-
-
-@pytest.mark.parametrize("said", ["1", "soon", "nan"])
-def test_seconds_to_stand_still_are_refused_where_they_are_nonsense(monkeypatch, said):
-    monkeypatch.setenv("HARDMOE_STALL_SECONDS", said)
-    with pytest.raises(ValueError, match=f"HARDMOE_STALL_SECONDS is '{said}': wanted seconds, at least 2"):
-        stall_seconds()
-
-
-def test_a_helper_of_a_joint_training_that_stands_still_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARDMOE_STALL_SECONDS", "2")
-    helpers = _Helpers(tmp_path, [""])
-    stuck = subprocess.Popen(["sleep", "60"])
-    ours, theirs = os.pipe()
-    helpers.running[0], helpers.pulses[0] = stuck, Pulse(stuck.pid, ours)
-
-    def replaced():
-        helpers.replace_killed()
-        return helpers.killed
-
-    until(replaced, seconds=30)
-    os.close(theirs)
-    assert stuck.poll() == -signal.SIGKILL
-    assert helpers.running[0] is not stuck
-    helpers.end(0)
-
-
-def make_slowly(begun, go):
-    def make(context, key, folder):
-        begun.set()
-        assert go.wait(30)
-        (folder / "a").write_text("a")
-        return StageOutput({"loss": 1.5, "seconds": 2.0, "training_images": 300})
-
-    return Stage("slow", None, "1", (), lambda study: {}, lambda context, key: {}, make)
-
-
-def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path, monkeypatch):
-    begun, go = threading.Event(), threading.Event()
-    stage = make_slowly(begun, go)
-    monkeypatch.setitem(GRAPH, "slow", stage)
-    found, said = {}, []
-    first = threading.Thread(target=lambda: found.update(first=build(Context(small_study(), tmp_path), stage)))
-    first.start()
-    assert begun.wait(30)
-    context = Context(small_study(), tmp_path, lambda what: (said.append(what), go.set()))
-    assert maker(context, "slow", None) == os.getpid()
-    second = build(context, stage)
-    first.join()
-    assert said == [{"waits_for": os.getpid()}]
-    assert (found["first"].reused, second.reused) == (False, True)
-    assert maker(context, "slow", None) is None
-
-
-def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
-    display = Display(Context(small_study(), tmp_path))
-    (tmp_path / ".progress").mkdir()
-    report = {"pid": 7, "run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0}
-    (tmp_path / ".progress" / "expert.e000.json").write_text(json.dumps(report | {"images_seen": 1600}))
-    (tmp_path / ".progress" / "expert.e001.json").write_text(json.dumps({"pid": 8, "run": "mine", "waits_for": 9}))
-    (tmp_path / ".progress" / "expert.e002.json").write_text(json.dumps({"pid": 8, "run": "another's"}))
-    (tmp_path / ".progress" / "trunk.json").write_text(
-        json.dumps({"pid": 8, "run": "mine", "waits": "a GPU: 3 in use"})
-    )
-    runs = [Running(Task("expert", f"e00{k}"), "mine", time.monotonic()) for k in range(3)]
-    runs.append(Running(Task("trunk", None), "mine", time.monotonic()))
-    one, two, three, gpu, four = display.lines(runs, {"trunk": "is made by another process (9)"})
-    assert one.split()[4:] == ["25", "%", "step", "50", "loss", "2.500", "100", "images/s", "48", "s", "left"]
-    assert two.endswith("waits for another process (9)")
-    assert three.endswith("waits for another process (8)")
-    assert gpu.endswith("0 s  waits for a GPU: 3 in use")
-    assert four == f"waiting {'trunk':24} is made by another process (9)"
-
-
-def test_the_result_of_each_expert_is_a_line(tmp_path, monkeypatch):
-    go = threading.Event()
-    go.set()
-    stage = make_slowly(threading.Event(), go)
-    monkeypatch.setitem(GRAPH, "slow", stage)
-    context = Context(small_study(), tmp_path)
-    build(context, stage)
-    summary, slow, other, last = Summary(), Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
-    events = []
-    note(summary, Running(slow, "a", time.monotonic()), TaskResult(reused=True), lambda *said: events.append(said))
-    note(summary, Running(other, "b", time.monotonic()), TaskResult("broken"), lambda *said: events.append(said))
-    assert results_of(context, [slow, other, last], summary) == [
-        f"{'slow':24} fresh    loss 1.500  2 s  150 images/s",
-        f"{'expert:e000':24} failed   broken",
-        f"{'expert:e001':24} not begun",
-    ]
-    assert [kind for kind, _, _ in events] == ["done", "failed"]
 
 
 @pytest.mark.parametrize("command", [["backfill", "--all"], ["repartition"], ["run"]])

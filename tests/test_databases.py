@@ -7,8 +7,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from helpers.command import hardmoe, write
+from helpers.with_controls import small_study
 from pipelines import databases, instance
-from test_graph import hardmoe, small_study, write
 
 FILES = ["history/runs.db", "history/runs/index.db", "schedules/schedules.db"]
 TABLE = {"runs.db": "runs", "index.db": "dynamic_partitions"}

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from helpers.joint_work import drawn_posts, network
+from helpers.joint_work import PRELOAD, drawn_posts, network
 from helpers.joint_work import finish as finish_joint
 from helpers.joint_work import joint as joint_training
 from moe_core.settings import Training
@@ -16,7 +16,6 @@ from moe_core.training.decoder import refit
 from moe_core.training.infer import features_of
 from moe_core.training.loop import train
 from moe_core.weights import load_weights, save_weights
-from test_joint import PRELOAD
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(PRELOAD)  # as test_joint's: one fork server serves all

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from assets.gpu import Gpus, uses_all_gpus, with_gpu
+from helpers.with_controls import small_study
 from moe_core.engine.context import Context
 from moe_core.engine.gpus import all_gpus, free_gpu, gpu_names, one_gpu
 from moe_core.engine.stage import Stage, build
@@ -19,7 +20,6 @@ from moe_core.recipes import demo
 from moe_core.settings import TrunkSetup
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
-from test_graph import small_study
 
 NAMES = ["3", "MIG-a/1"]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.command import hardmoe
+from helpers.takedown import files_with, noise, small_study, smaller, write_source
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.errors import LockHeld
@@ -19,7 +21,6 @@ from moe_core.store.artifact import Spec
 from moe_core.store.files import remove_atomically
 from moe_core.store.locks import shared
 from moe_core.tables import pin_of, pins, read_rows, shards_in
-from test_forget import files_with, hardmoe, noise, small_study, smaller, write_source
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import sys
 import dagster as dg
 import pytest
 
+from helpers.command import write
+from helpers.with_controls import small_study
 from moe_core.stages.graph import GRAPH
-from test_graph import small_study, write
 
 REPOSITORY = ".dagster/repository"  # Dagster's tag
 SCRIPT = """

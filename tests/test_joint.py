@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.joint_work import TRAINING, die_at_a_rename, drawn_posts, finish, hold, joint, network, work
+from helpers.joint_work import PRELOAD, TRAINING, die_at_a_rename, drawn_posts, finish, hold, joint, network, work
 from moe_core.errors import NotFinite
 from moe_core.settings import Decoder
 from moe_core.training.joint import outer_step, take_part, trained_decoder, trained_expert
@@ -16,14 +16,6 @@ from moe_core.training.loop import train
 from moe_core.weights import load_weights
 
 FORKS = multiprocessing.get_context("forkserver")
-# What a child would import for a second each; joint_work itself is not on the fork server's path.
-PRELOAD = [
-    "moe_core.models.resnet",
-    "moe_core.training.joint",
-    "moe_core.settings",
-    "safetensors.torch",
-    "torch._dynamo",
-]
 FORKS.set_forkserver_preload(PRELOAD)
 
 

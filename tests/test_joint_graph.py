@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.command import hardmoe, states, status, write
 from helpers.plain import make_everything
+from helpers.processes import mentions
+from helpers.with_controls import QUICK, small_study
 from moe_core.engine.context import Context, cores
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
@@ -20,7 +23,6 @@ from moe_core.stages.experts.joint import MOST_KILLED, _Helpers
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.training.cost import training_cost
 from moe_core.weights import load_weights, save_weights
-from test_graph import QUICK, _names, hardmoe, small_study, states, status, write
 
 JOINT = Decoder(mode="joint", rounds=3)
 
@@ -140,7 +142,7 @@ def test_sigkill_within_a_round_then_again_gives_the_same_bits(finished, tmp_pat
             time.sleep(0.005)
         process.kill()
     deadline = time.monotonic() + 30
-    while [p for p in Path("/proc").glob("[0-9]*/cmdline") if _names(p, str(file.parent))]:
+    while [p for p in Path("/proc").glob("[0-9]*/cmdline") if mentions(p, str(file.parent))]:
         assert time.monotonic() < deadline, "an orphan trains on"
         time.sleep(0.1)
     assert not (file.parent / "expert").exists()

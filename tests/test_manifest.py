@@ -1,27 +1,24 @@
 """Bundles from elsewhere, whose seal and checksums were made to fit: refused in one line, before anything is built."""
 
-import json
 import os
 import shutil
 
 import pytest
-import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from helpers.bundles import bundle_at, drawn_parts, images
+from helpers.sealed import changed, manifest_of, refused, rewritten, seal
 from moe_core.errors import NotFinite
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.manifest import read_manifest
 from moe_core.serving.routed import predict
 from moe_core.settings import Network
-from moe_core.store.hashing import content_hash, file_hash
+from moe_core.store.hashing import file_hash
 from pipelines.cli.main import main
-from test_serving import TAGS, bundle_at, drawn_parts, images
-
-PARTS = ["router", "gate", "decoder"]
 
 
 @pytest.fixture(scope="module")
@@ -33,59 +30,6 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "bundle")
-
-
-def manifest_of(folder):
-    said = json.loads((folder / "manifest.json").read_text())
-    del said["checksum"]
-    return said
-
-
-def seal(folder, said):
-    sealed = said | {"checksum": content_hash(said)} if isinstance(said, dict) else said
-    (folder / "manifest.json").write_text(json.dumps(sealed, indent=1))
-
-
-def changed(folder, *path, to=None, drop=False):
-    """The manifest with the value at a path replaced or dropped, sealed as if it had been written so."""
-    said = manifest_of(folder)
-    place = said
-    for name in path[:-1]:
-        place = place[name]
-    if drop:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = to
-    seal(folder, said)
-
-
-def refused(folder):
-    """What opening it is answered with."""
-    with pytest.raises(ValueError, match=r".") as error:
-        Bundle(folder)
-    assert not isinstance(error.value, UnicodeError)
-    text = str(error.value)
-    assert "\n" not in text
-    assert "pydantic" not in text
-    assert len(text) < 1000
-    return text
-
-
-def entry_of(said, name):
-    return said["experts"]["e000"] if name == "e000" else said[name]
-
-
-def rewritten(folder, name, change):
-    """A part with other tensors under the same words about it, and its right SHA-256 in the manifest."""
-    said = manifest_of(folder)
-    path = folder / entry_of(said, name)["file"]
-    with safe_open(path, framework="pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        about = file.metadata()
-    change(state)
-    save_file(state, path, metadata=about)
-    entry_of(said, name)["sha256"] = file_hash(path)
-    seal(folder, said)
 
 
 WRONG = [
@@ -194,100 +138,6 @@ def test_a_study_s_network_has_the_same_bounds():
         with pytest.raises(ValueError, match=r"at most 1,000|less than or equal to 16384"):
             Network(**network)
     assert Network(block="bottleneck", widths=(64, 128, 256, 512), depths=(3, 8, 36, 3), embedding=0)  # ResNet-152
-
-
-def test_more_or_other_experts_than_the_gate_s_are_refused(folder):
-    said = manifest_of(folder)
-    changed(folder, "experts", to={"e000": said["experts"]["e000"]})
-    assert "the gate knows 2 experts, here are 1" in refused(folder)
-
-
-@pytest.mark.parametrize("name", ["router", "gate", "decoder", "vocabulary", "e000"])
-@pytest.mark.parametrize("how", ["../", "absolute", "inside and out", "link", "link to a folder", "fifo", "folder"])
-def test_a_part_outside_the_bundle_or_no_file_is_refused(folder, name, how):
-    said = manifest_of(folder)
-    entry = entry_of(said, name)
-    path = folder / entry["file"]
-    outside = folder.parent / path.name
-    shutil.copyfile(path, outside)
-    if how == "../":
-        entry["file"] = f"../{path.name}"
-    elif how == "absolute":
-        entry["file"] = str(outside)
-    elif how == "inside and out":
-        entry["file"] = f"experts/../../{path.name}"
-    elif how == "link":
-        path.unlink()
-        path.symlink_to(outside)
-    elif how == "link to a folder":
-        (folder / "linked").symlink_to(folder.parent)
-        entry["file"] = f"linked/{path.name}"
-    elif how == "fifo":
-        path.unlink()
-        os.mkfifo(path)
-    else:
-        path.unlink()
-        path.mkdir()
-    seal(folder, said)
-    text = refused(folder)
-    assert any(why in text for why in ("lies outside the bundle", "is a link", "is no regular file")), text
-
-
-@pytest.mark.parametrize("name", ["a\0b", "a\nb", "", "\x1b]0;title\x07", "a" * 300, "é" * 150, "none.safetensors"])
-def test_a_part_of_a_strange_name_is_refused(folder, name):
-    changed(folder, "router", "file", to=name)
-    assert "router" in refused(folder) or "missing from the bundle" in refused(folder)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize(
-    ("part", "tensor"),
-    [
-        ("router", "layer2.0.conv1.weight"),
-        ("router", "fc.bias"),
-        ("decoder", "weight"),
-        ("gate", "centroids"),
-        ("gate", "mean"),
-        ("gate", "projection"),
-        ("e000", "bn_embed.running_var"),
-    ],
-)
-def test_a_number_that_is_not_finite_is_refused_under_a_right_checksum(folder, part, tensor, value):
-    rewritten(folder, part, lambda state: state[tensor].view(-1)[-1:].fill_(value))
-    assert f"{tensor} holds a number that is not finite" in refused(folder)
-
-
-def test_the_same_tensors_written_again_are_taken(folder, whole):
-    for name in (*PARTS, "e000"):
-        rewritten(folder, name, lambda state: None)
-    assert torch.equal(predict(Bundle(folder), images(5))[0], predict(Bundle(whole), images(5))[0])
-
-
-@pytest.mark.parametrize(
-    ("part", "change", "why"),
-    [
-        ("gate", lambda s: s.update(expert=torch.tensor([0, 10**15])), "wanted experts 0 to K - 1"),
-        ("gate", lambda s: s.update(expert=torch.tensor([-1, 0])), "wanted experts 0 to K - 1"),
-        ("gate", lambda s: s.update(expert=torch.tensor([0, 0])), "the gate knows 1 experts, here are 2"),
-        ("gate", lambda s: s.update(expert=torch.zeros(2)), "expert is not as the manifest's network has it: F32"),
-        ("gate", lambda s: s.update(expert=torch.zeros(2, 1)), "is not a gate: 0 centroids"),
-        ("gate", lambda s: s.pop("expert"), "is not a gate: 0 centroids"),
-        ("gate", lambda s: s.pop("projection"), "is not a gate: 2 centroids of 0 dimensions"),
-        ("gate", lambda s: s.update(projection=torch.zeros(6, 5)), "centroids is not as the manifest's network has it"),
-        ("gate", lambda s: s.update(mean=torch.zeros(7)), "mean is not as the manifest's network has it"),
-        ("decoder", lambda s: s.update(weight=torch.zeros(4, 6)), "the decoder knows 4 hashtags, the vocabulary 5"),
-        ("decoder", lambda s: s.update(weight=torch.zeros(TAGS, 7)), "weight is not as the manifest's network has it"),
-        ("decoder", lambda s: s.pop("weight"), "the decoder knows 0 hashtags"),
-        ("decoder", lambda s: s.pop("bias"), "bias is not as the manifest's network has it: nothing"),
-        ("decoder", lambda s: s.update({"x\n": torch.zeros(1)}), r"x\n is not as the manifest's network has it"),
-        ("router", lambda s: s.update({"fc.bias": s["fc.bias"].double()}), "fc.bias is not as the manifest's"),
-        ("router", lambda s: s.pop("conv1.weight"), "conv1.weight is not as the manifest's network has it: nothing"),
-        ("e000", lambda s: s.update({"more": torch.zeros(9)}), "more is not as the manifest's network has it"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_named(folder, part, change, why):
-    rewritten(folder, part, change)
-    assert why in refused(folder)
 
 
 @pytest.mark.parametrize(

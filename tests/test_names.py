@@ -1,7 +1,6 @@
 """Names that some library reads as a pattern, a URL or an option, that a terminal obeys, or that are not UTF-8."""
 
 import csv
-import io
 import json
 import os
 import pty
@@ -11,51 +10,23 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 
-from helpers.growing import opened
-from moe_core.data.sources import find_shards, guess_format, read_shard
+from helpers.command import write
+from helpers.odd_names import FILE, FOLDER, ODD, TITLE
+from helpers.without_controls import small_study
 from moe_core.data.synthetic import synthetic_posts
-from moe_core.engine.stage import build
 from moe_core.serving.publication import published_bundle
-from moe_core.settings import Source, dump_study, load_study
-from moe_core.stages.graph import GRAPH
-from moe_core.tables import ids_in, pin_of, pins, read_rows, replace_rows, vectors_in, write_vectors
+from moe_core.settings import dump_study, load_study
 from moe_core.text import shown
 from pipelines import aliases
-from test_operations import hardmoe, small_study, write
 
-ODD = "é [1] %20 #~ ?x *"
-TITLE = "\x1b]0;owned\x07\u202e\x9b2J"  # sets a terminal's title, turns the line around, clears the screen
-FOLDER, FILE = f"{ODD} {TITLE}\nError: forged", f"{ODD} {TITLE}"
 SECONDS = 240  # for a command, on a machine that others use
-
-
-# what a name may hold, and each library reads otherwise than a file system does
-NAMES = [
-    ODD,
-    FOLDER,
-    "trailing ",
-    "-leading",
-    "~",
-    "line\nend",
-    "\"'\\",
-    "🐱\u202e",
-    "é" * 120,
-    "a:b",
-    "{a,b}",
-    "%2e%2e",
-    os.fsdecode(b"caf\xe9"),
-]
 
 
 class Commands:
@@ -265,176 +236,3 @@ def test_forget_gc_tidy_and_verify_work_below_an_odd_name(made, tmp_path):
     made.piped("tidy", "--superseded", "--apply")
     assert made.json("verify")["damaged"] == []
     assert os.listdir(made.root.parents[1]) == [FOLDER]
-
-
-def png(number=0):
-    return next(synthetic_posts(0, 1, number + 1, seed=5)).to_pylist()[number]["image"]
-
-
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_lance_writes_into_the_folder_of_that_name_alone(tmp_path, name):
-    folder = tmp_path / name
-    folder.mkdir()
-    schema = pa.schema({"position": pa.int64(), "id": pa.string()})
-    rows = [pa.record_batch([[0, 1], ["a", "b"]], schema=schema)]
-    replace_rows(folder / "posts.lance", schema, "s0", rows, ["posts.s0.v1"])
-    assert read_rows(folder / "posts.lance", "posts.s0.v1", "s0", ["id"])["id"].to_pylist() == ["a", "b"]
-    assert set(pins(folder / "posts.lance")) == {"posts.s0.v1"}
-    vectors_BD = np.eye(2, dtype=np.float32)
-    parts = [({"id": pa.array(["a", "b"])}, vectors_BD)]
-    write_vectors(folder / "x.lance", {"id": pa.string()}, "vector", 2, parts, index=False)
-    assert list(ids_in(folder / "x.lance")) == ["a", "b"]
-    assert np.array_equal(np.concatenate(list(vectors_in(folder / "x.lance", "vector"))), vectors_BD)
-    assert os.listdir(tmp_path) == [name]
-
-
-def test_a_data_set_that_takes_the_place_of_another_is_the_one_that_is_read(tmp_path):
-    schema = pa.schema({"position": pa.int64()})
-    for count in (1, 2):
-        path = tmp_path / ODD / "posts.lance"
-        path.parent.mkdir()
-        replace_rows(path, schema, "s0", [pa.record_batch([list(range(count))], schema=schema)], [f"posts.s0.v{count}"])
-        assert read_rows(path, f"posts.s0.v{count}", "s0", ["position"]).num_rows == count
-        shutil.rmtree(path.parent)
-
-
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_lance_table_of_that_name_is_a_source(tmp_path, name):
-    import lance
-
-    lance.write_dataset(pa.table({"id": ["a"], "image": [png()], "tags": [["x"]]}), tmp_path / "plain")
-    (tmp_path / "plain").rename(tmp_path / f"{name[:100]}.lance")
-    source = Source(format="lance", uri=str(tmp_path))
-    (shard,) = find_shards(source)
-    assert [row["id"] for batch in read_shard(source, shard) for row in batch.to_pylist()] == ["a"]
-    assert os.listdir(tmp_path) == [f"{name[:100]}.lance"]
-
-
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_files_of_that_name_are_sources_also_by_a_glob_below_that_name(tmp_path, name):
-    folder = tmp_path / name
-    folder.mkdir()
-    with tarfile.open(folder / f"{name[:100]}.tar", "w") as tar:
-        for member, data in (("a.png", png()), ("a.cls", b"x")):
-            about = tarfile.TarInfo(member)
-            about.size = len(data)
-            tar.addfile(about, io.BytesIO(data))
-    for uri in (folder, folder / "*.tar", folder / f"{name[:100]}.tar"):
-        source = Source(format="webdataset", uri=str(uri))
-        unready = []
-        (shard,) = find_shards(source, None, unready)
-        assert not unready
-        assert shard.path == str(folder / f"{name[:100]}.tar")
-        assert [row["id"] for batch in read_shard(source, shard) for row in batch.to_pylist()] == ["a"]
-        assert guess_format(str(uri)) == "webdataset"
-
-
-def test_posts_and_rejects_of_files_whose_names_are_not_utf8_are_counted(tmp_path):
-    folder = tmp_path / "source" / os.fsdecode(b"user=caf\xe9")
-    folder.mkdir(parents=True)
-    table = pa.table({"id": ["a", "b"], "image": [png(0), b"no"], "tags": [["x"], ["y"]]})
-    with open(folder / os.fsdecode(b"\xe9.parquet"), "wb") as file:
-        pa.parquet.write_table(table, file)
-    context = opened(small_study(source=Source(format="parquet", uri=str(tmp_path / "source"))), tmp_path / "store")
-    (shard,) = context.shards
-    made = build(context, GRAPH["posts"], shard.key).artifact
-    assert (made.metadata["accepted"], made.metadata["rejected"]) == (1, 1)
-    pin = pin_of(shard.key, made.version)
-    assert read_rows(tmp_path / "store" / "posts.lance", pin, shard.key, ["user"])["user"].to_pylist() == ["caf\\udce9"]
-    rejects = read_rows(tmp_path / "store" / "rejects.lance", pin, shard.key, ["id", "source"])
-    assert rejects.to_pylist()[0]["source"].endswith("/user=caf\\udce9/\\udce9.parquet")
-
-
-def test_images_of_yfcc_lie_in_tars_with_names_that_are_not_utf8(tmp_path):
-    from moe_core.data.sources.files import walk
-    from moe_core.data.sources.tars import TarImages
-
-    tars = tmp_path / os.fsdecode(b"caf\xe9")
-    tars.mkdir()
-    with tarfile.open(tars / os.fsdecode(b"\xe9.tar"), "w") as tar:
-        for member in ("12.jpg", os.fsdecode(b"\xe9.jpg")):
-            about = tarfile.TarInfo(member)
-            about.size = 3
-            tar.addfile(about, io.BytesIO(b"jpg"))
-    for _ in range(2):  # the second time by the index of the first
-        with TarImages(list(walk(tars)), tmp_path / "cache").open() as images:
-            assert images.read("12") == b"jpg"
-            assert images.read(os.fsdecode(b"\xe9")) == b"jpg"
-
-
-@pytest.mark.parametrize("where", ["study", "--source", "--images", "--table"])
-def test_init_refuses_names_that_are_not_utf8_and_writes_nothing(tmp_path, where):
-    latin = os.fsdecode(b"caf\xe9")
-    options = {"--source": "synthetic"} | ({where: latin} if where != "study" else {})
-    study = tmp_path / (f"{latin}/cats" if where == "study" else "cats")
-    done = hardmoe("init", study, *(word for option in options.items() for word in option), check=False)
-    assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (1, "", [])
-    assert "has the byte 0xe9 in its name, which is not UTF-8: rename it" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_run_refuses_a_study_below_a_name_that_is_not_utf8_and_writes_nothing(tmp_path):
-    file = write(tmp_path / os.fsdecode(b"caf\xe9"), small_study())
-    done = hardmoe("run", "--study", file, check=False)
-    assert done.returncode == 1
-    assert "caf\\udce9/study.toml has the byte 0xe9 in its name, which is not UTF-8: rename it" in done.stderr
-    assert os.listdir(file.parent) == ["study.toml"]
-
-
-@pytest.mark.parametrize(
-    "words", [(TITLE,), (f"--{TITLE}",), ("status", TITLE), ("status", f"--{TITLE}"), ("report", "*")]
-)
-def test_an_error_of_usage_shows_arguments_escaped(words):
-    done = hardmoe(*words, check=False)
-    assert done.returncode == 2
-    assert all(line.isprintable() for line in done.stderr.split("\n"))
-    assert done.stdout == ""
-
-
-def test_a_folder_too_deep_for_sqlite_is_refused_before_anything_is_written(tmp_path):
-    deep = tmp_path / ("d" * 200) / ("d" * 200) / ("d" * 200)
-    done = hardmoe("init", deep, "--source", "synthetic", check=False)
-    assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (1, "", [])
-    assert "and SQLite opens files for Dagster in folders of at most 450: choose a shorter path" in done.stderr
-    file = write(deep, small_study())
-    done = hardmoe("run", "--study", file, "--until", "splits", check=False)
-    assert (done.returncode, os.listdir(deep)) == (1, ["study.toml"])
-    done = hardmoe("run", "--study", file, "--until", "splits", DAGSTER_HOME=str(tmp_path / "dagster"))
-    assert "made, 0 fresh, 0 failed" in done.stdout
-
-
-def test_a_locale_in_which_names_are_not_utf8_is_named(tmp_path):
-    file = write(tmp_path / "é", small_study())
-    done = hardmoe("status", "--study", file, check=False, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
-    assert done.returncode == 1
-    assert "this locale has file names in ascii: set PYTHONUTF8=1" in done.stderr
-
-
-LOCALES = [
-    {"PYTHONIOENCODING": "utf-8:strict"},
-    {"LANG": "C", "LC_ALL": ""},
-    {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    {"PYTHONIOENCODING": "ascii:strict"},
-]
-
-
-@pytest.mark.parametrize("locale", LOCALES, ids=str)
-def test_predict_answers_every_file_whatever_its_name_and_the_locale(both, tmp_path, locale):
-    names = [b"a.png", "\u732b\U0001f431.png".encode(), b"caf\xe9.png", b"\xff\x1b[2J\n.png"]
-    for name in names:
-        (tmp_path / os.fsdecode(name)).write_bytes(png())
-    (tmp_path / os.fsdecode(b"\xe9bad.png")).write_bytes(b"no")
-    mixture = next((both / "mixture").iterdir())
-    line = [sys.executable, "-m", "pipelines.cli.main", "predict", "--bundle", mixture, tmp_path]
-    as_text = subprocess.run(line, capture_output=True, env=os.environ | locale)
-    as_json = subprocess.run([*line, "--json"], capture_output=True, env=os.environ | locale)
-    assert [as_text.returncode, as_json.returncode] == [1, 1]
-    answers = json.loads(as_json.stdout.decode("utf-8"))
-    named = {os.fsencode(Path(answer["image"]).name): "error" in answer for answer in answers}
-    assert named == dict.fromkeys(names, False) | {b"\xe9bad.png": True}
-    assert len(as_text.stdout.splitlines()) == len(names)
-    assert b"caf\\udce9.png" in as_text.stdout
-    for done in (as_text, as_json):
-        assert b"\x1b" not in done.stdout + done.stderr
-        (error,) = done.stderr.splitlines()
-        assert b"\\udce9bad.png: not_an_image" in error

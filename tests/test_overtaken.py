@@ -1,4 +1,3 @@
-# ruff: noqa: F811  (fixtures of another file)
 """What comes while a run is under way and changes its plan: it is planned again, and nothing counts as failed."""
 
 import json
@@ -10,6 +9,9 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from helpers.command import write
+from helpers.partitioned import hardmoe, until
+from helpers.with_controls import small_study
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.overrides import override
@@ -18,7 +20,6 @@ from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from pipelines.run.scheduler import Meanwhile, Summary
 from pipelines.run.task import Task
-from test_backfill import file, hardmoe, prepared, small_study, started, until, write  # noqa: F401
 
 
 def opened(file):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from assets.runs import process_of
+from helpers.command import write
+from helpers.with_controls import QUICK, small_study
 from moe_core.engine.context import Context
 from moe_core.engine.stage import build
 from moe_core.processes import pid_of
@@ -20,7 +22,6 @@ from moe_core.stages.graph import GRAPH
 from pipelines.instance import home, opened, project_keys
 from pipelines.run.pools.local import LocalPool
 from pipelines.run.task import Task, TaskResult
-from test_graph import QUICK, small_study, write
 
 VOCABULARY, TRUNK = Task("vocabulary", None), Task("trunk", None)
 

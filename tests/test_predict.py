@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from helpers.bundles import bundle_at, drawn_parts, images
 from moe_core.data.images import REASONS
 from moe_core.recipes import demo
 from moe_core.serving import bundle
@@ -19,7 +20,6 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Decision, save, writing
 from moe_core.settings import dump_study
 from pipelines.cli.main import main
-from test_serving import bundle_at, drawn_parts, images
 
 FIRST, SECOND, OTHER = "1f0c8e5a2b7d4c3e9f60", "1f0c999999999999ffff", "abcdef0123456789abcd"
 

@@ -13,7 +13,9 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from assets.materialize import progress_file
 from assets.runs import HOST, PROCESS, identity
+from helpers.command import hardmoe, write
 from helpers.ui import free_port, launch, processes, started_ui, until
+from helpers.with_controls import QUICK, small_study
 from moe_core import processes as names
 from moe_core.engine.context import Context
 from moe_core.settings import load_study
@@ -21,7 +23,6 @@ from moe_core.store.files import dead_files, dead_parts
 from pipelines import instance
 from pipelines.run.status import states_of
 from pipelines.ui.services import socket_prefix
-from test_graph import QUICK, hardmoe, small_study, write
 
 
 @pytest.fixture

@@ -10,30 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_core.engine.context import Context
+from helpers.ranks import TRUNK, context_of
 from moe_core.engine.stage import build
 from moe_core.models.resnet import build as build_network
-from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Source, Training, TrunkSetup
 from moe_core.stages.graph import GRAPH
 from moe_core.weights import load_weights
-
-TRUNK = Training(
-    epochs=8, batch_size=32, lr=0.1, crop=1, precision="float32", checkpoint_seconds=1e-9, schedule="cosine"
-)
-
-
-def context_of(root, trunk=TRUNK, **setup):
-    study = demo().model_copy(
-        update={
-            "source": Source(format="synthetic", posts=400, shards=1),
-            "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
-            "network": Network(widths=(4, 8), depths=(1, 1), embedding=8),
-            "trunk": trunk,
-            "trunk_setup": TrunkSetup(**setup),
-        }
-    )
-    return Context(study, root)
 
 
 def upstream(context):
@@ -136,7 +117,7 @@ ORPHAN = """
 import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
-from test_ranks import TRUNK, context_of
+from helpers.ranks import TRUNK, context_of
 from moe_core.engine.stage import build
 from moe_core.stages.graph import GRAPH
 build(context_of(Path(sys.argv[1]), TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2), GRAPH["trunk"])

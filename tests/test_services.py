@@ -12,9 +12,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from helpers.command import hardmoe, write
 from helpers.ui import free_port, processes, started_ui, until
+from helpers.without_controls import small_study
 from pipelines import instance
-from test_operations import hardmoe, small_study, write
 
 KEEP = """
 import sys

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.clustering.gate import Gate
-from moe_core.clustering.whitening import Whitening
+from helpers.bundles import EXPERTS, NETWORK, SIDE, TAGS, bundle_at, drawn_parts, flip, images
 from moe_core.data.images import REASONS
 from moe_core.errors import NotFinite
 from moe_core.models.resnet import ResNet, build
@@ -15,52 +14,10 @@ from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.serving.cache import ExpertCache
 from moe_core.serving.files import decoded, files_of
 from moe_core.serving.routed import predict, routed
-from moe_core.settings import Data, Expert, Network, Study, Training
-from moe_core.training.batches import ImagesInMemory, as_tensor, normalize
+from moe_core.settings import Data, Network, Study
+from moe_core.training.batches import ImagesInMemory
 from moe_core.training.infer import features_of
 from moe_core.weights import load_weights, save_weights
-
-SIDE, TAGS, EXPERTS = 8, 5, 4
-CENTROIDS = [16, 17, 18, 19]  # of 64 drawn images: these attract some of any others
-NETWORK = Network(widths=(4, 8), depths=(1, 1), embedding=6)
-
-
-def images(count, seed=0):
-    coarse = np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
-    return coarse.repeat(4, 1).repeat(4, 2)
-
-
-def drawn_parts(folder, branch_at, count=EXPERTS):
-    """Files of a bundle whose experts and decoder all differ but for the first stages; e003 is not published."""
-
-    def part(name, state, **about):
-        save_weights(folder / f"{name}.safetensors", state, {"version": "1"} | about)
-        return BundlePart(folder / f"{name}.safetensors", "1")
-
-    trunk = used(build(NETWORK, TAGS, 0))
-    features_ND = features_of(trunk, ImagesInMemory(images(64))).numpy()
-    whitening = Whitening(features_ND.mean(0), np.diag(1 / features_ND.std(0).clip(1e-3)).astype(np.float32))
-    gate = Gate(whitening, whitening.apply(features_ND[CENTROIDS[:count]]), np.arange(count))
-    gate.save(folder / "gate.safetensors", {"version": "1", "asset": "partition", "trunk": "1"})
-    decoder = build(NETWORK, TAGS, 99).fc
-    experts = {}
-    for n in range(count):
-        expert, key = used(build(NETWORK, TAGS, n + 1)), f"e{n:03d}"
-        for mine, router in zip(expert.shared_layers(branch_at), trunk.shared_layers(branch_at), strict=True):
-            mine.load_state_dict(router.state_dict())
-        experts[key] = part(key, expert.state_dict(), asset="expert", key=key)
-    return SimpleNamespace(
-        router=part("router", trunk.state_dict(), asset="trunk"),
-        gate=BundlePart(folder / "gate.safetensors", "1"),
-        decoder=part("decoder", {"weight": decoder.weight, "bias": decoder.bias}, asset="shared_decoder", trunk="1"),
-        experts=experts,
-    )
-
-
-def used(model):
-    """A network whose batch norms have seen images."""
-    model.train()(normalize(as_tensor(images(32, seed=3))))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +28,6 @@ def parts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def branches(tmp_path_factory):
     return drawn_parts(tmp_path_factory.mktemp("branches"), 1)
-
-
-def bundle_at(folder, parts, answer="mixture_top1", branch_at=0, precision="auto"):
-    folder.mkdir()
-    expert, training = Expert(branch_at=branch_at), Training(precision=precision)
-    study = Study(network=NETWORK, data=Data(image_size=SIDE), expert=expert, expert_training=training)
-    published = {key: key != "e003" for key in parts.experts}
-    tags = ["a", "b", "c", "d", "é"]
-    files = (parts.router, parts.gate, parts.decoder, parts.experts)
-    write_bundle(folder, study, tags, *files, published, answer, router_weight=0.25, temperature=0.5)
-    return folder
 
 
 @pytest.fixture
@@ -300,12 +246,6 @@ def test_those_held_come_first_and_are_not_read_again():
 def test_memory_for_less_than_two_experts_is_refused(most, most_bytes):
     with pytest.raises(ValueError, match="wanted room for two"):
         held(most, most_bytes)
-
-
-def flip(path, place):
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
 
 
 def files_in(folder):

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from helpers.bundles import EXPERTS, bundle_at, drawn_parts, flip, images
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.cache import ExpertCache
 from moe_core.serving.routed import routed
 from moe_core.training.batches import ImagesInMemory
-from test_serving import EXPERTS, bundle_at, drawn_parts, flip, images
 
 THREADS, ROUNDS = 4, 12
 

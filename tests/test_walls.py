@@ -1,6 +1,7 @@
 """What may import what, seen in fresh processes."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,21 @@ def test_commands_write_by_the_functions_that_escape_names():
         for call in (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)):
             written = ast.unparse(call.func)
             assert written not in ("click.echo", "click.secho", "print"), f"{file}:{call.lineno}: see terminal.py"
+
+
+TESTS = Path(__file__).parent
+LONGEST_TEST_FILE = 400  # lines
+
+
+def test_no_test_file_is_long():
+    lines = {file.name: len(file.read_text("utf-8").splitlines()) for file in TESTS.glob("test_*.py")}
+    assert len(lines) > 50
+    assert {name: count for name, count in lines.items() if count > LONGEST_TEST_FILE} == {}, "split it by subject"
+
+
+def test_no_test_imports_a_test():
+    """What several tests share lies in tests/helpers; programs that tests start from a string count, too."""
+    imports = re.compile(r"^\s*(?:from|import)\s+test_\w+", re.MULTILINE)
+    files = list(TESTS.rglob("*.py"))
+    assert len(files) > 50
+    assert {file.name: found for file in files if (found := imports.findall(file.read_text("utf-8")))} == {}

@@ -1,0 +1,28 @@
+"""A mixture that is published, and the log of publications."""
+
+from click.testing import CliRunner
+
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.serving import publication
+from moe_core.stages.mixture.promote import PUBLISHED
+from pipelines.cli.main import main
+
+
+def version(root, study):
+    return Context(study, root).version("mixture")
+
+
+def publish(root, study):
+    """What `hardmoe run` does; the decision about the study's mixture."""
+    context = Context(study, root)
+    build(context, PUBLISHED)
+    return publication.load(root).last(context.version("mixture"))
+
+
+def book(root):
+    return publication.load(root)
+
+
+def hardmoe(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])

@@ -1,0 +1,105 @@
+"""A source of two users' posts, the study of it, and what of it lies on the disk."""
+
+import io
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from moe_core.engine.context import Context
+from moe_core.engine.stage import build
+from moe_core.recipes import demo
+from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.tables import write_vectors
+
+SIZE = 16
+GONE = "post-of-ann-000"  # ann's posts: 0 to 3 of shard a, 0 of shard b, and one that is rejected
+QUICK = Training(epochs=1, batch_size=32, flip=False, crop=1)
+
+
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels_on_disk(seed):
+    return noise(seed).tobytes()
+
+
+def write_source(folder, posts=120, first=0):
+    folder.mkdir(exist_ok=True)
+    for shard, number in (("a", 0), ("b", 1)):
+        rows = []
+        for n in range(posts):
+            ann = n < 4 if shard == "a" else n == 0
+            name = f"post-of-{'ann' if ann else 'bob'}-{number * posts + n:03d}"
+            image = png(noise(number * posts + n)) if (shard, n) != ("a", 3) else b"broken image"
+            split = "train" if n % 10 else "test"
+            split = "validation" if n % 10 == 5 else split
+            split = "train" if n < 4 else split
+            tags = [["cat", "dog", "cow"][n % 3]]
+            user = "user-ann" if ann else f"user-{n}"
+            rows.append({"id": name, "image": image, "tags": tags, "user": user, "split": split})
+        pl.DataFrame(rows).write_parquet(folder / f"{shard}.parquet")
+    return Source(format="parquet", uri=str(folder))
+
+
+def small_study(source, **more):
+    values = {
+        "name": "takedown",
+        "source": source,
+        "data": Data(image_size=SIZE, min_posts_per_tag=1, validation=0.0, max_reject_rate=1),
+        "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
+        "trunk": QUICK,
+        "expert_training": QUICK,
+        "partition": Partition(experts=2, pca=8),
+        "evaluation": demo().evaluation.model_copy(update={"controls": False, "bootstrap": 20}),
+    }
+    return demo().model_copy(update=values | more)
+
+
+def files_with(root, text):
+    """Every file on the disk that holds the bytes."""
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and text in p.read_bytes())
+
+
+def two_shards(folder):
+    """Posts of two shards, an artifact of features of each, an older artifact of shard b, a log that names a post."""
+    context = Context(small_study(write_source(folder / "source")), folder / "store")
+    context.root.mkdir()
+    build(smaller(context), GRAPH["posts"], "b")
+    for key in ("a", "b"):
+        build(context, GRAPH["posts"], key)
+        write_features(context, key)
+    (context.root / "logs").mkdir()
+    (context.root / "logs" / "posts.a.log").write_text(f"for example {GONE}: no_tags")
+    (context.root / "study.toml").write_text(dump_study(context.study))
+    return context
+
+
+def write_features(context, key):
+    import pyarrow as pa
+
+    names = pl.read_parquet(f"{context.study.source.uri}/{key}.parquet")["id"]
+
+    def write(folder):
+        parts = [({"id": pa.array(names.to_list())}, np.eye(len(names)))]
+        write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", len(names), parts, index=False)
+        return StageOutput({})
+
+    context.store.make(Spec("trunk_features", key, "1", {}, {"posts": context.version("posts", key)}), write)
+
+
+def reopen(context):
+    return Context(context.study, context.root)
+
+
+def smaller(context):
+    return Context(context.study.model_copy(update={"data": Data(image_size=8, max_reject_rate=1)}), context.root)

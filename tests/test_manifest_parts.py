@@ -1,0 +1,119 @@
+"""Parts of bundles from elsewhere: which are there, where they lie, and the tensors in them."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from helpers.bundles import TAGS, bundle_at, drawn_parts, images
+from helpers.sealed import changed, entry_of, manifest_of, refused, rewritten, seal
+from moe_core.serving.bundle import Bundle
+from moe_core.serving.routed import predict
+
+PARTS = ["router", "gate", "decoder"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("manifest")
+    return bundle_at(root / "bundle", drawn_parts(root, 0, count=2))
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "bundle")
+
+
+def test_more_or_other_experts_than_the_gate_s_are_refused(folder):
+    said = manifest_of(folder)
+    changed(folder, "experts", to={"e000": said["experts"]["e000"]})
+    assert "the gate knows 2 experts, here are 1" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["router", "gate", "decoder", "vocabulary", "e000"])
+@pytest.mark.parametrize("how", ["../", "absolute", "inside and out", "link", "link to a folder", "fifo", "folder"])
+def test_a_part_outside_the_bundle_or_no_file_is_refused(folder, name, how):
+    said = manifest_of(folder)
+    entry = entry_of(said, name)
+    path = folder / entry["file"]
+    outside = folder.parent / path.name
+    shutil.copyfile(path, outside)
+    if how == "../":
+        entry["file"] = f"../{path.name}"
+    elif how == "absolute":
+        entry["file"] = str(outside)
+    elif how == "inside and out":
+        entry["file"] = f"experts/../../{path.name}"
+    elif how == "link":
+        path.unlink()
+        path.symlink_to(outside)
+    elif how == "link to a folder":
+        (folder / "linked").symlink_to(folder.parent)
+        entry["file"] = f"linked/{path.name}"
+    elif how == "fifo":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.unlink()
+        path.mkdir()
+    seal(folder, said)
+    text = refused(folder)
+    assert any(why in text for why in ("lies outside the bundle", "is a link", "is no regular file")), text
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "", "\x1b]0;title\x07", "a" * 300, "é" * 150, "none.safetensors"])
+def test_a_part_of_a_strange_name_is_refused(folder, name):
+    changed(folder, "router", "file", to=name)
+    assert "router" in refused(folder) or "missing from the bundle" in refused(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [
+        ("router", "layer2.0.conv1.weight"),
+        ("router", "fc.bias"),
+        ("decoder", "weight"),
+        ("gate", "centroids"),
+        ("gate", "mean"),
+        ("gate", "projection"),
+        ("e000", "bn_embed.running_var"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused_under_a_right_checksum(folder, part, tensor, value):
+    rewritten(folder, part, lambda state: state[tensor].view(-1)[-1:].fill_(value))
+    assert f"{tensor} holds a number that is not finite" in refused(folder)
+
+
+def test_the_same_tensors_written_again_are_taken(folder, whole):
+    for name in (*PARTS, "e000"):
+        rewritten(folder, name, lambda state: None)
+    assert torch.equal(predict(Bundle(folder), images(5))[0], predict(Bundle(whole), images(5))[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "why"),
+    [
+        ("gate", lambda s: s.update(expert=torch.tensor([0, 10**15])), "wanted experts 0 to K - 1"),
+        ("gate", lambda s: s.update(expert=torch.tensor([-1, 0])), "wanted experts 0 to K - 1"),
+        ("gate", lambda s: s.update(expert=torch.tensor([0, 0])), "the gate knows 1 experts, here are 2"),
+        ("gate", lambda s: s.update(expert=torch.zeros(2)), "expert is not as the manifest's network has it: F32"),
+        ("gate", lambda s: s.update(expert=torch.zeros(2, 1)), "is not a gate: 0 centroids"),
+        ("gate", lambda s: s.pop("expert"), "is not a gate: 0 centroids"),
+        ("gate", lambda s: s.pop("projection"), "is not a gate: 2 centroids of 0 dimensions"),
+        ("gate", lambda s: s.update(projection=torch.zeros(6, 5)), "centroids is not as the manifest's network has it"),
+        ("gate", lambda s: s.update(mean=torch.zeros(7)), "mean is not as the manifest's network has it"),
+        ("decoder", lambda s: s.update(weight=torch.zeros(4, 6)), "the decoder knows 4 hashtags, the vocabulary 5"),
+        ("decoder", lambda s: s.update(weight=torch.zeros(TAGS, 7)), "weight is not as the manifest's network has it"),
+        ("decoder", lambda s: s.pop("weight"), "the decoder knows 0 hashtags"),
+        ("decoder", lambda s: s.pop("bias"), "bias is not as the manifest's network has it: nothing"),
+        ("decoder", lambda s: s.update({"x\n": torch.zeros(1)}), r"x\n is not as the manifest's network has it"),
+        ("router", lambda s: s.update({"fc.bias": s["fc.bias"].double()}), "fc.bias is not as the manifest's"),
+        ("router", lambda s: s.pop("conv1.weight"), "conv1.weight is not as the manifest's network has it: nothing"),
+        ("e000", lambda s: s.update({"more": torch.zeros(9)}), "more is not as the manifest's network has it"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(folder, part, change, why):
+    rewritten(folder, part, change)
+    assert why in refused(folder)

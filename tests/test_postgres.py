@@ -1,0 +1,84 @@
+"""All of Dagster in PostgreSQL, where dagster.yaml says so."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.runs import HOST, PROCESS
+from helpers.command import hardmoe, write
+from helpers.without_controls import opened, small_study
+from moe_core.settings import Partition
+from pipelines import instance
+from pipelines.run.status import states_of
+
+GONE = "post-that-was-forgotten"
+
+
+@pytest.fixture
+def postgres():
+    """Address of a database of a server that this test starts, on a socket alone."""
+    pytest.importorskip("dagster_postgres", reason="pip install 'hardmoe[postgres]'")
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    initdb = shutil.which("initdb") or (binaries and str(binaries[-1] / "initdb"))
+    if not initdb:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    control = str(Path(initdb).with_name("pg_ctl"))
+    user = {"user": "nobody", "env": {"PATH": os.environ["PATH"]}} if os.geteuid() == 0 else {}  # it refuses root
+    folder = Path(tempfile.mkdtemp(prefix="hardmoe-pg-", dir="/tmp"))  # short: the name of a socket has 107 bytes
+    if user:
+        shutil.chown(folder, "nobody")
+    quick = f"-F -c listen_addresses='' -c unix_socket_directories={folder}"
+    made = [initdb, "-D", folder / "data", "-U", "hardmoe", "-A", "trust", "-N", "--no-locale", "-E", "UTF8"]
+    subprocess.run(made, check=True, capture_output=True, **user)
+    started = [control, "-D", folder / "data", "-l", folder / "log", "-o", quick, "-w", "start"]
+    subprocess.run(started, check=True, stdout=subprocess.DEVNULL, **user)
+    yield f"postgresql+psycopg2://hardmoe@/postgres?host={folder}"
+    subprocess.run([control, "-D", folder / "data", "-m", "immediate", "stop"], check=True, capture_output=True, **user)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, tmp_path, monkeypatch):
+    file, home = write(tmp_path / "cats", small_study()), tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text(
+        "storage: {postgres: {postgres_url: {env: HARDMOE_PG}}}\n"
+        "concurrency: {pools: {granularity: run, default_limit: 2}}\ntelemetry: {enabled: false}\n"
+    )
+    variables = {"DAGSTER_HOME": str(home), "HARDMOE_PG": postgres}
+    done = hardmoe("run", "--study", file, **variables)
+    assert not (file.parent / "dagster").exists()
+    assert list(home.rglob("*.db")) == []
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert {state.state for state in states_of(opened(file))} == {"fresh"}
+    with instance.opened() as dagster:
+        runs = dagster.get_runs()
+        assert f"{len(runs)} made, 0 fresh, 0 failed" in done.stdout
+        assert {run.tags["hardmoe/study"] for run in runs} == {"tiny"}
+        assert dagster.get_dynamic_partitions("tiny_experts") == ["e000", "e001"]
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        tags = {PROCESS: f"12345678.{dead.pid}", HOST: socket.gethostname()}
+        run = dg.DagsterRun("__ASSET_JOB", "12345678" + "0" * 24, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        dagster.add_run(run)
+        (left,) = dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        dagster.event_log_storage.set_concurrency_slots("trainer", 1)
+        assert dagster.event_log_storage.claim_concurrency_slot("trainer", left.run_id, "expert").is_claimed
+        assert instance.reap(dagster) == [left.run_id]
+        assert dagster.get_run_by_id(left.run_id).status == dg.DagsterRunStatus.FAILURE
+        assert dagster.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
+        assert instance.runs_that_say(dagster, {GONE}) == []
+        dagster.report_engine_event(f"{GONE}: no_tags", dagster.get_run_by_id(left.run_id))
+        assert instance.runs_that_say(dagster, {GONE}) == [left.run_id]
+    write(file.parent, small_study(partition=Partition(experts=5000)))
+    failed = hardmoe("run", "--study", file, "--until", "partition", check=False, **variables)
+    assert "Error: partition: partition.experts = 5000, but only" in failed.stderr
+    (state,) = states_of(opened(file), only="partition")
+    assert (state.state, "only" in state.why) == ("failed", True)

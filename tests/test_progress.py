@@ -1,0 +1,81 @@
+"""What is shown while runs are under way: steps, time left, who waits for whom, results."""
+
+import json
+import os
+import threading
+import time
+
+from helpers.with_controls import small_study
+from moe_core.engine.context import Context
+from moe_core.engine.stage import Stage, build, maker
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import StageOutput
+from pipelines.cli.progress import Display, results_of
+from pipelines.run.scheduler import Running, Summary, note
+from pipelines.run.task import Task, TaskResult
+
+
+def make_slowly(begun, go):
+    def make(context, key, folder):
+        begun.set()
+        assert go.wait(30)
+        (folder / "a").write_text("a")
+        return StageOutput({"loss": 1.5, "seconds": 2.0, "training_images": 300})
+
+    return Stage("slow", None, "1", (), lambda study: {}, lambda context, key: {}, make)
+
+
+def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    stage = make_slowly(begun, go)
+    monkeypatch.setitem(GRAPH, "slow", stage)
+    found, said = {}, []
+    first = threading.Thread(target=lambda: found.update(first=build(Context(small_study(), tmp_path), stage)))
+    first.start()
+    assert begun.wait(30)
+    context = Context(small_study(), tmp_path, lambda what: (said.append(what), go.set()))
+    assert maker(context, "slow", None) == os.getpid()
+    second = build(context, stage)
+    first.join()
+    assert said == [{"waits_for": os.getpid()}]
+    assert (found["first"].reused, second.reused) == (False, True)
+    assert maker(context, "slow", None) is None
+
+
+def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
+    display = Display(Context(small_study(), tmp_path))
+    (tmp_path / ".progress").mkdir()
+    report = {"pid": 7, "run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0}
+    (tmp_path / ".progress" / "expert.e000.json").write_text(json.dumps(report | {"images_seen": 1600}))
+    (tmp_path / ".progress" / "expert.e001.json").write_text(json.dumps({"pid": 8, "run": "mine", "waits_for": 9}))
+    (tmp_path / ".progress" / "expert.e002.json").write_text(json.dumps({"pid": 8, "run": "another's"}))
+    (tmp_path / ".progress" / "trunk.json").write_text(
+        json.dumps({"pid": 8, "run": "mine", "waits": "a GPU: 3 in use"})
+    )
+    runs = [Running(Task("expert", f"e00{k}"), "mine", time.monotonic()) for k in range(3)]
+    runs.append(Running(Task("trunk", None), "mine", time.monotonic()))
+    one, two, three, gpu, four = display.lines(runs, {"trunk": "is made by another process (9)"})
+    assert one.split()[4:] == ["25", "%", "step", "50", "loss", "2.500", "100", "images/s", "48", "s", "left"]
+    assert two.endswith("waits for another process (9)")
+    assert three.endswith("waits for another process (8)")
+    assert gpu.endswith("0 s  waits for a GPU: 3 in use")
+    assert four == f"waiting {'trunk':24} is made by another process (9)"
+
+
+def test_the_result_of_each_expert_is_a_line(tmp_path, monkeypatch):
+    go = threading.Event()
+    go.set()
+    stage = make_slowly(threading.Event(), go)
+    monkeypatch.setitem(GRAPH, "slow", stage)
+    context = Context(small_study(), tmp_path)
+    build(context, stage)
+    summary, slow, other, last = Summary(), Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
+    events = []
+    note(summary, Running(slow, "a", time.monotonic()), TaskResult(reused=True), lambda *said: events.append(said))
+    note(summary, Running(other, "b", time.monotonic()), TaskResult("broken"), lambda *said: events.append(said))
+    assert results_of(context, [slow, other, last], summary) == [
+        f"{'slow':24} fresh    loss 1.500  2 s  150 images/s",
+        f"{'expert:e000':24} failed   broken",
+        f"{'expert:e001':24} not begun",
+    ]
+    assert [kind for kind, _, _ in events] == ["done", "failed"]

@@ -1,0 +1,72 @@
+"""Which experts are trained again: figures to do in the head."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helpers.arrivals import lines
+from moe_core.stages.gate import current_partition, membership
+
+
+def carried(before, now, most, count=12, same_trunk=True):
+    """One expert that was trained on the posts `before` and has `now`."""
+    text = lines(count)
+    digest = membership.digest_of(text.of(np.array(before)))
+    old = SimpleNamespace(metadata={"members": {"e000": digest}})
+    frame = membership.frame_of("expert", "e000", text.ids[before], text.of(np.array(before)))
+    number_N = np.full(count, 1)
+    number_N[now] = 0
+    found = membership.carried("expert", ["e000"], number_N, np.ones(count, bool), text, old, frame, same_trunk, most)
+    return digest, found
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0.2, True), (0.19, False)])
+def test_one_of_ten_posts_left_and_one_came_is_a_change_of_a_fifth(most, kept):
+    digest, found = carried(list(range(10)), [*range(9), 10], most)
+    assert found.changed == {"e000": 0.2}
+    assert (found.digests["e000"] == digest) is kept
+    assert found.kept == ({"e000": 0.2} if kept else {})
+    assert found.frame["id"].to_list() == [f"p{n}" for n in (range(10) if kept else [*range(9), 10])]
+    assert found.lineage["e000"] == [digest] if kept else [digest, found.digests["e000"]]
+
+
+def test_small_changes_add_up_until_the_expert_is_trained_again():
+    """Against what it was trained on, not against the partition before: 1 of 10 is kept, the second is one too many."""
+    digest, first = carried(list(range(10)), list(range(11)), most=0.1)
+    assert first.digests["e000"] == digest
+    assert len(first.frame) == 10, "the tenth is not forgotten to be new"
+    text = lines(12)
+    old = SimpleNamespace(metadata={"members": first.digests, "lineage": {"expert": first.lineage}})
+    second = membership.carried(
+        "expert", ["e000"], np.zeros(12, int), np.ones(12, bool), text, old, first.frame, True, 0.1
+    )
+    assert second.changed == {"e000": 0.2}
+    assert second.digests["e000"] == membership.digest_of(text.of(np.arange(12)))
+
+
+def test_with_another_trunk_every_expert_begins_anew():
+    digest, found = carried(list(range(10)), list(range(10)), most=1.0, same_trunk=False)
+    assert found.lineage == {"e000": [digest]}
+    assert found.kept == {}
+
+
+def test_a_post_of_a_shard_that_the_trunk_has_not_seen_is_known_with_the_version_of_its_shard():
+    assert lines(1).of(np.array([0])) == ["p0 0"]
+    assert lines(1, {"s": "v1"}).of(np.array([0])) == ["p0 0 v1"]
+
+
+# ---- keys
+
+
+def current(keys, sizes, following):
+    return current_partition.Current("v", "2", {}, {}, "t", keys, sizes, following)
+
+
+def test_the_smallest_go_and_no_number_comes_back():
+    three = current(["e000", "e001", "e002"], [5, 3, 4], 3)
+    assert current_partition.keys_for(None, 2) == ["e000", "e001"]
+    assert current_partition.keys_for(three, 3) == ["e000", "e001", "e002"]
+    assert current_partition.keys_for(three, 2) == ["e000", "e002"]
+    assert current_partition.keys_for(current(["e000", "e002"], [5, 4], 3), 4) == ["e000", "e002", "e003", "e004"]
+    assert current_partition.keys_for(current(["e000", "e001"], [3, 3], 2), 1) == ["e000"], "of equals the later goes"

@@ -53,7 +53,7 @@ class Source(Strict):
     image_column: str = Field("", description="Column of the image or of its file name; empty: by the usual names.")
     tags_column: str = Field("", description="Column of tags; empty: by the usual names (tags, raw_tags, hashtags...).")
     caption_column: str = Field(
-        "", description="Column of text whose #words are the tags, beside those of tags_column where that is said too."
+        "", description="Column of text whose #words are the tags, beside those of tags_column where that is set too."
     )
     user_column: str = Field("", description="Column of the user; empty: by the usual names.")
     taken_at_column: str = Field("", description="Column of the time of the picture; empty: by the usual names.")
@@ -121,7 +121,7 @@ class Data(Strict):
     )
     router: Fraction = Field(0.0, description="Share held out as `router`, for your own uses: no stage reads it.")
     near_duplicates: Literal["group", "off"] = Field(
-        "group", description="group: copies of one picture always lie in one split; off: they are not looked for."
+        "group", description="group: copies of one picture always lie in one split; off: copies are not searched."
     )
     near_duplicate_levels: Annotated[float, Field(ge=0, le=32)] = Field(
         8.0, description="Gray levels of 255 by which no cell of two copies' 8x8 thumbnails differs."
@@ -194,7 +194,7 @@ class Training(Strict):
         "auto", description="auto: bfloat16 where the device has it."
     )
     device_mib: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        4096, description="GPU: images that fit into so many MiB stay on it and are augmented there; 0: never."
+        4096, description="GPU: images that fit into this many MiB stay on it and are augmented there; 0: never."
     )
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(20.0, description="A resumable checkpoint this often.")
     seed: Seed = Field(0, description="Seed of weights, batch order and augmentation.")
@@ -239,11 +239,11 @@ class Repartition(Strict):
     )
     retrain_share: Fraction = Field(
         0.1,
-        description="An expert is trained again when more than this share of the posts that it was trained on has been "
+        description="An expert is retrained when more than this share of the posts that it was trained on has been "
         "added or removed.",
     )
     start: Literal["continue", "usual"] = Field(
-        "continue", description="An expert that is trained again goes on from its old weights, or starts as a new one."
+        "continue", description="continue: a retrained expert starts from its old weights; usual: as a new one does."
     )
     growth: Annotated[float, Field(ge=1)] = Field(
         2.0, description="Retrain trunk and vocabulary when training posts exceed this multiple of their snapshot."
@@ -305,9 +305,9 @@ class Decoder(Strict):
     refit_epochs: Epochs = Field(2.0, description="refit: passes over the posts.")
     refit_lr: Annotated[float, Field(gt=0)] = Field(0.02, description="refit: highest learning rate.")
     rounds: Annotated[int, Field(ge=1, le=9999)] = Field(
-        15, description="joint: an expert's steps are cut into so many rounds; each ends with one decoder for all."
+        15, description="joint: rounds that an expert's steps are cut into; each ends with one decoder for all."
     )
-    settle_rounds: int = Field(1, ge=0, description="joint: last rounds, in which the decoder is held fixed.")
+    settle_rounds: int = Field(1, ge=0, description="joint: last rounds, in which the decoder is frozen.")
     outer_lr: Annotated[float, Field(gt=0)] = Field(
         0.7, description="joint: step along the mean change of the experts' decoders, weighted by their posts."
     )
@@ -353,7 +353,7 @@ class Evaluation(Strict):
 
 
 class Alerts(Strict):
-    """Who is told of a failed run; the sensor `alert` does it while it is switched on (docs/how-to/operations.md)."""
+    """A command to run for each failed run, while the sensor `alert` is started (docs/how-to/operations.md)."""
 
     command: tuple[str, ...] = Field(
         (),
@@ -367,9 +367,9 @@ class Study(Strict):
 
     name: str = Field("demo", description="Letters, digits, '-' and '_'; names the Dagster partition sets.")
     asset_prefix: str = Field(
-        "", description="Put before the keys of its Dagster assets: wanted where studies share one Dagster instance."
+        "", description="Prefix of the keys of its Dagster assets; needed where studies share one Dagster instance."
     )
-    recipe: str = Field("", description="Recipe it was made from; for the record only.")
+    recipe: str = Field("", description="Recipe that it started from; for the record only.")
     source: Source = Source()
     data: Data = Data()
     network: Network = Network()

@@ -1,6 +1,6 @@
 import dagster as dg
 
-from assets.materialize import Work, asset_of, has, materialize
+from assets.materialize import Work, asset_of, materialize
 
 
 @asset_of("trunk_same_budget", group_name="controls", kinds={"pytorch"})
@@ -27,17 +27,13 @@ def random_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.Materi
     return materialize(context, config)
 
 
-if has("random_joint_experts"):
-
-    @asset_of("random_joint_experts", group_name="controls", kinds={"pytorch"})
-    def random_joint_experts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-        """Control: the experts of the random partition and their decoder, trained together as `joint_experts` are."""
-        return materialize(context, config)
+@asset_of("random_joint_experts", group_name="controls", kinds={"pytorch"})
+def random_joint_experts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Control: the experts of the random partition and their decoder, trained together as `joint_experts` are."""
+    return materialize(context, config)
 
 
-if has("dense_same_cost"):
-
-    @asset_of("dense_same_cost", group_name="controls", kinds={"pytorch"})
-    def dense_same_cost(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-        """Control: one wider network that costs an image and in training what the mixture costs."""
-        return materialize(context, config)
+@asset_of("dense_same_cost", group_name="controls", kinds={"pytorch"})
+def dense_same_cost(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Control: one wider network that costs an image and in training what the mixture costs."""
+    return materialize(context, config)

@@ -6,9 +6,7 @@ GPU. A process sees all GPUs of CUDA_VISIBLE_DEVICES; the step's becomes its cur
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import dagster as dg
@@ -17,14 +15,8 @@ from pydantic import Field
 from moe_core.engine.context import Context
 from moe_core.engine.gpus import all_gpus, free_gpu, gpu_names, one_gpu
 from moe_core.engine.stage import Stage
-from moe_core.settings import Study
-from moe_core.stages.experts.joint import JOINT
-from moe_core.stages.graph import GRAPH
-from moe_core.stages.training.cost import TRAINED
-from moe_core.store.artifact import StageOutput
 
 KEY = "gpus"  # of the resource
-ON_THE_CPU = ("posts", "splits", "vocabulary", "report")  # what no network or k-means computes
 
 
 class Gpus(dg.ConfigurableResource):
@@ -58,27 +50,12 @@ class Gpus(dg.ConfigurableResource):
                 _use(index)
                 yield
 
+    def around(self, stage: Stage) -> Callable[[Context], AbstractContextManager[None]]:
+        """A lease for the work of a stage: none is taken for an artifact that exists."""
+        return lambda context: self.lease(stage.trains, stage.all_gpus(context.study), context.report)
+
 
 GPUS = Gpus()
-
-
-def uses_gpu(name: str) -> bool:
-    """Whether the stage of that name computes on a GPU where there is one."""
-    return name in GRAPH and name not in ON_THE_CPU
-
-
-def uses_all_gpus(name: str, study: Study) -> bool:
-    return name in JOINT or (name == "trunk" and study.trunk_setup.ranks > 1)
-
-
-def with_gpu(stage: Stage, gpus: Gpus) -> Stage:
-    """The stage, whose work is done under a lease: nothing is leased for an artifact that exists."""
-
-    def make(context: Context, key: str | None, folder: Path) -> StageOutput:
-        with gpus.lease(stage.name in TRAINED, uses_all_gpus(stage.name, context.study), context.report):
-            return stage.make(context, key, folder)
-
-    return replace(stage, make=make)
 
 
 def _preferred() -> int:

@@ -4,90 +4,121 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from assets.gpu import KEY, uses_gpu, with_gpu
+from assets.gpu import KEY
 from assets.runs import claim
-from assets.showing import about, cost_so_far, curves, numbers, origin
+from assets.showing import about, curves, numbers, origin
 from assets.study import EXPERTS, SHARDS, root, study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
+from moe_core.engine.context import Context, Report
+from moe_core.errors import HardmoeError
 from moe_core.failpoints import failpoint
 from moe_core.processes import alive, this_process
 from moe_core.stages.graph import GRAPH
-from moe_core.stages.training.cost import TRAINED
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import write_text
+from moe_core.workspace import open_study, token
 
 OBSERVE_SECONDS = 4.0
 OWNERS = ["team:hardmoe"]
 TRAINER = "trainer"  # the pool of all that train a network
+MINE = GRAPH.for_study(study())  # stages that the study has
 
 
-def has(name: str) -> bool:
-    """Whether the study has the asset: some go with one `decoder.mode` only."""
-    return name not in GRAPH or GRAPH[name].when(study())
+@dataclass(frozen=True)
+class Shown:
+    """What an asset shows beside its artifact's own metadata, where None hides an entry; and results of its checks."""
+
+    metadata: Mapping[str, Any]
+    checks: tuple[dg.AssetCheckResult, ...] = ()
 
 
-def asset_of(name: str, **more: Any) -> Any:
-    """`dg.asset` with what follows from the stage: its dependencies, partitions and version of code and settings."""
+Look = Callable[[Context, Artifact, dg.DagsterInstance], Shown]
+LOOKS: dict[str, Look] = {}  # of stages by name
+CHECKED: set[str] = set()  # stages of which an artifact that no run has checked is not recorded without one
+
+
+def asset_of(name: str, look: Look | None = None, checked: bool = False, **more: Any) -> Any:
+    """`dg.asset` with what follows from the stage: its dependencies, partitions and version of code and settings.
+
+    `look` says what more is shown of an artifact. When one of its checks fails that blocks, the artifact is removed:
+    the next run makes it again, and nothing reads it until then. `checked`: its checks read much, so that only a run
+    makes them.
+    """
     stage = GRAPH[name]
-    partitions = {None: None, "shards": SHARDS, "experts": EXPERTS}[stage.keys]
+    if checked:
+        CHECKED.add(name)
+    if look:
+        LOOKS[name] = look
+    upstream = [read for read in stage.reads if GRAPH.aliases.get(read, read) in MINE]
     return dg.asset(
         name=name,
-        deps=[dg.AssetKey(upstream) for upstream in stage.reads if has(upstream)],
-        partitions_def=partitions,
+        deps=[dg.AssetKey(read) for read in upstream],
+        partitions_def={None: None, "shards": SHARDS, "experts": EXPERTS}[stage.keys],
         code_version=stage.code_version(study()),
         owners=OWNERS,
-        pool=TRAINER if name in TRAINED else None,
-        required_resource_keys={KEY} if uses_gpu(name) else None,
+        pool=TRAINER if stage.trains else None,
+        required_resource_keys={KEY} if stage.uses_gpu else None,
         **more,
     )
 
 
 class Work(dg.Config):
-    """What can be said when an asset is materialized."""
+    """What can be chosen when an asset is materialized."""
 
-    force: bool = False  # make it again where it exists
-
-
-Look = Callable[[Context, Artifact], tuple[dict[str, Any], list[dg.AssetCheckResult]]]
+    force: bool = False  # build it again where it exists
 
 
-def materialize(context: dg.AssetExecutionContext, config: Work, look: Look | None = None) -> dg.MaterializeResult:
-    """Finds or makes the artifact of the asset that is running; a user's mistake fails the step in one line.
-
-    `look` gives more metadata, where None hides what the artifact says by that name, and results of checks. When one
-    fails that blocks, the artifact is taken away: the next run makes it again, and nobody reads it until then.
-    """
+def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Finds or builds the artifact of the asset that is running; a user's mistake fails the step in one line."""
     name = context.asset_key.path[-1]
     partitioned = GRAPH[name].keys is not None and context.has_partition_key  # of the asset, not of the run alone
     key = context.partition_key if partitioned else None
     claim(context.instance, context.run)
-    stage = with_gpu(GRAPH[name], getattr(context.resources, KEY)) if uses_gpu(name) else GRAPH[name]
+    stage = GRAPH[name]
     with Progress(context, name, key) as progress:
-        work = Context(study(), root(), progress.report, by=f"run {context.run_id}")
         started = time.monotonic()
         try:
-            built = build(work, stage, key, force=config.force)
-            more, checks = look(work, built.artifact) if look else ({}, [])
-            if name in TRAINED:
-                drawn = curves(built.artifact) if "log.jsonl" in built.artifact.files else {}  # a generation has many
-                more = drawn | more | cost_so_far(work)
-        except (ValueError, OSError) as error:
+            work = _opened(progress.report, f"run {context.run_id}")
+            around = getattr(context.resources, KEY).around(stage) if stage.uses_gpu else nullcontext
+            built = build(work, name, key, force=config.force, around=around)
+            metadata, checks = describe(work, built.artifact, LOOKS.get(name), context.instance)
+        except (HardmoeError, ValueError, OSError) as error:
             raise dg.Failure(" ".join(str(error).split()), allow_retries=False) from error
-    metadata = more | {name: value for name, value in about(built.artifact).items() if name not in more}
-    metadata = {name: value for name, value in metadata.items() if value is not None}
-    metadata |= {"reused": dg.MetadataValue.bool(built.reused)} | origin(built.artifact, work)
     if any(not check.passed and check.severity == dg.AssetCheckSeverity.ERROR for check in checks):
         work.store.remove(built.artifact)
+    metadata |= {"reused": dg.MetadataValue.bool(built.reused)}
     metadata["step seconds"] = dg.MetadataValue.float(round(time.monotonic() - started, 2))
-    version = dg.DataVersion(built.artifact.version)
     failpoint("event.due", name)
+    version = dg.DataVersion(built.artifact.version)
     return dg.MaterializeResult(data_version=version, metadata=metadata, check_results=checks)
+
+
+def describe(
+    work: Context, artifact: Artifact, look: Look | None, instance: dg.DagsterInstance
+) -> tuple[dict[str, Any], tuple[dg.AssetCheckResult, ...]]:
+    """(metadata, results of checks) of an artifact, as Dagster shows them."""
+    shown = look(work, artifact, instance) if look else Shown({})
+    drawn = curves(artifact) if GRAPH[artifact.asset].trains and "log.jsonl" in artifact.files else {}
+    metadata = about(artifact) | drawn | dict(shown.metadata) | origin(artifact, work)
+    return {name: value for name, value in metadata.items() if value is not None}, shown.checks
+
+
+_last: Context | None = None
+
+
+def _opened(report: Report, by: str) -> Context:
+    """The study, opened again only where a file tells that its state changed since this process last opened it."""
+    global _last
+    if _last is None or _last.planner.provisional or _last.planner.state.token != token(study(), root()):
+        _last = open_study(study(), root(), remember=True)
+    return replace(_last, report=report, by=by)
 
 
 def progress_file(folder: Path, name: str, key: str | None) -> Path:
@@ -111,24 +142,22 @@ class Progress:
         if not self._is_anothers():
             self.file.unlink(missing_ok=True)
 
-    def report(self, said: Mapping[str, Any]) -> None:
-        now = {"pid": os.getpid(), "process": this_process(), "run": self.context.run_id, "time": time.time()} | dict(
-            said
-        )
-        if "waits_for" in said:
-            self.context.log.info(f"waits for process {said['waits_for']}, which makes the same")
-        if "waits" in said:
-            self.context.log.info(f"waits for {said['waits']}")
-        if set(said) - {"waits_for"} or not self._is_anothers():  # whoever is at work says how far it is
-            write_text(self.file, json.dumps(now))
-        if said and time.monotonic() - self.observed >= OBSERVE_SECONDS:
+    def report(self, progress: Mapping[str, Any]) -> None:
+        process = {"pid": os.getpid(), "process": this_process(), "run": self.context.run_id, "time": time.time()}
+        if "waits_for" in progress:
+            self.context.log.info(f"waits for process {progress['waits_for']}, which builds the same")
+        if "waits" in progress:
+            self.context.log.info(f"waits for {progress['waits']}")
+        if set(progress) - {"waits_for"} or not self._is_anothers():  # the process at work says how far it is
+            write_text(self.file, json.dumps(process | dict(progress)))
+        if progress and time.monotonic() - self.observed >= OBSERVE_SECONDS:
             self.observed = time.monotonic()
             self.context.log_event(
-                dg.AssetObservation(asset_key=self.context.asset_key, partition=self.key, metadata=numbers(said))
+                dg.AssetObservation(asset_key=self.context.asset_key, partition=self.key, metadata=numbers(progress))
             )
 
     def _is_anothers(self) -> bool:
-        """Another process that lives makes the same and tells its progress in the file."""
+        """Another living process builds the same and writes its progress to the file."""
         try:
             its = str(json.loads(self.file.read_text("utf-8"))["process"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -4,7 +4,7 @@ from typing import Any
 import dagster as dg
 
 from assets.gains import who_answers
-from assets.materialize import Work, asset_of, materialize
+from assets.materialize import Shown, Work, asset_of, materialize
 from assets.showing import plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
@@ -18,16 +18,18 @@ def shared_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.Materi
     return materialize(context, config)
 
 
-@asset_of("mixture", group_name="mixture", kinds={"pytorch"})
+def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+    for key in artifact.metadata["published"]:
+        observation = dg.AssetObservation(key_of("expert"), partition=key, metadata=who_answers(artifact, key))
+        instance.report_runless_asset_event(observation)
+    return Shown(_answers(artifact))
+
+
+@asset_of("mixture", _look, group_name="mixture", kinds={"pytorch"})
 def mixture(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The bundle: router, gate, experts, decoder and vocabulary under one manifest; `hardmoe predict` reads it."""
 
-    def look(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-        for key in artifact.metadata["published"]:
-            context.log_event(dg.AssetObservation(key_of("expert"), partition=key, metadata=who_answers(artifact, key)))
-        return _answers(artifact), []
-
-    return materialize(context, config, look)
+    return materialize(context, config)
 
 
 def _answers(artifact: Artifact) -> dict[str, Any]:
@@ -51,13 +53,7 @@ NEWEST = dg.AssetCheckSpec(
 HISTORY = 10  # decisions shown
 
 
-@asset_of("published", group_name="mixture", kinds={"numpy"}, check_specs=[NEWEST])
-def published(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Which mixture is answered with: a new one only if it is whole and not worse on the validation posts."""
-    return materialize(context, config, _decided)
-
-
-def _decided(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _decided(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     mixture = artifact.inputs["mixture"]
     said = decided(work.root, mixture)
     newest = said.pop("newest is published")
@@ -68,7 +64,13 @@ def _decided(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg
         description=str(said["why"]),
         metadata={"published": str(said["published"]), "newest": mixture},
     )
-    return said | {"publish": None}, [check]
+    return Shown(said | {"publish": None}, (check,))
+
+
+@asset_of("published", _decided, group_name="mixture", kinds={"numpy"}, check_specs=[NEWEST])
+def published(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """Which mixture is answered with: a new one only if it is whole and not worse on the validation posts."""
+    return materialize(context, config)
 
 
 def decided(root: Path, mixture: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from assets.materialize import OWNERS, Work, asset_of, materialize
+from assets.materialize import OWNERS, Shown, Work, asset_of, materialize
 from assets.showing import ROWS, bar, picture, plot_of_bars, table
 from assets.study import EXPERTS, key_of
 from moe_core.engine.context import Context
@@ -65,40 +65,37 @@ def churn(artifact: Artifact) -> dict[str, Any]:
     return found
 
 
-@asset_of("partition", group_name="gate", kinds={"faiss"})
+def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+    members = artifact.metadata["members"]
+    sizes = dict(zip(members, artifact.metadata["sizes"], strict=True))
+    names = EXPERTS.name or ""
+    instance.add_dynamic_partitions(names, list(members))
+    for gone in set(instance.get_dynamic_partitions(names)) - set(members):
+        instance.delete_dynamic_partition(names, gone)
+    for key, of_random in artifact.metadata["random_members"].items():
+        instance.report_runless_asset_event(_cluster("random_shard", key, of_random, {}))
+    for key, of_expert in members.items():
+        about = {"training posts": sizes[key]} | seen(artifact, key)
+        instance.report_runless_asset_event(_cluster("expert_shard", key, of_expert, about))
+    top = {key: [tag for tag, *_ in found[:5]] for key, found in artifact.metadata["hashtags"].items()}
+    largest = max(sizes.values())
+    clusters = [(k, f"{n:,}", bar(n, largest), ", ".join(top[k])) for k, n in sizes.items()]
+    shown = plot_of_bars(list(sizes.items()), "training posts of each expert") | {
+        "clusters": table(("expert", "training posts", " ", "hashtags that set it apart"), clusters),
+        "members": None,  # of each expert, with its observation
+        "random members": None,
+        "contact sheets": dg.MetadataValue.path(str(artifact.path / "sheets")),
+    }
+    return Shown(shown | churn(artifact))
+
+
+def _cluster(asset: str, key: str, members: str, about: dict[str, Any]) -> dg.AssetObservation:
+    """The posts of one expert, by which Dagster tells whether it is stale."""
+    metadata = about | {"members": members}
+    return dg.AssetObservation(key_of(asset), partition=key, metadata=metadata, tags={DATA_VERSION_TAG: members})
+
+
+@asset_of("partition", _look, group_name="gate", kinds={"faiss"})
 def partition(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The gate: PCA-whitening and k-means on the trunk's features; each post belongs to exactly one expert."""
-
-    def look(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-        members = artifact.metadata["members"]
-        sizes = dict(zip(members, artifact.metadata["sizes"], strict=True))
-        names = EXPERTS.name or ""
-        context.instance.add_dynamic_partitions(names, list(members))
-        for gone in set(context.instance.get_dynamic_partitions(names)) - set(members):
-            context.instance.delete_dynamic_partition(names, gone)
-        for key, digest in artifact.metadata["random_members"].items():
-            context.instance.report_runless_asset_event(
-                dg.AssetObservation(
-                    key_of("random_shard"), partition=key, metadata={"members": digest}, tags={DATA_VERSION_TAG: digest}
-                )
-            )
-        for key, digest in members.items():
-            context.instance.report_runless_asset_event(
-                dg.AssetObservation(
-                    key_of("expert_shard"),
-                    partition=key,
-                    metadata={"training posts": sizes[key]} | seen(artifact, key) | {"members": digest},
-                    tags={DATA_VERSION_TAG: digest},
-                )
-            )
-        top = {key: [tag for tag, *_ in found[:5]] for key, found in artifact.metadata["hashtags"].items()}
-        largest = max(sizes.values())
-        clusters = [(k, f"{n:,}", bar(n, largest), ", ".join(top[k])) for k, n in sizes.items()]
-        return plot_of_bars(list(sizes.items()), "training posts of each expert") | {
-            "clusters": table(("expert", "training posts", " ", "hashtags that set it apart"), clusters),
-            "members": None,  # of each expert, with its observation
-            "random members": None,
-            "contact sheets": dg.MetadataValue.path(str(artifact.path / "sheets")),
-        } | churn(artifact), []
-
-    return materialize(context, config, look)
+    return materialize(context, config)

@@ -2,7 +2,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialize import Work, asset_of, materialize
+from assets.materialize import Shown, Work, asset_of, materialize
 from assets.showing import cell
 from moe_core.engine.context import Context
 from moe_core.store.artifact import Artifact
@@ -15,13 +15,7 @@ CONSERVED = dg.AssetCheckSpec(
 )
 
 
-@asset_of("posts", group_name="data", kinds={"lance", "pillow"}, check_specs=[CONSERVED])
-def posts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """One shard of the source: accepted posts in posts.lance, rejected ones with a reason in rejects.lance."""
-    return materialize(context, config, _look)
-
-
-def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     from moe_core.data.ingest import stored_counts
     from moe_core.tables import pin_of
 
@@ -38,7 +32,13 @@ def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.As
         description=f"{said['read']} read, {kept} accepted + {refused} rejected are stored",
         metadata=counts,
     )
-    return {"rejects by reason": dg.MetadataValue.md(_table(said)), "reasons": None}, [check]
+    return Shown({"rejects by reason": dg.MetadataValue.md(_table(said)), "reasons": None}, (check,))
+
+
+@asset_of("posts", _look, checked=True, group_name="data", kinds={"lance", "pillow"}, check_specs=[CONSERVED])
+def posts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """One shard of the source: accepted posts in posts.lance, rejected ones with a reason in rejects.lance."""
+    return materialize(context, config)
 
 
 def _table(said: Any) -> str:

@@ -4,8 +4,8 @@ from typing import Any
 import dagster as dg
 
 from assets.gains import of_expert
-from assets.materialize import Work, asset_of, materialize
-from assets.showing import picture, plot_of_bars, table
+from assets.materialize import Shown, Work, asset_of, materialize
+from assets.showing import cost_so_far, picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import compare
@@ -14,20 +14,20 @@ from moe_core.evaluation.plots import around, intervals
 from moe_core.store.artifact import Artifact
 
 
-@asset_of("evaluation", group_name="results", kinds={"numpy"})
+def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+    found = json.loads(artifact.file("table.json").read_text("utf-8"))
+    for row in found["per_expert"]:
+        if row["n"]:
+            observation = dg.AssetObservation(key_of("expert"), partition=row["expert"], metadata=of_expert(row))
+            instance.report_runless_asset_event(observation)
+    return Shown(_comparison(found) | _experts(found) | cost_so_far(work))
+
+
+@asset_of("evaluation", _look, group_name="results", kinds={"numpy"})
 def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The mixture against its controls on held-out posts, each figure with a 95 % bootstrap interval."""
 
-    def look(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
-        comparison = json.loads(artifact.file("table.json").read_text("utf-8"))
-        for expert in comparison["per_expert"]:
-            if expert["n"]:
-                context.log_event(
-                    dg.AssetObservation(key_of("expert"), partition=expert["expert"], metadata=of_expert(expert))
-                )
-        return _comparison(comparison) | _experts(comparison), []
-
-    return materialize(context, config, look)
+    return materialize(context, config)
 
 
 def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -88,15 +88,16 @@ def _experts(comparison: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@asset_of("report", group_name="results", kinds={"html"})
-def report(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """One self-contained HTML page: the table, and what each expert sees. `hardmoe report --open` opens it."""
-    return materialize(context, config, _page)
-
-
-def _page(_: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _page(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     page = artifact.file("report.html")
-    return {
+    links = {
         "open": dg.MetadataValue.url(f"/hardmoe/report/{artifact.version}"),  # pipelines/ui/report_page.py serves it
         "page": dg.MetadataValue.path(str(page)),
-    }, []
+    }
+    return Shown(links)
+
+
+@asset_of("report", _page, group_name="results", kinds={"html"})
+def report(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """One self-contained HTML page: the table, and what each expert sees. `hardmoe report --open` opens it."""
+    return materialize(context, config)

@@ -85,7 +85,7 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
         "lineage: settings": table(
             ("of", "setting", "value"), _at_most([(asset, name, value) for (asset, name), value in settings.items()])
         ),
-        "posts snapshot": context.posts_snapshot(),
+        "posts snapshot": context.planner.posts_snapshot,
         "version": artifact.version,
         "digest": artifact.content_hash,
         "path": dg.MetadataValue.path(str(artifact.path)),

@@ -1,22 +1,15 @@
 import json
-from typing import Any
 
 import dagster as dg
 
-from assets.materialize import Work, asset_of, materialize
+from assets.materialize import Shown, Work, asset_of, materialize
 from moe_core.engine.context import Context
 from moe_core.store.artifact import Artifact
 
 CHECK = dg.AssetCheckSpec("no_picture_in_two_splits", asset="splits", blocking=True)
 
 
-@asset_of("splits", group_name="data", kinds={"faiss", "polars"}, check_specs=[CHECK])
-def splits(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """The split of every post, with near-duplicates of all shards on one side; leaks of given splits by name."""
-    return materialize(context, config, _look)
-
-
-def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     from moe_core.stages.data.splits import check
 
     found = check(work)
@@ -37,4 +30,10 @@ def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.As
             "held-out posts searched": found.searched,
         },
     )
-    return {"snapshot": None}, [checked]  # with the lineage
+    return Shown({"snapshot": None}, (checked,))  # with the lineage
+
+
+@asset_of("splits", _look, checked=True, group_name="data", kinds={"faiss", "polars"}, check_specs=[CHECK])
+def splits(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """The split of every post, with near-duplicates of all shards on one side; leaks of given splits by name."""
+    return materialize(context, config)

@@ -3,7 +3,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.materialize import Work, asset_of, materialize
+from assets.materialize import Shown, Work, asset_of, materialize
 from assets.showing import cell
 from moe_core.engine.context import Context
 from moe_core.stages.data.statistics import warnings_of
@@ -16,13 +16,7 @@ SUFFICE = dg.AssetCheckSpec(
 )
 
 
-@asset_of("vocabulary", group_name="data", kinds={"polars"}, check_specs=[SUFFICE])
-def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why."""
-    return materialize(context, config, _look)
-
-
-def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.AssetCheckResult]]:
+def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     said, doubts = artifact.metadata, warnings_of(work)
     check = dg.AssetCheckResult(
         check_name=SUFFICE.name,
@@ -30,12 +24,19 @@ def _look(work: Context, artifact: Artifact) -> tuple[dict[str, Any], list[dg.As
         severity=dg.AssetCheckSeverity.WARN,  # a warning blocks nothing
         description="; ".join(doubts) or None,
     )
-    return {
+    shown = {
         "kept": dg.MetadataValue.md(kept_table(said)),
         "left out": dg.MetadataValue.md(dropped_table(said)),
         "most frequent": None,
         "dropped by reason": None,
-    }, [check]
+    }
+    return Shown(shown, (check,))
+
+
+@asset_of("vocabulary", _look, group_name="data", kinds={"polars"}, check_specs=[SUFFICE])
+def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+    """The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why."""
+    return materialize(context, config)
 
 
 def kept_table(said: Mapping[str, Any]) -> str:

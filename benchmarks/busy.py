@@ -25,8 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from moe_core.engine.context import cores
-from moe_core.threads import SAID
+from moe_core.threads import SAID, cores
 
 HOGS = 2
 BEST_IDLE, TIMES_BESIDE = 0.97, 5.0  # targets: ours by the best of the others, and by the default

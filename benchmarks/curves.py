@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moe_core.engine.context import Context, cores
 from moe_core.evaluation.metrics import per_post
 from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, Line, lines
 from moe_core.models.resnet import ResNet
@@ -24,9 +23,11 @@ from moe_core.settings import Training, load_study
 from moe_core.stages import reading
 from moe_core.stages.experts.experts import start, training_posts
 from moe_core.stages.trunk.trunk import trunk_start
+from moe_core.threads import cores
 from moe_core.training.batches import Posts
 from moe_core.training.infer import features_of, logits_of, probabilities_of
 from moe_core.training.loop import steps_of, train
+from moe_core.workspace import open_study
 
 SAMPLE = 4000  # training posts that are looked at
 
@@ -78,7 +79,7 @@ def main() -> None:
     arguments.add_argument("--svg", type=Path, default=Path("curves.svg"))
     said = arguments.parse_args()
     study = load_study(said.study)
-    context = Context(study, said.study.absolute().parent)
+    context = open_study(study, said.study.absolute().parent)
     torch.set_num_threads(cores())
     index = reading.index(context)
     everything, held_out = (reading.posts_where(context, index, index.use(name)) for name in ("train", "test"))

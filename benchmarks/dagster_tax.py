@@ -21,11 +21,11 @@ PLAIN = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.workspace import open_study
+from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
-context = Context(load_study(file), file.parent)
+context = open_study(load_study(file), file.parent)
 for stage in GRAPH.values():
     for key in stage.keys_of(context):
         build(context, stage, key)

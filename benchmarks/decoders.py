@@ -10,10 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import Decoder, Study, load_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 
 def variants(base: Decoder) -> dict[str, Decoder]:
@@ -34,11 +34,11 @@ def variants(base: Decoder) -> dict[str, Decoder]:
 
 
 def table_of(study: Study, root: Path) -> dict:
-    context = Context(study, root)
+    context = open_study(study, root)
     for name, stage in GRAPH.items():
         if not stage.control and name not in ("embeddings", "report"):
-            for key in stage.keys_of(context):
-                build(context, stage, key)
+            for key in context.planner.keys(name):
+                build(context, name, key)
     return json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
 
 

@@ -55,14 +55,13 @@ def study_of(posts: int, experts: int, test: int) -> Study:
 
 def make(study: Study, root: Path, names: Sequence[str]) -> Any:
     """The study open at `root`, with these assets made."""
-    from moe_core.engine.context import Context
-    from moe_core.engine.stage import build
-    from moe_core.stages.graph import GRAPH
+    from moe_core.engine.build import build
+    from moe_core.workspace import open_study
 
-    context = Context(study, root)
+    context = open_study(study, root)
     for name in names:
-        for key in GRAPH[name].keys_of(context):
-            built = build(context, GRAPH[name], key)
+        for key in context.planner.keys(name):
+            built = build(context, name, key)
             if not built.reused:
                 print(f"{time.strftime('%H:%M:%S')}  {root.name}  {name} {key or ''}", flush=True)
     return context
@@ -70,7 +69,7 @@ def make(study: Study, root: Path, names: Sequence[str]) -> Any:
 
 def cell_of(context: Any) -> dict[str, Any]:
     """What one number of posts and experts gives."""
-    from moe_core.engine.context import device_and_threads
+    from moe_core.engine.resources import device_and_threads
     from moe_core.serving.bundle import Bundle
     from moe_core.stages.evaluation.predictions import open_control
     from moe_core.stages.evaluation.rows import controls_of

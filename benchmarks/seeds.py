@@ -22,11 +22,11 @@ from typing import Any
 from linked import LABELLED, link
 
 from moe_core.data.sources import absolute, guess_format
-from moe_core.engine.context import Context
 from moe_core.evaluation.measures import PAIRED
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study, dump_study, load_study
 from moe_core.store.files import write_text
+from moe_core.workspace import open_study
 
 MEASURES = {measure.name: measure.title for measure in PAIRED}
 SEEDED = ("trunk", "expert_training", "partition")
@@ -68,7 +68,7 @@ def table_of(study: Study, root: Path, workers: Sequence[str]) -> dict[str, Any]
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
         raise RuntimeError(f"hardmoe run ended with {done.returncode}: {root / 'run.log'} says why")
-    found: dict[str, Any] = json.loads(Context(study, root).need("evaluation").file("table.json").read_text())
+    found: dict[str, Any] = json.loads(open_study(study, root).need("evaluation").file("table.json").read_text())
     return found
 
 

@@ -36,6 +36,7 @@ from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Source, dump_study, load_study
 from moe_core.store.artifact import StageOutput
+from moe_core.workspace import open_study
 from pipelines.instance import home, project_keys
 
 QUERY = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
@@ -57,9 +58,9 @@ def make_study(root: Path, shards: int) -> Context:
         pq.write_table(pa.table(row), root / "source" / f"{number:05d}.parquet")
     source = Source(format="parquet", uri=str(root / "source"))
     (root / "study.toml").write_text(dump_study(demo().model_copy(update={"name": "ticks", "source": source})))
-    context = Context(load_study(root / "study.toml"), root)
+    context = open_study(load_study(root / "study.toml"), root)
     for shard in context.shards:
-        context.store.make(context.plan("posts", shard.key), lambda _: StageOutput({"read": 1}))
+        context.store.make(context.spec("posts", shard.key), lambda _: StageOutput({"read": 1}))
     return context
 
 

@@ -16,9 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from moe_core.engine.context import Context, cores
 from moe_core.recipes import demo
 from moe_core.settings import Network, Partition, Source, Training, dump_study, load_study
+from moe_core.threads import cores
+from moe_core.workspace import open_study
 
 WORKERS = 2
 TINY = Training(epochs=1, batch_size=32, flip=False, crop=1)
@@ -26,14 +27,14 @@ UP_TO_THE_PARTITION = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.workspace import open_study
+from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
-context = Context(load_study(file), file.parent)
+context = open_study(load_study(file), file.parent)
 for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"):
-    for key in GRAPH[name].keys_of(context):
-        build(context, GRAPH[name], key)
+    for key in context.planner.keys(name):
+        build(context, name, key)
 """
 
 
@@ -64,7 +65,7 @@ def backfill(study: Path, workers: int) -> tuple[float, float]:
         [*command, "--workers", str(workers)], check=True, stdout=subprocess.DEVNULL, env=environment | threads
     )
     took = time.monotonic() - began
-    context = Context(load_study(study), study.parent)
+    context = open_study(load_study(study), study.parent)
     return took, sum(context.need("expert", key).metadata["seconds"] for key in context.experts)
 
 

@@ -1,56 +1,78 @@
-"""Re-partition from Dagster: a job, a weekly schedule, and a sensor of drift. Both are stopped until someone starts
-them: experts that are trained again cost money."""
+"""Jobs that request runs, and what launches a re-partition: a weekly schedule and a sensor of drift. Both are stopped
+until someone starts them: experts that are trained again cost money."""
 
 import dagster as dg
 
 from assets.runs import claim
 from assets.study import STUDY, root, study
-from pipelines.everything import make_stale
+from moe_core.errors import HardmoeError
+from pipelines.requests import request_run
 
 LOOK_SECONDS = 600
 
 
 class Again(dg.Config):
-    """What can be said when the job is launched."""
+    """Launch options."""
 
-    then: str = study().repartition.then  # make what is stale up to this asset
+    then: str = study().repartition.then  # what is stale up to this asset is made
     renew: bool = False  # a new trunk and vocabulary, too
 
 
-@dg.op(description="Asks for a new fit of the gate and makes what is stale, each asset partition in a run of its own.")
-def fit_again(context: dg.OpExecutionContext, config: Again) -> None:
+@dg.op(description="Requests a new fit of the gate, and the runs of what is stale then.")
+def request_refit(context: dg.OpExecutionContext, config: Again) -> None:
     """A run of the op is one request: when it is tried again after a crash, the request still stands."""
-    from moe_core.engine.context import Context
     from moe_core.stages.gate import current_partition
     from moe_core.stages.trunk import frozen
+    from moe_core.workspace import open_study
 
     claim(context.instance, context.run)
     try:
-        work = Context(study(), root())
+        work = open_study(study(), root())
+        work.planner.stage(config.then)
         if context.retry_number == 0:
-            current_partition.ask_to_refit(work)
+            current_partition.request_refit(work)
             if config.renew:
-                frozen.ask_to_renew(work)
-        summary = make_stale(context, config.then)
-    except ValueError as error:
+                frozen.request_renewal(work)
+    except HardmoeError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    said = Context(study(), root()).need("partition").metadata
-    context.add_output_metadata(
-        {
-            "posts moved": said["moved"],
-            "new posts": said["new"],
-            "trained again": ", ".join(said["trained_again"]) or "none",
-            "made": ", ".join(summary.made),
-        }
-    )
+    request = request_run(root(), config.then)
+    context.add_output_metadata({"request": request.id, "until": config.then})
 
 
 @dg.job(
-    description="Fits the gate again from its clusters; experts whose posts changed become stale.",
+    description="Requests that the gate is fitted again; experts whose posts changed become stale.",
     tags={STUDY: study().name},
 )
 def repartition() -> None:
-    fit_again()
+    request_refit()
+
+
+class Until(dg.Config):
+    """Launch options."""
+
+    until: str = ""  # the last asset to make, with what it needs; "" makes everything
+
+
+@dg.op(description="Requests the runs of what is missing or stale.")
+def request_everything(context: dg.OpExecutionContext, config: Until) -> None:
+    from moe_core.workspace import open_study
+
+    claim(context.instance, context.run)
+    try:
+        if config.until:
+            open_study(study(), root()).planner.stage(config.until)
+    except HardmoeError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    request = request_run(root(), config.until or None)
+    context.add_output_metadata({"request": request.id, "until": config.until or "everything"})
+
+
+@dg.job(
+    description="Requests everything that is missing or stale, as `hardmoe run`: each asset partition in its own run.",
+    tags={STUDY: study().name},
+)
+def everything() -> None:
+    request_everything()
 
 
 weekly_repartition = dg.ScheduleDefinition(
@@ -71,11 +93,12 @@ weekly_repartition = dg.ScheduleDefinition(
 )
 def drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """By what `partition` says of itself; one request a partition, so a fit that changes nothing is not repeated."""
-    from moe_core.engine.context import Context
+    from moe_core.stages.gate.current_partition import current_of
+    from moe_core.workspace import open_study
 
-    work = Context(study(), root())
-    now = work.current
-    there = work.store.read(work.root / "partition" / now.version) if now else None
+    work = open_study(study(), root())
+    now = current_of(work.planner.state)
+    there = work.store.get("partition", None, now.version) if now else None
     said = there.metadata.get("drift") if there else None
     if now is None or said is None:
         return dg.SensorResult(skip_reason="no shard came since the gate was fitted")

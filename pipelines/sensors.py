@@ -31,14 +31,14 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     A new file is read to be told apart, which may take longer than a tick lives: it goes on in a thread beside the
     ticks, which look again once it has ended.
     """
-    work = _looked(time.monotonic() + READ_SECONDS)
+    work = opened_in_time()
     if work is None:
         since = time.strftime("%H:%M:%S", time.localtime(_looks[root()].began))
         return dg.SensorResult(skip_reason=f"new or changed files are read since {since}: the next look asks again")
     known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
     new = [shard.key for shard in work.shards if shard.key not in known]
     missing = [shard for shard in work.shards if work.find("posts", shard.key) is None]
-    waiting = [f"left out until it can be read: {file.why}" for file in work.unready]
+    waiting = [f"left out until it can be read: {file.why}" for file in work.planner.state.unready]
     for line in waiting:
         context.log.warning(line)
     return dg.SensorResult(
@@ -56,16 +56,17 @@ class Look:
     """The study with the shards of its source, found in a thread of its own."""
 
     def __init__(self) -> None:
-        from moe_core.engine.context import Context
-
         self.began = time.time()
-        self.work = Context(study(), root())
+        self.work: Context | None = None
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._find, daemon=True)
         self.thread.start()
 
     def _find(self) -> None:
+        from moe_core.workspace import open_study
+
         try:
+            self.work = open_study(study(), root(), remember=True)
             _ = self.work.shards
         except Exception as error:
             self.error = error
@@ -74,8 +75,9 @@ class Look:
 _looks: dict[Path, Look] = {}  # under way, of each study
 
 
-def _looked(deadline: float) -> "Context | None":
+def opened_in_time(deadline: float | None = None) -> "Context | None":
     """The study as it is now; None where its files are still read at the deadline. One look is under way at a time."""
+    deadline = deadline or time.monotonic() + READ_SECONDS
     while True:
         earlier = root() in _looks
         look = _looks[root()] if earlier else Look()

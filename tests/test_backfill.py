@@ -13,10 +13,10 @@ from helpers.command import write
 from helpers.partitioned import hardmoe, until
 from helpers.processes import mentions
 from helpers.with_controls import small_study
-from moe_core.engine.context import Context
 from moe_core.overrides import override
 from moe_core.settings import load_study
 from moe_core.stages.gate import current_partition
+from moe_core.workspace import open_study
 from pipelines.run.estimate import Cost, Step, makespan
 
 
@@ -59,7 +59,7 @@ def test_two_backfills_at_once_train_each_expert_once_and_the_plan_knows_what_th
     assert json.loads(hardmoe("backfill", "--all", "--dry-run", "--json", "--study", file).output)["will_run"] == []
     once = hardmoe("backfill", "--all", "--dry-run", "--force", "--json", "--study", file, "--workers", "1")
     plan = json.loads(once.output)
-    context = Context(load_study(file), file.parent)
+    context = open_study(load_study(file), file.parent)
     metadata = [context.need("expert", step["key"]).metadata for step in plan["will_run"]]
     assert [step["why"] for step in plan["will_run"]] == ["forced"] * 3
     assert plan["estimate"]["not_measured_before"] == []

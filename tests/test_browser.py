@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENSHOTS = os.environ.get("HARDMOE_SCREENSHOTS")
@@ -207,7 +207,7 @@ def test_a_backfill_of_the_experts_finishes_while_one_watches(ui, study, watched
         assert time.monotonic() < deadline
         page.goto(f"{ui}/assets/expert?view=events")
         page.wait_for_timeout(3000)
-    work = Context(load_study(study), study.parent)
+    work = open_study(load_study(study), study.parent)
     assert not all(work.find("expert", key) for key in work.experts)  # it is seen while they are trained
     watched.shoot("ui-progress")
     page.goto(f"{ui}/assets/expert?view=partitions")
@@ -227,7 +227,7 @@ def test_an_asset_is_materialized_from_its_button(ui, study, watched):
         page.reload()
         page.get_by_text("Latest materialization").wait_for()
         page.wait_for_timeout(1000)
-    assert Context(load_study(study), study.parent).find("shared_decoder") is not None
+    assert open_study(load_study(study), study.parent).find("shared_decoder") is not None
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_the_partition_the_rejects_and_the_vocabulary_are_tables(finished, ui, w
 
 
 def key_of_posts(study):
-    return Context(load_study(study), study.parent).shards[0].key
+    return open_study(load_study(study), study.parent).shards[0].key
 
 
 def test_the_history_of_a_number_is_plotted(finished, ui, watched):

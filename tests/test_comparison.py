@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 from helpers.two_mixtures import GOOD, make, tiny_study
 from moe_core.data.synthetic import synthetic_posts
-from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import BASELINES as ROLES
 from moe_core.evaluation.comparison import compare, posts_to_decide
 from moe_core.settings import Source
@@ -17,6 +16,7 @@ from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen, warnings_of
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.mixture.promote import judge
+from moe_core.workspace import open_study
 from pipelines.cli.main import main
 from pipelines.cli.progress import Display
 from pipelines.run.scheduler import tasks_of
@@ -121,7 +121,7 @@ def hardmoe(*arguments):
 
 
 def test_the_row_of_frequent_hashtags_is_right_where_a_post_carries_the_most_frequent_one(both):
-    context = Context(GOOD, both)
+    context = open_study(GOOD, both)
     table = json.loads(context.need("evaluation").file("table.json").read_text())
     row = next(row for row in table["rows"] if row["name"] == "most_frequent")
     index = reading.index(context)
@@ -142,7 +142,7 @@ def test_results_end_with_the_comparison_in_words_and_what_makes_it_doubtful(bot
     text = hardmoe("results", "--study", both / "study.toml").stdout
     assert "Comparison by P@1" in text
     assert "worth its cost: " in text
-    found = seen(Context(GOOD, both))
+    found = seen(open_study(GOOD, both))
     assert f"Warning: {found.validation} validation posts: publish.margin 0.005 is " in text
     said = json.loads(hardmoe("results", "--study", both / "study.toml", "--json").stdout)
     assert [each["row"] for each in said["comparison"]["compared"]] == ["most_frequent", "trunk"]
@@ -151,7 +151,7 @@ def test_results_end_with_the_comparison_in_words_and_what_makes_it_doubtful(bot
 
 
 def test_counts_before_training_are_those_of_the_posts(both):
-    context = Context(GOOD, both)
+    context = open_study(GOOD, both)
     index, found = reading.index(context), seen(context)
     posts = reading.posts_where(context, index, index.use("train"))
     assert found.train == len(posts)
@@ -172,7 +172,7 @@ def test_a_dry_run_warns_once_splits_and_vocabulary_are_there(both, monkeypatch)
 def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
     slower = GOOD.model_copy(update={"trunk": GOOD.trunk.model_copy(update={"epochs": 11.0})})
     for study, warned in ((GOOD, False), (slower, True)):
-        context = Context(study, both)
+        context = open_study(study, both)
         display = Display(context, [Task(*task) for task in tasks_of(context, None)])
         display.event("fresh", Task("vocabulary", None), "")
         assert ("Warning: " in capsys.readouterr().err) == warned
@@ -190,14 +190,14 @@ def many_tags(tmp_path_factory):
     trainings = [tiny_study(lr).trunk.model_copy(update={"epochs": 1.0}) for lr in (1e-9, 0.05)]
     studies = [tiny_study(source=source, trunk=one, expert_training=one) for one in trainings]
     for study in studies:
-        make(Context(study, root), "mixture")
+        make(open_study(study, root), "mixture")
     return root, studies
 
 
 def test_posts_of_many_tags_are_published_by_recall_and_the_record_says_so(many_tags):
     root, (old, new) = many_tags
-    context = Context(new, root)
-    found = judge(context, context.version("mixture"), Context(old, root).version("mixture"))
+    context = open_study(new, root)
+    found = judge(context, context.version("mixture"), open_study(old, root).version("mixture"))
     assert (found.scores["measure"], found.scores["tags_a_post"]) == ("r_at_5", 4.0)
     assert found.publish == (found.scores["r_at_5_gain"] >= -0.005)
     assert found.why.startswith(
@@ -206,4 +206,4 @@ def test_posts_of_many_tags_are_published_by_recall_and_the_record_says_so(many_
     assert "p_at_1_gain" in found.scores  # for the record
     assert "softmax" not in " ".join(warnings_of(context)), "one epoch is too few for the sigmoid"
     longer = new.model_copy(update={"trunk": new.trunk.model_copy(update={"epochs": 22.0})})
-    assert "4.0 tags a post: softmax shares one answer" in " ".join(warnings_of(Context(longer, root)))
+    assert "4.0 tags a post: softmax shares one answer" in " ".join(warnings_of(open_study(longer, root)))

@@ -8,18 +8,18 @@ import torch
 
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
-from moe_core.engine.context import Context
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build, build_on_meta
 from moe_core.recipes import resnet18_k16, small
 from moe_core.settings import Evaluation, Network, Study, Training, TrunkSetup
 from moe_core.stages.evaluation.rows import controls_of
 from moe_core.stages.evaluation.score import Scores, gains_over_rows
-from moe_core.stages.experts.dense import DENSE_SAME_COST, training_of, widened
+from moe_core.stages.experts.controls import DENSE_SAME_COST, training_of, widened
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.mixture.routed_posts import RoutedPosts
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import mixed
+from moe_core.workspace import open_study
 
 TWO = torch.tensor([0, 1])  # the one tag of each of two posts
 
@@ -136,4 +136,4 @@ def test_a_study_can_leave_the_wider_network_out():
     without = Study(evaluation=Evaluation(dense_control=False))
     assert set(controls_of(Study())) - set(controls_of(without)) == {"dense_same_cost"}
     assert "trunk_same_budget" in controls_of(without)
-    assert DENSE_SAME_COST.keys_of(Context(without, Path("nowhere"))) == []
+    assert DENSE_SAME_COST.keys_of(open_study(without, Path("nowhere"))) == []

@@ -18,8 +18,7 @@ from helpers.faulty import files, make_all, tasks
 from helpers.kills import study
 from moe_core import failpoints
 from moe_core.data.takedowns import Forgotten
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Network, Partition
@@ -28,6 +27,7 @@ from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.store import Store
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
+from moe_core.workspace import open_study
 
 PLAN = Spec("trunk", None, "1", {}, {})
 
@@ -42,7 +42,7 @@ def one_thread():
 @pytest.fixture
 def copied(finished_store, tmp_path):
     shutil.copytree(finished_store, tmp_path / "copy")
-    return Context(study(), tmp_path / "copy")
+    return open_study(study(), tmp_path / "copy")
 
 
 # The n-th call fails
@@ -176,8 +176,8 @@ def test_any_call_of_a_checkpoint_may_fail_and_the_old_one_stays(tmp_path):
 )
 def test_any_call_of_a_stage_may_fail_and_the_next_run_makes_the_same(copied, name, key):
     stage, wanted = GRAPH[name], copied.need(name, key)
-    context = Context(copied.study, copied.root)
-    context.plan(name, key)
+    context = open_study(copied.study, copied.root)
+    context.spec(name, key)
 
     def work():
         shutil.rmtree(wanted.path, ignore_errors=True)
@@ -251,20 +251,20 @@ def test_after_a_failure_at_each_asset_in_turn_nothing_finished_is_made_again(tm
     def fails(stage, key):
         def make(context, key, folder):
             written = stage.make(context, key, folder)
-            plan = context.plan(stage.name, key)
+            plan = context.spec(stage.name, key)
             wanted[stage.name, key] = Store(tmp_path / "aside").make(plan, lambda there: _moved(folder, there, written))
             raise ValueError("the lights went out")
 
         return replace(stage, make=make)
 
-    for number, (stage, key) in enumerate(tasks(Context(small, tmp_path))):
-        context = Context(small, tmp_path)
+    for number, (stage, key) in enumerate(tasks(open_study(small, tmp_path))):
+        context = open_study(small, tmp_path)
         before = [build(context, *task).reused for task in tasks(context)[:number]]
         assert all(before)
         with pytest.raises(ValueError, match="the lights went out"):
             build(context, fails(stage, key), key)
         assert context.store.versions(stage.name, key) == []
-        made = build(Context(small, tmp_path), stage, key)
+        made = build(open_study(small, tmp_path), stage, key)
         assert not made.reused
         assert made.artifact.content_hash == wanted[stage.name, key].content_hash, (stage.name, key)
 
@@ -287,11 +287,11 @@ def test_a_clock_that_steps_back_changes_nothing(copied, finished_store, monkeyp
         os.utime(path, (4e9, 4e9))  # written in the year 2096, as far as the disk knows
     clock = itertools.count(2e9, -3600)
     monkeypatch.setattr(time, "time", lambda: next(clock))
-    context = Context(changed, copied.root)
+    context = open_study(changed, copied.root)
     _, made = make_all(context)
     assert made == [("evaluation", None), ("report", None)]
     assert {state.state for state in states_of(context)} == {"fresh"}
-    whole, made = make_all(Context(copied.study, copied.root))
+    whole, made = make_all(open_study(copied.study, copied.root))
     assert made == []
-    assert whole == make_all(Context(study(), finished_store))[0]
-    assert Forgotten.load(copied.root) == context.forgotten
+    assert whole == make_all(open_study(study(), finished_store))[0]
+    assert Forgotten.load(copied.root) == context.takedowns

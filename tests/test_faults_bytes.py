@@ -9,8 +9,7 @@ from click.testing import CliRunner
 
 from helpers.faulty import files, tasks
 from helpers.kills import study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.models.resnet import build as build_network
 from moe_core.serving.bundle import Bundle
@@ -20,6 +19,7 @@ from moe_core.store.artifact import Artifact
 from moe_core.store.store import Store
 from moe_core.training.checkpoint import save_checkpoint
 from moe_core.weights import load_weights
+from moe_core.workspace import open_study
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,7 +32,7 @@ def one_thread():
 @pytest.fixture
 def copied(finished_store, tmp_path):
     shutil.copytree(finished_store, tmp_path / "copy")
-    return Context(study(), tmp_path / "copy")
+    return open_study(study(), tmp_path / "copy")
 
 
 # Flipped bytes
@@ -72,11 +72,11 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
         if stage.name == "published":  # it reads bundles alone, and judges anew once it has published
             continue
         checked.clear()
-        context = Context(copied.study, copied.root)
+        context = open_study(copied.study, copied.root)
         wanted = copied.need(stage.name, key).content_hash
 
         def digest_of_another(folder, stage=stage, key=key, context=context):
-            plan = replace(context.plan(stage.name, key), asset="another")
+            plan = replace(context.spec(stage.name, key), asset="another")
             return Store(folder).make(plan, lambda inside: stage.make(context, key, inside)).content_hash
 
         assert digest_of_another(tmp_path / f"a{number}") == wanted
@@ -140,15 +140,15 @@ def test_a_flipped_byte_in_posts_is_found_by_verify_which_says_what_to_do(copied
     found = sorted((copied.root / "posts.lance" / "data").iterdir())
     assert len(found) == 2
     flip(found[0], found[0].stat().st_size // 2)
-    (damage,) = [one for one in verify(Context(copied.study, copied.root)) if isinstance(one, Damage)]
+    (damage,) = [one for one in verify(open_study(copied.study, copied.root)) if isinstance(one, Damage)]
     shard = found[0].name.split(".")[0]
     assert damage.folder.parent == copied.root / "posts" / shard
     assert f"{found[0]} is not the file that was written" in damage.why
     assert f"delete {damage.folder} and run again" in damage.why
     digest = copied.need("posts", shard).content_hash
     shutil.rmtree(damage.folder)
-    again = Context(copied.study, copied.root)
-    assert build(again, GRAPH["posts"], shard).artifact.content_hash == digest
+    again = open_study(copied.study, copied.root)
+    assert build(again, "posts", shard).artifact.content_hash == digest
     assert not [one for one in verify(again) if isinstance(one, Damage)]
 
 

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from helpers.faulty import make_all
 from helpers.kills import study
-from moe_core.engine.context import Context
 from moe_core.settings import dump_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,11 +47,11 @@ def test_on_a_full_disk_every_stage_says_so_and_goes_on_when_there_is_room(small
     """First no byte is free, then 32 KiB more each time that it is full."""
     root = small_disk / "study"
     root.mkdir()
-    wanted, _ = make_all(Context(study(), finished_store))
+    wanted, _ = make_all(open_study(study(), finished_store))
     fill(small_disk, 0)
     failed, before = [], {}
     for _ in range(100):
-        context = Context(study(), root)
+        context = open_study(study(), root)
         try:
             found, _ = make_all(context)
             break

@@ -21,14 +21,13 @@ from helpers.takedown import (
     write_source,
 )
 from moe_core.data.takedowns import Forgotten
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.settings import dump_study, load_study
-from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import pin_of, pins, read_rows, unpin
+from moe_core.workspace import open_study
 
 
 def states(study_file):
@@ -51,7 +50,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     root = tmp_path / "store"
     shutil.copytree(trained, root)
     study_file = root / "study.toml"
-    before = Context(load_study(study_file), root)
+    before = open_study(load_study(study_file), root)
     assignment = pl.read_parquet(before.need("partition").file("assignment.parquet"))
     expert = f"e{assignment.filter(pl.col('id') == GONE)['expert'].item():03d}"
     other = "e001" if expert == "e000" else "e000"
@@ -84,7 +83,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
 
     found = states(study_file)
     assert found["posts", "a"]["state"] == "stale"
-    assert found["posts", "a"]["why"] == "posts were forgotten"
+    assert found["posts", "a"]["why"] == "posts taken down"
     assert found["posts", "b"]["state"] == "fresh"
     for name, key in (("trunk", None), ("expert", expert), ("shared_decoder", None), ("mixture", None)):
         assert found[name, key]["state"] == "stale", name
@@ -135,7 +134,7 @@ def test_after_a_takedown_nothing_is_damaged_before_the_next_run_and_after_it(in
     old = ingested.need("posts", "a")
     forget(ingested, ids=[GONE])
     assert not [one for one in verify(reopen(ingested)) if isinstance(one, Damage)]
-    build(reopen(ingested), GRAPH["posts"], "a")
+    build(reopen(ingested), "posts", "a")
     found = list(verify(reopen(ingested)))
     assert not [one for one in found if isinstance(one, Damage)]
     assert old in found, "what is left of it is read"
@@ -149,7 +148,7 @@ def test_the_forgotten_do_not_come_back_and_their_reject_names_nobody(ingested):
 
     forget(ingested, ids=[GONE])
     now = reopen(ingested)
-    made = build(now, GRAPH["posts"], "a").artifact
+    made = build(now, "posts", "a").artifact
     assert made.metadata["reasons"] == {"forgotten": 1, "not_an_image": 1}
     assert made.metadata["read"] == made.metadata["accepted"] + made.metadata["rejected"] == 120
     (row,) = lance.dataset(str(now.root / "rejects.lance")).to_table(filter="reason = 'forgotten'").to_pylist()
@@ -172,7 +171,7 @@ def test_an_id_that_nobody_knows_yet_is_refused_when_it_comes(ingested, tmp_path
     frame = frame.with_columns(pl.format("c-{}", "id").alias("id"))
     frame[0, "id"] = "comes-later"
     frame.write_parquet(tmp_path / "source" / "c.parquet")
-    made = build(reopen(ingested), GRAPH["posts"], "c").artifact
+    made = build(reopen(ingested), "posts", "c").artifact
     assert made.metadata["reasons"] == {"forgotten": 1}
 
 
@@ -180,7 +179,7 @@ def test_a_rejected_duplicate_does_not_hide_the_accepted_post(ingested, tmp_path
     frame = pl.read_parquet(tmp_path / "source" / "b.parquet")
     pl.concat([frame, frame.filter(pl.col("id") == "post-of-bob-121")]).write_parquet(tmp_path / "source" / "b.parquet")
     now = reopen(ingested)
-    build(now, GRAPH["posts"], "b")
+    build(now, "posts", "b")
     now.store.make(Spec("trunk", None, "1", {}, {}), lambda folder: StageOutput({}))
     done = forget(now, ids=["post-of-bob-121"])
     assert (done.posts, [name.split()[0] for name in done.saw]) == (1, ["trunk"])
@@ -191,9 +190,9 @@ def test_old_versions_that_held_them_go_with_the_artifacts_that_needed_them(inge
     old = smaller(ingested).need("posts", "b")
     forget(ingested, ids=["post-of-bob-005"])  # of shard a, which was not there when b was first ingested
     assert old.path.exists()
-    build(reopen(ingested), GRAPH["posts"], "a")
+    build(reopen(ingested), "posts", "a")
     pixels = noise(125).tobytes()
-    build(smaller(reopen(ingested)), GRAPH["posts"], "a")  # a's rows of today are now under a pin alone
+    build(smaller(reopen(ingested)), "posts", "a")  # a's rows of today are now under a pin alone
     done = forget(reopen(ingested), ids=["post-of-bob-125"])
     assert done.shards == ["b"]
     assert files_with(root, b"post-of-bob-125") == files_with(root, pixels) == []
@@ -228,8 +227,8 @@ def test_an_ingest_that_was_planned_before_a_takedown_does_not_bring_posts_back(
     late = smaller(ingested)
     assert late.plan("posts", "a").inputs.get("forgotten") is None
     forget(ingested, ids=[GONE])
-    with pytest.raises(ValueError, match="posts:a: posts were forgotten after this was planned: run again"):
-        build(late, GRAPH["posts"], "a")
+    with pytest.raises(ValueError, match="posts:a: posts taken down after this was planned: run again"):
+        build(late, "posts", "a")
     assert files_with(ingested.root, GONE.encode()) == []
 
 
@@ -258,5 +257,5 @@ def test_a_shard_that_a_takedown_empties_is_no_obstacle(ingested):
     forget(ingested, users=[f"user-{n}" for n in range(120)] + ["user-ann"])
     again = reopen(ingested)
     for key in ("a", "b"):
-        assert build(again, GRAPH["posts"], key).artifact.metadata["accepted"] == 0
+        assert build(again, "posts", key).artifact.metadata["accepted"] == 0
     assert not files_with(root, b"post-of-bob")

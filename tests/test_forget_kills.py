@@ -9,12 +9,11 @@ import pytest
 from helpers.command import hardmoe
 from helpers.takedown import GONE, files_with, pixels_on_disk, reopen, two_shards
 from moe_core.data.takedowns import Forgotten
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.errors import LockHeld
 from moe_core.maintenance.takedown import forget
-from moe_core.stages.graph import GRAPH
 from moe_core.store.locks import shared
+from moe_core.workspace import open_study
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def _killed_at(study, root, point):
         takedown._clear_logs = _die
     elif point == "before it is done":
         Forgotten.finished = _die
-    forget(Context(study, root), ids=[GONE], users=["user-ann"])
+    forget(open_study(study, root), ids=[GONE], users=["user-ann"])
 
 
 POINTS = [
@@ -80,12 +79,12 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
     assert not Forgotten.load(root).pending
     assert files_with(root, b"post-of-ann") == []
     assert files_with(root, pixels_on_disk(0)) == files_with(root, pixels_on_disk(120)) == []
-    made = build(reopen(ingested), GRAPH["posts"], "a").artifact
+    made = build(reopen(ingested), "posts", "a").artifact
     assert made.metadata["reasons"] == {"forgotten": 4}
 
 
 def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
-    with shared(ingested.in_use), pytest.raises(LockHeld, match="written down and nothing is removed yet"):
+    with shared(ingested.store.in_use), pytest.raises(LockHeld, match="written down and nothing is removed yet"):
         forget(ingested, ids=[GONE])
     assert Forgotten.load(ingested.root).pending
     assert files_with(ingested.root, pixels_on_disk(0))
@@ -96,7 +95,7 @@ def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
 
 @pytest.mark.slow
 def test_a_run_first_finishes_a_takedown_that_had_to_wait(ingested):
-    with shared(ingested.in_use), pytest.raises(LockHeld):
+    with shared(ingested.store.in_use), pytest.raises(LockHeld):
         forget(ingested, ids=[GONE])
     study_file = ingested.root / "study.toml"
     assert "A takedown is not finished: hardmoe forget" in hardmoe("status", "--study", study_file).stdout

@@ -10,11 +10,10 @@ import pytest
 from helpers.command import hardmoe
 from helpers.escapes import FORMS, ODD
 from helpers.takedown import GONE, files_with, noise, png, reopen, small_study, two_shards
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.maintenance.takedown import forget
 from moe_core.settings import Source, dump_study, load_study
-from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 
 @pytest.fixture
@@ -38,8 +37,8 @@ def odd_study(folder):
     study = small_study(Source(format="parquet", uri=str(folder / "source")))
     (folder / "store").mkdir()
     (folder / "store" / "study.toml").write_text(dump_study(study))
-    context = Context(study, folder / "store")
-    build(context, GRAPH["posts"], "a")
+    context = open_study(study, folder / "store")
+    build(context, "posts", "a")
     return context
 
 
@@ -71,7 +70,7 @@ def test_odd_ids_leave_no_trace_and_no_other_post_goes(tmp_path):
     assert forms_on_disk(root, gone) == set()
     assert not dead.exists()
     assert set(lance_ids(root / "posts.lance")) == {*NEIGHBOURS, *(f"other-{k:03d}" for k in range(40))}
-    made = build(Context(load_study(root / "study.toml"), root), GRAPH["posts"], "a").artifact
+    made = build(open_study(load_study(root / "study.toml"), root), "posts", "a").artifact
     assert made.metadata["reasons"]["forgotten"] == len(gone)
     assert forms_on_disk(root, gone) == set()
 

@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.two_mixtures import BAD, GOOD, make, tiny_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.errors import LockHeld
 from moe_core.maintenance.gc import collect, tidy
 from moe_core.maintenance.lineage import Lineage
@@ -29,6 +28,7 @@ from moe_core.store.locks import not_open, shared
 from moe_core.store.store import Store
 from moe_core.tables import pins
 from moe_core.training.batches import ImagesInMemory
+from moe_core.workspace import open_study
 from pipelines.cli.main import main
 
 
@@ -49,7 +49,7 @@ def whole(root):
 
 def versions(root, study, until="mixture"):
     """Of what the study's mixture (or another asset) is made from, itself included."""
-    context = Context(study, root)
+    context = open_study(study, root)
     return set(Lineage(context.store).above(context.version(until)))
 
 
@@ -59,7 +59,7 @@ def there(root):
 
 def newest_is(root, study):
     """The artifacts of a study are the newest of each."""
-    context = Context(study, root)
+    context = open_study(study, root)
     now = time.time() + 100
     for version in Lineage(context.store).above(context.version("mixture")):
         os.utime(Lineage(context.store).places[version] / "artifact.json", (now, now))
@@ -68,43 +68,43 @@ def newest_is(root, study):
 def test_without_apply_nothing_changes_and_the_same_is_said(root):
     newest_is(root, GOOD)
     before = files(root)
-    said = collect(Context(GOOD, root))
+    said = collect(open_study(GOOD, root))
     assert files(root) == before
-    done = collect(Context(GOOD, root), dry_run=False)
+    done = collect(open_study(GOOD, root), dry_run=False)
     assert [name for name in done.removed if "/.lock" not in name] == [n for n in said.removed if "/.lock" not in n]
     assert done.bytes == said.bytes > 0
     assert len(done.sizes) == len(done.removed)
-    assert collect(Context(GOOD, root)).removed == []
+    assert collect(open_study(GOOD, root)).removed == []
 
 
 def test_old_versions_leave_and_what_the_study_names_stays_whole(root):
     newest_is(root, GOOD)
     good, bad = versions(root, GOOD, "evaluation"), versions(root, BAD)
     before = there(root)
-    collect(Context(GOOD, root), dry_run=False)
+    collect(open_study(GOOD, root), dry_run=False)
     assert good < there(root)
     assert before - there(root) == bad - good
     assert len(bad - good) >= 6, "trunk, two of features, two experts, decoder, mixture"
     assert whole(root)
-    Bundle(Context(GOOD, root).need("mixture").path)
+    Bundle(open_study(GOOD, root).need("mixture").path)
 
 
 def test_published_and_previous_stay_with_all_they_were_made_from(root):
     for study in (BAD, GOOD):
-        build(Context(study, root), PUBLISHED)
+        build(open_study(study, root), PUBLISHED)
     good, bad = versions(root, GOOD), versions(root, BAD)
-    evaluation = Context(GOOD, root).version("evaluation")
-    embeddings = {Context(GOOD, root).version("embeddings", shard.key) for shard in Context(GOOD, root).shards}
+    evaluation = open_study(GOOD, root).version("evaluation")
+    embeddings = {open_study(GOOD, root).version("embeddings", shard.key) for shard in open_study(GOOD, root).shards}
     other = tiny_study(lr=0.05)
-    make(Context(other, root), "mixture")
+    make(open_study(other, root), "mixture")
     newest_is(root, other)
-    collect(Context(other, root), keep=0, dry_run=False)
+    collect(open_study(other, root), keep=0, dry_run=False)
     assert good | bad | embeddings < there(root)
     assert evaluation not in there(root)
     assert whole(root)
-    roll_back(Context(GOOD, root))
+    roll_back(open_study(GOOD, root))
     predict(Bundle(published_bundle(root)), np.zeros((1, 16, 16, 3), np.uint8))
-    collect(Context(other, root), keep=0, dry_run=False)
+    collect(open_study(other, root), keep=0, dry_run=False)
     assert bad < there(root)
     assert not (good - bad - versions(root, other)) & there(root), "taken back, and nothing names it"
     assert whole(root)
@@ -113,14 +113,14 @@ def test_published_and_previous_stay_with_all_they_were_made_from(root):
 @pytest.mark.slow
 def test_a_mixture_that_a_program_has_open_stays_whole_until_it_is_closed(root):
     """Two are published after it, and it is neither the published one nor the one before."""
-    force(Context(BAD, root), Context(BAD, root).version("mixture"))
+    force(open_study(BAD, root), open_study(BAD, root).version("mixture"))
     bundle = Bundle(published_bundle(root))
     version = bundle.folder.name
     other = tiny_study(lr=0.05)
-    make(Context(other, root), "mixture")
+    make(open_study(other, root), "mixture")
     for study in (GOOD, other):
         (root / "study.toml").write_text(dump_study(study))
-        done = hardmoe("publish", "--study", root, "--version", Context(study, root).version("mixture"), "--force")
+        done = hardmoe("publish", "--study", root, "--version", open_study(study, root).version("mixture"), "--force")
         assert done.returncode == 0, done.stderr
     needed = versions(root, BAD)
     done = hardmoe("gc", "--study", root, "--keep", 0, "--apply")
@@ -139,7 +139,7 @@ def test_a_mixture_that_a_program_has_open_stays_whole_until_it_is_closed(root):
 
 
 def test_a_mixture_cannot_be_opened_while_it_is_removed(root):
-    folder = Context(GOOD, root).need("mixture").path
+    folder = open_study(GOOD, root).need("mixture").path
     with ExitStack() as removing:
         assert not_open(folder / "manifest.json", removing)
         with ThreadPoolExecutor(1) as pool:
@@ -151,7 +151,7 @@ def test_a_mixture_cannot_be_opened_while_it_is_removed(root):
 
 
 def test_several_programs_may_have_a_mixture_open_and_one_that_was_killed_has_not(root):
-    folder = Context(GOOD, root).need("mixture").path
+    folder = open_study(GOOD, root).need("mixture").path
     program = [sys.executable, "-c", OPENING, folder]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "open\n"
@@ -185,39 +185,39 @@ def hardmoe(*arguments):
 
 
 def test_keep_says_how_many_of_the_newest_stay(root):
-    force(Context(GOOD, root), Context(GOOD, root).version("mixture"))
+    force(open_study(GOOD, root), open_study(GOOD, root).version("mixture"))
     newest_is(root, GOOD)
-    assert collect(Context(GOOD, root), keep=2).removed == [
-        name for name in collect(Context(GOOD, root), keep=2).removed if "/.lock" in name
+    assert collect(open_study(GOOD, root), keep=2).removed == [
+        name for name in collect(open_study(GOOD, root), keep=2).removed if "/.lock" in name
     ]
-    assert any(name.startswith("mixture/") for name in collect(Context(GOOD, root), keep=1).removed)
+    assert any(name.startswith("mixture/") for name in collect(open_study(GOOD, root), keep=1).removed)
     with pytest.raises(ValueError, match="--keep -1: wanted 0 or more"):
-        collect(Context(GOOD, root), keep=-1)
+        collect(open_study(GOOD, root), keep=-1)
 
 
 def test_experts_that_the_study_has_no_more_leave_unless_a_mixture_here_needs_them(root):
     one = tiny_study(partition=Partition(experts=1, pca=4))
-    mixture, versions = Context(GOOD, root).version("mixture"), {}
+    mixture, versions = open_study(GOOD, root).version("mixture"), {}
     for key in ("e000", "e001"):
-        versions[key] = Context(GOOD, root).version("expert", key)
-    make(Context(one, root), "mixture")
-    (gone,) = set(versions) - set(Context(one, root).experts)
+        versions[key] = open_study(GOOD, root).version("expert", key)
+    make(open_study(one, root), "mixture")
+    (gone,) = set(versions) - set(open_study(one, root).experts)
     newest_is(root, one)
-    force(Context(GOOD, root), mixture)
-    collect(Context(one, root), dry_run=False)
+    force(open_study(GOOD, root), mixture)
+    collect(open_study(one, root), dry_run=False)
     assert [a.version for a in Store(root).versions("expert", gone)] == [versions[gone]]
     (root / FILE).unlink()
-    collect(Context(one, root), keep=0, dry_run=False)  # else the newest evaluation stays, and its mixture
+    collect(open_study(one, root), keep=0, dry_run=False)  # else the newest evaluation stays, and its mixture
     assert Store(root).versions("expert", gone) == []
     assert whole(root)
 
 
 def test_posts_of_old_settings_leave_with_their_rows(root):
     smaller = tiny_study(data=GOOD.data.model_copy(update={"image_size": 8}))
-    make(Context(smaller, root), "mixture")
+    make(open_study(smaller, root), "mixture")
     newest_is(root, smaller)
     assert len(pins(root / "posts.lance")) == 4
-    done = collect(Context(smaller, root), keep=0, dry_run=False)
+    done = collect(open_study(smaller, root), keep=0, dry_run=False)
     gone = [name for name in done.removed if name.startswith("posts/") and "/.lock" not in name]
     assert len(gone) == 2
     assert done.bytes > sum(done.sizes), "rows too"
@@ -228,7 +228,7 @@ def test_posts_of_old_settings_leave_with_their_rows(root):
 def test_nothing_leaves_of_which_the_study_cannot_say_yet_what_it_names(root):
     """The trunk is to be made to know the rest."""
     other = tiny_study(partition=Partition(experts=2, pca=3))  # a partition that is not made: experts are not known
-    done = collect(Context(other, root), keep=0)
+    done = collect(open_study(other, root), keep=0)
     assert not any(
         name.startswith(("expert/", "mixture/", "evaluation/")) for name in done.removed if "/.lock" not in name
     )
@@ -258,21 +258,21 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
         os.utime(artifact.path / "artifact.json", (1, 1) if old else (2, 2))
     from moe_core.maintenance.gc import _unneeded
 
-    context = Context(GOOD, tmp_path)
+    context = open_study(GOOD, tmp_path)
     context.plans |= {(a, k): Spec(a, k, "none", {}, {}) for a, k in (("partition", None), ("expert", "e000"))}
     assert [a.version for a in _unneeded(context, 1, ExitStack())[0]] == [alone.version]
 
 
 def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings_leave(root):
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     trunk = context.need("trunk")
     shutil.rmtree(trunk.path)
-    unfinished = context.store.work_folder(context.plan("trunk"))
+    unfinished = context.store.work_folder(context.spec("trunk"))
     given_up = unfinished.with_name(".work-0123456789abcdef0123")
     for folder in (unfinished, given_up):
         folder.mkdir()
         (folder / "checkpoint.safetensors").write_bytes(b"x")
-    done = collect(Context(GOOD, root), dry_run=False)
+    done = collect(open_study(GOOD, root), dry_run=False)
     assert unfinished.exists()
     assert not given_up.exists()
     assert "trunk/.work-0123456789abcdef0123" in done.removed
@@ -280,30 +280,30 @@ def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings
 
 def test_in_doubt_nothing_is_removed(root):
     newest_is(root, GOOD)
-    with shared(Context(GOOD, root).in_use), pytest.raises(LockHeld, match="held by another process"):
-        collect(Context(GOOD, root), dry_run=False)
-    manifest = Context(BAD, root).need("mixture").path / "artifact.json"
+    with shared(open_study(GOOD, root).store.in_use), pytest.raises(LockHeld, match="held by another process"):
+        collect(open_study(GOOD, root), dry_run=False)
+    manifest = open_study(BAD, root).need("mixture").path / "artifact.json"
     text = manifest.read_text()
     manifest.write_text(text[:100])
     before = files(root)
     with pytest.raises(ValueError, match=r"artifact.json is damaged"):
-        collect(Context(GOOD, root), dry_run=False)
+        collect(open_study(GOOD, root), dry_run=False)
     manifest.write_text(text)
     (root / FILE).write_text("no")
     with pytest.raises(ValueError, match=r"published.json is damaged"):
-        collect(Context(GOOD, root), dry_run=False)
+        collect(open_study(GOOD, root), dry_run=False)
     (root / FILE).unlink()
     assert files(root) == before | {manifest: text.encode()}
 
 
 def test_tidy_leaves_the_published_mixtures_embeddings(root):
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     embeddings = {context.version("embeddings", shard.key) for shard in context.shards}
     force(context, context.version("mixture"))
-    tidy(Context(BAD, root), superseded=True)
+    tidy(open_study(BAD, root), superseded=True)
     assert embeddings | {context.version("mixture")} < there(root)
     (root / FILE).unlink()
-    tidy(Context(BAD, root), superseded=True)
+    tidy(open_study(BAD, root), superseded=True)
     assert not embeddings & there(root)
 
 
@@ -314,7 +314,7 @@ def test_the_command_says_what_would_go_and_removes_with_apply(root):
     def gc(*more):
         return CliRunner().invoke(main, ["gc", "--study", str(root / "study.toml"), *more])
 
-    old = f"mixture/{Context(BAD, root).version('mixture')}"
+    old = f"mixture/{open_study(BAD, root).version('mixture')}"
     said = gc()
     assert f"MiB  {old}" in said.output
     assert said.output.splitlines()[-1].endswith("MiB would be freed; --apply frees it")

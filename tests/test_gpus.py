@@ -13,13 +13,14 @@ import pytest
 
 from assets.gpu import Gpus, uses_all_gpus, with_gpu
 from helpers.with_controls import small_study
-from moe_core.engine.context import Context
+from moe_core.engine.build import build
 from moe_core.engine.gpus import all_gpus, free_gpu, gpu_names, one_gpu
-from moe_core.engine.stage import Stage, build
+from moe_core.engine.stage import Stage
 from moe_core.recipes import demo
 from moe_core.settings import TrunkSetup
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
+from moe_core.workspace import open_study
 
 NAMES = ["3", "MIG-a/1"]
 
@@ -199,12 +200,12 @@ def test_nothing_is_leased_for_what_exists_nor_where_there_are_no_gpus(tmp_path,
     stage = a_stage(seen)
     monkeypatch.setitem(GRAPH, "expert", stage)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    build(Context(small_study(), tmp_path / "one"), with_gpu(stage, Gpus()))
+    build(open_study(small_study(), tmp_path / "one"), with_gpu(stage, Gpus()))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    build(Context(small_study(), tmp_path / "two"), with_gpu(stage, Gpus()))
+    build(open_study(small_study(), tmp_path / "two"), with_gpu(stage, Gpus()))
     assert seen == [[], ["0.0", "0.gate"]]
     with all_gpus(["0"], refuse):
-        assert build(Context(small_study(), tmp_path / "two"), with_gpu(stage, Gpus())).reused
+        assert build(open_study(small_study(), tmp_path / "two"), with_gpu(stage, Gpus())).reused
 
 
 def test_a_trunk_in_ranks_and_a_generation_want_every_gpu():

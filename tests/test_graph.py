@@ -16,9 +16,9 @@ from helpers.command import hardmoe, states, status, write
 from helpers.plain import make_everything
 from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
-from moe_core.engine.context import Context
 from moe_core.settings import dump_study, load_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_the_table_has_every_row_with_its_interval_and_cost(finished):
     table = json.loads(hardmoe("results", "--study", finished, "--json").stdout)
     rows = {row["name"]: row for row in table["rows"]}
     assert table["study"] == "tiny"
-    chosen = Context(load_study(finished), finished.parent).need("mixture").metadata
+    chosen = open_study(load_study(finished), finished.parent).need("mixture").metadata
     entropies = chosen["validation_cross_entropy"]
     assert table["published"] == chosen["answer"] == min(entropies, key=entropies.get)
     assert {
@@ -98,8 +98,8 @@ def test_a_changed_setting_makes_stale_exactly_what_reads_it(finished, tmp_path)
 
 def test_a_plain_script_makes_the_same_artifacts(finished, tmp_path):
     file = write(tmp_path, load_study(finished))
-    context = Context(load_study(file), tmp_path)
-    through_dagster = Context(load_study(finished), finished.parent)
+    context = open_study(load_study(file), tmp_path)
+    through_dagster = open_study(load_study(finished), finished.parent)
     make_everything(file)
     for name, stage in GRAPH.items():
         for key in stage.keys_of(context):
@@ -107,7 +107,7 @@ def test_a_plain_script_makes_the_same_artifacts(finished, tmp_path):
 
 
 def test_dagster_records_each_run_with_the_versions_it_read(finished):
-    context = Context(load_study(finished), finished.parent)
+    context = open_study(load_study(finished), finished.parent)
     with dg.DagsterInstance.from_config(str(finished.parent / "dagster")) as instance:
         which = dg.AssetRecordsFilter(asset_key=dg.AssetKey("expert"), asset_partitions=["e001"])
         (record,) = instance.fetch_materializations(which, limit=10).records
@@ -188,7 +188,7 @@ def test_a_mistake_in_predict_is_one_line(finished, tmp_path, options, why):
 
 
 def test_a_bundle_with_swapped_experts_is_refused(finished, tmp_path):
-    context = Context(load_study(finished), finished.parent)
+    context = open_study(load_study(finished), finished.parent)
     shutil.copytree(context.need("mixture").path, tmp_path / "bundle")
     one, two = (tmp_path / "bundle" / "experts" / f"e00{n}.safetensors" for n in (0, 1))
     one.rename(tmp_path / "other")
@@ -201,7 +201,7 @@ def test_a_bundle_with_swapped_experts_is_refused(finished, tmp_path):
 
 
 def test_a_flipped_byte_in_a_bundle_is_refused(finished, tmp_path):
-    context = Context(load_study(finished), finished.parent)
+    context = open_study(load_study(finished), finished.parent)
     shutil.copytree(context.need("mixture").path, tmp_path / "bundle")
     path = tmp_path / "bundle" / "decoder.safetensors"
     data = bytearray(path.read_bytes())
@@ -245,7 +245,7 @@ def test_sigkill_in_an_expert_then_again_gives_the_same_weights(finished, tmp_pa
     assert not list(killed.parent.glob("expert/e00?/[0-9a-f]*/weights.safetensors"))
     again = hardmoe("run", "--study", killed, "--until", "shared_decoder")
     assert " 0 failed" in again.stdout
-    one, two = (Context(load_study(f), f.parent) for f in (whole, killed))
+    one, two = (open_study(load_study(f), f.parent) for f in (whole, killed))
     for key in one.experts:
         assert (
             one.need("expert", key).files["weights.safetensors"] == two.need("expert", key).files["weights.safetensors"]

@@ -15,11 +15,11 @@ from assets.runs import process_of
 from helpers.command import hardmoe, status, write
 from helpers.plain import make_everything
 from helpers.with_controls import QUICK, small_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import Expert, Partition, Source, load_study
 from moe_core.stages.graph import GRAPH
 from moe_core.weights import load_weights
+from moe_core.workspace import open_study
 
 FAILING_CHECK = """
 import sys
@@ -28,18 +28,18 @@ import dagster as dg
 from dagster._core.utils import make_new_run_id
 from moe_core.settings import load_study
 from moe_core.stages.data import splits
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.workspace import open_study
+from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
 from pipelines.instance import home
 from pipelines.run.worker import materialize
 from pipelines.run.task import Task
 file = Path(sys.argv[1])
-context = Context(load_study(file), file.parent)
+context = open_study(load_study(file), file.parent)
 home(context.root, 1)
 instance = dg.DagsterInstance.get()
-for key in GRAPH["posts"].keys_of(context):
-    build(context, GRAPH["posts"], key)
+for key in context.planner.keys("posts"):
+    build(context, "posts", key)
 for given, violations in ((3, {}), (0, {"near_duplicates": 1})):
     splits.check = lambda _: splits.Checked(violations, given, 5, ["a in train is b in test"])
     error = materialize(Task("splits", None), make_new_run_id(), instance).error
@@ -109,7 +109,7 @@ def test_refit_scratch_and_two_levels_run_too(tmp_path):
         expert=small_study().expert.model_copy(update={"start": "scratch"}),
         evaluation=small_study().evaluation.model_copy(update={"controls": False}),
     )
-    context = Context(study, tmp_path)
+    context = open_study(study, tmp_path)
     for stage in GRAPH.values():
         if not stage.control:
             for key in stage.keys_of(context):
@@ -151,7 +151,7 @@ def test_an_expert_that_branches_late_has_the_trunks_early_stages_and_the_table_
         evaluation=small_study().evaluation.model_copy(update={"dense_control": False}),
     )
     make_everything(write(tmp_path, study))
-    context = Context(study, tmp_path)
+    context = open_study(study, tmp_path)
     trunk, _ = load_weights(context.need("trunk").file("weights.safetensors"))
     for name in ("expert", "random_expert", "separate_expert"):
         expert, _ = load_weights(context.need(name, "e000").file("weights.safetensors"))

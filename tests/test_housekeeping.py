@@ -10,31 +10,31 @@ import pytest
 
 from helpers.command import hardmoe
 from helpers.takedown import files_with, noise, small_study, smaller, write_source
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.errors import LockHeld
-from moe_core.maintenance.gc import remove_gone_shards, size_of, tidy, tidy_where_cheap
+from moe_core.maintenance.gc import size_of, tidy, tidy_where_cheap
 from moe_core.processes import this_process
 from moe_core.settings import dump_study
-from moe_core.stages.graph import GRAPH
+from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
 from moe_core.store.files import remove_atomically
 from moe_core.store.locks import shared
 from moe_core.tables import pin_of, pins, read_rows, shards_in
+from moe_core.workspace import open_study
 
 
 @pytest.fixture
 def ingested(tmp_path):
-    context = Context(small_study(write_source(tmp_path / "source", posts=30)), tmp_path / "store")
+    context = open_study(small_study(write_source(tmp_path / "source", posts=30)), tmp_path / "store")
     context.root.mkdir()
     (context.root / "study.toml").write_text(dump_study(context.study))
     for key in ("a", "b"):
-        build(context, GRAPH["posts"], key)
+        build(context, "posts", key)
     return context
 
 
 def reopen(context):
-    return Context(context.study, context.root)
+    return open_study(context.study, context.root)
 
 
 def images(context, key):
@@ -66,7 +66,7 @@ def test_what_somebody_else_removes_meanwhile_is_nothing_and_no_error(tmp_path, 
 
 
 def test_a_version_stays_as_long_as_an_artifact_needs_it(ingested):
-    build(smaller(ingested), GRAPH["posts"], "b")
+    build(smaller(ingested), "posts", "b")
     tidy(ingested)
     assert len(images(ingested, "b")[0]) == 16 * 16 * 3
     assert len(images(smaller(ingested), "b")[0]) == 8 * 8 * 3
@@ -74,7 +74,7 @@ def test_a_version_stays_as_long_as_an_artifact_needs_it(ingested):
 
 def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingested):
     stale = smaller(ingested)
-    build(stale, GRAPH["posts"], "b")
+    build(stale, "posts", "b")
     said = tidy(ingested, dry_run=True, superseded=True)
     assert stale.find("posts", "b") is not None
     done = tidy(ingested, superseded=True)
@@ -88,7 +88,7 @@ def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingest
 
 
 def test_a_dry_run_changes_nothing_and_says_the_same(ingested):
-    build(smaller(ingested), GRAPH["posts"], "b")
+    build(smaller(ingested), "posts", "b")
     os.remove(smaller(ingested).need("posts", "b").path / "artifact.json")  # its pin has no artifact now
     before = everything(ingested.root)
     said = tidy(ingested, dry_run=True)
@@ -131,7 +131,7 @@ def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
 
 
 def test_nothing_is_tidied_while_an_artifact_is_made(ingested):
-    with shared(ingested.in_use):
+    with shared(ingested.store.in_use):
         with pytest.raises(LockHeld, match="held by another process"):
             tidy(ingested)
         assert tidy_where_cheap(ingested) is None
@@ -147,7 +147,7 @@ def test_a_shard_whose_file_is_gone_leaves_and_comes_back_for_nothing(ingested, 
     tidy(now)
     (tmp_path / "a").rename(file)
     again = reopen(ingested)
-    assert build(again, GRAPH["posts"], "a").reused
+    assert build(again, "posts", "a").reused
     assert len(images(again, "a")) == 29
     file.unlink()
     done = tidy(reopen(ingested), superseded=True)

@@ -16,13 +16,15 @@ from helpers.command import hardmoe, states, status, write
 from helpers.plain import make_everything
 from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
-from moe_core.engine.context import Context, cores
+from moe_core.engine.context import Context
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
 from moe_core.stages.experts.joint import MOST_KILLED, _Helpers
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.training.cost import training_cost
+from moe_core.threads import cores
 from moe_core.weights import load_weights, save_weights
+from moe_core.workspace import open_study
 
 JOINT = Decoder(mode="joint", rounds=3)
 
@@ -48,7 +50,7 @@ def finished(tmp_path_factory):
 
 
 def opened(file):
-    return Context(load_study(file), file.parent)
+    return open_study(load_study(file), file.parent)
 
 
 def weights(artifact, name="weights.safetensors"):
@@ -120,14 +122,15 @@ GENERATION = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.engine.context import Context, cores
-from moe_core.engine.stage import build
+from moe_core.workspace import open_study
+from moe_core.threads import cores
+from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
-context = Context(load_study(file), file.parent)
+context = open_study(load_study(file), file.parent)
 for name in ("joint_experts", "expert", "shared_decoder"):
-    for key in GRAPH[name].keys_of(context):
-        build(context, GRAPH[name], key)
+    for key in context.planner.keys(name):
+        build(context, name, key)
 """
 
 
@@ -186,11 +189,11 @@ def test_status_says_why_a_generation_is_stale(finished, tmp_path):
 
 
 def test_the_assets_of_a_generation_are_there_in_this_mode_only(finished, tmp_path):
-    assert GRAPH["joint_experts"].keys_of(opened(finished)) == [None]
+    assert opened(finished).planner.keys("joint_experts") == [None]
     context = opened(write(tmp_path, small_study()))
-    assert GRAPH["joint_experts"].keys_of(context) == []
+    assert context.planner.keys("joint_experts") == []
     with pytest.raises(ValueError, match=r"this study has no joint_experts: its decoder\.mode"):
-        context.plan("joint_experts")
+        context.spec("joint_experts")
 
 
 def test_backfill_draws_a_lost_expert_and_trains_none_alone(finished, tmp_path):

@@ -7,12 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.two_mixtures import BAD, GOOD, tiny_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.maintenance.lineage import Lineage, find, report
-from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
+from moe_core.workspace import open_study
 from pipelines.cli.lineage import _lines
 from pipelines.cli.main import main
 
@@ -23,7 +22,7 @@ def root(both, tmp_path):
 
 
 def asked(root, name, version=None, study=GOOD):
-    context = Context(study, root)
+    context = open_study(study, root)
     return report(context, find(context, name, version))
 
 
@@ -36,7 +35,7 @@ def hardmoe(root, *arguments):
 
 
 def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
-    context = Context(GOOD, both)
+    context = open_study(GOOD, both)
     said = asked(both, "expert:e001")
     nodes = dict(zip(names(said), said["nodes"], strict=True))
     assert next(iter(nodes)) == "expert:e001"
@@ -68,7 +67,7 @@ def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
 
 
 def test_what_depends_on_it_is_what_the_store_has(both):
-    context = Context(GOOD, both)
+    context = open_study(GOOD, both)
     below = {
         (one["asset"], one["key"]): (one["version"], one["direct"]) for one in asked(both, "expert:e001")["dependents"]
     }
@@ -80,7 +79,7 @@ def test_what_depends_on_it_is_what_the_store_has(both):
         ("mixture", None): (mixture, True),
     }
     trunks = [one["version"] for one in asked(both, "vocabulary")["dependents"] if one["asset"] == "trunk"]
-    assert sorted(trunks) == sorted(Context(study, both).version("trunk") for study in (GOOD, BAD))
+    assert sorted(trunks) == sorted(open_study(study, both).version("trunk") for study in (GOOD, BAD))
     assert asked(both, "evaluation")["dependents"] == []
 
 
@@ -89,7 +88,7 @@ def test_an_expert_knows_the_partition_of_its_own_trunk(both):
     for study in (GOOD, BAD):
         said = asked(both, "mixture", study=study)
         (partition,) = (node for node in said["nodes"] if node["asset"] == "partition")
-        assert partition["version"] == Context(study, both).version("partition")
+        assert partition["version"] == open_study(study, both).version("partition")
 
 
 def test_a_figure_comes_from_the_evaluation(both):
@@ -103,14 +102,14 @@ def test_a_figure_comes_from_the_evaluation(both):
 
 
 def test_a_node_comes_before_what_it_was_made_from(both):
-    said = asked(both, "embeddings:" + Context(GOOD, both).shards[0].key)
+    said = asked(both, "embeddings:" + open_study(GOOD, both).shards[0].key)
     place = {node["version"]: number for number, node in enumerate(said["nodes"])}
     for node in said["nodes"]:
         assert all(place[node["version"]] < place[v] for one in node["inputs"] for v in one["of"])
 
 
 def test_old_versions_by_their_beginning(root):
-    old = Context(BAD, root).version("expert", "e000")
+    old = open_study(BAD, root).version("expert", "e000")
     said = asked(root, "expert:e000", old[:6])
     assert said["asked"]["version"] == old
     assert said["nodes"][0]["settings"]["training"]["lr"] == 1e-9
@@ -146,7 +145,7 @@ def test_a_version_that_is_not_made_names_those_that_are(both):
 
 
 def test_what_was_removed_since_is_said_and_the_rest_is_shown(root):
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     shutil.rmtree(context.need("trunk").path)
     shutil.rmtree(context.need("posts", context.shards[0].key).path)
     said = asked(root, "expert:e000", context.version("expert", "e000"))
@@ -199,7 +198,7 @@ def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_pa
 
 
 def test_a_damaged_manifest_is_named(root):
-    path = Context(GOOD, root).need("vocabulary").path / "artifact.json"
+    path = open_study(GOOD, root).need("vocabulary").path / "artifact.json"
     path.write_text("{")
     done = hardmoe(root, "expert:e000")
     assert done.exit_code == 1
@@ -207,7 +206,7 @@ def test_a_damaged_manifest_is_named(root):
 
 
 def test_the_command_prints_a_tree_with_each_node_once(both):
-    context = Context(GOOD, both)
+    context = open_study(GOOD, both)
     text = hardmoe(both, "mixture").output.splitlines()
     assert text[0] == f"mixture {context.version('mixture')}  digest {context.need('mixture').content_hash}"
     tree = text[: text.index("Settings")]
@@ -242,8 +241,8 @@ def test_many_shards_are_counted_in_the_text(tmp_path):
 
 
 def test_the_published_mixture_is_marked(root):
-    context = Context(GOOD, root)
-    build(context, GRAPH["published"])
+    context = open_study(GOOD, root)
+    build(context, "published")
     published = context.version("mixture")
     assert asked(root, "trunk")["publication"] == {published: "published"}
     assert f"mixture {published} is published" in hardmoe(root, "expert:e000").output

@@ -17,7 +17,6 @@ from helpers.without_controls import opened, small_study
 from moe_core.clustering.gate import load_gate
 from moe_core.recipes import demo
 from moe_core.settings import Partition, Source
-from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
 from moe_core.store.hashing import content_hash
 from pipelines import instance
@@ -50,7 +49,7 @@ def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tm
     recorded = ("posts", "splits", "vocabulary", "trunk", "trunk_features", "expert")
     with instance.opened() as dagster:
         for name in recorded:
-            for key in GRAPH[name].keys_of(work):
+            for key in work.planner.keys(name):
                 tags = {DATA_VERSION_TAG: work.version(name, key)}
                 dagster.report_runless_asset_event(dg.AssetMaterialization(name, partition=key, tags=tags))
     run = ("run", "--study", file, "--workers", 2, "--until")

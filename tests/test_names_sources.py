@@ -14,9 +14,8 @@ from helpers.growing import opened
 from helpers.odd_names import FOLDER, ODD, png
 from helpers.without_controls import small_study
 from moe_core.data.sources import find_shards, guess_format, read_shard
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import Source
-from moe_core.stages.graph import GRAPH
 from moe_core.tables import ids_in, pin_of, pins, read_rows, replace_rows, vectors_in, write_vectors
 
 # what a name may hold, and each library reads otherwise than a file system does
@@ -103,7 +102,7 @@ def test_posts_and_rejects_of_files_whose_names_are_not_utf8_are_counted(tmp_pat
         pa.parquet.write_table(table, file)
     context = opened(small_study(source=Source(format="parquet", uri=str(tmp_path / "source"))), tmp_path / "store")
     (shard,) = context.shards
-    made = build(context, GRAPH["posts"], shard.key).artifact
+    made = build(context, "posts", shard.key).artifact
     assert (made.metadata["accepted"], made.metadata["rejected"]) == (1, 1)
     pin = pin_of(shard.key, made.version)
     assert read_rows(tmp_path / "store" / "posts.lance", pin, shard.key, ["user"])["user"].to_pylist() == ["caf\\udce9"]

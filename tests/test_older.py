@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.growing import add_shard, growing_study, make, opened
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import dump_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 from pipelines.cli.main import main
 from pipelines.run.reasons import setting_name, why_stale
 from pipelines.run.status import posts_of, states_of
@@ -124,7 +124,7 @@ def test_after_a_takedown_the_table_is_there_and_status_counts_as_the_next_run_w
     assert "mixture_top1" in shown
     assert "data:image/" not in shown, "no picture of a post"
     found = reasons(root)
-    assert found["posts", "s0"] == "posts were forgotten"
+    assert found["posts", "s0"] == "posts taken down"
     assert found["trunk", None].startswith("forgotten posts; ")
     assert not any("input" in why for why in found.values()), found
     make(study_of(root), root, "posts")
@@ -240,15 +240,15 @@ def test_posts_that_came_to_an_expert_are_told_by_their_share(root):
 
 
 def test_code_and_another_published_mixture_are_words_too(root):
-    context = Context(study_of(root), root)
-    old, plan = context.need("evaluation"), context.plan("evaluation")
+    context = open_study(study_of(root), root)
+    old, plan = context.need("evaluation"), context.spec("evaluation")
     (root / "evaluation" / old.version / "artifact.json").touch()
     from dataclasses import replace
 
     assert why_stale(context, old, replace(plan, code="99")) == (
         f"this version of hardmoe computes it in another way (code {plan.code} then, 99 now)"
     )
-    published = context.plan("published")
+    published = context.spec("published")
     other = replace(published, inputs={**published.inputs, "against": "another"})
     assert why_stale(context, context.need("published"), other) == "another mixture was published since"
-    assert build(context, GRAPH["evaluation"]).reused
+    assert build(context, "evaluation").reused

@@ -12,22 +12,21 @@ import pytest
 from helpers.command import write
 from helpers.partitioned import hardmoe, until
 from helpers.with_controls import small_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.overrides import override
 from moe_core.settings import load_study
 from moe_core.stages.gate import current_partition
-from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 from pipelines.run.scheduler import Meanwhile, Summary
 from pipelines.run.task import Task
 
 
 def opened(file):
-    return Context(load_study(file), file.parent)
+    return open_study(load_study(file), file.parent)
 
 
 def ask_to_refit(file):
-    current_partition.ask_to_refit(opened(file))
+    current_partition.request_refit(opened(file))
 
 
 def forget_a_post(file):
@@ -53,7 +52,7 @@ def overtaken(file, started, come, *command):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("come", "what"),
-    [(ask_to_refit, "a new fit of the gate was asked for"), (forget_a_post, "posts were forgotten")],
+    [(ask_to_refit, "a new fit of the gate was asked for"), (forget_a_post, "posts taken down")],
 )
 def test_a_run_plans_again_what_was_overtaken(file, started, come, what):
     code, out, errors = overtaken(file, started, come, "run", "--until", "expert")
@@ -88,7 +87,7 @@ def test_what_overtakes_a_task_is_what_changes_its_plan(file):
     (file.parent / current_partition.REQUEST).unlink()
     assert meanwhile.overtook(expert) == ""
     another = opened(file)
-    build(another, GRAPH["posts"], another.shards[0].key, force=True)
+    build(another, "posts", another.shards[0].key, force=True)
     assert meanwhile.overtook(expert, surely=True) == "", "what another made is the same"
     (file.parent / "forgotten.parquet").write_bytes(b"damaged")
     assert meanwhile.overtook(expert, surely=True) == "", "the task itself says what is wrong"
@@ -98,7 +97,7 @@ def test_a_gate_that_another_command_fitted_meanwhile_overtakes_the_experts(file
     planned = opened(file)
     meanwhile, _ = Meanwhile(planned), planned.version("mixture")
     ask_to_refit(file)
-    build(opened(file), GRAPH["partition"])
+    build(opened(file), "partition")
     assert not (file.parent / current_partition.REQUEST).exists()
     assert meanwhile.overtook(Task("mixture", None)) == "the gate was fitted again"
     assert meanwhile.overtook(Task("expert", "e000")) == "", "no post moved"

@@ -14,11 +14,10 @@ import pytest
 from assets.runs import process_of
 from helpers.command import write
 from helpers.with_controls import QUICK, small_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.processes import pid_of
 from moe_core.settings import load_study
-from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 from pipelines.instance import home, opened, project_keys
 from pipelines.run.pools.local import LocalPool
 from pipelines.run.task import Task, TaskResult
@@ -30,10 +29,10 @@ VOCABULARY, TRUNK = Task("vocabulary", None), Task("trunk", None)
 def prepared(tmp_path_factory):
     """A study whose trunk trains until it is killed; all it needs is there."""
     file = write(tmp_path_factory.mktemp("pool"), small_study(trunk=QUICK.model_copy(update={"epochs": 20000.0})))
-    context = Context(load_study(file), file.parent)
+    context = open_study(load_study(file), file.parent)
     for name in ("posts", "splits", "vocabulary"):
-        for key in GRAPH[name].keys_of(context):
-            build(context, GRAPH[name], key)
+        for key in context.planner.keys(name):
+            build(context, name, key)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_STUDY", str(file))
         patch.setenv("HARDMOE_STALL_SECONDS", "2")

@@ -17,9 +17,9 @@ from helpers.command import hardmoe, write
 from helpers.ui import free_port, launch, processes, started_ui, until
 from helpers.with_controls import QUICK, small_study
 from moe_core import processes as names
-from moe_core.engine.context import Context
 from moe_core.settings import load_study
 from moe_core.store.files import dead_files, dead_parts
+from moe_core.workspace import open_study
 from pipelines import instance
 from pipelines.run.status import states_of
 from pipelines.ui.services import socket_prefix
@@ -95,7 +95,7 @@ def test_only_a_living_builder_makes_an_asset_running(tmp_path, living, monkeypa
     progress = progress_file(file.parent, "trunk", None)
     progress.parent.mkdir()
     progress.write_text(json.dumps({"process": named(living), "run": "r", "time": 0}))
-    (found,) = states_of(Context(load_study(file), file.parent), only="trunk")
+    (found,) = states_of(open_study(load_study(file), file.parent), only="trunk")
     assert found.state == state
 
 

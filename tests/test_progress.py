@@ -6,10 +6,11 @@ import threading
 import time
 
 from helpers.with_controls import small_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import Stage, build, maker
+from moe_core.engine.build import build
+from moe_core.engine.stage import Stage
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
+from moe_core.workspace import open_study
 from pipelines.cli.progress import Display, results_of
 from pipelines.run.scheduler import Running, Summary, note
 from pipelines.run.task import Task, TaskResult
@@ -30,20 +31,20 @@ def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path, 
     stage = make_slowly(begun, go)
     monkeypatch.setitem(GRAPH, "slow", stage)
     found, said = {}, []
-    first = threading.Thread(target=lambda: found.update(first=build(Context(small_study(), tmp_path), stage)))
+    first = threading.Thread(target=lambda: found.update(first=build(open_study(small_study(), tmp_path), stage)))
     first.start()
     assert begun.wait(30)
-    context = Context(small_study(), tmp_path, lambda what: (said.append(what), go.set()))
-    assert maker(context, "slow", None) == os.getpid()
+    context = open_study(small_study(), tmp_path, lambda what: (said.append(what), go.set()))
+    assert context.store.builder_pid(context.spec("slow", None)) == os.getpid()
     second = build(context, stage)
     first.join()
     assert said == [{"waits_for": os.getpid()}]
     assert (found["first"].reused, second.reused) == (False, True)
-    assert maker(context, "slow", None) is None
+    assert context.store.builder_pid(context.spec("slow", None)) is None
 
 
 def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
-    display = Display(Context(small_study(), tmp_path))
+    display = Display(open_study(small_study(), tmp_path))
     (tmp_path / ".progress").mkdir()
     report = {"pid": 7, "run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0}
     (tmp_path / ".progress" / "expert.e000.json").write_text(json.dumps(report | {"images_seen": 1600}))
@@ -67,7 +68,7 @@ def test_the_result_of_each_expert_is_a_line(tmp_path, monkeypatch):
     go.set()
     stage = make_slowly(threading.Event(), go)
     monkeypatch.setitem(GRAPH, "slow", stage)
-    context = Context(small_study(), tmp_path)
+    context = open_study(small_study(), tmp_path)
     build(context, stage)
     summary, slow, other, last = Summary(), Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
     events = []

@@ -9,16 +9,15 @@ import pytest
 
 from helpers.publishing import book, publish, version
 from helpers.two_mixtures import BAD, GOOD, make, tiny_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Book, Decision, published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Data, Publish
-from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture import bundle, promote
 from moe_core.stages.mixture.promote import PUBLISHED, Verdict, decide, force, judge, roll_back
+from moe_core.workspace import open_study
 
 
 @pytest.fixture
@@ -43,21 +42,21 @@ def test_a_better_one_takes_its_place_and_the_rollback_is_not_undone_by_the_next
     assert publish(root, GOOD).action == "published"
     good, bad = version(root, GOOD), version(root, BAD)
     assert (book(root).published, book(root).previous) == (good, bad)
-    roll_back(Context(GOOD, root))
+    roll_back(open_study(GOOD, root))
     assert (book(root).published, book(root).previous) == (bad, "")
     before = (root / publication.FILE).read_bytes()
     assert publish(root, GOOD).action == "rolled back"
     assert (root / publication.FILE).read_bytes() == before
     with pytest.raises(ValueError, match="nothing to roll back to"):
-        roll_back(Context(GOOD, root))
-    force(Context(GOOD, root), good)
+        roll_back(open_study(GOOD, root))
+    force(open_study(GOOD, root), good)
     assert book(root).published == good
 
 
 def test_a_verdict_made_anew_does_not_bring_back_what_a_person_took_back(root):
     publish(root, BAD)
     publish(root, GOOD)
-    roll_back(Context(GOOD, root))
+    roll_back(open_study(GOOD, root))
     other_margin = GOOD.model_copy(update={"publish": Publish(margin=0.1)})  # another plan, so another comparison
     said = publish(root, other_margin)
     assert said.action == "refused"
@@ -79,7 +78,7 @@ def test_again_decides_nothing_anew(root):
     publish(root, BAD)
     before = (root / publication.FILE).read_bytes()
     for study in (GOOD, BAD, GOOD):
-        assert build(Context(study, root), PUBLISHED).reused
+        assert build(open_study(study, root), PUBLISHED).reused
     assert (root / publication.FILE).read_bytes() == before
 
 
@@ -92,7 +91,7 @@ def test_a_study_that_goes_back_has_its_mixture_judged_again(root):
         said = publish(root, study)
         assert (said.action, book(root).published) == ("published", wanted)
         assert said.scores["p_at_1_new"], "it was compared"
-        assert build(Context(study, root), PUBLISHED).reused
+        assert build(open_study(study, root), PUBLISHED).reused
     publish(root, BAD)
     assert book(root).last(bad).action == "refused", "by the margin that it has now"
     assert book(root).published == good
@@ -101,7 +100,7 @@ def test_a_study_that_goes_back_has_its_mixture_judged_again(root):
 def test_what_a_person_published_stays_where_the_study_s_own_was_published_before(root):
     publish(root, BAD)
     publish(root, GOOD)
-    force(Context(GOOD, root), version(root, BAD))
+    force(open_study(GOOD, root), version(root, BAD))
     assert publish(root, GOOD).action == "published"
     assert book(root).published == version(root, BAD)
     publish(root, BAD)
@@ -118,9 +117,9 @@ def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_c
         patch.setattr(promote, "save", _killed)
         with pytest.raises(KeyboardInterrupt):
             publish(root, GOOD)
-    assert Context(GOOD, root).find("published") is not None
+    assert open_study(GOOD, root).find("published") is not None
     assert book(root).published == version(root, BAD)
-    assert build(Context(GOOD, root), PUBLISHED).reused
+    assert build(open_study(GOOD, root), PUBLISHED).reused
     assert book(root).published == version(root, GOOD)
 
 
@@ -131,26 +130,26 @@ def test_what_was_published_meanwhile_is_not_overrun_by_an_older_comparison(root
     with pytest.raises(
         ValueError, match=f"{bad} is published now, mixture {good} was compared with nothing: run again"
     ):
-        decide(Context(GOOD, root), good, "", verdict, "some-verdict")
+        decide(open_study(GOOD, root), good, "", verdict, "some-verdict")
     assert book(root).published == bad
 
 
 def test_vocabularies_that_differ_are_compared_by_their_common_hashtags(root):
     fewer = tiny_study(data=Data(image_size=16, min_posts_per_tag=12, test=0.2, validation=0.2))
-    make(Context(fewer, root), "mixture")
-    one, other = (Bundle(Context(study, root).need("mixture").path) for study in (GOOD, fewer))
+    make(open_study(fewer, root), "mixture")
+    one, other = (Bundle(open_study(study, root).need("mixture").path) for study in (GOOD, fewer))
     assert len(other.hashtags) < len(one.hashtags)
-    found = judge(Context(fewer, root), version(root, fewer), version(root, GOOD))
+    found = judge(open_study(fewer, root), version(root, fewer), version(root, GOOD))
     assert found.scores["hashtags_compared"] == len(set(one.hashtags) & set(other.hashtags))
     assert "cross_entropy_new" not in found.scores
-    back = judge(Context(fewer, root), version(root, GOOD), version(root, fewer))
+    back = judge(open_study(fewer, root), version(root, GOOD), version(root, fewer))
     assert back.scores["p_at_1_gain"] == -found.scores["p_at_1_gain"]
 
 
 def test_p_at_1_is_that_of_the_answers_users_get(root):
     from moe_core.stages import reading
 
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("validation"))
     bundle = Bundle(context.need("mixture").path)
@@ -164,15 +163,15 @@ def test_p_at_1_is_that_of_the_answers_users_get(root):
 
 def test_an_old_bundle_of_another_image_size_is_asked_with_resized_posts(root):
     small = tiny_study(data=Data(image_size=8, min_posts_per_tag=5, test=0.2, validation=0.2))
-    make(Context(small, root), "mixture")
-    found = judge(Context(GOOD, root), version(root, GOOD), version(root, small))
+    make(open_study(small, root), "mixture")
+    found = judge(open_study(GOOD, root), version(root, GOOD), version(root, small))
     assert 0 < found.scores["p_at_1_published"] < 1
 
 
 def test_without_validation_posts_it_is_published_and_says_so(root):
     for lr in (0.2, 0.1):
         study = tiny_study(lr=lr, data=Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.0))
-        make(Context(study, root), "mixture")
+        make(open_study(study, root), "mixture")
         said = publish(root, study)
     assert said.action == "published"
     assert said.why == "no validation post carries a hashtag of both: published without a comparison"
@@ -237,12 +236,12 @@ def test_rollbacks_go_back_one_by_one():
 def test_posts_are_embedded_by_their_experts_also_where_the_trunk_answers(root, monkeypatch):
     import lance
 
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     made, shard = bundle._choose, context.shards[0].key
 
     def vectors():
-        build(Context(GOOD, root), GRAPH["embeddings"], shard, force=True)
-        folder = Context(GOOD, root).need("embeddings", shard).path / "embeddings.lance"
+        build(open_study(GOOD, root), "embeddings", shard, force=True)
+        folder = open_study(GOOD, root).need("embeddings", shard).path / "embeddings.lance"
         return np.stack(lance.dataset(str(folder)).to_table()["embedding"].to_numpy())
 
     before = vectors()

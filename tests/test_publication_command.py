@@ -12,12 +12,12 @@ import pytest
 from helpers.publishing import hardmoe, publish, version
 from helpers.two_mixtures import BAD, GOOD, make
 from moe_core.data.takedowns import Entry, Forgotten
-from moe_core.engine.context import Context
 from moe_core.serving import publication
 from moe_core.serving.publication import published_bundle
 from moe_core.settings import dump_study
 from moe_core.stages.mixture import promote
 from moe_core.stages.mixture.promote import force, judge, roll_back
+from moe_core.workspace import open_study
 from pipelines.cli.common import publication_of, show_publication
 
 SCORES = {"measure": "p_at_1", "p_at_1_new": 0.3, "p_at_1_published": 0.2, "validation_posts": 9}
@@ -74,7 +74,7 @@ def test_going_back_to_a_mixture_that_saw_forgotten_posts_warns(root):
 
 
 def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     good, bad = version(root, GOOD), version(root, BAD)
     for which in (bad, good, bad):
         force(context, which)
@@ -125,7 +125,7 @@ def test_what_is_published_by_hand_is_shown_in_dagsters_ui(root):
 
 
 def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
-    make(Context(GOOD, root), "evaluation")
+    make(open_study(GOOD, root), "evaluation")
     file = root / "study.toml"
     said = json.loads(hardmoe("results", "--study", file, "--json").output)
     assert said["publication"] == {
@@ -134,7 +134,7 @@ def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
         "is_published": True,
         "why": "nothing was published before",
     }
-    make(Context(BAD, root), "evaluation")
+    make(open_study(BAD, root), "evaluation")
     file.write_text(dump_study(BAD))
     said = json.loads(hardmoe("results", "--study", file, "--json").output)
     assert not said["publication"]["is_published"]
@@ -145,18 +145,18 @@ def test_results_say_whether_the_table_is_that_of_the_published_mixture(root):
 
 def test_what_was_decided_on_a_mixture_is_said_published_or_refused(root, capsys):
     publish(root, GOOD)
-    show_publication(Context(GOOD, root), always=True)
+    show_publication(open_study(GOOD, root), always=True)
     assert capsys.readouterr().out == f"Published: mixture {version(root, GOOD)}: nothing was published before\n"
     publish(root, BAD)
-    show_publication(Context(BAD, root), always=True)
+    show_publication(open_study(BAD, root), always=True)
     assert capsys.readouterr().out.startswith(f"This mixture is not published, {version(root, GOOD)} is: P@1 0.")
 
 
 def test_a_refusal_says_that_the_published_one_saw_what_was_taken_down(root):
     publish(root, GOOD)
-    context = Context(BAD, root)
+    context = open_study(BAD, root)
     entry = Entry("id", "hash", datetime.now(UTC), saw=(f"mixture {version(root, GOOD)}",), done=True)
-    context.forgotten = Forgotten("salt", {("id", "hash"): entry})
+    context.takedowns = Forgotten("salt", {("id", "hash"): entry})
     found = judge(context, version(root, BAD), version(root, GOOD))
     assert not found.publish
     assert found.why.endswith("; the published one saw posts that were taken down since")

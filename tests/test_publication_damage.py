@@ -9,14 +9,14 @@ import pytest
 
 from helpers.publishing import book, hardmoe, publish, version
 from helpers.two_mixtures import BAD, GOOD
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import published_bundle
 from moe_core.serving.routed import predict
 from moe_core.stages.mixture import bundle
 from moe_core.stages.mixture.promote import force, roll_back
+from moe_core.workspace import open_study
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_damaged_new_mixture_is_an_error_and_the_old_one_stays(root):
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
         publish(root, GOOD)
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
-        force(Context(GOOD, root), version(root, GOOD))
+        force(open_study(GOOD, root), version(root, GOOD))
     assert book(root).published == version(root, BAD)
     assert len(book(root).history) == 1
 
@@ -50,7 +50,7 @@ def test_a_published_bundle_that_is_gone_is_said_and_replaced_by_the_next(root):
     assert said.action == "published"
     assert f"the published mixture {version(root, BAD)} cannot be opened any more" in said.why
     with pytest.raises(ValueError, match=f"no mixture {version(root, BAD)} in"):
-        roll_back(Context(GOOD, root))
+        roll_back(open_study(GOOD, root))
     assert book(root).published == version(root, GOOD)
 
 
@@ -71,8 +71,8 @@ def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
     for broken in (
         lambda: published_bundle(root),
         lambda: publish(root, GOOD),
-        lambda: force(Context(GOOD, root), version(root, GOOD)),
-        lambda: roll_back(Context(GOOD, root)),
+        lambda: force(open_study(GOOD, root), version(root, GOOD)),
+        lambda: roll_back(open_study(GOOD, root)),
     ):
         with pytest.raises(ValueError, match=r"published.json is damaged .* move it away and say `hardmoe publish"):
             broken()
@@ -87,7 +87,7 @@ def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch)
     made, seen = bundle._choose, []
     monkeypatch.setattr(bundle, "_choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
     before = Bundle(published_bundle(root)).parts
-    assert not build(Context(GOOD, root), bundle.MIXTURE, force=True).reused
+    assert not build(open_study(GOOD, root), bundle.MIXTURE, force=True).reused
     assert len(seen) == 1
     assert Bundle(published_bundle(root)).parts == before
     assert sorted(p.name for p in (root / "mixture").iterdir() if not p.name.startswith(".lock")) == sorted(
@@ -113,7 +113,7 @@ def test_a_bundle_of_two_generations_is_refused(root, why):
     """Its manifest is sealed anew, as one would be that was written wrongly."""
     from moe_core.store.hashing import content_hash
 
-    path = Context(GOOD, root).need("mixture").path / "manifest.json"
+    path = open_study(GOOD, root).need("mixture").path / "manifest.json"
     said = json.loads(path.read_text())
     said.pop("checksum")
     MISMATCHES[why](said)
@@ -126,7 +126,7 @@ def test_a_bundle_of_two_generations_is_refused(root, why):
 
 
 def test_a_mixture_that_is_not_what_its_artifact_says_is_not_published(root, monkeypatch):
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     store_read = context.store.read
     monkeypatch.setattr(
         context.store,

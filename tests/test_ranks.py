@@ -11,21 +11,20 @@ import pytest
 import torch
 
 from helpers.ranks import TRUNK, context_of
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.models.resnet import build as build_network
-from moe_core.stages.graph import GRAPH
 from moe_core.weights import load_weights
 
 
 def upstream(context):
     for name in ("posts", "splits", "vocabulary"):
-        for key in GRAPH[name].keys_of(context):
-            build(context, GRAPH[name], key)
+        for key in context.planner.keys(name):
+            build(context, name, key)
 
 
 def trained(context):
     upstream(context)
-    return build(context, GRAPH["trunk"]).artifact
+    return build(context, "trunk").artifact
 
 
 def weights(artifact):
@@ -63,7 +62,7 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(whole, tmp_path):
     context = context_of(tmp_path, ranks=2)
     upstream(context)
 
-    checkpoint = context.store.work_folder(context.plan("trunk")) / "checkpoint.safetensors"
+    checkpoint = context.store.work_folder(context.spec("trunk")) / "checkpoint.safetensors"
 
     def report(said):
         while not checkpoint.exists():
@@ -72,7 +71,7 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(whole, tmp_path):
 
     context.report = report  # what is left is what a kill of all would leave
     with pytest.raises(Killed):
-        build(context, GRAPH["trunk"])
+        build(context, "trunk")
     assert int(load_weights(checkpoint)[1]["step"]) in (10, 20)
     again = context_of(tmp_path, ranks=2)
     one, two = weights(artifact), weights(trained(again))
@@ -83,15 +82,13 @@ def ranks_of(context):
     """Process ids of the ranks that this test's process started."""
     done = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    return [
-        int(pid) for pid, parent, args in rows if int(parent) == os.getpid() and "moe_core.stages.trunk.ranks" in args
-    ]
+    return [int(pid) for pid, parent, args in rows if int(parent) == os.getpid() and "moe_core.trunk_rank" in args]
 
 
 def test_a_rank_that_is_killed_ends_the_others_and_is_named(tmp_path):
     context = context_of(tmp_path, TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2)
     upstream(context)
-    log = context.store.work_folder(context.plan("trunk")) / "log.jsonl"
+    log = context.store.work_folder(context.spec("trunk")) / "log.jsonl"
 
     def kill():
         while not (log.exists() and log.stat().st_size):
@@ -101,7 +98,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(tmp_path):
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with pytest.raises(ValueError, match="rank 1 of the trunk was killed by signal 9"):
-        build(context, GRAPH["trunk"])
+        build(context, "trunk")
     assert ranks_of(context) == []
     assert not list((tmp_path / "trunk").glob("[0-9a-f]*"))
 
@@ -110,7 +107,7 @@ def test_what_a_rank_raises_is_said(tmp_path):
     context = context_of(tmp_path, TRUNK.model_copy(update={"lr": 1e30}), ranks=2)
     upstream(context)
     with pytest.raises(ValueError, match=r"rank 0 of the trunk failed: NotFinite: loss is nan between steps"):
-        build(context, GRAPH["trunk"])
+        build(context, "trunk")
 
 
 ORPHAN = """
@@ -118,16 +115,16 @@ import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 from helpers.ranks import TRUNK, context_of
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
-build(context_of(Path(sys.argv[1]), TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2), GRAPH["trunk"])
+build(context_of(Path(sys.argv[1]), TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2), "trunk")
 """
 
 
 def test_ranks_end_with_the_process_that_started_them(tmp_path):
     context = context_of(tmp_path, TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2)
     upstream(context)
-    log = context.store.work_folder(context.plan("trunk")) / "log.jsonl"
+    log = context.store.work_folder(context.spec("trunk")) / "log.jsonl"
     parent = subprocess.Popen([os.sys.executable, "-c", ORPHAN, str(tmp_path)], cwd=Path(__file__).parent.parent)
     while not (log.exists() and log.stat().st_size):
         assert parent.poll() is None
@@ -153,10 +150,10 @@ def test_the_trunk_starts_from_the_file_that_is_named_and_its_bytes_count(tmp_pa
     context = context_of(tmp_path, TRUNK.model_copy(update={"lr": 1e-30}), start="w.pth")
     upstream(context)
     with pytest.raises(ValueError, match=r"trunk_setup.start: no file .*w\.pth"):
-        build(context, GRAPH["trunk"])
+        build(context, "trunk")
     file = build_network(context.study.network, 7, seed=5)
     torch.save(file.state_dict(), tmp_path / "w.pth")
-    made = build(context, GRAPH["trunk"]).artifact
+    made = build(context, "trunk").artifact
     assert torch.equal(weights(made)["conv1.weight"], file.conv1.weight)
     torch.save(build_network(context.study.network, 7, seed=6).state_dict(), tmp_path / "w.pth")
     assert context_of(tmp_path, context.study.trunk, start="w.pth").version("trunk") != made.version

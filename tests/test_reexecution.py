@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers.two_mixtures import GOOD, make, write
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
-from moe_core.stages.graph import GRAPH
+from moe_core.engine.build import build
+from moe_core.workspace import open_study
 
 FROM_FAILURE = """
 import json, sys
@@ -48,11 +47,11 @@ import json, sys
 from pathlib import Path
 import dagster as dg
 from assets.study import root, study
-from moe_core.engine.context import Context
+from moe_core.workspace import open_study
 from pipelines.definitions import defs
 from pipelines.instance import home, project_keys
 
-context = Context(study(), root())
+context = open_study(study(), root())
 home(context.root, 1)
 with dg.DagsterInstance.get() as instance:
     project_keys(instance, study().name, [s.key for s in context.shards], context.experts)
@@ -81,27 +80,27 @@ def said_by(code, root):
 def partitioned(tmp_path_factory):
     root = tmp_path_factory.mktemp("partitioned")
     write(root)
-    make(Context(GOOD, root), "partition")
+    make(open_study(GOOD, root), "partition")
     return root
 
 
 def test_one_expert_with_the_decoder_after_it_is_refused_while_others_are_missing_and_nothing_is_published(partitioned):
     said = said_by(ONE_EXPERT, partitioned)
-    missing = Context(GOOD, partitioned).version("expert", "e000")
+    missing = open_study(GOOD, partitioned).version("expert", "e000")
     assert said["made"] == ["expert"]
     assert said["failed"] == {
         "shared_decoder": f"expert:e000 {missing} is missing: materialize expert first (`hardmoe run`)"
     }
-    assert Context(GOOD, partitioned).find("expert", "e001") is not None
+    assert open_study(GOOD, partitioned).find("expert", "e001") is not None
     for name in ("shared_decoder", "mixture"):
-        assert Context(GOOD, partitioned).store.everything(name) == []
+        assert open_study(GOOD, partitioned).store.everything(name) == []
     assert not (partitioned / "published.json").exists()
 
 
 def test_from_the_failure_on_only_what_failed_and_what_follows_is_run(partitioned):
-    context = Context(GOOD, partitioned)
+    context = open_study(GOOD, partitioned)
     for key in context.experts:
-        build(context, GRAPH["expert"], key)
+        build(context, "expert", key)
     first, second = said_by(FROM_FAILURE, partitioned)
     assert (first["success"], first["failed"]) == (False, ["evaluation"])
     assert set(first["made"]) == {"shared_decoder", "mixture", "published"}

@@ -176,7 +176,7 @@ def retrain_share(study, share):
 def test_another_threshold_goes_on_from_the_fit_that_was_asked_for(study_of, threshold_before_the_fit):
     study, root = study_of()
     other = retrain_share(study, 0.06)
-    current_partition.ask_to_refit(opened(study, root))
+    current_partition.request_refit(opened(study, root))
     make(other if threshold_before_the_fit else study, root)
     refit = opened(study, root).current
     assert refit.settings["how"] == "refit"
@@ -186,14 +186,14 @@ def test_another_threshold_goes_on_from_the_fit_that_was_asked_for(study_of, thr
     assert (now.inputs["previous"], now.metadata["how"]) == (refit.version, "assign")
     assert make(changed, root) == []
     back = other if threshold_before_the_fit else study
-    assert opened(back, root).plan("partition").inputs["previous"] == now.version
+    assert opened(back, root).spec("partition").inputs["previous"] == now.version
 
 
 def test_a_fit_that_was_asked_for_outlives_a_shard_that_is_away_for_an_hour(study_of):
     study, root = study_of(**kept_at(1.0))
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
-    current_partition.ask_to_refit(opened(study, root))
+    current_partition.request_refit(opened(study, root))
     make(study, root)
     refit = opened(study, root).version("partition")
     away = shards_of(root) / "s3.parquet"
@@ -226,7 +226,7 @@ def test_fitted_again_where_nothing_changed_nothing_moves_and_nothing_is_trained
     ahead = look_ahead(opened(study, root))
     assert opened(study, root).find("partition"), "looking changed nothing"
     old, weights = opened(study, root).need("partition"), weights_of(opened(study, root))
-    current_partition.ask_to_refit(opened(study, root))
+    current_partition.request_refit(opened(study, root))
     assert make(study, root) == ["partition", "mixture"]
     now = opened(study, root)
     said = now.need("partition").metadata
@@ -243,7 +243,7 @@ def test_fitted_again_where_nothing_changed_nothing_moves_and_nothing_is_trained
 def test_before_there_is_a_partition_there_is_nothing_to_fit_again(tmp_path):
     context = opened(growing_study(tmp_path), tmp_path / "store")
     with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
-        current_partition.ask_to_refit(context)
+        current_partition.request_refit(context)
     with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
         look_ahead(context)
 

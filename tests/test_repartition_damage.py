@@ -26,7 +26,7 @@ def grown(study, root):
     """A fourth shard by the kept trunk, then a fit that was asked for: the newest partition follows two."""
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
-    current_partition.ask_to_refit(opened(study, root))
+    current_partition.request_refit(opened(study, root))
     make(study, root)
 
 

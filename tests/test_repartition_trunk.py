@@ -32,12 +32,12 @@ def test_trunk_and_vocabulary_are_kept_until_posts_or_hashtags_are_too_many(stud
 
 def test_a_new_trunk_is_made_when_it_is_asked_for_once(study_of):
     study, root = study_of(**kept_at(1.0))
-    assert not frozen.ask_to_renew(opened(study, root)), "it is that of all shards"
+    assert not frozen.request_renewal(opened(study, root)), "it is that of all shards"
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
     old = opened(study, root)
     before = old.need("trunk").metadata["training_posts"]
-    assert frozen.ask_to_renew(opened(study, root))
+    assert frozen.request_renewal(opened(study, root))
     made = make(study, root)
     assert [name for name in made if name in ("vocabulary", "trunk", "partition")] == [
         "vocabulary",

@@ -92,12 +92,12 @@ import dagster as dg
 from dagster._core.utils import make_new_run_id
 from pathlib import Path
 from assets.study import root, study
-from moe_core.engine.context import Context
+from moe_core.workspace import open_study
 from moe_core.stages.graph import GRAPH
 from pipelines.instance import home, project_keys
 from pipelines.run.worker import materialize
 from pipelines.run.task import Task
-context = Context(study(), root())
+context = open_study(study(), root())
 home(context.root, 1)
 with dg.DagsterInstance.get() as instance:
     project_keys(instance, study().name, [s.key for s in context.shards], context.experts)

@@ -21,10 +21,9 @@ def posts():
 def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, monkeypatch):
     import dagster as dg
 
-    from moe_core.engine.context import Context
-    from moe_core.engine.stage import build
+    from moe_core.engine.build import build
     from moe_core.recipes import small
-    from moe_core.stages.graph import GRAPH
+    from moe_core.workspace import open_study
     from pipelines import sensors
 
     (tmp_path / "in").mkdir()
@@ -42,13 +41,13 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
             return result
 
         first = look()
-        version = Context(study, tmp_path).version("posts", "posts")
+        version = open_study(study, tmp_path).version("posts", "posts")
         (asked,) = first.run_requests
         assert (asked.partition_key, asked.run_key) == ("posts", f"posts-{version}")
         assert instance.get_dynamic_partitions(str(sensors.SHARDS.name)) == ["posts"]
         assert look().run_requests[0].run_key == asked.run_key  # the daemon starts one run a run key
-        context = Context(study, tmp_path)
-        build(context, GRAPH["posts"], "posts")
+        context = open_study(study, tmp_path)
+        build(context, "posts", "posts")
         done = look()
         assert not done.run_requests
         assert done.skip_reason.skip_message == "all 1 shards are ingested"
@@ -61,7 +60,7 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
         (tmp_path / "in" / "half.parquet").write_bytes(b"PAR1")
         assert [request.partition_key for request in look().run_requests] == ["a", "posts"]
         for key in ("a", "posts"):
-            build(Context(study, tmp_path), GRAPH["posts"], key)
+            build(open_study(study, tmp_path), "posts", key)
         assert "half.parquet is not a readable Parquet file" in look().skip_reason.skip_message
 
 

@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 
 from moe_core.data.splits import ALONE, across, assign, first_of_each_id, leaks, place_of
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import Data, Source, Study
 from moe_core.stages.data.splits import SPLITS, check
-from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 HALF = Data(test=0.3, validation=0.2, router=0.1)
 
@@ -144,10 +143,10 @@ def shard(folder, name, numbers, ids=None, **columns):
 def made(folder, **data):
     settings = Data(**({"image_size": 16, "test": 0.3, "validation": 0.2} | data))
     study = Study(source=Source(format="parquet", uri=f"{folder}/*.parquet"), data=settings)
-    context = Context(study, folder / "store")
+    context = open_study(study, folder / "store")
     for name in ("posts", "splits"):
-        for key in GRAPH[name].keys_of(context):
-            build(context, GRAPH[name], key)
+        for key in context.planner.keys(name):
+            build(context, name, key)
     artifact = context.need("splits")
     return context, pl.read_parquet(artifact.file("splits.parquet")), artifact.metadata
 

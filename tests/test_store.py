@@ -190,9 +190,9 @@ def test_one_builds_while_others_wait_and_know_for_whom(tmp_path):
 
 def test_nothing_is_deleted_while_something_is_built(tmp_path):
     store = Store(tmp_path)
-    with store.building(PLAN), pytest.raises(LockHeld), exclusive(store.layout.in_use, wait=False):
+    with store.building(PLAN), pytest.raises(LockHeld), exclusive(store.layout.store.in_use, wait=False):
         pass
-    with exclusive(store.layout.in_use, wait=False):
+    with exclusive(store.layout.store.in_use, wait=False):
         pass
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from helpers.terminal import Screen, in_terminal
 from helpers.two_mixtures import tiny_study, write
-from moe_core.engine.context import Context
 from moe_core.settings import Source, load_study
 from moe_core.stages.training.fit import SPEED_SECONDS, Speed
 from moe_core.training.loop import Measurement
+from moe_core.workspace import open_study
 from pipelines.cli.progress import Display
 from pipelines.run.forecast import STEP_SECONDS, Forecast
 from pipelines.run.scheduler import Running, tasks_of
@@ -40,7 +40,7 @@ def study(tmp_path_factory):
 @pytest.mark.parametrize(("columns", "until"), [(80, "trunk"), (160, "published"), (80, None)])
 def test_every_finished_asset_keeps_its_name_on_the_screen(study, columns, until):
     """One study, in three runs one after the other, so that each makes something."""
-    context = Context(load_study(study), study.parent)
+    context = open_study(load_study(study), study.parent)
     due = [Task(*task).name for task in tasks_of(context, until)]
     before = [row["asset"] for row in status(study) if row["state"] == "fresh"]
     options = ["--until", until] if until else []
@@ -105,7 +105,7 @@ def test_a_speed_is_a_mean_over_minutes():
 
 def test_progress_counts_tasks_and_adds_up_the_time_of_the_rest(study):
     """Two experts that took 30 s each, one after the other: one is half done, one is to come."""
-    context = Context(load_study(study), study.parent)
+    context = open_study(load_study(study), study.parent)
     tasks = [Task("trunk", None), *(Task("expert", key) for key in ("e000", "e001", "e002"))]
     forecast = Forecast(context, tasks, workers=1)
     forecast.event("fresh", tasks[0])
@@ -120,7 +120,7 @@ def test_progress_counts_tasks_and_adds_up_the_time_of_the_rest(study):
 
 
 def test_an_unknown_training_makes_the_time_left_unknown_and_a_first_report_tells_it(tmp_path):
-    context = Context(tiny_study(), tmp_path)
+    context = open_study(tiny_study(), tmp_path)
     trunk, report = Task("trunk", None), Task("report", None)
     forecast = Forecast(context, [trunk, report], workers=2)
     assert forecast.line([], {}) == "0 of 2 done, time left unknown until a network trains"
@@ -130,7 +130,7 @@ def test_an_unknown_training_makes_the_time_left_unknown_and_a_first_report_tell
 
 
 def test_a_narrow_terminal_keeps_name_share_and_time_left(tmp_path):
-    display = Display(Context(tiny_study(), tmp_path))
+    display = Display(open_study(tiny_study(), tmp_path))
     (tmp_path / ".progress").mkdir()
     report = {"run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0, "images_seen": 1600}
     (tmp_path / ".progress" / "separate_expert.e000.json").write_text(json.dumps(report))

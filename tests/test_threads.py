@@ -14,13 +14,14 @@ import torch
 from helpers.growing import QUICK, add_shard, growing_study, make, opened
 from helpers.ui import free_port, launch, started_ui, until
 from moe_core import threads
-from moe_core.engine.context import SHARE, Context, device_and_threads, threads_for, workers_for
+from moe_core.engine.resources import SHARE, device_and_threads, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Decoder, Network, TrunkSetup, load_study
 from moe_core.stages.experts.joint import JOB, _Helpers
 from moe_core.stages.training import fit
 from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
+from moe_core.workspace import open_study
 
 
 @pytest.fixture(autouse=True)
@@ -191,8 +192,8 @@ def watched(tmp_path):
     def looked():
         found = [json.loads(file.read_text()) for file in (tmp_path / "looked").iterdir()]
         kinds = (
-            "moe_core.stages.trunk.ranks",
-            "moe_core.stages.experts.joint_worker",
+            "moe_core.trunk_rank",
+            "moe_core.joint_helper",
             "forkserver",
             "predict",
             "launch",
@@ -229,9 +230,7 @@ def test_every_process_of_a_run_and_an_answer(tmp_path, watched, said, monkeypat
     helper(context, environment, monkeypatch)
     wanted = {name: value for name, value in said.items() if name in threads.WAITING} or SHORT
     found = looked()
-    assert {"moe_core.stages.trunk.ranks", "moe_core.stages.experts.joint_worker", "forkserver", "predict"} <= set(
-        found
-    )
+    assert {"moe_core.trunk_rank", "moe_core.joint_helper", "forkserver", "predict"} <= set(found)
     assert all(each == wanted for each in found.values()), found
     waiting = " ".join(f"{name}={value}" for name, value in wanted.items())
     for name in ("trunk", "joint_experts", "mixture"):  # nothing was published to compare with
@@ -242,7 +241,7 @@ def test_every_process_of_a_run_and_an_answer(tmp_path, watched, said, monkeypat
 
 def helper(context, environment, monkeypatch):
     """One that helps with the generation, as its maker starts it; it makes all of it, as its maker has ended."""
-    work = context.store.work_folder(context.plan("joint_experts"))
+    work = context.store.work_folder(context.spec("joint_experts"))
     work.mkdir(parents=True)
     job = {"root": str(context.root), "name": "joint_experts", "column": "expert", "parent": os.getpid()}
     job |= {"study": context.study.model_dump(mode="json"), "version": context.version("joint_experts")}
@@ -290,7 +289,7 @@ def test_runs_that_the_daemon_starts(tmp_path, watched, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", environment)
         process = started_ui(file, port)
-    store = Context(load_study(file), file.parent).store
+    store = open_study(load_study(file), file.parent).store
     try:
         launch(f"http://127.0.0.1:{port}", "experts", "expert", "e001")
         until(lambda: store.versions("expert", "e001"), seconds=300)
@@ -300,7 +299,7 @@ def test_runs_that_the_daemon_starts(tmp_path, watched, monkeypatch):
     found = looked()
     assert found
     assert all(each == SHORT for each in found.values()), found
-    (expert,) = Context(load_study(file), file.parent).store.versions("expert", "e001")
+    (expert,) = open_study(load_study(file), file.parent).store.versions("expert", "e001")
     assert expert.metadata["waiting"] == " ".join(f"{name}={value}" for name, value in SHORT.items())
 
 

@@ -10,10 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.two_mixtures import GOOD, write
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import Source
-from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 from pipelines.cli.main import main
 
 WARNING = "The source cannot be read now, so this is as it was made last: "
@@ -26,7 +25,7 @@ def root(both, tmp_path, monkeypatch):
     monkeypatch.setenv("HARDMOE_STUDY", "")
     root = shutil.copytree(both, tmp_path / "store")
     for name in ("published", "report"):
-        build(Context(GOOD, root), GRAPH[name])
+        build(open_study(GOOD, root), name)
     (root / "posts.parquet").touch()
     write(root, GOOD.model_copy(update={"source": Source(format="parquet", uri=str(root / "posts.parquet"))}))
     return root
@@ -37,7 +36,7 @@ def hardmoe(root, *arguments):
 
 
 def test_results_report_and_lineage_go_by_what_was_made_last(root):
-    context = Context(GOOD, root)
+    context = open_study(GOOD, root)
     done = hardmoe(root, "results", "--json")
     assert done.stderr.startswith(WARNING)
     assert "posts.parquet" in done.stderr

@@ -10,11 +10,11 @@ from assets.vocabulary import dropped_table, kept_table
 from moe_core.data.counting import TagCounter
 from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms
 from moe_core.data.vocabulary import Vocabulary, choose_from, load, save
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import Data, Source, Study
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.reading import splits
+from moe_core.workspace import open_study
 
 TAGS = pl.List(pl.String)
 
@@ -266,11 +266,11 @@ def test_rows_of_ids_are_the_same_in_chunks(monkeypatch):
 
 def test_the_stage_counts_training_posts_and_leaves_nothing_else_behind(tmp_path):
     data = Data(image_size=8, min_posts_per_tag=3, max_user_share=0.6)
-    context = Context(Study(source=Source(format="synthetic", posts=120, shards=2), data=data), tmp_path)
+    context = open_study(Study(source=Source(format="synthetic", posts=120, shards=2), data=data), tmp_path)
     for shard in context.shards:
-        build(context, GRAPH["posts"], shard.key)
-    build(context, GRAPH["splits"])
-    artifact = build(context, GRAPH["vocabulary"]).artifact
+        build(context, "posts", shard.key)
+    build(context, "splits")
+    artifact = build(context, "vocabulary").artifact
     said = artifact.metadata
     assert said["training_posts"] == (splits(context)["split"] == "train").sum() > 80
     assert sorted(p.name for p in artifact.path.glob("[!.]*.parquet")) == [

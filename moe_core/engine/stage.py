@@ -1,157 +1,107 @@
-"""What a stage is, and how one artifact comes to be."""
+"""What a stage is: its partitions, what it reads, and how one artifact of it is made; and the graph of all stages."""
 
-import os
-import time
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_core import threads
-from moe_core.data.takedowns import Forgotten
-from moe_core.engine.context import Context
-from moe_core.errors import LockHeld
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact, Spec, StageOutput
-from moe_core.store.files import errors_with_path
 from moe_core.store.hashing import content_hash
-from moe_core.store.locks import exclusive, shared
 
-WAIT_SECONDS = 0.2  # between looks at a lock that another process holds
+
+@dataclass(frozen=True)
+class Ref:
+    """An input: the version of another artifact, built or not."""
+
+    stage: str
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An input that another artifact tells once it is built, such as the members of a cluster."""
+
+    stage: str
+    read: Callable[[Artifact], str]
+    key: str | None = None
+
+
+Input = str | Ref | Recorded  # a string stands for itself, such as the hash of a file
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`inputs` names each version that is read; `settings` is the part of the study that changes the result."""
+    """`settings` is the part of the study that changes the result; `inputs` names all that is read."""
 
     name: str
-    keys: Literal["shards", "experts"] | None  # the partitions, one artifact each
+    keys: Literal["shards", "experts"] | None  # its partitions, one artifact each; None: one artifact
     code: str  # raised when the same inputs give another result
-    reads: tuple[str, ...]  # stages upstream
+    reads: tuple[str, ...]  # stages upstream, as Dagster shows them
     settings: Callable[[Study], Any]
-    inputs: Callable[[Context, str | None], Mapping[str, str]]
-    make: Callable[[Context, str | None, Path], StageOutput]
-    control: bool = False  # only there to compare with
+    inputs: Callable[[Any, str | None], Mapping[str, Any]]  # (Planner, key) -> an Input of each name
+    make: Callable[[Any, str | None, Path], StageOutput]  # (Context, key, an empty folder)
+    control: bool = False  # trained only to compare with
     when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
-    kept: bool = False  # when shards arrive: planned and made as the shards of the study's basis want it
-    follow: Callable[[Context, str, Mapping[str, str]], Spec] | None = None  # where it follows one made before
-    settle: Callable[[Context, Artifact], None] | None = None  # once it was made, and whenever it is found
-    holds: Callable[[Artifact], Iterable[str]] | Literal["some"] | None = None
-    """What a takedown has to look for in its artifacts: None where they say nothing of single posts; ids of the posts
-    they hold; "some" where nobody can tell which (pictures, rare tags), so that every takedown removes them."""
-
-    def plan(self, context: Context, key: str | None) -> Spec:
-        if not self.when(context.study):
-            raise ValueError(
-                f"this study has no {self.name}: its decoder.mode or evaluation.dense_control leaves it out"
-            )
-        if (key is None) != (self.keys is None):
-            raise ValueError(f"{self.name} has {'no partitions' if self.keys is None else self.keys}: got key {key!r}")
-        if key is not None and key not in self.keys_of(context):
-            raise ValueError(
-                f"{self.name} has no partition {key!r}: it has {', '.join(map(str, self.keys_of(context)))}"
-            )
-        if self.kept and context.basis is not context:
-            return context.basis.plan(self.name, key)
-        inputs = self.inputs(context, key)
-        if self.follow:
-            return self.follow(context, self.code, inputs)
-        return Spec(self.name, key, self.code, self.settings(context.study), inputs)
-
-    def keys_of(self, context: Context) -> list[str | None]:
-        if not self.when(context.study):
-            return []
-        if self.keys is None:
-            return [None]
-        return list(context.experts) if self.keys == "experts" else [shard.key for shard in context.shards]
+    uses_gpu: bool = True  # it computes on a GPU where there is one
+    trains: bool = False  # it trains networks: it wants a GPU of its own, and its cost is counted
+    all_gpus: Callable[[Study], bool] = lambda study: False  # it starts processes of its own, one a GPU
+    frozen: bool = False  # planned and built on the shards of the frozen trunk, where that is kept
+    resolve: Callable[[Any, Spec], Spec] | None = None  # (Planner, spec): where it depends on what was built before
+    on_commit: Callable[[Any, Artifact], None] | None = None  # (Context, artifact): once built, and whenever found
+    post_ids: Callable[[Artifact], Iterable[str]] | Literal["unknown"] | None = None
+    """What a takedown looks for in its artifacts: None where they say nothing of single posts; ids of the posts that
+    they hold; "unknown" where nobody can tell (pictures, rare tags), so that every takedown removes them."""
 
     def code_version(self, study: Study) -> str:
-        """Of code and settings together: a changed setting makes stale what reads it, and nothing else."""
+        """Hash of code and settings together: a changed setting makes stale what reads it, and nothing else."""
         return content_hash({"code": self.code, "settings": self.settings(study)})
 
 
-@dataclass(frozen=True)
-class Built:
-    """An artifact, and whether it was there already."""
+class Graph(Mapping[str, Stage]):
+    """Stages by name, each after those that it reads.
 
-    artifact: Artifact
-    reused: bool
+    `aliases`: names in `reads` that stand for another stage, such as the part of a partition that one expert reads.
+    """
 
+    def __init__(self, stages: Iterable[Stage], aliases: Mapping[str, str]) -> None:
+        self._stages = {stage.name: stage for stage in stages}
+        self.aliases = aliases
 
-def build(context: Context, stage: Stage, key: str | None = None, force: bool = False) -> Built:
-    """Finds the artifact or makes it; the same one is made by one process at a time, others wait and find it."""
-    plan = context.plan(stage.name, key)
-    found = context.store.find(plan)
-    if found and not force:
-        return _settled(context, stage, Built(found, reused=True))
-    lock = _lock(context, plan)
-    with shared(context.in_use), _alone(context, lock):
-        if Forgotten.load(context.root) != context.forgotten:
-            raise ValueError(f"{plan.name}: posts were forgotten after this was planned: run again")
-        found = context.store.find(plan)
-        if found and not force:
-            return _settled(context, stage, Built(found, reused=True))
-        with errors_with_path(lock):
-            lock.write_text(str(os.getpid()))
-        seen = context.basis if stage.kept else context
-        made = context.store.make(plan, lambda folder: _make(stage, seen, key, folder), replace=force)
-    lock.unlink(missing_ok=True)
-    return _settled(context, stage, Built(made, reused=False))
+    def __getitem__(self, name: str) -> Stage:
+        return self._stages[name]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stages)
 
-def _make(stage: Stage, context: Context, key: str | None, folder: Path) -> StageOutput:
-    """The work, with the threads that it took among what is said of it: sums in floating point follow from them."""
-    threads.begin()
-    written = stage.make(context, key, folder)
-    return StageOutput(dict(written.metadata) | threads.used(), written.content)
+    def __len__(self) -> int:
+        return len(self._stages)
 
+    def for_study(self, study: Study) -> Graph:
+        """The stages that a study has: controls only where it wants them."""
+        wanted = (s for s in self.values() if s.when(study) and (study.evaluation.controls or not s.control))
+        return Graph(wanted, self.aliases)
 
-def _settled(context: Context, stage: Stage, built: Built) -> Built:
-    if stage.settle:
-        stage.settle(context, built.artifact)
-    return built
+    def upstream(self, name: str) -> tuple[str, ...]:
+        """Stages of this graph that a stage reads."""
+        return self._upstream[name]
 
+    @cached_property
+    def _upstream(self) -> dict[str, tuple[str, ...]]:
+        names = {n: dict.fromkeys(self.aliases.get(read, read) for read in s.reads) for n, s in self.items()}
+        return {name: tuple(read for read in reads if read in self) for name, reads in names.items()}
 
-def maker(context: Context, name: str, key: str | None) -> int | None:
-    """The process that makes an artifact right now, 0 where it does not say who it is; None where none does."""
-    lock = _lock(context, context.plan(name, key))
-    if not lock.exists():
-        return None
-    try:
-        with exclusive(lock, wait=False):
-            return None
-    except LockHeld:
-        return _holder(lock)
+    def above(self, name: str) -> frozenset[str]:
+        """All stages of this graph upstream of one, near and far."""
+        return self._above[name]
 
-
-def _lock(context: Context, plan: Spec) -> Path:
-    return context.store.folder(plan.asset, plan.key) / f".lock-{plan.version}"
-
-
-def _holder(lock: Path) -> int:
-    with suppress(OSError, ValueError):
-        return int(lock.read_text())
-    return 0
-
-
-@contextmanager
-def _alone(context: Context, lock: Path) -> Iterator[None]:
-    """Holds the lock; while another process does, it is reported once which (`waits_for`, a process id)."""
-    told: int | None = None
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(exclusive(lock, wait=False))
-                break
-            except LockHeld:
-                if (holder := _holder(lock)) != told:
-                    told = holder
-                    context.report({"waits_for": holder})
-                time.sleep(WAIT_SECONDS)
-        yield
-
-
-def shown_as(upstream: str) -> str:
-    """The stage behind a name in `reads`: what an expert reads of the partition has a name of its own for Dagster."""
-    return "partition" if upstream in ("expert_shard", "random_shard") else upstream
+    @cached_property
+    def _above(self) -> dict[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = {}
+        for name in self:
+            near = self.upstream(name)
+            found[name] = frozenset(near).union(*(found[read] for read in near))
+        return found

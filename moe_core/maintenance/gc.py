@@ -6,21 +6,22 @@ here may be killed at any point and started again.
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_core.engine.context import Context
+from moe_core.engine.planner import Blocked
 from moe_core.errors import LockHeld
 from moe_core.serving import publication
 from moe_core.serving.publication import MANIFEST
+from moe_core.stages.data.rows import DATA_SETS, gone_shards
+from moe_core.stages.gate.current_partition import current_of
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import dead_files, dead_parts, remove_atomically
 from moe_core.store.locks import exclusive, not_open
-
-DATA_SETS = ("posts.lance", "rejects.lance")
 
 
 @dataclass
@@ -45,7 +46,7 @@ def tidy(context: Context, dry_run: bool = False, superseded: bool = False) -> T
 
     Raises LockHeld while an artifact is being made.
     """
-    with exclusive(context.in_use, wait=False):
+    with exclusive(context.store.in_use, wait=False):
         return _free(context, dry_run, leftovers(context.root), _superseded(context) if superseded else [])
 
 
@@ -61,7 +62,7 @@ def collect(context: Context, keep: int = 1, dry_run: bool = True) -> Tidied:
     """
     if keep < 0:
         raise ValueError(f"--keep {keep}: wanted 0 or more")
-    with exclusive(context.in_use, wait=False), ExitStack() as removing:
+    with exclusive(context.store.in_use, wait=False), ExitStack() as removing:
         gone = [*leftovers(context.root), *_given_up(context)]
         old, in_use = _unneeded(context, keep, removing)
         done = _free(context, dry_run, gone, old)
@@ -94,7 +95,7 @@ def _free(context: Context, dry_run: bool, gone: Iterable[Path], old: list[Artif
             if not dry_run:
                 rewrite(path, shard)
         places = [(shard, pin) for shard, pin in read if pin in there]
-        freed = clean(path, dry_run, [*places, *_gone(context, path)], lost)
+        freed = clean(path, dry_run, [*places, *gone_shards(context, path)], lost)
         done.versions += freed.versions
         done.files += freed.files
         done.bytes += freed.bytes
@@ -107,29 +108,6 @@ def tidy_where_cheap(context: Context) -> Tidied | None:
         return tidy(context)
     except LockHeld:
         return None
-
-
-def remove_gone_shards(context: Context) -> list[str]:
-    """Takes out of the latest version the rows of shards that are no longer in the source.
-
-    Their artifacts stay, and their pins keep the rows until `tidy(superseded=True)`: a source that was only away for an
-    hour costs nothing.
-    """
-    from moe_core.tables import gather
-
-    gone: set[str] = set()
-    for path in (context.root / name for name in DATA_SETS):
-        places = _gone(context, path)
-        if places:
-            gather(path, places)
-            gone |= {shard for shard, _ in places}
-    return sorted(gone)
-
-
-def _gone(context: Context, path: Path) -> list[tuple[str, None]]:
-    from moe_core.tables import shards_in
-
-    return [(shard, None) for shard in sorted(set(shards_in(path)) - {shard.key for shard in context.shards})]
 
 
 def current_pins(context: Context) -> list[tuple[str, str]]:
@@ -157,14 +135,13 @@ def _superseded(context: Context) -> list[Artifact]:
     found, served = [], _served(context)
     needed = _followed(context)
     for name, stage in GRAPH.items():
-        if stage.holds is None:
+        if stage.post_ids is None:
             continue
-        keys = stage.keys_of(context)
+        keys = _keys(context, name)
         for artifact in context.store.everything(name):
-            try:
-                current = artifact.key in keys and context.version(name, artifact.key) == artifact.version
-            except ValueError:  # what it depends on is not there yet: nobody can say
-                current = True
+            now = context.planner.spec(name, artifact.key) if artifact.key in keys else None
+            # what is blocked may be current: nobody can say yet
+            current = now is not None and (isinstance(now, Blocked) or now.version == artifact.version)
             if not current and artifact.inputs.get("mixture") not in served and artifact.version not in needed:
                 found.append(artifact)
     return found
@@ -172,7 +149,8 @@ def _superseded(context: Context) -> list[Artifact]:
 
 def _followed(context: Context) -> set[str]:
     """What the next partition follows, and the splits that the kept trunk was made from."""
-    return {context.basis.version("splits")} | ({context.current.version} if context.current else set())
+    current = current_of(context.planner.state)
+    return {context.frozen.version("splits")} | ({current.version} if current else set())
 
 
 def _served(context: Context) -> set[str]:
@@ -196,7 +174,7 @@ def _unneeded(context: Context, keep: int, removing: ExitStack) -> tuple[list[Ar
     roots = served | _followed(context)
     for (name, key), artifacts in versions.items():
         newest = sorted(artifacts, key=lambda a: a.made_at, reverse=True)
-        if key in GRAPH[name].keys_of(context):
+        if key in _keys(context, name):
             roots |= {artifact.version for artifact in newest[:keep]}
             now = _version_now(context, name, key)
             roots |= {artifact.version for artifact in artifacts} if now is None else {now}
@@ -215,10 +193,13 @@ def _unneeded(context: Context, keep: int, removing: ExitStack) -> tuple[list[Ar
 
 def _version_now(context: Context, name: str, key: str | None) -> str | None:
     """What the study names now; None where another must be made to know it."""
-    try:
-        return context.version(name, key)
-    except ValueError:
-        return None
+    spec = context.planner.spec(name, key)
+    return None if isinstance(spec, Blocked) else spec.version
+
+
+def _keys(context: Context, name: str) -> Collection[str | None]:
+    """Partition keys that the study has of a stage now."""
+    return context.planner.keys(name) if name in context.planner.graph else ()
 
 
 def _given_up(context: Context) -> Iterator[Path]:
@@ -230,7 +211,7 @@ def _given_up(context: Context) -> Iterator[Path]:
         key = rest[0] if rest else None
         if (key is None) != (GRAPH[name].keys is None):
             continue
-        known = key in GRAPH[name].keys_of(context)
+        known = key in _keys(context, name)
         now = _version_now(context, name, key) if known else ""
         for path in folder.glob(".work-*") if now is not None else ():
             version = path.name.removeprefix(".work-")

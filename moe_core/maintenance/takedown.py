@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from moe_core.data.takedowns import Forgotten
 from moe_core.data.traces import LOCKED_SECONDS, Traces, is_sqlite
 from moe_core.engine.context import Context
-from moe_core.errors import LockHeld
-from moe_core.maintenance.gc import DATA_SETS, current_pins, leftovers, size_of
+from moe_core.errors import HardmoeError, LockHeld
+from moe_core.maintenance.gc import current_pins, leftovers, size_of
+from moe_core.stages.data.rows import DATA_SETS
 from moe_core.stages.gate import membership
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
@@ -75,7 +76,7 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
         return done
     book = Forgotten.begin(context.root, *asked)  # on the disk first: whatever happens now, it is not forgotten
     try:
-        with exclusive(context.in_use, wait=False):
+        with exclusive(context.store.in_use, wait=False):
             found = _survey(context, book, asked, done)
             book.save(context.root)
             done.texts = _texts(asked, found)
@@ -153,7 +154,7 @@ def _artifacts(context: Context) -> Iterator[Artifact]:
     from moe_core.stages.graph import GRAPH
 
     for name, stage in GRAPH.items():
-        if stage.holds is not None:
+        if stage.post_ids is not None:
             yield from context.store.everything(name)
 
 
@@ -161,9 +162,9 @@ def _held(artifact: Artifact) -> Iterable[str] | None:
     """Ids of the posts in an artifact; None where it cannot tell."""
     from moe_core.stages.graph import GRAPH
 
-    holds = GRAPH[artifact.asset].holds
-    assert holds is not None
-    return None if holds == "some" else holds(artifact)
+    post_ids = GRAPH[artifact.asset].post_ids
+    assert post_ids is not None
+    return None if post_ids == "unknown" else post_ids(artifact)
 
 
 def _trained_on(context: Context, posts: set[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -262,9 +263,9 @@ def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
     """(shard, pin) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
     try:
         read = current_pins(context)
-    except ValueError:
+    except (HardmoeError, OSError):
         return []
-    return [(key, pin) for key, pin in read if book.digest_of(key) == context.forgotten.digest_of(key)]
+    return [(key, pin) for key, pin in read if book.digest_of(key) == context.takedowns.digest_of(key)]
 
 
 def _remove(context: Context, path: Any, done: Takedown) -> None:
@@ -377,4 +378,4 @@ def _saying_nothing() -> list[str]:
     """Stages whose artifacts say nothing of single posts: their hashtags are not looked into, which may be names."""
     from moe_core.stages.graph import GRAPH
 
-    return [name for name, stage in GRAPH.items() if stage.holds is None]
+    return [name for name, stage in GRAPH.items() if stage.post_ids is None]

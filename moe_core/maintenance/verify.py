@@ -1,12 +1,13 @@
 """Whether every byte of a study's store is the one that was written. Reads all of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_core.engine.context import Context
-from moe_core.maintenance.gc import DATA_SETS
+from moe_core.errors import CorruptArtifact
 from moe_core.serving import publication
+from moe_core.stages.data.rows import DATA_SETS
 from moe_core.stages.gate import current_partition
 from moe_core.stages.trunk import frozen
 from moe_core.store.artifact import Artifact
@@ -45,40 +46,35 @@ def verify(context: Context) -> Iterator[Damage | Artifact]:
 
 
 def damaged_files(context: Context) -> Iterator[Damage]:
-    """Of files that say what the study lives with, by any settings that it had, and which mixture is published."""
-    readers: dict[str, Callable[[Path], object]] = {
-        "trunk": frozen.read_current,
-        "partition": current_partition.read_current,
-    }
-    for name, read in readers.items():
-        for path in sorted((context.root / name).glob("current.*.json")):
+    """Damaged pointers, of any settings that the study had, and a damaged log of what is published."""
+    for asset, read in (("trunk", frozen.Snapshot.read), ("partition", current_partition.CurrentPartition.read)):
+        for path in sorted((context.root / asset).glob("current.*.json")):
             try:
                 read(path)
-            except ValueError as error:
-                yield Damage(path, _with_way_out(context, name, path, error))
+            except CorruptArtifact as error:
+                yield Damage(path, _with_way_out(context, asset, path, error))
     try:
         publication.load(context.root)
     except ValueError as error:
         yield Damage(context.root / publication.FILE, str(error))
 
 
-def _with_way_out(context: Context, name: str, path: Path, error: ValueError) -> str:
-    if path != frozen.current_file(context, name):
+def _with_way_out(context: Context, asset: str, path: Path, error: CorruptArtifact) -> str:
+    if path != frozen.pointer_file(context.planner.graph, context.study, context.root, asset):
         return f"{error}: with the settings that it belongs to, `hardmoe run` writes it again from the store"
-    try:
-        said = frozen.load(context) if name == "trunk" else current_partition.load(context)
-    except ValueError as why:  # the store does not tell
-        return str(why)
-    if said is None:  # of a trunk that is made anew in any case
+    current = context.planner.state.pointers[asset]  # by the store, where the file is damaged
+    if isinstance(current, Exception):
+        return str(current)
+    if current is None:  # of a trunk that is trained again in any case
         return f"{error}: `hardmoe run` writes it again"
-    version = said["trunk"] if isinstance(said, dict) else said.version
-    return f"{error}: `hardmoe run` writes it again from the store, where {name} {version} is the newest"
+    version = current.trunk if isinstance(current, frozen.Snapshot) else current.version
+    return f"{error}: `hardmoe run` writes it again from the store, where {asset} {version} is the newest"
 
 
 def has_rows(context: Context, posts: Artifact) -> bool:
     """Whether it has its rows still: where posts of its shard were forgotten since, only the record stays."""
     assert posts.key is not None
-    return posts.inputs.get("forgotten", "") == context.forgotten.digest_of(posts.key)
+    return posts.inputs.get("forgotten", "") == context.takedowns.digest_of(posts.key)
 
 
 def _lost_rows(context: Context, artifact: Artifact, checked: dict[str, dict[str, bool]]) -> list[str]:

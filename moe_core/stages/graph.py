@@ -1,13 +1,13 @@
 """All stages, each after those it reads."""
 
-from moe_core.engine.stage import Stage
+from moe_core.engine.stage import Graph
 from moe_core.stages.data.posts import POSTS
 from moe_core.stages.data.splits import SPLITS
 from moe_core.stages.data.vocabulary import VOCABULARY
 from moe_core.stages.evaluation.evaluation import EVALUATION
 from moe_core.stages.evaluation.report import REPORT
+from moe_core.stages.experts.controls import DENSE_SAME_COST, TRUNK_SAME_BUDGET
 from moe_core.stages.experts.decoder import RANDOM_DECODER, SHARED_DECODER
-from moe_core.stages.experts.dense import DENSE_SAME_COST
 from moe_core.stages.experts.experts import EXPERT, RANDOM_EXPERT, SEPARATE_EXPERT
 from moe_core.stages.experts.joint import JOINT_EXPERTS, RANDOM_JOINT_EXPERTS
 from moe_core.stages.gate.partition import PARTITION
@@ -15,11 +15,10 @@ from moe_core.stages.mixture.bundle import MIXTURE
 from moe_core.stages.mixture.embeddings import EMBEDDINGS
 from moe_core.stages.mixture.promote import PUBLISHED
 from moe_core.stages.trunk.features import TRUNK_FEATURES
-from moe_core.stages.trunk.trunk import TRUNK, TRUNK_SAME_BUDGET
+from moe_core.stages.trunk.trunk import TRUNK
 
-GRAPH: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
+GRAPH = Graph(
+    (
         POSTS,
         SPLITS,
         VOCABULARY,
@@ -40,5 +39,7 @@ GRAPH: dict[str, Stage] = {
         EVALUATION,
         EMBEDDINGS,
         REPORT,
-    )
-}
+    ),
+    # what one expert reads of a partition has a name of its own for Dagster
+    aliases={"expert_shard": "partition", "random_shard": "partition"},
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from moe_core.errors import CorruptArtifact
@@ -22,7 +23,7 @@ class Spec:
     settings: Json
     inputs: Mapping[str, str]  # name of what is read -> its version
 
-    @property
+    @cached_property
     def version(self) -> str:
         return content_hash(
             {

@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,16 @@ from pipelines.terminal import echo, echo_json
 if TYPE_CHECKING:
     from moe_core.data.sources import Unready
     from moe_core.engine.context import Context
+    from moe_core.engine.planner import Name, PlannedTask
     from moe_core.maintenance.takedown import Takedown
     from moe_core.settings import Study
-    from moe_core.store.artifact import Artifact
-    from pipelines.run.scheduler import Summary
+    from pipelines.run.summary import Summary
 
 
 def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
     return path / "study.toml" if path.is_dir() else path
 
 
-AGAIN = "HARDMOE_PLANNED_AGAIN"  # in the environment of a command that took its own place
 STUDY_OPTION = click.option(
     "--study",
     "study_file",
@@ -106,27 +106,29 @@ def _interrupt_once(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def open_study(study_file: Path) -> "Context":
+def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()) -> "Context":
     """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
-    from moe_core.engine.context import Context
     from moe_core.settings import load_study
     from moe_core.store.owner import check_owner
+    from moe_core.workspace import open_study
 
     study = load_study(study_file)
     check_owner(study_file)
     os.environ["HARDMOE_STUDY"] = str(study_file.absolute())
-    return Context(study, study_file.absolute().parent)
+    return open_study(study, study_file.absolute().parent, by=by, requests=requests)
 
 
-def open_changed(study_file: Path, settings: tuple[str, ...], dry_run: bool) -> "Context":
+def changed_study(
+    study_file: Path, settings: tuple[str, ...], dry_run: bool, requests: Iterable[str] = ()
+) -> "Context":
     """The study with some settings changed; study.toml says so too, unless this is a dry run."""
-    from moe_core.engine.context import Context
     from moe_core.overrides import override
     from moe_core.store.locks import exclusive
     from moe_core.store.owner import check_owner
+    from moe_core.workspace import open_study
 
     if not settings:
-        return open_study(study_file)
+        return study_at(study_file, requests=requests)
     check_owner(study_file)
     if dry_run:
         changed = override(study_file, settings)
@@ -137,25 +139,24 @@ def open_changed(study_file: Path, settings: tuple[str, ...], dry_run: bool) -> 
             changed.write()
     for change in changed.changes:
         echo(f"{study_file}{' would say' if dry_run else ''}: {change}", err=True)
-    return Context(changed.study, study_file.absolute().parent) if dry_run else open_study(study_file)
+    if not dry_run:
+        return study_at(study_file, requests=requests)
+    return open_study(changed.study, study_file.absolute().parent, requests=requests)
 
 
-def show_outlook(
-    context: "Context",
-    tasks: "list[tuple[str, str | None]]",
-    force: bool,
-    workers: int | None,
-    as_json: bool,
+def show_run_plan(
+    context: "Context", planned: "Sequence[PlannedTask]", force: bool, workers: int | None, as_json: bool
 ) -> None:
-    """What a run would do, and what that takes."""
-    from pipelines.run.estimate import outlook
+    """What a run of these tasks would do."""
+    from pipelines.run.estimate import run_plan
+    from pipelines.run.scheduler import checked_workers
 
     warn_damaged(context)
-    found = outlook(context, tasks, force, workers)
+    plan = run_plan(context, planned, force, checked_workers(workers, context.study.partition.experts))
     if as_json:
-        echo_json(found.as_json())
+        echo_json(plan.as_json())
     else:
-        for line in found.as_lines():
+        for line in plan.as_lines():
             echo(line)
 
 
@@ -179,68 +180,31 @@ def write_study(path: Path, study: "Study") -> None:
 
 
 def run_shown(context: "Context", **options: Any) -> "Summary":
-    """`run_study` with its progress shown. What something overtakes is planned again, once, but not by force."""
-    from moe_core.stages.gate.current_partition import went_back
+    """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
     from moe_core.store.owner import claim
     from pipelines.cli.progress import Display
-    from pipelines.run.scheduler import Summary, run_study, settings_changed, study_file_of, tasks_of, use_workers
-    from pipelines.run.task import SETTINGS, Task
+    from pipelines.run.plan import tasks_until
+    from pipelines.run.scheduler import run_study, study_file_of, use_workers
+    from pipelines.run.summary import Summary
 
     claim(study_file_of(context.root))
     warn_damaged(context)
-    warn_unready(context.unready)  # also a source that is not there is said before anything starts
+    warn_unready(context)
+    _ = context.shards  # a source that is not there is an error before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
-    signal.signal(signal.SIGTERM, _interrupt_once)  # whoever ends us so gets the end of Ctrl-C
-
-    def due(context: "Context") -> list[Task]:
-        only = options.get("only")
-        return [Task(*task) for task in (tasks_of(context, options.get("until")) if only is None else only)]
-
-    def once(context: "Context") -> "Summary":
-        try:
-            return shown_once(context)
-        except KeyboardInterrupt:  # before or after runs are under way
-            return Summary(interrupted=True)
-
-    def shown_once(context: "Context") -> "Summary":
-        now = finish_takedown(context)
-        with Display(now, due(now), use_workers(options.get("workers"), now.study.partition.experts)) as display:
-            return run_study(display.context, on_event=display.event, on_poll=display.poll, **options)
-
-    before = context.current
-    summary = once(context)
-    if summary.overtaken and not (summary.interrupted or options.get("force") or "only" in options):
-        if summary.overtaken == SETTINGS:
-            _run_again(SETTINGS)
-        else:
-            echo(f"Meanwhile {summary.overtaken}: what is left is planned again", err=True)
-            summary = summary.followed_by(once(context))
-    if summary.interrupted:
-        return summary
-    now = finish_takedown(context)  # one that came meanwhile had to wait
-    if said := went_back(now, before):
-        echo(f"The study {said}", err=True)
-    if settings_changed(context) and not summary.overtaken:
-        echo(
-            f"Meanwhile {SETTINGS}: what was made has the settings from before; `hardmoe run` makes what the change "
-            "concerns",
-            err=True,
-        )
-    summary.failed |= {f"source {file.path}": file.why for file in context.unready}
+    signal.signal(signal.SIGTERM, _interrupt_once)  # SIGTERM behaves like Ctrl-C
+    try:
+        now, only = finish_takedown(context), options.get("only")
+        planned = tasks_until(now, options.get("until")) if only is None else [now.planner.task(*t) for t in only]
+        with Display(now, planned, use_workers(options.get("workers"), now.study.partition.experts)) as display:
+            summary = run_study(now, on_event=display.event, on_poll=display.poll, **options)
+    except KeyboardInterrupt:  # before or after runs are under way
+        return Summary(interrupted=True)
+    if not summary.interrupted:
+        finish_takedown(context)  # one that came meanwhile had to wait
+        summary.failed |= {f"source {file.path}": file.why for file in context.planner.state.unready}
     return summary
-
-
-def _run_again(why: str) -> None:
-    """This process becomes the same command once more: the processes that work, Dagster and torch have the settings as
-    they were read. Returns where it is that second one already: two commands with other settings each would never end.
-    """
-    if AGAIN in os.environ:
-        return
-    echo(f"Meanwhile {why}: what is left is planned again", err=True)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {AGAIN: "1"})
 
 
 def warn_damaged(context: "Context") -> None:
@@ -251,66 +215,65 @@ def warn_damaged(context: "Context") -> None:
         echo(f"Damaged: {damage.why}", err=True)
 
 
-def warn_unready(unready: "list[Unready]") -> None:
+def warn_unready(context: "Context") -> None:
+    """Names new files of the source that cannot be read as they are now."""
+    warn_unready_files(context.planner.state.unready)
+
+
+def warn_unready_files(unready: "Iterable[Unready]") -> None:
     for file in unready:
         echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
 
 
-def as_last_made(context: "Context", *wanted: "tuple[str, str | None]") -> bool:
-    """Whether the source can be read now. Where not, that is said, and the study names the newest of these assets in
-    the store, with what they were made from.
+def with_source(context: "Context", *wanted: "Name") -> "Context":
+    """The study; where its source cannot be read, that is said, and these assets are as they were last built, with what
+    they were made from.
 
-    Raises ValueError where there is none.
+    Raises BadSource where one was never built.
     """
-    try:
-        _ = context.shards
-        return True
-    except (ValueError, OSError) as error:
-        why = shown(" ".join(str(error).split()), 4000)
+    from moe_core.errors import BadSource
+
+    source = context.planner.state.source
+    if not isinstance(source, Exception):
+        return context
+    why = shown(" ".join(str(source).split()), 4000)
     for asset, key in wanted:
-        if _pin_newest(context, asset, key) is None:
-            raise ValueError(f"the source cannot be read, and the store has no {asset} yet: {why}")
+        if not context.store.versions(asset, key):
+            raise BadSource(f"the source cannot be read, and the store has no {asset} yet: {why}")
+        context = _as_last_built(context, asset, key)
     echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
-    return False
+    return context
 
 
-def _pin_newest(context: "Context", asset: str, key: str | None = None) -> "Artifact | None":
-    """The newest of an asset partition in the store, which the context names from here on, with what it was made from;
-    None where there is none."""
-    from moe_core.stages.gate.current_partition import plan_of
-
-    there = context.store.versions(asset, key)
-    if not there:
-        return None
-    newest = max(there, key=lambda artifact: artifact.made_at)
-    context.plans[asset, key] = plan_of(newest)
-    for name, version in newest.inputs.items():
-        if made_from := context.store.read(context.root / name / version):
-            context.plans[name, None] = plan_of(made_from)
-    return newest
+def _as_last_built(context: "Context", asset: str, key: str | None = None) -> "Context":
+    """The study with the newest version of an asset in the store, and what that was made from, in place of its own."""
+    newest = max(context.store.versions(asset, key), key=lambda artifact: artifact.made_at)
+    made_from = (context.store.get(name, None, version) for name, version in newest.inputs.items())
+    return replace(context, planner=context.planner.pinned([newest, *filter(None, made_from)]))
 
 
-def older(context: "Context", asset: str) -> list[str] | None:
-    """None where an asset is as the study wants it now. Else the context names the newest one in the store, which is
-    told with what changed since; that is returned too. Raises ValueError where there is none."""
+def last_built(context: "Context", asset: str) -> "tuple[Context, list[str] | None]":
+    """(the study with the newest version of an asset, what changed since: None where it is as the study wants it now).
+
+    What changed is printed. Raises MissingInput where it was never built.
+    """
     from datetime import UTC, datetime
 
+    from moe_core.engine.planner import Blocked, missing
     from pipelines.run.reasons import older_than
-    from pipelines.run.status import state_of
+    from pipelines.run.status import states
 
-    if not as_last_made(context, (asset, None)):
-        return ["the source cannot be read"]
-    try:
-        if context.find(asset):
-            return None
-        why = ""
-    except ValueError as error:  # something that it is made from is not there
-        why = str(error)
-    asked = type(context)(context.study, context.root)
-    newest = _pin_newest(context, asset)
-    if newest is None:
-        raise ValueError(why or f"the store has no {asset} yet: `hardmoe run` makes it")
-    since = older_than(asked, newest) or [state_of(asked, asset, None, {}).why or "what it is made from"]
+    if isinstance(context.planner.state.source, Exception):
+        return with_source(context, (asset, None)), ["the source cannot be read"]
+    wanted = context.planner.artifact(asset)
+    if not isinstance(wanted, Blocked):
+        return context, None
+    if not context.store.versions(asset, None):
+        raise missing(asset, None, wanted)
+    pinned = _as_last_built(context, asset)
+    newest = pinned.need(asset)
+    (state,) = states(context, [context.planner.task(asset)], {})
+    since = older_than(context, newest) or [state.why or "what it is made from"]
     at = datetime.fromtimestamp(newest.made_at, UTC).isoformat(" ", "minutes").removesuffix("+00:00")
     name = "table" if asset == "evaluation" else asset
     echo(
@@ -318,16 +281,16 @@ def older(context: "Context", asset: str) -> list[str] | None:
         "makes it again.",
         err=True,
     )
-    return since
+    return pinned, since
 
 
 def finish_takedown(context: "Context") -> "Context":
     """Ends a takedown that was begun, unless others are at work; the study as it is then."""
-    from moe_core.engine.context import Context
     from moe_core.errors import LockHeld
+    from moe_core.workspace import reopened
 
-    now = Context(context.study, context.root)
-    if not now.forgotten.pending:
+    now = reopened(context)
+    if not now.takedowns.pending:
         return now
     try:
         show_takedown(done := take_posts_down(now, [], [], dry_run=False))
@@ -335,7 +298,7 @@ def finish_takedown(context: "Context") -> "Context":
             echo(f"Takedown: {len(done.left)} places still name what was forgotten: {'; '.join(done.left)}", err=True)
     except LockHeld as why:
         echo(f"Takedown: {why}", err=True)
-    return Context(context.study, context.root)
+    return reopened(context)
 
 
 def take_posts_down(context: "Context", ids: list[str], users: list[str], dry_run: bool) -> "Takedown":
@@ -390,12 +353,7 @@ def finish(summary: "Summary") -> None:
         what = "before anything was begun" if nothing else f": {len(summary.left)} not begun{under_way}"
         echo(f"Interrupted{' ' * nothing}{what}. The same command goes on from here.", err=True)
         sys.exit(130)
-    if summary.overtaken:
-        echo(
-            f"Stopped: meanwhile {summary.overtaken}; {len(summary.left)} not begun. `hardmoe run` goes on from here.",
-            err=True,
-        )
-    if summary.failed or summary.overtaken:
+    if summary.failed:
         sys.exit(1)
 
 

@@ -10,14 +10,14 @@ import click
 from pipelines.cli.common import (
     JSON,
     STUDY_OPTION,
-    as_last_made,
-    older,
-    open_study,
+    last_built,
     publication_of,
     show_keys,
     show_table,
+    study_at,
     table_of,
     warn_unready,
+    with_source,
 )
 from pipelines.terminal import Colored, echo, echo_json
 
@@ -35,11 +35,11 @@ def status(study_file: Path, as_json: bool) -> None:
     """
     from pipelines.run.status import posts_of, states_of
 
-    context = open_study(study_file)
+    context = study_at(study_file)
     states = states_of(context)
     posts = posts_of(context)
     if as_json:
-        unready = {file.path: file.why for file in context.unready}
+        unready = {file.path: file.why for file in context.planner.state.unready}
         echo_json({"posts": posts, "unready": unready, "assets": [state.as_json() for state in states]})
         return
     reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
@@ -47,8 +47,8 @@ def status(study_file: Path, as_json: bool) -> None:
         f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
         + (f" ({reasons})" if reasons else "")
     )
-    warn_unready(context.unready)
-    if context.forgotten.pending:
+    warn_unready(context)
+    if context.takedowns.pending:
         echo(f"A takedown is not finished: hardmoe forget --study {quote(str(study_file))} --apply")
     colors = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
@@ -66,8 +66,8 @@ def results(study_file: Path, as_json: bool) -> None:
     """
     from moe_core.evaluation.comparison import compare
 
-    context = open_study(study_file)
-    since = older(context, "evaluation")
+    context = study_at(study_file)
+    context, since = last_built(context, "evaluation")
     if as_json:
         table = table_of(context)
         said = {
@@ -93,7 +93,7 @@ def report(study_file: Path, open_it: bool) -> None:
     """
     import webbrowser
 
-    context = open_study(study_file)
+    context = study_at(study_file)
     page = _page(context)
     echo(page)
     if open_it and not webbrowser.open(page.absolute().as_uri()):
@@ -105,8 +105,8 @@ def _page(context: "Context") -> Path:
     from moe_core.evaluation.page import render_table
     from moe_core.store.files import write_text
 
-    if context.forgotten.entries and not context.store.versions("report", None):
-        since = older(context, "evaluation")
+    if context.takedowns.entries and not context.store.versions("report", None):
+        context, since = last_built(context, "evaluation")
         echo(
             "A takedown removed the report, which had pictures and hashtags of posts: this page has the table alone.",
             err=True,
@@ -115,7 +115,7 @@ def _page(context: "Context") -> Path:
         page.parent.mkdir(exist_ok=True)
         write_text(page, render_table(context.study, table_of(context), since or []))
         return page
-    older(context, "report")
+    context, _ = last_built(context, "report")
     return context.need("report").file("report.html")
 
 
@@ -141,9 +141,9 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
     from pipelines.ui.services import checked_host, checked_prefix, dagster_services, keep
 
     allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
-    context = open_study(study_file)
+    context = study_at(study_file)
     home(context.root, default_workers(context.study.partition.experts))
-    if as_last_made(context):
+    if not isinstance(with_source(context).planner.state.source, Exception):
         show_keys(context)
     hold_ui(port)
     if (seconds := daemon_reported()) is not None:

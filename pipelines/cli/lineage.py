@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moe_core.text import shown
-from pipelines.cli.common import JSON, STUDY_OPTION, as_last_made, open_study
+from pipelines.cli.common import JSON, STUDY_OPTION, study_at, with_source
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
     """
     from moe_core.maintenance.lineage import find, place_of, report
 
-    context = open_study(study_file)
+    context = study_at(study_file)
     if version is None:
-        as_last_made(context, place_of(asset)[:2])
+        context = with_source(context, place_of(asset)[:2])
     said = report(context, find(context, asset, version))
     if as_json:
         echo_json(said)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_core.text import shown
-from pipelines.cli.common import JSON, STUDY_OPTION, open_study, show_takedown, take_posts_down
+from pipelines.cli.common import JSON, STUDY_OPTION, show_takedown, study_at, take_posts_down
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def reap(study_file: Path) -> None:
     from pipelines import instance
     from pipelines.run.scheduler import default_workers
 
-    context = open_study(study_file)
+    context = study_at(study_file)
     instance.home(context.root, default_workers(context.study.partition.experts))
     with instance.opened() as open_instance:
         ended = instance.reap(open_instance)
@@ -49,7 +49,7 @@ def tidy(study_file: Path, superseded: bool, apply_it: bool, dry_run: bool, as_j
     """
     from moe_core.maintenance.gc import tidy as clean_up
 
-    done = clean_up(open_study(study_file), _only_shows(apply_it, dry_run), superseded)
+    done = clean_up(study_at(study_file), _only_shows(apply_it, dry_run), superseded)
     if as_json:
         echo_json(done.as_json() | {"applied": apply_it})
         return
@@ -78,7 +78,7 @@ def gc(study_file: Path, keep: int, apply_it: bool, dry_run: bool, as_json: bool
     """
     from moe_core.maintenance.gc import collect
 
-    done = collect(open_study(study_file), keep, dry_run=_only_shows(apply_it, dry_run))
+    done = collect(study_at(study_file), keep, dry_run=_only_shows(apply_it, dry_run))
     if as_json:
         echo_json(done.as_json() | {"applied": apply_it})
         return
@@ -104,7 +104,7 @@ def verify(study_file: Path, as_json: bool) -> None:
     from moe_core.maintenance.verify import Damage
     from moe_core.maintenance.verify import verify as look_at_all
 
-    found = list(look_at_all(open_study(study_file)))
+    found = list(look_at_all(study_at(study_file)))
     damaged = [one for one in found if isinstance(one, Damage)]
     artifacts = len(found) - sum(one.folder.is_file() for one in damaged)
     if as_json:
@@ -138,8 +138,8 @@ def forget(
     from moe_core.data.takedowns import lines_of
 
     only_shows = _only_shows(apply_it, dry_run)
-    context = open_study(study_file)
-    if ids is None and users is None and not context.forgotten.pending:
+    context = study_at(study_file)
+    if ids is None and users is None and not context.takedowns.pending:
         raise ValueError("nothing to take down: name posts with --ids FILE or users with --users FILE")
     done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], only_shows)
     done.left += [] if only_shows else _elsewhere(context, done.texts)

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,13 +15,14 @@ from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.stages.training.fit import seconds_left
-from moe_core.text import shown
+from moe_core.text import format_duration, shown
 from pipelines.run.forecast import Forecast
 from pipelines.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moe_core.engine.planner import PlannedTask
     from pipelines.run.scheduler import Running, Summary
     from pipelines.run.task import Task
 
@@ -32,7 +32,7 @@ LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
 class Display:
     """Live lines on a terminal; a line every few seconds elsewhere. `tasks` are those of the run, for its progress."""
 
-    def __init__(self, context: Context, tasks: "Sequence[Task]" = (), workers: int = 1) -> None:
+    def __init__(self, context: Context, tasks: "Sequence[PlannedTask]" = (), workers: int = 1) -> None:
         self.context = context
         self.forecast = Forecast(context, tasks, workers) if tasks else None
         self.console = Console(highlight=False, soft_wrap=True)
@@ -50,16 +50,19 @@ class Display:
         if self.console.is_terminal:
             self.live.stop()
 
-    def event(self, kind: str, task: "Task", why: str) -> None:
+    def event(self, kind: str, name: str, why: str) -> None:
+        if kind == "replanned":
+            echo(f"Inputs changed ({why}); replanning the remaining tasks", err=True)
+            return
         if self.forecast:
-            self.forecast.event(kind, task)
-        if task.asset == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
+            self.forecast.event(kind, name)
+        if name == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
             for line in warnings_of(self.context):
                 echo(f"Warning: {line}", err=True)  # under Live, too, above what is live
         if kind in ("done", "failed"):
             # in one call: under Live a line that is not ended is overwritten
             colored = Text(f"{kind:7}", "green" if kind == "done" else "red")
-            self.console.print(Text.assemble(colored, f" {task.name:24}  {shown(why, 4000)}"))
+            self.console.print(Text.assemble(colored, f" {name:24}  {shown(why, 4000)}"))
 
     def poll(self, running: "list[Running]", held_up: dict[str, str]) -> None:
         now = time.monotonic()
@@ -83,10 +86,11 @@ class Display:
         return [*found, *(f"waiting {name:24} {why}" for name, why in held_up.items())]
 
     def _report(self, one: "Running") -> dict[str, Any]:
-        from pipelines.run.scheduler import progress_of
+        from assets.materialize import progress_file
 
+        file = progress_file(self.context.root, one.task.asset, one.task.key)
         try:
-            said: dict[str, Any] = json.loads(progress_of(self.context, one.task).read_text("utf-8"))
+            said: dict[str, Any] = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return said
@@ -103,7 +107,7 @@ class Display:
         if said.get("steps"):
             least = [f"loss {said['loss']:.3f}", f"{said['images_per_second']:,.0f} images/s", f"step {said['step']:,}"]
             parts.append(f"{100 * said['step'] / said['steps']:3.0f} %")
-            parts += [least[2], *least[:2], f"{as_one_says(seconds_left(said))} left"]
+            parts += [least[2], *least[:2], f"{format_duration(seconds_left(said))} left"]
         elif "posts" in said:
             parts.append(f"{said['posts']:,}" + (f" of {said['of']:,}" if "of" in said else "") + " posts")
         elif "experts" in said:
@@ -125,25 +129,15 @@ def _result(context: Context, task: "Task", summary: "Summary") -> str:
     kind = next((kind for kind, names in kinds.items() if task.name in names), "not begun")
     if kind not in ("made", "fresh"):
         return f"{task.name:24} {kind}"
-    artifact = None
-    with suppress(ValueError):  # its plan was overtaken meanwhile: it belongs to the one before
-        artifact = context.find(task.asset, task.key)
+    artifact = context.find(task.asset, task.key)
     said = artifact.metadata if artifact else {}
     parts = [f"{task.name:24} {kind:7}"]
     if "loss" in said:
         parts.append(f"loss {said['loss']:.3f}")
     if said.get("seconds"):  # not of an expert that was drawn from a generation
-        parts.append(f"{as_one_says(said['seconds'])}")
+        parts.append(f"{format_duration(said['seconds'])}")
         parts.append(f"{said['training_images'] / said['seconds']:,.0f} images/s")
     return "  ".join(parts)
-
-
-def as_one_says(seconds: float) -> str:
-    """12 s, 3 min, 1 h 20 min."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def print_table(table: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipelines.cli.common import JSON, STUDY_OPTION, open_study
+from pipelines.cli.common import JSON, STUDY_OPTION, study_at
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -30,13 +30,11 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
     Example: hardmoe publish --study cats/study.toml --rollback
              hardmoe publish --study cats/study.toml --version 1f0c8e5a2b7d4c3e9f60 --force
     """
-    from moe_core.maintenance.takedown import network_name
     from moe_core.serving.publication import load
 
     if sum((rollback, list_it, version is not None or force)) > 1:
         raise ValueError("--rollback, --list and --version (or --force) exclude one another: say one")
-    context = open_study(study_file)
-    context.by = "hardmoe publish"
+    context = study_at(study_file, by="hardmoe publish")
     book = load(context.root)
     refused = False
     if not list_it:
@@ -50,7 +48,7 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
         echo_json({"published": book.published, "previous": book.previous, "history": history})
     else:
         _show(book, list_it)
-    if network_name("mixture", None, book.published) in context.forgotten.saw:
+    if f"mixture {book.published}" in context.takedowns.saw:
         echo("Warning: the published mixture saw posts that were taken down since.", err=True)
     if refused:
         raise ValueError(f"not published: {book.history[-1].why}; --force publishes it all the same")
@@ -94,12 +92,12 @@ def _show_dagster(context: "Context", book: "Book") -> None:
 
     from assets.mixture import NEWEST, decided
     from assets.study import key_of
+    from moe_core.store.artifact import Spec
     from pipelines.instance import opened
 
-    try:
-        mixture = context.version("mixture")
-    except ValueError:  # another is to be made to know it: nothing is newest
-        mixture = book.history[-1].mixture
+    spec = context.planner.spec("mixture")
+    # where another artifact is to be built to know it, nothing is newest
+    mixture = spec.version if isinstance(spec, Spec) else book.history[-1].mixture
     said = decided(context.root, mixture)
     newest = said.pop("newest is published")
     with opened() as instance:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.common import JSON, STUDY_OPTION, WORKERS, finish, open_study, run_shown
+from moe_core.errors import BadSetting
+from pipelines.cli.common import JSON, STUDY_OPTION, WORKERS, finish, run_shown, study_at
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -26,38 +27,33 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
 
     Example: hardmoe repartition --study cats/study.toml --dry-run
     """
-    from moe_core.stages.gate import current_partition
-    from moe_core.stages.gate.refit import look_ahead
-    from moe_core.stages.graph import GRAPH
+    from moe_core.stages.gate import current_partition, refit
     from moe_core.stages.trunk import frozen
-    from pipelines.run.scheduler import Summary
+    from pipelines.run.summary import Summary
 
-    context = open_study(study_file)
-    if until not in GRAPH:
-        raise ValueError(f"no asset {until!r}: wanted one of {', '.join(GRAPH)}")
     if as_json and not dry_run:
-        raise ValueError("--json goes with --dry-run: it is what would be done as a document")
+        raise BadSetting("--json goes with --dry-run: it is what would be done as a document")
     if dry_run:
         if renew:
-            raise ValueError("--dry-run --renew-trunk: a trunk that is not trained cannot tell where posts will lie")
-        show_churn(look_ahead(context), as_json)
+            raise BadSetting("--dry-run --renew-trunk: a trunk that is not trained cannot tell where posts will lie")
+        show_churn(refit.preview(study_at(study_file, requests=("refit",))), as_json)
         return
-    asked = {
-        current_partition.REQUEST: current_partition.is_refit_asked(context),
-        frozen.RENEW: frozen.is_renewal_asked(context),
-    }
+    context = study_at(study_file)
+    context.planner.stage(until)
+    before = context.planner.state.requests
     summary = Summary(interrupted=True)
     with suppress(KeyboardInterrupt):
-        current_partition.ask_to_refit(context)
-        if renew and not frozen.ask_to_renew(context):
+        current_partition.request_refit(context)
+        if renew and not frozen.request_renewal(context):
             echo("Trunk and vocabulary are those of all shards already.", err=True)
-        summary = run_shown(open_study(study_file), until=until, workers=workers)
+        summary = run_shown(study_at(study_file), until=until, workers=workers)
     if summary.interrupted and not {"trunk", "partition"} & {*summary.made, *summary.stopped}:
-        for name in (name for name, before in asked.items() if not before):  # else the next run would do what nobody
-            (context.root / name).unlink(missing_ok=True)  # wants any more
-    if not (summary.failed or summary.interrupted or summary.overtaken):
-        found = open_study(study_file).need("partition")
-        show_churn(dict(found.metadata) | churn_of(found))
+        for request, name in (("refit", current_partition.REQUEST), ("renew", frozen.RENEW)):
+            if request not in before:  # else the next run would do what nobody wants any more
+                (context.root / name).unlink(missing_ok=True)
+    if not (summary.failed or summary.interrupted):
+        partition = study_at(study_file).need("partition")
+        show_churn(dict(partition.metadata) | churn_of(partition))
     finish(summary)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.errors import BadSetting
 from moe_core.formats import FORMATS
 from moe_core.recipes import RECIPES
 from moe_core.text import refuse_bytes
@@ -16,16 +17,16 @@ from pipelines.cli.common import (
     SET,
     STUDY_OPTION,
     WORKERS,
+    changed_study,
     finish,
-    open_changed,
-    open_study,
     run_shown,
     show_keys,
-    show_outlook,
     show_publication,
     show_results,
+    show_run_plan,
     show_table,
-    warn_unready,
+    study_at,
+    warn_unready_files,
     write_study,
 )
 from pipelines.terminal import echo
@@ -56,8 +57,9 @@ def demo(root: Path, workers: int | None) -> None:
     study_file = root / "study.toml"
     if not study_file.exists():
         write_study(study_file, recipe())
-    context = open_study(study_file)
+    context = study_at(study_file)
     finish(run_shown(context, workers=workers))
+    context = study_at(study_file)
     show_table(context)
     echo()
     report = context.need("report").path / "report.html"
@@ -155,7 +157,7 @@ def init(
     lines, seen = preview(found, find_shards(found, unready=unready), base.data.image_size)
     for line in lines:
         echo(line)
-    warn_unready(unready)
+    warn_unready_files(unready)
     study = base.model_copy(update={"name": name or plain, "source": found})
     if kind != "synthetic":
         study = _as_proposed(study, seen, by_name)
@@ -168,7 +170,7 @@ def init(
     echo(_training_time(study, seen))
     write_study(study_file, study_of(dump_study(study), study_file))
     echo(f"Wrote {study_file}. Next: hardmoe run --study {quote(str(study_file))}")
-    show_keys(open_study(study_file))
+    show_keys(study_at(study_file))
 
 
 def _as_proposed(study: "Study", seen: "Seen", by_name: bool) -> "Study":
@@ -185,8 +187,8 @@ def _training_time(study: "Study", seen: "Seen") -> str:
     """An estimate, by a trial of a second or so on this machine."""
     import torch
 
+    from moe_core.text import format_duration
     from moe_core.training.trial import images_per_second
-    from pipelines.cli.progress import as_one_says
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hashtags = max(2, seen.distinct_tags)
@@ -194,10 +196,10 @@ def _training_time(study: "Study", seen: "Seen") -> str:
     trunk, experts = study.trunk.epochs, study.expert_training.epochs
     seconds = seen.train_of(study) / speed
     where = "on the GPU" if device == "cuda" else "on one core, less on several"
-    line = f"Estimate for the training, from a trial: {as_one_says((trunk + experts) * seconds)} {where}"
+    line = f"Estimate for the training, from a trial: {format_duration((trunk + experts) * seconds)} {where}"
     if study.evaluation.controls:
         controls = 3 * experts + (trunk + experts if study.evaluation.dense_control else 0)
-        line += f"; {as_one_says(controls * seconds)} more for the controls (--quick leaves them out)"
+        line += f"; {format_duration(controls * seconds)} more for the controls (--quick leaves them out)"
     return line
 
 
@@ -228,25 +230,23 @@ def run(
 
     Example: hardmoe run --study cats/study.toml --workers 2
     """
-    from moe_core.stages.trunk.frozen import ask_to_renew
-    from pipelines.run.scheduler import tasks_of
+    from moe_core.stages.trunk.frozen import request_renewal
+    from pipelines.run.plan import tasks_until
 
     _json_needs_dry_run(as_json, dry_run)
-    context = open_changed(study_file, settings, dry_run)
     renew = renew_trunk or (force and until not in ("posts", "splits"))
+    context = changed_study(study_file, settings, dry_run, requests=("renew",) if renew and dry_run else ())
     if dry_run:
-        if renew:
-            context = type(context)(context.study, context.root, asked=frozenset({"renew"}))
-        show_outlook(context, tasks_of(context, until), force, workers, as_json)
+        show_run_plan(context, tasks_until(context, until), force, workers, as_json)
         return
     if renew:
-        ask_to_renew(context)
+        request_renewal(context)
     finish(run_shown(context, until=until, workers=workers, force=force))
-    made = {name for name, _ in tasks_of(context, until)}
-    if "evaluation" in made:
-        show_table(context)
-    elif "published" in made:
-        show_publication(context, always=True)
+    now, last = study_at(study_file), {task.stage for task in tasks_until(context, until)}
+    if "evaluation" in last:
+        show_table(now)
+    elif "published" in last:
+        show_publication(now, always=True)
 
 
 @click.command(short_help="Train some experts, or all.")
@@ -282,18 +282,18 @@ def backfill(
     Example: hardmoe backfill --study cats/study.toml --experts e000,e003
     """
     _json_needs_dry_run(as_json, dry_run)
-    context = open_changed(study_file, settings, dry_run)
+    context = changed_study(study_file, settings, dry_run)
     chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
     tasks: list[tuple[str, str | None]] = [("expert", key) for key in chosen]
     if dry_run:
-        show_outlook(context, tasks, force, workers, as_json)
+        show_run_plan(context, [context.planner.task(*task) for task in tasks], force, workers, as_json)
         return
     if not chosen:
         echo("No expert is to be made: nothing to do.")
         return
     if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
-        raise ValueError(
-            "decoder.mode is joint: experts of one generation are trained together, not one by one; say "
+        raise BadSetting(
+            "decoder.mode is joint: experts of one generation are trained together, not one by one; run "
             f"`hardmoe run --study {quote(str(study_file))} --until expert`, with --force where they exist"
         )
     summary = run_shown(context, only=tasks, workers=workers, force=force)

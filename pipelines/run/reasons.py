@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from moe_core.engine.context import Context
+from moe_core.maintenance.lineage import Lineage
 from moe_core.settings import Study
-from moe_core.stages.gate.current_partition import plan_of
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.text import shown
@@ -31,7 +31,7 @@ TABLES = {  # of the study, looked through in this order for a setting of a stag
     "evaluation": ("evaluation",),
 }
 OTHERS = {
-    "forgotten": "posts were forgotten",
+    "forgotten": "posts taken down",
     "shard": "its source file changed",
     "previous": "it follows another partition",
     "against": "another mixture was published since",
@@ -47,20 +47,20 @@ OTHERS = {
 }
 
 
-def why_stale(context: Context, old: Artifact, plan: Spec) -> str:
+def why_stale(context: Context, old: Artifact, spec: Spec) -> str:
     """What differs between what an artifact was made from and what it would be made from now."""
-    found = list(dict.fromkeys(_reasons(context, old, plan)))
+    found = list(dict.fromkeys(_reasons(context, old, spec)))
     if len(found) > 1:
         found = [reason for reason in found if reason != OTHERS["previous"]]  # it follows
     return ", ".join(found[:MOST]) + (f" and {len(found) - MOST} more" if len(found) > MOST else "")
 
 
-def _reasons(context: Context, old: Artifact, plan: Spec) -> Iterator[str]:
-    yield from _settings(context.study, plan.asset, plan_of(old).settings, plan.settings)
-    names = sorted(set(old.inputs) | set(plan.inputs))
-    yield from _inputs(context, old, plan, [n for n in names if old.inputs.get(n) != plan.inputs.get(n)])
-    if old.code != plan.code:
-        yield _code(old.code, plan.code)
+def _reasons(context: Context, old: Artifact, spec: Spec) -> Iterator[str]:
+    yield from _settings(context.study, spec.asset, old.settings, spec.settings)
+    names = sorted(set(old.inputs) | set(spec.inputs))
+    yield from _inputs(context, old, spec, [n for n in names if old.inputs.get(n) != spec.inputs.get(n)])
+    if old.code != spec.code:
+        yield _code(old.code, spec.code)
 
 
 def _settings(study: Study, asset: str, old: Any, new: Any) -> Iterator[str]:
@@ -75,30 +75,31 @@ def _code(then: str, now: str) -> str:
     return f"this version of hardmoe computes it in another way (code {then} then, {now} now)"
 
 
-def _inputs(context: Context, old: Artifact, plan: Spec, different: list[str]) -> Iterator[str]:
+def _inputs(context: Context, old: Artifact, spec: Spec, different: list[str]) -> Iterator[str]:
     parts: dict[str, list[str]] = {}
+    experts = set(context.experts)
     for name in different:
         asset, _, key = name.rpartition(" ")
         if name == "posts":
-            yield from ([f"posts of {shown(plan.key)} changed"] if plan.key else _posts(context, old))
+            yield from ([f"posts of {shown(spec.key)} changed"] if spec.key else _posts(context, old))
         elif name in RETRAINED:
             yield f"{name} retrained"
         elif name == "members":
             if "trunk" not in different:
-                yield _members(context, plan)
+                yield _members(context, spec)
         elif name == "from":
             if not {"trunk", "members"} & set(different):
                 yield OTHERS[name]
         elif asset == "features":
-            yield from _features(context, old, plan, key)
-        elif asset in PARTS or name in context.experts:
-            parts.setdefault(asset or _part(plan.asset), []).append(key or name)
+            yield from _features(context, old, spec, key)
+        elif asset in PARTS or name in experts:
+            parts.setdefault(asset or _part(spec.asset), []).append(key or name)
         elif (name == "splits" and "vocabulary" in different) or (name == "partition" and parts):
             continue  # it follows
         elif name in OTHERS:
             yield OTHERS[name]
         elif name.startswith("e") and name[1:].isdigit():
-            parts.setdefault(_part(plan.asset), []).append(name)  # one that the study had
+            parts.setdefault(_part(spec.asset), []).append(name)  # one that the study had
         else:
             yield f"{name} changed"
     for asset, keys in parts.items():
@@ -113,22 +114,22 @@ def _part(asset: str) -> str:
     return "random_expert" if asset == "random_decoder" else "expert"
 
 
-def _members(context: Context, plan: Spec) -> str:
+def _members(context: Context, spec: Spec) -> str:
     """By how much the posts of an expert changed since it was trained, where the partition knows it."""
     with suppress(ValueError, KeyError, OSError):
-        if plan.asset in ("expert", "separate_expert"):
+        if spec.asset in ("expert", "separate_expert"):
             churn = json.loads(context.need("partition").file("churn.json").read_text("utf-8"))
-            return f"{100 * churn['experts'][plan.key]['changed']:.1f} % of its posts changed"
+            return f"{100 * churn['experts'][spec.key]['changed']:.1f} % of its posts changed"
     return "its posts changed"
 
 
-def _features(context: Context, old: Artifact, plan: Spec, shard: str) -> Iterator[str]:
+def _features(context: Context, old: Artifact, spec: Spec, shard: str) -> Iterator[str]:
     if f"features {shard}" not in old.inputs:
         yield f"shard {shown(shard)} added"
-    elif f"features {shard}" not in plan.inputs:
+    elif f"features {shard}" not in spec.inputs:
         yield f"shard {shown(shard)} removed"
     else:
-        before = context.store.read(context.root / "trunk_features" / shard / old.inputs[f"features {shard}"])
+        before = context.store.get("trunk_features", shard, old.inputs[f"features {shard}"])
         with suppress(ValueError):
             if before and before.inputs.get("trunk") != context.version("trunk"):
                 yield "trunk retrained"
@@ -150,14 +151,14 @@ def _posts(context: Context, splits: Artifact) -> Iterator[str]:
             yield f"{_shards(keys)} {what}"
     forgotten, changed, otherwise = list[str](), list[str](), list[str]()
     for key in (key for key in now if seen.get(key, now[key]) != now[key]):
-        before = context.store.read(context.root / "posts" / key / seen[key])
-        plan = context.plan("posts", key)
-        same_file = before is None or before.inputs.get("shard") == plan.inputs["shard"]
+        before = context.store.get("posts", key, seen[key])
+        spec = context.spec("posts", key)
+        same_file = before is None or before.inputs.get("shard") == spec.inputs["shard"]
         was = before.inputs.get("forgotten") if before else None
-        newly = plan.inputs.get("forgotten") not in (None, was)
+        newly = spec.inputs.get("forgotten") not in (None, was)
         (changed if not same_file else forgotten if newly else otherwise).append(key)
     if forgotten:
-        yield f"posts of {_shards(forgotten)} were forgotten"
+        yield f"posts of {_shards(forgotten)} taken down"
     if changed:
         yield f"{_shards(changed)} changed"
     if otherwise:  # the same files, by other settings
@@ -207,19 +208,19 @@ def older_than(context: Context, artifact: Artifact) -> list[str]:
     Empty where nothing is known to have.
     """
     above = _above(context, artifact)
-    since = [entry for entry in context.forgotten.entries.values() if entry.at.timestamp() > artifact.made_at]
+    since = [entry for entry in context.takedowns.entries.values() if entry.at.timestamp() > artifact.made_at]
     keys = sorted({key for entry in since for key in entry.shards})
-    found = [f"posts of {_shards(keys)} were forgotten"] if keys else []
+    found = [f"posts of {_shards(keys)} taken down"] if keys else []
     if "splits" not in above and (new := [s.key for s in context.shards if not context.store.versions("posts", s.key)]):
         found.append(f"{_shards(new)} added")
     for name, stage in GRAPH.items():
         for old in above.get(name, []):
             with suppress(ValueError, OSError):
-                if name == "splits" and old.inputs != stage.inputs(context, None):
+                if name == "splits" and old.inputs.get("posts") != context.planner.posts_snapshot:
                     found += _posts(context, old)
                 now = json.loads(json.dumps(stage.settings(context.study)))
                 found += _settings(
-                    context.study, name, {path: v for path, v in plan_of(old).settings.items() if path in now}, now
+                    context.study, name, {path: v for path, v in old.settings.items() if path in now}, now
                 )
                 found += [f"{name}: {_code(old.code, stage.code)}"] if old.code != stage.code else []
     return list(dict.fromkeys(found))
@@ -227,8 +228,6 @@ def older_than(context: Context, artifact: Artifact) -> list[str]:
 
 def _above(context: Context, artifact: Artifact) -> dict[str, list[Artifact]]:
     """All that an artifact was made from and that is in the store, itself too, by asset."""
-    from moe_core.maintenance.lineage import Lineage
-
     lineage = Lineage(context.store)
     found: dict[str, list[Artifact]] = {}
     for version in lineage.above(artifact.version):

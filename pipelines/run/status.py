@@ -2,19 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.engine.context import Context
-from moe_core.errors import MissingInput
-from moe_core.maintenance.takedown import network_name
+from moe_core.engine.planner import Name, PlannedTask
 from moe_core.processes import alive
-from moe_core.stages.gate.current_partition import goes_back
-from moe_core.stages.graph import GRAPH
-from moe_core.store.artifact import Artifact, Spec
+from moe_core.stages.training.cost import MEMBERS_KEPT
+from moe_core.store.artifact import Spec
 from moe_core.store.hashing import content_hash
 from pipelines.instance import opened
 from pipelines.run.reasons import why_stale
@@ -25,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Of one asset partition."""
+    """One artifact of a study: `state` is fresh, stale, missing, failed or running."""
 
     asset: str
     key: str | None
-    state: str  # fresh, stale, missing, failed or running
+    state: str
     why: str
     version: str
 
@@ -38,12 +36,49 @@ class State:
 
 
 def states_of(context: Context, only: str | None = None) -> list[State]:
-    """Of every asset partition, or those of one asset, in the order of the graph."""
+    """State of every asset partition, or of those of one asset, in the order of the graph."""
     with existing_instance(context.root) as instance:
         failed = failed_runs(instance, context.study.name)
-    names = [name for name, stage in GRAPH.items() if context.study.evaluation.controls or not stage.control]
-    chosen = names if only is None else [only]
-    return [state_of(context, name, key, failed) for name in chosen for key in GRAPH[name].keys_of(context)]
+    return states(context, context.planner.tasks(None if only is None else [only]), failed)
+
+
+def states(context: Context, planned: Iterable[PlannedTask], failed: Mapping[Name, str]) -> list[State]:
+    """States of planned tasks; `failed` is what `failed_runs` found."""
+    running = _running(context.root)
+    return [_state(context, task, running, failed) for task in planned]
+
+
+def _state(context: Context, planned: PlannedTask, running: set[Name], failed: Mapping[Name, str]) -> State:
+    stage, key = planned.name
+    if planned.name in running:
+        return State(stage, key, "running", "", "")
+    if planned.artifact:
+        return State(stage, key, "fresh", _kept(context, stage, key), planned.artifact.version)
+    if planned.spec and planned.name in failed:
+        return State(stage, key, "failed", failed[planned.name], planned.spec.version)
+    old = max(context.store.versions(stage, key), key=lambda a: a.made_at, default=None)
+    if old:
+        taken_down = "posts taken down; " if old.label in context.takedowns.saw else ""
+        why = why_stale(context, old, planned.spec) if planned.spec else str(planned.blocked)
+        return State(stage, key, "stale", taken_down + why, old.version)
+    if planned.spec is None:
+        error = planned.blocked and planned.blocked.error
+        return State(stage, key, "missing", failed.get(planned.name, str(error or "")), "")
+    if "forgotten" in planned.spec.inputs:  # the artifact went with the takedown: it named a post
+        return State(stage, key, "stale", "posts taken down", "")
+    return State(stage, key, "missing", "", planned.spec.version)
+
+
+def _kept(context: Context, stage: str, key: str | None) -> str:
+    """Why something is fresh although posts came since; "" where none did."""
+    frozen = context.planner.frozen
+    if frozen and context.planner.graph[stage].frozen:
+        return f"kept: made from {len(frozen.state.shards)} of {len(context.shards)} shards"
+    column = MEMBERS_KEPT.get(stage)
+    if column is None or key is None:
+        return ""
+    kept = context.planner.recorded("partition").metadata.get("kept_members", {}).get(column, {})
+    return f"kept: {100 * kept[key]:.1f} % of its posts changed" if kept.get(key) else ""
 
 
 def posts_of(context: Context) -> dict[str, Any]:
@@ -66,11 +101,11 @@ def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     """Counts of a shard that was ingested, and differs from what is wanted in nothing but a takedown since; else {}."""
     from moe_core.tables import shards_in, values_in
 
-    plan = context.plan("posts", shard)
+    spec = context.spec("posts", shard)
     before = [
         old
         for old in context.store.versions("posts", shard)
-        if old.inputs["shard"] == plan.inputs["shard"] and (old.code, content_hash(old.settings)) == _made_by(plan)
+        if old.inputs["shard"] == spec.inputs["shard"] and (old.code, content_hash(old.settings)) == _made_by(spec)
     ]
     if not before:
         return {}
@@ -81,70 +116,26 @@ def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     return {"read": read, "accepted": accepted, "rejected": read - accepted, "reasons": dict(sorted(reasons.items()))}
 
 
-def _made_by(plan: Spec) -> tuple[str, str]:
-    return plan.code, content_hash(plan.settings)
+def _made_by(spec: Spec) -> tuple[str, str]:
+    return spec.code, content_hash(spec.settings)
 
 
-def state_of(context: Context, name: str, key: str | None, failed: dict[tuple[str, str | None], str]) -> State:
-    """`failed` is what `failed_runs` found."""
-    if _runs(context, name, key):
-        return State(name, key, "running", "", "")
-    old = sorted(context.store.versions(name, key), key=lambda a: a.path.stat().st_mtime)
-    try:
-        plan = context.plan(name, key)
-    except ValueError as error:  # what it depends on is not there yet
-        if old:
-            why = (
-                f"waits for {error.asset if error.key is None else f'{error.asset}:{error.key}'}"
-                if isinstance(error, MissingInput)
-                else str(error)
-            )
-            return State(name, key, "stale", _forgotten(context, old[-1]) + why, old[-1].version)
-        return State(name, key, "missing", failed.get((name, key), ""), "")
-    if context.store.find(plan):
-        return State(name, key, "fresh", _kept(context, name, key), plan.version)
-    if (name, key) in failed:
-        return State(name, key, "failed", failed[name, key], plan.version)
-    if old:
-        why = _forgotten(context, old[-1]) + why_stale(context, old[-1], plan)
-        return State(name, key, "stale", why, old[-1].version)
-    if "forgotten" in plan.inputs:  # the artifact went with the takedown: it named a post
-        return State(name, key, "stale", "posts were forgotten", "")
-    return State(name, key, "missing", "", plan.version)
-
-
-def _kept(context: Context, name: str, key: str | None) -> str:
-    """Says of what is fresh that it goes on although posts came since, or is an earlier one that is taken up again."""
-    if name == "partition":
-        return goes_back(context)
-    if GRAPH[name].kept and context.basis is not context:
-        return f"kept: made from {len(context.basis.shards)} of {len(context.shards)} shards"
-    column = {"expert": "expert", "separate_expert": "expert", "random_expert": "random"}.get(name)
-    if column is None or key is None:
-        return ""
-    said = context.need("partition").metadata.get("kept_members", {}).get(column, {})
-    return f"kept: {100 * said[key]:.1f} % of its posts changed" if said.get(key) else ""
-
-
-def _forgotten(context: Context, artifact: Artifact) -> str:
-    """Says of an artifact that it was made from posts that were taken down since."""
-    name = network_name(artifact.asset, artifact.key, artifact.version)
-    return "forgotten posts; " if name in context.forgotten.saw else ""
-
-
-def _runs(context: Context, name: str, key: str | None) -> bool:
-    from assets.materialize import progress_file
-
-    try:
-        said = json.loads(progress_file(context.root, name, key).read_text("utf-8"))
-        return alive(str(said["process"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _running(root: Path) -> set[Name]:
+    """Tasks that a living process builds now, by the progress that it writes."""
+    found: set[Name] = set()
+    for file in (root / ".progress").glob("*.json"):
+        stage, _, key = file.name.removesuffix(".json").partition(".")
+        try:
+            if alive(str(json.loads(file.read_text("utf-8"))["process"])):
+                found.add((stage, key or None))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 @contextmanager
 def existing_instance(root: Path) -> "Iterator[dg.DagsterInstance | None]":
-    """Dagster's instance of the study where there is one: nothing is made for who only looks."""
+    """Dagster's instance of the study, None where there is none: nothing is created to look at."""
     home = os.environ.get("DAGSTER_HOME") or str(root / "dagster")
     if not os.path.exists(os.path.join(home, "dagster.yaml")):
         yield None

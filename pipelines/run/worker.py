@@ -22,11 +22,12 @@ import dagster._core.storage.runs
 import dagster._core.storage.schedules
 import torch
 
-from assets.gpu import KEY, uses_gpu
+from assets.gpu import KEY
 from assets.runs import identity
 from assets.study import STUDY, key_of, study
 from moe_core.failpoints import failpoint
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
+from moe_core.stages.graph import GRAPH
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
 from pipelines.run.task import SETTINGS, Task, TaskResult
@@ -88,7 +89,7 @@ def _end() -> None:
 def materialize(task: Task, run_id: str, instance: dg.DagsterInstance, sharers: int = 1) -> TaskResult:
     """Runs the asset in this process, as a run of Dagster's; `sharers` is how many trainings may share a GPU."""
     config: dict[str, Any] = {"ops": {task.asset: {"config": {"force": task.force}}}}
-    if uses_gpu(task.asset):
+    if GRAPH[task.asset].uses_gpu:
         config["resources"] = {KEY: {"config": {"sharers": sharers}}}
     result = defs.resolve_job_def(job_of(task.asset)).execute_in_process(
         run_config=config,

@@ -1,10 +1,10 @@
 """A study whose whole graph is made in this process."""
 
 from helpers.kills import study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.settings import dump_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 
 def tasks(context):
@@ -19,7 +19,7 @@ def make_all(context):
 
 def finished(root):
     (root / "study.toml").write_text(dump_study(study()), "utf-8")
-    make_all(Context(study(), root))
+    make_all(open_study(study(), root))
     return root
 
 

@@ -3,11 +3,11 @@
 import polars as pl
 
 from moe_core.data.synthetic import synthetic_posts
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Repartition, Source, Training, dump_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)
 
@@ -39,7 +39,7 @@ def opened(study, root, **more):
     """The study as a new process sees it."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "study.toml").write_text(dump_study(study), "utf-8")
-    return Context(study, root, **more)
+    return open_study(study, root, **more)
 
 
 def make(study, root, until="mixture"):
@@ -47,7 +47,7 @@ def make(study, root, until="mixture"):
     made = []
     for name in list(GRAPH)[: list(GRAPH).index(until) + 1]:
         if study.evaluation.controls or not GRAPH[name].control:
-            keys = GRAPH[name].keys_of(opened(study, root))
-            new = [key for key in keys if not build(opened(study, root), GRAPH[name], key).reused]
+            keys = opened(study, root).planner.keys(name)
+            new = [key for key in keys if not build(opened(study, root), name, key).reused]
             made += [name if key is None else f"{name}:{key}" for key in new]
     return made

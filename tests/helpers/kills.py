@@ -117,10 +117,10 @@ class Kills:
         forget_opened()
 
     def context(self):
-        from moe_core.engine.context import Context
         from moe_core.settings import load_study
+        from moe_core.workspace import open_study
 
-        return Context(load_study(self.file), self.root)
+        return open_study(load_study(self.file), self.root)
 
     def results(self):
         """Digest of every artifact, and of the rows that posts name."""

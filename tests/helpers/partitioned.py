@@ -17,14 +17,14 @@ import sys
 from pathlib import Path
 from moe_core.settings import load_study
 from moe_core.stages.gate import current_partition
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.workspace import open_study
+from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
-context = Context(load_study(file), file.parent)
+context = open_study(load_study(file), file.parent)
 for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"):
-    for key in GRAPH[name].keys_of(context):
-        build(context, GRAPH[name], key)
+    for key in context.planner.keys(name):
+        build(context, name, key)
 """
 
 

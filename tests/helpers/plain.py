@@ -7,11 +7,11 @@ CODE = """
 import sys
 from pathlib import Path
 from moe_core.settings import load_study
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.workspace import open_study
+from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
-context = Context(load_study(file), file.parent)
+context = open_study(load_study(file), file.parent)
 for stage in GRAPH.values():
     if context.study.evaluation.controls or not stage.control:
         for key in stage.keys_of(context):

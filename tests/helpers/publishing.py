@@ -2,20 +2,20 @@
 
 from click.testing import CliRunner
 
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.serving import publication
 from moe_core.stages.mixture.promote import PUBLISHED
+from moe_core.workspace import open_study
 from pipelines.cli.main import main
 
 
 def version(root, study):
-    return Context(study, root).version("mixture")
+    return open_study(study, root).version("mixture")
 
 
 def publish(root, study):
     """What `hardmoe run` does; the decision about the study's mixture."""
-    context = Context(study, root)
+    context = open_study(study, root)
     build(context, PUBLISHED)
     return publication.load(root).last(context.version("mixture"))
 

@@ -1,8 +1,8 @@
 """A small study whose trunk is trained in several processes."""
 
-from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Source, Training, TrunkSetup
+from moe_core.workspace import open_study
 
 TRUNK = Training(
     epochs=8, batch_size=32, lr=0.1, crop=1, precision="float32", checkpoint_seconds=1e-9, schedule="cosine"
@@ -19,4 +19,4 @@ def context_of(root, trunk=TRUNK, **setup):
             "trunk_setup": TrunkSetup(**setup),
         }
     )
-    return Context(study, root)
+    return open_study(study, root)

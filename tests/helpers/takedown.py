@@ -6,13 +6,12 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
-from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import write_vectors
+from moe_core.workspace import open_study
 
 SIZE = 16
 GONE = "post-of-ann-000"  # ann's posts: 0 to 3 of shard a, 0 of shard b, and one that is rejected
@@ -72,11 +71,11 @@ def files_with(root, text):
 
 def two_shards(folder):
     """Posts of two shards, an artifact of features of each, an older artifact of shard b, a log that names a post."""
-    context = Context(small_study(write_source(folder / "source")), folder / "store")
+    context = open_study(small_study(write_source(folder / "source")), folder / "store")
     context.root.mkdir()
-    build(smaller(context), GRAPH["posts"], "b")
+    build(smaller(context), "posts", "b")
     for key in ("a", "b"):
-        build(context, GRAPH["posts"], key)
+        build(context, "posts", key)
         write_features(context, key)
     (context.root / "logs").mkdir()
     (context.root / "logs" / "posts.a.log").write_text(f"for example {GONE}: no_tags")
@@ -98,8 +97,8 @@ def write_features(context, key):
 
 
 def reopen(context):
-    return Context(context.study, context.root)
+    return open_study(context.study, context.root)
 
 
 def smaller(context):
-    return Context(context.study.model_copy(update={"data": Data(image_size=8, max_reject_rate=1)}), context.root)
+    return open_study(context.study.model_copy(update={"data": Data(image_size=8, max_reject_rate=1)}), context.root)

@@ -1,10 +1,10 @@
 """A store with two mixtures: one that learned something, and one whose networks never moved from their start."""
 
-from moe_core.engine.context import Context
-from moe_core.engine.stage import build
+from moe_core.engine.build import build
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
 from moe_core.stages.graph import GRAPH
+from moe_core.workspace import open_study
 
 CONTROLS_OFF = demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50})
 
@@ -46,8 +46,8 @@ def two_mixtures(root):
     """`root` holds both, and of the good one evaluation and embeddings; neither is published."""
     write(root)
     for study in (BAD, GOOD):
-        make(Context(study, root), "mixture")
-    context = Context(GOOD, root)
+        make(open_study(study, root), "mixture")
+    context = open_study(GOOD, root)
     for name in ("evaluation", "embeddings"):
-        for key in GRAPH[name].keys_of(context):
-            build(context, GRAPH[name], key)
+        for key in context.planner.keys(name):
+            build(context, name, key)

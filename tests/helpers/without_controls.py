@@ -1,8 +1,8 @@
 """A small study without controls, whose whole graph takes seconds."""
 
-from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, load_study
+from moe_core.workspace import open_study
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)
 
@@ -22,4 +22,4 @@ def small_study(**more):
 
 
 def opened(file):
-    return Context(load_study(file), file.parent)
+    return open_study(load_study(file), file.parent)

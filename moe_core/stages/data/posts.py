@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from moe_core.engine.context import Context, threads_for
+from moe_core.engine.context import Context
+from moe_core.engine.planner import Planner
+from moe_core.engine.resources import threads_for
 from moe_core.engine.stage import Stage
 from moe_core.store.artifact import StageOutput
 from moe_core.text import utf8
@@ -15,7 +17,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     from moe_core.tables import pin_of
 
     assert key is not None
-    shard = next(s for s in context.shards if s.key == key)
+    shard = context.planner.state.shard(key)
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
     hashes = ContentHashes(context.root / ".digests.json")
     try:
@@ -28,7 +30,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
             source=utf8(shard.path) or "synthetic",
             threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
             pins=[pin_of(key, context.version("posts", key))],
-            forgotten=context.forgotten.holds if context.forgotten.entries else None,
+            forgotten=context.takedowns.holds if context.takedowns.entries else None,
         )
     except MemoryError:
         raise ValueError(
@@ -57,11 +59,11 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     return StageOutput(said)
 
 
-def _inputs(context: Context, key: str | None) -> dict[str, str]:
+def _inputs(planner: Planner, key: str | None) -> dict[str, str]:
     assert key is not None
-    said = {"shard": next(s.content_hash for s in context.shards if s.key == key)}
-    forgotten = context.forgotten.digest_of(key)
-    return said | ({"forgotten": forgotten} if forgotten else {})
+    taken_down = planner.state.takedowns.digest_of(key)
+    inputs = {"shard": planner.state.shard(key).content_hash}
+    return inputs | ({"forgotten": taken_down} if taken_down else {})
 
 
 POSTS = Stage(
@@ -72,5 +74,6 @@ POSTS = Stage(
     settings=lambda study: study.data.settings_of("posts"),
     inputs=_inputs,
     make=_make,
-    holds=lambda artifact: (),  # its manifest numbers rows; the posts are in the tables, which are searched row by row
+    uses_gpu=False,
+    post_ids=lambda artifact: (),  # its manifest numbers rows; the tables, which have the posts, are searched apart
 )

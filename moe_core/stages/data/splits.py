@@ -14,8 +14,8 @@ import numpy as np
 
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage
-from moe_core.maintenance.gc import DATA_SETS, remove_gone_shards
 from moe_core.stages import reading
+from moe_core.stages.data.rows import DATA_SETS, remove_gone_shards
 from moe_core.store.artifact import Artifact, StageOutput
 
 if TYPE_CHECKING:
@@ -209,19 +209,14 @@ def _ids(artifact: Artifact) -> list[str]:
     return pl.read_parquet(artifact.file("splits.parquet"), columns=["id"], glob=False)["id"].to_list()
 
 
-def _look_at_growth(context: Context) -> None:
-    """Whether the trunk is kept is known from here on, and need not be counted again."""
-    assert context.basis
-
-
 SPLITS = Stage(
     name="splits",
     keys=None,
     code="2",
     reads=("posts",),
     settings=lambda study: study.data.settings_of("splits"),
-    inputs=lambda context, key: {"posts": context.posts_snapshot()},
+    inputs=lambda planner, key: {"posts": planner.posts_snapshot},
     make=_make,
-    settle=lambda context, artifact: _look_at_growth(context),
-    holds=_ids,
+    uses_gpu=False,
+    post_ids=_ids,
 )

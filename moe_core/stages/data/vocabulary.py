@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Stage
+from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.store.artifact import StageOutput
@@ -101,8 +101,9 @@ VOCABULARY = Stage(
     code="2",
     reads=("posts", "splits"),
     settings=_settings,
-    inputs=lambda context, key: {"splits": context.version("splits")},
+    inputs=lambda planner, key: {"splits": Ref("splits")},
     make=_make,
-    kept=True,
-    holds="some",  # tags that one user alone wrote
+    uses_gpu=False,
+    frozen=True,
+    post_ids="unknown",  # tags that one user alone wrote
 )

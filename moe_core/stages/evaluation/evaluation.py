@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.planner import Planner
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Ref, Stage
 from moe_core.errors import TooFewPosts
 from moe_core.settings import Study
 from moe_core.stages import reading
@@ -82,12 +84,12 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     )
 
 
-def _inputs(context: Context, key: str | None) -> dict[str, str]:
-    found = {"mixture": context.version("mixture"), "splits": context.version("splits")}
-    for networks in controls_of(context.study).values():
-        found |= {stage: context.version(stage) for stage in networks.stages}
-        found |= {f"{s} {k}": context.version(s, k) for s in networks.expert_stages for k in context.experts}
-    return found
+def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
+    inputs = {"mixture": Ref("mixture"), "splits": Ref("splits")}
+    for networks in controls_of(planner.state.study).values():
+        inputs |= {stage: Ref(stage) for stage in networks.stages}
+        inputs |= {f"{s} {k}": Ref(s, k) for s in networks.expert_stages for k in planner.state.experts}
+    return inputs
 
 
 def _settings(study: Study) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Stage, shown_as
+from moe_core.engine.stage import Ref, Stage
 from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.fit import log_of
 from moe_core.store.artifact import Artifact, StageOutput
@@ -64,17 +64,10 @@ def _experts(partition: Artifact, per_expert: list[dict[str, Any]]) -> list[dict
 
 def _lineage(context: Context) -> list[tuple[str, str, str]]:
     """(asset partition, version, digest of its content) of all that the page is made from, in the graph's order."""
-    from moe_core.stages.graph import GRAPH
-
-    upstream: list[str] = []
-    waiting = list(REPORT.reads)
-    while waiting:
-        name = shown_as(waiting.pop())
-        if name not in upstream and (context.study.evaluation.controls or not GRAPH[name].control):
-            upstream.append(name)
-            waiting += GRAPH[name].reads
-    needed = [context.need(name, key) for name in GRAPH if name in upstream for key in GRAPH[name].keys_of(context)]
-    return [(a.asset if a.key is None else f"{a.asset}:{a.key}", a.version, a.content_hash) for a in needed]
+    planner = context.planner
+    above = planner.graph.above("report")
+    needed = [planner.need(name, key) for name in planner.graph if name in above for key in planner.keys(name)]
+    return [(a.spec.name, a.version, a.content_hash) for a in needed]
 
 
 def _timeless(shown: dict[str, Any]) -> Any:
@@ -89,7 +82,8 @@ REPORT = Stage(
     code="3",
     reads=("evaluation", "partition"),
     settings=lambda study: {},
-    inputs=lambda context, key: {name: context.version(name) for name in ("evaluation", "partition")},
+    inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},
     make=_make,
-    holds="some",  # pictures
+    uses_gpu=False,
+    post_ids="unknown",  # pictures
 )

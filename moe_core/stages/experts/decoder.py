@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core import threads
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.planner import Planner
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Study
 from moe_core.stages import reading
-from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.hashing import file_hash
 
 if TYPE_CHECKING:
@@ -48,10 +50,12 @@ def _stage(name: str, experts: str, column: str, control: bool, generation: str)
         save_weights(path, {"weight": trunk.fc.weight, "bias": trunk.fc.bias}, about)
         return StageOutput(metadata, content={"decoder": file_hash(path)})
 
-    def inputs(context: Context, key: str | None) -> Mapping[str, str]:
-        found = {"trunk": context.version("trunk")} | {k: context.version(experts, k) for k in context.experts}
-        if context.study.decoder.mode == "refit" and {"previous", "splits"} & set(context.plan("partition").inputs):
-            found["partition"] = context.version("partition")  # its posts are more than those of trunk and experts
+    def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+        found = {"trunk": Ref("trunk")} | {k: Ref(experts, k) for k in planner.state.experts}
+        if planner.state.study.decoder.mode == "refit":
+            partition = planner.spec("partition")
+            if isinstance(partition, Spec) and {"previous", "splits"} & set(partition.inputs):
+                found["partition"] = Ref("partition")  # its posts are more than those of trunk and experts
         return found
 
     def settings(study: Study) -> Any:

@@ -7,18 +7,22 @@ trained jointly, experts are trained together with it (joint_experts), and each 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.planner import Planner
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Recorded, Ref, Stage
+from moe_core.errors import MissingInput
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.gate import membership
 from moe_core.stages.training.fit import fit
-from moe_core.stages.trunk.trunk import training_settings
+from moe_core.stages.training.settings import training_settings
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.hashing import file_hash
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.training.batches import Posts
 
-CODE = "1"
+MEMBERS = {"expert": "members", "random": "random_members"}  # column of the assignment -> metadata of the partition
 
 
 def _stage(name: str, column: str, own_decoder: bool, control: bool, generation: str | None) -> Stage:
@@ -43,21 +47,21 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool, generation:
             return _draw(context, stage, name, key, folder)
         device = device_and_threads(study, parallel=True)
         posts = training_posts(context, column, [key])[key]
-        plan, training = context.plan(name, key), study.expert_training
-        before = _before(context, plan)
+        spec, training = context.spec(name, key), study.expert_training
+        before = _before(context, spec)
         model = start(context, key, own_decoder, before)
-        done = fit(context, plan, folder, model, posts, training, device, train_decoder=own_decoder)
+        done = fit(context, spec, folder, model, posts, training, device, train_decoder=own_decoder)
         if before is None:
             return done
         said = {"continued_from": before.version, "images_before": images_of(before)}
         return StageOutput(dict(done.metadata) | said, done.content)
 
-    def inputs(context: Context, key: str | None) -> Mapping[str, str]:
-        assert key is not None
-        found = {"members": members(context, column)[key], "trunk": context.version("trunk")}
-        if stage := joint(context.study):
-            return found | {stage: context.version(stage)}
-        return found | continued(context, Spec(name, key, CODE, settings(context.study), found), column)
+    def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+        found = {"members": Recorded("partition", lambda a: a.metadata[MEMBERS[column]][key]), "trunk": Ref("trunk")}
+        return found | ({stage: Ref(stage)} if (stage := joint(planner.state.study)) else {})
+
+    def resolve(planner: Planner, spec: Spec) -> Spec:
+        return spec if joint(planner.state.study) else continued(planner, spec, column)
 
     def settings(study: Study) -> Any:
         found = expert_settings(study)
@@ -65,7 +69,7 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool, generation:
 
     shards = f"{column}_shard"
     reads = (shards, "trunk", generation) if generation else (shards, "trunk")
-    return Stage(name, "experts", CODE, reads, settings, inputs, make, control)
+    return Stage(name, "experts", "1", reads, settings, inputs, make, control, trains=True, resolve=resolve)
 
 
 def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[str, Posts]:
@@ -88,39 +92,38 @@ def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[s
     return found
 
 
-def continued(context: Context, plan: Spec, column: str) -> dict[str, str]:
-    """{"from": version of the expert whose weights it goes on from}, or nothing.
+def continued(planner: Planner, spec: Spec, column: str) -> Spec:
+    """With the input "from", the version of the expert whose weights it continues from, where there is one.
 
     An expert goes on from the last one of its lineage that was trained with the same settings and trunk, as long as the
     store has it. Which one that was stays an input of what was made: it is found again when the older is gone.
     """
-    lineage = context.need("partition").metadata.get("lineage", {}).get(column, {}).get(plan.key, [])
+    lineage = planner.recorded("partition").metadata.get("lineage", {}).get(column, {}).get(spec.key, [])
     if len(lineage) < 2:
-        return {}
-    there: dict[str, list[Artifact]] = {}
-    for artifact in context.store.versions(plan.asset, plan.key):
-        if artifact.inputs.get("trunk") == plan.inputs["trunk"]:
-            same = Spec(plan.asset, plan.key, plan.code, plan.settings, artifact.inputs)
-            if same.version == artifact.version:
-                there.setdefault(artifact.inputs["members"], []).append(artifact)
-    for mine in there.get(lineage[-1], []):
-        return {"from": mine.inputs["from"]} if "from" in mine.inputs else {}
-    if context.study.repartition.start == "usual":
-        return {}
-    for digest in reversed(lineage[:-1]):
-        for older in there.get(digest, []):
-            return {"from": older.version}
-    return {}
+        return spec
+    trained: dict[str, list[Artifact]] = {}
+    for artifact in planner.store.versions(spec.asset, spec.key):
+        same = replace(spec, inputs=artifact.inputs)
+        if artifact.inputs.get("trunk") == spec.inputs["trunk"] and same.version == artifact.version:
+            trained.setdefault(artifact.inputs["members"], []).append(artifact)
+    for artifact in trained.get(lineage[-1], []):
+        return artifact.spec
+    if planner.state.study.repartition.start == "usual":
+        return spec
+    for older_members in reversed(lineage[:-1]):
+        for older in trained.get(older_members, []):
+            return replace(spec, inputs={**spec.inputs, "from": older.version})
+    return spec
 
 
-def _before(context: Context, plan: Spec) -> Artifact | None:
+def _before(context: Context, spec: Spec) -> Artifact | None:
     """The expert that it goes on from. Raises ValueError where that is gone."""
-    if "from" not in plan.inputs:
+    if "from" not in spec.inputs:
         return None
-    found = context.store.read(context.store.folder(plan.asset, plan.key) / plan.inputs["from"])
+    found = context.store.get(spec.asset, spec.key, spec.inputs["from"])
     if found is None:
-        raise ValueError(
-            f"{plan.name}: the weights that it went on from ({plan.inputs['from']}) are gone: run again, and it "
+        raise MissingInput(
+            f"{spec.name}: the weights that it continues from ({spec.inputs['from']}) are gone: run again, and it "
             "starts as a new expert does"
         )
     return found
@@ -153,8 +156,8 @@ def start(context: Context, key: str, own_decoder: bool, before: Artifact | None
 
 
 def members(context: Context, column: str) -> Mapping[str, str]:
-    """Digest of the training posts of each expert."""
-    found: Mapping[str, str] = context.need("partition").metadata["members" if column == "expert" else "random_members"]
+    """Hash of the training posts of each expert."""
+    found: Mapping[str, str] = context.need("partition").metadata[MEMBERS[column]]
     return found
 
 

@@ -13,18 +13,20 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core import threads
-from moe_core.engine.context import Context, device_and_threads, workers_for
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.planner import Planner
+from moe_core.engine.resources import device_and_threads, workers_for
+from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.heartbeat import Pulse
 from moe_core.settings import Study
-from moe_core.stages.experts.experts import expert_settings, members, start, training_posts
+from moe_core.stages.experts.experts import MEMBERS, expert_settings, start, training_posts
 from moe_core.stages.training.fit import REPORT_SECONDS, Speed, copy_log, training_threads
 from moe_core.store.artifact import StageOutput
 from moe_core.store.files import write_text
@@ -45,7 +47,7 @@ def _stage(name: str, column: str, control: bool) -> Stage:
         from moe_core.weights import save_weights
 
         began = time.monotonic()
-        study, plan = context.study, context.plan(name)
+        study, plan = context.study, context.spec(name)
         device = device_and_threads(study, parallel=True)
         joint = open_joint(context, name, column)
         said = {"root": str(context.root), "name": name, "column": column, "version": plan.version}
@@ -83,8 +85,11 @@ def _stage(name: str, column: str, control: bool) -> Stage:
             content={path.name: file_hash(path) for path in sorted(folder.rglob("*.safetensors"))},
         )
 
-    def inputs(context: Context, key: str | None) -> Mapping[str, str]:
-        return {"trunk": context.version("trunk"), **members(context, column)}
+    def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+        def hash_of(expert: str) -> Recorded:
+            return Recorded("partition", lambda a: a.metadata[MEMBERS[column]][expert])
+
+        return {"trunk": Ref("trunk")} | {expert: hash_of(expert) for expert in planner.state.experts}
 
     def settings(study: Study) -> Any:
         used = {"rounds", "settle_rounds", "outer_lr", "outer_momentum"}
@@ -93,14 +98,26 @@ def _stage(name: str, column: str, control: bool) -> Stage:
     def when(study: Study) -> bool:
         return study.decoder.mode == "joint"
 
-    return Stage(name, None, "1", ("partition", "trunk"), settings, inputs, make, control, when)
+    return Stage(
+        name,
+        None,
+        "1",
+        ("partition", "trunk"),
+        settings,
+        inputs,
+        make,
+        control,
+        when,
+        trains=True,
+        all_gpus=lambda study: True,
+    )
 
 
 def open_joint(context: Context, name: str, column: str) -> Joint:
     """The joint training of a stage as every process sees it; its folder is there."""
     from moe_core.training.joint import Joint
 
-    work = context.store.work_folder(context.plan(name))
+    work = context.store.work_folder(context.spec(name))
     work.mkdir(parents=True, exist_ok=True)
     return Joint(
         work,
@@ -151,7 +168,7 @@ class _Helpers:
         if self.devices[number]:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[number]
         ours, theirs = os.pipe()
-        command = [sys.executable, "-m", "moe_core.stages.experts.joint_worker", str(self.work), str(theirs)]
+        command = [sys.executable, "-m", "moe_core.joint_helper", str(self.work), str(theirs)]
         self.running[number] = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs], close_fds=True
         )

@@ -54,7 +54,7 @@ class Lines:
 
 def lines(context: Context, columns: pl.DataFrame, index: reading.Index) -> Lines:
     """`columns`: shard and id of all the posts, in the one order."""
-    seen = {shard.key for shard in context.basis.shards}
+    seen = {shard.key for shard in context.frozen.shards}
     arrived = {shard.key: context.version("posts", shard.key) for shard in context.shards if shard.key not in seen}
     return Lines(columns["id"].to_numpy(), columns["shard"].to_numpy(), index, arrived)
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.engine.context import Context
+from moe_core.errors import MissingInput
 from moe_core.stages import reading
 from moe_core.stages.gate import membership
-from moe_core.stages.gate.current_partition import plan_of
-from moe_core.stages.gate.partition import (
+from moe_core.stages.gate.common import (
     Posts,
     as_fitted,
     imbalance,
@@ -27,6 +27,7 @@ from moe_core.stages.gate.partition import (
     whitening_of,
     write,
 )
+from moe_core.stages.gate.current_partition import NO_PARTITION, current_of
 from moe_core.store.artifact import Artifact, StageOutput
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def make(context: Context, folder: Path) -> StageOutput:
     """Raises ValueError where the partition that is followed is gone."""
     from moe_core.clustering.random_partition import reshuffled
 
-    plan, posts = context.plan("partition"), posts_of(context)
+    plan, posts = context.spec("partition"), posts_of(context)
     before = _before(context, posts)
     same_trunk = before.trunk == context.version("trunk")
     again = plan.settings["how"] == "refit"
@@ -94,19 +95,18 @@ def make(context: Context, folder: Path) -> StageOutput:
     return write(context, folder, posts, gate, (expert_N, distance_N, gap_N, random_N), more, said)
 
 
-def look_ahead(context: Context) -> dict[str, Any]:
-    """What a partition fitted again would say: metadata and churn. Nothing is kept of it.
+def preview(context: Context) -> dict[str, Any]:
+    """Metadata and churn of a partition fitted again; `context` was opened with the request "refit". Nothing is kept.
 
-    Raises ValueError where there is no partition yet, or what it needs is missing.
+    Raises MissingInput where there is no partition yet, or what it needs is missing.
     """
     import tempfile
 
-    if context.current is None:
-        raise ValueError("there is no partition yet to begin from: `hardmoe run` makes the first")
-    asking = Context(context.study, context.root, context.report, asked=frozenset({"refit"}))
+    if current_of(context.planner.state) is None:
+        raise MissingInput(NO_PARTITION, "partition")
     with tempfile.TemporaryDirectory() as folder:
-        said = make(asking, Path(folder)).metadata
-        return {**said, **json.loads((Path(folder) / "churn.json").read_text("utf-8"))}
+        metadata = make(context, Path(folder)).metadata
+        return {**metadata, **json.loads((Path(folder) / "churn.json").read_text("utf-8"))}
 
 
 def _before(context: Context, posts: Posts) -> Before:
@@ -114,10 +114,10 @@ def _before(context: Context, posts: Posts) -> Before:
 
     from moe_core.clustering.gate import load_gate
 
-    version = context.plan("partition").inputs["previous"]
-    artifact = context.store.read(context.root / "partition" / version)
+    version = context.spec("partition").inputs["previous"]
+    artifact = context.store.get("partition", None, version)
     if artifact is None:
-        raise ValueError(
+        raise MissingInput(
             f"partition {version}, which the next one follows, was removed after that was planned: run again"
         )
     gate, about = load_gate(artifact.file("gate.safetensors"))
@@ -168,7 +168,7 @@ def _fit(context: Context, posts: Posts, before: Before, same_trunk: bool) -> tu
     """From the means of the clusters that are continued, in the space of the gate before where that is still one."""
     from moe_core.clustering.gate import Gate
 
-    settings, old = context.study.partition, plan_of(before.artifact).settings
+    settings, old = context.study.partition, before.artifact.settings
     same_space = same_trunk and old["pca"] == settings.pca
     whitening = before.gate.whitening if same_space else whitening_of(context, posts)
     fitted_N = sample(posts.training_N, settings.max_fit_posts, settings.seed)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
@@ -148,9 +149,9 @@ MIXTURE = Stage(
     code="5",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=_settings,
-    inputs=lambda context, key: (
-        {name: context.version(name) for name in ("trunk", "partition", "shared_decoder", "vocabulary")}
-        | {k: context.version("expert", k) for k in context.experts}
+    inputs=lambda planner, key: (
+        {name: Ref(name) for name in ("trunk", "partition", "shared_decoder", "vocabulary")}
+        | {k: Ref("expert", k) for k in planner.state.experts}
     ),
     make=_make,
 )

@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Ref, Stage
 from moe_core.stages import reading
 from moe_core.store.artifact import StageOutput
 from moe_core.tables import ids_in
@@ -57,7 +58,7 @@ EMBEDDINGS = Stage(
     code="1",
     reads=("mixture", "partition", "posts"),
     settings=lambda study: {},
-    inputs=lambda context, key: {"mixture": context.version("mixture"), "posts": context.version("posts", key)},
+    inputs=lambda planner, key: {"mixture": Ref("mixture"), "posts": Ref("posts", key)},
     make=_make,
-    holds=lambda artifact: ids_in(artifact.folder("embeddings.lance")),
+    post_ids=lambda artifact: ids_in(artifact.folder("embeddings.lance")),
 )

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.advice import measure_for
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.planner import Planner
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Ref, Stage
 from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
-from moe_core.maintenance.takedown import network_name
 from moe_core.serving.publication import NOTHING, Book, Decision, load, save, writing
 from moe_core.stages import reading
 from moe_core.store.artifact import Artifact, Spec, StageOutput
@@ -66,7 +67,7 @@ def judge(context: Context, mixture: str, against: str) -> Verdict:
     if not len(posts):
         return Verdict(True, "no validation post carries a hashtag of both: published without a comparison", {})
     verdict = _verdict(context.study.publish.margin, against, _compare(context, posts, hashtags, new, old))
-    if not verdict.publish and network_name("mixture", None, against) in context.forgotten.saw:
+    if not verdict.publish and f"mixture {against}" in context.takedowns.saw:
         return replace(verdict, why=f"{verdict.why}; the published one saw posts that were taken down since")
     return verdict
 
@@ -75,7 +76,7 @@ def _bundle(context: Context, version: str) -> Bundle:
     """Opened and checked. Raises ValueError where it is missing, damaged, or not what its artifact says."""
     from moe_core.serving.bundle import Bundle
 
-    artifact = context.store.read(context.store.folder("mixture", None) / version)
+    artifact = context.store.get("mixture", None, version)
     if artifact is None:
         there = ", ".join(a.version for a in context.store.versions("mixture", None)) or "none"
         raise ValueError(f"no mixture {version} in {context.root}: there are {there}")
@@ -201,7 +202,7 @@ def decide(context: Context, mixture: str, against: str, verdict: Verdict, artif
 
     Raises ValueError where another mixture was published since the comparison.
     """
-    with shared(context.in_use), writing(context.root) as book:
+    with shared(context.store.in_use), writing(context.root) as book:
         settled = artifact and any(d.verdict == artifact for d in book.history) and not book.superseded(mixture)
         if settled or book.published == mixture:
             return book
@@ -234,7 +235,7 @@ def decide(context: Context, mixture: str, against: str, verdict: Verdict, artif
 
 def force(context: Context, mixture: str) -> Book:
     """Publishes a version by hand, whatever it scores. Raises ValueError for a bundle that is not whole."""
-    with shared(context.in_use), writing(context.root) as book:
+    with shared(context.store.in_use), writing(context.root) as book:
         _bundle(context, mixture)
         if book.published != mixture:
             why = "by hand, without a comparison"
@@ -245,7 +246,7 @@ def force(context: Context, mixture: str) -> Book:
 
 def roll_back(context: Context) -> Book:
     """Publishes again what was published before. Raises ValueError where there is none, or its bundle is not whole."""
-    with shared(context.in_use), writing(context.root) as book:
+    with shared(context.store.in_use), writing(context.root) as book:
         after = book.rolled_back(context.by)
         _bundle(context, after.published)
         save(context.root, after)
@@ -254,7 +255,7 @@ def roll_back(context: Context) -> Book:
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     load(context.root)  # a damaged one is said here
-    inputs = context.plan("published").inputs
+    inputs = context.spec("published").inputs
     context.need("mixture")
     mixture, against = inputs["mixture"], NOTHING if inputs["against"] == NONE else inputs["against"]
     verdict = judge(context, mixture, against)
@@ -263,27 +264,27 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     return StageOutput(said)
 
 
-def _inputs(context: Context, key: str | None) -> dict[str, str]:
-    """`against` is what was published when the mixture was judged, once it is judged: a verdict does not grow stale by
-    the publication that follows from it. A study that comes back to an older mixture has it judged again."""
-    inputs = {"mixture": context.version("mixture"), "splits": context.version("splits")}
-    try:
-        book = load(context.root)
-    except ValueError:
-        return inputs | {"against": UNREADABLE}
-    superseded = book.superseded(inputs["mixture"])
-    for decision in () if superseded else reversed(book.history):
-        if decision.mixture == inputs["mixture"] and decision.verdict:
-            then = inputs | {"against": decision.against or NONE}
-            if (
-                Spec("published", None, PUBLISHED.code, PUBLISHED.settings(context.study), then).version
-                == decision.verdict
-            ):
-                return then
-    return inputs | {"against": book.published or NONE}
+def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
+    return {"mixture": Ref("mixture"), "splits": Ref("splits")}
 
 
-def _settle(context: Context, artifact: Artifact) -> None:
+def _resolve(planner: Planner, spec: Spec) -> Spec:
+    """With `against`: what was published when the mixture was judged, once it is judged, so that a verdict does not
+    grow stale by the publication that follows from it. A study that comes back to an older mixture has it judged again.
+    """
+    book = planner.state.publication
+    if isinstance(book, Exception):
+        return replace(spec, inputs={**spec.inputs, "against": UNREADABLE})
+    mixture = spec.inputs["mixture"]
+    for decision in () if book.superseded(mixture) else reversed(book.history):
+        if decision.mixture == mixture and decision.verdict:
+            judged = replace(spec, inputs={**spec.inputs, "against": decision.against or NONE})
+            if judged.version == decision.verdict:
+                return judged
+    return replace(spec, inputs={**spec.inputs, "against": book.published or NONE})
+
+
+def _on_commit(context: Context, artifact: Artifact) -> None:
     said = dict(artifact.metadata)
     verdict = Verdict(said.pop("publish"), said.pop("why"), said)
     against = artifact.inputs["against"]
@@ -298,5 +299,6 @@ PUBLISHED = Stage(
     settings=lambda study: study.publish.model_dump(),
     inputs=_inputs,
     make=_make,
-    settle=_settle,
+    resolve=_resolve,
+    on_commit=_on_commit,
 )

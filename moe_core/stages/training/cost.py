@@ -4,16 +4,7 @@ from dataclasses import dataclass
 
 from moe_core.engine.context import Context
 
-TRAINED = (
-    "trunk",
-    "joint_experts",
-    "expert",
-    "trunk_same_budget",
-    "dense_same_cost",
-    "random_joint_experts",
-    "random_expert",
-    "separate_expert",
-)
+MEMBERS_KEPT = {"expert": "expert", "separate_expert": "expert", "random_expert": "random"}  # stage -> column
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,7 @@ class TrainingCost:
 def training_cost(context: Context) -> list[TrainingCost]:
     """Of each asset that trains networks and has any."""
     found = []
-    for name in TRAINED:
+    for name in (name for name, stage in context.planner.graph.items() if stage.trains):
         said = [a.metadata for a in context.store.everything(name) if "generation" not in a.metadata]  # counted there
         if said:
             seconds, images = (sum(one[what] for one in said) for what in ("seconds", "training_images"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,14 +54,14 @@ def fit(
     training: Training,
     device: str,
     train_decoder: bool = True,
+    train: Callable[[ResNet, Path], Iterator[Measurement]] | None = None,
     ranks: int = 1,
 ) -> StageOutput:
     """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the plan's work folder.
 
-    With `ranks` > 1, of the trunk only, so many processes train together, each on the start and posts of its own.
+    `train`, called with the model and the checkpoint's path, trains in place of the one loop: by `ranks` processes.
     """
-    from moe_core.stages.trunk.ranks import train_in_ranks
-    from moe_core.training.loop import train
+    from moe_core.training import loop
     from moe_core.weights import save_weights
 
     training_threads(model, context.study.data.image_size, training, len(posts), ranks)
@@ -73,9 +73,9 @@ def fit(
     speed = Speed()
     with open(log, "a", encoding="utf-8") as lines:
         measurements = (
-            train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
-            if ranks == 1
-            else train_in_ranks(context, model, ranks, checkpoint)
+            train(model, checkpoint)
+            if train
+            else loop.train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
         )
         for one in measurements:
             lines.write(json.dumps(asdict(one)) + "\n")

@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Ref, Stage
 from moe_core.stages import reading
 from moe_core.store.artifact import StageOutput
 from moe_core.tables import ids_in
@@ -46,7 +47,7 @@ TRUNK_FEATURES = Stage(
     code="1",
     reads=("posts", "trunk"),
     settings=lambda study: {},
-    inputs=lambda context, key: {"trunk": context.version("trunk"), "posts": context.version("posts", key)},
+    inputs=lambda planner, key: {"trunk": Ref("trunk"), "posts": Ref("posts", key)},
     make=_make,
-    holds=lambda artifact: ids_in(artifact.folder("features.lance")),
+    post_ids=lambda artifact: ids_in(artifact.folder("features.lance")),
 )

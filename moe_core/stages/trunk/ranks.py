@@ -1,6 +1,6 @@
 """The trunk trained by several processes on one machine, one a GPU: started, watched and ended here.
 
-`train_in_ranks` runs in the stage's process and trains nothing; `python -m moe_core.stages.trunk.ranks` is one rank.
+`train_in_ranks` runs in the stage's process and trains nothing; `python -m moe_core.trunk_rank` is one rank.
 When a rank dies or stands still the others are ended, and when the stage's process dies all ranks die with it.
 """
 
@@ -11,15 +11,12 @@ import os
 import select
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.heartbeat import Pulse, beat, die_with_parent, end_by_parent_alone
+from moe_core.heartbeat import Pulse
 
 if TYPE_CHECKING:
     from moe_core.engine.context import Context
@@ -30,7 +27,7 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0  # in which the others end by themselves and say why, one of them perhaps the cause
 
 
-def train_in_ranks(context: Context, model: ResNet, ranks: int, checkpoint: Path) -> Iterator[Measurement]:
+def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path) -> Iterator[Measurement]:
     """Trains the trunk as `train` does and leaves its weights in `model`; logs of the ranks lie beside `checkpoint`.
 
     Raises ValueError for fewer GPUs than ranks, where there are any, and with the last words of a rank that failed.
@@ -81,7 +78,7 @@ def _start(said: dict[str, object], log: Path) -> tuple[subprocess.Popen[str], P
     ours, theirs = os.pipe()
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "moe_core.stages.trunk.ranks"],
+            [sys.executable, "-m", "moe_core.trunk_rank"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
@@ -133,57 +130,3 @@ def _why(rank: int, code: int, work: Path) -> str:
         return f"rank {rank} of the trunk was killed by signal {-code}"
     lines = (work / f"rank-{rank}.log").read_text("utf-8", "replace").strip().splitlines()
     return f"rank {rank} of the trunk failed: {lines[-1] if lines else f'exit code {code}'}"
-
-
-def _rank() -> None:
-    """One rank: reads from standard input what it is to do, then watches that it stays open."""
-    end_by_parent_alone()
-    said = json.loads(sys.stdin.readline())
-    beat(said["beats"])
-    die_with_parent(said["parent"])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
-    from moe_core.engine.context import Context, device_and_threads
-    from moe_core.settings import Study
-    from moe_core.stages.training.fit import training_threads
-    from moe_core.stages.trunk.trunk import trunk_start
-    from moe_core.training.loop import train
-    from moe_core.weights import save_weights
-
-    rank, ranks = said["rank"], said["ranks"]
-    device = f"cuda:{rank}" if said["cuda"] else "cpu"
-    if said["cuda"]:
-        torch.cuda.set_device(device)
-    store = torch.distributed.FileStore(said["meeting"], ranks)  # a file:// address would end at a "#" or "?"
-    torch.distributed.init_process_group("nccl" if said["cuda"] else "gloo", store=store, rank=rank, world_size=ranks)
-    context = Context(Study.model_validate(said["study"]), Path(said["root"]))
-    device_and_threads(context.study, parallel=False)
-    model, posts = trunk_start(context)
-    training_threads(model, context.study.data.image_size, context.study.trunk, len(posts), ranks)
-    checkpoint = Path(said["checkpoint"])
-    for measurement in train(
-        model, posts, context.study.trunk, checkpoint=checkpoint, device=device, rank=rank, ranks=ranks
-    ):
-        if rank == 0:
-            print(json.dumps(asdict(measurement)), flush=True)
-    if rank == 0:
-        save_weights(Path(said["trained"]), model.state_dict(), {})
-    torch.distributed.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    code = 1
-    try:
-        _rank()
-        code = 0
-    except Exception:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a thread still reads standard input, and those of lance and torch need not be waited for

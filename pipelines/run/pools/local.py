@@ -38,6 +38,7 @@ class LocalPool:
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._closed = False
+        self._fresh = False  # workers no longer come from the fork server, which knows an older study.toml
 
     def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
         load_ahead()
@@ -54,6 +55,13 @@ class LocalPool:
         self._idle.clear()
 
     def _run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
+        result = self._ask(task, run_id, log, study)
+        if result.inputs_changed and not self._fresh:  # the fork server read study.toml before it changed
+            self._fresh = True
+            result = self._ask(task, run_id, log, study)
+        return result
+
+    def _ask(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
         worker = self._begin()
         if worker is None:
             return CLOSED
@@ -64,7 +72,7 @@ class LocalPool:
         with self._lock:
             self._busy.remove(worker)
             closed = self._closed
-            if not (worn := worker.is_worn or closed):
+            if not (worn := worker.is_worn or closed or result.inputs_changed):
                 self._idle.append(worker)
         if worn:
             worker.stop()
@@ -76,11 +84,12 @@ class LocalPool:
             if self._closed:
                 return None
             while self._idle:
-                if not (worker := self._idle.pop()).is_worn:
+                worker = self._idle.pop()
+                if not worker.is_worn and worker.fresh == self._fresh:
                     break
                 worker.stop()
             else:
-                worker = Worker(sharers(self.capacity))
+                worker = Worker(sharers(self.capacity), fresh=self._fresh)
             self._busy.add(worker)
             return worker
 
@@ -88,11 +97,14 @@ class LocalPool:
 class Worker:
     """A process that runs one task after the other, with up to `sharers` trainings on one GPU."""
 
-    def __init__(self, sharers: int) -> None:
+    def __init__(self, sharers: int, fresh: bool = False) -> None:
+        """`fresh`: from an interpreter of its own, that reads the study as it is now."""
+        self.fresh = fresh
         self.pipe, theirs = multiprocessing.Pipe()
         self.beats, their_beats = multiprocessing.Pipe(duplex=False)
         with _PROCESSES:
-            self.process = _forks().Process(target=_work, args=(theirs, their_beats, sharers), daemon=True)
+            start = multiprocessing.get_context("spawn") if fresh else _forks()
+            self.process = start.Process(target=_work, args=(theirs, their_beats, sharers), daemon=True)
             self.process.start()
         theirs.close()
         their_beats.close()

@@ -1,4 +1,6 @@
-"""dense_same_cost: the control that is one wider network, as dear as the mixture at test time and in training.
+"""Controls that are one network: trunk_same_budget, the trunk trained on for the experts' budget, and dense_same_cost.
+
+dense_same_cost is one wider network, as dear as the mixture at test time and in training.
 
 A mixture's image passes the trunk and one expert. So this network may cost twice the trunk's multiply-adds, and its
 training as many in all as that of the trunk and all the experts. It is trained from the start on one schedule, the
@@ -10,12 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moe_core.engine.context import Context, device_and_threads
-from moe_core.engine.stage import Stage
+from moe_core.engine.context import Context
+from moe_core.engine.resources import device_and_threads
+from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Network, Study, Training
 from moe_core.stages import reading
 from moe_core.stages.training.fit import fit
-from moe_core.stages.trunk.trunk import training_settings
+from moe_core.stages.training.settings import training_settings
 from moe_core.store.artifact import StageOutput
 
 HALVINGS = 20  # of the interval of factors: finer than a channel in half a million
@@ -65,7 +68,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     model = build(network, hashtags, study.trunk.seed)
     costs = {"parameters": parameters(model), "multiply_adds": multiply_adds(model, size)}
     training = training_of(study, costs["multiply_adds"] / multiply_adds(build(study.network, hashtags, 0), size))
-    written = fit(context, context.plan("dense_same_cost"), folder, model, posts, training, device)
+    written = fit(context, context.spec("dense_same_cost"), folder, model, posts, training, device)
     said = {"network": network.model_dump(mode="json"), "epochs": round(training.epochs, 3)}
     return StageOutput(dict(written.metadata) | costs | said, written.content)
 
@@ -86,9 +89,35 @@ DENSE_SAME_COST = Stage(
     code="1",
     reads=("posts", "splits", "vocabulary"),
     settings=_settings,
-    inputs=lambda context, key: {name: context.version(name) for name in ("splits", "vocabulary")},
+    inputs=lambda planner, key: {name: Ref(name) for name in ("splits", "vocabulary")},
     make=_make,
     control=True,
     when=lambda study: study.evaluation.dense_control,
-    kept=True,
+    frozen=True,
+    trains=True,
+)
+
+
+def _make_same_budget(context: Context, key: str | None, folder: Path) -> StageOutput:
+    device = device_and_threads(context.study, parallel=True)
+    index = reading.index(context)
+    posts = reading.posts_where(context, index, index.use("train"))
+    model = reading.network(context, context.need("trunk"))
+    return fit(context, context.spec("trunk_same_budget"), folder, model, posts, context.study.expert_training, device)
+
+
+TRUNK_SAME_BUDGET = Stage(
+    name="trunk_same_budget",
+    keys=None,
+    code="1",
+    reads=("trunk", "posts", "splits", "vocabulary"),
+    settings=lambda study: {
+        "network": study.network.model_dump(),
+        "training": training_settings(study, "expert_training"),
+    },
+    inputs=lambda planner, key: {"trunk": Ref("trunk")},
+    make=_make_same_budget,
+    control=True,
+    trains=True,
+    frozen=True,
 )

@@ -1,4 +1,4 @@
-"""`python -m moe_core.stages.experts.joint_worker WORK PIPE`: takes part in the joint training of work folder WORK.
+"""`python -m moe_core.joint_helper WORK PIPE`: takes part in the joint training of work folder WORK.
 
 Started by the process that makes the generation, which listens at the pipe for signs of life; ends with it.
 """
@@ -7,16 +7,17 @@ import json
 import sys
 from pathlib import Path
 
-from moe_core.engine.context import Context, device_and_threads
+from moe_core.engine.resources import device_and_threads
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from moe_core.settings import Study
 from moe_core.stages.experts.joint import JOB, open_joint, train_part
+from moe_core.workspace import open_study
 
 
 def main(work: Path) -> None:
     said = json.loads((work / JOB).read_text("utf-8"))
     die_with_parent(said["parent"])
-    context = Context(Study.model_validate(said["study"]), Path(said["root"]))
+    context = open_study(Study.model_validate(said["study"]), Path(said["root"]))
     if context.version(said["name"]) != said["version"]:
         raise ValueError(f"{work} is of {said['name']} {said['version']}, the store asks for another now: run again")
     device = device_and_threads(context.study, parallel=True)

@@ -1,0 +1,94 @@
+"""Records artifacts that exist in Dagster's event log without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    get_input_data_version_tag,
+)
+
+from assets.materialize import CHECKED, LOOKS, describe
+from assets.study import key_of, study
+
+if TYPE_CHECKING:
+    from moe_core.engine.context import Context
+    from moe_core.engine.planner import PlannedTask
+
+PARTITIONS = "partitions"  # version of an input that is many partitions: Dagster compares these by event pointers
+UNSEEN = (None, "INITIAL")  # the latter is Dagster's word for an input of which it has no record
+
+
+class Recorder:
+    """Compares artifacts with the latest materializations in one instance, and records what is missing there."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+
+    def is_recorded(self, context: Context, planned: PlannedTask) -> bool:
+        """Whether Dagster's latest record is of this artifact, made from what is there now."""
+        assert planned.spec
+        recorded = self._latest_tags(planned.stage, planned.key)
+        if recorded.get(DATA_VERSION_TAG) != planned.spec.version:
+            return False
+        return all(recorded.get(tag) == version for tag, version in self._inputs(context, planned) if version)
+
+    def wants_run(self, planned: PlannedTask) -> bool:
+        """Whether checks are due that only a run makes, such as of an artifact whose run was killed before them."""
+        assert planned.spec
+        recorded = self._latest_tags(planned.stage, planned.key).get(DATA_VERSION_TAG)
+        return planned.stage in CHECKED and recorded != planned.spec.version
+
+    def record(self, context: Context, planned: PlannedTask) -> None:
+        """Reports the artifact as materialized, with what a run that finds it would show."""
+        assert planned.spec
+        assert planned.artifact
+        stage = context.planner.graph[planned.stage]
+        look = LOOKS.get(planned.stage)
+        metadata, checks = describe(context, planned.artifact, look, self.instance)
+        tags = {
+            DATA_VERSION_TAG: planned.spec.version,
+            DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+            CODE_VERSION_TAG: stage.code_version(study()),
+        }
+        pointer = str(self.instance.event_log_storage.get_maximum_record_id() or "NULL")
+        for tag, version in self._inputs(context, planned):
+            tags[tag] = version or PARTITIONS
+            tags[tag.replace("input_data_version", "input_event_pointer")] = pointer
+        self.instance.report_runless_asset_event(
+            dg.AssetMaterialization(key_of(planned.stage), partition=planned.key, metadata=metadata, tags=tags)
+        )
+        for check in checks:
+            self.instance.report_runless_asset_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=key_of(planned.stage),
+                    check_name=str(check.check_name),
+                    passed=check.passed,
+                    severity=check.severity,
+                    description=check.description,
+                    metadata=check.metadata or {},
+                )
+            )
+
+    def _inputs(self, context: Context, planned: PlannedTask) -> Iterator[tuple[str, str]]:
+        """(tag, version) of each asset upstream, as a run notes them; "" for one of many partitions."""
+        graph, stage = context.planner.graph, context.planner.graph[planned.stage]
+        for read in stage.reads:
+            upstream = graph.aliases.get(read, read)
+            if upstream not in graph:
+                continue
+            single = graph[upstream].keys is None and upstream == read
+            spec = context.planner.spec(upstream) if single else None
+            yield get_input_data_version_tag(key_of(read)), getattr(spec, "version", "")
+
+    def _latest_tags(self, stage: str, key: str | None) -> Mapping[str, str]:
+        """Tags of the latest materialization."""
+        which = dg.AssetRecordsFilter(asset_key=key_of(stage), asset_partitions=None if key is None else [key])
+        records = self.instance.fetch_materializations(which, limit=1).records
+        found = records[0].asset_materialization if records else None
+        return found.tags or {} if found else {}

@@ -1,0 +1,74 @@
+"""How one artifact comes to be: found, or made by one process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_core import threads
+from moe_core.data.takedowns import Forgotten
+from moe_core.engine.context import Context
+from moe_core.engine.stage import Stage
+from moe_core.errors import HardmoeError
+from moe_core.store.artifact import Artifact, StageOutput
+
+WAIT_SECONDS = 0.2  # between two tries of a lock that another process holds
+
+
+@dataclass(frozen=True)
+class Built:
+    """An artifact, and whether it was there already."""
+
+    artifact: Artifact
+    reused: bool
+
+
+def build(
+    context: Context,
+    name: str,
+    key: str | None = None,
+    force: bool = False,
+    around: Callable[[Context], AbstractContextManager[Any]] = nullcontext,
+) -> Built:
+    """Finds the artifact or makes it; the same one is made by one process at a time, others wait and find it.
+
+    `around` is entered for the work itself, such as a lease of a GPU.
+
+    Raises MissingInput where something upstream must be built first, and what the stage's `make` raises.
+    """
+    stage, spec = context.planner.stage(name), context.spec(name, key)
+    found = context.store.find(spec)
+    if found and not force:
+        return _committed(context, stage, Built(found, reused=True))
+    with context.store.building(spec, lambda pid: context.report({"waits_for": pid})):
+        if Forgotten.load(context.root) != context.takedowns:
+            raise HardmoeError(f"{spec.name}: posts were taken down after this was planned: run again")
+        found = context.store.find(spec)
+        if found and not force:
+            return _committed(context, stage, Built(found, reused=True))
+        view = context.frozen if stage.frozen else context
+        made = context.store.make(spec, lambda folder: _make(stage, view, key, folder, around), replace=force)
+    return _committed(context, stage, Built(made, reused=False))
+
+
+def _make(
+    stage: Stage,
+    context: Context,
+    key: str | None,
+    folder: Path,
+    around: Callable[[Context], AbstractContextManager[Any]],
+) -> StageOutput:
+    """The work, with the threads that it took in its metadata: sums in floating point follow from them."""
+    threads.begin()
+    with around(context):
+        output = stage.make(context, key, folder)
+    return StageOutput(dict(output.metadata) | threads.used(), output.content)
+
+
+def _committed(context: Context, stage: Stage, built: Built) -> Built:
+    if stage.on_commit:
+        stage.on_commit(context, built.artifact)
+    return built

@@ -1,0 +1,220 @@
+"""Planning: what each artifact is to be made from, by the graph, one state of the study, and the store.
+
+Planning never writes, never scans rows, and raises nothing for "not yet": what cannot be known before another artifact
+is built is Blocked on it. It is linear in shards and experts: each Spec is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from moe_core.engine.stage import Graph, Recorded, Ref, Stage
+from moe_core.engine.state import StudyState
+from moe_core.errors import BadSetting, HardmoeError, MissingInput
+from moe_core.store.artifact import Artifact, Spec
+from moe_core.store.hashing import content_hash
+from moe_core.store.store import Store
+
+Name = tuple[str, str | None]  # of an artifact: stage and key
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """What an artifact is made from cannot be known: `on` must be built first, or `error` says what is wrong."""
+
+    on: Name | None
+    error: HardmoeError | OSError | None = None
+
+    def __str__(self) -> str:
+        return str(self.error) if self.on is None else f"waits for {label(*self.on)}"
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """One artifact of a study: `spec` where it is known, `artifact` where that is in the store."""
+
+    stage: str
+    key: str | None
+    spec: Spec | None
+    artifact: Artifact | None = None
+    blocked: Blocked | None = None
+
+    @property
+    def name(self) -> Name:
+        return self.stage, self.key
+
+    @property
+    def label(self) -> str:
+        return label(self.stage, self.key)
+
+
+def label(stage: str, key: str | None) -> str:
+    """Such as trunk, or expert:e003."""
+    return stage if key is None else f"{stage}:{key}"
+
+
+class Planner:
+    """Specs of all artifacts of a study.
+
+    `frozen` plans the stages that stay as the shards of an earlier trunk made them. `provisional` names artifacts that
+    may change that decision once they are built.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        state: StudyState,
+        store: Store,
+        frozen: Planner | None = None,
+        provisional: frozenset[Name] = frozenset(),
+    ) -> None:
+        self.graph, self.state, self.store = graph, state, store
+        self.frozen, self.provisional = frozen, provisional
+        self._specs: dict[Name, Spec] = {}
+        self._settings: dict[str, Any] = {}
+        self._recorded: dict[Name, Artifact] = {}
+
+    @cached_property
+    def posts_snapshot(self) -> str:
+        """Version of all the posts together."""
+        versions = ((shard.key, self.spec("posts", shard.key)) for shard in self.state.shards)
+        return content_hash([[key, spec.version] for key, spec in versions if isinstance(spec, Spec)])
+
+    @cached_property
+    def _keys(self) -> Mapping[str | None, Mapping[str | None, int]]:
+        shards: dict[str | None, int] = {shard.key: number for number, shard in enumerate(self.state.shards)}
+        return {None: {None: 0}, "shards": shards, "experts": self._experts}
+
+    @cached_property
+    def _experts(self) -> Mapping[str | None, int]:
+        return {key: number for number, key in enumerate(self.state.experts)}
+
+    def stage(self, name: str) -> Stage:
+        """Raises BadSetting where the study has no such stage."""
+        if name not in self.graph:
+            raise BadSetting(
+                f"this study has no {name}: wanted one of {', '.join(self.graph)} "
+                "(decoder.mode, evaluation.controls and evaluation.dense_control leave some out)"
+            )
+        return self.graph[name]
+
+    def keys(self, name: str) -> tuple[str | None, ...]:
+        """Partition keys of a stage; (None,) where it has no partitions."""
+        keys = self.stage(name).keys
+        return tuple(self._experts if keys == "experts" else self._keys[keys])
+
+    def settings(self, name: str) -> Any:
+        """The part of the study that changes the result of a stage."""
+        if name not in self._settings:
+            self._settings[name] = self.stage(name).settings(self.state.study)
+        return self._settings[name]
+
+    def spec(self, name: str, key: str | None = None) -> Spec | Blocked:
+        """What an artifact is to be made from. Raises BadSetting for a stage or key that the study has not."""
+        stage = self.stage(name)
+        if stage.frozen and self.frozen:
+            return self.frozen.spec(name, key)
+        if (name, key) in self._specs:
+            return self._specs[name, key]
+        self._check_key(stage, key)
+        try:
+            spec = self._resolve(stage, key)
+        except (HardmoeError, OSError) as error:  # a file to start from that is gone, a damaged pointer
+            return Blocked(None, error)
+        if isinstance(spec, Spec):
+            self._specs[name, key] = spec
+        return spec
+
+    def _check_key(self, stage: Stage, key: str | None) -> None:
+        if key not in (self._experts if stage.keys == "experts" else self._keys[stage.keys]):
+            has = "no partitions" if stage.keys is None else ", ".join(map(str, self.keys(stage.name))) or "none"
+            raise BadSetting(f"{stage.name} has no partition {key!r}: it has {has}")
+
+    def _resolve(self, stage: Stage, key: str | None) -> Spec | Blocked:
+        inputs: dict[str, str] = {}
+        for name, given in stage.inputs(self, key).items():
+            value = given
+            if isinstance(given, Ref):
+                spec = self.spec(given.stage, given.key)
+                value = spec.version if isinstance(spec, Spec) else spec
+            elif isinstance(given, Recorded):
+                built = self._read_once(given.stage, given.key)
+                value = given.read(built) if isinstance(built, Artifact) else built
+            if isinstance(value, Blocked):
+                return value
+            inputs[name] = value
+        spec = Spec(stage.name, key, stage.code, self.settings(stage.name), inputs)
+        return stage.resolve(self, spec) if stage.resolve else spec
+
+    def artifact(self, name: str, key: str | None = None) -> Artifact | Blocked:
+        """The artifact where it is in the store, else what it waits for: at least itself."""
+        spec = self.spec(name, key)
+        if isinstance(spec, Blocked):
+            return spec
+        return self.store.find(spec) or Blocked((name, key))
+
+    def _read_once(self, name: str, key: str | None) -> Artifact | Blocked:
+        if (name, key) not in self._recorded:
+            found = self.artifact(name, key)
+            if isinstance(found, Blocked):
+                return found
+            self._recorded[name, key] = found
+        return self._recorded[name, key]
+
+    def recorded(self, name: str, key: str | None = None) -> Artifact:
+        """An artifact that many others are planned by, read once. Raises MissingInput where it is not built."""
+        found = self._read_once(name, key)
+        if isinstance(found, Blocked):
+            raise missing(name, key, found)
+        return found
+
+    def find(self, name: str, key: str | None = None) -> Artifact | None:
+        """The artifact; None where it is not built, or not known yet."""
+        found = self.artifact(name, key)
+        return found if isinstance(found, Artifact) else None
+
+    def need(self, name: str, key: str | None = None) -> Artifact:
+        """The artifact. Raises MissingInput, which names what to build first."""
+        found = self.artifact(name, key)
+        if isinstance(found, Blocked):
+            raise missing(name, key, found)
+        return found
+
+    def known(self, name: str, key: str | None = None) -> Spec:
+        """The spec. Raises MissingInput where something must be built to know it."""
+        spec = self.spec(name, key)
+        if isinstance(spec, Blocked):
+            raise missing(name, key, spec)
+        return spec
+
+    def task(self, name: str, key: str | None = None) -> PlannedTask:
+        spec = self.spec(name, key)
+        if isinstance(spec, Blocked):
+            return PlannedTask(name, key, None, None, spec)
+        return PlannedTask(name, key, spec, self.find(name, key))
+
+    def tasks(self, names: Iterable[str] | None = None) -> list[PlannedTask]:
+        """All artifacts of some stages, or of all, in the order of the graph."""
+        wanted = set(self.graph if names is None else names)
+        return [self.task(name, key) for name in self.graph if name in wanted for key in self.keys(name)]
+
+    def pinned(self, artifacts: Iterable[Artifact]) -> Planner:
+        """The same with these artifacts as they are, whatever the study says now."""
+        planner = Planner(self.graph, self.state, self.store, self.frozen, self.provisional)
+        for artifact in artifacts:
+            planner._specs[artifact.asset, artifact.key] = artifact.spec
+        return planner
+
+
+def missing(name: str, key: str | None, blocked: Blocked) -> Exception:
+    """The error of a caller that cannot do without."""
+    if blocked.on is None:
+        assert blocked.error is not None
+        return blocked.error
+    first, its_key = blocked.on
+    what = label(first, its_key)
+    before = "" if blocked.on == (name, key) else f", which {label(name, key)} needs,"
+    return MissingInput(f"{what}{before} is missing: materialize {first} first (`hardmoe run`)", first, its_key)

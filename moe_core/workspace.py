@@ -1,0 +1,114 @@
+"""Opens a study: settings, graph and state become a planner, and that a context to work with.
+
+The only place that composes them. It reads the study's files once and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moe_core.data.sources import ContentHashes, Shard, Unready, find_shards
+from moe_core.data.takedowns import Forgotten
+from moe_core.engine.context import Context, Report, silent
+from moe_core.engine.planner import Planner
+from moe_core.engine.stage import Graph
+from moe_core.engine.state import StudyState
+from moe_core.errors import HardmoeError
+from moe_core.serving import publication
+from moe_core.settings import Study
+from moe_core.stages.gate import current_partition
+from moe_core.stages.graph import GRAPH
+from moe_core.stages.trunk import frozen
+from moe_core.store.hashing import content_hash
+from moe_core.store.store import Store
+
+Source = tuple[Shard, ...] | HardmoeError | OSError
+HASHES = ".digests.json"  # of the source's files, in the root
+
+
+def open_study(
+    study: Study,
+    root: Path,
+    report: Report = silent,
+    by: str = "a plain call",
+    requests: Iterable[str] = (),
+    graph: Graph = GRAPH,
+    remember: bool = False,
+) -> Context:
+    """The study as it is now. `requests`: also "refit" or "renew", to see what they would do.
+
+    A source or a pointer that cannot be read raises its error where it is needed, not here. Nothing is written, but
+    with `remember` hashes of the source's files, so that the next one who opens the study need not read them again.
+    """
+    mine = graph.for_study(study)
+    hashes = ContentHashes(root / HASHES, autosave=remember)
+    state = load_state(study, root, graph, hashes)
+    if remember:
+        hashes.save()
+    state = replace(state, requests=state.requests | frozenset(requests))
+    return Context(frozen.freeze(Planner(mine, state, Store(root)), study.repartition.growth), report, by)
+
+
+def reopened(context: Context, study: Study | None = None) -> Context:
+    """The study as it is now, opened as `context` was."""
+    return open_study(study or context.study, context.root, context.report, context.by, remember=True)
+
+
+def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHashes | None = None) -> StudyState:
+    """Reads the world once. Writes nothing, unless `hashes`, of the source's files, saves what it learns."""
+    files = {asset: frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")}
+    snapshot = _or_error(lambda: frozen.load(files["trunk"], root))
+    current = _or_error(lambda: current_partition.load(files["partition"], root))
+    shards, unready = _source(study, hashes or ContentHashes(root / HASHES))
+    requests = set()
+    if not isinstance(snapshot, Exception) and frozen.is_renewal_requested(root, snapshot):
+        requests.add("renew")
+    if not isinstance(current, Exception) and current_partition.is_refit_requested(root, current):
+        requests.add("refit")
+    known = None if isinstance(current, Exception) else current
+    return StudyState(
+        study=study,
+        token=token(study, root, graph),
+        takedowns=Forgotten.load(root),
+        pointers={"trunk": snapshot, "partition": current},
+        requests=frozenset(requests),
+        publication=_or_error(lambda: publication.load(root)),
+        experts=current_partition.keys_for(known, study.partition.experts),
+        source=shards,
+        unready=unready,
+    )
+
+
+def token(study: Study, root: Path, graph: Graph = GRAPH) -> str:
+    """Changes with anything but the source's files that could change a plan; costs a few calls of the system."""
+    names = ("forgotten.parquet", frozen.RENEW, current_partition.REQUEST, publication.FILE)
+    pointers = [frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")]
+    return content_hash([_stamp(path) for path in (*(root / name for name in names), *pointers)])
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_mtime_ns, status.st_ino, status.st_size]
+
+
+def _source(
+    study: Study, hashes: ContentHashes
+) -> tuple[tuple[Shard, ...] | HardmoeError | OSError, tuple[Unready, ...]]:
+    unready: list[Unready] = []
+    try:
+        return tuple(find_shards(study.source, hashes, unready)), tuple(unready)
+    except (HardmoeError, ValueError, OSError) as error:
+        return error, ()  # type: ignore[return-value]
+
+
+def _or_error(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (HardmoeError, ValueError) as error:
+        return error

@@ -1,0 +1,140 @@
+"""Runs on request, from Dagster: a job records what is wanted, a sensor launches the runs that are due until it is.
+
+Dagster's own "Materialize all" takes the partition keys that exist when it is launched: neither the shards that a
+source has by now, nor the experts that the partition turns out to have. `launch_requested` is the scheduler of
+`hardmoe run` in another form: at each tick it plans, and launches what is ready, each asset partition in its own run.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from assets.record import Recorder
+from assets.study import EXPERTS, SHARDS, STUDY, key_of, root, study
+from moe_core.engine.planner import Name, PlannedTask, label
+from moe_core.store import pointer
+from pipelines.jobs import JOBS, RUN_JOBS, job_of
+from pipelines.run.dag import Dag
+from pipelines.run.plan import tasks_until
+from pipelines.sensors import opened_in_time
+
+if TYPE_CHECKING:
+    from moe_core.engine.context import Context
+
+TICK_SECONDS = 5
+FILE = "run-request.json"
+REQUEST_TAG = "hardmoe/request"  # of a run: which request it belongs to
+ACTIVE = [dg.DagsterRunStatus[name] for name in ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")]
+
+
+@dataclass(frozen=True)
+class RunRequested:
+    """What is to be made: everything missing or stale, or that up to an asset."""
+
+    id: str
+    until: str | None
+    at: float  # seconds since 1970
+
+
+def request_run(folder: Path, until: str | None) -> RunRequested:
+    """Records a request; it takes the place of an earlier one that is not carried out yet."""
+    request = RunRequested(uuid.uuid4().hex[:12], until, time.time())
+    pointer.write(folder / FILE, asdict(request))
+    return request
+
+
+def read_request(folder: Path) -> RunRequested | None:
+    """None where nothing is requested. Raises CorruptArtifact for a damaged file."""
+    request = pointer.read(folder / FILE, [field.name for field in fields(RunRequested)])
+    return RunRequested(**request) if request else None
+
+
+@dg.sensor(
+    jobs=[*JOBS, *RUN_JOBS],
+    minimum_interval_seconds=TICK_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,  # it does nothing until a job requests something
+    description="Launches the runs that the jobs `everything` and `repartition` request, as they become ready.",
+)
+def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """One tick: plans, records what exists, and launches what is ready and does not run yet."""
+    request = read_request(root())
+    if request is None:
+        return dg.SensorResult(skip_reason="nothing is requested")
+    work = opened_in_time()
+    if work is None:
+        return dg.SensorResult(skip_reason="new or changed files of the source are read")
+    tick = _Tick(work, context.instance, request)
+    for line in tick.failed.values():
+        context.log.warning(line)
+    if not (tick.ready or tick.active):
+        pointer.remove(root() / FILE)
+        failed = f"failed: {', '.join(label(*name) for name in tick.failed)}" if tick.failed else "all of it is made"
+        return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {failed}")
+    return dg.SensorResult(
+        run_requests=[tick.run_of(name) for name in tick.ready],
+        dynamic_partitions_requests=list(tick.new_keys()),
+        skip_reason=None if tick.ready else f"{len(tick.active)} runs are under way",
+    )
+
+
+class _Tick:
+    """What is ready, active and failed of a request."""
+
+    def __init__(self, work: Context, instance: dg.DagsterInstance, request: RunRequested) -> None:
+        self.work, self.instance, self.request = work, instance, request
+        recorder = Recorder(instance)
+        self.due: dict[Name, PlannedTask] = {}
+        for planned in tasks_until(work, request.until):
+            if planned.artifact is None or recorder.wants_run(planned):
+                self.due[planned.name] = planned
+            elif not recorder.is_recorded(work, planned):
+                recorder.record(work, planned)
+        self.active = self._active()
+        self.failed = self._failed()
+        dag = Dag(work.planner.graph, self.due)
+        for name in [*self.active, *self.failed]:
+            if name in self.due:
+                dag.start(name)
+        for name in self.failed:
+            dag.give_up(name)
+        self.ready = dag.ready
+
+    def _runs(self, filters: dg.RunsFilter) -> Iterator[tuple[Name, dg.DagsterRun]]:
+        for run in self.instance.get_runs(filters):
+            if run.tags.get(STUDY, study().name) == study().name:
+                for asset in run.asset_selection or ():
+                    yield (asset.path[-1], run.tags.get("dagster/partition")), run
+
+    def _active(self) -> set[Name]:
+        return {name for name, _ in self._runs(dg.RunsFilter(statuses=ACTIVE))}
+
+    def _failed(self) -> dict[Name, str]:
+        """Tasks that are due and whose run failed since the request: they are not tried again."""
+        filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={REQUEST_TAG: self.request.id})
+        failed = (pair for pair in self._runs(filters) if pair[0] in self.due)
+        return {name: f"{label(*name)} failed: run {run.run_id}" for name, run in failed}
+
+    def run_of(self, name: Name) -> dg.RunRequest:
+        stage, key = name
+        spec = self.due[name].spec
+        version = spec.version if spec else "unknown"  # a run key that was used is not used again
+        return dg.RunRequest(
+            run_key=f"{self.request.id}-{label(stage, key)}-{version}",
+            job_name=job_of(stage),
+            asset_selection=[key_of(stage)],
+            partition_key=key,
+            tags={REQUEST_TAG: self.request.id},
+        )
+
+    def new_keys(self) -> Iterator[dg.AddDynamicPartitionsRequest]:
+        for partitions, keys in ((SHARDS, [s.key for s in self.work.shards]), (EXPERTS, self.work.experts)):
+            known = set(self.instance.get_dynamic_partitions(str(partitions.name)))
+            if new := [key for key in keys if key not in known]:
+                yield partitions.build_add_request(new)

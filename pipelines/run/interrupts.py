@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM while something must not be left half done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """What was started is ended in order."""
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """A signal takes effect at the end: what was begun is noted by then."""
+    received: list[int] = []
+    with _handled(lambda number, _: received.append(number)):
+        yield
+    if received:
+        signal.raise_signal(received[0])
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, its in before.items():
+            signal.signal(number, its)

@@ -1,0 +1,22 @@
+"""The tasks of a command, in the order in which they are worth starting."""
+
+from __future__ import annotations
+
+from moe_core.engine.context import Context
+from moe_core.engine.planner import PlannedTask
+
+
+def tasks_until(context: Context, until: str | None) -> list[PlannedTask]:
+    """The whole graph, or what `until` needs; what others wait for longest comes first.
+
+    Raises BadSetting for an asset that the study has not.
+    """
+    planner, graph = context.planner, context.planner.graph
+    wanted = set(graph) if until is None else {planner.stage(until).name, *graph.above(until)}
+    order = {name: number for number, name in enumerate(graph)}
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        stage = graph[name]
+        return stage.control, not (stage.trains and stage.keys is None), order[name]
+
+    return [planner.task(name, key) for name in sorted(wanted, key=rank) for key in planner.keys(name)]

@@ -248,9 +248,6 @@ class Repartition(Strict):
     growth: Annotated[float, Field(ge=1)] = Field(
         2.0, description="Retrain trunk and vocabulary when training posts exceed this multiple of their snapshot."
     )
-    new_tags: Annotated[float, Field(ge=0)] = Field(
-        0.1, description="Or when all posts would add more than this share of new hashtags to the vocabulary."
-    )
     drift_far: Fraction = Field(
         0.05, description="Sensor `drift`: share of new posts farther from their centroid than 99 % at the fit."
     )

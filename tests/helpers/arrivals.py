@@ -17,7 +17,7 @@ def weights_of(context, name="expert"):
 
 
 def kept_at(share, **more):
-    return {"repartition": Repartition(new_tags=10, retrain_share=share, **more)}
+    return {"repartition": Repartition(retrain_share=share, **more)}
 
 
 def status(context):

@@ -5,7 +5,7 @@ import polars as pl
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.engine.build import build
 from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Repartition, Source, Training, dump_study
+from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
 from moe_core.stages.graph import GRAPH
 from moe_core.workspace import open_study
 
@@ -28,7 +28,6 @@ def growing_study(folder, experts=3, controls=False, **more):
         "trunk": QUICK,
         "expert_training": QUICK,
         "partition": Partition(experts=experts, pca=8),
-        "repartition": Repartition(new_tags=10.0),
         "decoder": demo().decoder.model_copy(update={"mode": "frozen"}),
         "evaluation": demo().evaluation.model_copy(update={"controls": controls, "bootstrap": 20}),
     }

@@ -35,7 +35,7 @@ def commands() -> str:
 
 
 def _section(name: str, command: click.Command) -> list[str]:
-    context = click.open_study(command, info_name=name, terminal_width=100, help_option_names=["-h", "--help"])
+    context = click.Context(command, info_name=name, terminal_width=100, help_option_names=["-h", "--help"])
     return [f"## {name}", "", "```text", *(line.rstrip() for line in command.get_help(context).splitlines()), "```"]
 
 

@@ -240,7 +240,7 @@ def test_synthetic_posts_have_the_tags_and_the_pixels_of_the_project_s():
     assert all(word in words[scene] for word, scene in named)
     assert len(named) / 3000 == pytest.approx(source.NAMED, abs=0.02)
     assert float((ours.tags_NT[:, 2] >= 0).float().mean()) == pytest.approx(source.GENERIC, abs=0.03)
-    files = [row for batch in source.draw_shard(0, 1, 3000, 0, 16) for row in batch["image"].to_pylist()]
+    files = [row for batch in source.synthetic_posts(0, 1, 3000, 0, 16) for row in batch["image"].to_pylist()]
     theirs = []
     for file in files:
         try:

@@ -17,12 +17,12 @@ CONSERVED = dg.AssetCheckSpec(
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     from moe_core.data.ingest import stored_counts
-    from moe_core.tables import pin_of
+    from moe_core.tables import lance_tag_of
 
     said = artifact.metadata
     assert artifact.key is not None
-    pin = pin_of(artifact.key, artifact.version)  # the numbers of the versions may have been tidied away since
-    kept, refused = stored_counts(work.root, artifact.key, pin, pin)
+    lance_tag = lance_tag_of(artifact.key, artifact.version)  # version numbers may be gone
+    kept, refused = stored_counts(work.root, artifact.key, lance_tag, lance_tag)
     counts = {"read": said["read"], "rows in posts.lance": kept, "rows in rejects.lance": refused}
     conserved = (kept, refused) == (said["accepted"], said["rejected"]) and kept + refused == said["read"]
     check = dg.AssetCheckResult(

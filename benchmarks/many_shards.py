@@ -1,4 +1,4 @@
-"""What a shard's commit and pin cost when there are many shards, and reading each by its pin.
+"""What a shard's commit and its Lance tag cost when there are many shards, and what reading each by its tag costs.
 
 Cost: 2 minutes, 200 MB of disk.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.tables import pin_of, raise_pins, read_rows, replace_rows
+from moe_core.tables import advance_lance_tags, lance_tag_of, read_rows, replace_rows
 
 SCHEMA = pa.schema([("shard", pa.string()), ("position", pa.int64()), ("id", pa.string())])
 
@@ -26,16 +26,16 @@ def measure(root: Path, shards: int) -> None:
         began, processor = time.monotonic(), time.process_time()
         some = keys[part * shards // 10 : (part + 1) * shards // 10]
         for key in some:
-            replace_rows(path, SCHEMA, key, [rows(key)], [pin_of(key, "v")])
+            replace_rows(path, SCHEMA, key, [rows(key)], [lance_tag_of(key, "v")])
         said.append(((time.monotonic() - began) / len(some), (time.process_time() - processor) / len(some)))
     disk = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
     mean = sum(wall for wall, _ in said) / len(said)
     began = time.monotonic()
-    raise_pins(path)
+    advance_lance_tags(path)
     raised = time.monotonic() - began
     began = time.monotonic()
     for key in keys:
-        assert len(read_rows(path, pin_of(key, "v"), key, ["id"])) == 2
+        assert len(read_rows(path, lance_tag_of(key, "v"), key, ["id"])) == 2
     read = time.monotonic() - began
     print(
         f"| {shards:,} | {1e3 * mean:.1f} | {1e3 * said[0][1]:.1f} | {1e3 * said[-1][1]:.1f} | "
@@ -47,7 +47,7 @@ def measure(root: Path, shards: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--shards", type=int, nargs="+", default=[200, 2000])
-    print("| shards | commit, ms a shard | processor, first tenth | last tenth | raise pins | read by pin | MiB |")
+    print("| shards | commit, ms a shard | processor, first tenth | last tenth | advance tags | read by tag | MiB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for count in parser.parse_args().shards:
         with tempfile.TemporaryDirectory() as folder:

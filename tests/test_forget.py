@@ -26,7 +26,7 @@ from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.settings import dump_study, load_study
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.tables import pin_of, pins, read_rows, unpin
+from moe_core.tables import delete_lance_tag, lance_tag_of, lance_tags, read_rows
 from moe_core.workspace import open_study
 
 
@@ -125,8 +125,8 @@ def test_only_shards_that_held_them_are_ingested_again(ingested):
     now = reopen(ingested)
     assert now.find("posts", "a") is None
     assert now.find("posts", "b") is not None
-    kept = pins(now.root / "posts.lance")
-    assert [name for name in kept if name.startswith("posts.b.")], "b's rows are still pinned"
+    kept = lance_tags(now.root / "posts.lance")
+    assert [name for name in kept if name.startswith("posts.b.")], "b's rows are still tagged"
     assert not [name for name in kept if name.startswith("posts.a.")]
 
 
@@ -139,7 +139,7 @@ def test_after_a_takedown_nothing_is_damaged_before_the_next_run_and_after_it(in
     assert not [one for one in found if isinstance(one, Damage)]
     assert old in found, "what is left of it is read"
     now = reopen(ingested).need("posts", "a")
-    unpin(ingested.root / "posts.lance", pin_of("a", now.version))
+    delete_lance_tag(ingested.root / "posts.lance", lance_tag_of("a", now.version))
     assert [one.folder for one in verify(reopen(ingested)) if isinstance(one, Damage)] == [now.path]
 
 
@@ -192,13 +192,13 @@ def test_old_versions_that_held_them_go_with_the_artifacts_that_needed_them(inge
     assert old.path.exists()
     build(reopen(ingested), "posts", "a")
     pixels = noise(125).tobytes()
-    build(smaller(reopen(ingested)), "posts", "a")  # a's rows of today are now under a pin alone
+    build(smaller(reopen(ingested)), "posts", "a")  # a's rows of today are now under a Lance tag alone
     done = forget(reopen(ingested), ids=["post-of-bob-125"])
     assert done.shards == ["b"]
     assert files_with(root, b"post-of-bob-125") == files_with(root, pixels) == []
-    assert not [name for name in pins(root / "posts.lance") if name.startswith("posts.b.")]
+    assert not [name for name in lance_tags(root / "posts.lance") if name.startswith("posts.b.")]
     now = reopen(ingested)
-    rows = read_rows(root / "posts.lance", pin_of("a", now.need("posts", "a").version), "a", ["image"])
+    rows = read_rows(root / "posts.lance", lance_tag_of("a", now.need("posts", "a").version), "a", ["image"])
     assert len(rows) == 118
     assert len(rows["image"][0].as_py()) == SIZE * SIZE * 3
     assert smaller(now).find("posts", "a") is None, "a's smaller pictures were in a version that held b's post"

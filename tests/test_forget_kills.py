@@ -41,7 +41,7 @@ def _killed_at(study, root, point):
             return clean(path, *more, **others) if len(calls) < 2 else _die()
 
         tables.clean = once
-    elif point == "before the pins":
+    elif point == "before the Lance tags":
         tables.release = _die
     elif point == "before the clean-up":
         tables.clean = _die
@@ -59,7 +59,7 @@ POINTS = [
     "after the logs",
     "before the commit",
     "between posts and rejects",
-    "before the pins",
+    "before the Lance tags",
     "before the clean-up",
     "in an artifact",
     "before it is done",

@@ -26,7 +26,7 @@ from moe_core.stages.mixture.promote import PUBLISHED, force, roll_back
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.locks import not_open, shared
 from moe_core.store.store import Store
-from moe_core.tables import pins
+from moe_core.tables import lance_tags
 from moe_core.training.batches import ImagesInMemory
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
@@ -216,12 +216,12 @@ def test_posts_of_old_settings_leave_with_their_rows(root):
     smaller = tiny_study(data=GOOD.data.model_copy(update={"image_size": 8}))
     make(open_study(smaller, root), "mixture")
     newest_is(root, smaller)
-    assert len(pins(root / "posts.lance")) == 4
+    assert len(lance_tags(root / "posts.lance")) == 4
     done = collect(open_study(smaller, root), keep=0, dry_run=False)
     gone = [name for name in done.removed if name.startswith("posts/") and "/.lock" not in name]
     assert len(gone) == 2
     assert done.bytes > sum(done.sizes), "rows too"
-    assert len(pins(root / "posts.lance")) == 2
+    assert len(lance_tags(root / "posts.lance")) == 2
     assert whole(root)
 
 

@@ -1,4 +1,4 @@
-"""What nothing points at leaves; what an artifact pins stays."""
+"""What nothing points at leaves; what an artifact tags stays."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
 from moe_core.store.files import remove_atomically
 from moe_core.store.locks import shared
-from moe_core.tables import pin_of, pins, read_rows, shards_in
+from moe_core.tables import lance_tag_of, lance_tags, read_rows, shards_in
 from moe_core.workspace import open_study
 
 
@@ -38,8 +38,8 @@ def reopen(context):
 
 
 def images(context, key):
-    pin = pin_of(key, context.need("posts", key).version)
-    return read_rows(context.root / "posts.lance", pin, key, ["image"])["image"].to_pylist()
+    lance_tag = lance_tag_of(key, context.need("posts", key).version)
+    return read_rows(context.root / "posts.lance", lance_tag, key, ["image"])["image"].to_pylist()
 
 
 def everything(root):
@@ -82,14 +82,14 @@ def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingest
     assert [name for name in done.removed if "/.lock" not in name] == [f"posts/b/{stale.version('posts', 'b')}"]
     assert stale.find("posts", "b") is None
     assert len(images(ingested, "b")) == 30
-    assert set(pins(ingested.root / "posts.lance")) == {
-        pin_of(key, ingested.version("posts", key)) for key in ("a", "b")
+    assert set(lance_tags(ingested.root / "posts.lance")) == {
+        lance_tag_of(key, ingested.version("posts", key)) for key in ("a", "b")
     }
 
 
 def test_a_dry_run_changes_nothing_and_says_the_same(ingested):
     build(smaller(ingested), "posts", "b")
-    os.remove(smaller(ingested).need("posts", "b").path / "artifact.json")  # its pin has no artifact now
+    os.remove(smaller(ingested).need("posts", "b").path / "artifact.json")  # its Lance tag has no artifact now
     before = everything(ingested.root)
     said = tidy(ingested, dry_run=True)
     assert everything(ingested.root) == before
@@ -167,7 +167,7 @@ def test_the_command_tidies_after_posts_changed_and_drops_gone_shards(ingested, 
     status = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)
     assert [row["key"] for row in status["assets"] if row["asset"] == "posts"] == ["b", "c"]
     versions = {v["version"] for v in lance.dataset(str(ingested.root / "posts.lance")).versions()}
-    assert versions == set(pins(ingested.root / "posts.lance").values()), "the latest, and that of the artifact of a"
+    assert versions == set(lance_tags(ingested.root / "posts.lance").values()), "the latest, and that of a's artifact"
     done = json.loads(hardmoe("tidy", "--study", study_file, "--superseded", "--apply", "--json").stdout)
     assert f"posts/a/{ingested.version('posts', 'a')}" in done["removed"]
     assert "would free 0.0 MiB: 0 old versions, 0 files" in hardmoe("tidy", "--study", study_file, "--dry-run").stdout

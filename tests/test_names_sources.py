@@ -16,7 +16,7 @@ from helpers.without_controls import small_study
 from moe_core.data.sources import find_shards, guess_format, read_shard
 from moe_core.engine.build import build
 from moe_core.settings import Source
-from moe_core.tables import ids_in, pin_of, pins, read_rows, replace_rows, vectors_in, write_vectors
+from moe_core.tables import ids_in, lance_tag_of, lance_tags, read_rows, replace_rows, vectors_in, write_vectors
 
 # what a name may hold, and each library reads otherwise than a file system does
 NAMES = [
@@ -44,7 +44,7 @@ def test_lance_writes_into_the_folder_of_that_name_alone(tmp_path, name):
     rows = [pa.record_batch([[0, 1], ["a", "b"]], schema=schema)]
     replace_rows(folder / "posts.lance", schema, "s0", rows, ["posts.s0.v1"])
     assert read_rows(folder / "posts.lance", "posts.s0.v1", "s0", ["id"])["id"].to_pylist() == ["a", "b"]
-    assert set(pins(folder / "posts.lance")) == {"posts.s0.v1"}
+    assert set(lance_tags(folder / "posts.lance")) == {"posts.s0.v1"}
     vectors_BD = np.eye(2, dtype=np.float32)
     parts = [({"id": pa.array(["a", "b"])}, vectors_BD)]
     write_vectors(folder / "x.lance", {"id": pa.string()}, "vector", 2, parts, index=False)
@@ -104,9 +104,9 @@ def test_posts_and_rejects_of_files_whose_names_are_not_utf8_are_counted(tmp_pat
     (shard,) = context.shards
     made = build(context, "posts", shard.key).artifact
     assert (made.metadata["accepted"], made.metadata["rejected"]) == (1, 1)
-    pin = pin_of(shard.key, made.version)
-    assert read_rows(tmp_path / "store" / "posts.lance", pin, shard.key, ["user"])["user"].to_pylist() == ["caf\\udce9"]
-    rejects = read_rows(tmp_path / "store" / "rejects.lance", pin, shard.key, ["id", "source"])
+    tag = lance_tag_of(shard.key, made.version)
+    assert read_rows(tmp_path / "store" / "posts.lance", tag, shard.key, ["user"])["user"].to_pylist() == ["caf\\udce9"]
+    rejects = read_rows(tmp_path / "store" / "rejects.lance", tag, shard.key, ["id", "source"])
     assert rejects.to_pylist()[0]["source"].endswith("/user=caf\\udce9/\\udce9.parquet")
 
 

@@ -1,4 +1,4 @@
-"""Shards in Lance: replaced, pinned, put back, located, by several processes and in spite of kills."""
+"""Shards in Lance: replaced, tagged, put back, located, by several processes and in spite of kills."""
 
 import multiprocessing
 import os
@@ -12,11 +12,11 @@ from lance.dataset import Tags
 
 from moe_core.tables import (
     Freed,
+    advance_lance_tags,
     clean,
     gather,
+    lance_tags,
     locate,
-    pins,
-    raise_pins,
     read_rows,
     replace_rows,
     rewrite,
@@ -35,8 +35,8 @@ def batch(shard, ids, first=0):
     return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def put(path, shard, ids, pin=None):
-    return replace_rows(path, SCHEMA, shard, [batch(shard, ids)], [pin] if pin else ())
+def put(path, shard, ids, lance_tag=None):
+    return replace_rows(path, SCHEMA, shard, [batch(shard, ids)], [lance_tag] if lance_tag else ())
 
 
 def ids(path, version, shard):
@@ -99,7 +99,7 @@ def test_a_pin_names_its_rows_whatever_is_ingested_later(path):
 
 def test_a_pin_that_is_gone_says_what_to_do(path):
     put(path, "a", ["x"])
-    with pytest.raises(ValueError, match=r"has no pin posts.a.9 \(was it cleaned up\?\): ingest again"):
+    with pytest.raises(ValueError, match=r"has no Lance tag posts.a.9 \(was it cleaned up\?\): ingest again"):
         read_rows(path, "posts.a.9", "a", ["id"])
 
 
@@ -107,9 +107,9 @@ def test_pins_whose_rows_are_alive_move_to_the_latest_version_and_no_others(path
     put(path, "a", ["x"], "posts.a.1")
     put(path, "a", ["y"], "posts.a.2")
     last = put(path, "b", ["z"], "posts.b.1")
-    old = pins(path)["posts.a.1"]
-    raise_pins(path)
-    assert pins(path) == {"posts.a.1": old, "posts.a.2": last, "posts.b.1": last}
+    old = lance_tags(path)["posts.a.1"]
+    advance_lance_tags(path)
+    assert lance_tags(path) == {"posts.a.1": old, "posts.a.2": last, "posts.b.1": last}
 
 
 def test_other_columns_begin_the_data_set_anew_and_pins_keep_the_old_one(path):
@@ -144,7 +144,7 @@ def test_rows_that_were_replaced_since_are_put_back_when_they_are_asked_for(path
     found = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
     assert taken(path, found) == list("xyzuvw")
     assert set(os.listdir(path / "data")) == files, "no row is written again"
-    assert pins(path)["posts.a.1"] == found.version
+    assert lance_tags(path)["posts.a.1"] == found.version
     assert ids(path, "posts.a.2", "a") == ["k"]
     assert gather(path, [("a", "posts.a.1")]) == found.version
     clean(path)
@@ -252,7 +252,7 @@ def _killed_at(path, point):
     elif point == "after the write":
         lance.LanceDataset.commit = staticmethod(_die)
     elif point == "after the commit":
-        shards.put_pin = _die
+        shards.put_lance_tag = _die
 
     def rows():
         yield batch("a", [f"n{i}" for i in range(5000)])
@@ -267,7 +267,7 @@ def test_a_writer_killed_at_any_point_leaves_the_pinned_rows_and_is_done_again(p
     put(path, "a", ["x"], "posts.a.1")
     assert run_all([PROCESS(target=_killed_at, args=(path, point))]) == [-signal.SIGKILL]
     assert ids(path, "posts.a.1", "a") == ["x"]
-    assert "posts.a.2" not in pins(path)
+    assert "posts.a.2" not in lance_tags(path)
     assert shards_in(path) == {"a": 5000 if point == "after the commit" else 1}
     put(path, "a", ["y", "z"], "posts.a.2")
     clean(path)
@@ -304,7 +304,7 @@ def test_a_commit_between_look_and_commit_is_looked_at_again(path, monkeypatch):
     put(path, "a", ["old"], "posts.a.1")
     put(path, "b", ["kept"], "posts.b.1")
     put(path, "a", ["new"], "posts.a.2")
-    look, calls = shards.absent, iter(range(10))
+    look, calls = shards.outdated, iter(range(10))
 
     def late(*arguments):
         found = look(*arguments)
@@ -312,7 +312,7 @@ def test_a_commit_between_look_and_commit_is_looked_at_again(path, monkeypatch):
             put(path, "b", ["another"], "posts.b.2")
         return found
 
-    monkeypatch.setattr(shards, "absent", late)
+    monkeypatch.setattr(shards, "outdated", late)
     found = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
     assert ids(path, found.version, "a") == ["old"]
     assert ids(path, found.version, "b") == ["kept"]

@@ -117,10 +117,10 @@ def ingest(
     *,
     source: str = "",
     threads: int = 1,
-    pins: Sequence[str] = (),
+    lance_tags: Sequence[str] = (),
     forgotten: Callable[[str | None, str | None], bool] | None = None,
 ) -> Ingested:
-    """Replaces the shard's rows in posts.lance and rejects.lance under `root`, in versions that are named `pins`.
+    """Replaces the shard's rows in posts.lance and rejects.lance under `root`, in versions that `lance_tags` name.
 
     `threads` decode. Posts that are `forgotten` (id, user) leave a rejected row that says nothing else of them.
     Raises ValueError, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected; they
@@ -133,11 +133,13 @@ def ingest(
         rejects = _Rejects(spilled, shard, source, count)
         accepted = _accept(shard, _chunks(batches, data, forgotten), count, rejects, report, data, threads)
         try:
-            posts_version = replace_rows(layout.posts_table, POSTS, shard, _checked(accepted, shard, data, count), pins)
+            posts_version = replace_rows(
+                layout.posts_table, POSTS, shard, _checked(accepted, shard, data, count), lance_tags
+            )
         except TooManyRejected as error:
             version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches())
             raise ValueError(f"{error}; all of them are in version {version} of {layout.rejects_table}") from None
-        rejects_version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches(), pins)
+        rejects_version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches(), lance_tags)
     return Ingested(count, posts_version, rejects_version)
 
 

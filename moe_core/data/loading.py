@@ -24,7 +24,7 @@ PART = 65_536  # posts whose hashtags are looked up at once
 
 @dataclass(frozen=True)
 class Place:
-    """Where a shard's posts lie: a version of posts.lance, by its pin or its number."""
+    """Where a shard's posts lie: a version of posts.lance, by its Lance tag or its number."""
 
     shard: str
     version: int | str

@@ -1,6 +1,6 @@
 """Housekeeping of a store: what nothing points at any more leaves; shards in too many fragments are written again.
 
-A pin (a Lance tag) keeps the version that a posts artifact reads; a version goes when no pin is left on it. Everything
+A Lance tag keeps the version that a posts artifact reads; a version goes when no Lance tag is left on it. Everything
 here may be killed at any point and started again.
 """
 
@@ -71,8 +71,8 @@ def collect(context: Context, keep: int = 1, dry_run: bool = True) -> Tidied:
 
 
 def _free(context: Context, dry_run: bool, gone: Iterable[Path], old: list[Artifact]) -> Tidied:
-    """Files and folders, and artifacts with the rows that only they pin. For those who hold the store alone."""
-    from moe_core.tables import clean, pins, rewrite, scattered
+    """Files and folders, and artifacts with the rows that only they name. For those who hold the store alone."""
+    from moe_core.tables import clean, lance_tags, rewrite, scattered
 
     done = Tidied()
     gone = list(gone)
@@ -86,15 +86,15 @@ def _free(context: Context, dry_run: bool, gone: Iterable[Path], old: list[Artif
         for artifact in old:
             context.store.remove(artifact)
     keep = _pins_of_artifacts(context, without=old)
-    read = current_pins(context)
+    read = current_lance_tags(context)
     for path in (context.root / name for name in DATA_SETS):
-        there = pins(path)
-        lost = [pin for pin in there if pin.startswith("posts.") and pin not in keep]
+        there = lance_tags(path)
+        lost = [lance_tag for lance_tag in there if lance_tag.startswith("posts.") and lance_tag not in keep]
         for shard in scattered(path):
             done.rewritten.append(f"{path.name} {shard}")
             if not dry_run:
                 rewrite(path, shard)
-        places = [(shard, pin) for shard, pin in read if pin in there]
+        places = [(shard, lance_tag) for shard, lance_tag in read if lance_tag in there]
         freed = clean(path, dry_run, [*places, *gone_shards(context, path)], lost)
         done.versions += freed.versions
         done.files += freed.files
@@ -110,19 +110,19 @@ def tidy_where_cheap(context: Context) -> Tidied | None:
         return None
 
 
-def current_pins(context: Context) -> list[tuple[str, str]]:
-    """(shard, pin) of the posts that the study reads, made or not."""
-    from moe_core.tables import pin_of
+def current_lance_tags(context: Context) -> list[tuple[str, str]]:
+    """(shard, Lance tag) of the posts that the study reads, made or not."""
+    from moe_core.tables import lance_tag_of
 
-    return [(shard.key, pin_of(shard.key, context.version("posts", shard.key))) for shard in context.shards]
+    return [(shard.key, lance_tag_of(shard.key, context.version("posts", shard.key))) for shard in context.shards]
 
 
 def _pins_of_artifacts(context: Context, without: list[Artifact]) -> set[str]:
-    from moe_core.tables import pin_of
+    from moe_core.tables import lance_tag_of
 
     gone = {artifact.path for artifact in without}
     return {
-        pin_of(artifact.key, artifact.version)
+        lance_tag_of(artifact.key, artifact.version)
         for artifact in context.store.everything("posts")
         if artifact.key is not None and artifact.path not in gone
     }

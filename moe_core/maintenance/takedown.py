@@ -2,7 +2,7 @@
 
 The order is the safety: the list of the forgotten is on the disk first, so whatever is killed afterwards, running it
 again finishes; then logs, while the tables still tell which ids are a user's; then posts.lance and rejects.lance, whose
-shards are written again without them; then pins and versions that still hold them; then artifacts of single posts. At
+shards are written again without them; then tags and versions that still hold them; then artifacts of single posts. At
 the end all that is left is searched for what names them. Networks that saw them stay, are named, and are stale.
 """
 
@@ -21,7 +21,7 @@ from moe_core.data.takedowns import Forgotten
 from moe_core.data.traces import LOCKED_SECONDS, Traces, is_sqlite
 from moe_core.engine.context import Context
 from moe_core.errors import HardmoeError, LockHeld
-from moe_core.maintenance.gc import current_pins, leftovers, size_of
+from moe_core.maintenance.gc import current_lance_tags, leftovers, size_of
 from moe_core.stages.data.rows import DATA_SETS
 from moe_core.stages.gate import membership
 from moe_core.store.artifact import Artifact
@@ -236,8 +236,8 @@ def network_name(asset: str, key: str | None, version: str) -> str:
 
 
 def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedown) -> None:
-    """Rows, then the pins of versions that held them, then versions and files; then artifacts that lost their pin."""
-    from moe_core.tables import clean, gather, pin_of, pins, release, rewrite, shards_in
+    """Rows, then the Lance tags of versions that held them, then versions and files; then artifacts without a tag."""
+    from moe_core.tables import clean, gather, lance_tag_of, lance_tags, release, rewrite, shards_in
 
     current = _current(context, book)
     for name in DATA_SETS:
@@ -246,26 +246,26 @@ def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedo
         for shard in sorted(set(bad.values()) & set(shards_in(path))):
             rewrite(path, shard, keep=lambda batch: ~_marks(book, batch))
         if bad:
-            there = pins(path)
-            gather(path, [(shard, pin) for shard, pin in current if pin in there])  # else they would go as old rows do
+            there = lance_tags(path)
+            gather(path, [(shard, tag) for shard, tag in current if tag in there])  # else they would go as old rows do
             release(path, set(bad))
         done.bytes += clean(path).bytes
-    pinned = set.intersection(*(set(pins(context.root / name)) for name in DATA_SETS))
+    tagged = set.intersection(*(set(lance_tags(context.root / name)) for name in DATA_SETS))
     for artifact in context.store.everything("posts"):
         assert artifact.key is not None
         # one that was made before posts of its shard were forgotten stays as a record: it is stale for good
         wanted_again = artifact.inputs.get("forgotten", "") == book.digest_of(artifact.key)
-        if pin_of(artifact.key, artifact.version) not in pinned and wanted_again:
+        if lance_tag_of(artifact.key, artifact.version) not in tagged and wanted_again:
             _remove(context, artifact.path, done)
 
 
 def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
-    """(shard, pin) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
+    """(shard, tag) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
     try:
-        read = current_pins(context)
+        read = current_lance_tags(context)
     except (HardmoeError, OSError):
         return []
-    return [(key, pin) for key, pin in read if book.digest_of(key) == context.takedowns.digest_of(key)]
+    return [(key, lance_tag) for key, lance_tag in read if book.digest_of(key) == context.takedowns.digest_of(key)]
 
 
 def _remove(context: Context, path: Any, done: Takedown) -> None:

@@ -78,11 +78,11 @@ def has_rows(context: Context, posts: Artifact) -> bool:
 
 
 def _lost_rows(context: Context, artifact: Artifact, checked: dict[str, dict[str, bool]]) -> list[str]:
-    from moe_core.tables import damage, pin_of
+    from moe_core.tables import damage, lance_tag_of
 
     assert artifact.key is not None
     found = []
     for name, said in zip(DATA_SETS, ("accepted", "rejected"), strict=True):
-        pin = pin_of(artifact.key, artifact.version)
-        found += damage(context.root / name, pin, artifact.key, artifact.metadata[said], checked[name])
+        lance_tag = lance_tag_of(artifact.key, artifact.version)
+        found += damage(context.root / name, lance_tag, artifact.key, artifact.metadata[said], checked[name])
     return found

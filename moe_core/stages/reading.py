@@ -27,9 +27,9 @@ BATCH = 65_536  # posts without their pictures, read at a time
 def place(context: Context, shard: str) -> Place:
     """Where the shard's posts lie. Raises ValueError where it is not ingested."""
     from moe_core.data.loading import Place
-    from moe_core.tables import pin_of
+    from moe_core.tables import lance_tag_of
 
-    return Place(shard, pin_of(shard, context.need("posts", shard).version))
+    return Place(shard, lance_tag_of(shard, context.need("posts", shard).version))
 
 
 def places(context: Context) -> list[Place]:

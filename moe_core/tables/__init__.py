@@ -1,8 +1,8 @@
-"""Lance data sets: posts that are replaced a shard at a time, and vectors written once. The home of lance.
+"""Lance data sets: posts that are replaced a shard at a time, and vectors written once. Only this package uses lance.
 
-A fragment holds rows of one shard only and never has a row deleted: a shard is written anew and its fragments are
-swapped in one commit, so a killed writer leaves nothing visible. A pin is a Lance tag: it names the version that holds
-the rows of one artifact, and nothing that a pin needs is ever cleaned up.
+A fragment holds rows of one shard only and never has a row deleted: a shard is written again and its fragments are
+swapped in one commit, so a killed writer leaves nothing visible. A Lance tag names the version that holds the rows of
+one artifact; what a tag needs is never cleaned up.
 
 Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and at scanning JPEGs, and at taking random
 rows of raw pixels (docs/explanation/performance.md has the figures, benchmarks/fragment_size.py makes them).
@@ -12,7 +12,7 @@ from moe_core.tables.checking import damage
 from moe_core.tables.cleaning import Freed, clean, release, search
 from moe_core.tables.copying import copied
 from moe_core.tables.foreign import TableInfo, scan_table, table_info
-from moe_core.tables.pins import parse_pin, pin_of, pins, raise_pins, unpin
+from moe_core.tables.lance_tags import advance_lance_tags, delete_lance_tag, lance_tag_of, lance_tags, parse_lance_tag
 from moe_core.tables.reading import count_rows, read_positions, read_rows, scan_rows, take_rows
 from moe_core.tables.shards import Located, gather, locate, replace_rows, rewrite, scattered, shards_in, values_in
 from moe_core.tables.vectors import ids_in, vectors_in, write_vectors
@@ -21,17 +21,18 @@ __all__ = [
     "Freed",
     "Located",
     "TableInfo",
+    "advance_lance_tags",
     "clean",
     "copied",
     "count_rows",
     "damage",
+    "delete_lance_tag",
     "gather",
     "ids_in",
+    "lance_tag_of",
+    "lance_tags",
     "locate",
-    "parse_pin",
-    "pin_of",
-    "pins",
-    "raise_pins",
+    "parse_lance_tag",
     "read_positions",
     "read_rows",
     "release",
@@ -44,7 +45,6 @@ __all__ = [
     "shards_in",
     "table_info",
     "take_rows",
-    "unpin",
     "values_in",
     "vectors_in",
     "write_vectors",

@@ -1,28 +1,28 @@
-"""Whether the rows of a pin are those that were written: lance itself does not notice a flipped byte in a pixel."""
+"""Checks that tagged rows are those that were written: lance itself does not notice a flipped byte in a pixel."""
 
 from pathlib import Path
 
-from moe_core.tables.versions import at, contents, is_what_it_says
+from moe_core.tables.versions import at, contents, matches_its_name
 
 
-def damage(path: Path, pin: str, shard: str, rows: int, checked: dict[str, bool]) -> list[str]:
-    """What is wrong with the rows of a shard at a pin, of which `rows` were written. Every data file is read whole.
+def damage(path: Path, lance_tag: str, shard: str, rows: int, checked: dict[str, bool]) -> list[str]:
+    """Lines on what is wrong with the rows of a shard at a Lance tag, of which `rows` were written. Reads data files.
 
-    `checked` remembers files from one call to the next: pins share them.
+    `checked` remembers files from one call to the next, since tags share them.
     """
     try:
-        table, pieces = at(path, pin)
-        said = table.tags.list()[pin]["metadata"].get("rows")
+        table, pieces = at(path, lance_tag)
+        tagged = table.tags.list()[lance_tag]["metadata"].get("rows")
     except (ValueError, OSError, KeyError) as error:
         return [f"{path}: {error}"]
-    found = []
-    mine = pieces.get(shard, [])
-    if said != contents(pieces, shard) or sum(piece.rows for piece in mine) != rows:
-        found.append(f"{path} has not the {rows} rows of {shard} that pin {pin} was put on")
-    for piece in mine:
+    problems = []
+    of_shard = pieces.get(shard, [])
+    if tagged != contents(pieces, shard) or sum(piece.rows for piece in of_shard) != rows:
+        problems.append(f"{path} has not the {rows} rows of {shard} that Lance tag {lance_tag} was put on")
+    for piece in of_shard:
         file = path / "data" / piece.file
         if piece.file not in checked:
-            checked[piece.file] = is_what_it_says(file)
+            checked[piece.file] = matches_its_name(file)
         if not checked[piece.file]:
-            found.append(f"{file} is not the file that was written (its name tells another SHA-256)")
-    return found
+            problems.append(f"{file} is not the file that was written (its name tells another SHA-256)")
+    return problems

@@ -1,4 +1,4 @@
-"""What no pin needs is removed; what holds forgotten rows is found and let go."""
+"""Removes what no Lance tag needs; finds and releases what holds rows that were taken down."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 
 from moe_core.store.locks import exclusive
+from moe_core.tables.lance_tags import advance_lance_tags, delete_lance_tag, lance_tags, parse_lance_tag
 from moe_core.tables.paths import lance_path
-from moe_core.tables.pins import parse_pin, pins, raise_pins, unpin
-from moe_core.tables.shards import absent, gather
-from moe_core.tables.versions import at, committing, contents, forget_opened, is_there, pieces_of, writers
+from moe_core.tables.shards import gather, outdated
+from moe_core.tables.versions import at, commit_lock, contents, exists, forget_opened, pieces_of, writers_lock
 
 
 @dataclass(frozen=True)
 class Freed:
-    """What a clean-up removed, or would."""
+    """What a clean-up removed, or would remove."""
 
     versions: int = 0
     files: int = 0
@@ -25,10 +25,10 @@ class Freed:
 
 
 def search(path: Path, columns: list[str]) -> Iterator[tuple[str, str, pa.RecordBatch]]:
-    """(data file, shard, rows) of everything in any version that is left, each data file once."""
+    """(data file, shard, rows) of every version, each data file once."""
     import lance
 
-    if not is_there(path):
+    if not exists(path):
         return
     files: dict[int, set[str]] = {}
     for row in lance.dataset(lance_path(path)).tracked_files().read_all().to_pylist():
@@ -39,29 +39,29 @@ def search(path: Path, columns: list[str]) -> Iterator[tuple[str, str, pa.Record
         if files[version] <= seen:
             continue
         table, pieces = at(path, version)
-        there = [name for name in columns if name in table.schema.names]
-        for piece in (piece for mine in pieces.values() for piece in mine):
+        present = [name for name in columns if name in table.schema.names]
+        for piece in (piece for of_shard in pieces.values() for piece in of_shard):
             if piece.file in seen:
                 continue
             seen.add(piece.file)
-            for batch in table.scanner(columns=there, fragments=[table.get_fragment(piece.fragment)]).to_batches():
+            for batch in table.scanner(columns=present, fragments=[table.get_fragment(piece.fragment)]).to_batches():
                 yield piece.file, piece.shard, batch
 
 
 def release(path: Path, files: set[str]) -> list[str]:
-    """Drops the pins of versions that hold any of the data `files`, but for those that the latest version serves too.
+    """Deletes the tags of versions that hold any of the data `files`, except where the latest version serves them.
 
-    Returns the names of those dropped. `clean` then removes the files.
+    Returns the names of the deleted tags. `clean` then removes the files.
     """
     import lance
 
-    raise_pins(path)
-    latest, dropped = lance.dataset(lance_path(path)).version, []
-    for pin, version in sorted(pins(path).items(), key=lambda named: named[1]):  # each version is opened once
-        if version != latest and any(p.file in files for mine in at(path, version)[1].values() for p in mine):
-            unpin(path, pin)
-            dropped.append(pin)
-    return dropped
+    advance_lance_tags(path)
+    latest, deleted = lance.dataset(lance_path(path)).version, []
+    for lance_tag, version in sorted(lance_tags(path).items(), key=lambda item: item[1]):  # each version is opened once
+        if version != latest and any(p.file in files for of_shard in at(path, version)[1].values() for p in of_shard):
+            delete_lance_tag(path, lance_tag)
+            deleted.append(lance_tag)
+    return deleted
 
 
 def clean(
@@ -70,26 +70,26 @@ def clean(
     places: Sequence[tuple[str, int | str | None]] = (),
     without: Sequence[str] = (),
 ) -> Freed:
-    """Removes versions that no pin names and files that no version names. Raises LockHeld while rows are written.
+    """Removes versions that no Lance tag names and files that no version names. Raises LockHeld while rows are written.
 
-    First the rows of `places` are gathered and the pins `without` are dropped; a dry run only takes them into account.
+    First the rows of `places` are gathered and the tags `without` deleted; a dry run only takes that into account.
     """
     import lance
 
-    if not is_there(path):
+    if not exists(path):
         return Freed()
-    with exclusive(writers(path), wait=False):
+    with exclusive(writers_lock(path), wait=False):
         freed = _unneeded(path, lance.dataset(lance_path(path)), places, without)
     if dry_run or not (freed.versions or freed.files or without):
         return freed
     gather(path, places)
-    for pin in without:
-        unpin(path, pin)
-    raise_pins(path)
-    with exclusive(writers(path), wait=False), exclusive(committing(path)):
+    for lance_tag in without:
+        delete_lance_tag(path, lance_tag)
+    advance_lance_tags(path)
+    with exclusive(writers_lock(path), wait=False), exclusive(commit_lock(path)):
         lance.dataset(lance_path(path)).cleanup_old_versions(
             older_than=timedelta(microseconds=1),  # 0 would mean two weeks
-            delete_unverified=True,  # nobody writes: we hold the lock of the writers
+            delete_unverified=True,  # no process writes: we hold the lock of the writers
             error_if_tagged_old_versions=False,
         )
     forget_opened()
@@ -97,17 +97,17 @@ def clean(
 
 
 def _unneeded(path: Path, table: Any, places: Sequence[tuple[str, int | str | None]], without: Sequence[str]) -> Freed:
-    """Versions and data files that neither the latest version needs, with `places` in it, nor a pin it cannot serve."""
-    back = absent(path, table, places)
-    pieces = pieces_of(table) | {shard: then.get(shard, []) for shard, (_, then) in back.items()}
-    kept = set() if back else {table.version}
-    for pin, tag in table.tags.list().items():
-        said = parse_pin(pin)
-        if pin not in without and (not said or tag["metadata"].get("rows") != contents(pieces, said[0])):
+    """Versions and files that neither the latest version, with `places` in it, needs nor a tag that it cannot serve."""
+    older = outdated(path, table, places)
+    pieces = pieces_of(table) | {shard: old_pieces.get(shard, []) for shard, (_, old_pieces) in older.items()}
+    kept = set() if older else {table.version}
+    for lance_tag, tag in table.tags.list().items():
+        named = parse_lance_tag(lance_tag)
+        if lance_tag not in without and (not named or tag["metadata"].get("rows") != contents(pieces, named[0])):
             kept.add(tag["version"])
     tracked = table.tracked_files().read_all().to_pylist()
     wanted = {row["path"] for row in tracked if row["version"] in kept}
-    wanted |= {f"data/{piece.file}" for mine in pieces.values() for piece in mine}
+    wanted |= {f"data/{piece.file}" for of_shard in pieces.values() for piece in of_shard}
     gone = [f for f in table.all_files().read_all().to_pylist() if f["path"].startswith("data/")]
     gone = [f for f in gone if f["path"] not in wanted]
     return Freed(len({r["version"] for r in tracked} - kept), len(gone), sum(f["size_bytes"] for f in gone))

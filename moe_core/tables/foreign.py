@@ -1,4 +1,4 @@
-"""Lance tables of users, as a source."""
+"""Users' Lance tables, as a source."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +13,7 @@ from moe_core.tables.paths import open_path
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What a Lance table of a user's is."""
+    """Schema, rows and version of a user's Lance table."""
 
     schema: pa.Schema
     rows: int
@@ -25,8 +25,8 @@ def table_info(uri: str) -> TableInfo:
     import lance
 
     try:
-        with _opened(uri) as there:
-            table = lance.dataset(there)
+        with _path_of(uri) as path:
+            table = lance.dataset(path)
             return TableInfo(table.schema, table.count_rows(), table.version)
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]
@@ -38,8 +38,8 @@ def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[p
     import lance
 
     try:
-        with _opened(uri) as there:
-            table = lance.dataset(there)
+        with _path_of(uri) as path:
+            table = lance.dataset(path)
             total = sum(f.file_size_bytes or 0 for part in table.get_fragments() for f in part.metadata.files)
             # rows are what bounds lance's memory: it decodes some batches ahead, and only then cuts them to bytes
             fitting = size * table.count_rows() // max(1, 4 * total)
@@ -50,12 +50,12 @@ def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[p
                 batch_readahead=1,
                 fragment_readahead=1,
                 io_buffer_size=size // 2,
-                blob_handling="all_binary",  # else a column of blobs is where they lie, not what they are
+                blob_handling="all_binary",  # else a column of blobs is their places, not their bytes
             ).to_batches()
     except (ValueError, OSError) as error:
         why = " ".join(str(error).split())[:200]
         raise BadSource(f"{uri} is damaged: {why}; copy it again, or take it away") from None
 
 
-def _opened(uri: str) -> AbstractContextManager[str]:
+def _path_of(uri: str) -> AbstractContextManager[str]:
     return nullcontext(uri) if "://" in uri else open_path(Path(uri))

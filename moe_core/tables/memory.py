@@ -1,4 +1,4 @@
-"""Memory that lance's threads would keep."""
+"""Gives back memory that the threads of lance would keep."""
 
 import ctypes
 
@@ -8,7 +8,7 @@ _bytes_passed = 0
 
 
 def passed_on(size: int) -> None:
-    """Gives memory back to the system now and then; `size` is the bytes that were just handed on.
+    """Gives memory back to the system from time to time; `size` is the bytes that were just handed on.
 
     Each of lance's threads allocates from an arena of its own, and glibc keeps what is freed there: without this,
     memory grows with the rows that were read until all arenas are full (benchmarks/memory.py).

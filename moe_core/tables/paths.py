@@ -17,20 +17,20 @@ _handles: dict[tuple[int, int], int] = {}  # of folders by device and inode: nev
 
 
 def lance_path(path: Path) -> str:
-    """Of a data set that may stay open as long as this process runs, such as posts.lance."""
+    """Path of a data set that may stay open as long as this process runs, such as posts.lance."""
     if _is_plain(path):
         return str(path)
     folder, rest = _split(path)
-    about = folder.stat()
-    place = about.st_dev, about.st_ino
-    if place not in _handles:
-        _handles[place] = os.open(folder, os.O_RDONLY)
-    return f"{DESCRIPTORS}/{_handles[place]}{rest}"
+    stat = folder.stat()
+    inode = stat.st_dev, stat.st_ino
+    if inode not in _handles:
+        _handles[inode] = os.open(folder, os.O_RDONLY)
+    return f"{DESCRIPTORS}/{_handles[inode]}{rest}"
 
 
 @contextmanager
 def open_path(path: Path) -> Iterator[str]:
-    """Of a data set that is read or written within the block only."""
+    """Path of a data set that is read or written within the block only."""
     if _is_plain(path):
         yield str(path)
         return

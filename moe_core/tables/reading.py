@@ -11,33 +11,33 @@ from moe_core.tables.versions import at, fragments
 
 
 def read_rows(path: Path, version: int | str, shard: str, columns: list[str]) -> pa.Table:
-    """The rows of a shard at a version (number or pin), in their order in the source; only its fragments are read."""
+    """Rows of a shard at a version (number or Lance tag), in the order of the source; only its fragments are read."""
     table, pieces = at(path, version)
-    mine = fragments(table, pieces, shard)
-    if not mine:
+    of_shard = fragments(table, pieces, shard)
+    if not of_shard:
         return pa.schema([table.schema.field(name) for name in columns]).empty_table()
-    return table.scanner(columns=columns, fragments=mine, scan_in_order=True).to_table()
+    return table.scanner(columns=columns, fragments=of_shard, scan_in_order=True).to_table()
 
 
 def scan_rows(path: Path, version: int | str, shard: str, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     """The rows of a shard at a version, in their order, at most `rows` at a time; nothing else is in memory."""
     table, pieces = at(path, version)
-    mine = fragments(table, pieces, shard)
-    if mine:
-        scanner = table.scanner(columns=columns, fragments=mine, batch_size=rows, scan_in_order=True)
+    of_shard = fragments(table, pieces, shard)
+    if of_shard:
+        scanner = table.scanner(columns=columns, fragments=of_shard, batch_size=rows, scan_in_order=True)
         yield from scanner.to_batches()
 
 
 def read_positions(path: Path, version: int | str, shard: str, positions: list[int], columns: list[str]) -> pa.Table:
     """Some rows of a shard at a version, by rising position."""
     table, pieces = at(path, version)
-    said = f"position IN ({', '.join(map(str, positions))})"
-    mine = fragments(table, pieces, shard)
-    return table.scanner(columns=columns, filter=said, fragments=mine, scan_in_order=True).to_table()
+    condition = f"position IN ({', '.join(map(str, positions))})"
+    of_shard = fragments(table, pieces, shard)
+    return table.scanner(columns=columns, filter=condition, fragments=of_shard, scan_in_order=True).to_table()
 
 
 def count_rows(path: Path, version: int | str, shard: str) -> int:
-    """How many rows of a shard there are at a version (number or pin)."""
+    """Number of rows of a shard at a version (number or Lance tag)."""
     return sum(piece.rows for piece in at(path, version)[1].get(shard, ()))
 
 

@@ -1,4 +1,4 @@
-"""Shards are written, replaced, put back and located, by any number of processes at once."""
+"""Shards are written, replaced, restored and located, by any number of processes at once."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,14 +9,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moe_core.errors import LockHeld, MissingInput
 from moe_core.failpoints import failpoint
 from moe_core.store.files import fsync
 from moe_core.store.locks import exclusive, shared
 from moe_core.tables.copying import copied
+from moe_core.tables.lance_tags import put_lance_tag
 from moe_core.tables.memory import passed_on
 from moe_core.tables.paths import lance_path
-from moe_core.tables.pins import put_pin
-from moe_core.tables.versions import Pieces, at, committing, contents, fragments, is_there, name_of, pieces_of, writers
+from moe_core.tables.versions import (
+    Pieces,
+    at,
+    commit_lock,
+    contents,
+    exists,
+    fragments,
+    name_of,
+    pieces_of,
+    writers_lock,
+)
 
 ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
 RETRIES = 20  # of a commit that a writer outside our locks preempts
@@ -31,24 +42,24 @@ class Located:
 
 
 def replace_rows(
-    path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.RecordBatch], pins: Sequence[str] = ()
+    path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.RecordBatch], lance_tags: Sequence[str] = ()
 ) -> int:
-    """Puts rows in the place of all rows of `shard`, in one commit; returns the version that holds them, named `pins`.
+    """Replaces all rows of `shard` in one commit; returns the version that holds them, to which `lance_tags` point.
 
     `position` must ascend. Rows are written before the lock is taken, so shards are written in parallel and only their
-    commits queue. A data set with other columns is begun anew; its old versions stay as long as they are pinned.
+    commits queue. A data set with other columns is started again; its old versions stay as long as they are tagged.
     """
-    with shared(writers(path)):
-        _begin(path, schema)
-        return _swap(path, {shard: _write(path, schema, shard, batches)}, dict.fromkeys(pins, shard))
+    with shared(writers_lock(path)):
+        _create(path, schema)
+        return _swap(path, {shard: _write(path, schema, shard, batches)}, dict.fromkeys(lance_tags, shard))
 
 
-def _begin(path: Path, schema: pa.Schema) -> None:
-    """Makes an empty data set of these columns unless it is one of them."""
+def _create(path: Path, schema: pa.Schema) -> None:
+    """Creates an empty data set of these columns unless there is one."""
     import lance
 
-    with exclusive(committing(path)):
-        if not is_there(path):
+    with exclusive(commit_lock(path)):
+        if not exists(path):
             lance.write_dataset(schema.empty_table(), lance_path(path), mode="create", data_storage_version="stable")
         elif lance.dataset(lance_path(path)).schema != schema:
             lance.LanceDataset.commit(lance_path(path), lance.LanceOperation.Overwrite(schema, []))
@@ -60,27 +71,27 @@ def _write(path: Path, schema: pa.Schema, shard: str, batches: Iterable[pa.Recor
 
     failures: list[Exception] = []  # lance passes what a batch raises on as text in an error of its own
 
-    def noting() -> Iterator[pa.RecordBatch]:
+    def noting_failures() -> Iterator[pa.RecordBatch]:
         try:
             yield from _ascending(shard, batches)
         except Exception as error:
             failures.append(error)
             raise
 
-    reader = pa.RecordBatchReader.from_batches(schema, noting())
+    reader = pa.RecordBatchReader.from_batches(schema, noting_failures())
     try:
         new = write_fragments(reader, lance_path(path), schema=schema, max_rows_per_file=ROWS, max_bytes_per_file=BYTES)
     except OSError as error:
         raise failures[0] if failures else error from None
     named = []
     for fragment in new:
-        said: dict[str, Any] = fragment.to_json()
-        (file,) = said["files"]
+        description: dict[str, Any] = fragment.to_json()
+        (file,) = description["files"]
         written = path / "data" / file["path"]
         fsync(written)
         file["path"] = name_of(shard, written)
         written.rename(path / "data" / file["path"])
-        named.append(FragmentMetadata.from_json(json.dumps(said)))
+        named.append(FragmentMetadata.from_json(json.dumps(description)))
     if named:
         fsync(path / "data")
     return named
@@ -97,13 +108,13 @@ def _ascending(shard: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Rec
         yield copied(batch)
 
 
-def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> int:
-    """Commits `new` fragments in the place of all there are of their shards, then names the version."""
+def _swap(path: Path, new: Mapping[str, list[Any]], lance_tags: Mapping[str, str]) -> int:
+    """Commits `new` fragments in the place of all that their shards have, then moves the tags to that version."""
     import lance
     from lance.commit import CommitConflictError
 
     failpoint("rows.written", path)
-    with exclusive(committing(path)):
+    with exclusive(commit_lock(path)):
         for attempt in range(RETRIES):
             table = lance.dataset(lance_path(path))
             pieces = pieces_of(table)
@@ -120,9 +131,9 @@ def _swap(path: Path, new: Mapping[str, list[Any]], pins: Mapping[str, str]) -> 
                 if attempt == RETRIES - 1:
                     raise
         failpoint("rows.committed", path)
-        for pin, shard in pins.items():
-            put_pin(table, pin, [fragment.files[0].path for fragment in new[shard]])
-        failpoint("rows.pinned", path)
+        for lance_tag, shard in lance_tags.items():
+            put_lance_tag(table, lance_tag, [fragment.files[0].path for fragment in new[shard]])
+        failpoint("rows.tagged", path)
         return int(table.version)
 
 
@@ -130,30 +141,32 @@ def shards_in(path: Path) -> dict[str, int]:
     """Rows of each shard in the latest version."""
     import lance
 
-    if not is_there(path):
+    if not exists(path):
         return {}
-    return {shard: sum(p.rows for p in mine) for shard, mine in pieces_of(lance.dataset(lance_path(path))).items()}
+    return {
+        shard: sum(p.rows for p in of_shard) for shard, of_shard in pieces_of(lance.dataset(lance_path(path))).items()
+    }
 
 
 def values_in(path: Path, shard: str, column: str) -> dict[str, int]:
     """Rows of a shard in the latest version, by the value of a column of texts."""
     import lance
 
-    if not is_there(path):
+    if not exists(path):
         return {}
     table = lance.dataset(str(path))
-    mine = fragments(table, pieces_of(table), shard)
-    if not mine:
+    of_shard = fragments(table, pieces_of(table), shard)
+    if not of_shard:
         return {}
-    counts = table.scanner(columns=[column], fragments=mine).to_table()[column].value_counts()
+    counts = table.scanner(columns=[column], fragments=of_shard).to_table()[column].value_counts()
     return {str(pair["values"]): pair["counts"] for pair in counts.to_pylist()}
 
 
 def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
-    """One version that holds the rows of all the (shard, version or pin), and where each post lies in it.
+    """One version that holds the rows of all the (shard, version or Lance tag), and where each post lies in it.
 
-    That is the version they share, or the latest. Where the latest holds other rows of a shard (it was ingested with
-    other settings since), the pinned ones are put back first, by a commit that names their data files again.
+    That is the version that they share, or the latest. Where the latest holds other rows of a shard (it was ingested
+    with other settings since), the tagged ones are restored first, by a commit that names their data files again.
     """
     distinct = {version for _, version in places}
     if len(distinct) == 1 and isinstance(next(iter(distinct)), int):
@@ -168,68 +181,70 @@ def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
 
 
 def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
-    """Number of the latest version once it holds the rows of all the places; of a shard at None, none."""
+    """Number of the latest version, after restoring to it the rows of all the places; a shard at None has no rows."""
     import lance
 
-    with shared(writers(path)):
-        for _ in range(RETRIES):  # others may commit between our look and our commit: look again at what came of it
+    with shared(writers_lock(path)):
+        for _ in range(RETRIES):  # another process may commit meanwhile: compare again with what it made
             table = lance.dataset(lance_path(path))
-            back = absent(path, table, places)
-            if not back:
+            older = outdated(path, table, places)
+            if not older:
                 return int(table.version)
-            # numbered anew by the commit; their data files are the same
-            new = {shard: [replace(f.metadata, id=0) for f in fragments(*then, shard)] for shard, then in back.items()}
-            _swap(path, new, {v: shard for shard, v in places if shard in back and isinstance(v, str)})
-    raise ValueError(f"{path} is being changed by others all the time: try again when they are done")
+            # the commit numbers them again; their data files are the same
+            new = {shard: [replace(f.metadata, id=0) for f in fragments(*old, shard)] for shard, old in older.items()}
+            _swap(path, new, {v: shard for shard, v in places if shard in older and isinstance(v, str)})
+    raise LockHeld(f"{path} is being changed by other processes all the time: try again when they are done", path)
 
 
-def absent(path: Path, table: Any, places: Iterable[tuple[str, int | str | None]]) -> dict[str, tuple[Any, Pieces]]:
-    """Of the shards whose rows are others in `table`: the data set and the pieces that hold them."""
+def outdated(path: Path, table: Any, places: Iterable[tuple[str, int | str | None]]) -> dict[str, tuple[Any, Pieces]]:
+    """Shards whose rows in `table` differ from those of their version, with the data set and pieces that hold those."""
     tags = table.tags.list()
     pieces = pieces_of(table)
-    found: dict[str, tuple[Any, Pieces]] = {}
+    older: dict[str, tuple[Any, Pieces]] = {}
     for shard, version in places:
         content = contents(pieces, shard)
         if version in tags and tags[str(version)]["metadata"].get("rows") == content:
             continue
-        old, then = (table, {}) if version is None else at(path, version)
+        old, old_pieces = (table, {}) if version is None else at(path, version)
         if old.schema != table.schema:
-            raise ValueError(f"{path} holds {shard} with other columns now: ingest it again (hardmoe run)")
-        if contents(then, shard) != content:
-            found[shard] = old, then
-    return found
+            raise MissingInput(
+                f"{path} holds {shard} with other columns now: ingest it again (hardmoe run)", "posts", shard
+            )
+        if contents(old_pieces, shard) != content:
+            older[shard] = old, old_pieces
+    return older
 
 
 def scattered(path: Path) -> list[str]:
     """Shards in more fragments than they need."""
     import lance
 
-    if not is_there(path):
+    if not exists(path):
         return []
-    # files are cut by bytes too: only shards with files far below the limit in rows are worth writing again
+    # files are cut by bytes too: only shards with files far below the limit in rows are worth rewriting
     return [
         shard
-        for shard, mine in pieces_of(lance.dataset(lance_path(path))).items()
-        if len(mine) > 1 and sum(p.rows for p in mine) / len(mine) < ROWS / 4
+        for shard, of_shard in pieces_of(lance.dataset(lance_path(path))).items()
+        if len(of_shard) > 1 and sum(p.rows for p in of_shard) / len(of_shard) < ROWS / 4
     ]
 
 
 def rewrite(path: Path, shard: str, keep: Callable[[pa.RecordBatch], np.ndarray] | None = None) -> int:
-    """Writes the rows of a shard again, in whole fragments, and moves its pins to them.
+    """Writes the rows of a shard again, in whole fragments, and moves its Lance tags to them.
 
-    With `keep`, only the rows that it marks; pins then stay where they are, for the rows are others.
+    With `keep`, only the rows that it marks; tags then stay where they are, since the rows are others.
     """
     import lance
 
     table = lance.dataset(lance_path(path))
     pieces = pieces_of(table)
-    mine = fragments(table, pieces, shard)
+    of_shard = fragments(table, pieces, shard)
     content = contents(pieces, shard)
-    alive = [pin for pin, tag in table.tags.list().items() if tag["metadata"].get("rows") == content]
+    unchanged = [lance_tag for lance_tag, tag in table.tags.list().items() if tag["metadata"].get("rows") == content]
 
     def rows() -> Iterator[pa.RecordBatch]:
-        if mine:
-            for batch in table.scanner(fragments=mine, scan_in_order=True).to_batches():
+        if of_shard:
+            for batch in table.scanner(fragments=of_shard, scan_in_order=True).to_batches():
                 yield batch if keep is None else batch.filter(pa.array(keep(batch)))
 
-    return replace_rows(path, table.schema, shard, rows(), alive if keep is None else ())
+    return replace_rows(path, table.schema, shard, rows(), unchanged if keep is None else ())

@@ -21,17 +21,17 @@ def write_vectors(
     parts: Iterable[tuple[dict[str, pa.Array], np.ndarray]],
     index: bool,
 ) -> int:
-    """A new data set of some columns and one float32 vector a row, part by part; returns the number of rows.
+    """Writes a data set of some columns and one float32 vector a row, part by part; returns the number of rows.
 
-    With `index`, a cosine index for search where rows are many.
+    With `index`, also a cosine index for search where rows are many.
     """
     import lance
 
     schema = pa.schema([*columns.items(), (name, pa.list_(pa.float32(), width))])
-    stream = (copied(_with_vectors(some, name, vectors_BD).cast(schema)) for some, vectors_BD in parts)
+    stream = (copied(_with_vectors(rest, name, vectors_BD).cast(schema)) for rest, vectors_BD in parts)
     reader = pa.RecordBatchReader.from_batches(schema, stream)
-    with open_path(path) as there:
-        data = lance.write_dataset(reader, there, mode="create", data_storage_version="stable")
+    with open_path(path) as openable:
+        data = lance.write_dataset(reader, openable, mode="create", data_storage_version="stable")
         rows = data.count_rows()
         if index and rows >= INDEX_FROM:
             data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(rows**0.5 / 4)))
@@ -47,8 +47,8 @@ def vectors_in(path: Path, name: str) -> Iterator[np.ndarray]:
     """(B, D) float32, part by part in the order they were written."""
     import lance
 
-    with open_path(path) as there:
-        for batch in lance.dataset(there).to_batches(columns=[name], batch_size=PART):
+    with open_path(path) as openable:
+        for batch in lance.dataset(openable).to_batches(columns=[name], batch_size=PART):
             column = batch[name]
             yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
@@ -57,6 +57,6 @@ def ids_in(path: Path) -> Iterator[str]:
     """The column `id` of a data set that was written once."""
     import lance
 
-    with open_path(path) as there:
-        for batch in lance.dataset(there).to_batches(columns=["id"]):
+    with open_path(path) as openable:
+        for batch in lance.dataset(openable).to_batches(columns=["id"]):
             yield from batch["id"].to_pylist()

@@ -1,6 +1,6 @@
-"""What a version of a data set holds: fragments by shard, found in the manifest alone. And the locks of a data set.
+"""What a version of a data set holds: fragments by shard, from the manifest alone. And the locks of a data set.
 
-A data file is named after its shard, so that whose rows a fragment holds costs no look into it.
+A data file is named after its shard, so that no file is opened to tell whose rows a fragment holds.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from moe_core.errors import CorruptArtifact
 from moe_core.store.hashing import file_hash
 from moe_core.tables.paths import lance_path
 
@@ -30,7 +31,7 @@ class Piece:
 Pieces = dict[str, list[Piece]]  # by shard, in the order of the rows
 
 
-def is_there(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether there is a data set: a folder whose first commit failed, or was killed, is none."""
     return any((path / "_versions").glob("*.manifest"))
 
@@ -40,37 +41,37 @@ def name_of(shard: str, file: Path) -> str:
     return f"{shard}.{file_hash(file)[:NAME_CHARACTERS]}.lance"
 
 
-def is_what_it_says(file: Path) -> bool:
-    """Whether a data file holds the bytes that its name tells."""
+def matches_its_name(file: Path) -> bool:
+    """Whether a data file holds the bytes whose hash is in its name."""
     shard = file.name.removesuffix(".lance").rpartition(".")[0]
     return file.is_file() and file.name == name_of(shard, file)
 
 
 def pieces_of(table: Any) -> Pieces:
-    """The fragments of a version. Raises ValueError for a data file that is named otherwise."""
-    found: Pieces = {}
+    """The fragments of a version. Raises CorruptArtifact for a data file that is named otherwise."""
+    pieces: Pieces = {}
     first = 0
     for fragment in table.get_fragments():
-        about = fragment.metadata
-        file = about.files[0]._path  # `path` makes a class each time: four times as slow for ten thousand shards
+        metadata = fragment.metadata
+        file = metadata.files[0]._path  # `path` makes a class each time: four times as slow for ten thousand shards
         shard = file.removesuffix(".lance").rpartition(".")[0]
         if not shard:
-            raise ValueError(
+            raise CorruptArtifact(
                 f"{table.uri} has the data file {file}, wanted <shard>.<SHA-256>.lance: it was written by another "
                 "program. Delete posts.lance and rejects.lance and ingest again"
             )
-        found.setdefault(shard, []).append(Piece(shard, fragment.fragment_id, file, first, about.num_rows))
-        first += about.num_rows
-    return found
+        pieces.setdefault(shard, []).append(Piece(shard, fragment.fragment_id, file, first, metadata.num_rows))
+        first += metadata.num_rows
+    return pieces
 
 
 def content_of(files: Iterable[str]) -> str:
-    """Digest of the rows of a shard: of the names of its data files."""
+    """Hash of the rows of a shard: of the names of its data files."""
     return hashlib.sha256(" ".join(files).encode()).hexdigest()[:20]
 
 
 def contents(pieces: Pieces, shard: str) -> str:
-    """Digest of the rows of a shard in a version."""
+    """Hash of the rows of a shard in a version."""
     return content_of(piece.file for piece in pieces.get(shard, ()))
 
 
@@ -88,34 +89,34 @@ def _opened(path: str, version: int) -> tuple[Any, Pieces]:
 
 @lru_cache(maxsize=8)
 def _tags(path: str) -> Any:
-    """Any version serves: tags are read anew each time."""
+    """Tags of a data set, from any version: lance reads them again each time."""
     import lance
 
     return lance.dataset(path).tags
 
 
 def at(path: Path, version: int | str) -> tuple[Any, Pieces]:
-    """A version by its number or pin. Raises ValueError, saying what to do, for one that is not there."""
+    """A version by its number or Lance tag, and its fragments. Raises CorruptArtifact where there is none."""
     try:
         if isinstance(version, str):
             version = int(_tags(lance_path(path)).get_version(version))
         return _opened(lance_path(path), version)
     except (ValueError, OSError) as error:
-        what = f"pin {version}" if isinstance(version, str) else f"version {version}"
-        raise ValueError(f"{path} has no {what} (was it cleaned up?): ingest again; {error}") from None
+        what = f"Lance tag {version}" if isinstance(version, str) else f"version {version}"
+        raise CorruptArtifact(f"{path} has no {what} (was it cleaned up?): ingest again; {error}", path) from None
 
 
 def forget_opened() -> None:
-    """After versions were removed."""
+    """Closes cached versions, after some were removed."""
     _opened.cache_clear()
     _tags.cache_clear()
 
 
-def committing(path: Path) -> Path:
-    """Lock of who commits or moves pins."""
+def commit_lock(path: Path) -> Path:
+    """Lock that a process holds while it commits or moves tags."""
     return path.with_name(f".{path.name}.lock")
 
 
-def writers(path: Path) -> Path:
-    """Lock that all who write rows share, and who cleans up holds alone."""
+def writers_lock(path: Path) -> Path:
+    """Lock that is shared while rows are written, and exclusive while files are removed."""
     return path.with_name(f".{path.name}.writers")

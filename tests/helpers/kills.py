@@ -26,7 +26,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 POINTS = [
-    *(f"rows.{what}" for what in ("written", "committed", "pinned")),
+    *(f"rows.{what}" for what in ("written", "committed", "tagged")),
     *(f"artifact.{what}" for what in ("begun", "written", "manifest", "renamed", "committed")),
     *(f"file.{what}" for what in ("opened", "half", "written", "synced", "renamed")),
     *(f"event.{what}" for what in ("due", "recorded")),
@@ -125,7 +125,7 @@ class Kills:
     def results(self):
         """Digest of every artifact, and of the rows that posts name."""
         from moe_core.stages.graph import GRAPH
-        from moe_core.tables import pin_of, read_rows
+        from moe_core.tables import lance_tag_of, read_rows
 
         context = self.context()
         wanted = [stage for stage in GRAPH.values() if not stage.control]
@@ -136,8 +136,8 @@ class Kills:
         }
         for name in ("posts.lance", "rejects.lance"):
             for shard in context.shards:
-                pin = pin_of(shard.key, context.version("posts", shard.key))
-                rows = read_rows(self.root / name, pin, shard.key, ["id", "position"])
+                lance_tag = lance_tag_of(shard.key, context.version("posts", shard.key))
+                rows = read_rows(self.root / name, lance_tag, shard.key, ["id", "position"])
                 found[f"{name}:{shard.key}"] = hashlib.sha256(repr(rows.to_pydict()).encode()).hexdigest()
         return found
 

@@ -14,7 +14,7 @@ from moe_core.text import utf8
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     from moe_core.data.ingest import ingest, stored_counts
     from moe_core.data.sources import ContentHashes, read_shard
-    from moe_core.tables import pin_of
+    from moe_core.tables import lance_tag_of
 
     assert key is not None
     shard = context.planner.state.shard(key)
@@ -29,7 +29,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
             lambda read: context.report({"posts": read}),
             source=utf8(shard.path) or "synthetic",
             threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
-            pins=[pin_of(key, context.version("posts", key))],
+            lance_tags=[lance_tag_of(key, context.version("posts", key))],
             forgotten=context.takedowns.holds if context.takedowns.entries else None,
         )
     except MemoryError:

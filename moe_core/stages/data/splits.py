@@ -30,11 +30,11 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     from moe_core.clustering.neighbors import near_pairs
     from moe_core.data.duplicates import group, number_of_each
     from moe_core.data.splits import ALONE, SPLITS, assign, first_of_each_id, leaks, users_apart
-    from moe_core.tables import raise_pins
+    from moe_core.tables import advance_lance_tags
 
     remove_gone_shards(context)
     for name in DATA_SETS:  # all shards at one version: whoever reads them opens it once
-        raise_pins(context.root / name)
+        advance_lance_tags(context.root / name)
     data = context.study.data
     posts, signature_NW = _read(context)
     rows = np.flatnonzero(first_of_each_id(posts["id"]))

@@ -37,7 +37,8 @@ from moe_core.recipes import demo
 from moe_core.settings import Source, dump_study, load_study
 from moe_core.store.artifact import StageOutput
 from moe_core.workspace import open_study
-from pipelines.instance import home, project_keys
+from pipelines.instance.home import prepare_home
+from pipelines.instance.keys import project_keys
 
 QUERY = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
   assetNodes { assetKey { path } assetMaterializations(limit: 1) { timestamp } }
@@ -101,7 +102,7 @@ def main() -> None:
         context = make_study(root, said.shards)
         os.environ["HARDMOE_STUDY"] = str(root / "study.toml")
         os.environ.pop("DAGSTER_HOME", None)
-        home(root, 1)
+        prepare_home(root, 1)
         with dg.DagsterInstance.get() as instance:
             project_keys(instance, "ticks", [shard.key for shard in context.shards], context.experts)
             code, web = free_port(), free_port()

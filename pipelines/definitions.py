@@ -6,7 +6,7 @@ from assets import controls, experts, mixture, partition, posts, results, splits
 from assets.gpu import GPUS, KEY
 from assets.materialize import MINE
 from assets.study import key_of, study
-from pipelines.instance import warn_of_telemetry
+from pipelines.instance.home import warn_of_telemetry
 from pipelines.jobs import JOBS, RUN_JOBS
 from pipelines.repartition import drift, everything, repartition, weekly_repartition
 from pipelines.requests import launch_requested

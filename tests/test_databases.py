@@ -9,7 +9,11 @@ import pytest
 
 from helpers.command import hardmoe, write
 from helpers.with_controls import small_study
-from pipelines import databases, instance
+from pipelines.instance import databases
+from pipelines.instance.home import SETTINGS
+from pipelines.instance.keys import project_keys
+from pipelines.instance.opening import opened
+from pipelines.instance.reap import reap
 
 FILES = ["history/runs.db", "history/runs/index.db", "schedules/schedules.db"]
 TABLE = {"runs.db": "runs", "index.db": "dynamic_partitions"}
@@ -20,19 +24,19 @@ def home(tmp_path, monkeypatch):
     """An instance with something in it, no process has it open."""
     folder = tmp_path / "study ?é#" / "dagster"
     folder.mkdir(parents=True)
-    (folder / "dagster.yaml").write_text(instance.SETTINGS.format(workers=1), "utf-8")
+    (folder / "dagster.yaml").write_text(SETTINGS.format(workers=1), "utf-8")
     monkeypatch.setenv("DAGSTER_HOME", str(folder))
     use()
     return folder
 
 
 def use():
-    with instance.opened() as opened:
-        instance.reap(opened)
-        instance.project_keys(opened, "tiny", ["s0000"], [f"e{k:03}" for k in range(40)])
-        opened.report_runless_asset_event(dg.AssetMaterialization("trunk"))
-        opened.all_instigator_state()
-        return len(opened.get_dynamic_partitions("tiny_experts"))
+    with opened() as instance:
+        reap(instance)
+        project_keys(instance, "tiny", ["s0000"], [f"e{k:03}" for k in range(40)])
+        instance.report_runless_asset_event(dg.AssetMaterialization("trunk"))
+        instance.all_instigator_state()
+        return len(instance.get_dynamic_partitions("tiny_experts"))
 
 
 def settle(path):
@@ -88,19 +92,19 @@ def test_one_that_lacks_a_table_is_named(home, file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_empty_database_is_created_again_and_that_is_said(home, file, capsys):
+def test_an_empty_database_is_created_again_and_that_is_said(home, file, caplog):
     (home / file).write_bytes(b"")
     (home / f"{file}-wal").write_bytes(b"of the one before")
     assert use() == 40
-    assert f"{file} was empty and has been recreated; `hardmoe run` then records" in capsys.readouterr().err
+    assert f"{file} was empty and has been recreated; `hardmoe run` then records" in caplog.text
     assert databases.damage(home) == ""
 
 
-def test_databases_that_are_deleted_are_created_again(home, capsys):
+def test_databases_that_are_deleted_are_created_again(home, caplog):
     for path in sorted(home.rglob("*.db")):
         path.unlink()
     assert use() == 40
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
 def test_one_that_is_deleted_while_it_is_open_is_named_or_created_again(home):
@@ -114,7 +118,7 @@ def test_one_that_is_deleted_while_it_is_open_is_named_or_created_again(home):
 
 def test_an_error_that_has_nothing_to_do_with_databases_is_left_as_it_is(home):
     garbage(home / FILES[1])
-    with pytest.raises(KeyError), instance.opened():
+    with pytest.raises(KeyError), opened():
         raise KeyError
 
 

@@ -110,12 +110,13 @@ def test_what_lies_beside_the_stores_is_named_with_its_place(ingested, tmp_path)
 def test_dagsters_database_is_searched_and_what_it_deleted_is_overwritten(ingested, tmp_path, monkeypatch):
     import dagster as dg
 
-    from pipelines import instance
+    from pipelines.instance.home import prepare_home
+    from pipelines.instance.opening import opened
 
     text = 'café "1" of-ann' + "-é" * 3000  # longer than a page
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    home = instance.home(ingested.root, 1)
-    with instance.opened() as dagster:
+    home = prepare_home(ingested.root, 1)
+    with opened() as dagster:
         dagster.add_run(run := dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.FAILURE))
         dagster.report_engine_event(f"ValueError: {text} is odd", run)
     (tmp_path / "ids.json").write_text(json.dumps([text]))
@@ -123,7 +124,7 @@ def test_dagsters_database_is_searched_and_what_it_deleted_is_overwritten(ingest
     done = hardmoe(*command, check=False)
     assert done.returncode == 1
     assert f"dagster/history/runs/{run.run_id}.db (runs {run.run_id})" in done.stderr
-    with instance.opened() as dagster:
+    with opened() as dagster:
         dagster.delete_run(run.run_id)
     database = sqlite3.connect(home / "history" / "runs.db", isolation_level=None)
     database.execute("PRAGMA secure_delete = OFF")  # as in most builds of SQLite: what is deleted stays in its pages
@@ -141,7 +142,7 @@ def test_databases_of_dagster_that_lie_elsewhere_are_searched_too(ingested, tmp_
     import dagster as dg
 
     from moe_core.data.traces import Traces
-    from pipelines.instance import places_that_say
+    from pipelines.instance.search import find_places
 
     (tmp_path / "home").mkdir()
     settings = f"storage: {{sqlite: {{base_dir: {tmp_path / 'elsewhere'}}}}}\ntelemetry: {{enabled: false}}\n"
@@ -150,9 +151,9 @@ def test_databases_of_dagster_that_lie_elsewhere_are_searched_too(ingested, tmp_
         dagster.add_run(run := dg.DagsterRun("__ASSET_JOB", status=dg.DagsterRunStatus.FAILURE))
         dagster.report_engine_event("ValueError: post-é-of-ann is odd", run)
         dagster.add_run_tags(run.run_id, {"who": "user-é-ann"})
-        assert places_that_say(dagster, Traces(["post-é-of-bob"]), tmp_path / "home") == []
-        (event,) = places_that_say(dagster, Traces(["post-é-of-ann"]), tmp_path / "home")
-        (tag,) = places_that_say(dagster, Traces(["user-é-ann"]), tmp_path / "home")
+        assert find_places(dagster, Traces(["post-é-of-bob"]), tmp_path / "home") == []
+        (event,) = find_places(dagster, Traces(["post-é-of-ann"]), tmp_path / "home")
+        (tag,) = find_places(dagster, Traces(["user-é-ann"]), tmp_path / "home")
     folder = tmp_path / "elsewhere" / "history"
     assert event == f"{folder / 'runs' / run.run_id}.db (runs {run.run_id})"
     assert tag == f"{folder / 'runs.db'} (runs {run.run_id})"

@@ -31,12 +31,12 @@ from moe_core.stages.data import splits
 from moe_core.workspace import open_study
 from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
-from pipelines.instance import home
+from pipelines.instance.home import prepare_home
 from pipelines.run.worker import materialize
 from pipelines.run.task import Task
 file = Path(sys.argv[1])
 context = open_study(load_study(file), file.parent)
-home(context.root, 1)
+prepare_home(context.root, 1)
 instance = dg.DagsterInstance.get()
 for key in context.planner.keys("posts"):
     build(context, "posts", key)

@@ -17,8 +17,8 @@ from websockets.sync.client import connect
 from helpers.ui import free_port, until
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
-from pipelines.instance import SETTINGS
-from pipelines.ui.services import checked_host, checked_prefix
+from pipelines.instance.home import SETTINGS
+from pipelines.ui.addresses import checked_host, checked_prefix
 
 QUERY = "{ version }"
 MUTATION = 'mutation { setConcurrencyLimit(concurrencyKey: "%s", limit: 7) }'

@@ -19,11 +19,12 @@ from pathlib import Path
 import dagster as dg
 from assets.study import key_of, study
 from moe_core.stages.graph import GRAPH
-from pipelines.instance import home, opened
+from pipelines.instance.home import prepare_home
+from pipelines.instance.opening import opened
 from pipelines.definitions import defs
 from pipelines.jobs import job_of
 if __name__ == "__main__":
-    home(Path(sys.argv[1]), 1)
+    prepare_home(Path(sys.argv[1]), 1)
     stages = [name for name, stage in GRAPH.items() if stage.when(study())]
     for name in stages:
         assert key_of(name) in defs.resolve_job_def(job_of(name)).asset_layer.executable_asset_keys, name

@@ -95,10 +95,10 @@ from pathlib import Path
 import sys
 import dagster as dg
 from dagster._core.utils import make_new_run_id
-from pipelines.instance import home
+from pipelines.instance.home import prepare_home
 from pipelines.run.task import Task
 from pipelines.run.worker import materialize
-home(Path(sys.argv[1]).parent, 1)
+prepare_home(Path(sys.argv[1]).parent, 1)
 with dg.DagsterInstance.get() as instance:
     for task in (Task("joint_experts", None), Task("expert", "e001")):
         instance.add_dynamic_partitions("tiny_experts", ["e001"])

@@ -19,7 +19,8 @@ from moe_core.recipes import demo
 from moe_core.settings import Partition, Source
 from moe_core.store.artifact import StageOutput
 from moe_core.store.hashing import content_hash
-from pipelines import instance
+from pipelines.instance import opening
+from pipelines.instance.home import prepare_home
 from pipelines.run.status import states_of
 
 STALENESS = """
@@ -44,10 +45,10 @@ def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tm
     study = small_study(source=Source(format="synthetic", posts=1500, shards=1), partition=many)
     file = write(tmp_path, study)
     make_everything(file)
-    monkeypatch.setenv("DAGSTER_HOME", str(instance.home(tmp_path, 2)))
+    monkeypatch.setenv("DAGSTER_HOME", str(prepare_home(tmp_path, 2)))
     work = opened(file)
     recorded = ("posts", "splits", "vocabulary", "trunk", "trunk_features", "expert")
-    with instance.opened() as dagster:
+    with opening.opened() as dagster:
         for name in recorded:
             for key in work.planner.keys(name):
                 tags = {DATA_VERSION_TAG: work.version(name, key)}

@@ -14,8 +14,11 @@ from dagster._daemon.types import DaemonHeartbeat
 
 from helpers.command import hardmoe, write
 from helpers.without_controls import opened, small_study
+from moe_core.errors import LockHeld
 from moe_core.settings import Alerts, Partition, Source
-from pipelines import instance
+from pipelines.instance import opening
+from pipelines.instance.home import prepare_home
+from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
 from pipelines.run.status import states_of
 
 
@@ -35,7 +38,7 @@ def test_an_instance_that_cannot_be_opened_is_said_in_one_line(tmp_path, monkeyp
     (tmp_path / "dagster.yaml").write_text(text)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setattr("time.sleep", lambda _: None)  # between attempts
-    with pytest.raises(ValueError, match=why) as error, instance.opened():
+    with pytest.raises(ValueError, match=why) as error, opening.opened():
         pass
     assert "\n" not in str(error.value)
     assert f"{tmp_path}/dagster.yaml" in str(error.value)
@@ -76,7 +79,7 @@ def test_studies_that_share_an_instance_have_runs_assets_and_keys_apart(begun, t
     assert "2 made" in hardmoe("run", "--study", dogs, "--until", "posts", DAGSTER_HOME=str(home)).stdout
     assert "6 fresh" in hardmoe("run", "--study", cats, "--until", "partition", DAGSTER_HOME=str(home)).stdout
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    with instance.opened() as dagster:
+    with opening.opened() as dagster:
         known = {key.path[0] for key in dagster.all_asset_keys()}
         assert known == {"cats", "dogs"}
         assert dagster.get_dynamic_partitions("tiny_experts") == ["e000", "e001"]
@@ -143,14 +146,13 @@ def test_a_taken_port_and_a_second_ui_are_said_in_one_line(tmp_path):
         port = taken.getsockname()[1]
         done = hardmoe("ui", "--study", file, "--port", port, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"port {port} of 127.0.0.1 cannot be used" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == f"Error: port {port} is in use; choose another with --port\n"
 
 
 HOLD = """
 import sys
-from pipelines.instance import hold_ui
-hold_ui(int(sys.argv[1]))
+from pipelines.instance.ui_lock import lock_ui
+lock_ui(int(sys.argv[1]))
 print("held", flush=True)
 input()
 """
@@ -166,16 +168,16 @@ def test_one_instance_has_one_ui_at_a_time(tmp_path, monkeypatch):
     )
     with holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=rf"runs on .* already: http://127.0.0.1:{port}, process {holder.pid}"):
-            instance.hold_ui(port)
+        with pytest.raises(LockHeld, match=rf"already runs on .*: http://127.0.0.1:{port}, process {holder.pid}; stop"):
+            lock_ui(port)
         holder.communicate("\n")
-    os.close(instance.hold_ui(port))
+    os.close(lock_ui(port))
 
 
 def test_a_daemon_that_reports_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setenv("DAGSTER_HOME", str(instance.home(tmp_path, 1)))
-    assert instance.daemon_reported() is None
+    monkeypatch.setenv("DAGSTER_HOME", str(prepare_home(tmp_path, 1)))
+    assert daemon_heartbeat_age() is None
     for seconds, noticed in ((3600, False), (10, True)):
-        with instance.opened() as dagster:
+        with opening.opened() as dagster:
             dagster.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds, "SENSOR", "elsewhere", []))
-        assert (instance.daemon_reported() is not None) == noticed
+        assert (daemon_heartbeat_age() is not None) == noticed

@@ -18,7 +18,9 @@ from moe_core.engine.build import build
 from moe_core.processes import pid_of
 from moe_core.settings import load_study
 from moe_core.workspace import open_study
-from pipelines.instance import home, opened, project_keys
+from pipelines.instance.home import prepare_home
+from pipelines.instance.keys import project_keys
+from pipelines.instance.opening import opened
 from pipelines.run.pools.local import LocalPool
 from pipelines.run.task import Task, TaskResult
 
@@ -37,7 +39,7 @@ def prepared(tmp_path_factory):
         patch.setenv("HARDMOE_STUDY", str(file))
         patch.setenv("HARDMOE_STALL_SECONDS", "2")
         patch.delenv("DAGSTER_HOME", raising=False)
-        home(file.parent, 2)
+        prepare_home(file.parent, 2)
         with opened() as instance:
             project_keys(instance, context.study.name, [shard.key for shard in context.shards], [])
         yield context

@@ -14,7 +14,9 @@ from assets.runs import HOST, PROCESS
 from helpers.command import hardmoe, write
 from helpers.without_controls import opened, small_study
 from moe_core.settings import Partition
-from pipelines import instance
+from pipelines.instance import opening
+from pipelines.instance.reap import reap
+from pipelines.instance.search import find_runs
 from pipelines.run.status import states_of
 
 GONE = "post-that-was-forgotten"
@@ -58,7 +60,7 @@ def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert {state.state for state in states_of(opened(file))} == {"fresh"}
-    with instance.opened() as dagster:
+    with opening.opened() as dagster:
         runs = dagster.get_runs()
         assert f"{len(runs)} made, 0 fresh, 0 failed" in done.stdout
         assert {run.tags["hardmoe/study"] for run in runs} == {"tiny"}
@@ -71,12 +73,12 @@ def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, 
         (left,) = dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         dagster.event_log_storage.set_concurrency_slots("trainer", 1)
         assert dagster.event_log_storage.claim_concurrency_slot("trainer", left.run_id, "expert").is_claimed
-        assert instance.reap(dagster) == [left.run_id]
+        assert reap(dagster) == [left.run_id]
         assert dagster.get_run_by_id(left.run_id).status == dg.DagsterRunStatus.FAILURE
         assert dagster.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
-        assert instance.runs_that_say(dagster, {GONE}) == []
+        assert find_runs(dagster, {GONE}) == []
         dagster.report_engine_event(f"{GONE}: no_tags", dagster.get_run_by_id(left.run_id))
-        assert instance.runs_that_say(dagster, {GONE}) == [left.run_id]
+        assert find_runs(dagster, {GONE}) == [left.run_id]
     write(file.parent, small_study(partition=Partition(experts=5000)))
     failed = hardmoe("run", "--study", file, "--until", "partition", check=False, **variables)
     assert "Error: partition: partition.experts = 5000, but only" in failed.stderr

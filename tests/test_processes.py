@@ -20,9 +20,9 @@ from moe_core import processes as names
 from moe_core.settings import load_study
 from moe_core.store.files import dead_files, dead_parts
 from moe_core.workspace import open_study
-from pipelines import instance
+from pipelines.aliases import socket_prefix
+from pipelines.instance.reap import GRPC_INFO, reap
 from pipelines.run.status import states_of
-from pipelines.ui.services import socket_prefix
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def run_of(status, tags):
 
 
 def served(path):
-    return {instance.GRPC_INFO: json.dumps({"host": "localhost", "socket": str(path)})}
+    return {GRPC_INFO: json.dumps({"host": "localhost", "socket": str(path)})}
 
 
 @pytest.fixture
@@ -135,11 +135,11 @@ def test_the_run_of_a_dead_process_ends_and_its_slot_is_free(living, status):
         dagster.add_run(run_of(status, {PROCESS: f"12345678.{reused(living)}", **HERE}))
         dagster.event_log_storage.set_concurrency_slots("trainer", 1)
         assert dagster.event_log_storage.claim_concurrency_slot("trainer", RUN, "expert").is_claimed
-        assert instance.reap(dagster) == [RUN]
+        assert reap(dagster) == [RUN]
         ended = STATES.CANCELED if status == STATES.CANCELING else STATES.FAILURE
         assert dagster.get_run_by_id(RUN).status == ended
         assert dagster.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
-        assert instance.reap(dagster) == []
+        assert reap(dagster) == []
 
 
 def left_alone(living, sockets):
@@ -152,7 +152,7 @@ def left_alone(living, sockets):
         "a code server of another machine": (STATES.STARTING, served("/tmp/hardmoe-0-x/code")),
         "a code server that is not ours": (STATES.STARTING, served("/tmp/nowhere")),
         "no code server": (STATES.STARTED, {}),
-        "nonsense": (STATES.STARTING, {instance.GRPC_INFO: "[", PROCESS: "x"}),
+        "nonsense": (STATES.STARTING, {GRPC_INFO: "[", PROCESS: "x"}),
         "the queue of the next daemon": (STATES.QUEUED, {}),
         "a run that is over": (STATES.SUCCESS, {PROCESS: f"12345678.{gone}", **HERE}),
     }
@@ -162,7 +162,7 @@ def test_runs_that_may_be_at_work_are_left_alone(living, sockets):
     for why, (status, tags) in left_alone(living, sockets).items():
         with dg.instance_for_test() as dagster:
             dagster.add_run(run_of(status, tags))
-            assert (why, instance.reap(dagster)) == (why, [])
+            assert (why, reap(dagster)) == (why, [])
 
 
 def test_runs_that_nobody_will_start_end(living, sockets):
@@ -176,7 +176,7 @@ def test_runs_that_nobody_will_start_end(living, sockets):
     ):
         with dg.instance_for_test() as dagster:
             dagster.add_run(run_of(status, tags))
-            assert instance.reap(dagster) == [RUN]
+            assert reap(dagster) == [RUN]
             assert dagster.get_run_by_id(RUN).status == end
 
 

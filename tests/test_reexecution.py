@@ -17,10 +17,10 @@ import json, sys
 from pathlib import Path
 import dagster as dg
 from helpers.finish_job import finish
-from pipelines.instance import home
+from pipelines.instance.home import prepare_home
 
 root = Path(sys.argv[1])
-home(root, 1)
+prepare_home(root, 1)
 job = dg.reconstructable(finish)
 
 def steps(result):
@@ -49,10 +49,11 @@ import dagster as dg
 from assets.study import root, study
 from moe_core.workspace import open_study
 from pipelines.definitions import defs
-from pipelines.instance import home, project_keys
+from pipelines.instance.home import prepare_home
+from pipelines.instance.keys import project_keys
 
 context = open_study(study(), root())
-home(context.root, 1)
+prepare_home(context.root, 1)
 with dg.DagsterInstance.get() as instance:
     project_keys(instance, study().name, [s.key for s in context.shards], context.experts)
     chosen = [dg.AssetKey(name) for name in ("expert", "shared_decoder", "mixture", "published")]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,14 +14,22 @@ import dagster as dg
 import pytest
 
 from helpers.command import hardmoe, write
-from helpers.ui import free_port, processes, started_ui, until
+from helpers.ui import daemons, free_port, processes, started_ui, until
 from helpers.without_controls import small_study
-from pipelines import instance
+from moe_core.errors import LockHeld
+from pipelines.instance import ui_lock
 
 KEEP = """
 import sys
-from pipelines.ui.services import keep
-sys.exit(keep([[sys.executable, "-c", sys.argv[1], sys.argv[2]]]))
+from pipelines.ui.supervisor import run_together
+sys.exit(run_together([[sys.executable, "-c", sys.argv[1], sys.argv[2]]]))
+"""
+LOCKED = """
+import sys
+from pipelines.instance.ui_lock import lock_ui
+from pipelines.ui.supervisor import run_together
+stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print('up', flush=True)"
+run_together([[sys.executable, "-c", stubborn + "; time.sleep(600)"]], lock=lock_ui(int(sys.argv[1])))
 """
 # as `dagster dev`: SIGTERM is heard as SIGINT, which ends the services in order
 SERVICES = """
@@ -47,7 +56,7 @@ def kept(tmp_path):
         command = [sys.executable, "-c", KEEP, SERVICES.format(service), str(tmp_path)]
         started.append(subprocess.Popen(command, start_new_session=True))
         everyone = until(lambda: found if len(found := processes(tmp_path)) == 5 else None)
-        (watchdog,) = [pid for pid, words in everyone.items() if "pipelines.ui.services" in words]
+        (watchdog,) = [pid for pid, words in everyone.items() if "pipelines.ui.supervisor" in words]
         children = Path(f"/proc/{watchdog}/task/{watchdog}/children").read_text().split()
         return started[-1], watchdog, int(children[0])
 
@@ -90,17 +99,20 @@ def test_a_second_signal_kills_services_that_do_not_end(kept, tmp_path):
     until(lambda: not processes(tmp_path))
 
 
-def test_a_daemon_of_the_instance_that_runs_here_is_named(tmp_path, monkeypatch):
+def test_the_ui_of_a_killed_command_is_taken_until_the_last_of_its_services_has_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setattr(instance, "LAST_SECONDS", 0.5)
-    pretends = [sys.executable, "-c", "input()", "dagster._daemon"]
-    with subprocess.Popen(pretends, stdin=subprocess.PIPE) as daemon:
-        until(lambda: instance.daemons_here(tmp_path) == [daemon.pid])
-        assert instance.daemons_here(tmp_path / "other") == []
-        with pytest.raises(ValueError, match=rf"a daemon of .* runs on this machine already: process {daemon.pid}; "):
-            instance.hold_ui(free_port())
-        daemon.communicate(b"\n")
-    os.close(instance.hold_ui(free_port()))
+    monkeypatch.setattr(ui_lock, "WAIT_SECONDS", 0.5)
+    command = [sys.executable, "-c", LOCKED, str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as first:
+        assert first.stdout.readline() == b"up\n"
+        first.kill()
+    with pytest.raises(LockHeld, match=f"process {first.pid}; stop it first"):
+        ui_lock.lock_ui(free_port())
+    monkeypatch.setattr(ui_lock, "WAIT_SECONDS", 60.0)
+    killer = threading.Timer(1.0, lambda: [os.kill(pid, signal.SIGKILL) for pid in processes(tmp_path)])
+    killer.start()
+    os.close(ui_lock.lock_ui(free_port()))  # waits
+    killer.join()
 
 
 @pytest.mark.slow
@@ -108,9 +120,9 @@ def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_pa
     file, port = write(tmp_path / "cats", small_study()), free_port()
     home = file.parent / "dagster"
     first = started_ui(file, port)
-    (daemon,) = until(lambda: instance.daemons_here(home))
+    (daemon,) = until(lambda: daemons(home))
     refused = hardmoe("ui", "--study", file, "--port", free_port(), check=False)
-    assert f"already: http://127.0.0.1:{port}, process {first.pid}" in refused.stderr
+    assert f"already runs on {home}: http://127.0.0.1:{port}, process {first.pid}; stop it" in refused.stderr
     foreign = urllib.request.Request(f"http://127.0.0.1:{port}/server_info", headers={"Host": f"evil.example:{port}"})
     with pytest.raises(urllib.error.HTTPError, match="421"):
         urllib.request.urlopen(foreign)
@@ -119,7 +131,7 @@ def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_pa
     first.kill()
     first.wait()
     second = started_ui(file, port, after=daemon)
-    assert len(instance.daemons_here(home)) == 1
+    assert len(daemons(home)) == 1
     second.send_signal(signal.SIGTERM)
     assert second.wait(90) == 0
     assert processes(file.parent) == {}
@@ -132,7 +144,7 @@ def ticks_of_a_sensor_started_by_the_command(home, file):
     done = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with dg.DagsterInstance.from_config(str(home)) as dagster:
-        (state,) = dagster.all_instigator_state()
+        (state,) = [state for state in dagster.all_instigator_state() if state.instigator_name == "drift"]
         until(lambda: dagster.get_ticks(state.instigator_origin_id, state.selector_id), seconds=180)
 
 

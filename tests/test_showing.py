@@ -94,11 +94,12 @@ from pathlib import Path
 from assets.study import root, study
 from moe_core.workspace import open_study
 from moe_core.stages.graph import GRAPH
-from pipelines.instance import home, project_keys
+from pipelines.instance.home import prepare_home
+from pipelines.instance.keys import project_keys
 from pipelines.run.worker import materialize
 from pipelines.run.task import Task
 context = open_study(study(), root())
-home(context.root, 1)
+prepare_home(context.root, 1)
 with dg.DagsterInstance.get() as instance:
     project_keys(instance, study().name, [s.key for s in context.shards], context.experts)
     for name, stage in GRAPH.items():

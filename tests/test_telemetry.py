@@ -10,13 +10,13 @@ import pytest
 
 from helpers.command import write
 from helpers.without_controls import small_study
-from pipelines import instance
+from pipelines.instance.home import NO_TELEMETRY
 
 UPLOAD = """
 import sys, threading
 from pathlib import Path
-from pipelines.instance import home
-folder = home(Path(sys.argv[1]), 1)
+from pipelines.instance.home import prepare_home
+folder = prepare_home(Path(sys.argv[1]), 1)
 (folder / "logs").mkdir()
 (folder / "logs" / "event.log").write_text("{}")
 from dagster._core.telemetry_upload import upload_logs
@@ -54,7 +54,7 @@ def test_telemetry_is_sent_only_where_the_users_dagster_yaml_says_so(tmp_path, s
     (tmp_path / "dagster" / "dagster.yaml").write_text(said)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listen) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        clean = {k: v for k, v in os.environ.items() if k not in (instance.NO_TELEMETRY, "BUILDKITE", "TF_BUILD")}
+        clean = {k: v for k, v in os.environ.items() if k not in (NO_TELEMETRY, "BUILDKITE", "TF_BUILD")}
         clean |= {"DAGSTER_HOME": str(tmp_path / "dagster"), "NO_PROXY": "127.0.0.1"}
         clean |= {"DAGSTER_TELEMETRY_URL": f"http://127.0.0.1:{server.server_port}/"}
         done = subprocess.run([sys.executable, "-c", UPLOAD, str(tmp_path)], env=clean, capture_output=True, text=True)
@@ -65,7 +65,7 @@ def test_telemetry_is_sent_only_where_the_users_dagster_yaml_says_so(tmp_path, s
 
 def test_a_code_server_warns_of_telemetry_that_nobody_turned_off(tmp_path):
     file = write(tmp_path / "study", small_study())
-    clean = {k: v for k, v in os.environ.items() if k != instance.NO_TELEMETRY} | {"HARDMOE_STUDY": str(file)}
+    clean = {k: v for k, v in os.environ.items() if k != NO_TELEMETRY} | {"HARDMOE_STUDY": str(file)}
     code = [sys.executable, "-c", "import pipelines.definitions"]
     for said, warns in (("", True), ("telemetry: {enabled: false}", False), ("telemetry: {enabled: true}", False)):
         (tmp_path / "dagster.yaml").write_text(said)

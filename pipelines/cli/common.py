@@ -162,10 +162,12 @@ def show_run_plan(
 
 def show_keys(context: "Context") -> None:
     """Shows Dagster the study's partition keys."""
-    from pipelines.instance import home, opened, project_keys
+    from pipelines.instance.home import prepare_home
+    from pipelines.instance.keys import project_keys
+    from pipelines.instance.opening import opened
     from pipelines.run.scheduler import default_workers
 
-    home(context.root, default_workers(context.study.partition.experts))
+    prepare_home(context.root, default_workers(context.study.partition.experts))
     with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
 

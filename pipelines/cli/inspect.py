@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.errors import HardmoeError
 from pipelines.cli.common import (
     JSON,
     STUDY_OPTION,
@@ -136,28 +137,33 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
-    from pipelines.instance import daemon_reported, hold_ui, home, opened, reap
+    from pipelines.instance.home import prepare_home
+    from pipelines.instance.opening import opened
+    from pipelines.instance.reap import reap
+    from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
     from pipelines.run.scheduler import default_workers
-    from pipelines.ui.services import checked_host, checked_prefix, dagster_services, keep
+    from pipelines.ui.addresses import checked_host, checked_prefix
+    from pipelines.ui.commands import dagster_commands
+    from pipelines.ui.supervisor import run_together
 
     allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
     context = study_at(study_file)
-    home(context.root, default_workers(context.study.partition.experts))
+    prepare_home(context.root, default_workers(context.study.partition.experts))
     if not isinstance(with_source(context).planner.state.source, Exception):
         show_keys(context)
-    hold_ui(port)
-    if (seconds := daemon_reported()) is not None:
+    lock = lock_ui(port)
+    if (seconds := daemon_heartbeat_age()) is not None:
         echo(
-            f"A daemon of this instance reported {seconds:.0f} s ago; none runs on this machine. If one runs on "
-            "another, end it or this one",
+            f"A daemon of this instance reported {seconds:.0f} s ago. Unless it was that of a `hardmoe ui` which has "
+            "ended, stop it or this command: two daemons would start each run twice",
             err=True,
         )
     with opened() as instance:
         if ended := reap(instance):
-            echo(f"{len(ended)} runs whose process was killed are ended: {', '.join(ended)}")
+            echo(f"Ended {len(ended)} runs whose process is gone: {', '.join(ended)}")
     echo(f"Dagster's UI: http://127.0.0.1:{port}{prefix}   (Ctrl-C ends it)")
     os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # the code server alone shows an error of its code
-    with dagster_services(port, prefix, allowed) as (served, commands):
-        code = keep(commands, served)
+    with dagster_commands(port, prefix, allowed) as (commands, socket):
+        code = run_together(commands, socket, lock)
     if code:
-        raise ValueError(f"code server, webserver or daemon ended (exit code {code}): their last messages are above")
+        raise HardmoeError(f"code server, webserver or daemon ended (exit code {code}): their last messages are above")

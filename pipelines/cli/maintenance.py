@@ -26,13 +26,15 @@ def reap(study_file: Path) -> None:
 
     Example: hardmoe reap --study cats/study.toml
     """
-    from pipelines import instance
+    from pipelines.instance.home import prepare_home
+    from pipelines.instance.opening import opened
+    from pipelines.instance.reap import reap as reap_runs
     from pipelines.run.scheduler import default_workers
 
     context = study_at(study_file)
-    instance.home(context.root, default_workers(context.study.partition.experts))
-    with instance.opened() as open_instance:
-        ended = instance.reap(open_instance)
+    prepare_home(context.root, default_workers(context.study.partition.experts))
+    with opened() as instance:
+        ended = reap_runs(instance)
     echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 
@@ -170,12 +172,14 @@ def _elsewhere(context: "Context", texts: set[str]) -> list[str]:
     """Where Dagster's storage quotes what was forgotten: in a database on a server, or in folders that dagster.yaml
     names; nothing without texts or an instance."""
     from moe_core.data.traces import Traces
-    from pipelines import instance
+    from pipelines.instance.home import prepare_home
+    from pipelines.instance.opening import opened
+    from pipelines.instance.search import find_places
 
     home = Path(os.environ.get("DAGSTER_HOME") or context.root / "dagster")
     traces = Traces(texts)
     if not traces or not (home / "dagster.yaml").exists():
         return []
-    instance.home(context.root, 1)
-    with instance.opened() as dagster:
-        return instance.places_that_say(dagster, traces, home)
+    prepare_home(context.root, 1)
+    with opened() as instance:
+        return find_places(instance, traces, home)

@@ -93,7 +93,7 @@ def _show_dagster(context: "Context", book: "Book") -> None:
     from assets.mixture import NEWEST, decided
     from assets.study import key_of
     from moe_core.store.artifact import Spec
-    from pipelines.instance import opened
+    from pipelines.instance.opening import opened
 
     spec = context.planner.spec("mixture")
     # where another artifact is to be built to know it, nothing is newest

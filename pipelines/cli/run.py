@@ -125,7 +125,7 @@ def init(
     from moe_core.recipes import quick as quicker
     from moe_core.settings import Source, dump_study, study_of
     from moe_core.store.owner import check_owner
-    from pipelines.instance import checked_home
+    from pipelines.instance.home import checked_home
 
     by_name = recipe is not None
     recipe = recipe or "small"

@@ -27,7 +27,10 @@ from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
 from moe_core.threads import cores
 from moe_core.workspace import reopened, token
-from pipelines.instance import home, opened, project_keys, reap
+from pipelines.instance.home import prepare_home
+from pipelines.instance.keys import project_keys
+from pipelines.instance.opening import opened
+from pipelines.instance.reap import reap
 from pipelines.run.dag import Dag
 from pipelines.run.interrupts import signals_deferred, signals_ignored
 from pipelines.run.plan import tasks_until
@@ -96,7 +99,7 @@ def run_study(
     """
     began = time.monotonic()
     capacity = use_workers(workers, context.study.partition.experts)
-    home(context.root, capacity)
+    prepare_home(context.root, capacity)
     with opened() as instance:
         reap(instance)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)

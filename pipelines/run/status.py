@@ -14,7 +14,7 @@ from moe_core.processes import alive
 from moe_core.stages.training.cost import MEMBERS_KEPT
 from moe_core.store.artifact import Spec
 from moe_core.store.hashing import content_hash
-from pipelines.instance import opened
+from pipelines.instance.opening import opened
 from pipelines.run.reasons import why_stale
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from moe_core.stages.graph import GRAPH
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
 from pipelines.run.task import SETTINGS, Task, TaskResult
-from pipelines.ui.services import LOCATION
+from pipelines.ui.commands import LOCATION
 
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 

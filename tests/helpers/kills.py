@@ -154,7 +154,7 @@ class Kills:
         """After what `hardmoe run` does first, no run seems to run, and none holds a slot of a pool."""
         import dagster as dg
 
-        from pipelines.instance import reap
+        from pipelines.instance.reap import reap
 
         if not (self.root / "dagster" / "dagster.yaml").exists():
             return

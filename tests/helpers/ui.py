@@ -9,8 +9,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-from pipelines import instance
-
 LAUNCH = """mutation($run: ExecutionParams!) { launchRun(executionParams: $run) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }"""
 
@@ -36,6 +34,11 @@ def processes(folder):
     return found
 
 
+def daemons(home):
+    """Processes that are Dagster's daemon on an instance."""
+    return sorted(pid for pid, words in processes(home).items() if "dagster._daemon" in words)
+
+
 def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -51,7 +54,7 @@ def started_ui(file, port, after=None):
 
     def answers():
         assert process.poll() is None, (file.parent.parent / "ui.log").read_text()
-        if instance.daemons_here(file.parent / "dagster") in ([], [after]):
+        if daemons(file.parent / "dagster") in ([], [after]):
             return False
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=5) as answer:

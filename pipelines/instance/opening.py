@@ -1,0 +1,63 @@
+"""Opening the instance, with one line about what is wrong where it cannot be opened."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_core.errors import HardmoeError
+from moe_core.store.locks import exclusive
+from moe_core.text import shown
+from pipelines.instance.databases import AGAIN, damage, remove_empty
+from pipelines.instance.home import set_home
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+MISSING = {  # modules that an instance in PostgreSQL needs
+    "dagster_postgres": "pip install 'hardmoe[postgres]'",
+    "psycopg": "name the driver of dagster-postgres: postgresql+psycopg2://..., or scheme: postgresql+psycopg2",
+}
+
+
+class CannotOpen(HardmoeError):
+    """Dagster's instance: its dagster.yaml is wrong, or its database is damaged or not there."""
+
+
+@contextmanager
+def opened() -> "Iterator[dg.DagsterInstance]":
+    """The instance of DAGSTER_HOME. Raises CannotOpen.
+
+    One process at a time creates its databases: Dagster does not see to that, and two that do so at once leave tables
+    that nobody can open any more.
+    """
+    import dagster as dg
+
+    try:
+        home = set_home(Path(os.environ["DAGSTER_HOME"]))
+        with exclusive(home / ".opening.lock"):
+            for path in remove_empty(home):
+                logging.getLogger("hardmoe").warning(
+                    "Dagster's database %s was empty and has been recreated; %s", shown(path, most=None), AGAIN
+                )
+            instance = dg.DagsterInstance.get()
+    except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
+        if damaged := damage(Path(os.environ["DAGSTER_HOME"])):
+            raise CannotOpen(damaged) from error
+        why = " ".join(str(error.__cause__ or error).split())[:600]
+        hints = (f" ({hint})" for name, hint in MISSING.items() if re.search(rf"module (named )?'?{name}\b", why))
+        why += next(hints, "")
+        raise CannotOpen(
+            f"Dagster's instance of {os.environ.get('DAGSTER_HOME')}/dagster.yaml cannot be opened: {why}"
+        ) from error
+    with instance:
+        try:
+            yield instance
+        except Exception as error:
+            of_storage = type(error).__module__.startswith(("sqlalchemy", "dagster"))
+            if of_storage and (damaged := damage(Path(os.environ["DAGSTER_HOME"]))):
+                raise CannotOpen(damaged) from error
+            raise

@@ -130,3 +130,12 @@ def test_every_setting_says_what_it_does():
     for model in [Study, *(field.annotation for field in Study.model_fields.values())]:
         for name, field in getattr(model, "model_fields", {}).items():
             assert field.description or hasattr(field.annotation, "model_fields"), name
+
+
+def test_extending_names_files_for_each_of_the_ten_tasks():
+    tasks = re.split(r"^## \d+\. ", (DOCS / "extending.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    assert len(tasks) == 10
+    for task in tasks:
+        files = re.findall(r"`((?:moe_core|assets|pipelines)/[\w/]+\.py)`", task)
+        assert files, task
+        assert [file for file in files if not (ROOT / file).exists()] == []

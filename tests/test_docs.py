@@ -7,7 +7,6 @@ import yaml
 
 from helpers.pages import PAGES
 from moe_core.data.ingest import REASONS
-from moe_core.formats import formats_table
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study, dump_study, load_study
 
@@ -94,11 +93,6 @@ def test_the_readme_is_short_and_names_linux_on_its_first_screen():
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_pages_are_those_of_the_code(page):
     assert (DOCS / page).read_text("utf-8") == PAGES[page](), "write it again: .venv/bin/python tests/helpers/pages.py"
-
-
-def test_the_table_of_formats_is_that_of_their_rows():
-    # written by: python -c "from moe_core.formats import *; print(formats_table(), end='')"
-    assert formats_table() in (DOCS / "reference/sources.md").read_text("utf-8")
 
 
 def test_every_reason_of_a_reject_is_explained():

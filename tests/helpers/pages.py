@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from moe_core.formats import formats_table
 from moe_core.recipes import RECIPES
 from moe_core.settings import settings_page
 from pipelines.cli.main import main
@@ -18,6 +19,13 @@ def settings_and_recipes() -> str:
     lines += ["| recipe | what it is |", "| --- | --- |"]
     lines += [f"| `{name}` | {' '.join((recipe.__doc__ or '').split())} |" for name, recipe in RECIPES.items()]
     return settings_page() + "\n".join(lines) + "\n"
+
+
+def sources() -> str:
+    """docs/reference/sources.md: a written page, whose table of formats follows from the code."""
+    page = (DOCS / "reference/sources.md").read_text("utf-8")
+    before, _, rest = page.partition("| format |")
+    return before + formats_table() + "\n" + rest.partition("\n\n")[2]
 
 
 def commands() -> str:
@@ -39,7 +47,11 @@ def _section(name: str, command: click.Command) -> list[str]:
     return [f"## {name}", "", "```text", *(line.rstrip() for line in command.get_help(context).splitlines()), "```"]
 
 
-PAGES: dict[str, Callable[[], str]] = {"reference/settings.md": settings_and_recipes, "reference/commands.md": commands}
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/settings.md": settings_and_recipes,
+    "reference/commands.md": commands,
+    "reference/sources.md": sources,
+}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

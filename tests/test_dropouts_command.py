@@ -103,7 +103,7 @@ if number == 1:
     hardmoe = commands(tmp_path, source, script)
     done = hardmoe("run", "--until", "posts")
     assert done.returncode == 1, done.stdout
-    assert "was absent when its row was read, and is there now: check the disk" in done.stderr
+    assert "was absent when its row was read, and exists now: check the disk" in done.stderr
     assert stored(tmp_path / "study") == []
     assert json.loads(hardmoe("status", "--json").stdout)["posts"]["read"] == 0
     done = hardmoe("run", "--until", "posts")

@@ -33,7 +33,7 @@ def test_init_says_that_rows_are_joined_and_that_ids_or_pictures_come_again(tmp_
     assert not [line for line in lines if line.startswith("Warning")]
     rows = [("id", "file", "label"), ("a", "0.png", "x"), ("a", "1.png", "y"), ("b", "0.png", "z")]
     warnings = [line for line in described(table(tmp_path / "ids", rows)) if line.startswith("Warning")]
-    assert warnings[0].startswith("Warning: 1 of 3 posts have the id of a post before (duplicate_id), such as a:")
+    assert warnings[0].startswith("Warning: 1 of 3 posts have the id of an earlier post (duplicate_id), such as a:")
     assert warnings[1].startswith(
         "Warning: 1 of 3 posts have the image file of a post with another id, such as a and b."
     )

@@ -81,7 +81,7 @@ def test_saved_datasets_are_read_by_their_state(tmp_path):
     for uri in (tmp_path / "d", tmp_path / "d" / "*.arrow"):
         assert ids_of(Source(format="arrow", uri=str(uri))) == ["a", "b"]
     (tmp_path / "d" / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(ValueError, match=r"state.json names data-00001-of-00002.arrow, which is not there"):
+    with pytest.raises(ValueError, match=r"state.json names data-00001-of-00002.arrow, which are missing"):
         find_shards(Source(format="arrow", uri=str(tmp_path / "d")))
 
 

@@ -24,7 +24,7 @@ def test_ids_of_tables(tmp_path):
     assert ids({"id": [3.0, None]}) == ["3", None]
     assert ids({"id": pa.array(["a", "b"]).dictionary_encode()}) == ["a", "b"]
     assert ids({}, id_column="#row") == ["x/0", "x/1"]
-    with pytest.raises(ValueError, match=r'say source.id_column = "#row" to number the rows'):
+    with pytest.raises(ValueError, match=r'set source.id_column = "#row" to number the rows'):
         ids({})
 
 

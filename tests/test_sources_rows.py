@@ -66,7 +66,7 @@ def test_errors_of_lance_and_yfcc(tmp_path, posts):
     path.write_text("a\tb\n")
     assert "source.images is empty" in said(Source(format="yfcc", uri=str(path)))
     source = Source(format="yfcc", uri=str(path), images=str(tmp_path))
-    assert "its first line has 2 fields parted by tabs, wanted YFCC100M's 23 or 25" in said(source)
+    assert "its first line has 2 tab-separated fields, wanted YFCC100M's 23 or 25" in said(source)
     path.write_text("")
     assert "is empty, wanted YFCC100M metadata" in said(source)
     path.write_text(yfcc_line(posts[0], 23))

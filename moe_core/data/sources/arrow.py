@@ -1,4 +1,4 @@
-"""Columns of Arrow, of whatever type they came in, to the schema RAW. One place for Parquet, Arrow files and Lance."""
+"""Converts columns of Arrow, whatever their types, to the schema RAW: for Parquet, Arrow files and Lance."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from moe_core.data.captions import hashtags_in
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
 from moe_core.data.sources.declared import RATIO
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.joining import Joined, Said
+from moe_core.data.sources.joining import Joined, RowText
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, tags_of_text, time_of
 from moe_core.errors import BadSource
 from moe_core.settings import Source
@@ -27,18 +27,18 @@ YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in micr
 
 
 def names_images(schema: pa.Schema, source: Source, where: str) -> bool:
-    """Whether images are named, and may lie in files beside the table."""
+    """Whether the image column may name files beside the table."""
     image = _plain(schema.field(columns_of(schema, source, where)["image"]).type)
     return is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
 
 
 def class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
-    """What the numbers of a column mean, where Hugging Face's metadata say so (ClassLabel, or a list of them)."""
+    """Names for the numbers of a column, from Hugging Face's metadata (ClassLabel, or a list of them); None without."""
     try:
-        said = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-        while not (isinstance(said, dict) and said.get("_type") == "ClassLabel"):
-            said = said[0] if isinstance(said, list) else said["feature"]
-        return [str(name) for name in said["names"]]
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        while not (isinstance(feature, dict) and feature.get("_type") == "ClassLabel"):
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        return [str(name) for name in feature["names"]]
     except (KeyError, IndexError, TypeError, ValueError, RecursionError):
         return None
 
@@ -59,7 +59,7 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
     if "id" not in columns and not named:
         raise BadSource(
             f"{where} has no column id: it has {', '.join(map(shown, schema.names[:NAMED]))}; "
-            f'name it in source.id_column, or say source.id_column = "{BY_ROW}" to number the rows'
+            f'name it in source.id_column, or set source.id_column = "{BY_ROW}" to number the rows'
         )
     for ours in ("id", "user", "split", "caption"):
         if ours in columns and columns[ours] != BY_ROW:
@@ -82,25 +82,25 @@ def to_raw(
     folder: ImageFolder | None,
     key: str,
     schema: pa.Schema,
-    most: int | None = None,
+    limit: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of RAW, small enough. `folder` is where files that the image column names are looked for.
+    """Small batches of RAW. `folder` is where files that the image column names are looked up.
 
     `read` gives batches with these columns, which are of `schema`. It is called again where images are named by text:
-    rows that agree on id and picture are then one post, with the tags of all. Raises BadSource for more than `most`
+    rows that agree on id and picture are one post, with the tags of all. Raises BadSource for more than `limit`
     bytes in all of the rows.
     """
     classes = class_names(schema, columns.get("tags"))
     named = is_text(_plain(schema.field(columns["image"]).type)) and columns.get("id") != BY_ROW
 
     def pieces() -> Iterator[tuple[int, pa.RecordBatch]]:
-        return _pieces(read(), columns["image"], where, most)
+        return _pieces(read(), columns["image"], where, limit)
 
     def texts() -> Iterator[tuple[int, pa.RecordBatch, dict[str, pa.Array]]]:
         for row, piece in pieces():
             with _damage(where, row):
-                said = _said(piece, columns, where, key, row, classes)
-            yield row, piece, said
+                text = _text_columns(piece, columns, where, key, row, classes)
+            yield row, piece, text
 
     def keys() -> Iterator[str | None]:
         for row, piece in pieces() if named else ():
@@ -108,34 +108,34 @@ def to_raw(
                 image = piece[columns["image"]]
                 own = piece[columns["id"]] if "id" in columns else image
                 pairs = zip(_names(own), _names(image), strict=True)
-            yield from (f"{one}\0{name}" if one and name else None for one, name in pairs)
+            yield from (f"{own_id}\0{name}" if own_id and name else None for own_id, name in pairs)
 
-    def rows() -> Iterator[Said]:
-        again = keys()
-        for _, _, said in texts():
-            for tags, reason in zip(said["tags"].to_pylist(), said["reason"].to_pylist(), strict=True):
-                post = next(again)
+    def rows() -> Iterator[RowText]:
+        posts_of_rows = keys()
+        for _, _, text in texts():
+            for tags, reason in zip(text["tags"].to_pylist(), text["reason"].to_pylist(), strict=True):
+                post = next(posts_of_rows)
                 yield (None if reason else post), tags or [], None
 
     joined = Joined(keys())
     with joined.opened(rows()):
         posts = rows() if joined else iter(())
-        for row, piece, said in texts():
+        for row, piece, text in texts():
             image = piece[columns["image"]]
             if joined:
-                together = [joined.of(row + n, next(posts)) for n in range(len(piece))]
-                kept = pa.array([n for n, one in enumerate(together) if one is not None], pa.int64())
-                said = {name: column.take(kept) for name, column in said.items()}
-                said["tags"] = pa.array([one[0] for one in together if one is not None], RAW.field("tags").type)
+                together = [joined.post_of(row + n, next(posts)) for n in range(len(piece))]
+                kept = pa.array([n for n, post in enumerate(together) if post is not None], pa.int64())
+                text = {name: column.take(kept) for name, column in text.items()}
+                text["tags"] = pa.array([post[0] for post in together if post is not None], RAW.field("tags").type)
                 image = image.take(kept)
             with _damage(where, row):
-                yield from _with_images(said, image, where, folder, "id" not in columns)
+                yield from _with_images(text, image, where, folder, "id" not in columns)
 
 
 def _pieces(
-    batches: Iterable[pa.RecordBatch], image: str, where: str, most: int | None
+    batches: Iterable[pa.RecordBatch], image: str, where: str, limit: int | None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The row that each begins at, and slices of at most BATCH rows, and of BATCH_BYTES once nothing is shared."""
+    """First row of each slice, and slices of at most BATCH rows, and of BATCH_BYTES once nothing is shared."""
     row = total = 0
     for batch in batches:
         for start in range(0, len(batch), BATCH):
@@ -148,7 +148,7 @@ def _pieces(
                 raise BadSource(f"{where}: row {row + int(text_N.argmax())} has more text than any post: take it out")
             for first, last in _cuts(size_N):
                 total += int(size_N[first:last].sum())
-                if most is not None and total > most:
+                if limit is not None and total > limit:
                     raise BadSource(
                         f"{where} is refused: it unfolds to more than {RATIO:,} times its size by row {row}"
                     )
@@ -199,15 +199,15 @@ def _list_sizes(column: pa.Array) -> np.ndarray:
 def _damage(where: str, row: int) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:  # such as a place beyond the end of a dictionary
+    except pa.ArrowException as error:  # such as an index beyond the end of a dictionary
         why = " ".join(str(error).split())[:200]
-        raise BadSource(f"{where} is damaged after row {row}: {why}; copy it again, or take it away") from None
+        raise BadSource(f"{where} is damaged after row {row}: {why}; copy it again, or remove it") from None
 
 
-def _said(
+def _text_columns(
     batch: pa.RecordBatch, columns: dict[str, str], where: str, key: str, row: int, classes: Sequence[str] | None
 ) -> dict[str, pa.Array]:
-    """All of RAW but the image; `reason` where text is no text."""
+    """All columns of RAW but the image; `reason` where text is not UTF-8."""
     reasons: list[str | None] = [None] * len(batch)
     out: dict[str, pa.Array] = {}
     for ours in ("id", "user", "split"):
@@ -225,9 +225,9 @@ def _said(
         tags = _tags(batch[columns["tags"]], f"{where}: column {columns['tags']}", reasons)
     if "caption" in columns:
         texts = _text(batch[columns["caption"]], f"{where}: column {columns['caption']}", reasons)
-        found = hashtags_in(texts.to_pylist())
-        before = tags.to_pylist()
-        tags = pa.array([[*(a or ()), *b] for a, b in zip(before, found, strict=True)], RAW.field("tags").type)
+        hashtags = hashtags_in(texts.to_pylist())
+        written = tags.to_pylist()
+        tags = pa.array([[*(a or ()), *b] for a, b in zip(written, hashtags, strict=True)], RAW.field("tags").type)
     out["tags"] = tags
     taken = batch[columns["taken_at"]] if "taken_at" in columns else pa.nulls(len(batch), pa.timestamp("us"))
     out["taken_at"] = _times(taken)
@@ -237,9 +237,9 @@ def _said(
 
 
 def _with_images(
-    said: dict[str, pa.Array], image: pa.Array, where: str, folder: ImageFolder | None, name_is_id: bool
+    text: dict[str, pa.Array], image: pa.Array, where: str, folder: ImageFolder | None, name_is_id: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of as many rows as have BATCH_BYTES together, and one more."""
+    """Batches of as many rows as have BATCH_BYTES together, and one more row."""
     image = _decoded(image)
     paths = None
     if pt.is_struct(image.type):
@@ -253,26 +253,26 @@ def _with_images(
         paths = _names(image)
         image = pa.nulls(len(image), pa.binary())
     if name_is_id and paths is not None:
-        said = said | {"id": pa.array(paths, pa.string())}
+        text = text | {"id": pa.array(paths, pa.string())}
     if paths is None or image.null_count == 0 or (image.null_count and not any(paths)):
         if pt.is_binary_view(image.type) or pt.is_fixed_size_binary(image.type):
             image = image.cast(pa.binary())
         sizes = pc.fill_null(pc.binary_length(image), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         for start, stop in _cuts(sizes):
-            yield _raw(said, image.slice(start, stop - start).cast(pa.binary()), start, stop)
+            yield _raw(text, image.slice(start, stop - start).cast(pa.binary()), start, stop)
         return
-    yield from _read_images(said, image, paths, where, folder)
+    yield from _read_images(text, image, paths, where, folder)
 
 
 def _read_images(
-    said: dict[str, pa.Array], image: pa.Array, paths: list[str | None], where: str, folder: ImageFolder | None
+    text: dict[str, pa.Array], image: pa.Array, paths: list[str | None], where: str, folder: ImageFolder | None
 ) -> Iterator[pa.RecordBatch]:
-    reasons, details = said["reason"].to_pylist(), said["detail"].to_pylist()
+    reasons, details = text["reason"].to_pylist(), text["detail"].to_pylist()
     start, size, files = 0, 0, list[bytes | None]()
 
     def piece(stop: int) -> pa.RecordBatch:
-        told = said | {"reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())}
-        return _raw(told, pa.array(files, pa.binary()), start, stop)
+        with_reasons = text | {"reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())}
+        return _raw(with_reasons, pa.array(files, pa.binary()), start, stop)
 
     for row, path in enumerate(paths):
         data = image[row].as_py()
@@ -292,8 +292,8 @@ def _read_images(
         yield piece(len(paths))
 
 
-def _raw(said: dict[str, pa.Array], image: pa.Array, start: int, stop: int) -> pa.RecordBatch:
-    arrays = [image if f.name == "image" else said[f.name].slice(start, stop - start) for f in RAW]
+def _raw(text: dict[str, pa.Array], image: pa.Array, start: int, stop: int) -> pa.RecordBatch:
+    arrays = [image if f.name == "image" else text[f.name].slice(start, stop - start) for f in RAW]
     return pa.RecordBatch.from_arrays(arrays, schema=RAW)
 
 
@@ -329,7 +329,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of what `_decoded` makes of such a column."""
+    """The type of a column after `_decoded`."""
     if pt.is_dictionary(kind):
         return _plain(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
@@ -345,7 +345,7 @@ def _decoded(column: pa.Array) -> pa.Array:
         return _decoded(column.dictionary_decode())
     if isinstance(column.type, pa.UuidType):
         numbers = column.storage.to_pylist()
-        return pa.array([None if one is None else str(UUID(bytes=one)) for one in numbers], pa.string())
+        return pa.array([None if number is None else str(UUID(bytes=number)) for number in numbers], pa.string())
     return _decoded(column.storage) if isinstance(column.type, pa.BaseExtensionType) else column
 
 
@@ -372,7 +372,7 @@ def _text(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
 
 
 def _names(column: pa.Array) -> list[str | None]:
-    """File names; one that is not UTF-8 is made such that no file has it."""
+    """File names; one that is not UTF-8 is escaped, so that no file has it."""
     names = _decoded(column).cast(pa.string()).cast(pa.binary()).to_pylist()
     return [None if name is None else name.decode("utf-8", "backslashreplace") for name in names]
 
@@ -386,14 +386,14 @@ def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
         split = is_text(kind)
         if not split:
             return pa.array([None if text is None else [text] for text in texts], wanted)
-        found: list[list[str] | None] = []
+        split_texts: list[list[str] | None] = []
         for row, text in enumerate(texts):
             try:
-                found.append(None if text is None else tags_of_text(text))
+                split_texts.append(None if text is None else tags_of_text(text))
             except Unusable as why:
-                found.append(None)
+                split_texts.append(None)
                 reasons[row] = why.detail
-        return pa.array(found, wanted)
+        return pa.array(split_texts, wanted)
     if pt.is_list(kind) or pt.is_large_list(kind):
         try:
             plain = column.cast(wanted)
@@ -402,10 +402,10 @@ def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             pass
     lists = []
-    for row, one in enumerate(column):
+    for row, value in enumerate(column):
         try:
-            said = one.as_py()
-            lists.append(None if said is None else [None if tag is None else str(tag) for tag in said])
+            tags = value.as_py()
+            lists.append(None if tags is None else [None if tag is None else str(tag) for tag in tags])
         except UnicodeDecodeError:
             lists.append(None)
             reasons[row] = "tags that are not UTF-8"
@@ -413,12 +413,13 @@ def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
 
 
 def _named(column: pa.Array, classes: Sequence[str], reasons: list[str | None]) -> pa.Array:
-    """Tags of the numbers of classes. -1 is Hugging Face's way to say that there is none."""
+    """Tags by the numbers of their classes; -1 is none, as Hugging Face writes it."""
     lists: list[list[str] | None] = []
-    for row, said in enumerate(_decoded(column).to_pylist()):
-        numbers = [one for one in (said if isinstance(said, list) else [said]) if one is not None and one != -1]
+    for row, value in enumerate(_decoded(column).to_pylist()):
+        values = value if isinstance(value, list) else [value]
+        numbers = [number for number in values if number is not None and number != -1]
         try:
-            lists.append(None if said is None else [_class(one, classes) for one in numbers])
+            lists.append(None if value is None else [_class(number, classes) for number in numbers])
         except LookupError:
             lists.append(None)
             reasons[row] = f"class {numbers}, of {len(classes)} named ones"
@@ -453,10 +454,10 @@ def _times(column: pa.Array) -> pa.Array:
 
 
 def _slow_times(column: pa.Array) -> pa.Array:
-    def one(value: Any) -> Any:
+    def parse(value: Any) -> Any:
         try:
             return time_of(value.as_py())
         except (ValueError, OverflowError, UnicodeDecodeError):
             return None
 
-    return pa.array([one(value) for value in column], pa.timestamp("us"))
+    return pa.array([parse(value) for value in column], pa.timestamp("us"))

@@ -1,4 +1,4 @@
-"""What lies beside data and is none of it: logs of table formats, caches and indices. And files of formats not read."""
+"""Files beside data that are no data: logs of table formats, caches and indices. And files of formats not read."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from moe_core.data.sources.files import File, file_system, is_remote, local, opened
 from moe_core.errors import BadSource
 
-ABOVE = 3  # folders above a source that are looked at: a part of a table, or its data/, may be given
+ABOVE = 3  # folders above a source that are searched: a part of a table, or its data/, may be given
 CACHE = re.compile(
     r"cache-[0-9a-z]+(_\d+_of_\d+)?\.arrow|indices.*\.arrow", re.IGNORECASE
 )  # of Hugging Face's datasets
@@ -34,33 +34,33 @@ FOREIGN = {
 
 
 def foreign(path: Path | str) -> str | None:
-    """What a file of a format that is not read is, and what to do, by its name; None for others."""
+    """A line on a file whose name tells a format that is not read, with what to do; None for others."""
     name = str(path).lower()
-    found = next((said for suffixes, said in FOREIGN.items() if name.endswith(suffixes)), None)
-    return f"{path} is {found[0]}, which is not read: {found[1]}" if found else None
+    kind, remedy = next((about for suffixes, about in FOREIGN.items() if name.endswith(suffixes)), ("", ""))
+    return f"{path} is {kind}, which is not read: {remedy}" if kind else None
 
 
 def refuse_tables(uri: str, files: Sequence[File]) -> None:
     """Raises BadSource where files belong to a Delta, Iceberg or Hudi table, whose log says which of them count.
 
-    One file that is named is taken at its word.
+    A single file that is named is read as it is.
     """
     if [file.path for file in files] in ([uri], [str(local(uri))] if not is_remote(uri) else []):
         return
     for folder in _folders(uri, files):
         names = _names(folder)
-        found = next((name for name, mark in (("Delta", "_delta_log"), ("Hudi", ".hoodie")) if mark in names), None)
-        if not found and "metadata" in names:
+        kind = next((name for name, mark in (("Delta", "_delta_log"), ("Hudi", ".hoodie")) if mark in names), None)
+        if not kind and "metadata" in names:
             below = _names(f"{folder}/metadata")
-            found = "Iceberg" if any(n.endswith(".metadata.json") or n == "version-hint.text" for n in below) else None
-        if found:
+            kind = "Iceberg" if any(n.endswith(".metadata.json") or n == "version-hint.text" for n in below) else None
+        if kind:
             how = {
                 "Delta": f"in DuckDB: COPY (FROM delta_scan('{folder}')) TO 'posts.parquet'",
                 "Iceberg": f"in DuckDB: COPY (FROM iceberg_scan('{folder}')) TO 'posts.parquet'",
                 "Hudi": "with Spark",
-            }[found]
+            }[kind]
             raise BadSource(
-                f"{folder} is a{'n' * (found == 'Iceberg')} {found} table: its files hold deleted rows too, "
+                f"{folder} is a{'n' * (kind == 'Iceberg')} {kind} table: its files hold deleted rows too, "
                 f"so they are not read as they lie. Export its current rows ({how}) and give that file"
             )
 
@@ -95,7 +95,7 @@ def _names(folder: str) -> set[str]:
 def of_saved_datasets(uri: str, files: Sequence[File]) -> list[File]:
     """Arrow files without caches; where Hugging Face's `save_to_disk` wrote them, those that its state.json names.
 
-    Raises BadSource for a named one that is missing, and for rows that an index file picks.
+    Raises BadSource for a named file that is missing, and for rows that an index file picks.
     """
     if [file.path for file in files] == [uri]:
         return list(files)
@@ -109,7 +109,7 @@ def of_saved_datasets(uri: str, files: Sequence[File]) -> list[File]:
         if isinstance(splits, list) and base not in splits:
             continue
         state = _json(f"{folder}/state.json")
-        named = [str(one.get("filename")) for one in state.get("_data_files") or () if isinstance(one, dict)]
+        named = [str(entry.get("filename")) for entry in state.get("_data_files") or () if isinstance(entry, dict)]
         if not named:
             kept += [file for file in here if not CACHE.fullmatch(file.name.rpartition("/")[2])]
             continue
@@ -118,10 +118,10 @@ def of_saved_datasets(uri: str, files: Sequence[File]) -> list[File]:
                 f"{folder}/state.json picks rows by an index file, which is not read: save the data set again after "
                 "flatten_indices()"
             )
-        there = {file.path.rpartition("/")[2]: file for file in here}
-        if missing := [name for name in named if name not in there]:
-            raise BadSource(f"{folder}/state.json names {', '.join(missing[:3])}, which is not there: copy it again")
-        kept += [there[name] for name in dict.fromkeys(named)]
+        by_name = {file.path.rpartition("/")[2]: file for file in here}
+        if missing := [name for name in named if name not in by_name]:
+            raise BadSource(f"{folder}/state.json names {', '.join(missing[:3])}, which are missing: copy them again")
+        kept += [by_name[name] for name in dict.fromkeys(named)]
     return kept
 
 
@@ -129,7 +129,7 @@ def _json(path: str) -> dict[str, Any]:
     """An object in a small JSON file; empty where there is none."""
     try:
         with opened(path) as file:
-            found = json.loads(file.read())
-        return found if isinstance(found, dict) else {}
+            document = json.loads(file.read())
+        return document if isinstance(document, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}

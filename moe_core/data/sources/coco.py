@@ -1,7 +1,7 @@
-"""COCO's JSON: instances_*.json, captions_*.json and others of their form. One shard a split: files of one name's end.
+"""COCO JSON: instances_*.json, captions_*.json and others of their form. One shard a split: files with one ending.
 
-Tags are the names of the categories on a picture, then the words of its captions. The file is read piece by piece; what
-is held is a name and the numbers of the tags of each picture.
+Tags are the names of the categories on a picture, followed by the words of its captions. The file is read piece by
+piece; only a name and the numbers of the tags of each picture are in memory.
 """
 
 import json
@@ -23,20 +23,20 @@ from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 
 FORMAT = FORMATS["coco"]
-KINDS = ("instances", "labels", "captions")  # which are read together where they are of one split
-OTHERS = ("person_keypoints", "panoptic", "stuff", "image_info")  # which say nothing more, or nothing
+KINDS = ("instances", "labels", "captions")  # read together where they are of one split
+OTHERS = ("person_keypoints", "panoptic", "stuff", "image_info")  # with no tags, or none that KINDS lack
 PARTS = ("annotations", "labels")  # folders beside those of the images
 SECTION = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 HEAD, BLOCK = 1 << 20, 1 << 20
 WORD = re.compile(r"[^\W\d_]{3,}")
-SAYING_NOTHING = """the and with for from into onto upon over under out off near next are was were has have had its
+STOP_WORDS = """the and with for from into onto upon over under out off near next are was were has have had its
 his her their them they this that these those there who which while some very other each one two three both being been
 you your our she him all any not but than then also about"""
-STOP = frozenset(WORD.findall(SAYING_NOTHING))  # of captions in English
+STOP = frozenset(WORD.findall(STOP_WORDS))  # of captions in English
 
 
 def is_coco(path: Path | str) -> bool:
-    """By the beginning of a file."""
+    """Whether a file begins as COCO JSON does."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
@@ -57,31 +57,33 @@ def find(source: Source, scan: Scan) -> list[Shard]:
 
 
 def _files(source: Source) -> list[File]:
-    """COCO files of the source. Raises BadSource where there is none."""
+    """The COCO files of the source. Raises BadSource where there is none."""
     if not source.uri:
         raise BadSource(f"source.uri is empty: wanted {FORMAT.what}; `hardmoe init DIR --source ...` sets it")
     path = local(source.uri)
     if path.is_file():
-        found = [file_of(path, path.parent)]
+        candidates = [file_of(path, path.parent)]
     elif path.is_dir():
-        found = [f for f in walk(path, hidden=True) if f.name.lower().endswith(".json") and "/." not in f"/{f.name}"]
-        found = [file for file in found if not os.path.basename(file.name).startswith(OTHERS)] or found
+        candidates = [
+            f for f in walk(path, hidden=True) if f.name.lower().endswith(".json") and "/." not in f"/{f.name}"
+        ]
+        candidates = [file for file in candidates if not os.path.basename(file.name).startswith(OTHERS)] or candidates
     else:
-        found = files_at(source.uri, (".json",), FORMAT.what)
-    files = sorted((file for file in found if is_coco(file.path)), key=lambda file: file.name)
+        candidates = files_at(source.uri, (".json",), FORMAT.what)
+    files = sorted((file for file in candidates if is_coco(file.path)), key=lambda file: file.name)
     if not files:
         raise BadSource(f"no COCO JSON at {source.uri}: wanted {FORMAT.what}")
     return files
 
 
-def _together(path: str, there: Container[str]) -> list[str]:
-    """The files of one split, among those that are there: instances first, then captions."""
+def _together(path: str, present: Container[str]) -> list[str]:
+    """The present files of one split: instances first, captions last."""
     folder, name = os.path.split(path)
     kind, _, rest = name.partition("_")
     if kind not in KINDS or not rest:
         return [path]
     names = [os.path.join(folder, f"{kind}_{rest}") for kind in KINDS]
-    return [name for name in names if name in there]
+    return [name for name in names if name in present]
 
 
 def _check(file: File, files: dict[str, File]) -> None:
@@ -106,14 +108,14 @@ def _images(source: Source) -> Path:
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
-    root, place = _images(source), Path(shard.path)
+    root, path = _images(source), Path(shard.path)
     paths = _together(shard.path, {file.path for file in _files(source)})
-    rest = re.sub(f"^({'|'.join(KINDS)})_", "", place.stem)
-    folders = [place.parent / rest, root / rest, root / "images" / rest, place.parent, root, root / "images"]
+    rest = re.sub(f"^({'|'.join(KINDS)})_", "", path.stem)
+    folders = [path.parent / rest, root / rest, root / "images" / rest, path.parent, root, root / "images"]
     images = ImageFolder(*(folder for folder in folders if folder.is_dir()))
     # 0.jpg of train/ and of val/ are two pictures
-    deeper = os.path.relpath(place.parent, root) if root in place.parent.parents else ""
-    within = rest if rest != place.stem or place.parent.name in PARTS else deeper
+    deeper = os.path.relpath(path.parent, root) if root in path.parent.parents else ""
+    within = rest if rest != path.stem or path.parent.name in PARTS else deeper
     return images.watching(in_batches(_posts(paths, source, images, within)))
 
 
@@ -124,24 +126,24 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
     seen: set[Any] = set()
     for path in paths:
         here = set[Any]()
-        for section, said in _elements(Path(path)):
-            if not isinstance(said, dict):
+        for section, element in _elements(Path(path)):
+            if not isinstance(element, dict):
                 continue
             if section == "images":
-                number = _number(said.get("id"))
+                number = _number(element.get("id"))
                 if number not in seen:
                     pictures.append(
-                        (number, said.get("file_name"), said.get(source.id_column), said.get("date_captured"))
+                        (number, element.get("file_name"), element.get(source.id_column), element.get("date_captured"))
                     )
                 here.add(number)
             elif section == "categories":
-                names[_number(said.get("id"))] = str(said.get("name") or said.get("id"))
+                names[_number(element.get("id"))] = str(element.get("name") or element.get("id"))
             elif section == "annotations":
-                of = tags.setdefault(_number(said.get("image_id")), {})
-                if isinstance(caption := said.get("caption"), str):
-                    of |= {word: None for word in map(str.lower, WORD.findall(caption)) if word not in STOP}
-                elif said.get("category_id") is not None:
-                    of[(_number(said["category_id"]),)] = None
+                of_image = tags.setdefault(_number(element.get("image_id")), {})
+                if isinstance(caption := element.get("caption"), str):
+                    of_image |= {word: None for word in map(str.lower, WORD.findall(caption)) if word not in STOP}
+                elif element.get("category_id") is not None:
+                    of_image[(_number(element["category_id"]),)] = None
         seen |= here
     for number, name, own, taken in pictures:
         row: Row = {"id": None, "taken_at": time_of(taken)}
@@ -150,8 +152,8 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
             row["id"] = (
                 text_of(own, source.id_column) if source.id_column else os.path.join(within, file) if file else None
             )
-            found = tags.get(number, {})
-            row["tags"] = [tag if isinstance(tag, str) else names.get(tag[0], str(tag[0])) for tag in found]
+            of_image = tags.get(number, {})
+            row["tags"] = [tag if isinstance(tag, str) else names.get(tag[0], str(tag[0])) for tag in of_image]
             row["image"] = images.read(file)
         except Unusable as why:
             row |= {"reason": why.reason, "detail": why.detail}
@@ -159,7 +161,7 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
 
 
 def _number(value: Any) -> Any:
-    """What can be told apart: ids are numbers or text."""
+    """An id that can be a key of a dictionary: a number or text."""
     return value if isinstance(value, int | str) else str(value)
 
 
@@ -170,7 +172,7 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Images are told by their names: a file is not parsed for it."""
+    """Counts the images by their names, without parsing the file."""
     rows = 0
     for shard in shards:
         with open(shard.path, "rb") as file:
@@ -183,7 +185,7 @@ def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
 
 
 def _elements(path: Path) -> Iterator[tuple[str, Any]]:
-    """Elements of the arrays of one JSON object, with the array's name. Raises BadSource for what is none."""
+    """Elements of the arrays of one JSON object, with the array's name. Raises BadSource for what is not one."""
     decode = json.JSONDecoder().raw_decode
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         text, at = file.read(BLOCK), 0
@@ -204,16 +206,16 @@ def _elements(path: Path) -> Iterator[tuple[str, Any]]:
             peek()
             while True:
                 try:
-                    found, end = decode(text, at)
+                    element, end = decode(text, at)
                     if end < len(text):
                         at = end
-                        return found
-                    why: Exception = ValueError("cut short")
+                        return element
+                    reason: Exception = ValueError("cut short")
                 except (ValueError, RecursionError) as error:
-                    why = error
+                    reason = error
                 more = file.read(BLOCK) if len(text) - at < MAX_LINE else ""
                 if not more:
-                    raise BadSource(f"{path} is no COCO JSON: {' '.join(str(why).split())[:100]}")
+                    raise BadSource(f"{path} is no COCO JSON: {' '.join(str(reason).split())[:100]}")
                 text, at = text[at:] + more, 0
 
         if peek() != "{":

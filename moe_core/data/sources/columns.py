@@ -19,42 +19,44 @@ USUAL = {
     }.items()
 }
 NAMED = 50  # columns listed in an error
-NO_SPLIT = "#none"  # as source.split_column: neither a column nor the names of files give splits
+NO_SPLIT = "#none"  # as source.split_column: neither a column nor file names give splits
 BY_ROW = "#row"  # as source.id_column: the shard's key and the number of the row
 
 
 def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
-    """Column for each of ours that is there. Raises BadSource with what is missing and what is there.
+    """Column for each of ours that the table has. Raises BadSource, naming the columns, where a needed one is missing.
 
-    A caption_column makes the tags column one that is read only where it was named.
+    With a caption_column, a tags column is read only where it is named.
     """
-    there = ", ".join(shown(name) for name in names[:NAMED]) or "none"
+    present = ", ".join(shown(name) for name in names[:NAMED]) or "none"
     lower = {str(name).lower(): name for name in reversed(names)}
-    found: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for ours, usual in USUAL.items():
-        said = getattr(source, f"{ours}_column")
-        if ours == "split" and said == NO_SPLIT:
+        named = getattr(source, f"{ours}_column")
+        if ours == "split" and named == NO_SPLIT:
             continue
-        if said:
-            if said not in names and not (ours == "id" and said == BY_ROW):
-                raise BadSource(f"{where} has no column {said} (source.{ours}_column): it has {there}")
-            found[ours] = said
+        if named:
+            if named not in names and not (ours == "id" and named == BY_ROW):
+                raise BadSource(f"{where} has no column {named} (source.{ours}_column): it has {present}")
+            chosen[ours] = named
         elif ours == "tags" and source.caption_column:
             continue
         else:
-            others = [name for mine, name in found.items() if (mine, ours) != ("id", "image")]  # a name may be the id
+            others = [
+                name for other, name in chosen.items() if (other, ours) != ("id", "image")
+            ]  # a file name may be the id
             first = next((lower[name] for name in usual if name in lower and lower[name] not in others), None)
             if first is not None:
-                found[ours] = first
+                chosen[ours] = first
     if source.caption_column:
         if source.caption_column not in names:
-            raise BadSource(f"{where} has no column {source.caption_column} (source.caption_column): it has {there}")
-        found["caption"] = source.caption_column
+            raise BadSource(f"{where} has no column {source.caption_column} (source.caption_column): it has {present}")
+        chosen["caption"] = source.caption_column
     missing = [
         f"{' or '.join(USUAL[name][:2] if name == 'tags' else USUAL[name][:1])} (source.{name}_column)"
         for name in ("image", "tags")
-        if name not in found and not (name == "tags" and "caption" in found)
+        if name not in chosen and not (name == "tags" and "caption" in chosen)
     ]
     if missing:
-        raise BadSource(f"{where} has no column {', '.join(missing)}: it has {there}")
-    return found
+        raise BadSource(f"{where} has no column {', '.join(missing)}: it has {present}")
+    return chosen

@@ -1,4 +1,4 @@
-"""What Parquet and Arrow files say of sizes, read before anything is decoded: a small file may unfold to terabytes.
+"""Sizes that Parquet and Arrow files declare, read before anything is decoded: a small file may unfold to terabytes.
 
 Arrow's readers allocate what a file declares. Parquet's page header is Thrift's compact protocol
 (https://parquet.apache.org/docs/file-format/metadata/), Arrow's messages are FlatBuffers
@@ -13,8 +13,8 @@ import pyarrow as pa
 
 MEBIBYTE = 1 << 20
 SMALL = 256 * MEBIBYTE  # what any file may unfold to at once
-RATIO = 1000  # of unfolded to stored bytes: pictures have about 1, repeated words some dozens
-HELD = 1 << 30  # bytes of a batch of Parquet, where all of its values were the longest that there may be
+RATIO = 1000  # of unfolded to stored bytes: about 1 for pictures, dozens for repeated words
+BATCH_LIMIT = 1 << 30  # bytes of a batch of Parquet if all its values were of the greatest possible length
 VALUES = 100_000_000  # of one column of a row group: ten tags a post in groups of ten million posts
 DICTIONARY_PAGE = 2
 BATCHES = (2, 3)  # types of Arrow's messages: dictionary batch, record batch
@@ -23,7 +23,7 @@ NOT_COMPRESSED = -1
 
 
 class Absurd(Exception):
-    """A size that no collection of pictures has; the text says where."""
+    """A size that no collection of pictures has; the text tells where."""
 
 
 def too_much(stored: int, unfolded: int) -> bool:
@@ -35,17 +35,19 @@ def rows_at_once(raw: Any, file: Any, group: int, names: list[str]) -> int:
 
     A dictionary stores a value once for any number of rows, and delta encoding stores a repeated beginning once.
     """
-    about = file.metadata.row_group(group)
+    metadata = file.metadata.row_group(group)
     row = 1
-    for number in range(about.num_columns):
-        column = about.column(number)
+    for number in range(metadata.num_columns):
+        column = metadata.column(number)
         if not any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in names):
             continue
         stored, unfolded = column.total_compressed_size, column.total_uncompressed_size
         if too_much(stored, unfolded):
             raise Absurd(f"column {column.path_in_schema} unfolds from {stored:,} bytes to {unfolded:,}")
         if column.num_values > VALUES:
-            raise Absurd(f"column {column.path_in_schema} has {column.num_values:,} values in {about.num_rows:,} rows")
+            raise Absurd(
+                f"column {column.path_in_schema} has {column.num_values:,} values in {metadata.num_rows:,} rows"
+            )
         longest = 0
         if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
             longest = file.schema.column(number).length
@@ -53,8 +55,8 @@ def rows_at_once(raw: Any, file: Any, group: int, names: list[str]) -> int:
             longest = unfolded
         elif column.physical_type == "BYTE_ARRAY" and not is_list(file, number):
             longest = min(unfolded, dictionary_bytes(raw, column))
-        row += longest * -(-column.num_values // max(1, about.num_rows))
-    return max(1, HELD // row)
+        row += longest * -(-column.num_values // max(1, metadata.num_rows))
+    return max(1, BATCH_LIMIT // row)
 
 
 def is_list(file: Any, number: int) -> bool:
@@ -73,11 +75,11 @@ def dictionary_bytes(raw: Any, column: Any) -> int:
 def _field(header: bytes, at: int) -> tuple[int, int]:
     """The int32 of the next field, and where it ends. Raises ArrowInvalid where there is none."""
     value = shift = 0
-    for place in range(at + 1, min(at + 6, len(header))):
-        value |= (header[place] & 0x7F) << shift
+    for offset in range(at + 1, min(at + 6, len(header))):
+        value |= (header[offset] & 0x7F) << shift
         shift += 7
-        if header[place] < 0x80 and header[at] == 0x15:  # the next number, an int32
-            return (value >> 1) ^ -(value & 1), place + 1
+        if header[offset] < 0x80 and header[at] == 0x15:  # the next number, an int32
+            return (value >> 1) ^ -(value & 1), offset + 1
     raise pa.ArrowInvalid("a page without a header")
 
 
@@ -105,18 +107,18 @@ def _messages(raw: Any, size: int) -> Iterator[int]:
 
 
 def _blocks(raw: Any, size: int) -> Iterator[int]:
-    """Places of a file's messages, as its end says."""
+    """Offsets of a file's messages, from its footer."""
     (length,) = struct.unpack("<i", raw.read_at(4, size - 10))
     footer = _Table(raw.read_at(length, size - 10 - length))
     for field in (2, 3):  # dictionaries, record batches
-        for place in footer.vector(field, 24):
-            yield struct.unpack_from("<q", footer.data, place)[0]
+        for offset in footer.vector(field, 24):
+            yield struct.unpack_from("<q", footer.data, offset)[0]
 
 
 def _metadata(raw: Any, at: int) -> tuple[bytes, int]:
-    """A message's description, and where its body begins."""
+    """A message's metadata, and where its body begins."""
     head = raw.read_at(8, at)
-    first = at + 8 if head[:4] == CONTINUED else at + 4  # before 2019 there was no mark
+    first = at + 8 if head[:4] == CONTINUED else at + 4  # no mark in files from before 2019
     (length,) = struct.unpack("<i", head[4:] if head[:4] == CONTINUED else head[:4])
     if length < 0 or first + length > raw.size():
         raise pa.ArrowInvalid("a message ends behind the file: cut short?")
@@ -152,7 +154,7 @@ class _Table:
         self.fields = self.at - struct.unpack_from("<i", data, self.at)[0]
 
     def field(self, number: int) -> int:
-        """Where a field lies; 0 where it is absent."""
+        """Offset of a field; 0 where it is absent."""
         (size,) = struct.unpack_from("<H", self.data, self.fields)
         if 4 + 2 * number >= size:
             return 0
@@ -168,7 +170,7 @@ class _Table:
         return _Table(self.data, at + struct.unpack_from("<I", self.data, at)[0])
 
     def vector(self, number: int, width: int) -> Iterator[int]:
-        """Places of a vector's elements of `width` bytes."""
+        """Offsets of a vector's elements of `width` bytes."""
         at = self.field(number)
         if not at:
             return

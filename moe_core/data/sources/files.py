@@ -1,4 +1,4 @@
-"""Files of a source: found, named, and told apart by their content. Local paths, or URIs through pyarrow and fsspec."""
+"""Files of a source: found, named and hashed. Local paths, or URIs through pyarrow and fsspec."""
 
 import errno
 import glob
@@ -22,7 +22,7 @@ from moe_core.store.files import write_text
 from moe_core.store.hashing import content_hash, file_hash
 from moe_core.store.locks import exclusive
 
-LARGE = 256 << 20  # bytes: such a file is not read by two processes at once, and after so many digests are saved
+LARGE = 256 << 20  # bytes of a file that is hashed by one process at a time, and that are hashed between two saves
 WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -51,19 +51,19 @@ class File:
     name: str  # within the source, with '/'
     size: int
     changed: int  # nanoseconds since 1970
-    touched: int = 0  # the same of its inode, which nobody can set back; 0 elsewhere
+    touched: int = 0  # the same of its inode, which cannot be set back; 0 elsewhere
 
 
-# The file is there, or was: a disk, a share or this process cannot reach it now. Anything else is said of the file.
+# The file exists, or did: a disk, a share or this process cannot reach it now. Other errors are about the file itself.
 LOST = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO}
 LOST |= {errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO}
 # no file by that name, or a link that leads nowhere
-NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def unreachable(path: object, error: OSError) -> BadSource:
-    """The one line for a file or folder that cannot be read now, though it may be good."""
-    why = error.strerror or _line(error)
+    """The error for a file or folder that cannot be read now, though it may be good."""
+    why = error.strerror or _one_line(error)
     return BadSource(
         f"{path} cannot be read: {why}; check the disk, the share or the permissions, then run the same command again"
     )
@@ -81,16 +81,16 @@ def local(uri: str) -> Path:
 
 
 def files_at(uri: str, suffixes: Sequence[str], what: str) -> list[File]:
-    """Files by their names: of a file, a folder (all the way down) or a glob. Raises BadSource when there is none.
+    """Files by their names: a file, a folder (all the way down) or a glob. Raises BadSource where there is none.
 
     In a folder only the suffixes count, and what starts with '.' or '_' does not.
     """
     if not uri:
         raise BadSource(f"source.uri is empty: wanted {what}; `hardmoe init DIR --source ...` sets it")
-    found = _remote(uri, suffixes) if is_remote(uri) else _local(local(uri), suffixes)
-    if not found:
+    files = _remote(uri, suffixes) if is_remote(uri) else _local(local(uri), suffixes)
+    if not files:
         raise BadSource(f"no {what.split(',')[0].split(' ', 1)[1]} at {uri}: wanted {what}")
-    return sorted(found, key=lambda file: file.name)
+    return sorted(files, key=lambda file: file.name)
 
 
 def _local(path: Path, suffixes: Sequence[str]) -> list[File]:
@@ -102,8 +102,8 @@ def _local(path: Path, suffixes: Sequence[str]) -> list[File]:
     pattern = str(path.relative_to(base))
     if not WILDCARD.search(pattern):
         return []
-    found = glob.glob(os.path.join(glob.escape(str(base)), pattern), recursive=True)
-    return [file_of(Path(p), base) for p in found if _is_file(p)]
+    paths = glob.glob(os.path.join(glob.escape(str(base)), pattern), recursive=True)
+    return [file_of(Path(p), base) for p in paths if _is_file(p)]
 
 
 def _is_file(path: str) -> bool:
@@ -111,13 +111,13 @@ def _is_file(path: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:
-        if error.errno in NOTHING_THERE:
+        if error.errno in NO_FILE:
             return False
         raise unreachable(path, error) from None
 
 
 def fixed_part(path: Path) -> Path:
-    """The folders of a glob above its first wildcard; a name that is there is none, whatever characters it has."""
+    """The folders of a glob above its first wildcard; a name that exists is no wildcard, whatever characters it has."""
     fixed = Path(path.anchor)
     for part in path.parts[bool(path.anchor) :]:
         if WILDCARD.search(part) and not (fixed / part).exists():
@@ -127,9 +127,9 @@ def fixed_part(path: Path) -> Path:
 
 
 def file_of(path: Path, base: Path) -> File:
-    about = path.stat()
+    status = path.stat()
     name = Path(os.path.relpath(path, base)).as_posix()
-    return File(str(path), name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    return File(str(path), name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def walk(folder: Path, hidden: bool = False, links: bool = False) -> Iterator[File]:
@@ -151,25 +151,24 @@ def walk(folder: Path, hidden: bool = False, links: bool = False) -> Iterator[Fi
                         if entry.is_dir(follow_symlinks=False):
                             stack.append((entry.path, f"{prefix}{entry.name}/"))
                         elif entry.is_file():
-                            about = entry.stat()
+                            info = entry.stat()
                             name = prefix + entry.name
-                            yield File(entry.path, name, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+                            yield File(entry.path, name, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
                         elif links and entry.is_dir():
                             yield File(entry.path, f"{prefix}{entry.name} -> {os.readlink(entry.path)}", 0, -1)
                     except OSError as error:
-                        if error.errno not in NOTHING_THERE:
+                        if error.errno not in NO_FILE:
                             raise
-                        # gone between the listing and the look, or a link that leads nowhere
+                        # gone since the listing, or a link that leads nowhere
         except OSError as error:
             raise unreachable(path, error) from None
 
 
 def listing(folder: Path, suffixes: Sequence[str], hidden: bool = False) -> str:
-    """Hash of names, sizes and times of the files with these suffixes, and of links to folders: a million of them are
-    looked at, not read."""
+    """Hash of names, sizes and times of the files with these suffixes, and of links to folders; no file is read."""
     wanted = tuple(suffixes)
-    found = (f for f in walk(folder, hidden, links=True) if f.name.lower().endswith(wanted) or f.changed < 0)
-    lines = [f"{f.name}\0{f.size}\0{f.changed}" for f in found]
+    files = (f for f in walk(folder, hidden, links=True) if f.name.lower().endswith(wanted) or f.changed < 0)
+    lines = [f"{f.name}\0{f.size}\0{f.changed}" for f in files]
     together = hashlib.sha256()
     for line in sorted(lines):
         together.update(line.encode("utf-8", "surrogateescape") + b"\n")
@@ -181,20 +180,22 @@ def file_system(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(uri)
-        return found
+        system_and_path: tuple[Any, str] = fs.FileSystem.from_uri(uri)
+        return system_and_path
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass  # a scheme that pyarrow does not know
     except OSError as error:
-        raise BadSource(f"{uri} cannot be reached: {_line(error)}") from None
+        raise BadSource(f"{uri} cannot be reached: {_one_line(error)}") from None
     try:
         import fsspec
 
         system, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
-        raise BadSource(f"{uri}: pyarrow does not know this scheme, and fsspec cannot help: {_line(error)}") from None
+        raise BadSource(
+            f"{uri}: pyarrow does not know this scheme, and fsspec cannot help: {_one_line(error)}"
+        ) from None
     except (ValueError, OSError) as error:
-        raise BadSource(f"{uri}: no file system for it: {_line(error)}") from None
+        raise BadSource(f"{uri}: no file system for it: {_one_line(error)}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
@@ -207,20 +208,20 @@ def _remote(uri: str, suffixes: Sequence[str]) -> list[File]:
     system, path = file_system(base)
     pattern = _pattern(uri[len(base) + 1 :]) if wild else None
     try:
-        about = system.get_file_info(path)
-        if about.type == fs.FileType.File:
-            return [_info(about, uri, PurePosixPath(path).name)]
+        info_of_base = system.get_file_info(path)
+        if info_of_base.type == fs.FileType.File:
+            return [_info(info_of_base, uri, PurePosixPath(path).name)]
         below = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except OSError as error:
-        raise BadSource(f"{uri} cannot be reached: {_line(error)}") from None
-    found = []
+        raise BadSource(f"{uri} cannot be reached: {_one_line(error)}") from None
+    files = []
     for info in below:
         name = info.path.removeprefix(path).lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in name.split("/"))
         wanted = pattern.fullmatch(name) if pattern else not hidden and name.lower().endswith(tuple(suffixes))
         if info.type == fs.FileType.File and wanted:
-            found.append(_info(info, f"{scheme}://{info.path.lstrip('/')}", name))
-    return found
+            files.append(_info(info, f"{scheme}://{info.path.lstrip('/')}", name))
+    return files
 
 
 def _info(info: Any, uri: str, name: str) -> File:
@@ -244,23 +245,23 @@ def opened(path: str, mapped: bool = False) -> Iterator[Any]:
             system, within = file_system(path)
             file = system.open_input_file(within)
         else:
-            there = os.fsencode(local(path))  # pyarrow would refuse text that is no UTF-8
+            encoded = os.fsencode(local(path))  # pyarrow would refuse text that is not UTF-8
             # an empty file cannot be mapped
-            file = pa.memory_map(there) if mapped and os.path.getsize(there) else pa.OSFile(there)
+            file = pa.memory_map(encoded) if mapped and os.path.getsize(encoded) else pa.OSFile(encoded)
     except OSError as error:
-        raise BadSource(f"{path} cannot be opened: {_line(error)}") from None
+        raise BadSource(f"{path} cannot be opened: {_one_line(error)}") from None
     with file:
         yield file
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
 def key_of(name: str, suffixes: Sequence[str]) -> str:
     """Partition key of a file: a pure function of its name in the source, so that a new file never moves an old one.
 
-    The plain stem for plain names of the usual suffix, the first one; else made plain, with a hash of the name.
+    The stem, for plain names with the first suffix; else a plain form of the name with a hash of it.
     """
     usual = next((s for s in suffixes[:1] if name.endswith(s)), None)
     if usual and re.fullmatch(r"[A-Za-z0-9_-]{1,60}", stem := name.removesuffix(usual)):

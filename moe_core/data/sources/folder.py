@@ -14,7 +14,7 @@ from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.columns import BY_ROW, choose
 from moe_core.data.sources.files import Scan, Shard, file_of, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.joining import Joined, Said
+from moe_core.data.sources.joining import Joined, RowText
 from moe_core.data.sources.raw import (
     BATCH_BYTES,
     IMAGE_SUFFIXES,
@@ -36,15 +36,15 @@ from moe_core.store.hashing import content_hash
 
 SUFFIXES = FORMATS["folder"].suffixes
 WHAT = "a CSV, TSV or JSON-lines file of image names and tags (source.table)"
-HEAD, MAX_KEYS = 100, 10_000  # of JSON lines: rows whose keys are looked at first, and keys that are told apart
-MAX_LINES = 10_000  # of one row of a CSV: beyond them its quote was never meant as one
-COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are judged by its size
+HEAD, MAX_KEYS = 100, 10_000  # of JSON lines: rows whose keys are read first, and keys that are known
+MAX_LINES = 10_000  # of one row of a CSV: a quote that spans more was never meant as one
+COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are estimated by its size
 
 
 def find(source: Source, scan: Scan) -> list[Shard]:
     folder, tables = _tables(source)
     images = listing(folder, IMAGE_SUFFIXES, hidden=True)
-    # a changed picture makes every table of its folder new: which one names it is not known without reading them
+    # a changed picture changes every table of its folder: which table names it is not known without reading them
     return [
         Shard(key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([scan.hash_of(table), images]))
         for table in scan.readable(tables, lambda table: _check(Path(table.path), source))
@@ -62,8 +62,8 @@ def _tables(source: Source) -> tuple[Path, list[Any]]:
         raise BadSource("source.uri is empty: wanted a folder of images; `hardmoe init DIR --source ...` sets it")
     folder = local(source.uri)
     if folder.is_file():
-        if told := foreign(folder):
-            raise BadSource(told)
+        if refusal := foreign(folder):
+            raise BadSource(refusal)
         return folder.parent, [file_of(folder, folder.parent)]
     if not folder.is_dir():
         raise BadSource(f"no folder at {source.uri!r}: wanted a folder of images (source.uri)")
@@ -94,12 +94,12 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
-    """Of JSON lines: of the first rows."""
-    taken, names = dict[str, str](), dict[str, None]()
+    """Columns; for JSON lines those of the first rows."""
+    used, names = dict[str, str](), dict[str, None]()
     for _, values, chosen in islice(_rows(Path(shard.path), source), HEAD):
-        taken = chosen
+        used = chosen
         names |= dict.fromkeys(values) if isinstance(values, dict) else {}
-    return (taken, list(names)) if taken else None
+    return (used, list(names)) if used else None
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
@@ -126,7 +126,7 @@ def _posts(table: Path, source: Source, images: ImageFolder, key: str, within: s
     `within` is the table's folder in the source's, so that 0.jpg of train/ and of test/ have ids of their own.
     """
 
-    def texts() -> Iterator[tuple[Row, Said]]:
+    def texts() -> Iterator[tuple[Row, RowText]]:
         for number, (where, values, columns) in enumerate(_rows(table, source)):
             if isinstance(values, Unusable):
                 yield {"id": where, "reason": values.reason, "detail": values.detail}, (None, [], None)
@@ -136,9 +136,9 @@ def _posts(table: Path, source: Source, images: ImageFolder, key: str, within: s
             yield row, (post, row.get("tags") or [], row.get("caption"))
 
     joined = Joined(keys(table, source))
-    with joined.opened(said for _, said in texts()) as joined:
-        for number, (row, said) in enumerate(texts()):
-            together = joined.of(number, said)
+    with joined.opened(text for _, text in texts()) as joined:
+        for number, (row, text) in enumerate(texts()):
+            together = joined.post_of(number, text)
             if together is None:
                 continue
             if not row.get("reason"):
@@ -152,7 +152,7 @@ def _posts(table: Path, source: Source, images: ImageFolder, key: str, within: s
 
 
 def keys(table: Path, source: Source) -> Iterator[str | None]:
-    """Of each row what rows of one post agree on; None for a row that is joined with no other."""
+    """For each row what rows of one post agree on; None for a row that is joined with no other."""
     for _, values, columns in _rows(table, source):
         yield None if isinstance(values, Unusable) else _key(values, columns)
 
@@ -170,7 +170,7 @@ def _key(values: dict[str, Any], columns: dict[str, str]) -> str | None:
 
 
 def _text(values: dict[str, Any], columns: dict[str, str], number: str, within: str) -> Row:
-    """A row of RAW from one of the table, but for the image, whose `name` it has; `within`: the table's folder."""
+    """A row of RAW without the image, whose `name` it has; `within` is the folder of the table."""
     row: Row = {"name": ""}
     try:
         row["name"] = text_of(values.get(columns["image"]), columns["image"]) or ""
@@ -191,10 +191,10 @@ def _text(values: dict[str, Any], columns: dict[str, str], number: str, within: 
     return row
 
 
-Found = tuple[str, dict[str, Any] | Unusable, dict[str, str]]  # where it was, the values or what is wrong, columns
+TableRow = tuple[str, dict[str, Any] | Unusable, dict[str, str]]  # line, values or what is wrong, columns
 
 
-def _rows(table: Path, source: Source) -> Iterator[Found]:
+def _rows(table: Path, source: Source) -> Iterator[TableRow]:
     # bytes that are no UTF-8 pass as half surrogates, so that one bad row is one bad row
     with open(table, "rb") as raw:
         start = raw.read(2)
@@ -215,7 +215,7 @@ class _Cut(str):
 class _Lines:
     """Lines of a file that can be given back: a stray quote costs the line it is in, not those it swallows.
 
-    Raises Unusable at one that is too long, which is then taken.
+    Raises Unusable at a line that is too long, and takes it.
     """
 
     def __init__(self, file: IO[str]) -> None:
@@ -236,14 +236,14 @@ class _Lines:
             raise too_long(f"line {self.done + len(self.taken)}")
         return line
 
-    def settle(self, lines: int) -> None:
-        """The first of the taken lines are done with; the others come again."""
+    def give_back_after(self, lines: int) -> None:
+        """Drops the first of the taken lines and gives the others back."""
         self._back.extendleft(reversed(self.taken[lines:]))
         self.done += min(lines, len(self.taken))
         self.taken = []
 
 
-def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
+def _csv(table: Path, file: IO[str], source: Source) -> Iterator[TableRow]:
     csv.field_size_limit(MAX_LINE)  # csv's own is 128 KiB, less than a post with very many tags
     delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
     lines = _Lines(file)
@@ -255,7 +255,7 @@ def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
     if twice:
         raise BadSource(f"{table} has two columns {', '.join(twice)}: rename one")
     columns = choose(names, source, str(table))
-    lines.settle(len(lines.taken))
+    lines.give_back_after(len(lines.taken))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         where = f"line {lines.done + 1}"
@@ -267,15 +267,15 @@ def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
                 return
             if row and len(row) != len(names):  # [] is an empty line
                 raise csv.Error(f"{len(row)} fields, wanted {len(names)}")
-            lines.settle(len(lines.taken))
+            lines.give_back_after(len(lines.taken))
             if any(_escaped(field) for field in row):
                 yield where, Unusable("bad_row", f"{where}: text that is not UTF-8"), columns
             elif row:
                 yield where, dict(zip(names, row, strict=True)), columns
         except (csv.Error, Unusable) as error:
-            # perhaps of a quote that was never meant as one: the next line is looked at again
+            # perhaps a quote that was never meant as one: the next line is read again
             where, alone = f"line {lines.done + 1}", len(lines.taken) == 1
-            lines.settle(1)
+            lines.give_back_after(1)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             if alone and isinstance(error, Unusable):
                 yield where, error, columns
@@ -283,8 +283,8 @@ def _csv(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
                 yield where, Unusable("bad_row", f"{where}: {error}"), columns
 
 
-def _json(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
-    """Objects may have different keys: those of the first hundred decide whether all that is wanted is there."""
+def _json(table: Path, file: IO[str], source: Source) -> Iterator[TableRow]:
+    """Objects may have different keys: the first hundred decide whether all needed columns exist."""
     rows, size = _objects(file), 0
     head = []
     for where, row, length in islice(rows, HEAD):
@@ -304,7 +304,7 @@ def _json(table: Path, file: IO[str], source: Source) -> Iterator[Found]:
 
 
 def _objects(file: IO[str]) -> Iterator[tuple[str, dict[str, Any] | Unusable, int]]:
-    """Where, what is there, and its characters."""
+    """Line, its object or what is wrong, and its number of characters."""
     for number, (line, whole) in enumerate(lines_of(file), 1):
         if not line.strip():
             continue

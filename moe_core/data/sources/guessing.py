@@ -1,4 +1,4 @@
-"""The format of a source by the names of its files, else by a look into them."""
+"""The format of a source by the names of its files, else by their content."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from moe_core.errors import BadSource
 from moe_core.formats import FORMATS
 
 DOCUMENTS = 50  # JSON files of a folder that readers look into
-TABLE = "folder"  # beside files of another format a table is a note; a folder that nothing else tells has images
+TABLE = "folder"  # beside data of another format a table is a note; it is also the format of any other folder
 
 
 def absolute(uri: str) -> str:
@@ -67,7 +67,7 @@ def _guess_file(path: Path) -> str:
 
 
 def _guess_folder(path: Path) -> str:
-    """By one pass over the names. Parquet beside tars is img2dataset's, and says nothing that the tars do not."""
+    """By one pass over the names. Parquet beside tars is img2dataset's, and adds nothing to them."""
     stems: dict[str, set[str]] = {}  # of the files of each format
     documents, others, images_in_folders = list[str](), list[str](), False
     for folder, folders, names in os.walk(path):

@@ -94,7 +94,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
         for path, above in _images(start):
             read += 1
             yield _post(path, above, root, images, split)
-        if read != sum(1 for _ in _images(start)):  # a mount that went away and came back left an empty folder
+        if read != sum(1 for _ in _images(start)):  # a mount that went away and came back leaves an empty folder
             raise BadSource(f"{start} was changed while it was read: run the same command again")
 
     return images.watching(in_batches(posts()))
@@ -111,7 +111,7 @@ def _post(path: str, above: list[str], root: Path, images: ImageFolder, split: s
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
-    """Not of a table."""
+    """Folders and files in place of columns."""
     return {"id": "paths", "image": "files", "tags": "names of folders"}, []
 
 

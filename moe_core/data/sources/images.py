@@ -31,7 +31,7 @@ HELD = 1 << 20  # bytes of names of absent files that stay in memory
 
 
 class ImageFolder:
-    """The folders in which names are looked up, in their order."""
+    """Folders in which names are looked up, in their order."""
 
     def __init__(self, *folders: Path) -> None:
         # text rather than paths: a Path a row costs as much as reading a small file
@@ -42,7 +42,7 @@ class ImageFolder:
         self._absent: IO[str] | None = None
 
     def watching(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The batches, which `read` fills. Raises BadSource behind the last where a file that was absent is there now.
+        """The batches, which `read` fills. Raises BadSource behind the last where an absent file exists now.
 
         A mount that goes away leaves an empty folder, in which every file looks deleted.
         """
@@ -50,18 +50,18 @@ class ImageFolder:
             yield from batches
             self._absent.seek(0)
             for line in self._absent:
-                for place in json.loads(line):
-                    if _is_there(place):
+                for path in json.loads(line):
+                    if _exists(path):
                         raise BadSource(
-                            f"{place} was absent when its row was read, and is there now: check the disk or the share, "
+                            f"{path} was absent when its row was read, and exists now: check the disk or the share, "
                             "then run the same command again"
                         )
 
     def read(self, *names: str, absolute: bool = False) -> bytes:
-        """Bytes of the first of `names` that is there. `absolute` names are looked at where they are allowed.
+        """Bytes of the first of `names` that exists. `absolute` allows names that begin at the root.
 
         Raises Unusable: outside_folder for '..', an absolute name, or a link that leads outside; no_image_file for a
-        file that is absent. Raises BadSource for one that is there and cannot be read, and where the folder is gone.
+        absent file. Raises BadSource for a file that exists and cannot be read, and where the folder is gone.
         """
         why = f"no file {names[0]}" if names and names[0].strip() else "no file is named"
         absent = []
@@ -89,7 +89,7 @@ class ImageFolder:
         raise Unusable("no_image_file", why)
 
     def _note(self, absent: list[str]) -> None:
-        """Remembers places without a file. Raises BadSource where a folder is gone with all that is in it."""
+        """Remembers paths without a file. Raises BadSource where a whole folder is gone."""
         for folder, _ in self.folders:
             try:
                 os.stat(folder)
@@ -101,25 +101,25 @@ class ImageFolder:
     def _inside(self, name: str, real: str) -> bytes:
         above, base = os.path.split(os.path.join(real, name))  # where a link to the folder led at first
         path = os.path.join(self._real(above), base)
-        about = os.lstat(path)
-        if not stat.S_ISREG(about.st_mode):  # a link, or a folder by such a name as "a/."
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode):  # a link, or a folder by a name such as "a/."
             path = os.path.realpath(path, strict=True)
-            about = os.lstat(path)
+            status = os.lstat(path)
         if not path.startswith(real):
             raise Unusable("outside_folder", f"{name} leads outside of the folder")
-        if not stat.S_ISREG(about.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a file")
-        if about.st_size > MAX_FILE_BYTES:
-            raise Unusable("too_large", f"{name} has {about.st_size} bytes, more than {MAX_FILE_BYTES}")
+        if status.st_size > MAX_FILE_BYTES:
+            raise Unusable("too_large", f"{name} has {status.st_size} bytes, more than {MAX_FILE_BYTES}")
         with open(path, "rb") as file:
             data = file.read()
             after = os.fstat(file.fileno())
-        if len(data) < about.st_size or after.st_ctime_ns != about.st_ctime_ns:
+        if len(data) < status.st_size or after.st_ctime_ns != status.st_ctime_ns:
             raise OSError(errno.EBUSY, "it was changed while it was read")
         return data
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
     try:
         os.stat(path)
         return True

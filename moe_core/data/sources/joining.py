@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 
-Said = tuple[str | None, list[str], str | None]  # key (None: never joined), tags, caption
+RowText = tuple[str | None, list[str], str | None]  # key (None: never joined), tags, caption
 
 
 class Joined:
@@ -17,22 +17,22 @@ class Joined:
     def __init__(self, keys: Iterable[str | None]) -> None:
         hashes_N = np.array(array("q", (hash(key) for key in keys if key is not None)), np.int64)
         hashes_N.sort()
-        self._again = np.unique(hashes_N[1:][hashes_N[1:] == hashes_N[:-1]])
+        self._repeated = np.unique(hashes_N[1:][hashes_N[1:] == hashes_N[:-1]])
         self._rows: sqlite3.Connection | None = None
 
     def __bool__(self) -> bool:
-        return len(self._again) > 0
+        return len(self._repeated) > 0
 
-    def _comes_again(self, key: str | None) -> bool:
+    def _is_repeated(self, key: str | None) -> bool:
         if key is None or not self:
             return False
         wanted = hash(key)
-        place = int(np.searchsorted(self._again, wanted))
-        return place < len(self._again) and int(self._again[place]) == wanted
+        index = int(np.searchsorted(self._repeated, wanted))
+        return index < len(self._repeated) and int(self._repeated[index]) == wanted
 
     @contextmanager
-    def opened(self, rows: Iterable[Said]) -> Iterator["Joined"]:
-        """With the tags of `rows`, which are those whose keys were given, in the same order. They may not be read."""
+    def opened(self, rows: Iterable[RowText]) -> Iterator["Joined"]:
+        """Stores the tags of `rows`: those whose keys were given, in their order; none where no key comes twice."""
         if not self:
             yield self
             return
@@ -44,22 +44,22 @@ class Joined:
                 (
                     (_blob(key), row, json.dumps([tags, caption]))
                     for row, (key, tags, caption) in enumerate(rows)
-                    if key is not None and self._comes_again(key)
+                    if key is not None and self._is_repeated(key)
                 ),
             )
             yield self
 
-    def of(self, row: int, said: Said) -> tuple[list[str], str | None] | None:
-        """Tags and caption of all the rows of a key at its first row, None at the others."""
-        key, tags, caption = said
-        if key is None or self._rows is None or not self._comes_again(key):
+    def post_of(self, row: int, text: RowText) -> tuple[list[str], str | None] | None:
+        """Tags and caption of all the rows of a key at its first row; None at the others."""
+        key, tags, caption = text
+        if key is None or self._rows is None or not self._is_repeated(key):
             return tags, caption
         (first,) = self._rows.execute("SELECT min(row) FROM rows WHERE key = ?", (_blob(key),)).fetchone()
         if first != row:
             return None
-        found = self._rows.execute("SELECT tags FROM rows WHERE key = ? ORDER BY row", (_blob(key),))
-        lists, captions = zip(*(json.loads(text) for (text,) in found), strict=True)
-        return [tag for one in lists for tag in one], "\n".join(text for text in captions if text) or None
+        stored = self._rows.execute("SELECT tags FROM rows WHERE key = ? ORDER BY row", (_blob(key),))
+        lists, captions = zip(*(json.loads(row_text) for (row_text,) in stored), strict=True)
+        return [tag for tags in lists for tag in tags], "\n".join(filter(None, captions)) or None
 
 
 def _blob(key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Lance tables: one, or a folder of them. One shard a table; it is opened by moe_core.tables, the home of lance."""
+"""Lance tables: one, or a folder of them. One shard a table; only moe_core.tables uses lance."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

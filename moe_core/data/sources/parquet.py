@@ -68,7 +68,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
 
 
 def _check(file: File, source: Source) -> None:
-    """Raises BadSource for a file that is cut short or has other columns. An Arrow stream says its end last."""
+    """Raises BadSource for a file that is cut short or has other columns. The end of an Arrow stream is marked."""
     with _readable(file.path, source.format) as (raw, schema, opened_file):
         columns_of(_with_folders(schema, hive_of(file.path, source)), source, file.path)
         if isinstance(opened_file, pa.RecordBatchStreamReader) and not _ends(raw):
@@ -81,7 +81,7 @@ def _schema(file: File, source: Source) -> pa.Schema:
 
 
 def hive_of(path: str, source: Source) -> dict[str, str | None]:
-    """Columns that the folders of a file, below the source's own, say: as in `split=train/part-0.parquet`."""
+    """Columns that the names of a file's folders below the source give, as in `split=train/part-0.parquet`."""
     root = source.uri if is_remote(source.uri) else str(fixed_part(local(source.uri)))
     if is_remote(root) and (wild := WILDCARD.search(root)):
         root = root[: wild.start()].rpartition("/")[0]
@@ -94,7 +94,7 @@ def hive_of(path: str, source: Source) -> dict[str, str | None]:
 
 
 def _with_folders(schema: pa.Schema, by_folder: dict[str, str | None]) -> pa.Schema:
-    """With the columns that the folders say; one of the file's own comes first."""
+    """With the columns that the names of folders give, unless the file has its own."""
     for name in by_folder.keys() - set(schema.names):
         schema = schema.append(pa.field(name, pa.string()))
     return schema
@@ -109,18 +109,20 @@ def _filled(batch: pa.RecordBatch, values: dict[str, str | None]) -> pa.RecordBa
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
     folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
     with _readable(shard.path, source.format) as (raw, schema, _):
-        by_folder = {name: said for name, said in hive_of(shard.path, source).items() if name not in schema.names}
-        most = max(SMALL, RATIO * raw.size())
+        by_folder = {name: value for name, value in hive_of(shard.path, source).items() if name not in schema.names}
+        limit = max(SMALL, RATIO * raw.size())
         whole = _with_folders(schema, by_folder)
         columns = columns_of(whole, source, shard.path)
         names = list(dict.fromkeys(name for name in columns.values() if name in schema.names))
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _readable(shard.path, source.format) as (raw, _, file):
-            found = _parquet(raw, file, names) if source.format == "parquet" else _arrow(raw, file, names)
-            yield from (_filled(batch, by_folder) for batch in _said(found, shard.path))
+            batches_of = _parquet if source.format == "parquet" else _arrow
+            yield from (
+                _filled(batch, by_folder) for batch in _one_line_errors(batches_of(raw, file, names), shard.path)
+            )
 
-    rows = to_raw(batches, columns, shard.path, folder, shard.key, whole, most)
+    rows = to_raw(batches, columns, shard.path, folder, shard.key, whole, limit)
     yield from folder.watching(rows) if folder else rows
 
 
@@ -130,7 +132,7 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Rows, and whether they were counted rather than judged."""
+    """Rows, and whether they were counted rather than estimated."""
     rows = 0
     for shard in shards[:ROWS_COUNTED]:
         with _readable(shard.path, source.format) as (raw, _, file):
@@ -158,7 +160,7 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
             else:
                 file = _open_arrow(raw)
                 schema = file.schema
-                if not is_remote(path):  # where each look would be a request
+                if not is_remote(path):  # where each read would be a request
                     check_arrow(raw)
             _ = schema.names  # names that are no UTF-8 are seen here
         except Absurd as error:
@@ -184,12 +186,12 @@ def _open_arrow(raw: Any) -> Any:
 def _parquet(raw: Any, file: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
     leaves = [file.schema.column(number) for number in range(len(file.schema))]
     lists = [leaf.path for leaf in leaves if leaf.max_repetition_level and leaf.physical_type == "BYTE_ARRAY"]
-    # a word of a list stays in the dictionary until its row is read: how many there are in a row is not known before
+    # a word of a list stays in the dictionary until its row is read: the number in a row is not known before
     file = pq.ParquetFile(raw, metadata=file.metadata, read_dictionary=lists, pre_buffer=False, buffer_size=1 << 20)
     for group in range(file.metadata.num_row_groups):
-        about = file.metadata.row_group(group)
-        if about.num_rows:
-            rows = BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)
+        metadata = file.metadata.row_group(group)
+        if metadata.num_rows:
+            rows = BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
             rows = min(BATCH, rows, rows_at_once(raw, file, group, names))
             yield from file.iter_batches(max(1, rows), row_groups=[group], columns=names)
 
@@ -201,7 +203,7 @@ def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBa
         batches = file
     for batch in batches:
         batch = batch.select(names) if names is not None else batch
-        # Arrow believes the lengths and offsets that a file says, and ends the process over wrong ones
+        # Arrow trusts the lengths and offsets in a file, and wrong ones would end the process
         batch.validate(full=True)
         yield from (batch.slice(start, BATCH) for start in range(0, len(batch), BATCH))
     if batches is file and not _ends(raw):
@@ -213,8 +215,8 @@ def _ends(raw: Any) -> bool:
     return bool(tail >= 0 and raw.read_at(len(END_OF_STREAM), tail) == END_OF_STREAM)
 
 
-def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
-    """What is wrong with a file is said in one line, with the row at which it was seen."""
+def _one_line_errors(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
+    """Turns errors of a damaged file into one line with the row at which it was met."""
     rows = 0
     try:
         for batch in batches:
@@ -228,7 +230,7 @@ def _said(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBat
         if isinstance(error, OSError) and error.errno in LOST:
             raise unreachable(path, error) from None
         why = " ".join(str(error).split())[:200]
-        raise BadSource(f"{path} is damaged after row {rows}: {why}; copy it again, or take it away") from None
+        raise BadSource(f"{path} is damaged after row {rows}: {why}; copy it again, or remove it") from None
 
 
 READERS = dict.fromkeys(("parquet", "arrow"), Reader(find, read, count, columns))

@@ -13,15 +13,14 @@ SUFFIXES = sorted({suffix for format in FORMATS.values() for suffix in format.su
 
 
 def split_of_word(word: str) -> str | None:
-    """The split that a word names, perhaps with a year behind it."""
+    """The split that a word names, perhaps followed by a year."""
     return SPLITS.get(re.sub(r"\d+$", "", word.lower()))
 
 
 def split_of_path(path: str, uri: str) -> str | None:
     """By the first or last word of the file's name, else by a folder's name, from the inside out.
 
-    Only what the source does not say itself counts: nothing of one file that is named, and of a glob what its first
-    wildcard and those behind it stand for.
+    Only what source.uri leaves open counts: nothing of a single file, and of a glob what its wildcards stand for.
     """
     root = uri if is_remote(uri) else str(local(uri))
     if wild := WILDCARD.search(root):

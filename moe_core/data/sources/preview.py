@@ -146,10 +146,10 @@ def _repeated(rows: list[dict[str, Any]]) -> list[str]:
     """Warnings of ids that several posts of the sample have, and of pictures under several ids."""
     lines = []
     ids = Counter(row["id"] for row in rows if row["id"])
-    if again := [name for name, n in ids.items() if n > 1]:
+    if repeated := [name for name, n in ids.items() if n > 1]:
         lines.append(
-            f"Warning: {sum(ids[name] - 1 for name in again):,} of {len(rows):,} posts have the id of a post before "
-            f"(duplicate_id), such as {shown(again[0])}: only the first of each is used"
+            f"Warning: {sum(ids[name] - 1 for name in repeated):,} of {len(rows):,} posts have the id of an "
+            f"earlier post (duplicate_id), such as {shown(repeated[0])}: only the first of each is used"
         )
     pictures: dict[bytes, set[str]] = {}
     for row in rows:
@@ -168,11 +168,11 @@ def _repeated(rows: list[dict[str, Any]]) -> list[str]:
 
 def _sample(source: Source, shards: list[Shard]) -> list[dict[str, Any]]:
     """The first rows of the first, a middle and the last shard."""
-    places = dict.fromkeys((0, len(shards) // 2, len(shards) - 1))
+    sampled = dict.fromkeys((0, len(shards) // 2, len(shards) - 1))
     rows: list[dict[str, Any]] = []
-    for place in list(places)[:SAMPLED_SHARDS]:
+    for number in list(sampled)[:SAMPLED_SHARDS]:
         seen = 0
-        for batch in read_shard(source, shards[place]):
+        for batch in read_shard(source, shards[number]):
             rows.extend(batch.slice(0, SAMPLED_ROWS - seen).to_pylist())
             seen += len(batch)
             if seen >= SAMPLED_ROWS:

@@ -1,4 +1,4 @@
-"""What every reader gives: batches of one schema, as written, bounded in rows and in bytes.
+"""The schema of what every reader gives, and helpers that make it: batches as written, bounded in rows and bytes.
 
 A row that the reader cannot use is given all the same, with a `reason`: the ingest counts it and rejects it.
 """
@@ -47,7 +47,7 @@ WORD = re.compile(rf"{_QUOTED}(?!\S)|(\S+)")
 GLUED_HASHES = re.compile(r"[#＃].*?[^\s#＃][#＃]+\w", re.DOTALL)  # as in "#new york#cat": '#' separates, not the space
 ESCAPED = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 NEXT_HASH = re.compile(r"(?<![#＃])(?=[#＃]+(?:\w|[^\x00-\x7f]))")
-NOTHING = {"", "nan", "none", "null", "n/a", "\\n"}  # how tables of text write that there is nothing
+ABSENT = {"", "nan", "none", "null", "n/a", "\\n"}  # how tables of text write an absent value
 
 Row = dict[str, Any]  # the columns of RAW that are not null, and perhaps `caption`
 
@@ -61,9 +61,9 @@ class Unusable(Exception):
 
 
 def lines_of(file: IO[AnyStr]) -> Iterator[tuple[AnyStr, bool]]:
-    """Lines with their ends, and whether each is whole: one of MAX_LINE or more is cut to its first characters.
+    """Lines with their ends, and whether each is whole: a line of MAX_LINE or more is cut to its first characters.
 
-    What is left out of it is skipped in parts, so memory does not grow with a line.
+    The rest of such a line is skipped in parts, so memory does not grow with it.
     """
     while line := file.readline(MAX_LINE):
         if len(line) < MAX_LINE or _ends(line):
@@ -101,14 +101,14 @@ def _batch(rows: list[Row]) -> pa.RecordBatch:
     try:
         captions = [row.pop("caption", None) for row in rows]
         if any(captions):
-            for row, found in zip(rows, hashtags_in(captions), strict=True):
-                row["tags"] = [*(row.get("tags") or ()), *found]
+            for row, hashtags in zip(rows, hashtags_in(captions), strict=True):
+                row["tags"] = [*(row.get("tags") or ()), *hashtags]
         return pa.RecordBatch.from_pylist(rows, schema=RAW)
     except UnicodeEncodeError:  # half a surrogate pair, as JSON's \ud800 makes it
-        return pa.RecordBatch.from_pylist([_of_unicode(row) for row in rows], schema=RAW)
+        return pa.RecordBatch.from_pylist([_as_unicode(row) for row in rows], schema=RAW)
 
 
-def _of_unicode(row: Row) -> Row:
+def _as_unicode(row: Row) -> Row:
     try:
         pa.RecordBatch.from_pylist([row], schema=RAW)
         return row
@@ -124,7 +124,7 @@ def tags_of_text(text: str) -> list[str]:
     spaces. What is in quotes is one tag; a '#' within a tag begins the next one.
     """
     text = text.strip()
-    if text.lower() in NOTHING:
+    if text.lower() in ABSENT:
         return []
     if text[0] in "[{(" and text[-1] == CLOSING[text[0]]:
         try:
@@ -133,17 +133,17 @@ def tags_of_text(text: str) -> list[str]:
             text = " ".join(text[1:-1].splitlines())  # such as numpy's way of writing a list, over several lines
         else:
             return tags_of(parsed)
-    text = ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    text = ENTITY.sub(lambda match: html.unescape(match[0]), text)
     if SEPARATOR.search(QUOTED_PART.sub("", text)):
-        parts = [found.groups() for found in PART.finditer(text)]
+        parts = [match.groups() for match in PART.finditer(text)]
     elif GLUED_HASHES.match(text):
         parts = [(None, text)]
     else:
-        parts = [found.groups() for found in WORD.finditer(text)]
+        parts = [match.groups() for match in WORD.finditer(text)]
     tags: list[str] = []
     for quoted, plain in parts:
         tags += [ESCAPED.sub(_unescaped, quoted[1:-1])] if quoted else NEXT_HASH.split(plain)
-    return [tag for part in tags if (tag := part.strip()).lower() not in NOTHING]
+    return [tag for part in tags if (tag := part.strip()).lower() not in ABSENT]
 
 
 def holds_separator(tag: str) -> bool:
@@ -151,21 +151,21 @@ def holds_separator(tag: str) -> bool:
     return bool(SEPARATOR.search(tag.strip()) or len([part for part in NEXT_HASH.split(tag) if part.strip()]) > 1)
 
 
-def _unescaped(found: re.Match[str]) -> str:
-    said = found[1]
-    return chr(int(said[1:], 16)) if len(said) > 1 and int(said[1:], 16) < 0x110000 else said
+def _unescaped(match: re.Match[str]) -> str:
+    escape = match[1]
+    return chr(int(escape[1:], 16)) if len(escape) > 1 and int(escape[1:], 16) < 0x110000 else escape
 
 
-def tags_of(said: object) -> list[str]:
+def tags_of(value: object) -> list[str]:
     """Tags of a value of JSON or of a table of text. Raises Unusable for what can be none."""
-    if said is None or said is False:
+    if value is None or value is False:
         return []
-    if isinstance(said, str):
-        return tags_of_text(said)
-    if isinstance(said, list):
-        return [tag for one in said if (tag := text_of(one, "tags")) is not None]
-    one = text_of(said, "tags")
-    return [] if one is None else [one]
+    if isinstance(value, str):
+        return tags_of_text(value)
+    if isinstance(value, list):
+        return [tag for item in value if (tag := text_of(item, "tags")) is not None]
+    tag = text_of(value, "tags")
+    return [] if tag is None else [tag]
 
 
 def text_of(value: object, column: str) -> str | None:
@@ -173,7 +173,7 @@ def text_of(value: object, column: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return None if value.strip().lower() in NOTHING else value
+        return None if value.strip().lower() in ABSENT else value
     if isinstance(value, bool | int):
         return str(value)
     if isinstance(value, float):
@@ -198,10 +198,10 @@ def time_of(value: object) -> datetime | None:
         text = str(value).strip()
         if re.fullmatch(r"\d{9,19}(\.\d*)?", text, re.ASCII):
             return _since_1970(float(text))
-        found = _parsed(text)
-        if found is None:
+        parsed = _parsed(text)
+        if parsed is None:
             return None
-        moment = found
+        moment = parsed
     try:
         return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Tar archives: read from front to back, never unpacked to the disk, nothing in them believed."""
+"""Tar archives: read from front to back, never unpacked to the disk, nothing in them trusted."""
 
 import io
 import lzma
@@ -51,13 +51,13 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
         if not raw.size():
             raise BadSource(f"{path} is empty (0 bytes), wanted a tar: remove it, or copy it again")
         try:
-            most = max(UNFOLDED, RATIO * raw.size())
+            limit = max(UNFOLDED, RATIO * raw.size())
             with tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar:
                 while (info := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # else it remembers every one
+                    tar.members = []  # type: ignore[attr-defined]  # else it keeps every member
                     if info.size < 0 or tar.offset < info.offset_data:
-                        raise Absurd(f"member {seen} says that it has {info.size} bytes")
-                    if tar.offset > most:
+                        raise Absurd(f"member {seen} claims {info.size} bytes")
+                    if tar.offset > limit:
                         raise Absurd(f"it unfolds to more than {RATIO} times its size")
                     if info.isdir():
                         continue
@@ -71,7 +71,7 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
                             raise tarfile.ReadError("unexpected end of data")
                     seen += 1
                     yield Member(info.name, data, problem, info.offset_data, info.size)
-                _ends_well(tar, most)
+                _ends_well(tar, limit)
         except Absurd as error:
             raise BadSource(f"{path} is refused after {seen} members: {error}") from None
         except BROKEN as error:
@@ -79,7 +79,7 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
                 raise unreachable(path, error) from None
             raise BadSource(
                 f"{path} is damaged or cut short after {seen} members: {' '.join(str(error).split())[:200]}; copy it "
-                "again, or take it away"
+                "again, or remove it"
             ) from None
 
 
@@ -90,9 +90,9 @@ def _problem(info: tarfile.TarInfo) -> Unusable | None:
     if not info.isreg() or info.issparse():
         what = "a link" if info.issym() or info.islnk() else "a sparse file" if info.issparse() else "a device"
         return Unusable("bad_row", f"member {info.name} is {what}, not a file")
-    most = MAX_FILE_BYTES if info.name.lower().endswith(IMAGE_SUFFIXES) else MAX_LINE
-    if info.size > most:
-        return Unusable("too_large", f"member {info.name} has {info.size} bytes, more than {most}")
+    limit = MAX_FILE_BYTES if info.name.lower().endswith(IMAGE_SUFFIXES) else MAX_LINE
+    if info.size > limit:
+        return Unusable("too_large", f"member {info.name} has {info.size} bytes, more than {limit}")
     return None
 
 
@@ -111,7 +111,7 @@ class _Header(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
     def _proc_pax(self, tar: Any) -> Any:
-        """Looked through first: tarfile searches badly formed records again and again, and copies global ones."""
+        """Checks the records first: tarfile searches badly formed ones again and again, and copies global ones."""
         block = tar.fileobj.read(self._block(self.size))  # type: ignore[attr-defined]
         records = _records(block)
         if self.type == tarfile.XGLTYPE and records + len(tar.pax_headers) > MAX_RECORDS:
@@ -139,7 +139,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _records(block: bytes) -> int:
-    """The number of records of a header. Raises Absurd where one is not "length key=value"."""
+    """The number of records of a header. Raises Absurd for a record that is not "length key=value"."""
     at = number = 0
     while at < len(block) and block[at]:
         length, space, _ = block[at : at + 20].partition(b" ")
@@ -162,10 +162,10 @@ class _Records(io.BytesIO):
         self.behind = behind
 
 
-def _ends_well(tar: tarfile.TarFile, most: int) -> None:
+def _ends_well(tar: tarfile.TarFile, limit: int) -> None:
     """tarfile takes a header that is cut or damaged for the end: the end is zeros, to the last byte of the file.
 
-    Reading to the last byte also checks what a compressed file says of itself there.
+    Reading to the last byte also checks the checksums of a compressed file.
     """
     file: Any = tar.fileobj
     file.seek(tar.offset)
@@ -173,7 +173,7 @@ def _ends_well(tar: tarfile.TarFile, most: int) -> None:
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
         raise tarfile.ReadError("no end-of-archive mark where the members end")
     while block := file.read(1 << 20):
-        if file.tell() > most:
+        if file.tell() > limit:
             raise Absurd(f"it unfolds to more than {RATIO} times its size")
         if block.strip(b"\0"):
             raise tarfile.ReadError("there is more after the end-of-archive mark (two tars joined by cat?)")
@@ -185,7 +185,7 @@ def is_compressed(path: Path) -> bool:
 
 
 class TarImages:
-    """Images in tars by the stem of their names. Where each lies is found by one pass and remembered on the disk."""
+    """Images in tars by the stem of their names. One pass indexes where each lies; the index is kept on the disk."""
 
     def __init__(self, tars: list[File], cache: Path | None) -> None:
         self.tars = tars
@@ -194,12 +194,12 @@ class TarImages:
     @contextmanager
     def open(self) -> Iterator["TarImages"]:
         self.handles: dict[str, Any] = {}
-        # without a place of its own the index is a temporary file of SQLite's: it may not fit into memory
+        # without a folder the index is a temporary file of SQLite: it may not fit into memory
         if self.cache:
             self.cache.mkdir(parents=True, exist_ok=True)
-        # lance takes the batches from one thread, then from another, never from two at once
-        place = str(self.cache / "tars.sqlite") if self.cache else ""
-        self.index = sqlite3.connect(place, timeout=3600, check_same_thread=False)
+        # lance takes batches from several threads, one at a time
+        path = str(self.cache / "tars.sqlite") if self.cache else ""
+        self.index = sqlite3.connect(path, timeout=3600, check_same_thread=False)
         try:
             with exclusive(self.cache / "tars.lock") if self.cache else nullcontext():
                 self._build()
@@ -213,8 +213,8 @@ class TarImages:
         """The batches, which `read` fills. Raises BadSource behind the last where a tar was changed meanwhile."""
         yield from batches
         for tar in self.tars:
-            about = os.stat(tar.path)
-            if (about.st_size, about.st_ctime_ns) != (tar.size, tar.touched):
+            status = os.stat(tar.path)
+            if (status.st_size, status.st_ctime_ns) != (tar.size, tar.touched):
                 raise BadSource(f"{tar.path} was changed while it was read: run the same command again")
 
     def _build(self) -> None:
@@ -225,10 +225,10 @@ class TarImages:
         self.index.execute("CREATE TABLE IF NOT EXISTS tars (path TEXT PRIMARY KEY, size INT, changed INT)")
         self.index.execute("CREATE TABLE IF NOT EXISTS members (stem TEXT, path TEXT, name TEXT, offset INT, size INT)")
         self.index.execute("CREATE INDEX IF NOT EXISTS stems ON members (stem)")
-        there = {row[0]: row[1:] for row in self.index.execute("SELECT path, size, changed FROM tars")}
+        indexed = {row[0]: row[1:] for row in self.index.execute("SELECT path, size, changed FROM tars")}
         for tar in self.tars:
             path = _sql(tar.path)
-            if there.get(path) == (tar.size, tar.touched):
+            if indexed.get(path) == (tar.size, tar.touched):
                 continue
             if is_compressed(Path(tar.path)):
                 raise BadSource(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
@@ -238,11 +238,11 @@ class TarImages:
                 self.index.execute("INSERT OR REPLACE INTO tars VALUES (?, ?, ?)", (path, tar.size, tar.touched))
 
     def read(self, *stems: str) -> bytes:
-        """The image with the first of these stems that is there, in the first tar that has it. Raises Unusable."""
+        """The image with the first of these stems that any tar has, from the first such tar. Raises Unusable."""
         wanted = {_sql(tar.path) for tar in self.tars}
         for stem in stems:
-            found = self.index.execute("SELECT path, name, offset, size FROM members WHERE stem = ?", (_sql(stem),))
-            places = sorted(row for row in found if row[0] in wanted)
+            rows = self.index.execute("SELECT path, name, offset, size FROM members WHERE stem = ?", (_sql(stem),))
+            places = sorted(row for row in rows if row[0] in wanted)
             if places:
                 path, name, offset, size = places[0]
                 if size > MAX_FILE_BYTES:
@@ -259,7 +259,7 @@ class TarImages:
 
 
 def _sql(name: str) -> str | bytes:
-    """As SQLite takes it: a name that is no UTF-8 as its bytes, which `open` takes too."""
+    """A name as SQLite takes it: one that is not UTF-8 as bytes, which `open` takes too."""
     try:
         name.encode()
         return name

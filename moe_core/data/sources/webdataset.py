@@ -34,15 +34,15 @@ from moe_core.settings import Source
 
 FORMAT = FORMATS["webdataset"]
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
-# what 0001.depth.png beside 0001.jpg is: never the picture where there is another
-BESIDE = re.compile(
+# names such as 0001.depth.png beside 0001.jpg: never the picture where there is another
+COMPANION = re.compile(
     "depth|masks?|seg|segm|segment|segmentation|sem|semantic|instances?|panoptic|labels?|normals?|canny|edges?|hed|"
     "sketch|lineart|scribble|pose|keypoints|openpose|flow|disparity|disp|alpha|matte|trimap|heatmap|saliency|attention|"
     "bbox|boxes|anno|annotations?|control|condition|cond|thumb|thumbnail|preview|small|target|gt|latent"
 )
 PICTURE = re.compile("photo|image|img|rgb|colou?r|picture|pic|original|orig|input|source|src|full")
 MOST_MEMBERS = 100  # of one sample
-LOOKED = 20  # samples whose fields `init` names
+PREVIEWED = 20  # samples whose fields `init` names
 TEXTS = ("json", "txt", "cls")
 CAPTIONS = ("caption", "text")  # of img2dataset's .json: sentences, of which the #words are tags
 
@@ -53,7 +53,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
 
 
 def _check(file: File) -> None:
-    """Raises BadSource for a tar that is cut short: a local one is looked through to its end, without its contents."""
+    """Raises BadSource for a tar that is cut short: the headers of a local tar are read to its end."""
     for _ in members(file.path, contents=False):
         if is_remote(file.path):
             break
@@ -66,26 +66,26 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
     """Fields of .json of the first samples; None where there are none."""
-    taken, names = dict[str, str](), dict[str, None]()
-    for _, parts in islice(_samples(shard.path), LOOKED):
+    used, names = dict[str, str](), dict[str, None]()
+    for _, parts in islice(_samples(shard.path), PREVIEWED):
         try:
-            about = _best(parts, ("json",))
-            values = json.loads(about.data) if about else None
+            document = _best(parts, ("json",))
+            values = json.loads(document.data) if document else None
         except (ValueError, RecursionError):
             continue
         if isinstance(values, dict):
             names |= dict.fromkeys(values)
-            found = {ours: _field(values, ours, source) for ours in ("tags", "user", "taken_at", "split")}
-            taken = {ours: name for ours, name in found.items() if name} | taken
+            names_of_ours = {ours: _field(values, ours, source) for ours in ("tags", "user", "taken_at", "split")}
+            used = {ours: name for ours, name in names_of_ours.items() if name} | used
     if source.id_column in names:
-        taken["id"] = source.id_column
+        used["id"] = source.id_column
     if caption := next((name for name in (source.caption_column, *CAPTIONS) if name in names), None):
-        taken |= {"caption": caption} if source.caption_column or "tags" not in taken else {}
-    return (taken, list(names)) if names else None
+        used |= {"caption": caption} if source.caption_column or "tags" not in used else {}
+    return (used, list(names)) if names else None
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Samples of the first tar; the others are judged by their sizes."""
+    """Samples of the first tar; the others are estimated by their sizes."""
     sizes = {file.path: file.size for file in files_at(source.uri, FORMAT.suffixes, FORMAT.what)}
     rows = sum(1 for _ in _samples(shards[0].path, contents=False))
     total = sum(sizes.get(shard.path, 0) for shard in shards)
@@ -111,21 +111,21 @@ class _Part:
 
 
 def _part(member: Member) -> _Part | None:
-    found = NAME.fullmatch(member.name)
-    if not found:
+    match = NAME.fullmatch(member.name)
+    if not match:
         return None
-    *more, suffix = found[2].split(".")
+    *more, suffix = match[2].split(".")
     suffix = suffix.lower()
     if f".{suffix}" not in IMAGE_SUFFIXES and suffix not in TEXTS:
         return None  # another member of the sample, such as .npy
     role = list[str]()
     while more and (_kind(more[-1].lower()) != 2 or f".{more[-1].lower()}" in IMAGE_SUFFIXES):
         role.insert(0, more.pop().lower())  # also of 0001.jpg.json
-    return _Part(found[1], ".".join(more), ".".join(role), suffix, member)
+    return _Part(match[1], ".".join(more), ".".join(role), suffix, member)
 
 
 def _samples(path: str, contents: bool = True) -> Iterator[Sample]:
-    """A key that comes again with a member it has already is a sample of its own: the ingest says it is there twice."""
+    """A repeated key with a member that it has already is a sample of its own: the ingest rejects it as a duplicate."""
     parts: list[_Part] = []
     several = None  # the last key that proved to be a prefix of several samples'
     size = 0
@@ -138,16 +138,16 @@ def _samples(path: str, contents: bool = True) -> Iterator[Sample]:
                 parts, size = [], 0
                 yield member.name, {base.rpartition(".")[2].lower(): member}
             continue  # else a note, .DS_Store, macOS' "._" twin of a file
-        names = {(one.more, one.role, one.suffix) for one in parts}
+        names = {(earlier.more, earlier.role, earlier.suffix) for earlier in parts}
         if parts and (part.short != parts[0].short or (part.more, part.role, part.suffix) in names):
             yield from _cut(parts, several)
             parts, size = [], 0
         elif len(parts) >= MOST_MEMBERS or size >= MAX_FILE_BYTES:
             several = part.short
-            begun = [one for one in parts if one.more == part.more]
-            yield from _cut([one for one in parts if one.more != part.more] or parts, several)
-            parts = begun if len(begun) < len(parts) else []
-            size = sum(len(one.member.data) for one in parts)
+            same_key = [earlier for earlier in parts if earlier.more == part.more]
+            yield from _cut([earlier for earlier in parts if earlier.more != part.more] or parts, several)
+            parts = same_key if len(same_key) < len(parts) else []
+            size = sum(len(earlier.member.data) for earlier in parts)
         parts.append(part)
         size += len(member.data)
     yield from _cut(parts, several)
@@ -158,30 +158,30 @@ def _cut(parts: list[_Part], several: str | None) -> Iterator[Sample]:
     if not parts:
         return
     if parts[0].short != several and not _are_several(parts):
-        yield parts[0].short, {_suffix(one.more, one.role, one.suffix): one.member for one in parts}
+        yield parts[0].short, {_suffix(part.more, part.role, part.suffix): part.member for part in parts}
         return
     samples: dict[str, dict[str, Member]] = {}
-    for one in parts:
-        key = f"{one.short}.{one.more}" if one.more else one.short
-        samples.setdefault(key, {})[_suffix(one.role, one.suffix)] = one.member
+    for part in parts:
+        key = f"{part.short}.{part.more}" if part.more else part.short
+        samples.setdefault(key, {})[_suffix(part.role, part.suffix)] = part.member
     yield from samples.items()
 
 
 def _are_several(parts: list[_Part]) -> bool:
-    """Whether what lies between the first dot and the suffix tells samples apart, rather than members of one."""
-    texts = {one.more for one in parts if one.is_text}
-    pictures = {one.more for one in parts if not one.is_text}
+    """Whether names differ between the first dot and the suffix by sample, rather than by member of one sample."""
+    texts = {part.more for part in parts if part.is_text}
+    pictures = {part.more for part in parts if not part.is_text}
     if texts & pictures - {""}:
         return True
     if not texts:
         return len(pictures) > 1  # pictures alone: each is a row
-    return all(more[:1].isdigit() for more in texts)  # clip_1.5.json says nothing of clip_1.0.jpg
+    return all(more[:1].isdigit() for more in texts)  # clip_1.5.json does not describe clip_1.0.jpg
 
 
 def _kind(role: str) -> int:
-    """1 for the picture itself, 3 for what lies beside it, 2 for a word that says neither."""
+    """1 for the picture itself, 3 for a companion of it, 2 for a word that tells neither."""
     words = re.split("[_-]", role)
-    return 3 if any(map(BESIDE.fullmatch, words)) else 1 if any(map(PICTURE.fullmatch, words)) else 2
+    return 3 if any(map(COMPANION.fullmatch, words)) else 1 if any(map(PICTURE.fullmatch, words)) else 2
 
 
 def _suffix(*parts: str) -> str:
@@ -189,7 +189,7 @@ def _suffix(*parts: str) -> str:
 
 
 def _best(parts: dict[str, Member], suffixes: Sequence[str]) -> Member | None:
-    """The member with one of the suffixes that says least else, and is not what lies beside a picture."""
+    """The member with one of the suffixes and the fewest other words, which is no companion of a picture."""
 
     def rank(name: str) -> tuple[int, int]:
         *role, suffix = name.split(".")
@@ -206,13 +206,15 @@ def _post(sample: Sample, source: Source, number: str) -> Row:
     if problem:
         return row | {"reason": problem.reason, "detail": problem.detail}
     try:
-        about = _best(parts, ("json",))
-        said = _json(about) if about else None
-        _describe(row, said, parts, source)
+        document = _best(parts, ("json",))
+        description = _json(document) if document else None
+        _add_text(row, description, parts, source)
         if source.id_column == BY_ROW:
             row["id"] = number
         elif source.id_column:
-            row["id"] = text_of(said.get(source.id_column), source.id_column) if isinstance(said, dict) else None
+            row["id"] = (
+                text_of(description.get(source.id_column), source.id_column) if isinstance(description, dict) else None
+            )
         wanted = source.image_column.lower()
         image = parts.get(wanted) or _best(parts, (wanted,) if wanted else [suffix[1:] for suffix in IMAGE_SUFFIXES])
         if image is None:
@@ -223,20 +225,20 @@ def _post(sample: Sample, source: Source, number: str) -> Row:
     return row
 
 
-def _describe(row: Row, said: Any, parts: dict[str, Member], source: Source) -> None:
-    """Tags: of .json by the settings or the usual names, else of its caption, else of .txt, else of .cls."""
-    values = said if isinstance(said, dict) else {}
+def _add_text(row: Row, description: Any, parts: dict[str, Member], source: Source) -> None:
+    """Adds the tags: of .json by the settings or usual names, else of its caption, else of .txt, else of .cls."""
+    values = description if isinstance(description, dict) else {}
     for ours in ("user", "split"):
         row[ours] = text_of(_value(values, ours, source), ours)
     row["taken_at"] = time_of(_value(values, "taken_at", source))
     if source.caption_column:
-        at = source.caption_column
-        member = _best(parts, (at,)) if at in ("txt", "cls") else None
-        row["caption"] = _text(member) if member else text_of(values.get(at), at)
+        name = source.caption_column
+        member = _best(parts, (name,)) if name in ("txt", "cls") else None
+        row["caption"] = _text(member) if member else text_of(values.get(name), name)
         if source.tags_column:
             row["tags"] = tags_of(values.get(source.tags_column))
         return
-    tags = said if isinstance(said, list) else _value(values, "tags", source)
+    tags = description if isinstance(description, list) else _value(values, "tags", source)
     caption = next((values[name] for name in CAPTIONS if values.get(name)), None)
     if tags is not None or source.tags_column:
         row["tags"] = tags_of(tags)

@@ -1,7 +1,7 @@
 """YFCC100M's metadata, in both of its layouts, joined to image files or tars by photo id or by hash. One shard a file.
 
-Fields are parted by tabs and URL-encoded with '+' for a space; tags are parted by commas BEFORE they are decoded, since
-a tag may have a comma of its own.
+Fields are tab-separated and URL-encoded with '+' for a space; tags are split at commas BEFORE they are decoded, since a
+tag may have a comma of its own.
 """
 
 import bz2
@@ -31,12 +31,12 @@ from moe_core.store.hashing import content_hash
 FORMAT = FORMATS["yfcc"]
 COMPANION = re.compile(r"yfcc100m_(?!dataset)[^/]*$", re.IGNORECASE)  # hashes, autotags, places, EXIF: no posts
 BROKEN = (OSError, EOFError, zlib.error)
-COUNTED = 20_000  # lines from which the number of all is judged
+COUNTED = 20_000  # lines from which the number of all is estimated
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of the fields; `hash` is -1 where there is none."""
+    """Indices of the fields; `hash` is -1 where there is none."""
 
     fields: int
     id: int
@@ -106,7 +106,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Lines of the first file up to COUNTED; the rest is judged by size."""
+    """Lines of the first file up to COUNTED; the rest is estimated by size."""
     path = Path(shards[0].path)
     lines = 0
     with open(path, "rb") as raw:
@@ -124,24 +124,24 @@ def layout_of(path: Path) -> Layout:
     """By the first line. Raises BadSource where it has neither 23 nor 25 fields."""
     first = next(_lines(path), None)
     if first is None:
-        raise BadSource(f"{path} is empty, wanted YFCC100M metadata: copy it again, or take it away")
+        raise BadSource(f"{path} is empty, wanted YFCC100M metadata: copy it again, or remove it")
     if isinstance(first, Unusable):
         raise BadSource(f"{path}: {first.detail}")
     fields = first.count(b"\t") + 1
     if fields not in LAYOUTS:
-        raise BadSource(f"{path}: its first line has {fields} fields parted by tabs, wanted YFCC100M's 23 or 25")
+        raise BadSource(f"{path}: its first line has {fields} tab-separated fields, wanted YFCC100M's 23 or 25")
     return LAYOUTS[fields]
 
 
 def _lines(path: Path) -> Iterator[bytes | Unusable]:
-    """Lines without their ends, but for empty ones."""
+    """Lines without their ends; empty lines are left out."""
     number = 0
     try:
         with open(path, "rb") as raw:
-            most, plain = max(UNFOLDED, RATIO * os.fstat(raw.fileno()).st_size), _plain(path, raw)
+            limit, plain = max(UNFOLDED, RATIO * os.fstat(raw.fileno()).st_size), _plain(path, raw)
             for line, whole in lines_of(plain):
                 number += 1
-                if plain.tell() > most:
+                if plain.tell() > limit:
                     raise EOFError(f"it unfolds to more than {RATIO} times its size")
                 if line.strip(b"\r\n"):
                     yield line.rstrip(b"\r\n") if whole else too_long(f"line {number}")
@@ -167,8 +167,8 @@ def _post(line: bytes | Unusable, number: int, layout: Layout, images: ImageFold
     except UnicodeDecodeError:
         return {"id": None, "reason": "bad_row", "detail": f"row {number}: text that is not UTF-8"}
     if len(fields) != layout.fields:
-        told = f"row {number}: {len(fields)} fields, wanted {layout.fields}"
-        return {"id": fields[0] or None, "reason": "bad_row", "detail": told}
+        detail = f"row {number}: {len(fields)} fields, wanted {layout.fields}"
+        return {"id": fields[0] or None, "reason": "bad_row", "detail": detail}
     photo = fields[layout.id].strip()
     # what Flickr calls machine tags is kept as written; the canonical form leaves ns:pred=value out
     tags = [*fields[layout.tags].split(","), *fields[layout.machine_tags].split(",")]
@@ -185,9 +185,9 @@ def _post(line: bytes | Unusable, number: int, layout: Layout, images: ImageFold
         if fields[layout.marker].strip() != "0":
             raise Unusable("bad_row", f"row {number}: marker {fields[layout.marker]!r}, wanted 0 (photo) or 1 (video)")
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", photo):
-            raise Unusable("bad_row", f"row {number}: {photo!r} is no photo id")
-        told = fields[layout.hash].strip() if layout.hash >= 0 else ""
-        row["image"] = _image(images, photo, told if re.fullmatch(r"[0-9a-fA-F]{8,64}", told) else "")
+            raise Unusable("bad_row", f"row {number}: {photo!r} is not a photo id")
+        hashed = fields[layout.hash].strip() if layout.hash >= 0 else ""
+        row["image"] = _image(images, photo, hashed if re.fullmatch(r"[0-9a-fA-F]{8,64}", hashed) else "")
     except Unusable as why:
         row |= {"reason": why.reason, "detail": why.detail}
     return row
@@ -198,8 +198,8 @@ def _image(images: ImageFolder | TarImages, photo: str, hashed: str) -> bytes:
         return images.read(photo, *([hashed] if hashed else ()))
     names = [f"{photo}{suffix}" for suffix in IMAGE_SUFFIXES]
     if hashed:
-        place = f"{hashed[0:3]}/{hashed[3:6]}/{hashed}.jpg"
-        names = [f"data/images/{place}", f"images/{place}", place, f"{hashed}.jpg", *names]
+        path = f"{hashed[0:3]}/{hashed[3:6]}/{hashed}.jpg"
+        names = [f"data/images/{path}", f"images/{path}", path, f"{hashed}.jpg", *names]
     return images.read(*names)
 
 

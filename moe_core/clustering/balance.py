@@ -25,8 +25,8 @@ def pack(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> np.ndar
     for _ in range(ROUNDS):
         expert_M = _fill(sizes_M, centroids_MP @ centers_KP.T, capacity)
         for expert in range(experts):
-            mine = expert_M == expert
-            center_P = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
+            members = expert_M == expert
+            center_P = (sizes_M[members, None] * centroids_MP[members]).sum(0)
             centers_KP[expert] = center_P / max(float(np.linalg.norm(center_P)), 1e-12)
     return expert_M
 
@@ -47,21 +47,23 @@ def repack(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, 
         if not (expert_M == expert).any():
             counts_K = np.bincount(expert_M, minlength=experts)
             giver = int(np.where(counts_K > 1, _loads(sizes_M, expert_M, experts), -1).argmax())
-            mine = np.flatnonzero(expert_M == giver)
-            expert_M[mine[(centroids_MP[mine] @ _center(sizes_M, centroids_MP, expert_M, giver)).argmin()]] = expert
+            members = np.flatnonzero(expert_M == giver)
+            expert_M[members[(centroids_MP[members] @ _center(sizes_M, centroids_MP, expert_M, giver)).argmin()]] = (
+                expert
+            )
     for _ in range(len(sizes_M)):
         load_K = _loads(sizes_M, expert_M, experts)
         giver = int(load_K.argmax())
-        mine = np.flatnonzero(expert_M == giver)
+        members = np.flatnonzero(expert_M == giver)
         centers_KP = np.stack([_center(sizes_M, centroids_MP, expert_M, k) for k in range(experts)])
-        similarity_mK = centroids_MP[mine] @ centers_KP.T
-        room_mK = load_K + sizes_M[mine, None] <= capacity
+        similarity_mK = centroids_MP[members] @ centers_KP.T
+        room_mK = load_K + sizes_M[members, None] <= capacity
         room_mK[:, giver] = False
-        if load_K[giver] <= capacity or len(mine) == 1 or not room_mK.any():
+        if load_K[giver] <= capacity or len(members) == 1 or not room_mK.any():
             break
         gain_mK = np.where(room_mK, similarity_mK - similarity_mK[:, [giver]], -np.inf)
         which, taker = np.unravel_index(int(gain_mK.argmax()), gain_mK.shape)
-        expert_M[mine[which]] = taker
+        expert_M[members[which]] = taker
     return expert_M
 
 
@@ -71,8 +73,8 @@ def _loads(sizes_M: np.ndarray, expert_M: np.ndarray, experts: int) -> np.ndarra
 
 
 def _center(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, expert: int) -> np.ndarray:
-    mine = expert_M == expert
-    center_P: np.ndarray = (sizes_M[mine, None] * centroids_MP[mine]).sum(0)
+    members = expert_M == expert
+    center_P: np.ndarray = (sizes_M[members, None] * centroids_MP[members]).sum(0)
     return center_P / max(float(np.linalg.norm(center_P)), 1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Which new cluster continues which old one.
+"""Matches new clusters to the old ones that they continue.
 
 Letters: N posts, C new clusters, K experts.
 """

@@ -1,4 +1,4 @@
-"""Near codes by FAISS's multi-index hashing: exact, in time that grows with what is found and not with its square.
+"""Near codes by FAISS's multi-index hashing: exact, in time that grows with the number of pairs.
 
 A code is cut into blocks. Codes that differ in at most 2 x blocks - 1 bits differ in at most one bit in some block, so
 looking up each block as it is and with each of its bits flipped finds them all (Norouzi, Punjani, Fleet, CVPR 2012).
@@ -31,11 +31,11 @@ def near_pairs(codes_MB: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, 
     first, chunk = 0, FIRST_CHUNK
     while first < len(codes_MB):
         last = min(first + chunk, len(codes_MB))
-        limits, _, found = index.range_search(codes_MB[first:last], radius + 1)  # FAISS's radius is exclusive
+        limits, _, j_P = index.range_search(codes_MB[first:last], radius + 1)  # FAISS's radius is exclusive
         i_P = np.repeat(np.arange(first, last), _steps(limits))
-        once = i_P < found
-        yield i_P[once], found[once]
-        chunk = int(np.clip(chunk * FOUND_AT_ONCE / max(len(found), 1), 1, min(2 * chunk, LARGEST_CHUNK)))
+        once = i_P < j_P
+        yield i_P[once], j_P[once]
+        chunk = int(np.clip(chunk * FOUND_AT_ONCE / max(len(j_P), 1), 1, min(2 * chunk, LARGEST_CHUNK)))
         first = last
 
 
@@ -45,8 +45,8 @@ def pairs_by_scan(queries_QB: np.ndarray, codes_MB: np.ndarray, radius: int) -> 
 
     index = faiss.IndexBinaryFlat(codes_MB.shape[1] * 8)
     index.add(np.ascontiguousarray(codes_MB))
-    limits, _, found = index.range_search(np.ascontiguousarray(queries_QB), radius + 1)
-    return np.repeat(np.arange(len(queries_QB)), _steps(limits)), found
+    limits, _, row_P = index.range_search(np.ascontiguousarray(queries_QB), radius + 1)
+    return np.repeat(np.arange(len(queries_QB)), _steps(limits)), row_P
 
 
 def _steps(limits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The control of every claim about a partition: one of the same sizes, at random, the same on every machine."""
+"""Random partition of given sizes, the control of every claim about a partition; the same on every machine."""
 
 import hashlib
 from collections.abc import Sequence

@@ -43,7 +43,7 @@ class Moments:
         """Adds features to the sums. Raises NotFinite for one that is not finite."""
         x_ND = features_ND.astype(np.float64)
         if not np.isfinite(x_ND).all():
-            raise NotFinite("a feature is not finite: look at the trunk's weights")
+            raise NotFinite("a feature is not finite: check the trunk's weights")
         self.count += len(x_ND)
         self.sum_D += x_ND.sum(0)
         self.sum_DD += x_ND.T @ x_ND

@@ -31,7 +31,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the table shows; `lines` are for people."""
+    """The table in words; `lines` are for people."""
 
     measure: str  # of MEASURES
     value: float  # of the published row
@@ -111,8 +111,8 @@ def _worth(
     `untrained` has the titles of rows of the same cost that the study does not have.
     """
 
-    def titles(found: Iterable[Compared]) -> str:
-        return " and ".join(baselines[each.row]["title"] for each in found)
+    def titles(rows: Iterable[Compared]) -> str:
+        return " and ".join(baselines[each.row]["title"] for each in rows)
 
     price = _price(baselines, published)
     lost = [each for each in compared if each.outcome in ("worse", "same")]
@@ -130,7 +130,7 @@ def _worth(
 
 
 def _price(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]) -> str:
-    """How many times the trunk's multiply-adds, parameters and training the published row takes."""
+    """Cost of the published row as multiples of the trunk's."""
     trunk = rows["trunk"]
     times = {name: published[name] / max(trunk[name], 1) for name in ("multiply_adds", "parameters", "training_images")}
     return (

@@ -24,7 +24,7 @@ def tag_agreement(
     count = len(tags_N)
     unit_ND = F.normalize(features_ND.float(), dim=1)
     expert = torch.from_numpy(np.asarray(expert_N))
-    found = {name: np.full(count, np.nan) for name in ("within", "across")}
+    agreement = {name: np.full(count, np.nan) for name in ("within", "across")}
     for first in range(0, count, CHUNK):
         rows = torch.arange(first, min(first + CHUNK, count))
         near_BN = unit_ND[rows] @ unit_ND.T
@@ -39,5 +39,5 @@ def tag_agreement(
                     if score > -np.inf
                 ]
                 if overlaps:
-                    found[name][row] = np.mean(overlaps)
-    return found
+                    agreement[name][row] = np.mean(overlaps)
+    return agreement

@@ -1,4 +1,4 @@
-"""Measures of answers on held-out posts, and their intervals.
+"""Measures of answers on held-out posts, with intervals.
 
 Letters: N posts, V hashtags, T tags of all posts, k tags of one post, R resamples.
 """
@@ -32,7 +32,7 @@ def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dic
     probabilities that are not finite.
     """
     if not torch.isfinite(probabilities_NV).all():
-        raise NotFinite("probabilities hold a number that is not finite: look at the weights that gave them")
+        raise NotFinite("probabilities hold a number that is not finite: check the weights that gave them")
     count, hashtags = probabilities_NV.shape
     k_N = starts_N1[1:] - starts_N1[:-1]
     if count and int(k_N.min()) == 0:
@@ -105,7 +105,7 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
     without a post.
     """
     if not np.isfinite(scores_NV).all():
-        raise NotFinite("scores hold a number that is not finite: look at the weights that gave them")
+        raise NotFinite("scores hold a number that is not finite: check the weights that gave them")
     count, hashtags = scores_NV.shape
     if count == 0 or not relevant_NV.any(0).all():
         raise ValueError("wanted at least one post for every hashtag")
@@ -119,10 +119,10 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
         places = np.flatnonzero(relevant_NV[order_N, tag])  # ranks of the posts that carry the tag
         seen_RN = np.cumsum(weights_RN[:, order_N], axis=1)[:, places]
         gain_RP = weights_RN[:, order_N[places]]
-        found_RP = np.cumsum(gain_RP, axis=1)
-        total_R = found_RP[:, -1]
+        hits_RP = np.cumsum(gain_RP, axis=1)
+        total_R = hits_RP[:, -1]
         others_RP = gain_RP - 1  # copies of the post itself; -1 where it was not drawn, and then its gain is 0
-        precision_RP = (found_RP - others_RP) / (seen_RN - others_RP)
+        precision_RP = (hits_RP - others_RP) / (seen_RN - others_RP)
         value_R = (precision_RP * gain_RP).sum(1) / np.maximum(total_R, 1)
         sums_R += np.where(total_R > 0, value_R, 0)
         used_R += total_R > 0

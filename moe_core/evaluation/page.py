@@ -68,7 +68,7 @@ def _template() -> Template:
 
 
 def _of_table(study: Study, table: Mapping[str, Any]) -> dict[str, Any]:
-    """What the part of the page about the table needs."""
+    """Values for the part of the page about the table."""
     rows, gains = table["rows"], table["published_gains"]
     measured = [(r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == table["published"]) for r in rows]
     return {

@@ -164,14 +164,14 @@ def data_uri(svg: str) -> str:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: neighbors become their mean. A short curve stays as it is."""
+    """The curve with at most `most` points: neighbors become their mean."""
     if len(points) <= most:
         return list(points)
-    found = []
+    means = []
     for number in range(most):
         some = points[number * len(points) // most : (number + 1) * len(points) // most]
-        found.append((sum(x for x, _ in some) / len(some), sum(y for _, y in some) / len(some)))
-    return found
+        means.append((sum(x for x, _ in some) / len(some), sum(y for _, y in some) / len(some)))
+    return means
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -191,7 +191,7 @@ def short(value: float) -> str:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Of an axis: where all values are equal, a little on both sides."""
+    """Range of an axis: a little on both sides where all values are equal."""
     low, high = min(values), max(values)
     if low == high:
         return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds for one image counted on a real forward pass."""
+"""Costs of a network: parameters, and multiply-adds for one image, counted on a real forward pass."""
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ def parameters(model: nn.Module) -> int:
 def multiply_adds(model: ResNet, image_size: int, after: int = 0) -> int:
     """Multiply-adds of convolutions and linear layers for one image of `image_size` squared pixels.
 
-    With `after` only those that follow the stem and the first `after` stages, which an expert shares with the trunk. A
-    `build_on_meta` network is counted without computing anything.
+    `after` leaves out the stem and the first `after` stages, which an expert shares with the trunk. A network from
+    `build_on_meta` is counted without computing anything.
     """
     total = 0
     left_out = {layer for module in model.shared_layers(after) for layer in module.modules()}

@@ -115,18 +115,18 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """The embedding of normalized images: (B, D) float."""
+        """(B, D) float: the embedding of normalized images."""
         return self.forward_rest(self.forward_stem(x_BCHW, 0), 0)
 
     def forward_stem(self, x_BCHW: Tensor, stages: int) -> Tensor:
-        """What normalized images are after the stem and the first `stages` stages: (B, C, H, W)."""
+        """(B, C, H, W): normalized images after the stem and the first `stages` stages."""
         y_BCHW = self.maxpool(F.relu(self.bn1(self.conv1(x_BCHW))))
         for stage in self.stages[:stages]:
             y_BCHW = self.get_submodule(stage)(y_BCHW)
         return y_BCHW
 
     def forward_rest(self, y_BCHW: Tensor, stages: int) -> Tensor:
-        """The embedding of images that have gone through `forward_stem`: (B, D) float."""
+        """(B, D) float: the embedding of images that passed `forward_stem`."""
         for stage in self.stages[stages:]:
             y_BCHW = self.get_submodule(stage)(y_BCHW)
         if self.embeds:
@@ -141,7 +141,7 @@ class ResNet(nn.Module):
         return [self.get_submodule(name) for name in shared_layer_names(stages)]
 
     def freeze_stages(self, stages: int) -> None:
-        """Training changes nothing in the early stages from now on, their running statistics neither."""
+        """Excludes the stem and the first `stages` stages from training, their running statistics too."""
         self.frozen = self.shared_layers(stages)
         for module in self.frozen:
             module.requires_grad_(False)
@@ -167,13 +167,13 @@ def build(network: Network, hashtags: int, seed: int) -> ResNet:
 
 
 def build_on_meta(network: Network, hashtags: int) -> ResNet:
-    """A network without weights, to be given some: none are drawn that would be replaced at once."""
+    """A network without weights, to load some into: none are drawn only to be replaced."""
     with torch.device("meta"):
         return ResNet(network, hashtags).eval()
 
 
 def channels_last(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights, filters laid out as `build` does."""
+    """Weights with filters laid out as `build` does."""
     layouts = {4: torch.channels_last}
     return {
         name: tensor.contiguous(memory_format=layouts.get(tensor.ndim, torch.contiguous_format))

@@ -1,4 +1,4 @@
-"""Weights of torchvision's or timm's ResNets as the start of ours, matched by name, without the last layer."""
+"""Initial weights of a network from a torchvision or timm ResNet, matched by name, without the last layer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ OURS = ("fc.", "conv_embed.", "bn_embed.")  # layers that no such file has for o
 def load_start(model: ResNet, path: Path) -> None:
     """Copies the weights of a .safetensors or .pth file of a state_dict into `model`, its last layers excepted.
 
-    What stands before the names of all layers, put there by wrappers (`module.`, `_orig_mod.`, `backbone.`), is taken
-    off, and what lies beside that network is left out. Raises BadSetting for a file that is none, that lacks a layer of
-    the network or has others, or whose numbers are not finite. Nothing in the file is executed.
+    A prefix that a wrapper put before all layers (`module.`, `_orig_mod.`, `backbone.`) is removed; tensors outside
+    that network are left out. Raises BadSetting for a file without a state_dict or with other layers than the network,
+    and NotFinite for numbers that are not finite. Nothing in the file is executed.
     """
     state = _alone(_read(path), path)
     _check_floats(state, path)
@@ -52,15 +52,16 @@ def _alone(state: dict[str, Any], path: Path) -> dict[str, Any]:
     """The one network of a file under its own names. Raises BadSetting where there are several, such as a student and
     its teacher."""
     within = re.compile(r"(^|\.)layer\d+\.")
-    found = [n.removesuffix(FIRST) for n in state if n == FIRST or (n.endswith(f".{FIRST}") and not within.search(n))]
-    if not found or "" in found:
+    firsts = [n for n in state if n == FIRST or (n.endswith(f".{FIRST}") and not within.search(n))]
+    prefixes = [name.removesuffix(FIRST) for name in firsts]
+    if not prefixes or "" in prefixes:
         return state
-    if len(found) > 1:
-        names = ", ".join(shown(prefix + FIRST) for prefix in sorted(found)[:4])
+    if len(prefixes) > 1:
+        names = ", ".join(shown(prefix + FIRST) for prefix in sorted(prefixes)[:4])
         raise BadSetting(
-            f"{path} holds {len(found)} networks ({names}): wanted one, so save the state_dict of that one alone"
+            f"{path} holds {len(prefixes)} networks ({names}): wanted one, so save the state_dict of that one alone"
         )
-    return {name.removeprefix(found[0]): value for name, value in state.items() if name.startswith(found[0])}
+    return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
 
 
 def _check_floats(state: dict[str, Any], path: Path) -> None:
@@ -79,13 +80,13 @@ def _read(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path.stat()  # says what is wrong with a path
-    found: Any
+    path.stat()  # its error names what is wrong with a path
+    loaded: Any
     try:
         if path.suffix.lower() == ".safetensors":
-            found = load_file(path)
+            loaded = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise BadSetting(
             f"{path} holds more than tensors, which is not loaded, or is no file of torch's: wanted a state_dict, "
@@ -95,37 +96,37 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadSetting(
             f"{path} is no whole file of weights: wanted a state_dict saved by torch.save, or a .safetensors file"
         ) from None
-    found = _descended(found, path)
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    state = _unwrapped(loaded, path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise BadSetting(f"{path} holds no state_dict: wanted names of parameters and their tensors")
-    return found
+    return state
 
 
-def _descended(found: Any, path: Path) -> Any:
-    """The names of parameters and their tensors, which lie some keys deep. Raises BadSetting where several do."""
+def _unwrapped(value: Any, path: Path) -> Any:
+    """The state_dict inside other dictionaries. Raises BadSetting where there are several."""
     for _ in range(DEEPEST):
-        if not isinstance(found, dict) or any(isinstance(value, Tensor) for value in found.values()):
+        if not isinstance(value, dict) or any(isinstance(inner, Tensor) for inner in value.values()):
             break
-        below = {name: value for name, value in found.items() if isinstance(value, dict) and _has_tensors(value)}
+        below = {name: inner for name, inner in value.items() if isinstance(inner, dict) and _has_tensors(inner)}
         under = next((key for key in UNDER if key in below), None)
         if under is None and len(below) > 1:
             names = ", ".join(shown(name) for name in sorted(map(str, below))[:4])
             raise BadSetting(f"{path} holds {len(below)} state_dicts ({names}): wanted one, so save that one alone")
         if not below:
             break
-        found = below[under] if under is not None else next(iter(below.values()))
-    return found
+        value = below[under] if under is not None else next(iter(below.values()))
+    return value
 
 
-def _has_tensors(found: dict[Any, Any]) -> bool:
-    """Names of parameters and their tensors, here or below; the state of an optimizer has numbers for names."""
-    waiting, seen = [found], set[int]()  # a file may hold one dictionary many times, or within itself
+def _has_tensors(dictionary: dict[Any, Any]) -> bool:
+    """Whether it names tensors, here or below; the state of an optimizer has numbers for names."""
+    waiting, seen = [dictionary], set[int]()  # a file may hold one dictionary many times, or within itself
     while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
+        current = waiting.pop()
+        if id(current) in seen:
             continue
-        seen.add(id(one))
-        named = [value for name, value in one.items() if isinstance(name, str)]
+        seen.add(id(current))
+        named = [value for name, value in current.items() if isinstance(name, str)]
         if any(isinstance(value, Tensor) for value in named):
             return True
         waiting += [value for value in named if isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""Experts in memory under one bound for all threads: read when they are wanted, the least recently used gone first."""
+"""Experts in memory under one bound for all threads: read on demand, evicted least recently used first."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class _Place:
 
 
 class ExpertCache:
-    """At most `most` experts and `most_bytes` of their files: those in use and those that are being read included.
+    """Holds at most `most` experts and `most_bytes` of their files, those in use and those being read included.
 
     `sizes` has the bytes of each expert's file, `read` gives its weights. Threads share the bound: one waits for room
-    only while it uses no expert itself, so each of them gets on. Raises BadSetting for a bound without room for two.
+    only while it uses no expert itself, so none waits for ever. Raises BadSetting for a bound without room for two.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ExpertCache:
                 self._changed.notify_all()
 
     def each(self, keys: Iterable[str], use: Callable[[str, State], None]) -> None:
-        """`use(key, state)` for each of these experts, those held already first; a thread reads the next meanwhile."""
+        """`use(key, state)` for each of these experts, those in memory first; a thread reads the next one ahead."""
         with self._changed:
             order = sorted(keys, key=lambda key: key not in self._held)
         with ThreadPoolExecutor(1) as reader:

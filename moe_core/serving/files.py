@@ -27,7 +27,7 @@ NO_IMAGE, HIDDEN = "no image by its name", "hidden"
 
 @dataclass(frozen=True)
 class DecodedFiles:
-    """Some files in order, each with what is wrong with it or "", and the pixels of the good ones."""
+    """Some files in order, each with its error or "", and the pixels of the good ones."""
 
     files: list[tuple[Path, str]]
     images_BHWC: np.ndarray  # uint8
@@ -35,7 +35,7 @@ class DecodedFiles:
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """Image files, and what else was met in folders: each with why it is left out."""
+    """Image files, and the other entries of their folders, each with the reason to leave it out."""
 
     files: list[Path]
     skipped: list[tuple[Path, str]]
@@ -47,24 +47,24 @@ def files_of(paths: Iterable[Path]) -> FoundFiles:
 
     Raises BadSource for a folder without any.
     """
-    found = FoundFiles([], [])
+    result = FoundFiles([], [])
     for path in paths:
         if not os.path.isdir(path):
-            found.files.append(path)
+            result.files.append(path)
             continue
-        count = len(found.files)
+        count = len(result.files)
         for each, why in sorted(_below(path)):
             if why:
-                found.skipped.append((each, why))
+                result.skipped.append((each, why))
             else:
-                found.files.append(each)
-        if len(found.files) == count:
+                result.files.append(each)
+        if len(result.files) == count:
             raise BadSource(f"{path} holds no image file: wanted names that end in {', '.join(IMAGE_SUFFIXES)}")
-    return found
+    return result
 
 
 def _below(folder: Path) -> Iterator[tuple[Path, str]]:
-    """All that is in a folder and below, with why it is left out or ""."""
+    """Entries of a folder and below, each with the reason to leave it out or ""."""
     waiting = [folder]
     while waiting:
         path = waiting.pop()
@@ -111,7 +111,7 @@ def _read(path: Path, size: int) -> tuple[Path, str, bytes]:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """Of a regular file within the limits of ingest; nothing else is opened, as a FIFO or device may never end.
+    """Bytes of a regular file within the limits of ingest; nothing else is opened, as a FIFO or device may never end.
 
     Raises OSError, and Rejected for a file that is too large.
     """

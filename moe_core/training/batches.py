@@ -48,7 +48,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImagesInMemory:
-    """Images that are there already."""
+    """Images in memory."""
 
     images_NHWC: np.ndarray
 
@@ -97,15 +97,15 @@ class Posts:
         return len(self.images)
 
     def targets(self, rows_B: np.ndarray, hashtags: int, device: torch.device | None = None) -> Tensor:
-        """(B, V) float32 with a one at each tag of each post; made on the device, where one is named."""
+        """(B, V) float32 with a one at each tag of each post, on `device` if given."""
         owner, tags = self._tags_of(rows_B)
         if device:
-            made_BV = torch.zeros(len(rows_B), hashtags, device=device)
-            made_BV[torch.from_numpy(owner).to(device), torch.from_numpy(tags).to(device)] = 1.0
-            return made_BV
-        targets_BV = np.zeros((len(rows_B), hashtags), np.float32)
-        targets_BV[owner, tags] = 1.0
-        return torch.from_numpy(targets_BV)
+            targets_BV = torch.zeros(len(rows_B), hashtags, device=device)
+            targets_BV[torch.from_numpy(owner).to(device), torch.from_numpy(tags).to(device)] = 1.0
+            return targets_BV
+        array_BV = np.zeros((len(rows_B), hashtags), np.float32)
+        array_BV[owner, tags] = 1.0
+        return torch.from_numpy(array_BV)
 
     def subset(self, rows_N: np.ndarray) -> Posts:
         """The posts at these places, in this order; images are not read."""
@@ -115,11 +115,11 @@ class Posts:
         return Posts(self.images.subset(rows_N), torch.from_numpy(tags.copy()), torch.from_numpy(starts_N1))
 
     def in_memory(self) -> Posts:
-        """The same with all images read."""
+        """These posts with all images read."""
         return Posts(ImagesInMemory(self.images.read(np.arange(len(self)))), self.tags_T, self.starts_N1)
 
     def on_device(self, most_bytes: int, device: str) -> Posts:
-        """The same with all images on the device where they fit into `most_bytes`, as they are where they do not."""
+        """These posts with all images on the device if they fit into `most_bytes`, else unchanged."""
         pixels = self.images.read(np.zeros(1, np.int64))
         if isinstance(self.images, ImagesOnDevice) or pixels.nbytes * len(self) > most_bytes:
             return self
@@ -158,19 +158,19 @@ def batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Batches numbered [first, last), read ahead by `threads`; of posts on a device they are made there.
+    """Batches numbered [first, last), read ahead by `threads`, or gathered on the device that holds the posts.
 
-    Of `ranks` processes that train together each reads its own part of every step; batch_size is that of one process.
+    Each of `ranks` processes that train together reads its own part of every step; batch_size is that of one process.
     The result is the same for any number of threads, and wherever the posts are.
     """
     size = min(training.batch_size, len(posts) // ranks)
     if not 0 <= rank < ranks or size < 1:
         raise ValueError(f"rank {rank} of {ranks} for {len(posts)} posts: wanted 0 <= rank < ranks <= posts")
     order_M = resampled(posts, training)
-    mine = slice(rank * size, (rank + 1) * size)
+    own = slice(rank * size, (rank + 1) * size)
 
     def rows_of(step: int) -> np.ndarray:
-        rows_B = rows_of_step(len(posts) if order_M is None else len(order_M), size * ranks, training.seed, step)[mine]
+        rows_B = rows_of_step(len(posts) if order_M is None else len(order_M), size * ranks, training.seed, step)[own]
         return rows_B if order_M is None else order_M[rows_B]
 
     if isinstance(posts.images, ImagesOnDevice):
@@ -189,14 +189,14 @@ def batches(
         steps = range(step, min(step + together, last))
         rows_SB = [rows_of(s) for s in steps]
         images = posts.images.read(np.concatenate(rows_SB))
-        found = []
+        batches_S = []
         for number, (s, rows_B) in enumerate(zip(steps, rows_SB, strict=True)):
             draw = s * ranks + rank  # each rank draws its own flips and crops
             seen_BHWC = augment(
                 images[number * size : (number + 1) * size], training.flip, training.crop, training.seed, draw
             )
-            found.append(Batch(s, as_tensor(seen_BHWC), posts.targets(rows_B, hashtags)))
-        return found
+            batches_S.append(Batch(s, as_tensor(seen_BHWC), posts.targets(rows_B, hashtags)))
+        return batches_S
 
     for some in ahead(read, range(first, last, together), threads):
         yield from some
@@ -276,14 +276,14 @@ def _feistel(x_B: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moves:
-    """What augmentation does to each image of a batch."""
+    """Flips and crops of the images of a batch."""
 
     flip_B: np.ndarray  # bool
     corner_B2: np.ndarray  # int64: row and column, in the padded image, of the corner of the crop
 
 
 def moves_of(count: int, flip: bool, crop: int, seed: int, step: int) -> Moves:
-    """The same for the same (seed, step)."""
+    """Moves of a batch, a function of (seed, step)."""
     draw = np.random.default_rng([seed, step, 1])  # the trailing 1 keeps it apart from the order of an epoch
     flip_B = draw.integers(0, 2, count).astype(bool) if flip else np.zeros(count, bool)
     return Moves(flip_B, draw.integers(0, 2 * crop + 1, (count, 2)) if crop else np.zeros((count, 2), np.int64))
@@ -306,7 +306,7 @@ def augment(images_BHWC: np.ndarray, flip: bool, crop: int, seed: int, step: int
 
 
 def moved_on_device(images_NHWC: Tensor, rows_B: np.ndarray, moves: Moves, crop: int) -> Tensor:
-    """(B, H, W, C) uint8: what `augment` makes of the images at these places, by one gather on their device."""
+    """(B, H, W, C) uint8: as `augment` of the images at these places, by one gather on their device."""
     device, (_, height, width, _) = images_NHWC.device, images_NHWC.shape
     rows_B11 = torch.from_numpy(rows_B).to(device)[:, None, None]
     corner_B2 = torch.from_numpy(moves.corner_B2).to(device) - crop

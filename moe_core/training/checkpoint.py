@@ -21,7 +21,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, st
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, steps: int) -> int:
-    """Steps already done; 0 where there is no checkpoint. Raises CorruptArtifact for one of another run."""
+    """Loads a checkpoint and returns its steps, 0 without one. Raises CorruptArtifact for that of another run."""
     if not path.exists():
         return 0
     state, about = load_weights(path)

@@ -66,7 +66,7 @@ def check_finite(rows_BD: Tensor, first: int = 0, of: int | None = None, what: s
     if not finite_B.all():
         raise NotFinite(
             f"{what} of image {first + int((~finite_B).int().argmax())} of {of or len(rows_BD)} hold a number "
-            'that is not finite: look at the network\'s weights, or set precision = "float32"'
+            'that is not finite: check the network\'s weights, or set precision = "float32"'
         )
 
 

@@ -5,10 +5,10 @@ the copies are averaged, weighted by their experts' posts, and the decoder takes
 (Douillard et al., DiLoCo, arXiv 2311.08105). Networks, momentum and schedules stay where they are: only the decoder
 travels.
 
-It travels through files, in a folder that all processes see. Whoever is free takes the next expert of the round under
-its lock, so there may be more experts than processes, processes may come and go, and what a killed one held is taken up
-by another from its last checkpoint. A file appears whole, under its name, or not at all, and a round's mean is computed
-in the order of the experts: the result depends neither on who trained what nor on who was killed.
+It travels through files, in a folder that all processes see. A free process takes the next expert of the round under
+its lock, so there may be more experts than processes, processes may come and go, and the work of a killed process is
+resumed by another from its last checkpoint. A file appears whole, under its name, or not at all, and a round's mean is
+computed in the order of the experts: the result depends neither on who trained what nor on who was killed.
 
     decoder-0007.safetensors        the decoder after 7 rounds, and its velocity
     0007.e003.safetensors           expert e003 at the end of the round numbered 7: checkpoint of the training loop
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.settings import Decoder, Training
 
-POLL_SECONDS = 0.1  # between looks while others train what is left of a round
+POLL_SECONDS = 0.1  # while others train the rest of a round
 NAMES = ("weight", "bias")
 
 
@@ -59,9 +59,9 @@ class Joint:
         return self.folder / f"{number:04d}.{key}.safetensors"
 
     def rounds_done(self) -> int:
-        """Rounds whose decoder is there."""
-        found = [int(path.name[8:12]) for path in self.folder.glob("decoder-????.safetensors")]
-        return max(found, default=0)
+        """Number of rounds whose decoder is saved."""
+        numbers = [int(path.name[8:12]) for path in self.folder.glob("decoder-????.safetensors")]
+        return max(numbers, default=0)
 
     def last_step(self, number: int, key: str) -> int:
         """Steps that an expert has done at the end of the round; a round may have none where posts are few."""
@@ -71,7 +71,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Trained:
-    """A stretch of steps of one expert in one round."""
+    """Some steps of one expert in one round."""
 
     key: str
     number: int
@@ -79,7 +79,7 @@ class Trained:
 
 
 def take_part(joint: Joint, device: str = "cpu") -> Iterator[Trained | None]:
-    """Trains what nobody else trains until the last round is done; yields None where it has to wait for others.
+    """Trains experts that no other process trains until the last round is done; yields None while it waits for others.
 
     Raises what the training loop raises.
     """
@@ -115,7 +115,7 @@ def trained_decoder(joint: Joint) -> dict[str, Tensor]:
 
 
 def trained_expert(joint: Joint, key: str) -> dict[str, Tensor]:
-    """An expert's network after the last round, with the decoder of then as its last layer."""
+    """An expert's network after the last round, with that round's decoder as its last layer."""
     state, _ = load_weights(joint.expert_file(joint.decoder.rounds - 1, key))
     model = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     return model | {f"fc.{name}": tensor for name, tensor in trained_decoder(joint).items()}
@@ -138,15 +138,15 @@ def outer_step(
     for name in NAMES:
         old = decoder[name].double()
         gradient = torch.zeros_like(old)
-        for one, count in zip(trained, posts, strict=True):
-            gradient += (old - one[name].double()) * (count / sum(posts))
+        for own, count in zip(trained, posts, strict=True):
+            gradient += (old - own[name].double()) * (count / sum(posts))
         faster[name] = momentum * velocity[name].double() + gradient
         moved[name] = (old - lr * (gradient + momentum * faster[name])).to(decoder[name].dtype)
     return moved, faster
 
 
 def _train_round(joint: Joint, number: int, key: str, device: str) -> Iterator[Measurement]:
-    """One expert from the last round's end, with the decoder of then, to this one's. The caller holds its lock."""
+    """Trains an expert from the end of the last round to the end of this one. The caller holds its lock."""
     whole, begun = joint.expert_file(number, key), joint.folder / f"{number:04d}.{key}.open.safetensors"
     if number > 0 and not begun.exists():
         decoder, _ = _load_decoder(joint.decoder_file(number))
@@ -166,7 +166,7 @@ def _train_round(joint: Joint, number: int, key: str, device: str) -> Iterator[M
 
 
 def _close(joint: Joint, number: int) -> bool:
-    """Writes the decoder after the round, then drops what the round before left; False where another is at it."""
+    """Writes the decoder after the round and removes the files of the round before; False if another process does."""
     with ExitStack() as held:
         try:
             held.enter_context(exclusive(joint.folder / ".lock-decoder", wait=False))

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
     from moe_core.settings import Training
 
-CHECK_EVERY = 10  # steps between looks at the loss: on a GPU each look waits for the device
+CHECK_EVERY = 10  # steps between readings of the loss: on a GPU each waits for the device
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one stretch of steps did."""
+    """Measurements of some steps."""
 
     step: int  # steps done
     steps: int  # steps in all
-    loss: float  # mean over the stretch
+    loss: float  # mean over these steps
     lr: float
     images_per_second: float
     images_seen: int
@@ -62,11 +62,10 @@ def train(
 ) -> Iterator[Measurement]:
     """Trains `model` in place, yielding every CHECK_EVERY steps; resumes from `checkpoint` where that file exists.
 
-    With `train_decoder=False` the last layer is held fixed. `until` ends it after so many of the steps, with the state
-    of then in `checkpoint`. Of `ranks` processes in torch's default process group each trains on its
-    own part of every step and ends with the same weights; rank 0 writes the checkpoint, all read it. Raises TooFewPosts
-    with fewer posts than ranks and NotFinite at the first loss or weight that is not finite, saying between
-    which steps it arose.
+    `train_decoder=False` keeps the last layer fixed. `until` stops after so many of the steps and saves that state to
+    `checkpoint`. Each of `ranks` processes in torch's default process group trains on its own part of every step and
+    ends with the same weights; rank 0 writes the checkpoint, all read it. Raises TooFewPosts with fewer posts than
+    ranks, and NotFinite at the first loss or weight that is not finite, naming the steps between which it arose.
     """
     if len(posts) < ranks:
         raise TooFewPosts("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
@@ -80,9 +79,9 @@ def train(
     if device.startswith("cuda"):
         posts = posts.on_device(training.device_mib << 20, device)
     network = _together(model, device) if ranks > 1 else model
-    saved_at = looked_at = time.monotonic()
+    saved_at = read_at = time.monotonic()
     bfloat16 = uses_bfloat16(training.precision, device)
-    losses_S = torch.zeros(CHECK_EVERY, device=device)  # of the steps since the last look, each at its own place
+    losses_S = torch.zeros(CHECK_EVERY, device=device)  # of the steps since the last reading, each at its own place
 
     parts = (start * accumulate, stop * accumulate)
     for batch in batches(posts, training, model.fc.out_features, *parts, rank=rank, ranks=ranks):
@@ -114,13 +113,13 @@ def train(
             losses = (losses_S[first % CHECK_EVERY :][: done - first] / ranks).tolist()
             _check_finite(losses, model, first, steps, lr)
             now = time.monotonic()
-            speed = (done - first) * images_a_step / (now - looked_at)
+            speed = (done - first) * images_a_step / (now - read_at)
             yield Measurement(done, steps, sum(losses) / len(losses), lr, speed, done * images_a_step)
-            looked_at = time.monotonic()
-            due = done < stop and looked_at - saved_at >= training.checkpoint_seconds
+            read_at = time.monotonic()
+            due = done < stop and read_at - saved_at >= training.checkpoint_seconds
             if checkpoint and rank == 0 and (due or done == until):
                 save_checkpoint(checkpoint, model, optimizer, done, steps)
-                saved_at = looked_at = time.monotonic()
+                saved_at = read_at = time.monotonic()
     model.fc.requires_grad_(True)
 
 
@@ -138,7 +137,7 @@ def _check_finite(losses: list[float], model: nn.Module, first: int, steps: int,
 
 
 def _together(model: ResNet, device: str) -> DistributedDataParallel:
-    """The network whose gradients are averaged over the ranks of the default process group."""
+    """The network with gradients averaged over the ranks of the default process group."""
     return DistributedDataParallel(model, device_ids=[device] if device.startswith("cuda") else None)
 
 

@@ -4,7 +4,7 @@ import math
 
 
 def learning_rate(kind: str, peak: float, warmup: float, step: int, steps: int) -> float:
-    """Of the step numbered `step` of `steps`.
+    """Learning rate of the step numbered `step` of `steps`.
 
     one-cycle climbs from a tenth of the peak during the first `warmup` share of the steps and falls to zero on a
     straight line; cosine falls from the peak along half a cosine.

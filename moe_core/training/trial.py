@@ -1,4 +1,4 @@
-"""How fast this machine trains a network, from a trial of a second or so, before anything is stored."""
+"""Speed of training on this machine, from a trial of about a second, before anything is stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MULTIPLY_ADDS = 5e9  # of the trial, at most, but for networks of which ten imag
 
 
 def images_per_second(network: Network, hashtags: int, image_size: int, training: Training, device: str) -> float:
-    """Of random images and tags, in the second ten of twenty steps; batches are smaller where an image is costly.
+    """Images trained on a second, in the second ten of twenty steps on random data; costly images make batches smaller.
 
     On a CPU by one thread and its own time, so that other programs change little.
     """

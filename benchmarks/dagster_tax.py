@@ -23,12 +23,11 @@ from pathlib import Path
 from moe_core.settings import load_study
 from moe_core.workspace import open_study
 from moe_core.engine.build import build
-from moe_core.stages.graph import GRAPH
 file = Path(sys.argv[1])
 context = open_study(load_study(file), file.parent)
-for stage in GRAPH.values():
-    for key in stage.keys_of(context):
-        build(context, stage, key)
+for name in context.planner.graph:
+    for key in context.planner.keys(name):
+        build(context, name, key)
 """
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from moe_core.engine.build import build
 from moe_core.settings import Decoder, Study, load_study
-from moe_core.stages.graph import GRAPH
 from moe_core.workspace import open_study
 
 
@@ -35,7 +34,7 @@ def variants(base: Decoder) -> dict[str, Decoder]:
 
 def table_of(study: Study, root: Path) -> dict:
     context = open_study(study, root)
-    for name, stage in GRAPH.items():
+    for name, stage in context.planner.graph.items():
         if not stage.control and name not in ("embeddings", "report"):
             for key in context.planner.keys(name):
                 build(context, name, key)

@@ -60,7 +60,8 @@ def reopened(context: Context, study: Study | None = None) -> Context:
 def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHashes | None = None) -> StudyState:
     """Reads the world once. Writes nothing, unless `hashes`, of the source's files, saves what it learns."""
     files = {asset: frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")}
-    snapshot = _or_error(lambda: frozen.load(files["trunk"], root))
+    takedowns = Forgotten.load(root)
+    snapshot = _or_error(lambda: frozen.load(files["trunk"], root, takedowns))
     current = _or_error(lambda: current_partition.load(files["partition"], root))
     shards, unready = _source(study, hashes or ContentHashes(root / HASHES))
     requests = set()
@@ -72,7 +73,7 @@ def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHa
     return StudyState(
         study=study,
         token=token(study, root, graph),
-        takedowns=Forgotten.load(root),
+        takedowns=takedowns,
         pointers={"trunk": snapshot, "partition": current},
         requests=frozenset(requests),
         publication=_or_error(lambda: publication.load(root)),

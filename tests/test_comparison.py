@@ -19,8 +19,7 @@ from moe_core.stages.mixture.promote import judge
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 from pipelines.cli.progress import Display
-from pipelines.run.scheduler import tasks_of
-from pipelines.run.task import Task
+from pipelines.run.plan import tasks_until
 
 BASELINES = [name for name, row in ROWS.items() if row.role in ROLES]
 COSTS = {"parameters": 100, "parameters_used": 100, "multiply_adds": 10, "training_images": 1000}
@@ -173,8 +172,8 @@ def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
     slower = GOOD.model_copy(update={"trunk": GOOD.trunk.model_copy(update={"epochs": 11.0})})
     for study, warned in ((GOOD, False), (slower, True)):
         context = open_study(study, both)
-        display = Display(context, [Task(*task) for task in tasks_of(context, None)])
-        display.event("fresh", Task("vocabulary", None), "")
+        display = Display(context, tasks_until(context, None))
+        display.event("fresh", "vocabulary", "")
         assert ("Warning: " in capsys.readouterr().err) == warned
 
 

@@ -1,7 +1,5 @@
 """Mixing the router's answer in, what validation posts choose, paired differences and the dense control's size."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,12 +12,12 @@ from moe_core.recipes import resnet18_k16, small
 from moe_core.settings import Evaluation, Network, Study, Training, TrunkSetup
 from moe_core.stages.evaluation.rows import controls_of
 from moe_core.stages.evaluation.score import Scores, gains_over_rows
-from moe_core.stages.experts.controls import DENSE_SAME_COST, training_of, widened
+from moe_core.stages.experts.controls import training_of, widened
+from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.mixture.routed_posts import RoutedPosts
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import mixed
-from moe_core.workspace import open_study
 
 TWO = torch.tensor([0, 1])  # the one tag of each of two posts
 
@@ -136,4 +134,4 @@ def test_a_study_can_leave_the_wider_network_out():
     without = Study(evaluation=Evaluation(dense_control=False))
     assert set(controls_of(Study())) - set(controls_of(without)) == {"dense_same_cost"}
     assert "trunk_same_budget" in controls_of(without)
-    assert DENSE_SAME_COST.keys_of(open_study(without, Path("nowhere"))) == []
+    assert "dense_same_cost" not in GRAPH.for_study(without)

@@ -22,7 +22,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import FILE, published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Partition, dump_study
-from moe_core.stages.mixture.promote import PUBLISHED, force, roll_back
+from moe_core.stages.mixture.promote import force, roll_back
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.locks import not_open, shared
 from moe_core.store.store import Store
@@ -91,7 +91,7 @@ def test_old_versions_leave_and_what_the_study_names_stays_whole(root):
 
 def test_published_and_previous_stay_with_all_they_were_made_from(root):
     for study in (BAD, GOOD):
-        build(open_study(study, root), PUBLISHED)
+        build(open_study(study, root), "published")
     good, bad = versions(root, GOOD), versions(root, BAD)
     evaluation = open_study(GOOD, root).version("evaluation")
     embeddings = {open_study(GOOD, root).version("embeddings", shard.key) for shard in open_study(GOOD, root).shards}

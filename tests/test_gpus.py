@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from assets.gpu import Gpus, uses_all_gpus, with_gpu
+from assets.gpu import Gpus
 from helpers.with_controls import small_study
 from moe_core.engine.build import build
 from moe_core.engine.gpus import all_gpus, free_gpu, gpu_names, one_gpu
-from moe_core.engine.stage import Stage
+from moe_core.engine.stage import Graph, Stage
 from moe_core.recipes import demo
 from moe_core.settings import TrunkSetup
 from moe_core.stages.graph import GRAPH
@@ -192,23 +192,23 @@ def a_stage(seen):
         (folder / "a").write_text("a")
         return StageOutput({})
 
-    return Stage("expert", None, "1", (), lambda study: {}, lambda context, key: {}, make)
+    return Stage("expert", None, "1", (), lambda study: {}, lambda planner, key: {}, make, trains=True)
 
 
 def test_nothing_is_leased_for_what_exists_nor_where_there_are_no_gpus(tmp_path, monkeypatch):
     seen = []
     stage = a_stage(seen)
-    monkeypatch.setitem(GRAPH, "expert", stage)
+    graph, around = Graph([*GRAPH.values(), stage], GRAPH.aliases), Gpus().around(stage)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    build(open_study(small_study(), tmp_path / "one"), with_gpu(stage, Gpus()))
+    build(open_study(small_study(), tmp_path / "one", graph=graph), "expert", around=around)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    build(open_study(small_study(), tmp_path / "two"), with_gpu(stage, Gpus()))
+    build(open_study(small_study(), tmp_path / "two", graph=graph), "expert", around=around)
     assert seen == [[], ["0.0", "0.gate"]]
     with all_gpus(["0"], refuse):
-        assert build(open_study(small_study(), tmp_path / "two"), with_gpu(stage, Gpus())).reused
+        assert build(open_study(small_study(), tmp_path / "two", graph=graph), "expert", around=around).reused
 
 
 def test_a_trunk_in_ranks_and_a_generation_want_every_gpu():
-    assert uses_all_gpus("joint_experts", demo())
-    assert not uses_all_gpus("trunk", demo())
-    assert uses_all_gpus("trunk", demo().model_copy(update={"trunk_setup": TrunkSetup(ranks=2)}))
+    assert GRAPH["joint_experts"].all_gpus(demo())
+    assert not GRAPH["trunk"].all_gpus(demo())
+    assert GRAPH["trunk"].all_gpus(demo().model_copy(update={"trunk_setup": TrunkSetup(ranks=2)}))

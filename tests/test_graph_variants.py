@@ -17,7 +17,6 @@ from helpers.plain import make_everything
 from helpers.with_controls import QUICK, small_study
 from moe_core.engine.build import build
 from moe_core.settings import Expert, Partition, Source, load_study
-from moe_core.stages.graph import GRAPH
 from moe_core.weights import load_weights
 from moe_core.workspace import open_study
 
@@ -110,10 +109,9 @@ def test_refit_scratch_and_two_levels_run_too(tmp_path):
         evaluation=small_study().evaluation.model_copy(update={"controls": False}),
     )
     context = open_study(study, tmp_path)
-    for stage in GRAPH.values():
-        if not stage.control:
-            for key in stage.keys_of(context):
-                build(context, stage, key)
+    for name in context.planner.graph:
+        for key in context.planner.keys(name):
+            build(context, name, key)
     assert context.need("shared_decoder").metadata["loss"] > 0
     assert context.need("partition").metadata["centroids"] == 6
 

@@ -9,10 +9,10 @@ import dagster as dg
 import pytest
 
 from helpers.command import write
+from helpers.requests import carry_out
 from helpers.with_controls import small_study
 from moe_core.stages.graph import GRAPH
 
-REPOSITORY = ".dagster/repository"  # Dagster's tag
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -25,10 +25,10 @@ from pipelines.definitions import defs
 from pipelines.jobs import job_of
 if __name__ == "__main__":
     prepare_home(Path(sys.argv[1]), 1)
-    stages = [name for name, stage in GRAPH.items() if stage.when(study())]
+    stages = list(GRAPH.for_study(study()))
     for name in stages:
         assert key_of(name) in defs.resolve_job_def(job_of(name)).asset_layer.executable_asset_keys, name
-    config = {"ops": {"make_what_is_stale": {"config": {"until": sys.argv[2]}}}}
+    config = {"ops": {"request_everything": {"config": {"until": sys.argv[2]}}}}
     with opened() as instance:
         done = defs.resolve_job_def("everything").execute_in_process(config, instance, raise_on_error=False)
         failed = [event.step_failure_data.user_failure_data.description for event in done.all_events
@@ -51,14 +51,16 @@ def test_one_job_makes_what_is_stale_each_asset_partition_in_a_run_of_its_own(tm
     done = everything(file, "splits")
     assert done["success"], done
     assert set(done["stages"]) <= set(GRAPH)
+    environment = os.environ | {"HARDMOE_STUDY": str(file), "DAGSTER_HOME": str(file.parent / "dagster")}
+    launched, end = carry_out(file.parent, environment)
+    assert (len(launched), end.endswith("all of it is made")) == (3, True)
     with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as instance:
         runs = {(run.job_name, run.tags.get("dagster/partition")): run for run in instance.get_runs()}
     assert set(runs) == {("ingest", "s0000"), ("ingest", "s0001"), ("study_assets", None), ("everything", None)}
     assert {key.path[-1] for key in runs["study_assets", None].asset_selection} == {"splits"}
-    tagged = [run for key, run in runs.items() if key[0] != "everything"]
-    assert {run.tags[REPOSITORY] for run in tagged} == {"__repository__@hardmoe"}
+    assert {len(run.tags["hardmoe/request"]) for key, run in runs.items() if key[0] != "everything"} == {12}
     assert all("hardmoe/process" in run.tags for run in runs.values())
     assert {run.status for run in runs.values()} == {dg.DagsterRunStatus.SUCCESS}
     wrong = everything(file, "nothing")
     assert (wrong["success"], len(wrong["failed"])) == (False, 1)
-    assert wrong["failed"][0].startswith("no asset 'nothing': wanted one of posts, ")
+    assert wrong["failed"][0].startswith("no asset 'nothing' in this study: wanted one of posts, ")

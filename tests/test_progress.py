@@ -7,13 +7,14 @@ import time
 
 from helpers.with_controls import small_study
 from moe_core.engine.build import build
-from moe_core.engine.stage import Stage
+from moe_core.engine.stage import Graph, Stage
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
 from moe_core.workspace import open_study
 from pipelines.cli.progress import Display, results_of
-from pipelines.run.scheduler import Running, Summary, note
-from pipelines.run.task import Task, TaskResult
+from pipelines.run.scheduler import Running
+from pipelines.run.summary import Summary
+from pipelines.run.task import Task
 
 
 def make_slowly(begun, go):
@@ -23,20 +24,22 @@ def make_slowly(begun, go):
         (folder / "a").write_text("a")
         return StageOutput({"loss": 1.5, "seconds": 2.0, "training_images": 300})
 
-    return Stage("slow", None, "1", (), lambda study: {}, lambda context, key: {}, make)
+    stage = Stage("slow", None, "1", (), lambda study: {}, lambda planner, key: {}, make)
+    return Graph([*GRAPH.values(), stage], GRAPH.aliases)
 
 
-def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path, monkeypatch):
+def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path):
     begun, go = threading.Event(), threading.Event()
-    stage = make_slowly(begun, go)
-    monkeypatch.setitem(GRAPH, "slow", stage)
+    graph = make_slowly(begun, go)
     found, said = {}, []
-    first = threading.Thread(target=lambda: found.update(first=build(open_study(small_study(), tmp_path), stage)))
+    first = threading.Thread(
+        target=lambda: found.update(first=build(open_study(small_study(), tmp_path, graph=graph), "slow"))
+    )
     first.start()
     assert begun.wait(30)
-    context = open_study(small_study(), tmp_path, lambda what: (said.append(what), go.set()))
+    context = open_study(small_study(), tmp_path, lambda what: (said.append(what), go.set()), graph=graph)
     assert context.store.builder_pid(context.spec("slow", None)) == os.getpid()
-    second = build(context, stage)
+    second = build(context, "slow")
     first.join()
     assert said == [{"waits_for": os.getpid()}]
     assert (found["first"].reused, second.reused) == (False, True)
@@ -53,8 +56,8 @@ def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
     (tmp_path / ".progress" / "trunk.json").write_text(
         json.dumps({"pid": 8, "run": "mine", "waits": "a GPU: 3 in use"})
     )
-    runs = [Running(Task("expert", f"e00{k}"), "mine", time.monotonic()) for k in range(3)]
-    runs.append(Running(Task("trunk", None), "mine", time.monotonic()))
+    runs = [Running(Task("expert", f"e00{k}"), "mine", time.monotonic(), "v") for k in range(3)]
+    runs.append(Running(Task("trunk", None), "mine", time.monotonic(), "v"))
     one, two, three, gpu, four = display.lines(runs, {"trunk": "is made by another process (9)"})
     assert one.split()[4:] == ["25", "%", "step", "50", "loss", "2.500", "100", "images/s", "48", "s", "left"]
     assert two.endswith("waits for another process (9)")
@@ -63,20 +66,17 @@ def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
     assert four == f"waiting {'trunk':24} is made by another process (9)"
 
 
-def test_the_result_of_each_expert_is_a_line(tmp_path, monkeypatch):
+def test_the_result_of_each_expert_is_a_line(tmp_path):
     go = threading.Event()
     go.set()
-    stage = make_slowly(threading.Event(), go)
-    monkeypatch.setitem(GRAPH, "slow", stage)
-    context = open_study(small_study(), tmp_path)
-    build(context, stage)
-    summary, slow, other, last = Summary(), Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
-    events = []
-    note(summary, Running(slow, "a", time.monotonic()), TaskResult(reused=True), lambda *said: events.append(said))
-    note(summary, Running(other, "b", time.monotonic()), TaskResult("broken"), lambda *said: events.append(said))
+    graph = make_slowly(threading.Event(), go)
+    context = open_study(small_study(), tmp_path, graph=graph)
+    build(context, "slow")
+    slow, other, last = Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
+    summary = Summary(failed={other.name: "broken"})
+    summary.note(slow.name, reused=True)
     assert results_of(context, [slow, other, last], summary) == [
         f"{'slow':24} fresh    loss 1.500  2 s  150 images/s",
         f"{'expert:e000':24} failed   broken",
         f"{'expert:e001':24} not begun",
     ]
-    assert [kind for kind, _, _ in events] == ["done", "failed"]

@@ -16,7 +16,7 @@ from moe_core.serving.publication import Book, Decision, published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Data, Publish
 from moe_core.stages.mixture import bundle, promote
-from moe_core.stages.mixture.promote import PUBLISHED, Verdict, decide, force, judge, roll_back
+from moe_core.stages.mixture.promote import Verdict, decide, force, judge, roll_back
 from moe_core.workspace import open_study
 
 
@@ -78,7 +78,7 @@ def test_again_decides_nothing_anew(root):
     publish(root, BAD)
     before = (root / publication.FILE).read_bytes()
     for study in (GOOD, BAD, GOOD):
-        assert build(open_study(study, root), PUBLISHED).reused
+        assert build(open_study(study, root), "published").reused
     assert (root / publication.FILE).read_bytes() == before
 
 
@@ -91,7 +91,7 @@ def test_a_study_that_goes_back_has_its_mixture_judged_again(root):
         said = publish(root, study)
         assert (said.action, book(root).published) == ("published", wanted)
         assert said.scores["p_at_1_new"], "it was compared"
-        assert build(open_study(study, root), PUBLISHED).reused
+        assert build(open_study(study, root), "published").reused
     publish(root, BAD)
     assert book(root).last(bad).action == "refused", "by the margin that it has now"
     assert book(root).published == good
@@ -119,7 +119,7 @@ def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_c
             publish(root, GOOD)
     assert open_study(GOOD, root).find("published") is not None
     assert book(root).published == version(root, BAD)
-    assert build(open_study(GOOD, root), PUBLISHED).reused
+    assert build(open_study(GOOD, root), "published").reused
     assert book(root).published == version(root, GOOD)
 
 
@@ -246,6 +246,6 @@ def test_posts_are_embedded_by_their_experts_also_where_the_trunk_answers(root, 
 
     before = vectors()
     monkeypatch.setattr(bundle, "_choose", lambda *a: made(*a) | {"published": {"e000": False, "e001": False}})
-    build(context, bundle.MIXTURE, force=True)
+    build(context, "mixture", force=True)
     assert Bundle(context.need("mixture").path).published == {"e000": False, "e001": False}
     assert np.array_equal(vectors(), before)

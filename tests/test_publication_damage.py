@@ -87,7 +87,7 @@ def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch)
     made, seen = bundle._choose, []
     monkeypatch.setattr(bundle, "_choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
     before = Bundle(published_bundle(root)).parts
-    assert not build(open_study(GOOD, root), bundle.MIXTURE, force=True).reused
+    assert not build(open_study(GOOD, root), "mixture", force=True).reused
     assert len(seen) == 1
     assert Bundle(published_bundle(root)).parts == before
     assert sorted(p.name for p in (root / "mixture").iterdir() if not p.name.startswith(".lock")) == sorted(

@@ -1,17 +1,15 @@
 """Damaged pointers to the current trunk and partition: written again from the store, or an error; never guessed."""
 
-import json
 import os
 import shutil
 
 import polars as pl
 import pytest
 
-from helpers.arrivals import kept_at, shards_of
+from helpers.arrivals import kept_at, pointer_of, shards_of
 from helpers.growing import add_shard, make, opened
 from moe_core.settings import Partition
 from moe_core.stages.gate import current_partition
-from moe_core.stages.trunk import frozen
 
 # ---- the files that say what the study lives with
 
@@ -48,7 +46,7 @@ def test_what_the_study_lives_with_is_written_again_from_the_store(study_of, ass
     grown(study, root)
     assert damages(study, root) == {}
     before = opened(study, root)
-    path = frozen.current_file(before, asset)
+    path = pointer_of(before, asset)
     wanted, versions = path.read_text(), {name: before.version(name) for name in ("trunk", "partition", "mixture")}
     damage(path)
     if damage is not os.unlink:
@@ -67,7 +65,7 @@ def test_a_key_is_not_given_away_again_when_the_file_is_written_from_the_store(s
     for count in (4, 3):
         study, root = study_of(partition=Partition(experts=count, pca=8), **more)
         make(study, root)
-    half(frozen.current_file(opened(study, root), "partition"))
+    half(pointer_of(opened(study, root), "partition"))
     study, root = study_of(partition=Partition(experts=4, pca=8), **more)
     assert opened(study, root).experts[-1] == "e004", "e003 was used"
 
@@ -77,26 +75,12 @@ def test_partitions_of_other_settings_are_not_taken_for_what_a_damaged_file_said
     version = opened(study, root).version("partition")
     other = study.model_copy(update={"trunk": study.trunk.model_copy(update={"lr": 0.1})})
     make(other, root, "partition")
-    half(frozen.current_file(opened(study, root), "partition"))
-    half(frozen.current_file(opened(study, root), "trunk"))
+    half(pointer_of(opened(study, root), "partition"))
+    half(pointer_of(opened(study, root), "trunk"))
     assert opened(study, root).version("partition") == version
     assert opened(other, root).version("partition") != version
     assert len(damages(other, root)) == 2, "all are looked at"
     assert make(study, root) == []
-
-
-def test_files_without_a_seal_are_read_and_get_one(study_of):
-    study, root = study_of(**kept_at(1.0))
-    grown(study, root)
-    version = opened(study, root).version("partition")
-    for asset in ("trunk", "partition"):
-        path = frozen.current_file(opened(study, root), asset)
-        wanted = path.read_text()
-        path.write_text(json.dumps({name: value for name, value in json.loads(wanted).items() if name != "checksum"}))
-        assert opened(study, root).version("partition") == version
-        assert damages(study, root) == {}
-        assert make(study, root) == []
-        assert path.read_text() == wanted
 
 
 def test_where_the_store_does_not_tell_nothing_is_guessed(study_of):
@@ -104,7 +88,7 @@ def test_where_the_store_does_not_tell_nothing_is_guessed(study_of):
     for asset, lost in (("trunk", "splits"), ("partition", "partition")):
         shutil.copytree(root, root.with_name(asset))
         there = root.with_name(asset)
-        path = frozen.current_file(opened(study, there), asset)
+        path = pointer_of(opened(study, there), asset)
         half(path)
         version = next(p for p in (there / lost).iterdir() if p.is_dir())
         shutil.rmtree(version)
@@ -120,7 +104,7 @@ def test_a_dry_run_tells_of_a_damaged_file(study_of):
     from pipelines.cli.main import main
 
     study, root = study_of()
-    path = frozen.current_file(opened(study, root), "partition")
+    path = pointer_of(opened(study, root), "partition")
     half(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_STUDY", "")
@@ -134,7 +118,7 @@ def test_after_a_takedown_a_damaged_file_of_the_trunk_is_no_obstacle(study_of):
     study, root = study_of()
     rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
     forget(opened(study, root), ids=[rows.filter(pl.col("split") == "train")["id"][0]])
-    half(frozen.current_file(opened(study, root), "trunk"))
+    half(pointer_of(opened(study, root), "trunk"))
     assert len(damages(study, root)) == 1
     assert "trunk" in make(study, root)
     assert damages(study, root) == {}

@@ -1,12 +1,12 @@
 """What a dry run says about a repartition that is due."""
 
-from dataclasses import replace
-
 from helpers.arrivals import shards_of, status
 from helpers.growing import add_shard, opened
-from moe_core.settings import Partition
-from pipelines.run.estimate import Cost, Outlook, outlook
-from pipelines.run.scheduler import tasks_of
+from moe_core.engine.planner import label
+from pipelines.run.estimate import RunPlan, Step, run_plan
+from pipelines.run.plan import tasks_until
+
+WAITS = "waits for partition; runs where its inputs changed"
 
 
 def test_until_the_partition_is_made_experts_wait_for_it(study_of):
@@ -17,48 +17,28 @@ def test_until_the_partition_is_made_experts_wait_for_it(study_of):
     assert states["mixture", None] == ("stale", "waits for partition")
 
 
-# ---- what a dry run says of it
-
-
-def planned(study, root):
+def test_a_dry_run_names_what_waits_for_the_partition_and_no_trunk_that_is_kept(study_of):
+    study, root = study_of()
+    add_shard(shards_of(root), 3, posts=30)
     context = opened(study, root)
-    return outlook(context, tasks_of(context, None), workers=1)
+    plan = run_plan(context, tasks_until(context, None), force=False, workers=1)
+    why = {label(step.asset, step.key): step.why for step in plan.steps}
+    assert not {"trunk", "vocabulary"} & set(why)
+    assert why["posts:s3"] == "missing"
+    assert {why[name] for name in ("expert:e000", "shared_decoder", "mixture")} == {WAITS}
+    assert why["published"] == "waits for partition", "it was never made"
+    assert plan.fresh == len(context.planner.tasks()) - len(plan.steps) > 0
+    document = plan.as_json()
+    assert {f"{row['asset']}:{row['key']}" for row in document["will_run"]} >= {"expert:e000", "shared_decoder:None"}
+    assert any(line.startswith("expert:e000 ") and line.endswith(WAITS) for line in plan.as_lines())
 
 
-def test_a_dry_run_says_which_experts_a_new_shard_may_train_again_and_names_no_trunk_that_is_kept(study_of):
-    study, root = study_of()
-    add_shard(shards_of(root), 3, posts=30)
-    said = planned(study, root)
-    steps = {step.name: step for step in said.steps}
-    may = {name: step.why for name, step in steps.items() if step.may}
-    assert may == {f"expert:e00{k}": "if more than 10 % of its posts changed" for k in range(3)} | {
-        "shared_decoder": "if an expert is trained again"
-    }
-    assert not {"trunk", "vocabulary"} & set(steps)
-    assert steps["posts:s3"].why == "missing"
-    assert steps["mixture"].why == "follows from partition, expert, shared_decoder"
-    slow = {name: replace(step, cost=Cost(60.0, 1)) for name, step in steps.items() if step.may or name == "partition"}
-    assert Outlook(list(slow.values()), 0, 1).seconds == 300
-    assert Outlook(list(slow.values()), 0, 1).least.seconds == 60
-    document = said.as_json()
-    assert {f"{row['asset']}:{row['key']}" for row in document["may_run"]} >= {"expert:e000", "shared_decoder:None"}
-    assert not {"expert", "shared_decoder"} & {row["asset"] for row in document["will_run"]}
-    assert document["estimate"]["at_least"]["bytes"] < document["estimate"]["bytes"]
-    text = list(said.as_lines())
-    assert any(line.startswith("expert:e000 ") and "may run: if more than 10 %" in line for line in text)
-    assert any(f" would run, {len(may)} may run, " in line for line in text)
-    assert "at least" in text[-1]
-    assert "at most" in text[-1]
-
-
-def test_a_dry_run_is_sure_of_experts_that_nothing_can_keep(study_of):
-    study, root = study_of()
-    add_shard(shards_of(root), 3, posts=30)
-    longer = study.model_copy(update={"expert_training": study.expert_training.model_copy(update={"epochs": 2})})
-    assert not [step for step in planned(longer, root).steps if step.may]
-    refit = study.model_copy(update={"decoder": study.decoder.model_copy(update={"mode": "refit"})})
-    assert {step.asset for step in planned(refit, root).steps if step.may} == {"expert"}
-    more = study.model_copy(update={"partition": Partition(experts=4, pca=8)})
-    steps = {step.name: step.may for step in planned(more, root).steps}
-    assert [steps[f"expert:e00{k}"] for k in range(4)] == [True, True, True, False]
-    assert not steps["shared_decoder"]
+def test_the_last_durations_are_summed_and_what_never_ran_is_counted():
+    plan = RunPlan([Step("trunk", None, "missing", 60.0), Step("expert", "e000", "missing", None)], fresh=2, workers=2)
+    assert (plan.seconds, plan.never_run) == (60.0, ["expert:e000"])
+    assert list(plan.as_lines()) == [
+        f"{'trunk':28} {'60 s':>12}  missing",
+        f"{'expert:e000':28} {'never run':>12}  missing",
+        "2 would run, 2 are fresh",
+        "Last time they took 60 s in all, 2 at once; 1 never ran before",
+    ]

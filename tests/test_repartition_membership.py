@@ -60,13 +60,13 @@ def test_a_post_of_a_shard_that_the_trunk_has_not_seen_is_known_with_the_version
 
 
 def current(keys, sizes, following):
-    return current_partition.Current("v", "2", {}, {}, "t", keys, sizes, following)
+    return current_partition.CurrentPartition("v", "2", {}, {}, "t", keys, sizes, following)
 
 
 def test_the_smallest_go_and_no_number_comes_back():
     three = current(["e000", "e001", "e002"], [5, 3, 4], 3)
-    assert current_partition.keys_for(None, 2) == ["e000", "e001"]
-    assert current_partition.keys_for(three, 3) == ["e000", "e001", "e002"]
-    assert current_partition.keys_for(three, 2) == ["e000", "e002"]
-    assert current_partition.keys_for(current(["e000", "e002"], [5, 4], 3), 4) == ["e000", "e002", "e003", "e004"]
-    assert current_partition.keys_for(current(["e000", "e001"], [3, 3], 2), 1) == ["e000"], "of equals the later goes"
+    assert current_partition.keys_for(None, 2) == ("e000", "e001")
+    assert current_partition.keys_for(three, 3) == ("e000", "e001", "e002")
+    assert current_partition.keys_for(three, 2) == ("e000", "e002")
+    assert current_partition.keys_for(current(["e000", "e002"], [5, 4], 3), 4) == ("e000", "e002", "e003", "e004")
+    assert current_partition.keys_for(current(["e000", "e001"], [3, 3], 2), 1) == ("e000",), "of equals the later goes"

@@ -10,6 +10,7 @@ import pytest
 
 from helpers.arrivals import kept_at, shards_of, weights_of
 from helpers.growing import add_shard, growing_study, make, opened
+from helpers.requests import carry_out
 from moe_core.settings import Repartition, load_study
 
 # ---- Dagster
@@ -118,7 +119,7 @@ JOB = """
 import dagster as dg
 from pipelines.definitions import defs
 with dg.DagsterInstance.get() as instance:
-    config = {"ops": {"fit_again": {"config": {"then": "partition"}}}}
+    config = {"ops": {"request_refit": {"config": {"then": "partition"}}}}
     assert defs.get_job_def("repartition").execute_in_process(run_config=config, instance=instance).success
 """
 
@@ -155,6 +156,7 @@ def test_through_dagster_only_what_changed_is_stale_and_what_is_kept_is_not(tmp_
     assert {"moved", "new", "gone", "trained_again", "kept"} <= set(said)
     version = opened(study, root).version("partition")
     python(JOB)
+    carry_out(root, inside)
     now = opened(study, root)
     assert now.need("partition").inputs["previous"] == version
     assert {line.split()[0] for line in python(STALE)} == {"shared_decoder", "mixture"}

@@ -102,9 +102,9 @@ context = open_study(study(), root())
 prepare_home(context.root, 1)
 with dg.DagsterInstance.get() as instance:
     project_keys(instance, study().name, [s.key for s in context.shards], context.experts)
-    for name, stage in GRAPH.items():
+    for name, stage in context.planner.graph.items():
         if not stage.control:
-            for key in stage.keys_of(context):
+            for key in context.planner.keys(name):
                 error = materialize(Task(name, key), make_new_run_id(), instance).error
                 assert not error, (name, key, error)
 """

@@ -17,7 +17,8 @@ from moe_core.training.loop import Measurement
 from moe_core.workspace import open_study
 from pipelines.cli.progress import Display
 from pipelines.run.forecast import STEP_SECONDS, Forecast
-from pipelines.run.scheduler import Running, tasks_of
+from pipelines.run.plan import tasks_until
+from pipelines.run.scheduler import Running
 from pipelines.run.task import Task
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
@@ -41,7 +42,7 @@ def study(tmp_path_factory):
 def test_every_finished_asset_keeps_its_name_on_the_screen(study, columns, until):
     """One study, in three runs one after the other, so that each makes something."""
     context = open_study(load_study(study), study.parent)
-    due = [Task(*task).name for task in tasks_of(context, until)]
+    due = [task.label for task in tasks_until(context, until)]
     before = [row["asset"] for row in status(study) if row["state"] == "fresh"]
     options = ["--until", until] if until else []
     code, screen = in_terminal(command("run", "--study", study, *options), columns, ENVIRONMENT)

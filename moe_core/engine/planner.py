@@ -96,8 +96,8 @@ class Planner:
         """Raises BadSetting where the study has no such stage."""
         if name not in self.graph:
             raise BadSetting(
-                f"this study has no {name}: wanted one of {', '.join(self.graph)} "
-                "(decoder.mode, evaluation.controls and evaluation.dense_control leave some out)"
+                f"no asset {name!r} in this study: wanted one of {', '.join(self.graph)}; decoder.mode, "
+                "evaluation.controls and evaluation.dense_control leave some out"
             )
         return self.graph[name]
 

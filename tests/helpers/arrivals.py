@@ -6,6 +6,7 @@ from moe_core.data.loading import Labels
 from moe_core.settings import Repartition
 from moe_core.stages.gate import membership
 from moe_core.stages.reading import Index
+from moe_core.stages.trunk import frozen
 
 
 def shards_of(root):
@@ -34,3 +35,8 @@ def lines(count, arrived=None, shard="s"):
     labels = Labels(np.zeros(count, np.int64), np.arange(count + 1))
     ids, shards = np.array([f"p{n}" for n in range(count)]), np.array([shard] * count)
     return membership.Lines(ids, shards, Index(np.array(["train"] * count), labels), arrived or {})
+
+
+def pointer_of(context, asset):
+    """The file that names the current trunk, or partition."""
+    return frozen.pointer_file(context.planner.graph, context.study, context.root, asset)

@@ -3,17 +3,17 @@
 from helpers.kills import study
 from moe_core.engine.build import build
 from moe_core.settings import dump_study
-from moe_core.stages.graph import GRAPH
 from moe_core.workspace import open_study
 
 
 def tasks(context):
-    return [(s, key) for s in GRAPH.values() if not s.control for key in s.keys_of(context)]
+    graph = context.planner.graph
+    return [(s, key) for s in graph.values() if not s.control for key in context.planner.keys(s.name)]
 
 
 def make_all(context):
     """Digest of each artifact, and what of it was made now."""
-    built = {(s.name, key): build(context, s, key) for s, key in tasks(context)}
+    built = {(s.name, key): build(context, s.name, key) for s, key in tasks(context)}
     return {name: b.artifact.content_hash for name, b in built.items()}, [n for n, b in built.items() if not b.reused]
 
 

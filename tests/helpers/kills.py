@@ -124,15 +124,14 @@ class Kills:
 
     def results(self):
         """Digest of every artifact, and of the rows that posts name."""
-        from moe_core.stages.graph import GRAPH
         from moe_core.tables import lance_tag_of, read_rows
 
         context = self.context()
-        wanted = [stage for stage in GRAPH.values() if not stage.control]
+        wanted = [stage for stage in context.planner.graph.values() if not stage.control]
         found = {
             f"{stage.name}:{key}": context.need(stage.name, key).content_hash
             for stage in wanted
-            for key in stage.keys_of(context)
+            for key in context.planner.keys(stage.name)
         }
         for name in ("posts.lance", "rejects.lance"):
             for shard in context.shards:

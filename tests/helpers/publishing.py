@@ -4,7 +4,6 @@ from click.testing import CliRunner
 
 from moe_core.engine.build import build
 from moe_core.serving import publication
-from moe_core.stages.mixture.promote import PUBLISHED
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 
@@ -16,7 +15,7 @@ def version(root, study):
 def publish(root, study):
     """What `hardmoe run` does; the decision about the study's mixture."""
     context = open_study(study, root)
-    build(context, PUBLISHED)
+    build(context, "published")
     return publication.load(root).last(context.version("mixture"))
 
 

@@ -3,7 +3,6 @@
 from moe_core.engine.build import build
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
-from moe_core.stages.graph import GRAPH
 from moe_core.workspace import open_study
 
 CONTROLS_OFF = demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50})
@@ -29,10 +28,10 @@ GOOD, BAD = tiny_study(), tiny_study(lr=1e-9)
 
 def make(context, until):
     """All stages up to and with `until`."""
-    for name, stage in GRAPH.items():
+    for name, stage in context.planner.graph.items():
         if not stage.control:
-            for key in stage.keys_of(context):
-                build(context, stage, key)
+            for key in context.planner.keys(name):
+                build(context, name, key)
         if name == until:
             return
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from moe_core.data.takedowns import Forgotten
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Graph
@@ -47,33 +48,37 @@ def pointer_file(graph: Graph, study: Study, root: Path, asset: str) -> Path:
     return root / asset / f"current.{line}.json"
 
 
-def load(path: Path, root: Path) -> Snapshot | None:
+def load(path: Path, root: Path, takedowns: Forgotten) -> Snapshot | None:
     """By the pointer, or by the newest trunk in the store where that is damaged or gone.
 
-    Raises CorruptArtifact for a damaged pointer where the store does not tell on which shards a trunk was trained.
+    Raises CorruptArtifact for a damaged pointer where the store does not tell on which shards a trunk was trained; one
+    that saw posts which were taken down since is trained again in any case.
     """
     try:
-        snapshot, why = Snapshot.read(path), ""
+        if snapshot := Snapshot.read(path):
+            return snapshot
+        why = ""
     except CorruptArtifact as error:
-        snapshot, why = None, str(error)
-    if snapshot is None:
-        snapshot = _newest(Store(root), path.name)
-    if snapshot is None and why and Store(root).everything("trunk"):
+        why = str(error)
+    store = Store(root)
+    mine = [trunk for trunk in store.everything("trunk") if trunk.metadata["pointer"] == path.name]
+    for trunk in sorted(mine, key=lambda trunk: trunk.made_at, reverse=True):
+        splits = store.get("splits", None, trunk.inputs["splits"])  # which name its shards
+        if splits:
+            return Snapshot(trunk.version, tuple(splits.metadata["snapshot"]), splits.metadata["splits"]["train"])
+    if why and not all(trunk.label in takedowns.saw for trunk in mine):
         raise CorruptArtifact(
-            f"{why}, and no trunk of these settings in the store tells its shards: restore the file from a backup; "
-            "without one, move it away, and trunk and vocabulary are retrained on all shards",
+            f"{why}, and no splits in the store tell the shards of the trunk: restore the file from a backup; without "
+            "one, move it away, and trunk and vocabulary are retrained on all shards",
             path,
         )
-    return snapshot
-
-
-def _newest(store: Store, file: str) -> Snapshot | None:
-    """Of the newest trunk that was built with these settings and whose splits, which name its shards, are there."""
-    for trunk in sorted(store.everything("trunk"), key=lambda a: a.made_at, reverse=True):
-        splits = store.get("splits", None, trunk.inputs.get("splits", ""))
-        if splits and trunk.metadata.get("pointer") == file:
-            return Snapshot(trunk.version, tuple(splits.metadata["snapshot"]), splits.metadata["splits"]["train"])
     return None
+
+
+def resolve(planner: Planner, spec: Spec) -> Spec:
+    """Refuses to plan another trunk while nobody can tell whether there is one. Raises CorruptArtifact."""
+    planner.state.pointer("trunk")
+    return spec
 
 
 def freeze(planner: Planner, growth: float) -> Planner:
@@ -83,8 +88,9 @@ def freeze(planner: Planner, growth: float) -> Planner:
     then, provisionally.
     """
     state, store = planner.state, planner.store
-    snapshot: Snapshot | None = state.pointer("trunk") if not isinstance(state.source, Exception) else None
-    if snapshot is None or "renew" in state.requests or not _is_part(snapshot, state):
+    snapshot = state.pointers["trunk"]
+    known = isinstance(snapshot, Snapshot) and not isinstance(state.source, Exception)
+    if not known or "renew" in state.requests or not _is_part(snapshot, state):
         return planner
     frozen = Planner(planner.graph, state.restricted(frozenset(snapshot.shards)), store)
     trunk = frozen.spec("trunk")

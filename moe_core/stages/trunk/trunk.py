@@ -78,5 +78,6 @@ TRUNK = Stage(
     trains=True,
     all_gpus=lambda study: study.trunk_setup.ranks > 1,
     frozen=True,
+    resolve=frozen.resolve,
     on_commit=frozen.on_commit,
 )

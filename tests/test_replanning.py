@@ -1,0 +1,105 @@
+"""What changes the plan while a run is under way: the rest is planned again, and nothing counts as failed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from helpers.command import write
+from helpers.partitioned import hardmoe, until
+from helpers.with_controls import small_study
+from moe_core.overrides import override
+from moe_core.settings import load_study
+from moe_core.stages.gate import current_partition
+from moe_core.workspace import open_study
+
+
+def opened(file):
+    return open_study(load_study(file), file.parent)
+
+
+def request_refit(file):
+    current_partition.request_refit(opened(file))
+
+
+def forget_a_post(file):
+    context = opened(file)
+    ids = pl.read_parquet(context.need("splits").file("splits.parquet"))["id"].to_list()
+    (file.parent / "ids.txt").write_text(f"{ids[0]}\n")
+    done = hardmoe("forget", "--study", file, "--ids", file.parent / "ids.txt", "--apply")
+    assert "the takedown is written down" in done.output, done.output
+
+
+def changed_meanwhile(file, started, change, *command):
+    """(exit code, output, errors) of a command while whose first expert trains something changes."""
+    settings = ("--set", "expert_training.epochs=40")
+    process = started(*command, "--study", file, "--workers", "1", *settings)
+    until(lambda: len(list(file.parent.glob("expert/*/.work-*/checkpoint.safetensors"))) == 1, process)
+    change(file)
+    out, errors = process.communicate(timeout=500)
+    with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as instance:
+        assert "FAILURE" not in {run.status.value for run in instance.get_runs()}
+    return process.returncode, out, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["run", "--until", "expert"], ["backfill", "--all"]])
+@pytest.mark.parametrize(("change", "what"), [(request_refit, "request to refit"), (forget_a_post, "takedown")])
+def test_a_request_or_a_takedown_is_planned_for_again(file, started, change, what, command):
+    code, out, errors = changed_meanwhile(file, started, change, *command)
+    assert (code, f"Inputs changed ({what}); replanning the remaining tasks" in errors) == (0, True), out + errors
+    assert " 0 failed, 0 not started" in out
+    states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]
+    if command[0] == "run":
+        assert {s["state"] for s in states if s["asset"] in ("posts", "trunk", "partition", "expert")} == {"fresh"}
+    assert "failed" not in {s["state"] for s in states}
+
+
+def set_to(*settings):
+    return lambda file: override(file, settings).write()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["run", "--until", "expert"], ["backfill", "--all"]])
+def test_other_settings_are_planned_for_again(file, started, command):
+    code, out, errors = changed_meanwhile(file, started, set_to("expert_training.lr=0.07"), *command)
+    assert code == 0, out + errors
+    assert "Inputs changed (settings); replanning the remaining tasks" in errors
+    assert " 0 failed, 0 not started" in out
+    assert {opened(file).need("expert", key).settings["training"]["lr"] for key in opened(file).experts} == {0.07}
+
+
+@pytest.mark.slow
+def test_settings_that_change_nothing_that_is_to_be_made_train_nothing_twice(file, started):
+    code, out, errors = changed_meanwhile(file, started, set_to("evaluation.bootstrap=7"), "run", "--until", "expert")
+    assert code == 0, out + errors
+    assert out.count("done    expert:") == len(opened(file).experts)
+
+
+STARTING = """
+import sys
+from pathlib import Path
+from moe_core.overrides import override
+from pipelines.cli.common import study_at
+from pipelines.run.scheduler import run_study
+
+if __name__ == "__main__":
+    context = study_at(Path(sys.argv[1]))
+    override(Path(sys.argv[1]), ["data.min_side=9"]).write()  # before the processes that work have read it
+    done = run_study(context, until="posts", workers=1)
+    print(done.made, sorted(done.failed))
+"""
+
+
+def test_settings_that_change_while_a_run_starts_are_those_that_are_used(tmp_path):
+    file = write(tmp_path, small_study())
+    (tmp_path / "run.py").write_text(STARTING)
+    environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
+    command = [sys.executable, str(tmp_path / "run.py"), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == "['posts:s0000', 'posts:s0001'] []\n", done.stdout + done.stderr
+    assert {a.settings["min_side"] for a in opened(file).store.everything("posts")} == {9}

@@ -22,7 +22,7 @@ def study_file() -> Path:
 
 @cache
 def study() -> Study:
-    """Raises ValueError for a study.toml that is missing or says nonsense."""
+    """Raises BadSetting for a study.toml that is missing or has a mistake."""
     if not study_file().exists() and not os.environ.get("HARDMOE_STUDY"):
         return demo()
     return load_study(study_file())

@@ -137,7 +137,10 @@ def test_ctrl_c_ends_all_at_the_last_checkpoint_and_the_same_command_goes_on(fil
     send(process.pid, number)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, (out, errors)
-    assert "1 not begun; expert:e000, expert:e001 ended at the last checkpoint. The same command goes on" in errors
+    assert (
+        "1 not started; expert:e000, expert:e001 stopped at the last checkpoint. Run the same command to resume"
+        in errors
+    )
     assert [line.split(maxsplit=1)[1] for line in out.splitlines()[-4:-1]] == ["stopped", "stopped", "not begun"]
     assert "Traceback" not in out + errors
     until(lambda: nobody_is_left(file), seconds=30)
@@ -203,7 +206,7 @@ def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, m
             signal.signal(number, handler)
     assert done.exit_code == 130, done.output
     assert "Aborted" not in done.output
-    assert "Interrupted before anything was begun. The same command goes on from here." in done.output
+    assert "Interrupted before anything was started. Run the same command to resume." in done.output
     assert not (file.parent / current_partition.REQUEST).exists()
 
 
@@ -215,4 +218,4 @@ def test_ctrl_c_before_a_command_has_begun_is_one_line(file, monkeypatch):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert (done.exit_code, done.output) == (130, "Interrupted. The same command goes on from here.\n")
+    assert (done.exit_code, done.output) == (130, "Interrupted. Run the same command to resume.\n")

@@ -25,7 +25,7 @@ def test_the_command_reports_what_is_left_and_a_file_that_is_not_there(ingested,
     (ingested.root / "dagster" / "events").write_text(f"{GONE}: no_tags")
     done = hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--apply", check=False)
     assert done.returncode == 1
-    assert "1 places still name what was forgotten: dagster/events" in done.stderr
+    assert "1 places still name what was taken down: dagster/events" in done.stderr
 
 
 def test_logs_of_dagster_elsewhere_are_searched_too(ingested, tmp_path, monkeypatch):

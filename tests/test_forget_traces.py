@@ -102,7 +102,7 @@ def test_what_lies_beside_the_stores_is_named_with_its_place(ingested, tmp_path)
     command = ("forget", "--study", root / "study.toml", "--ids", tmp_path / "ids", "--apply")
     done = hardmoe(*command, check=False)
     assert done.returncode == 1
-    assert "2 places still name what was forgotten: export/more.json; export/notes.md" in done.stderr
+    assert "2 places still name what was taken down: export/more.json; export/notes.md" in done.stderr
     shutil.rmtree(root / "export")
     assert hardmoe(*command).stderr == ""
 

@@ -137,7 +137,7 @@ def test_a_source_that_is_away_shows_the_last_table(root):
     shutil.rmtree(root.parent / "source")
     done = hardmoe(root, "results")
     assert "mixture_top1" in done.stdout
-    assert done.stderr.startswith("The source cannot be read now, so this is as it was made last: ")
+    assert done.stderr.startswith("The source cannot be read now, so this is as it was last built: ")
     assert not json.loads(hardmoe(root, "results", "--json").stdout)["is_current"]
     assert Path(hardmoe(root, "report").stdout.strip()).is_file()
 

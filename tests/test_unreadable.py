@@ -15,7 +15,7 @@ from moe_core.settings import Source
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 
-WARNING = "The source cannot be read now, so this is as it was made last: "
+WARNING = "The source cannot be read now, so this is as it was last built: "
 
 
 @pytest.fixture

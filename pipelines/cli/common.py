@@ -4,17 +4,15 @@ import json
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from moe_core.text import refuse_bytes, shown
+from pipelines.cli.errors import interrupt_once
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -41,69 +39,12 @@ STUDY_OPTION = click.option(
 WORKERS = click.option(
     "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
 )
-FORCE = click.option("--force", is_flag=True, help="Make again what exists already.")
+FORCE = click.option("--force", is_flag=True, help="Rebuild what exists already.")
 SET = click.option(
     "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting in study.toml first."
 )
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would run, why and what it takes; change nothing.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would run and why; make no changes.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-
-
-class OneLineErrors(click.Group):
-    """Turns the ValueErrors of moe_core, which are written for users, into one line and exit code 1."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        with _usage_errors_shown():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        ours = threading.current_thread() is threading.main_thread()
-        ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is not to be heard
-        if ours:
-            signal.signal(signal.SIGINT, _interrupt_once)
-        try:
-            with _usage_errors_shown():
-                return super().invoke(ctx)
-        except KeyboardInterrupt:
-            echo("Interrupted. The same command goes on from here.", err=True)
-            ctx.exit(130)
-        except BrokenPipeError:
-            raise  # who read the output has seen enough: click ends without a word
-        except (ValueError, OSError) as error:
-            if os.environ.get("HARDMOE_TRACE"):
-                raise
-            if isinstance(error, FileExistsError) and error.filename:
-                error = ValueError(f"{error.filename} is no folder, and one is wanted there: move it away")
-            # a message may quote what a file of a user's says
-            raise click.ClickException(shown(" ".join(str(error).split()), 4000)) from None
-        except Exception as error:
-            if os.environ.get("HARDMOE_TRACE") or not type(error).__module__.startswith("sqlalchemy"):
-                raise
-            home = os.environ.get("DAGSTER_HOME", "dagster")
-            raise click.ClickException(
-                f"Dagster's data base in {shown(home, 300)}: {shown(str(error).splitlines()[0], 4000)}: does another "
-                "program hold it, or is its disk full? Then try again"
-            ) from None
-        finally:
-            if ours and signal.getsignal(signal.SIGINT) is _interrupt_once:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def _usage_errors_shown() -> Iterator[None]:
-    """An error of click's quotes arguments, which a pattern of the shell may have made of file names."""
-    try:
-        yield
-    except click.ClickException as error:
-        error.message = shown(error.message, 4000)  # type: ignore[misc]
-        raise
-
-
-def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    """The first Ctrl-C or SIGTERM ends the command in order; of more nothing is heard, so that it says what it did."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()) -> "Context":
@@ -138,7 +79,7 @@ def changed_study(
             changed = override(study_file, settings)
             changed.write()
     for change in changed.changes:
-        echo(f"{study_file}{' would say' if dry_run else ''}: {change}", err=True)
+        echo(f"{study_file}{' would be changed' if dry_run else ''}: {change}", err=True)
     if not dry_run:
         return study_at(study_file, requests=requests)
     return open_study(changed.study, study_file.absolute().parent, requests=requests)
@@ -195,7 +136,7 @@ def run_shown(context: "Context", **options: Any) -> "Summary":
     _ = context.shards  # a source that is not there is an error before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
-    signal.signal(signal.SIGTERM, _interrupt_once)  # SIGTERM behaves like Ctrl-C
+    signal.signal(signal.SIGTERM, interrupt_once)  # SIGTERM behaves like Ctrl-C
     try:
         now, only = finish_takedown(context), options.get("only")
         planned = tasks_until(now, options.get("until")) if only is None else [now.planner.task(*t) for t in only]
@@ -243,7 +184,7 @@ def with_source(context: "Context", *wanted: "Name") -> "Context":
         if not context.store.versions(asset, key):
             raise BadSource(f"the source cannot be read, and the store has no {asset} yet: {why}")
         context = _as_last_built(context, asset, key)
-    echo(f"The source cannot be read now, so this is as it was made last: {why}", err=True)
+    echo(f"The source cannot be read now, so this is as it was last built: {why}", err=True)
     return context
 
 
@@ -280,7 +221,7 @@ def last_built(context: "Context", asset: str) -> "tuple[Context, list[str] | No
     name = "table" if asset == "evaluation" else asset
     echo(
         f"This {name} of {at} UTC is older than the study; since then: {shown('; '.join(since), 4000)}. `hardmoe run` "
-        "makes it again.",
+        "rebuilds it.",
         err=True,
     )
     return pinned, since
@@ -297,7 +238,7 @@ def finish_takedown(context: "Context") -> "Context":
     try:
         show_takedown(done := take_posts_down(now, [], [], dry_run=False))
         if done.left:
-            echo(f"Takedown: {len(done.left)} places still name what was forgotten: {'; '.join(done.left)}", err=True)
+            echo(f"Takedown: {len(done.left)} places still name what was taken down: {'; '.join(done.left)}", err=True)
     except LockHeld as why:
         echo(f"Takedown: {why}", err=True)
     return reopened(context)
@@ -313,7 +254,7 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
     would = "would be removed" if dry_run else "removed"
     echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
     for title, names in (
-        (f"Unknown here, {'would be ' if dry_run else ''}remembered all the same", done.unknown),
+        (f"Not found; {'would be ' if dry_run else ''}recorded so that later ingests reject it", done.unknown),
         (f"Artifacts and files {would}", done.removed),
         (f"Networks made from these posts, {'would be stale' if dry_run else 'stale now'}", done.saw),
     ):
@@ -327,11 +268,11 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
             "our logs were removed, Dagster's are not searched for them"
         )
     if done.posts and not dry_run:
-        echo("Next: hardmoe run makes everything again without them.")
+        echo("Next: hardmoe run rebuilds everything without them.")
 
 
 def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
-    """A line for each network that was asked for."""
+    """One line per requested network."""
     from pipelines.cli.progress import results_of
     from pipelines.run.task import Task
 
@@ -341,7 +282,7 @@ def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summ
 
 
 def finish(summary: "Summary") -> None:
-    """Says what was done; exit code 1 when something failed, 130 after Ctrl-C."""
+    """Prints a summary; exit code 1 when something failed, 130 after Ctrl-C."""
     echo(
         f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
         f"{len(summary.skipped)} not started, in {summary.seconds:.1f} s"
@@ -351,9 +292,9 @@ def finish(summary: "Summary") -> None:
             echo(f"Error: {name}: {shown(why, 4000)}", err=True)
     if summary.interrupted:
         nothing = not (summary.made or summary.fresh or summary.stopped or summary.left)
-        under_way = f"; {', '.join(summary.stopped)} ended at the last checkpoint" if summary.stopped else ""
-        what = "before anything was begun" if nothing else f": {len(summary.left)} not begun{under_way}"
-        echo(f"Interrupted{' ' * nothing}{what}. The same command goes on from here.", err=True)
+        under_way = f"; {', '.join(summary.stopped)} stopped at the last checkpoint" if summary.stopped else ""
+        what = "before anything was started" if nothing else f": {len(summary.left)} not started{under_way}"
+        echo(f"Interrupted{' ' * nothing}{what}. Run the same command to resume.", err=True)
         sys.exit(130)
     if summary.failed:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Commands that only look: status, results, report, ui."""
+"""Commands that only read: status, results, report, ui."""
 
 import os
 from pathlib import Path
@@ -98,7 +98,7 @@ def report(study_file: Path, open_it: bool) -> None:
     page = _page(context)
     echo(page)
     if open_it and not webbrowser.open(page.absolute().as_uri()):
-        raise ValueError(f"no browser could be started: open {page} yourself")
+        raise HardmoeError(f"no browser could be started: open {page}")
 
 
 def _page(context: "Context") -> Path:

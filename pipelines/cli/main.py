@@ -3,7 +3,7 @@
 import click
 
 from pipelines.cli import inspect, lineage, maintenance, predict, publish, repartition, run
-from pipelines.cli.common import OneLineErrors
+from pipelines.cli.errors import OneLineErrors
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

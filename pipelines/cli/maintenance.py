@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.errors import BadSetting
 from moe_core.text import shown
 from pipelines.cli.common import JSON, STUDY_OPTION, show_takedown, study_at, take_posts_down
 from pipelines.terminal import echo, echo_json
@@ -22,7 +23,7 @@ JSON_FILES = "a .json list or .jsonl strings hold ids with line ends"
 @click.command(short_help="End runs whose process died.")
 @STUDY_OPTION
 def reap(study_file: Path) -> None:
-    """Ends what dead processes left: runs that only seem to run, and the pool slots they hold.
+    """Ends runs whose processes are gone, and frees their pool slots.
 
     Example: hardmoe reap --study cats/study.toml
     """
@@ -142,7 +143,7 @@ def forget(
     only_shows = _only_shows(apply_it, dry_run)
     context = study_at(study_file)
     if ids is None and users is None and not context.takedowns.pending:
-        raise ValueError("nothing to take down: name posts with --ids FILE or users with --users FILE")
+        raise BadSetting("nothing to take down: name posts with --ids FILE or users with --users FILE")
     done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], only_shows)
     done.left += [] if only_shows else _elsewhere(context, done.texts)
     if as_json:
@@ -151,7 +152,7 @@ def forget(
         show_takedown(done, only_shows)
     if done.left:
         echo(
-            f"Error: {len(done.left)} places still name what was forgotten: {shown('; '.join(done.left), 4000)}. "
+            f"Error: {len(done.left)} places still name what was taken down: {shown('; '.join(done.left), 4000)}. "
             "Delete or edit the files; of Dagster: `dagster run delete RUN`, or delete its folder while nothing runs "
             "(`hardmoe run` records again what exists). Then run the same command again: it looks once more",
             err=True,
@@ -164,7 +165,7 @@ def forget(
 
 def _only_shows(apply_it: bool, dry_run: bool) -> bool:
     if apply_it and dry_run:
-        raise ValueError("--apply and --dry-run exclude each other: choose one")
+        raise BadSetting("--apply and --dry-run exclude each other: choose one")
     return not apply_it
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from moe_core.errors import BadSetting
 from moe_core.text import shown
 from pipelines.cli.common import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json
@@ -71,11 +72,11 @@ def predict(
 
     for option, value in (("top", top), ("topk", topk), ("memory", memory), ("window", window)):
         if value < 1:
-            raise ValueError(f"--{option} {value}: wanted at least 1")
+            raise BadSetting(f"--{option} {value}: wanted at least 1")
     if temperature is not None and not 0 < temperature < math.inf:
-        raise ValueError(f"--temperature {temperature}: wanted a number above 0")
+        raise BadSetting(f"--temperature {temperature}: wanted a number above 0")
     if bundle is not None and ctx.get_parameter_source("study_file") == ParameterSource.COMMANDLINE:
-        raise ValueError("--bundle and --study exclude one another: give one")
+        raise BadSetting("--bundle and --study exclude one another: give one")
     opened = Bundle(bundle_at(bundle or _study(study_file), version), expert_bytes=memory << 20)
     found = files_of(images)
     _show_skipped(found.skipped)
@@ -102,7 +103,7 @@ def predict(
 
 
 def _study(study_file: Path) -> Path:
-    """Raises ValueError where there is none, as every command does."""
+    """Raises BadSetting where there is none, as every command does."""
     from moe_core.settings import load_study
 
     if not study_file.is_file():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.errors import BadSetting, HardmoeError
 from pipelines.cli.common import JSON, STUDY_OPTION, study_at
 from pipelines.terminal import echo, echo_json
 
@@ -33,7 +34,7 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
     from moe_core.serving.publication import load
 
     if sum((rollback, list_it, version is not None or force)) > 1:
-        raise ValueError("--rollback, --list and --version (or --force) exclude one another: say one")
+        raise BadSetting("--rollback, --list and --version (or --force) exclude one another: choose one")
     context = study_at(study_file, by="hardmoe publish")
     book = load(context.root)
     refused = False
@@ -51,7 +52,7 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
     if f"mixture {book.published}" in context.takedowns.saw:
         echo("Warning: the published mixture saw posts that were taken down since.", err=True)
     if refused:
-        raise ValueError(f"not published: {book.history[-1].why}; --force publishes it all the same")
+        raise HardmoeError(f"not published: {book.history[-1].why}; --force publishes it all the same")
 
 
 def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "Book":

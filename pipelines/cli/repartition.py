@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Fit the gate again; experts that changed are stale.")
 @STUDY_OPTION
-@click.option("--dry-run", is_flag=True, help="Say what would move and be trained again, and keep all as it is.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show what would move and be trained again; make no changes.",
+)
 @click.option("--renew-trunk", "renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
 @click.option("--until", default="partition", show_default=True, help="Go on to this asset and what it needs.")
 @WORKERS

@@ -1,4 +1,4 @@
-"""Commands that make things: demo, init, run, backfill."""
+"""Commands that build: demo, init, run, backfill."""
 
 from pathlib import Path
 from shlex import quote
@@ -68,7 +68,7 @@ def demo(root: Path, workers: int | None) -> None:
     echo(f"Dagster's UI on this study: hardmoe ui --study {quote(str(study_file))}   (or `make ui`)")
 
 
-@click.command(short_help="Look at a source, write study.toml.")
+@click.command(short_help="Preview a source, write study.toml.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--source",
@@ -111,7 +111,7 @@ def init(
     table: str,
     **settings: str,
 ) -> None:
-    """Says what was found in the source and writes FOLDER/study.toml.
+    """Reports what is in the source and writes FOLDER/study.toml.
 
     Proposes the number of experts, the loss and the share of validation posts from what it saw, with the reasons, and
     writes them, unless --recipe asks for named settings.
@@ -130,14 +130,14 @@ def init(
     by_name = recipe is not None
     recipe = recipe or "small"
     if recipe not in RECIPES:
-        raise ValueError(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
+        raise BadSetting(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
     refuse_bytes(folder.absolute(), "the study")
     checked_home(folder.absolute())
     for option, path in (("source", source), ("images", images), ("table", table)):
         refuse_bytes(path, f"--{option}")
     study_file = folder / "study.toml"
     if study_file.exists() and not force:
-        raise ValueError(f"{study_file} exists: edit it, or say --force to replace it")
+        raise BadSetting(f"{study_file} exists: edit it, or replace it with --force")
     check_owner(study_file)
     kind = kind or guess_format(source)
     found = Source.model_validate(
@@ -203,11 +203,11 @@ def _training_time(study: "Study", seen: "Seen") -> str:
     return line
 
 
-@click.command(short_help="Make everything missing or stale.")
+@click.command(short_help="Build everything missing or stale.")
 @STUDY_OPTION
 @click.option("--until", default=None, help="Stop after this asset and what it needs.")
 @click.option(
-    "--renew-trunk", is_flag=True, help="A new trunk and vocabulary where shards came since, as --force does."
+    "--renew-trunk", is_flag=True, help="Retrain trunk and vocabulary where shards were added since, as --force does."
 )
 @WORKERS
 @FORCE
@@ -226,7 +226,7 @@ def run(
 ) -> None:
     """Everything missing or stale, in order, each asset partition as its own Dagster run.
 
-    Ctrl-C ends it at the last checkpoints; the same command goes on. --json goes with --dry-run.
+    Ctrl-C stops it at the last checkpoints; run the same command to resume. --json goes with --dry-run.
 
     Example: hardmoe run --study cats/study.toml --workers 2
     """
@@ -274,7 +274,7 @@ def backfill(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Trains some experts only, says how each ended, and fails when one did.
+    """Trains some experts only, reports how each ended, and fails when one did.
 
     Ctrl-C stops it at the last checkpoints; run the same command to resume. Two at once train no expert twice.
     --json goes with --dry-run.
@@ -289,7 +289,7 @@ def backfill(
         show_run_plan(context, [context.planner.task(*task) for task in tasks], force, workers, as_json)
         return
     if not chosen:
-        echo("No expert is to be made: nothing to do.")
+        echo("No expert is to be trained: nothing to do.")
         return
     if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
         raise BadSetting(
@@ -303,21 +303,21 @@ def backfill(
 
 def _json_needs_dry_run(as_json: bool, dry_run: bool) -> None:
     if as_json and not dry_run:
-        raise ValueError("--json goes with --dry-run: it is the plan as a document")
+        raise BadSetting("--json goes with --dry-run: it is the plan as a document")
 
 
 def _chosen(context: "Context", experts: str | None, every: bool, states: dict[str, bool]) -> list[str]:
     from pipelines.run.status import states_of
 
     if sum((experts is not None, every, *states.values())) != 1:
-        raise ValueError("say exactly one of --experts, --all, --missing, --stale, --failed")
+        raise BadSetting("choose exactly one of --experts, --all, --missing, --stale, --failed")
     if every:
         return context.experts
     if experts is not None:
         keys = [key.strip() for key in experts.split(",") if key.strip()]
         unknown = [key for key in keys if key not in context.experts]
         if unknown or not keys:
-            raise ValueError(
+            raise BadSetting(
                 f"no expert {', '.join(unknown) or repr(experts)}: wanted some of {', '.join(context.experts)}"
             )
         return keys

@@ -1,0 +1,93 @@
+"""How a command fails: one line for what a user can mend, a traceback for a bug, Ctrl-C in order."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from moe_core.errors import HardmoeError
+from moe_core.text import shown
+from pipelines.terminal import echo
+
+BUG = "This is a bug of hardmoe, not a mistake of yours: please report it, with the lines above, where you got hardmoe"
+LONGEST = 4000  # characters of one message: it may quote a user's file
+
+
+class OneLineErrors(click.Group):
+    """Prints a HardmoeError or an error of the system (disk full, no permission) in one line, with exit code 1.
+
+    Any other exception is a bug and keeps its traceback, as all do where HARDMOE_TRACE is set.
+    """
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _usage_errors_escaped():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _first_interrupt_only(), _usage_errors_escaped():
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                echo("Interrupted. Run the same command to resume.", err=True)
+                ctx.exit(130)
+            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise  # click's own; it ends without a word where the reader of our output has gone
+            except Exception as error:
+                message = _message(error)
+                if message is None:
+                    error.add_note(BUG)
+                if message is None or os.environ.get("HARDMOE_TRACE"):
+                    raise
+                raise click.ClickException(shown(message, LONGEST)) from None
+
+
+def _message(error: Exception) -> str | None:
+    """One line for what a user can mend; None for a bug."""
+    if isinstance(error, FileExistsError) and error.filename:
+        return f"{error.filename} is not a folder, and one is wanted there: move it away"
+    if isinstance(
+        error, HardmoeError | ValueError | OSError
+    ):  # an OSError has the system's word on a disk, a permission, a socket
+        return " ".join(str(error).split())
+    if type(error).__module__.startswith("sqlalchemy"):
+        home = os.environ.get("DAGSTER_HOME", "dagster")
+        return (
+            f"Dagster's database in {shown(home, 300)}: {shown(str(error).splitlines()[0], LONGEST)}: does another "
+            "program hold it, or is its disk full? Then try again"
+        )
+    return None
+
+
+@contextmanager
+def _usage_errors_escaped() -> Iterator[None]:
+    """An error of click's quotes arguments, which a pattern of the shell may have built from file names."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = shown(error.message, LONGEST)  # type: ignore[misc]
+        raise
+
+
+@contextmanager
+def _first_interrupt_only() -> Iterator[None]:
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is to be ignored
+    if ours:
+        signal.signal(signal.SIGINT, interrupt_once)
+    try:
+        yield
+    finally:
+        if ours and signal.getsignal(signal.SIGINT) is interrupt_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interrupt_once(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C or SIGTERM ends the command in order; later ones are ignored, so that it can print a summary."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt

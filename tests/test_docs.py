@@ -1,5 +1,6 @@
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from helpers.pages import PAGES
 from moe_core.data.ingest import REASONS
 from moe_core.recipes import RECIPES
+from moe_core.serving.publication import Decision
 from moe_core.settings import Study, dump_study, load_study
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +95,11 @@ def test_the_readme_is_short_and_names_linux_on_its_first_screen():
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_pages_are_those_of_the_code(page):
     assert (DOCS / page).read_text("utf-8") == PAGES[page](), "write it again: .venv/bin/python tests/helpers/pages.py"
+
+
+def test_every_field_of_a_decision_is_explained():
+    page = (DOCS / "reference/json.md").read_text("utf-8").partition("## published.json")[2]
+    assert [field.name for field in fields(Decision) if f'"{field.name}"' not in page] == []
 
 
 def test_every_reason_of_a_reject_is_explained():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.data.sources import ContentHashes, Shard, Unready, find_shards
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context, Report, silent
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Graph
@@ -60,7 +60,7 @@ def reopened(context: Context, study: Study | None = None) -> Context:
 def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHashes | None = None) -> StudyState:
     """Reads the world once. Writes nothing, unless `hashes`, of the source's files, saves what it learns."""
     files = {asset: frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")}
-    takedowns = Forgotten.load(root)
+    takedowns = Takedowns.load(root)
     snapshot = _or_error(lambda: frozen.load(files["trunk"], root, takedowns))
     current = _or_error(lambda: current_partition.load(files["partition"], root))
     shards, unready = _source(study, hashes or ContentHashes(root / HASHES))

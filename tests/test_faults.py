@@ -17,7 +17,7 @@ import torch
 from helpers.faulty import files, make_all, tasks
 from helpers.kills import study
 from moe_core import failpoints
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.engine.build import build
 from moe_core.engine.stage import Graph
 from moe_core.maintenance.verify import Damage, verify
@@ -295,4 +295,4 @@ def test_a_clock_that_steps_back_changes_nothing(copied, finished_store, monkeyp
     whole, made = make_all(open_study(copied.study, copied.root))
     assert made == []
     assert whole == make_all(open_study(study(), finished_store))[0]
-    assert Forgotten.load(copied.root) == context.takedowns
+    assert Takedowns.load(copied.root) == context.takedowns

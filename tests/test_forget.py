@@ -20,7 +20,7 @@ from helpers.takedown import (
     two_shards,
     write_source,
 )
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.engine.build import build
 from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
@@ -215,7 +215,7 @@ def test_the_list_names_nobody(ingested):
     data = (ingested.root / "forgotten.parquet").read_bytes()
     assert GONE.encode() not in data
     assert b"user-7" not in data
-    book = Forgotten.load(ingested.root)
+    book = Takedowns.load(ingested.root)
     assert book.holds(GONE)
     assert book.holds("another", "user-7")
     assert not book.holds("another", "user-8")
@@ -239,17 +239,17 @@ def test_a_damaged_list_lets_nobody_in(ingested):
 
 
 def test_what_another_takedown_adds_meanwhile_is_not_lost(tmp_path):
-    one = Forgotten.begin(tmp_path, ["a"], [])
-    two = Forgotten.begin(tmp_path, ["b"], ["ann"])
+    one = Takedowns.record(tmp_path, ["a"], [])
+    two = Takedowns.record(tmp_path, ["b"], ["ann"])
     two.save(tmp_path)
     one.finished().save(tmp_path)
-    book = Forgotten.load(tmp_path)
+    book = Takedowns.load(tmp_path)
     assert book.holds("a")
     assert book.holds("b")
     assert book.holds(None, "ann")
     assert book.pending
     two.finished().save(tmp_path)
-    assert not Forgotten.load(tmp_path).pending
+    assert not Takedowns.load(tmp_path).pending
 
 
 def test_a_shard_that_a_takedown_empties_is_no_obstacle(ingested):

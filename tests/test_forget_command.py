@@ -59,8 +59,8 @@ def test_ids_with_line_ends_come_from_json(tmp_path):
         ("ids.json", "a\nb", "is not a readable JSON list"),
         ("ids.json", "[" * 100_000, "is not a readable JSON list"),
         ("ids.jsonl", "a\n", "is not a readable file of JSON strings"),
-        ("ids.json", "[]", "names nobody"),
-        ("ids.txt", "\n \n", "names nobody"),
+        ("ids.json", "[]", "is empty: wanted"),
+        ("ids.txt", "\n \n", "is empty: wanted"),
     ],
 )
 def test_a_file_that_names_nobody_or_is_no_json_is_refused(tmp_path, name, text, why):

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.command import hardmoe
 from helpers.takedown import GONE, files_with, pixels_on_disk, reopen, two_shards
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.engine.build import build
 from moe_core.errors import LockHeld
 from moe_core.maintenance.takedown import forget
@@ -50,7 +50,7 @@ def _killed_at(study, root, point):
     elif point == "before the logs":
         takedown._clear_logs = _die
     elif point == "before it is done":
-        Forgotten.finished = _die
+        Takedowns.finished = _die
     forget(open_study(study, root), ids=[GONE], users=["user-ann"])
 
 
@@ -73,10 +73,10 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert Forgotten.load(root).pending
+    assert Takedowns.load(root).pending
     assert reopen(ingested).find("posts", "a") is None, "nobody reads what is to go"
     forget(reopen(ingested))
-    assert not Forgotten.load(root).pending
+    assert not Takedowns.load(root).pending
     assert files_with(root, b"post-of-ann") == []
     assert files_with(root, pixels_on_disk(0)) == files_with(root, pixels_on_disk(120)) == []
     made = build(reopen(ingested), "posts", "a").artifact
@@ -86,7 +86,7 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
 def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
     with shared(ingested.store.in_use), pytest.raises(LockHeld, match="written down and nothing is removed yet"):
         forget(ingested, ids=[GONE])
-    assert Forgotten.load(ingested.root).pending
+    assert Takedowns.load(ingested.root).pending
     assert files_with(ingested.root, pixels_on_disk(0))
     done = forget(reopen(ingested))
     assert done.posts == 1
@@ -101,6 +101,6 @@ def test_a_run_first_finishes_a_takedown_that_had_to_wait(ingested):
     assert "A takedown is not finished: hardmoe forget" in hardmoe("status", "--study", study_file).stdout
     done = hardmoe("run", "--study", study_file, "--until", "posts")
     assert "1 posts of 1 shards removed" in done.stdout
-    assert not Forgotten.load(ingested.root).pending
+    assert not Takedowns.load(ingested.root).pending
     assert files_with(ingested.root, GONE.encode()) == []
     assert reopen(ingested).need("posts", "a").metadata["reasons"]["forgotten"] == 1

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.publishing import hardmoe, publish, version
 from helpers.two_mixtures import BAD, GOOD, make
-from moe_core.data.takedowns import Entry, Forgotten
+from moe_core.data.takedowns import Entry, Takedowns
 from moe_core.serving import publication
 from moe_core.serving.publication import published_bundle
 from moe_core.settings import dump_study
@@ -64,8 +64,8 @@ def test_the_command_publishes_goes_back_and_lists(root):
 def test_going_back_to_a_mixture_that_saw_forgotten_posts_warns(root):
     file = root / "study.toml"
     good, bad = version(root, GOOD), version(root, BAD)
-    book = Forgotten.load(root).adding("id", ["a post"])
-    book.noting("id", "a post", [], [f"mixture {bad}"])
+    book = Takedowns.load(root).adding("id", ["a post"])
+    book.note("id", "a post", [], [f"mixture {bad}"])
     book.finished().save(root)
     warning = "the published mixture saw posts that were taken down since"
     assert warning in hardmoe("publish", "--study", file, "--version", bad, "--force").output
@@ -156,7 +156,7 @@ def test_a_refusal_says_that_the_published_one_saw_what_was_taken_down(root):
     publish(root, GOOD)
     context = open_study(BAD, root)
     entry = Entry("id", "hash", datetime.now(UTC), saw=(f"mixture {version(root, GOOD)}",), done=True)
-    context.takedowns = Forgotten("salt", {("id", "hash"): entry})
+    context.takedowns = Takedowns("salt", {("id", "hash"): entry})
     found = judge(context, version(root, BAD), version(root, GOOD))
     assert not found.publish
     assert found.why.endswith("; the published one saw posts that were taken down since")

@@ -58,8 +58,8 @@ def test_an_id_across_two_blocks_of_a_file_is_found(tmp_path):
     with open(tmp_path / "log", "wb") as file:
         file.seek(CHUNK - 5)
         file.write(b" post-000123 ")
-    assert Traces(["post-000123"]).says(tmp_path / "log")
-    assert not Traces(["post-000124"]).says(tmp_path / "log")
+    assert Traces(["post-000123"]).occur_in(tmp_path / "log")
+    assert not Traces(["post-000124"]).occur_in(tmp_path / "log")
 
 
 def test_a_long_text_of_a_database_is_found_though_it_is_scattered_over_pages(tmp_path):
@@ -70,8 +70,8 @@ def test_a_long_text_of_a_database_is_found_though_it_is_scattered_over_pages(tm
         database.execute("CREATE TABLE snapshots (body BLOB)")
         database.execute("INSERT INTO snapshots VALUES (?)", (zlib.compress(b'"compressed-1"'),))
     database.close()
-    rows = list(Traces([name]).rows_that_say(tmp_path / "a.db"))
+    rows = list(Traces([name]).rows_with_ids(tmp_path / "a.db"))
     assert [(table, row["run_id"]) for table, row in rows] == [("events", b"r1")]
-    assert Traces([name]).says(tmp_path / "a.db")
-    assert Traces(["compressed-1"]).says(tmp_path / "a.db")
-    assert not Traces(["compressed-2"]).says(tmp_path / "a.db")
+    assert Traces([name]).occur_in(tmp_path / "a.db")
+    assert Traces(["compressed-1"]).occur_in(tmp_path / "a.db")
+    assert not Traces(["compressed-2"]).occur_in(tmp_path / "a.db")

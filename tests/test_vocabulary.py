@@ -154,7 +154,7 @@ def test_a_vocabulary_of_one_users_tags_says_so():
 
 
 def test_no_posts_at_all_is_an_error():
-    with pytest.raises(ValueError, match="no training post is left: look at the rejects"):
+    with pytest.raises(ValueError, match="no training post is left: check the rejects"):
         choose_from(lambda: [], Data())
 
 
@@ -206,7 +206,7 @@ def test_synonym_chains_are_followed_to_their_end(tmp_path):
     [
         ("a = b\nb = c\n\nc = a\n", r"words.txt, line 4: 'c = a' closes a circle: c = a = b = c: remove one line"),
         ("a = b\nb=a\n", r"words.txt, line 2: 'b=a' closes a circle: b = a = b"),
-        ("a = b\na = c\n", r"words.txt, line 2: 'a = c', but a line above says a = b: keep one of them"),
+        ("a = b\na = c\n", r"words.txt, line 2: 'a = c', but an earlier line has a = b: keep one of them"),
         ("a = b\ncat\n", r"words.txt, line 2: 'cat' is not 'written = meant' with a tag on both sides"),
         ("!! = cat\n", r"words.txt, line 1: '!! = cat' is not 'written = meant'"),
     ],

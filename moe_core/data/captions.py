@@ -30,5 +30,5 @@ def hashtags_of_text(column: pl.Expr) -> pl.Expr:
     import polars as pl
 
     chains = column.str.extract_all(_HASHTAGS).list.join(" ")
-    found = chains.str.extract_all(rf"[#＃]{_TAG_CHARACTER}+").list.eval(pl.element().str.strip_chars_start("#＃"))
-    return found.fill_null([])
+    hashtags = chains.str.extract_all(rf"[#＃]{_TAG_CHARACTER}+").list.eval(pl.element().str.strip_chars_start("#＃"))
+    return hashtags.fill_null([])

@@ -3,9 +3,9 @@
 Letters: N posts of a batch, T their tags, R rows of one part, V distinct tags.
 
 A tag of a post becomes one 64-bit number: the tag's code, then half of a hash of the user. Another byte of the hash
-says to which part the number belongs; numbers that are too many for memory lie in files, one a part. All posts of a
+tells to which part the number belongs; numbers that do not fit into memory lie in files, one a part. All posts of a
 user are in one part, so each part is counted by itself (a sort and the lengths of its runs) and the counts of the parts
-add up. Forty bits of hash tell users apart: of a million users of one tag, half a pair is taken for one.
+add up. Forty bits of hash tell users apart: of a million users of one tag, half a pair is not told apart.
 """
 
 import shutil
@@ -24,7 +24,7 @@ PARTS = 256
 
 
 class TagCounter:
-    """Counts canonical tags, each once a post. A post without a user counts as one of its own."""
+    """Counts canonical tags, each once a post. A post without a user counts as a user of its own."""
 
     def __init__(
         self, synonyms: Mapping[str, str] | None = None, scratch: Path | None = None, limit: int = PAIRS_IN_MEMORY
@@ -35,7 +35,7 @@ class TagCounter:
         self._spellings = Spellings()
         self._meant = pl.Series([], dtype=pl.UInt32)  # code of a tag -> code of the tag that is meant
         self._alone_V = np.zeros(1, np.int64)  # posts without a user
-        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []  # keys and parts of the posts with one
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []  # keys and parts of the posts with a user
         self._held = 0
         self._folder: Path | None = None
 
@@ -47,7 +47,7 @@ class TagCounter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, tags: pl.Series, users: pl.Series) -> None:
-        """Posts: lists of canonical tags, each once, and who posted them (null or empty: nobody knows)."""
+        """Posts: lists of canonical tags, each once, and their users (null or empty: unknown)."""
         self.posts += len(tags)
         starts_N1, flat = flattened(tags.cast(pl.List(pl.String)))
         assert not flat.null_count(), "a canonical tag is never null"

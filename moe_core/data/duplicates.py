@@ -1,4 +1,4 @@
-"""Near-duplicates: what a picture looks like in 96 bytes, which of them are one picture, and the groups that follow.
+"""Near-duplicates: signatures of pictures in 96 bytes, which of them are one picture, and the groups that follow.
 
 A signature is a thumbnail: the picture's luma in 8x8 cells and two color differences in 4x4. Two pictures are one
 where their thumbnails agree in every cell after a change of brightness. Those that are compared at all are found by a
@@ -60,8 +60,8 @@ def codes(signatures_NW: np.ndarray) -> np.ndarray:
     out = np.zeros((len(signatures_NW), CODE_BYTES), np.uint8)
     for first in range(0, len(signatures_NW), PAIRS):
         luma = signatures_NW[first : first + PAIRS, :LUMA].reshape(-1, CELLS, CELLS).astype(np.float32)
-        found = (cosine.astype(np.float32) @ luma @ cosine.T.astype(np.float32)).reshape(len(luma), -1)[:, 1:]
-        bits = np.concatenate([found > CLEAR, found < -CLEAR], axis=1)[:, order]
+        waves = (cosine.astype(np.float32) @ luma @ cosine.T.astype(np.float32)).reshape(len(luma), -1)[:, 1:]
+        bits = np.concatenate([waves > CLEAR, waves < -CLEAR], axis=1)[:, order]
         out[first : first + PAIRS] = np.packbits(bits, axis=1)
     return out
 

@@ -1,4 +1,4 @@
-"""What of an image file reaches Pillow: its pixels, its transparency and which way is up; the rest is cut out.
+"""Cuts an image file down to what Pillow needs: pixels, transparency and orientation.
 
 Pillow reads every text, profile and comment, one by one, and refuses pictures over those that it finds too large or too
 short. Files hold up to millions of them.
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 PARTS = 100_000  # chunks, segments or blocks of a file that are walked through; photographs have some dozens
-TEXT = 1 << 20  # bytes of a chunk that may say which way is up
+TEXT = 1 << 20  # bytes of a chunk that may have the orientation
 PNG, GIF, JPEG = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a"), b"\xff\xd8"
 ORIENTED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 LEAST = {0: 2, 2: 6}  # bytes of tRNS for gray and for color
@@ -23,7 +23,7 @@ class TooManyParts(Exception):
 
 
 def slim(data: bytes) -> bytes:
-    """The same picture without what is not needed. Damaged files are passed on from where the damage begins."""
+    """The same picture without what is not needed. A damaged file is kept whole from where the damage begins."""
     walk = _png if data.startswith(PNG) else _gif if data.startswith(GIF) else _jpeg if data.startswith(JPEG) else None
     if walk is None:
         return data
@@ -42,7 +42,7 @@ def slim(data: bytes) -> bytes:
 
 
 def _png(data: bytes) -> Iterator[tuple[int, int]]:
-    """Places of chunks to keep, and empty ones for those that are not kept. Those with a capital are critical."""
+    """Offsets of chunks to keep, and empty ranges for the others. Chunks with a capital are critical."""
     yield 0, 8
     at, oriented = 8, False
     color = data[25] if len(data) > 25 else 0
@@ -53,7 +53,7 @@ def _png(data: bytes) -> Iterator[tuple[int, int]]:
             break
         keep = not data[at + 4] & 0x20 or (kind == b"tRNS" and length >= LEAST.get(color, 0))
         if not keep and not oriented:
-            keep = oriented = length <= TEXT + 1000 and _says_orientation(kind, data[at + 8 : at + 8 + length])
+            keep = oriented = length <= TEXT + 1000 and _has_orientation(kind, data[at + 8 : at + 8 + length])
         yield (at, stop) if keep else (at, at)
         at = stop
         if kind == b"IEND":
@@ -61,8 +61,8 @@ def _png(data: bytes) -> Iterator[tuple[int, int]]:
     yield at, len(data)
 
 
-def _says_orientation(kind: bytes, body: bytes) -> bool:
-    """Whether Pillow finds in a chunk which way is up, and in bounds."""
+def _has_orientation(kind: bytes, body: bytes) -> bool:
+    """Whether Pillow finds the orientation in a chunk, within bounds."""
     if kind == b"eXIf":
         return True
     if kind not in (b"tEXt", b"zTXt", b"iTXt") or not body.startswith(ORIENTED):
@@ -82,12 +82,12 @@ def _says_orientation(kind: bytes, body: bytes) -> bool:
 
 
 def _jpeg(data: bytes) -> Iterator[tuple[int, int]]:
-    """Places of segments to keep: tables and frames, Adobe's mark of the colors, the first EXIF and XMP."""
+    """Offsets of segments to keep: tables and frames, Adobe's mark of the colors, the first EXIF and XMP."""
     yield 0, 2
     at, seen = 2, set[bytes]()
     while True:
-        found = data.find(b"\xff", at)
-        code = NOT_FF.search(data, found) if found >= 0 else None
+        start_of_marker = data.find(b"\xff", at)
+        code = NOT_FF.search(data, start_of_marker) if start_of_marker >= 0 else None
         if code is None:
             return
         start, marker = code.start() - 1, data[code.start()]
@@ -115,11 +115,11 @@ def _jpeg(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _gif(data: bytes) -> Iterator[tuple[int, int]]:
-    """Places of the blocks before the first picture: how it is drawn is kept, comments are not."""
+    """Offsets of the blocks before the first picture: how to draw it is kept, comments are not."""
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     yield 0, min(at, len(data))
-    while (found := GIF_BLOCK.search(data, at)) is not None:
-        at = start = found.start()
+    while (block := GIF_BLOCK.search(data, at)) is not None:
+        at = start = block.start()
         if data[start] != 0x21:
             yield start, len(data)
             return

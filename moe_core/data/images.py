@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from moe_core.data.headers import TooManyParts, slim
+from moe_core.errors import CorruptArtifact
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP")
 REASONS = {
@@ -26,11 +27,11 @@ REASONS = {
     "too_narrow": "one side more than 20 times the other: the middle square would show nothing of it",
     "uniform": "one color all over the square that is kept (data.reject_uniform)",
 }
-# Of the file as it says itself, looked at before anything is decoded. A decoded pixel takes 4 bytes; with its copies
-# and a progressive JPEG's coefficients up to 12, or 20 for WebP: so each file stays below 1 GB.
+# Limits on what a file's header declares, checked before anything is decoded. A decoded pixel takes 4 bytes; with its
+# copies and a progressive JPEG's coefficients up to 12, or 20 for WebP: so each file stays below 1 GB.
 MAX_PIXELS = {"JPEG": 64_000_000, "PNG": 64_000_000, "GIF": 64_000_000, "BMP": 64_000_000}
 MAX_PIXELS |= {"WEBP": 32_000_000, "AVIF": 32_000_000}
-MAX_SCANS = 20  # of a progressive JPEG of MAX_PIXELS, and in proportion more of a smaller one; encoders write about ten
+MAX_SCANS = 20  # of a progressive JPEG of MAX_PIXELS, and in proportion more of a smaller one; encoders write ten or so
 MAX_RLE = 8 << 20  # bytes of a BMP that is run-length encoded, which Pillow decodes in Python, 4 MB a second
 MAX_ASPECT = 20
 LARGE = 8_000_000  # decoded pixels from which files are decoded one at a time, whatever the number of threads
@@ -64,7 +65,7 @@ _large = threading.Lock()
 
 
 class Rejected(Exception):
-    """A post that is not used. `reason` is one of a few words that can be counted."""
+    """An image that is not used. `reason` is a key of REASONS."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -83,7 +84,7 @@ class Picture:
 
 
 class Quiet:
-    """Pillow's warnings unheard while inside. Warning filters belong to the process, so threads share one change."""
+    """Ignores Pillow's warnings inside. Warning filters belong to the process, so threads share one change."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -137,7 +138,7 @@ def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = Fal
 def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
     """What is stored of `size` squared RGB pixels; `store` is data.store.
 
-    What is 3 * size * size bytes long is raw pixels, anything else a file: so readers need not be told.
+    What is 3 * size * size bytes long is raw pixels, anything else a file: a reader tells them apart by that.
     """
     kind = ("raw" if size <= RAW_UP_TO else "jpeg") if store == "auto" else store
     if kind == "raw":
@@ -153,18 +154,18 @@ def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
 
 
 def pixels_of(stored: bytes, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 of what `encode` made. Raises ValueError for anything else."""
+    """(size, size, 3) uint8 of what `encode` made. Raises CorruptArtifact for anything else."""
     if len(stored) == 3 * size * size:
         return np.frombuffer(stored, np.uint8).reshape(size, size, 3)
     try:
         with Image.open(io.BytesIO(stored), formats=("JPEG", "PNG", "WEBP")) as image:
             if image.size != (size, size):
-                raise ValueError(
+                raise CorruptArtifact(
                     f"a stored picture is {image.width}x{image.height}, wanted {size}x{size}: ingest again"
                 )
             return np.asarray(image.convert("RGB"))
     except OSError as error:
-        raise ValueError(
+        raise CorruptArtifact(
             f"a stored picture of {len(stored)} bytes is neither raw {size}x{size} pixels nor a file ({error}): "
             "ingest again"
         ) from None
@@ -175,8 +176,8 @@ def resized(images_NHWC: np.ndarray, size: int) -> np.ndarray:
     if images_NHWC.shape[1] == size:
         return images_NHWC
     square = (size, size)
-    found = [np.asarray(Image.fromarray(one).resize(square, Image.Resampling.BICUBIC)) for one in images_NHWC]
-    return np.stack(found) if found else np.empty((0, *square, 3), np.uint8)
+    small = [np.asarray(Image.fromarray(image).resize(square, Image.Resampling.BICUBIC)) for image in images_NHWC]
+    return np.stack(small) if small else np.empty((0, *square, 3), np.uint8)
 
 
 def contact_sheet(images_NHWC: np.ndarray, columns: int, side: int) -> bytes:
@@ -228,11 +229,11 @@ def _open(data: bytes, min_side: int) -> tuple[ImageFile.ImageFile, str]:
     if kind == "BMP" and len(data) > MAX_RLE and image.info.get("compression") in (1, 2):
         raise Rejected("too_large", f"{len(data):,} bytes of run lengths")
     if kind == "PNG":
-        _of_eight_bits(image, depth=data[24])
+        _to_eight_bits(image, depth=data[24])
     return image, kind
 
 
-def _of_eight_bits(image: ImageFile.ImageFile, depth: int) -> None:
+def _to_eight_bits(image: ImageFile.ImageFile, depth: int) -> None:
     """Pillow reads pixels of a PNG as 8 bits (but for gray of 16), and its transparent color as it is written."""
     clear = image.info.get("transparency")
     if isinstance(clear, tuple):
@@ -247,11 +248,11 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
         image.load()
         if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # Pillow would clip all above 255 to white
             gray = np.asarray(image).astype(np.uint16)
-            found = Image.fromarray((gray >> 8).astype(np.uint8))
+            eight_bits = Image.fromarray((gray >> 8).astype(np.uint8))
             if (clear := image.info.get("transparency")) is None:
-                return found
+                return eight_bits
             alpha = Image.fromarray(np.where(gray == clear, 0, 255).astype(np.uint8))
-            return Image.merge("RGBA", (found, found, found, alpha))
+            return Image.merge("RGBA", (eight_bits, eight_bits, eight_bits, alpha))
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             return image.convert("RGBA")
         return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
@@ -260,7 +261,7 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square, resized while it is still in few channels, then put on white where it is transparent."""
+    """The middle square, resized while it has few channels, and put on white where it is transparent."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     square = image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
@@ -272,12 +273,12 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF or XMP says; 1 where nothing does or it cannot be read: the pixels are good all the same."""
+    """1 to 8, from EXIF or XMP; 1 where neither has it or it cannot be read, since the pixels are good all the same."""
     if not {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & image.info.keys():
         return 1
     try:
-        said = image.getexif().get(0x0112, 1)
-        return said if isinstance(said, int) else 1
+        orientation = image.getexif().get(0x0112, 1)
+        return orientation if isinstance(orientation, int) else 1
     except Exception:
         return 1
 

@@ -1,6 +1,6 @@
-"""From a shard as written to posts and rejects: every row read ends in exactly one of the two.
+"""Ingests a shard as written into posts and rejects: every row read ends in exactly one of the two.
 
-Three things go on at once: one thread reads the source and judges ids and tags a batch at a time, by column; others
+Three things happen at once: one thread reads the source and checks ids and tags a batch at a time, by column; others
 decode chunks of its rows; lance writes. What is in flight is bounded, so memory does not grow with the shard.
 """
 
@@ -22,6 +22,7 @@ from moe_core.data.duplicates import SIGNATURE_BYTES, signature
 from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_lists
 from moe_core.data.takedowns import MAX_ID
+from moe_core.errors import BadSource
 from moe_core.settings import Data
 from moe_core.store.layout import Layout
 from moe_core.tables import copied, count_rows, replace_rows
@@ -69,7 +70,7 @@ REASONS = {
 MAX_DETAIL = 200  # characters
 MAX_TAGS, MAX_TAG_BYTES = 1000, 100_000  # of one post
 TAGS_OF_REJECTED, TAG_OF_REJECTED = 20, 100  # tags, and characters of each, kept of a post with too many
-FIRST, LAST = pl.datetime(1826, 1, 1), pl.datetime(2100, 1, 1)  # a clock that shows another time says nothing
+FIRST, LAST = pl.datetime(1826, 1, 1), pl.datetime(2100, 1, 1)  # outside of these years a camera's clock was wrong
 EXAMPLES = 3  # rejects of each reason that are named
 REPORT_ROWS = 1000  # a report may cost a write to the disk
 CHUNK_ROWS, CHUNK_BYTES = 128, 8 << 20  # of image files, decoded by one thread in one go
@@ -86,7 +87,7 @@ class Example:
 
 @dataclass
 class Count:
-    """Of one shard: read = accepted + the sum of the reasons."""
+    """Counts of one shard: read = accepted + the sum of the reasons."""
 
     read: int = 0
     accepted: int = 0
@@ -122,10 +123,10 @@ def ingest(
 ) -> Ingested:
     """Replaces the shard's rows in posts.lance and rejects.lance under `root`, in versions that `lance_tags` name.
 
-    `threads` decode. Posts that are `forgotten` (id, user) leave a rejected row that says nothing else of them.
-    Raises ValueError, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected; they
-    can then be looked at in the newest version of rejects.lance. Raises RuntimeError when a row was lost. `report` is
-    told how many posts were read so far. The result is the same for any number of threads.
+    `threads` decode. Posts that are `forgotten` (id, user) leave a rejected row with nothing else of them.
+    Raises TooManyRejected, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected;
+    the newest version of rejects.lance has them. Raises RuntimeError when a row was lost. `report` is given the number
+    of posts read so far. The result is the same for any number of threads.
     """
     count, layout = Count(), Layout(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def ingest(
             )
         except TooManyRejected as error:
             version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches())
-            raise ValueError(f"{error}; all of them are in version {version} of {layout.rejects_table}") from None
+            raise TooManyRejected(f"{error}; all of them are in version {version} of {layout.rejects_table}") from None
         rejects_version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches(), lance_tags)
     return Ingested(count, posts_version, rejects_version)
 
@@ -152,8 +153,8 @@ def stored_counts(root: Path, shard: str, posts_version: int | str, rejects_vers
     )
 
 
-class TooManyRejected(ValueError):
-    """More than data.max_reject_rate."""
+class TooManyRejected(BadSource):
+    """More of a shard is rejected than data.max_reject_rate allows."""
 
 
 def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: Count) -> Iterator[pa.RecordBatch]:
@@ -169,20 +170,20 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
     if count.rejected - count.reasons["forgotten"] > data.max_reject_rate * count.read:
         why = ", ".join(f"{reason} {n}" for reason, n in count.reasons.most_common())
         named = [
-            f"row {one.position}: {reason}"
+            f"row {example.position}: {reason}"
             for reason, _ in count.reasons.most_common(EXAMPLES)
-            for one in count.examples[reason][:1]
+            for example in count.examples[reason][:1]
         ]
         raise TooManyRejected(
             f"shard {shard}: {count.rejected} of {count.read} posts rejected ({why}; for example "
             f"{'; '.join(named)}), more than data.max_reject_rate = {data.max_reject_rate}: "
-            "look at the source, or raise the setting"
+            "check the source, or raise the setting"
         )
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a shard: what their text says, and their image files."""
+    """Some rows of a shard: their text, checked, and their image files."""
 
     text: pl.DataFrame  # position, id, written, tags, user, taken_at, given, reason (null: none so far), detail
     files: pa.Array  # binary
@@ -191,7 +192,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Converted:
-    """Of each row of a chunk: the stored image and what its file was, or why there is none."""
+    """For each row of a chunk the stored image and what its file was, or why there is none."""
 
     image: list[bytes | None]
     width: list[int]
@@ -212,7 +213,7 @@ def _accept(
     threads: int,
 ) -> Iterator[pa.RecordBatch]:
     """Accepted posts in their order; rejected ones go to `rejects`, and all are counted."""
-    seen, told = _Seen(), 0
+    seen, reported = _Seen(), 0
     waiting: deque[tuple[Chunk, Future[Converted]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
@@ -221,9 +222,9 @@ def _accept(
             waiting.append((chunk, pool.submit(_convert, chunk, data)))
             if len(waiting) > 2 * threads:
                 yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
-            if chunk.read >= told + REPORT_ROWS:
-                told = chunk.read
-                report(told)
+            if chunk.read >= reported + REPORT_ROWS:
+                reported = chunk.read
+                report(reported)
         while waiting:
             yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
         report(count.read)
@@ -232,9 +233,9 @@ def _accept(
 
 
 def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Chunks, each read while the one before it is used.
+    """Chunks, each read while the chunk before it is used.
 
-    All by one thread: lance asks for batches from several of its own, and each would keep memory of what it read.
+    One thread reads them all: lance asks for batches from several threads, each of which would keep memory.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
         future = pool.submit(next, chunks, None)
@@ -246,7 +247,7 @@ def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 def _chunks(
     batches: Iterable[pa.RecordBatch], data: Data, forgotten: Callable[[str | None, str | None], bool] | None
 ) -> Iterator[Chunk]:
-    """Rows with their text judged, in slices that one thread decodes."""
+    """Rows with their text checked, in slices that one thread decodes."""
     read = 0
     for batch in batches:
         text, files = _text(batch, read, data), batch["image"]
@@ -264,7 +265,7 @@ def _chunks(
 
 
 def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
-    """What can be said of rows without their images. The first reason that holds is the one given."""
+    """Checks rows without their images. The first reason that holds is given."""
     names = [
         name for name in ("id", "tags", "user", "taken_at", "split", "reason", "detail") if name in batch.schema.names
     ]
@@ -282,18 +283,18 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         pl.when("many").then(short).otherwise("written").alias("written"),
         pl.format("{} tags, {} bytes", pl.col("written").list.len(), bytes_in_tags).alias("many_detail"),
     )
-    said = pl.col("split").str.strip_chars().str.to_lowercase().fill_null("")
+    given = pl.col("split").str.strip_chars().str.to_lowercase().fill_null("")
     usable = rows.select(pl.when(~pl.col("many")).then("written").alias("tags")).to_series()
     rows = rows.with_columns(
         canonical_lists(usable, data.accents).alias("tags"),
-        said.replace_strict(GIVEN, default=None, return_dtype=pl.String).alias("given"),
-        said.alias("said"),
+        given.replace_strict(GIVEN, default=None, return_dtype=pl.String).alias("given"),
+        given.alias("given_text"),
         pl.when(pl.col("taken_at").is_between(FIRST, LAST, closed="left")).then("taken_at").alias("taken_at"),
     )
     no_tags = pl.col("tags").list.len() == 0
     none_written = pl.col("written").list.len().fill_null(0) == 0
     characters = pl.col("id").str.len_chars()
-    judged = (
+    checks = (
         (pl.col("reason").fill_null("") != "", pl.col("reason"), pl.col("detail")),
         (pl.col("id").str.strip_chars().fill_null("") == "", pl.lit("no_id"), pl.lit("")),
         (characters > MAX_ID, pl.lit("bad_id"), pl.format("{} characters", characters)),
@@ -301,7 +302,7 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         (pl.col("many"), pl.lit("too_many_tags"), pl.col("many_detail")),
         (no_tags & none_written, pl.lit("no_tags"), pl.lit("none written")),
         (no_tags, pl.lit("no_tags"), pl.lit("none left of those written")),
-        (pl.col("given").is_null() & (pl.col("said") != ""), pl.lit("bad_split"), pl.col("split").str.head(50)),
+        (pl.col("given").is_null() & (pl.col("given_text") != ""), pl.lit("bad_split"), pl.col("split").str.head(50)),
     )
     return rows.select(
         "position",
@@ -311,24 +312,24 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         "user",
         "taken_at",
         "given",
-        pl.coalesce(pl.when(holds).then(reason) for holds, reason, _ in judged).alias("reason"),
-        pl.coalesce(pl.when(holds).then(detail.fill_null("")) for holds, _, detail in judged)
+        pl.coalesce(pl.when(holds).then(reason) for holds, reason, _ in checks).alias("reason"),
+        pl.coalesce(pl.when(holds).then(detail.fill_null("")) for holds, _, detail in checks)
         .str.head(MAX_DETAIL)
         .alias("detail"),
     )
 
 
 def _without(text: pl.DataFrame, forgotten: Callable[[str | None, str | None], bool]) -> pl.DataFrame:
-    """The same with nothing but a reason left of the rows that are forgotten."""
+    """Leaves nothing but a reason of the rows that are forgotten."""
     gone = pl.Series([forgotten(*row) for row in text.select("id", "user").iter_rows()], dtype=pl.Boolean)
     emptied = [pl.when(~gone).then(pl.col(name)).alias(name) for name in text.columns if name != "position"]
-    said = pl.when(gone).then(pl.lit("forgotten")).otherwise("reason").alias("reason")
-    return text.with_columns(emptied).with_columns(said)
+    reason = pl.when(gone).then(pl.lit("forgotten")).otherwise("reason").alias("reason")
+    return text.with_columns(emptied).with_columns(reason)
 
 
 def _convert(chunk: Chunk, data: Data) -> Converted:
-    """Decodes what its text did not rule out. A mistake of ours on one file costs that row, and is counted."""
-    made = Converted([], [], [], [], [], [], [])
+    """Decodes the rows that have no reason yet. A bug of ours on one file costs that row, and is counted."""
+    converted = Converted([], [], [], [], [], [], [])
     pixels, black = [], bytes(3 * data.image_size**2)
     for number, before in enumerate(chunk.text["reason"]):
         stored, picture, reason, detail = None, _NOTHING, None, ""
@@ -343,16 +344,16 @@ def _convert(chunk: Chunk, data: Data) -> Converted:
                 raise
             except Exception as error:
                 reason, detail = "internal_error", f"{type(error).__name__}: {error}"[:MAX_DETAIL]
-        made.image.append(stored)
-        made.width.append(picture.width)
-        made.height.append(picture.height)
-        made.format.append(picture.format)
+        converted.image.append(stored)
+        converted.width.append(picture.width)
+        converted.height.append(picture.height)
+        converted.format.append(picture.format)
         pixels.append(picture.pixels or black)
-        made.reason.append(reason)
-        made.detail.append(detail)
-    look_BW = signature(np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, data.image_size, data.image_size, 3))
-    made.signature.extend(row.tobytes() for row in look_BW)
-    return made
+        converted.reason.append(reason)
+        converted.detail.append(detail)
+    signature_BW = signature(np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, data.image_size, data.image_size, 3))
+    converted.signature.extend(row.tobytes() for row in signature_BW)
+    return converted
 
 
 _NOTHING = images.Picture(b"", 0, 0, "")
@@ -362,10 +363,10 @@ def _sorted_out(
     shard: str, chunk: Chunk, future: "Future[Converted]", seen: "_Seen", count: Count, rejects: "_Rejects"
 ) -> Iterator[pa.RecordBatch]:
     """The accepted posts of a chunk, counted; the others are passed to `rejects`."""
-    made = future.result()
+    converted = future.result()
     rows = chunk.text.with_columns(
-        pl.coalesce("reason", pl.Series(made.reason, dtype=pl.String)).alias("reason"),
-        pl.coalesce("detail", pl.Series(made.detail, dtype=pl.String)).alias("detail"),
+        pl.coalesce("reason", pl.Series(converted.reason, dtype=pl.String)).alias("reason"),
+        pl.coalesce("detail", pl.Series(converted.detail, dtype=pl.String)).alias("detail"),
     )
     good_N = rows["reason"].is_null().to_numpy()
     good_N[good_N] = seen.add(rows["id"].filter(good_N))
@@ -383,7 +384,7 @@ def _sorted_out(
     columns = {name: _arrow(kept[name]) for name in ("position", "id", "written", "tags", "user", "taken_at", "given")}
     columns |= {"shard": pa.repeat(shard, len(kept))}
     for name in ("image", "width", "height", "format", "signature"):
-        columns[name] = pa.array(getattr(made, name), POSTS.field(name).type).filter(mask)
+        columns[name] = pa.array(getattr(converted, name), POSTS.field(name).type).filter(mask)
     count.accepted += len(kept)
     yield pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in POSTS], schema=POSTS)
 
@@ -436,7 +437,7 @@ class _Rejects:
 
 
 def _shown(text: str) -> str:
-    """For a terminal or a page: short, and without control characters. The table keeps what was there."""
+    """Text for a terminal or a page: short, without control characters. The table keeps it as it was."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text[:80])
 
 

@@ -15,6 +15,7 @@ import torch
 from moe_core import threads
 from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
+from moe_core.errors import CorruptArtifact
 from moe_core.store.layout import Layout
 from moe_core.tables import locate, read_rows, scan_rows, take_rows
 from moe_core.training.batches import Posts
@@ -47,9 +48,9 @@ class StoredImages:
 
     def read(self, rows_B: np.ndarray) -> np.ndarray:
         order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
-        found = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
+        images = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
-        out_BHWC[order_B] = _pixels(found, self.size)
+        out_BHWC[order_B] = _pixels(images, self.size)
         return out_BHWC
 
 
@@ -90,19 +91,19 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
 
 
 def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
-    """The images of all the posts, in the one order; none is read yet."""
+    """The images of all the posts, in the study's order; none is read yet."""
     path = Layout(root).posts_table
-    found = locate(path, [(place.shard, place.version) for place in places])
-    return StoredImages(path, found.version, found.offsets_N, size)
+    located = locate(path, [(place.shard, place.version) for place in places])
+    return StoredImages(path, located.version, located.offsets_N, size)
 
 
 def open_posts(
     root: Path, places: Sequence[Place], labels: Labels, size: int, rows_M: np.ndarray | None = None
 ) -> Posts:
-    """The posts, or those at `rows_M` of the one order, with images that are read when they are wanted."""
+    """The posts, or those at `rows_M` of the study's order, with images that are read when they are wanted."""
     images = open_images(root, places, size)
     if len(images) != len(labels.starts_N1) - 1:
-        raise ValueError(
+        raise CorruptArtifact(
             f"hashtags of {len(labels.starts_N1) - 1} posts, {images.path} holds {len(images)}: "
             "were posts ingested meanwhile?"
         )

@@ -1,7 +1,7 @@
 """Which post is for training, choosing, testing or routing: by hash, so that new posts do not move an old one.
 
 What is placed is a group of near-duplicates, by the user (or id) of its first post. A post that stands alone is a group
-of one, so the posts of a user lie together, but for those that repeat another's earlier post: they go with that.
+of one, so the posts of a user lie together, except those that repeat another's earlier post: they go with that.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ _RANK = {
     "router": 1,
     "validation": 2,
     "test": 3,
-}  # of two given splits with one picture the higher keeps it
+}  # a picture in two given splits stays in the higher
 
 
 def place_of(unit: str) -> float:
     """Where a user or id lies between 0 and 1."""
-    found = hashlib.blake2b(unit.encode(), digest_size=8, person=b"hardmoe-split").digest()
-    return int.from_bytes(found) / 2**64
+    digest = hashlib.blake2b(unit.encode(), digest_size=8, person=b"hardmoe-split").digest()
+    return int.from_bytes(digest) / 2**64
 
 
 def first_of_each_id(ids: pl.Series) -> np.ndarray:
@@ -80,10 +80,10 @@ def assign(posts: pl.DataFrame, group_N: np.ndarray, data: Data) -> pl.Series:
 
 def _cut(bounds: dict[str, float]) -> pl.Expr:
     """The first name whose bound lies above the place, else train."""
-    found: Any = pl
+    chain: Any = pl
     for name, bound in bounds.items():
-        found = found.when(pl.col("place") < bound).then(pl.lit(name))
-    expression: pl.Expr = found.otherwise(pl.lit("train"))
+        chain = chain.when(pl.col("place") < bound).then(pl.lit(name))
+    expression: pl.Expr = chain.otherwise(pl.lit("train"))
     return expression
 
 
@@ -110,13 +110,13 @@ def users_apart(posts: pl.DataFrame) -> int:
 
 
 def across(split: pl.Series, given: pl.Series, number_N: np.ndarray) -> tuple[int, int]:
-    """(pictures in several splits by our fault, by the source's own giving); posts of one number are one picture."""
-    found = (
+    """(pictures that we put into several splits, that the source did); posts of one number are one picture."""
+    apart = (
         pl.DataFrame({"split": split, "given": given, "number": number_N})
         .filter(pl.col("split") != "dropped")
         .group_by("number")
         .agg(pl.col("split").n_unique().alias("splits"), pl.col("given").drop_nulls().n_unique().alias("own"))
         .filter(pl.col("splits") > 1)
     )
-    own = found.filter(pl.col("own") > 1).height
-    return found.height - own, own
+    own = apart.filter(pl.col("own") > 1).height
+    return apart.height - own, own

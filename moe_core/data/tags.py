@@ -53,7 +53,7 @@ def canonical(column: pl.Expr, accents: Accents = "keep") -> pl.Expr:
 
 
 def canonical_lists(written: pl.Series, accents: Accents = "keep") -> pl.Series:
-    """Of each post's tags the canonical forms, each once, in the order of first appearance; [] where there is none."""
+    """The canonical forms of each post's tags, each once, in the order of first appearance; [] where there is none."""
     written = written.cast(pl.List(pl.String))
     spellings, forms = Spellings(), Spellings()
     starts_N1, flat = flattened(written)

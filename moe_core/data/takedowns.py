@@ -1,6 +1,6 @@
 """forgotten.parquet in the study's root: what was taken down, as salted hashes, so that no ingest brings it back.
 
-The list names nobody: it holds SHA-256 of salt and id or user. Who has the file and a candidate can still test it.
+The list has no names: it holds SHA-256 of salt and id or user. With the file, a candidate can still be tested.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from moe_core.errors import BadSetting, CorruptArtifact
 from moe_core.store.files import fsync, part_of
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
@@ -30,20 +31,20 @@ class Entry:
     hash: str
     at: datetime
     shards: tuple[str, ...] = ()  # where its posts lay
-    saw: tuple[str, ...] = ()  # networks made from them: "expert:e003 <version>"
+    saw: tuple[str, ...] = ()  # networks trained on them: "expert:e003 <version>"
     done: bool = False  # nothing of it is left in the stores
 
 
 @dataclass(frozen=True)
-class Forgotten:
-    """The list."""
+class Takedowns:
+    """The list of a study's takedowns."""
 
     salt: str = ""
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, root: Path) -> "Forgotten":
-        """Raises ValueError for a file that is not one: an unreadable list must not let posts back in."""
+    def load(cls, root: Path) -> "Takedowns":
+        """Raises CorruptArtifact for another file: an unreadable list must not let posts back in."""
         path = Layout(root).takedowns
         if not path.exists():
             return cls()
@@ -58,25 +59,25 @@ class Forgotten:
                 Entry(r["kind"], r["hash"], r["at"], tuple(r["shards"]), tuple(r["saw"]), r["done"]) for r in rows
             ]
         except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not readable ({error}): restore it from a backup") from None
+            raise CorruptArtifact(f"{path} is not readable ({error}): restore it from a backup", path) from None
         return cls(salt, {(e.kind, e.hash): e for e in entries})
 
     @classmethod
-    def begin(cls, root: Path, ids: Iterable[str], users: Iterable[str]) -> "Forgotten":
-        """The list on the disk with more in it. Of two at once neither loses what the other adds."""
+    def record(cls, root: Path, ids: Iterable[str], users: Iterable[str]) -> "Takedowns":
+        """Adds to the list on the disk, and returns it; two processes at once lose nothing of each other."""
         with exclusive(Layout(root).takedowns_lock):
-            book = cls.load(root).adding("id", ids).adding("user", users)
-            if book.entries:
-                book._write(root)
-            return book
+            takedowns = cls.load(root).adding("id", ids).adding("user", users)
+            if takedowns.entries:
+                takedowns._write(root)
+            return takedowns
 
     def save(self, root: Path) -> None:
-        """Notes on the disk what is known here; what others added meanwhile stays."""
+        """Merges this list into that on the disk, which others may have changed meanwhile."""
         with exclusive(Layout(root).takedowns_lock):
-            entries = dict(Forgotten.load(root).entries)
+            entries = dict(Takedowns.load(root).entries)
             for key, entry in self.entries.items():
-                there = entries.get(key, entry)
-                shards, saw = {*there.shards, *entry.shards}, {*there.saw, *entry.saw}
+                on_disk = entries.get(key, entry)
+                shards, saw = {*on_disk.shards, *entry.shards}, {*on_disk.saw, *entry.saw}
                 entries[key] = replace(entry, shards=tuple(sorted(shards)), saw=tuple(sorted(saw)))
             replace(self, entries=entries)._write(root)
 
@@ -119,8 +120,8 @@ class Forgotten:
     def _holds(self, kind: Kind, text: str | None) -> bool:
         return bool(text) and (kind, self.hash(kind, str(text))) in self.entries
 
-    def adding(self, kind: Kind, texts: Iterable[str]) -> "Forgotten":
-        """With more of a kind."""
+    def adding(self, kind: Kind, texts: Iterable[str]) -> "Takedowns":
+        """The list with more ids or users."""
         grown = replace(self, salt=self.salt or secrets.token_hex(16), entries=dict(self.entries))
         now = datetime.now(UTC)
         for text in texts:
@@ -128,8 +129,8 @@ class Forgotten:
             grown.entries.setdefault(key, Entry(kind, key[1], now))
         return grown
 
-    def noting(self, kind: Kind, text: str, shards: Iterable[str], saw: Iterable[str]) -> None:
-        """Adds to an entry where its posts lie and what saw them; it is not done then, whatever was said before."""
+    def note(self, kind: Kind, text: str, shards: Iterable[str], saw: Iterable[str]) -> None:
+        """Adds to an entry where its posts lie and what was trained on them; it is not done until that is cleared."""
         key = (kind, self.hash(kind, text))
         entry = self.entries.get(key) or Entry(kind, key[1], datetime.now(UTC))
         self.entries[key] = replace(
@@ -144,44 +145,44 @@ class Forgotten:
         entry = self.entries.get((kind, self.hash(kind, text)))
         return entry.shards if entry else ()
 
-    def finished(self) -> "Forgotten":
+    def finished(self) -> "Takedowns":
         return replace(self, entries={key: replace(entry, done=True) for key, entry in self.entries.items()})
 
     @property
     def pending(self) -> bool:
-        """Whether a takedown was begun and not ended."""
+        """Whether a takedown was started and not finished."""
         return not all(entry.done for entry in self.entries.values())
 
     @property
     def saw(self) -> set[str]:
-        """All networks that were made from posts that are forgotten now."""
+        """All networks that were trained on posts that are taken down now."""
         return {name for entry in self.entries.values() for name in entry.saw}
 
-    def digest_of(self, shard: str) -> str:
-        """Names what is forgotten of a shard; empty where that is nothing."""
-        found = sorted(f"{kind} {hash}" for (kind, hash), entry in self.entries.items() if shard in entry.shards)
-        return content_hash(found) if found else ""
+    def hash_of(self, shard: str) -> str:
+        """Hash of what is taken down of a shard; empty where that is nothing."""
+        of_shard = sorted(f"{kind} {hash}" for (kind, hash), entry in self.entries.items() if shard in entry.shards)
+        return content_hash(of_shard) if of_shard else ""
 
 
 def lines_of(path: Path) -> list[str]:
     """The ids or users of a file, each once: lines; a `.json` list, or a `.jsonl` of one JSON string a line, for those
-    with line ends or odd spaces. Raises ValueError for a file that cannot be read or names none."""
+    with line ends or odd spaces. Raises BadSetting for a file that cannot be read or is empty."""
     kind = path.suffix.lower()
     try:
         text = path.read_text("utf-8-sig")
         if kind == ".json":
-            found = json.loads(text)
+            names = json.loads(text)
         elif kind in (".jsonl", ".ndjson"):
-            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+            names = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
-            found = [line for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip()]
+            names = [line for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
         what = {".json": "JSON list", ".jsonl": "file of JSON strings", ".ndjson": "file of JSON strings"}.get(
             kind, "text file of one id or user a line"
         )
-        raise ValueError(f"{path} is not a readable {what}: {error}") from None
-    if not isinstance(found, list) or any(isinstance(one, bool) or not isinstance(one, str | int) for one in found):
-        raise ValueError(f"{path}: wanted a JSON list of strings (.json), or one JSON string a line (.jsonl)")
-    if not found:
-        raise ValueError(f"{path} names nobody: wanted one id or user a line")
-    return list(dict.fromkeys(str(one) for one in found))
+        raise BadSetting(f"{path} is not a readable {what}: {error}") from None
+    if not isinstance(names, list) or any(isinstance(name, bool) or not isinstance(name, str | int) for name in names):
+        raise BadSetting(f"{path}: wanted a JSON list of strings (.json), or one JSON string a line (.jsonl)")
+    if not names:
+        raise BadSetting(f"{path} is empty: wanted one id or user a line")
+    return list(dict.fromkeys(str(name) for name in names))

@@ -1,11 +1,11 @@
-"""Whether a file says one of some ids, as they are or escaped: what is left of posts that were taken down.
+"""Finds ids in files, as they are or escaped: what is left of posts that were taken down.
 
-Looked for are the text itself and what encoders make of it: JSON (also JSON within JSON), Python's repr, percent
+It searches for the text itself and for what encoders make of it: JSON (also JSON within JSON), Python's repr, percent
 encoding, HTML's character references, UTF-16 after its mark, and the beginning with an ellipsis that is shown of a long
 id. Both sides are brought to one form, so that how an id was escaped, and how often, does not matter.
 
 An id is found as a whole: `12345-a` is not found in `12345-ab`, `x12345-a` or `12345-a_b`. Ids that cannot be told from
-other text are not looked for in files (`telling`): fewer than six bytes of ASCII, and plain words.
+other text are not searched for in files (`telling`): fewer than six bytes of ASCII, and plain words.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _ENTITIES = {b"quot": b'"', b"apos": b"'", b"lt": b"<", b"gt": b">", b"amp": b"&
 
 
 def telling(text: str) -> bool:
-    """Whether an id is looked for in files: fewer than SHORT bytes of ASCII, or a plain word, occur by chance."""
+    """Whether an id is searched for in files: fewer than SHORT bytes of ASCII, or a plain word, occur by chance."""
     if not text.isascii():
         return True
     return len(text) >= SHORT and not text.isalpha() and any(c.isalnum() for c in text)
 
 
 class Traces:
-    """What is looked for."""
+    """The ids to search for."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         texts = set(texts)
@@ -63,7 +63,7 @@ class Traces:
         return bool(self.telling)
 
     def within(self, data: bytes) -> bool:
-        """Whether bytes say one."""
+        """Whether bytes hold an id."""
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             with suppress(UnicodeDecodeError):
                 data = data.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
@@ -74,8 +74,8 @@ class Traces:
             return False
         return points.within(_as_points(data)) or (b"\\x" in data and by_bytes.within(_as_bytes(data)))
 
-    def says(self, path: Path) -> bool:
-        """Whether a file says one. A database of SQLite is searched by its cells, and by its bytes.
+    def occur_in(self, path: Path) -> bool:
+        """Whether a file holds an id. A database of SQLite is searched by its cells, and by its bytes.
 
         Raises sqlite3.Error for a database that is damaged or locked.
         """
@@ -87,12 +87,12 @@ class Traces:
                 if self.within(before + block):
                     return True
                 before = (before + block)[-(32 * self._longest + 4096) :]  # an escape has at most 32 times the bytes
-        return is_sqlite(path) and any(True for _ in self.rows_that_say(path))
+        return is_sqlite(path) and any(True for _ in self.rows_with_ids(path))
 
-    def rows_that_say(self, path: Path, exactly: bool = False) -> Iterator[tuple[str, dict[str, object]]]:
+    def rows_with_ids(self, path: Path, exactly: bool = False) -> Iterator[tuple[str, dict[str, object]]]:
         """(table, row) of a database of SQLite. `exactly`: cells that are an id, however short.
 
-        By cells, since a long one is scattered over pages. Raises sqlite3.Error for one that is damaged or locked.
+        Reads cells, since a long one is scattered over pages. Raises sqlite3.Error for one that is damaged or locked.
         """
         address = f"file:{quote(str(path), errors='surrogateescape')}?mode=ro"
         with closing(sqlite3.connect(address, uri=True, timeout=LOCKED_SECONDS)) as database:
@@ -107,7 +107,7 @@ class Traces:
                         yield table, dict(zip(names, row, strict=True))
 
     def within_cell(self, cell: bytes) -> bool:
-        """Whether a value of a database says one: it may be compressed, as Dagster's snapshots are."""
+        """Whether a value of a database holds an id: it may be compressed, as Dagster's snapshots are."""
         if cell[:1] == b"x":
             with suppress(zlib.error):
                 cell += b"\0" + zlib.decompress(cell)
@@ -169,8 +169,8 @@ def _is_whole(needle: bytes, data: bytes, at: int) -> bool:
     before, after = _text(data[max(0, at - 4) : at]), _text(data[end : end + 4])
     number = needle.isdigit()
     return not (
-        (_joins(_text(needle[:4])[:1]) and _goes_on(before[::-1], number))
-        or (_joins(_text(needle[-4:])[-1:]) and _goes_on(after, number))
+        (_joins(_text(needle[:4])[:1]) and _continues(before[::-1], number))
+        or (_joins(_text(needle[-4:])[-1:]) and _continues(after, number))
     )
 
 
@@ -182,7 +182,7 @@ def _joins(character: str) -> bool:
     return character.isalnum() or character in ("-", "_")
 
 
-def _goes_on(neighbors: str, number: bool) -> bool:
+def _continues(neighbors: str, number: bool) -> bool:
     """`neighbors` from the nearest on."""
     nearest, next_one = neighbors[:1], neighbors[1:2]
     if _joins(nearest) and (nearest not in "-_" or _joins(next_one)):
@@ -210,23 +210,23 @@ def _undone(data: bytes, by_bytes: bool) -> bytes:
 
 
 def _plain(escape: re.Match[bytes], by_bytes: bool) -> bytes:
-    kind, said = escape.lastgroup, escape.group(escape.lastgroup or 0)
+    kind, digits = escape.lastgroup, escape.group(escape.lastgroup or 0)
     match kind:
         case "units":
-            units = bytes.fromhex("".join(unit.decode() for unit in _UNIT.findall(said)))
+            units = bytes.fromhex("".join(unit.decode() for unit in _UNIT.findall(digits)))
             return units.decode("utf-16-be", "surrogatepass").encode("utf-8", "surrogatepass")
         case "byte" if not by_bytes:
-            return chr(int(said, 16)).encode()
+            return chr(int(digits, 16)).encode()
         case "byte" | "percent":
-            return bytes.fromhex(said.decode())
+            return bytes.fromhex(digits.decode())
         case "point" | "hex":
-            return _character(int(said, 16))
+            return _character(int(digits, 16))
         case "decimal":
-            return _character(int(said))
+            return _character(int(digits))
         case "named":
-            return bytes([_NAMED[said.lower()[0]]])
+            return bytes([_NAMED[digits.lower()[0]]])
         case "entity":
-            return _ENTITIES[said.lower()]
+            return _ENTITIES[digits.lower()]
     return b""  # backslashes alone: how many there are depends on how often the text was escaped
 
 

@@ -11,6 +11,7 @@ import polars as pl
 from moe_core.data.counting import TagCounter
 from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms, resolved
 from moe_core.data.tags import flattened
+from moe_core.errors import TooFewPosts
 from moe_core.settings import Data
 
 CHUNK = 500_000  # posts looked up at a time
@@ -46,7 +47,7 @@ class Vocabulary:
         known = codes.is_not_null().to_numpy()
         post_T = np.repeat(np.arange(len(tags)), np.diff(starts_N1))[known]
         bits = max(1, len(self.hashtags).bit_length())
-        # one number a tag, so that one fast sort orders by post and then by id
+        # one number a tag, so that one fast sort orders by post and by id
         keys = pl.Series(post_T << bits | ids_S[codes.drop_nulls().to_numpy()]).sort().to_numpy()
         keys = keys[np.diff(keys, prepend=-1) > 0]
         return keys & ((1 << bits) - 1), np.bincount(keys >> bits, minlength=len(tags))
@@ -63,7 +64,7 @@ def choose_from(
     """(hashtags kept, tags dropped with their reason, synonyms) from the training posts: columns `tags` and `user`.
 
     Without users each post counts as its own. Memory grows with the number of distinct tags, not of posts: what does
-    not fit lies in files in `scratch`. Raises ValueError when no tag is left.
+    not fit lies in files in `scratch`. Raises TooFewPosts when no tag is left.
     """
     synonyms = read_synonyms(data.synonyms, data.accents)
     counts, posts = _counts(batches, synonyms, scratch)
@@ -86,7 +87,7 @@ def _counts(batches: Batches, synonyms: Mapping[str, str], scratch: Path | None)
 def _judge(counts: pl.DataFrame, posts: int, stopped: pl.Series, data: Data) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(kept, dropped): the first rule that a tag breaks is its reason."""
     if not posts:
-        raise ValueError("no training post is left: look at the rejects, data.test and data.validation")
+        raise TooFewPosts("no training post is left: check the rejects, data.test and data.validation")
     counts = counts.sort(["posts", "tag"], descending=[True, False])
     reason = (
         pl.when(pl.col("tag").is_in(stopped.implode()))
@@ -104,7 +105,7 @@ def _judge(counts: pl.DataFrame, posts: int, stopped: pl.Series, data: Data) -> 
     dropped = pl.concat([judged.filter(pl.col("reason").is_not_null()), beyond])
     if good.is_empty():
         why = ", ".join(f"{reason} {n}" for reason, n in reasons(dropped).items())
-        raise ValueError(
+        raise TooFewPosts(
             f"no hashtag is left: {counts.height} tags on {posts} training posts, none of them on at least "
             f"{data.min_posts_per_tag} posts of {data.min_users_per_tag} users ({why}): lower data.min_posts_per_tag"
             + (", or raise data.max_user_share" if "one_user" in why else "")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core import threads
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage
 from moe_core.errors import HardmoeError
@@ -44,7 +44,7 @@ def build(
     if found and not force:
         return _committed(context, stage, Built(found, reused=True))
     with context.store.building(spec, lambda pid: context.report({"waits_for": pid})):
-        if Forgotten.load(context.root) != context.takedowns:
+        if Takedowns.load(context.root) != context.takedowns:
             raise HardmoeError(f"{spec.name}: posts were taken down after this was planned: run again")
         found = context.store.find(spec)
         if found and not force:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.data.sources import Shard
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.engine.planner import Planner
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact, Spec
@@ -51,7 +51,7 @@ class Context:
         return list(self.planner.state.experts)
 
     @property
-    def takedowns(self) -> Forgotten:
+    def takedowns(self) -> Takedowns:
         return self.planner.state.takedowns
 
     @property

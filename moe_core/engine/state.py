@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from moe_core.data.sources import Shard, Unready
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.errors import HardmoeError
 from moe_core.settings import Study
 
@@ -23,7 +23,7 @@ class StudyState:
 
     study: Study
     token: str
-    takedowns: Forgotten
+    takedowns: Takedowns
     pointers: Mapping[str, Any]  # "trunk", "partition": what is current; a HardmoeError where that is damaged
     requests: frozenset[str] = frozenset()  # "renew", "refit"
     publication: Any = None  # the log of decisions, or a HardmoeError

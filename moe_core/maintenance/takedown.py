@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.data.traces import LOCKED_SECONDS, Traces, is_sqlite
 from moe_core.engine.context import Context
 from moe_core.errors import HardmoeError, LockHeld
@@ -70,11 +70,11 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
     asked = list(dict.fromkeys(ids)), list(dict.fromkeys(users))
     done = Takedown()
     if dry_run:
-        book = Forgotten.load(context.root).adding("id", asked[0]).adding("user", asked[1])
+        book = Takedowns.load(context.root).adding("id", asked[0]).adding("user", asked[1])
         found = _survey(context, book, asked, done)
         done.removed = [str(a.path.relative_to(context.root)) for a in found.artifacts]
         return done
-    book = Forgotten.begin(context.root, *asked)  # on the disk first: whatever happens now, it is not forgotten
+    book = Takedowns.record(context.root, *asked)  # on the disk first: whatever happens now, it is not forgotten
     try:
         with exclusive(context.store.in_use, wait=False):
             found = _survey(context, book, asked, done)
@@ -99,7 +99,7 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
         ) from None
 
 
-def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]], done: Takedown) -> _Found:
+def _survey(context: Context, book: Takedowns, asked: tuple[list[str], list[str]], done: Takedown) -> _Found:
     """Finds the forgotten in every store, and notes in `book` and `done` what is found."""
     from moe_core.tables import search
 
@@ -115,9 +115,9 @@ def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]
     for row in found.rows:
         of_user = row["user"] and book.holds(None, row["user"])
         if row["id"]:  # of a user's posts too: other artifacts know them by their ids alone
-            book.noting("id", row["id"], [row["shard"]], done.saw)
+            book.note("id", row["id"], [row["shard"]], done.saw)
         if of_user:
-            book.noting("user", row["user"], [row["shard"]], done.saw)
+            book.note("user", row["user"], [row["shard"]], done.saw)
     elsewhere: set[str] = set()
     anything = bool(found.rows) or any(e.shards and not e.done for e in book.entries.values())
     for artifact in _artifacts(context):
@@ -133,7 +133,7 @@ def _survey(context: Context, book: Forgotten, asked: tuple[list[str], list[str]
     return found
 
 
-def _marks(book: Forgotten, batch: pa.RecordBatch) -> np.ndarray:
+def _marks(book: Takedowns, batch: pa.RecordBatch) -> np.ndarray:
     """(B,) bool: rows of the forgotten."""
     import numpy as np
 
@@ -142,7 +142,7 @@ def _marks(book: Forgotten, batch: pa.RecordBatch) -> np.ndarray:
     return np.fromiter((book.holds(i, user) for i, user in zip(ids, users, strict=True)), bool, len(ids))
 
 
-def _marked(book: Forgotten, batch: pa.RecordBatch) -> pa.RecordBatch:
+def _marked(book: Takedowns, batch: pa.RecordBatch) -> pa.RecordBatch:
     import pyarrow as pa
 
     marked = batch.filter(pa.array(_marks(book, batch)))
@@ -235,7 +235,7 @@ def network_name(asset: str, key: str | None, version: str) -> str:
     return f"{asset if key is None else f'{asset}:{key}'} {version}"
 
 
-def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedown) -> None:
+def _clear_tables(context: Context, book: Takedowns, found: _Found, done: Takedown) -> None:
     """Rows, then the Lance tags of versions that held them, then versions and files; then artifacts without a tag."""
     from moe_core.tables import clean, gather, lance_tag_of, lance_tags, release, rewrite, shards_in
 
@@ -254,18 +254,18 @@ def _clear_tables(context: Context, book: Forgotten, found: _Found, done: Takedo
     for artifact in context.store.everything("posts"):
         assert artifact.key is not None
         # one that was made before posts of its shard were forgotten stays as a record: it is stale for good
-        wanted_again = artifact.inputs.get("forgotten", "") == book.digest_of(artifact.key)
+        wanted_again = artifact.inputs.get("forgotten", "") == book.hash_of(artifact.key)
         if lance_tag_of(artifact.key, artifact.version) not in tagged and wanted_again:
             _remove(context, artifact.path, done)
 
 
-def _current(context: Context, book: Forgotten) -> list[tuple[str, str]]:
+def _current(context: Context, book: Takedowns) -> list[tuple[str, str]]:
     """(shard, tag) of posts that the study goes on to read; none where its source is gone: takedowns do without."""
     try:
         read = current_lance_tags(context)
     except (HardmoeError, OSError):
         return []
-    return [(key, lance_tag) for key, lance_tag in read if book.digest_of(key) == context.takedowns.digest_of(key)]
+    return [(key, lance_tag) for key, lance_tag in read if book.hash_of(key) == context.takedowns.hash_of(key)]
 
 
 def _remove(context: Context, path: Any, done: Takedown) -> None:
@@ -293,7 +293,9 @@ def _clear_logs(context: Context, traces: Traces, done: Takedown) -> None:
 
 def _may_say(cache: Path, traces: Traces) -> bool:
     try:
-        return traces.says(cache) or (is_sqlite(cache) and any(True for _ in traces.rows_that_say(cache, exactly=True)))
+        return traces.occur_in(cache) or (
+            is_sqlite(cache) and any(True for _ in traces.rows_with_ids(cache, exactly=True))
+        )
     except sqlite3.Error:
         return True
 
@@ -326,9 +328,9 @@ def traces_in(place: Path, traces: Traces) -> list[str]:
 def _named(path: Path, traces: Traces) -> list[str]:
     """The path, where the file names the forgotten; with the runs, where it is a database of Dagster's."""
     try:
-        if not traces.says(path):
+        if not traces.occur_in(path):
             return []
-        rows = list(traces.rows_that_say(path)) if is_sqlite(path) else []
+        rows = list(traces.rows_with_ids(path)) if is_sqlite(path) else []
     except FileNotFoundError:  # a log of a database that was open
         return []
     except sqlite3.Error as error:
@@ -347,7 +349,7 @@ def _compact(path: Path, traces: Traces) -> None:
     with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as database:
         database.isolation_level = None
         (free,) = database.execute("PRAGMA freelist_count").fetchone()
-        if free or traces.says(path) or (log.exists() and log.stat().st_size):
+        if free or traces.occur_in(path) or (log.exists() and log.stat().st_size):
             database.execute("PRAGMA secure_delete = ON")
             database.execute("VACUUM")
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -74,7 +74,7 @@ def _with_way_out(context: Context, asset: str, path: Path, error: CorruptArtifa
 def has_rows(context: Context, posts: Artifact) -> bool:
     """Whether it has its rows still: where posts of its shard were forgotten since, only the record stays."""
     assert posts.key is not None
-    return posts.inputs.get("forgotten", "") == context.takedowns.digest_of(posts.key)
+    return posts.inputs.get("forgotten", "") == context.takedowns.hash_of(posts.key)
 
 
 def _lost_rows(context: Context, artifact: Artifact, checked: dict[str, dict[str, bool]]) -> list[str]:

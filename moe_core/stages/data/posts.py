@@ -61,7 +61,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 
 def _inputs(planner: Planner, key: str | None) -> dict[str, str]:
     assert key is not None
-    taken_down = planner.state.takedowns.digest_of(key)
+    taken_down = planner.state.takedowns.hash_of(key)
     inputs = {"shard": planner.state.shard(key).content_hash}
     return inputs | ({"forgotten": taken_down} if taken_down else {})
 

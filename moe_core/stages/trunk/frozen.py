@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from moe_core.data.takedowns import Forgotten
+from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Graph
@@ -48,7 +48,7 @@ def pointer_file(graph: Graph, study: Study, root: Path, asset: str) -> Path:
     return root / asset / f"current.{line}.json"
 
 
-def load(path: Path, root: Path, takedowns: Forgotten) -> Snapshot | None:
+def load(path: Path, root: Path, takedowns: Takedowns) -> Snapshot | None:
     """By the pointer, or by the newest trunk in the store where that is damaged or gone.
 
     Raises CorruptArtifact for a damaged pointer where the store does not tell on which shards a trunk was trained; one

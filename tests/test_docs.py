@@ -66,6 +66,15 @@ def test_pages_that_the_code_names_exist():
     assert [(file, page) for file, page in named if not (ROOT / page).exists()] == []
 
 
+def test_messages_that_the_page_on_trouble_explains_are_in_the_code():
+    texts = (file.read_text("utf-8") for folder in CODE[:3] for file in (ROOT / folder).rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", "\n".join(texts))  # strings that go on in the next line
+    rows = re.findall(r"^\| (`[^|]+`) \|", (DOCS / "how-to/trouble.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) >= 8
+    parts = [part.strip(" `,:'") for row in rows for part in re.split(r"\.\.\.|\bnan\b|\d+|'[^' ]*'|: ", row)]
+    assert [part for part in parts if len(part) > 3 and part not in code] == []
+
+
 def test_every_fault_names_its_test():
     rows = re.findall(r"^\| (?!fault |---)(.+) \| (.+) \| (.+) \|$", (DOCS / "reference/faults.md").read_text(), re.M)
     assert len(rows) >= 30

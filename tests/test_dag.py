@@ -1,0 +1,76 @@
+"""What is ready when: shard by shard where both have shards, else stage by stage."""
+
+from moe_core.engine.stage import Graph, Stage
+from pipelines.run.dag import Dag
+
+
+def stage(name, keys, *reads):
+    return Stage(name, keys, "1", reads, lambda study: {}, lambda planner, key: {}, lambda context, key, folder: None)
+
+
+GRAPH = Graph(
+    [
+        stage("posts", "shards"),
+        stage("trunk", None, "posts"),
+        stage("features", "shards", "posts", "trunk"),
+        stage("gate", None, "features"),
+        stage("expert", "experts", "part"),
+        stage("decoder", None, "expert"),
+    ],
+    {"part": "gate"},
+)
+POSTS, FEATURES = [("posts", "a"), ("posts", "b")], [("features", "a"), ("features", "b")]
+EXPERTS = [("expert", "e0"), ("expert", "e1")]
+ALL = [*POSTS, ("trunk", None), *FEATURES, ("gate", None), *EXPERTS, ("decoder", None)]
+
+
+def finish(dag, *tasks):
+    for task in tasks:
+        dag.start(task)
+        dag.done(task)
+
+
+def test_each_task_is_ready_once_what_it_reads_is_done():
+    dag = Dag(GRAPH, ALL)
+    assert dag.ready == POSTS
+    finish(dag, POSTS[0])
+    assert dag.ready == POSTS[1:], "the trunk waits for every shard"
+    finish(dag, POSTS[1])
+    assert dag.ready == [("trunk", None)]
+    finish(dag, ("trunk", None), *FEATURES)
+    finish(dag, ("gate", None))
+    assert dag.ready == EXPERTS
+    finish(dag, EXPERTS[1])
+    assert dag.ready == EXPERTS[:1]
+    finish(dag, EXPERTS[0])
+    assert dag.ready == dag.left == [("decoder", None)]
+    finish(dag, ("decoder", None))
+    assert dag.left == []
+
+
+def test_a_shard_waits_for_its_own_posts_only():
+    dag = Dag(GRAPH, [*POSTS, *FEATURES])
+    finish(dag, POSTS[1])
+    assert dag.ready == [POSTS[0], FEATURES[1]]
+
+
+def test_what_is_not_in_the_plan_is_not_waited_for():
+    assert Dag(GRAPH, [FEATURES[0], ("decoder", None)]).ready == [FEATURES[0], ("decoder", None)]
+    assert Dag(GRAPH, [("decoder", None)]).ready == [("decoder", None)]
+    assert Dag(GRAPH, ALL, edges=False).ready == ALL, "what was asked for by name"
+
+
+def test_a_failure_stops_what_depends_on_it_and_nothing_else():
+    dag = Dag(GRAPH, [("trunk", None), *EXPERTS, ("decoder", None)])
+    dag.start(EXPERTS[0])
+    assert dag.give_up(EXPERTS[0]) == [("decoder", None)]
+    assert dag.ready == [("trunk", None), EXPERTS[1]]
+    finish(dag, EXPERTS[1])
+    assert dag.left == [("trunk", None)]
+
+
+def test_ten_thousand_experts_are_no_work():
+    experts = [("expert", f"e{n}") for n in range(10_000)]
+    dag = Dag(GRAPH, [*experts, ("decoder", None)])
+    finish(dag, *experts)
+    assert dag.ready == [("decoder", None)]

@@ -69,12 +69,12 @@ def make(study: Study, root: Path, names: Sequence[str]) -> Any:
 
 def cell_of(context: Any) -> dict[str, Any]:
     """What one number of posts and experts gives."""
-    from moe_core.engine.resources import device_and_threads
     from moe_core.serving.bundle import Bundle
     from moe_core.stages.evaluation.predictions import open_control
     from moe_core.stages.evaluation.rows import controls_of
     from moe_core.stages.evaluation.score import gains_over_rows, measure_posts, score
     from moe_core.stages.mixture.routed_posts import read_routed_posts
+    from moe_core.stages.training.device import device_and_threads
 
     study, resamples = context.study, context.study.evaluation.bootstrap
     device = device_and_threads(study, parallel=False)

@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from moe_core.engine.resources import device_and_threads
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from moe_core.settings import Study
 from moe_core.stages.experts.joint import JOB, open_joint, train_part
+from moe_core.stages.training.device import device_and_threads
 from moe_core.workspace import open_study
 
 

@@ -11,9 +11,9 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
-from moe_core.engine.resources import device_and_threads
 from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
 from moe_core.settings import Study
+from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import training_threads
 from moe_core.stages.trunk.trunk import trunk_start
 from moe_core.workspace import open_study

@@ -14,12 +14,13 @@ import torch
 from helpers.growing import QUICK, add_shard, growing_study, make, opened
 from helpers.ui import free_port, launch, started_ui, until
 from moe_core import threads
-from moe_core.engine.resources import SHARE, device_and_threads, threads_for, workers_for
+from moe_core.engine.resources import SHARE, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Decoder, Network, TrunkSetup, load_study
 from moe_core.stages.experts.joint import JOB, _Helpers
 from moe_core.stages.training import fit
+from moe_core.stages.training.device import device_and_threads
 from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
 from moe_core.workspace import open_study
 

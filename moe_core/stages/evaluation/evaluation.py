@@ -12,7 +12,6 @@ from typing import Any
 
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
-from moe_core.engine.resources import device_and_threads
 from moe_core.engine.stage import Ref, Stage
 from moe_core.errors import TooFewPosts
 from moe_core.settings import Study
@@ -32,6 +31,7 @@ from moe_core.stages.evaluation.score import (
     score,
 )
 from moe_core.stages.mixture.routed_posts import read_routed_posts
+from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.engine.context import Context
-from moe_core.engine.resources import device_and_threads
 from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Network, Study, Training
 from moe_core.stages import reading
+from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
 from moe_core.stages.training.settings import training_settings
 from moe_core.store.artifact import StageOutput

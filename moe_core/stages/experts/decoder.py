@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from moe_core import threads
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
-from moe_core.engine.resources import device_and_threads
 from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Study
 from moe_core.stages import reading
+from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.hashing import file_hash
 

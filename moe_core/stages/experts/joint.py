@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 from moe_core import threads
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
-from moe_core.engine.resources import device_and_threads, workers_for
+from moe_core.engine.resources import workers_for
 from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.heartbeat import Pulse
 from moe_core.settings import Study
 from moe_core.stages.experts.experts import MEMBERS, expert_settings, start, training_posts
+from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import REPORT_SECONDS, Speed, copy_log, training_threads
 from moe_core.store.artifact import StageOutput
 from moe_core.store.files import write_text

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.engine.context import Context
-from moe_core.engine.resources import device_and_threads
 from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
+from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, StageOutput
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_core.engine.context import Context
-from moe_core.engine.resources import device_and_threads
 from moe_core.engine.stage import Ref, Stage
 from moe_core.stages import reading
+from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
 from moe_core.tables import ids_in
 

@@ -19,12 +19,12 @@ import numpy as np
 from moe_core.advice import measure_for
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
-from moe_core.engine.resources import device_and_threads
 from moe_core.engine.stage import Ref, Stage
 from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
 from moe_core.serving.publication import NOTHING, Book, Decision, load, save, writing
 from moe_core.stages import reading
+from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.locks import shared
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
-from moe_core.engine.resources import device_and_threads
 from moe_core.engine.stage import Ref, Stage
 from moe_core.errors import MissingInput
 from moe_core.settings import Study
 from moe_core.stages import reading
+from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
 from moe_core.stages.training.settings import training_settings
 from moe_core.stages.trunk import frozen

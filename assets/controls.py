@@ -1,39 +1,20 @@
+"""Assets of the stages that train networks only to compare with: all alike, so that a new control needs none here."""
+
 import dagster as dg
 
 from assets.materialize import Work, asset_of, materialize
+from moe_core.engine.stage import Stage
+from moe_core.stages.graph import GRAPH
 
 
-@asset_of("trunk_same_budget", group_name="controls", kinds={"pytorch"})
-def trunk_same_budget(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Control: the trunk trained on for as many images as all the experts together."""
-    return materialize(context, config)
+def control_asset(stage: Stage) -> dg.AssetsDefinition:
+    """The asset of a control; its description is the stage's."""
+
+    @asset_of(stage.name, group_name="controls", kinds={"pytorch"}, description=f"Control: {stage.description}.")
+    def control(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
+        return materialize(context, config)
+
+    return control
 
 
-@asset_of("random_expert", group_name="controls", kinds={"pytorch"})
-def random_expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Control: an expert of a random partition of the same sizes; all else as for `expert`."""
-    return materialize(context, config)
-
-
-@asset_of("separate_expert", group_name="controls", kinds={"pytorch"})
-def separate_expert(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Control: an expert with a decoder of its own; all else as for `expert`."""
-    return materialize(context, config)
-
-
-@asset_of("random_decoder", group_name="controls", kinds={"pytorch"})
-def random_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Control: the shared decoder of the random partition's experts, made as `shared_decoder` is."""
-    return materialize(context, config)
-
-
-@asset_of("random_joint_experts", group_name="controls", kinds={"pytorch"})
-def random_joint_experts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Control: the experts of the random partition and their decoder, trained together as `joint_experts` are."""
-    return materialize(context, config)
-
-
-@asset_of("dense_same_cost", group_name="controls", kinds={"pytorch"})
-def dense_same_cost(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Control: one wider network that costs an image and in training what the mixture costs."""
-    return materialize(context, config)
+CONTROLS = [control_asset(stage) for stage in GRAPH.values() if stage.control]

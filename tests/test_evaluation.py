@@ -1,5 +1,7 @@
 """Mixing the router's answer in, what validation posts choose, paired differences and the dense control's size."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ from moe_core.clustering.whitening import Whitening
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build, build_on_meta
 from moe_core.recipes import resnet18_k16, small
-from moe_core.settings import Evaluation, Network, Study, Training, TrunkSetup
+from moe_core.settings import Decoder, Evaluation, Network, Study, Training, TrunkSetup
 from moe_core.stages.evaluation.rows import controls_of
 from moe_core.stages.evaluation.score import Scores, gains_over_rows
 from moe_core.stages.experts.controls import training_of, widened
+from moe_core.stages.experts.decoder import MODES
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.mixture.routed_posts import RoutedPosts
@@ -135,3 +138,10 @@ def test_a_study_can_leave_the_wider_network_out():
     assert set(controls_of(Study())) - set(controls_of(without)) == {"dense_same_cost"}
     assert "trunk_same_budget" in controls_of(without)
     assert "dense_same_cost" not in GRAPH.for_study(without)
+
+
+def test_every_decoder_mode_of_the_settings_is_one_of_the_stage():
+    assert get_args(Decoder.model_fields["mode"].annotation) == tuple(MODES)
+    assert [name for name, mode in MODES.items() if mode.joint] == ["joint"]
+    used = {name for mode in MODES.values() for name in mode.settings}
+    assert used <= set(Decoder.model_fields)

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
+from moe_core.evaluation.measures import MEASURES
 from moe_core.evaluation.metrics import average_precision, bootstrap, found_tags, paired_difference, per_post
 
 ONE_TAG = (torch.tensor([0, 1]), torch.tensor([0, 1, 2]))  # two posts, the first with tag 0, the second with tag 1
@@ -111,3 +113,15 @@ def test_scores_and_measures_that_are_not_finite_are_refused():
 def test_two_rows_of_other_lengths_have_no_difference():
     with pytest.raises(ValueError, match="3 and 2 posts: wanted two measures of the same ones"):
         paired_difference(np.ones(3), np.ones(2), 20, seed=0)
+
+
+def test_the_registry_has_every_measure_of_single_posts():
+    assert [m.name for m in MEASURES.values() if m.of_posts] == list(per_post(torch.eye(2), *ONE_TAG))
+
+
+def test_the_bootstrap_is_that_of_scipy():
+    values_N = np.random.default_rng(1).random(333)
+    ours = bootstrap(values_N, 200, seed=0)
+    draw = np.random.default_rng([0, len(values_N)])
+    theirs = stats.bootstrap((values_N,), np.mean, n_resamples=200, method="percentile", rng=draw).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)

@@ -46,6 +46,7 @@ class Stage:
     make: Callable[[Any, str | None, Path], StageOutput]  # (Context, key, an empty folder)
     control: bool = False  # trained only to compare with
     when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
+    description: str = ""  # of a control, as Dagster shows it
     uses_gpu: bool = True  # it computes on a GPU where there is one
     trains: bool = False  # it trains networks: it wants a GPU of its own, and its cost is counted
     all_gpus: Callable[[Study], bool] = lambda study: False  # it starts processes of its own, one a GPU

@@ -281,6 +281,8 @@ def backfill(
 
     Example: hardmoe backfill --study cats/study.toml --experts e000,e003
     """
+    from moe_core.stages.experts.decoder import mode_of
+
     _json_needs_dry_run(as_json, dry_run)
     context = changed_study(study_file, settings, dry_run)
     chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
@@ -291,7 +293,7 @@ def backfill(
     if not chosen:
         echo("No expert is to be trained: nothing to do.")
         return
-    if context.study.decoder.mode == "joint" and (force or context.find("joint_experts") is None):
+    if mode_of(context.study).joint and (force or context.find("joint_experts") is None):
         raise BadSetting(
             "decoder.mode is joint: experts of one generation are trained together, not one by one; run "
             f"`hardmoe run --study {quote(str(study_file))} --until expert`, with --force where they exist"

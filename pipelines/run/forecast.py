@@ -15,6 +15,7 @@ from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import HardmoeError
 from moe_core.stages.data.statistics import seen
+from moe_core.stages.experts.decoder import mode_of
 from moe_core.stages.training.fit import seconds_left
 from moe_core.text import format_duration
 
@@ -78,7 +79,7 @@ class Forecast:
         stage, _ = task
         if took := self.took.get(stage):
             return sum(took) / len(took)
-        extracted = stage == "expert" and self.context.study.decoder.mode == "joint"
+        extracted = stage == "expert" and mode_of(self.context.study).joint
         if not self.context.planner.graph[stage].trains or extracted:
             return STEP_SECONDS
         if (before := self._last_seconds(task)) is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.measures import COSTS
+from moe_core.stages.experts.decoder import mode_of
 from moe_core.stages.experts.experts import images_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Costs:
         self.network = parameters(bundle.router)
         self.decoder = parameters(bundle.router.fc)
         self.own = self.network - self.decoder - sum(map(parameters, bundle.router.shared_layers(shared)))
-        self.shared_decoder = 0 if context.study.decoder.mode == "frozen" else self.decoder  # beside the router's own
+        self.shared_decoder = self.decoder if mode_of(context.study).own_layer else 0  # beside the router's own
         self.trunk_adds = multiply_adds(bundle.router, bundle.image_size)
         self.expert_adds = multiply_adds(bundle.router, bundle.image_size, after=shared)
 

@@ -92,6 +92,7 @@ DENSE_SAME_COST = Stage(
     inputs=lambda planner, key: {name: Ref(name) for name in ("splits", "vocabulary")},
     make=_make,
     control=True,
+    description="one wider network that costs an image and in training what the mixture costs",
     when=lambda study: study.evaluation.dense_control,
     frozen=True,
     trains=True,
@@ -118,6 +119,7 @@ TRUNK_SAME_BUDGET = Stage(
     inputs=lambda planner, key: {"trunk": Ref("trunk")},
     make=_make_same_budget,
     control=True,
+    description="the trunk trained on for as many images as all the experts together",
     trains=True,
     frozen=True,
 )

@@ -19,6 +19,7 @@ from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.errors import MissingInput
 from moe_core.settings import Study
 from moe_core.stages import reading
+from moe_core.stages.experts.decoder import mode_of
 from moe_core.stages.gate import membership
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 MEMBERS = {"expert": "members", "random": "random_members"}  # column of the assignment -> metadata of the partition
 
 
-def _stage(name: str, column: str, own_decoder: bool, control: bool, generation: str | None) -> Stage:
+def _stage(name: str, column: str, own_decoder: bool, generation: str | None, control: str = "") -> Stage:
     """`column` of the assignment says whose posts an expert is trained on; `generation` is the stage that trains it
-    where the decoder is trained jointly."""
+    where the decoder is trained jointly; `control` describes a control."""
 
     def joint(study: Study) -> str | None:
-        return generation if study.decoder.mode == "joint" else None
+        return generation if mode_of(study).joint else None
 
     def make(context: Context, key: str | None, folder: Path) -> StageOutput:
         assert key is not None
@@ -69,7 +70,19 @@ def _stage(name: str, column: str, own_decoder: bool, control: bool, generation:
 
     shards = f"{column}_shard"
     reads = (shards, "trunk", generation) if generation else (shards, "trunk")
-    return Stage(name, "experts", "1", reads, settings, inputs, make, control, trains=True, resolve=resolve)
+    return Stage(
+        name,
+        "experts",
+        "1",
+        reads,
+        settings,
+        inputs,
+        make,
+        control=bool(control),
+        description=control,
+        trains=True,
+        resolve=resolve,
+    )
 
 
 def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[str, Posts]:
@@ -188,6 +201,18 @@ def _draw(context: Context, generation: str, name: str, key: str, folder: Path) 
     )
 
 
-EXPERT = _stage("expert", "expert", own_decoder=False, control=False, generation="joint_experts")
-RANDOM_EXPERT = _stage("random_expert", "random", own_decoder=False, control=True, generation="random_joint_experts")
-SEPARATE_EXPERT = _stage("separate_expert", "expert", own_decoder=True, control=True, generation=None)
+EXPERT = _stage("expert", "expert", own_decoder=False, generation="joint_experts")
+RANDOM_EXPERT = _stage(
+    "random_expert",
+    "random",
+    own_decoder=False,
+    generation="random_joint_experts",
+    control="an expert of a random partition of the same sizes; all else as for `expert`",
+)
+SEPARATE_EXPERT = _stage(
+    "separate_expert",
+    "expert",
+    own_decoder=True,
+    generation=None,
+    control="an expert with a decoder of its own; all else as for `expert`",
+)

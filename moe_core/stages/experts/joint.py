@@ -26,6 +26,7 @@ from moe_core.engine.resources import workers_for
 from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.heartbeat import Pulse
 from moe_core.settings import Study
+from moe_core.stages.experts.decoder import mode_of
 from moe_core.stages.experts.experts import MEMBERS, expert_settings, start, training_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import REPORT_SECONDS, Speed, copy_log, training_threads
@@ -40,8 +41,8 @@ JOB = "job.json"  # what a worker is told, in the work folder
 MOST_KILLED = 20  # then there is a reason, such as too little memory: this process goes on alone
 
 
-def _stage(name: str, column: str, control: bool) -> Stage:
-    """`column` of the assignment says whose posts an expert is trained on."""
+def _stage(name: str, column: str, control: str = "") -> Stage:
+    """`column` of the assignment says whose posts an expert is trained on; `control` describes a control."""
 
     def make(context: Context, key: str | None, folder: Path) -> StageOutput:
         from moe_core.training.joint import trained_decoder, trained_expert
@@ -97,7 +98,7 @@ def _stage(name: str, column: str, control: bool) -> Stage:
         return expert_settings(study) | study.decoder.model_dump(include=used)
 
     def when(study: Study) -> bool:
-        return study.decoder.mode == "joint"
+        return mode_of(study).joint
 
     return Stage(
         name,
@@ -107,8 +108,9 @@ def _stage(name: str, column: str, control: bool) -> Stage:
         settings,
         inputs,
         make,
-        control,
+        bool(control),
         when,
+        control,
         trains=True,
         all_gpus=lambda study: True,
     )
@@ -219,6 +221,10 @@ def _devices(study: Study) -> list[str]:
     return devices[: min(study.partition.experts, int(said or len(devices)))]
 
 
-JOINT_EXPERTS = _stage("joint_experts", "expert", control=False)
-RANDOM_JOINT_EXPERTS = _stage("random_joint_experts", "random", control=True)
+JOINT_EXPERTS = _stage("joint_experts", "expert")
+RANDOM_JOINT_EXPERTS = _stage(
+    "random_joint_experts",
+    "random",
+    control="the experts of the random partition and their decoder, trained together as `joint_experts` are",
+)
 JOINT = (JOINT_EXPERTS.name, RANDOM_JOINT_EXPERTS.name)  # both use every GPU

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -23,6 +22,7 @@ from moe_core.processes import alive, this_process
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import write_text
+from moe_core.store.layout import Layout
 from moe_core.workspace import open_study, token
 
 OBSERVE_SECONDS = 4.0
@@ -121,16 +121,12 @@ def _opened(report: Report, by: str) -> Context:
     return replace(_last, report=report, by=by)
 
 
-def progress_file(folder: Path, name: str, key: str | None) -> Path:
-    return folder / ".progress" / (f"{name}.json" if key is None else f"{name}.{key}.json")
-
-
 class Progress:
     """Passes a stage's reports on: to a file that the terminal reads, and every few seconds to Dagster's event log."""
 
     def __init__(self, context: dg.AssetExecutionContext, name: str, key: str | None) -> None:
         self.context, self.name, self.key = context, name, key
-        self.file = progress_file(root(), name, key)
+        self.file = Layout(root()).progress(name, key)
         self.observed = time.monotonic()
 
     def __enter__(self) -> "Progress":

@@ -8,7 +8,7 @@ from assets.materialize import Shown, Work, asset_of, materialize
 from assets.showing import plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
-from moe_core.serving.publication import load
+from moe_core.serving.publication import read_log
 from moe_core.store.artifact import Artifact
 
 
@@ -75,14 +75,14 @@ def published(context: dg.AssetExecutionContext, config: Work) -> dg.Materialize
 
 def decided(root: Path, mixture: str) -> dict[str, Any]:
     """What is published, whether that is `mixture`, why, and the latest decisions, as Dagster shows them."""
-    book = load(root)
-    last = book.last(mixture)
-    rows = [(d.at, d.action, d.mixture, d.published, d.by, d.why) for d in reversed(book.history[-HISTORY:])]
+    log = read_log(root)
+    last = log.last(mixture)
+    rows = [(d.at, d.action, d.mixture, d.published, d.by, d.why) for d in reversed(log.history[-HISTORY:])]
     why = last.why if last else "not decided yet"
     return {
-        "published": book.published or "nothing",
-        "newest is published": book.published == mixture,
-        "why": why if book.published == mixture else f"not published: {why}",
+        "published": log.published or "nothing",
+        "newest is published": log.published == mixture,
+        "why": why if log.published == mixture else f"not published: {why}",
         "history": table(("at", "what", "mixture", "published then", "by", "why"), rows),
     }
 

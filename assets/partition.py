@@ -34,7 +34,7 @@ random_shard = dg.AssetSpec(
 def seen(artifact: Artifact, key: str) -> dict[str, Any]:
     """Of one expert's cluster, from the partition: its hashtags, and where the contact sheets lie."""
     sheets = {
-        f"{name} posts": dg.MetadataValue.path(str(artifact.path / f"sheets/{key}.{name}.png"))
+        f"{name} posts": dg.MetadataValue.path(str(artifact.unchecked(f"sheets/{key}.{name}.png")))
         for name in ("typical", "ambiguous")
         if f"sheets/{key}.{name}.png" in artifact.files
     }
@@ -84,7 +84,7 @@ def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sh
         "clusters": table(("expert", "training posts", " ", "hashtags that set it apart"), clusters),
         "members": None,  # of each expert, with its observation
         "random members": None,
-        "contact sheets": dg.MetadataValue.path(str(artifact.path / "sheets")),
+        "contact sheets": dg.MetadataValue.path(str(artifact.unchecked("sheets"))),
     }
     return Shown(shown | churn(artifact))
 

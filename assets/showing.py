@@ -13,7 +13,7 @@ import dagster as dg
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, glance, lines
-from moe_core.maintenance.lineage import Lineage, flat, label
+from moe_core.maintenance.lineage import Lineage, flat
 from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.fit import log_of, seconds_left
 from moe_core.store.artifact import Artifact
@@ -79,7 +79,7 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
     return {
         "made from": table(("input", "version"), _at_most(sorted(artifact.inputs.items()))),
         "lineage": table(
-            ("artifact", "version", "digest"), _at_most([(label(a), a.version, a.content_hash) for a in above])
+            ("artifact", "version", "digest"), _at_most([(a.spec.name, a.version, a.content_hash) for a in above])
         ),
         "lineage: shards": table(("shard", "content"), _at_most(shards)),
         "lineage: settings": table(

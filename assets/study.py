@@ -9,6 +9,7 @@ import dagster as dg
 from moe_core.recipes import demo
 from moe_core.settings import Study, dump_study, load_study
 from moe_core.store.files import write_text
+from moe_core.store.layout import Layout
 
 STUDY = "hardmoe/study"  # tag of a run: one instance may serve several studies
 DEFAULT = Path("studies/demo/study.toml")
@@ -17,7 +18,7 @@ DEFAULT = Path("studies/demo/study.toml")
 @cache
 def study_file() -> Path:
     path = Path(os.environ.get("HARDMOE_STUDY") or DEFAULT).absolute()
-    return path / "study.toml" if path.is_dir() else path
+    return Layout(path).study_file if path.is_dir() else path
 
 
 @cache

@@ -23,10 +23,10 @@ from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.hashing import content_hash
+from moe_core.store.layout import Layout
 from moe_core.store.store import Store
 
 Source = tuple[Shard, ...] | HardmoeError | OSError
-HASHES = ".digests.json"  # of the source's files, in the root
 
 
 def open_study(
@@ -44,7 +44,7 @@ def open_study(
     with `remember` hashes of the source's files, so that the next one who opens the study need not read them again.
     """
     mine = graph.for_study(study)
-    hashes = ContentHashes(root / HASHES, autosave=remember)
+    hashes = ContentHashes(Layout(root).content_hashes, autosave=remember)
     state = load_state(study, root, graph, hashes)
     if remember:
         hashes.save()
@@ -63,7 +63,7 @@ def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHa
     takedowns = Takedowns.load(root)
     snapshot = _or_error(lambda: frozen.load(files["trunk"], root, takedowns))
     current = _or_error(lambda: current_partition.load(files["partition"], root))
-    shards, unready = _source(study, hashes or ContentHashes(root / HASHES))
+    shards, unready = _source(study, hashes or ContentHashes(Layout(root).content_hashes))
     requests = set()
     if not isinstance(snapshot, Exception) and frozen.is_renewal_requested(root, snapshot):
         requests.add("renew")
@@ -76,7 +76,7 @@ def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHa
         takedowns=takedowns,
         pointers={"trunk": snapshot, "partition": current},
         requests=frozenset(requests),
-        publication=_or_error(lambda: publication.load(root)),
+        publication=_or_error(lambda: publication.read_log(root)),
         experts=current_partition.keys_for(known, study.partition.experts),
         source=shards,
         unready=unready,
@@ -85,9 +85,10 @@ def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHa
 
 def token(study: Study, root: Path, graph: Graph = GRAPH) -> str:
     """Changes with anything but the source's files that could change a plan; costs a few calls of the system."""
-    names = ("forgotten.parquet", frozen.RENEW, current_partition.REQUEST, publication.FILE)
-    pointers = [frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")]
-    return content_hash([_stamp(path) for path in (*(root / name for name in names), *pointers)])
+    layout = Layout(root)
+    files = [layout.takedowns, layout.request("trunk"), layout.request("partition"), layout.publication]
+    files += [frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")]
+    return content_hash([_stamp(path) for path in files])
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -15,7 +15,7 @@ from helpers.processes import mentions
 from helpers.with_controls import small_study
 from moe_core.overrides import override
 from moe_core.settings import load_study
-from moe_core.stages.gate import current_partition
+from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 
 
@@ -207,7 +207,7 @@ def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, m
     assert done.exit_code == 130, done.output
     assert "Aborted" not in done.output
     assert "Interrupted before anything was started. Run the same command to resume." in done.output
-    assert not (file.parent / current_partition.REQUEST).exists()
+    assert not Layout(file.parent).request("partition").exists()
 
 
 def test_ctrl_c_before_a_command_has_begun_is_one_line(file, monkeypatch):

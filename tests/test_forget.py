@@ -140,7 +140,7 @@ def test_after_a_takedown_nothing_is_damaged_before_the_next_run_and_after_it(in
     assert old in found, "what is left of it is read"
     now = reopen(ingested).need("posts", "a")
     delete_lance_tag(ingested.root / "posts.lance", lance_tag_of("a", now.version))
-    assert [one.folder for one in verify(reopen(ingested)) if isinstance(one, Damage)] == [now.path]
+    assert [one.path for one in verify(reopen(ingested)) if isinstance(one, Damage)] == [now.path]
 
 
 def test_the_forgotten_do_not_come_back_and_their_reject_names_nobody(ingested):
@@ -225,9 +225,9 @@ def test_the_list_names_nobody(ingested):
 
 def test_an_ingest_that_was_planned_before_a_takedown_does_not_bring_posts_back(ingested):
     late = smaller(ingested)
-    assert late.plan("posts", "a").inputs.get("forgotten") is None
+    assert late.spec("posts", "a").inputs.get("forgotten") is None
     forget(ingested, ids=[GONE])
-    with pytest.raises(ValueError, match="posts:a: posts taken down after this was planned: run again"):
+    with pytest.raises(ValueError, match="posts:a: posts were taken down after this was planned: run again"):
         build(late, "posts", "a")
     assert files_with(ingested.root, GONE.encode()) == []
 

@@ -84,7 +84,7 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
 
 
 def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
-    with shared(ingested.store.in_use), pytest.raises(LockHeld, match="written down and nothing is removed yet"):
+    with shared(ingested.store.in_use), pytest.raises(LockHeld, match="recorded and nothing is removed yet"):
         forget(ingested, ids=[GONE])
     assert Takedowns.load(ingested.root).pending
     assert files_with(ingested.root, pixels_on_disk(0))

@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +17,15 @@ from click.testing import CliRunner
 from helpers.two_mixtures import BAD, GOOD, make, tiny_study
 from moe_core.engine.build import build
 from moe_core.errors import LockHeld
-from moe_core.maintenance.gc import collect, tidy
+from moe_core.maintenance.gc import collect
 from moe_core.maintenance.lineage import Lineage
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.publication import FILE, published_bundle
+from moe_core.serving.publication import published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Partition, dump_study
 from moe_core.stages.mixture.promote import force, roll_back
-from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.layout import Layout
 from moe_core.store.locks import not_open, shared
 from moe_core.store.store import Store
 from moe_core.tables import lance_tags
@@ -68,20 +70,20 @@ def newest_is(root, study):
 def test_without_apply_nothing_changes_and_the_same_is_said(root):
     newest_is(root, GOOD)
     before = files(root)
-    said = collect(open_study(GOOD, root))
+    said = collect(open_study(GOOD, root), keep=1, dry_run=True)
     assert files(root) == before
-    done = collect(open_study(GOOD, root), dry_run=False)
+    done = collect(open_study(GOOD, root), keep=1)
     assert [name for name in done.removed if "/.lock" not in name] == [n for n in said.removed if "/.lock" not in n]
     assert done.bytes == said.bytes > 0
     assert len(done.sizes) == len(done.removed)
-    assert collect(open_study(GOOD, root)).removed == []
+    assert collect(open_study(GOOD, root), keep=1, dry_run=True).removed == []
 
 
 def test_old_versions_leave_and_what_the_study_names_stays_whole(root):
     newest_is(root, GOOD)
     good, bad = versions(root, GOOD, "evaluation"), versions(root, BAD)
     before = there(root)
-    collect(open_study(GOOD, root), dry_run=False)
+    collect(open_study(GOOD, root), keep=1)
     assert good < there(root)
     assert before - there(root) == bad - good
     assert len(bad - good) >= 6, "trunk, two of features, two experts, decoder, mixture"
@@ -98,13 +100,13 @@ def test_published_and_previous_stay_with_all_they_were_made_from(root):
     other = tiny_study(lr=0.05)
     make(open_study(other, root), "mixture")
     newest_is(root, other)
-    collect(open_study(other, root), keep=0, dry_run=False)
+    collect(open_study(other, root), keep=0)
     assert good | bad | embeddings < there(root)
     assert evaluation not in there(root)
     assert whole(root)
     roll_back(open_study(GOOD, root))
     predict(Bundle(published_bundle(root)), np.zeros((1, 16, 16, 3), np.uint8))
-    collect(open_study(other, root), keep=0, dry_run=False)
+    collect(open_study(other, root), keep=0)
     assert bad < there(root)
     assert not (good - bad - versions(root, other)) & there(root), "taken back, and nothing names it"
     assert whole(root)
@@ -171,6 +173,7 @@ OPENING = """
 import sys
 from pathlib import Path
 from moe_core.serving.bundle import Bundle
+from moe_core.store.layout import Layout
 bundle = Bundle(Path(sys.argv[1]))
 print("open", flush=True)
 sys.stdin.read()
@@ -187,12 +190,12 @@ def hardmoe(*arguments):
 def test_keep_says_how_many_of_the_newest_stay(root):
     force(open_study(GOOD, root), open_study(GOOD, root).version("mixture"))
     newest_is(root, GOOD)
-    assert collect(open_study(GOOD, root), keep=2).removed == [
-        name for name in collect(open_study(GOOD, root), keep=2).removed if "/.lock" in name
+    assert collect(open_study(GOOD, root), keep=2, dry_run=True).removed == [
+        name for name in collect(open_study(GOOD, root), keep=2, dry_run=True).removed if "/.lock" in name
     ]
-    assert any(name.startswith("mixture/") for name in collect(open_study(GOOD, root), keep=1).removed)
+    assert any(name.startswith("mixture/") for name in collect(open_study(GOOD, root), keep=1, dry_run=True).removed)
     with pytest.raises(ValueError, match="--keep -1: wanted 0 or more"):
-        collect(open_study(GOOD, root), keep=-1)
+        collect(open_study(GOOD, root), keep=-1, dry_run=True)
 
 
 def test_experts_that_the_study_has_no_more_leave_unless_a_mixture_here_needs_them(root):
@@ -204,10 +207,10 @@ def test_experts_that_the_study_has_no_more_leave_unless_a_mixture_here_needs_th
     (gone,) = set(versions) - set(open_study(one, root).experts)
     newest_is(root, one)
     force(open_study(GOOD, root), mixture)
-    collect(open_study(one, root), dry_run=False)
+    collect(open_study(one, root), keep=1)
     assert [a.version for a in Store(root).versions("expert", gone)] == [versions[gone]]
-    (root / FILE).unlink()
-    collect(open_study(one, root), keep=0, dry_run=False)  # else the newest evaluation stays, and its mixture
+    Layout(root).publication.unlink()
+    collect(open_study(one, root), keep=0)  # else the newest evaluation stays, and its mixture
     assert Store(root).versions("expert", gone) == []
     assert whole(root)
 
@@ -217,7 +220,7 @@ def test_posts_of_old_settings_leave_with_their_rows(root):
     make(open_study(smaller, root), "mixture")
     newest_is(root, smaller)
     assert len(lance_tags(root / "posts.lance")) == 4
-    done = collect(open_study(smaller, root), keep=0, dry_run=False)
+    done = collect(open_study(smaller, root), keep=0)
     gone = [name for name in done.removed if name.startswith("posts/") and "/.lock" not in name]
     assert len(gone) == 2
     assert done.bytes > sum(done.sizes), "rows too"
@@ -228,7 +231,7 @@ def test_posts_of_old_settings_leave_with_their_rows(root):
 def test_nothing_leaves_of_which_the_study_cannot_say_yet_what_it_names(root):
     """The trunk is to be made to know the rest."""
     other = tiny_study(partition=Partition(experts=2, pca=3))  # a partition that is not made: experts are not known
-    done = collect(open_study(other, root), keep=0)
+    done = collect(open_study(other, root), keep=0, dry_run=True)
     assert not any(
         name.startswith(("expert/", "mixture/", "evaluation/")) for name in done.removed if "/.lock" not in name
     )
@@ -243,24 +246,23 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
     def made(asset, key, inputs, **metadata):
         return store.make(Spec(asset, key, "1", {}, inputs), lambda folder: StageOutput(metadata))
 
-    trunk = made("trunk", None, {})
+    trunk = made("trunk", None, {}, pointer="of other settings")
     features = made("trunk_features", "s0", {"trunk": trunk.version})
-    partitions = [made("partition", None, {"features s0": features.version}, members={"e000": "0"})]
+    partitions = [made("partition", None, {"features s0": features.version}, members={"e000": "0"}, pointer="")]
     experts = [made("expert", "e000", {"members": "0", "trunk": trunk.version})]
     for n in (1, 2):
         inputs = {"features s0": features.version, "previous": partitions[-1].version}
-        partitions.append(made("partition", None, inputs, members={"e000": str(n)}))
+        partitions.append(made("partition", None, inputs, members={"e000": str(n)}, pointer=""))
         inputs = {"members": str(n), "trunk": trunk.version, "from": experts[-1].version}
         experts.append(made("expert", "e000", inputs))
     alone = made("expert", "e000", {"members": "0", "trunk": "another"})
     for artifact in (*partitions, *experts, alone):
         old = artifact is not partitions[-1] and artifact is not experts[-1]
         os.utime(artifact.path / "artifact.json", (1, 1) if old else (2, 2))
-    from moe_core.maintenance.gc import _unneeded
-
     context = open_study(GOOD, tmp_path)
-    context.plans |= {(a, k): Spec(a, k, "none", {}, {}) for a, k in (("partition", None), ("expert", "e000"))}
-    assert [a.version for a in _unneeded(context, 1, ExitStack())[0]] == [alone.version]
+    named = [Artifact(tmp_path, a, k, "", {}, "", {}, {}) for a, k in (("partition", None), ("expert", "e000"))]
+    context = replace(context, planner=context.planner.pinned(named))  # what the study names now is none of these
+    assert collect(context, keep=1, dry_run=True).removed == [f"expert/e000/{alone.version}"]
 
 
 def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings_leave(root):
@@ -272,7 +274,7 @@ def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings
     for folder in (unfinished, given_up):
         folder.mkdir()
         (folder / "checkpoint.safetensors").write_bytes(b"x")
-    done = collect(open_study(GOOD, root), dry_run=False)
+    done = collect(open_study(GOOD, root), keep=1)
     assert unfinished.exists()
     assert not given_up.exists()
     assert "trunk/.work-0123456789abcdef0123" in done.removed
@@ -281,29 +283,29 @@ def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings
 def test_in_doubt_nothing_is_removed(root):
     newest_is(root, GOOD)
     with shared(open_study(GOOD, root).store.in_use), pytest.raises(LockHeld, match="held by another process"):
-        collect(open_study(GOOD, root), dry_run=False)
+        collect(open_study(GOOD, root), keep=1)
     manifest = open_study(BAD, root).need("mixture").path / "artifact.json"
     text = manifest.read_text()
     manifest.write_text(text[:100])
     before = files(root)
     with pytest.raises(ValueError, match=r"artifact.json is damaged"):
-        collect(open_study(GOOD, root), dry_run=False)
+        collect(open_study(GOOD, root), keep=1)
     manifest.write_text(text)
-    (root / FILE).write_text("no")
+    Layout(root).publication.write_text("no")
     with pytest.raises(ValueError, match=r"published.json is damaged"):
-        collect(open_study(GOOD, root), dry_run=False)
-    (root / FILE).unlink()
+        collect(open_study(GOOD, root), keep=1)
+    Layout(root).publication.unlink()
     assert files(root) == before | {manifest: text.encode()}
 
 
-def test_tidy_leaves_the_published_mixtures_embeddings(root):
+def test_superseded_leaves_the_published_mixtures_embeddings(root):
     context = open_study(GOOD, root)
     embeddings = {context.version("embeddings", shard.key) for shard in context.shards}
     force(context, context.version("mixture"))
-    tidy(open_study(BAD, root), superseded=True)
+    collect(open_study(BAD, root), superseded=True)
     assert embeddings | {context.version("mixture")} < there(root)
-    (root / FILE).unlink()
-    tidy(open_study(BAD, root), superseded=True)
+    Layout(root).publication.unlink()
+    collect(open_study(BAD, root), superseded=True)
     assert not embeddings & there(root)
 
 
@@ -314,12 +316,13 @@ def test_the_command_says_what_would_go_and_removes_with_apply(root):
     def gc(*more):
         return CliRunner().invoke(main, ["gc", "--study", str(root / "study.toml"), *more])
 
+    assert "mixture" not in gc().output, "without --keep no version of an artifact goes"
     old = f"mixture/{open_study(BAD, root).version('mixture')}"
-    said = gc()
+    said = gc("--keep", "1")
     assert f"MiB  {old}" in said.output
     assert said.output.splitlines()[-1].endswith("MiB would be freed; --apply frees it")
     assert (root / old).exists()
-    done = json.loads(gc("--apply", "--json").output)
+    done = json.loads(gc("--keep", "1", "--apply", "--json").output)
     assert done["applied"]
     assert old in done["removed"]
     assert not (root / old).exists()

@@ -12,12 +12,13 @@ from helpers.command import hardmoe
 from helpers.takedown import files_with, noise, small_study, smaller, write_source
 from moe_core.engine.build import build
 from moe_core.errors import LockHeld
-from moe_core.maintenance.gc import size_of, tidy, tidy_where_cheap
+from moe_core.maintenance.gc import collect, collect_unless_busy
 from moe_core.processes import this_process
 from moe_core.settings import dump_study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
 from moe_core.store.files import remove_atomically
+from moe_core.store.leftovers import size_of
 from moe_core.store.locks import shared
 from moe_core.tables import lance_tag_of, lance_tags, read_rows, shards_in
 from moe_core.workspace import open_study
@@ -67,7 +68,7 @@ def test_what_somebody_else_removes_meanwhile_is_nothing_and_no_error(tmp_path, 
 
 def test_a_version_stays_as_long_as_an_artifact_needs_it(ingested):
     build(smaller(ingested), "posts", "b")
-    tidy(ingested)
+    collect(ingested)
     assert len(images(ingested, "b")[0]) == 16 * 16 * 3
     assert len(images(smaller(ingested), "b")[0]) == 8 * 8 * 3
 
@@ -75,9 +76,9 @@ def test_a_version_stays_as_long_as_an_artifact_needs_it(ingested):
 def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingested):
     stale = smaller(ingested)
     build(stale, "posts", "b")
-    said = tidy(ingested, dry_run=True, superseded=True)
+    said = collect(ingested, dry_run=True, superseded=True)
     assert stale.find("posts", "b") is not None
-    done = tidy(ingested, superseded=True)
+    done = collect(ingested, superseded=True)
     assert (said.removed, said.files, said.versions) == (done.removed, done.files, done.versions)
     assert [name for name in done.removed if "/.lock" not in name] == [f"posts/b/{stale.version('posts', 'b')}"]
     assert stale.find("posts", "b") is None
@@ -91,12 +92,12 @@ def test_a_dry_run_changes_nothing_and_says_the_same(ingested):
     build(smaller(ingested), "posts", "b")
     os.remove(smaller(ingested).need("posts", "b").path / "artifact.json")  # its Lance tag has no artifact now
     before = everything(ingested.root)
-    said = tidy(ingested, dry_run=True)
+    said = collect(ingested, dry_run=True)
     assert everything(ingested.root) == before
-    done = tidy(ingested)
+    done = collect(ingested)
     assert said == done
     assert done.files == 1, "the smaller pictures"
-    assert tidy(ingested) == type(done)()
+    assert collect(ingested) == type(done)()
 
 
 def test_files_of_a_killed_writer_leave(ingested):
@@ -106,7 +107,7 @@ def test_files_of_a_killed_writer_leave(ingested):
     path = ingested.root / "posts.lance"
     write_fragments(lance.dataset(str(path)).to_table(), str(path))
     assert len(os.listdir(path / "data")) == 3
-    assert tidy(ingested).files == 1
+    assert collect(ingested).files == 1
     assert len(os.listdir(path / "data")) == 2
 
 
@@ -126,37 +127,37 @@ def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
     dead.with_name(".part-a-container-that-is-gone-1-abcdef01").mkdir()
     unfinished = ingested.store.work_folder(Spec("trunk", None, "1", {}, {}))
     unfinished.mkdir()
-    tidy(ingested)
+    collect(ingested)
     assert sorted(ingested.root.glob("trunk/.*")) == sorted([living, unfinished])
 
 
-def test_nothing_is_tidied_while_an_artifact_is_made(ingested):
+def test_nothing_is_collected_while_an_artifact_is_built(ingested):
     with shared(ingested.store.in_use):
         with pytest.raises(LockHeld, match="held by another process"):
-            tidy(ingested)
-        assert tidy_where_cheap(ingested) is None
+            collect(ingested)
+        assert collect_unless_busy(ingested) is None
 
 
 def test_a_shard_whose_file_is_gone_leaves_and_comes_back_for_nothing(ingested, tmp_path):
     file = tmp_path / "source" / "a.parquet"
     file.rename(tmp_path / "a")
     now = reopen(ingested)
-    assert remove_gone_shards(now) == ["a"]
+    assert remove_gone_shards(now.store.layout.tables, [shard.key for shard in now.shards]) == ["a"]
     assert shards_in(now.root / "posts.lance") == {"b": 30}
     assert shards_in(now.root / "rejects.lance") == {}
-    tidy(now)
+    collect(now)
     (tmp_path / "a").rename(file)
     again = reopen(ingested)
     assert build(again, "posts", "a").reused
     assert len(images(again, "a")) == 29
     file.unlink()
-    done = tidy(reopen(ingested), superseded=True)
+    done = collect(reopen(ingested), superseded=True)
     assert f"posts/a/{ingested.version('posts', 'a')}" in done.removed
     assert files_with(ingested.root, noise(0).tobytes()) == []
 
 
 @pytest.mark.slow
-def test_the_command_tidies_after_posts_changed_and_drops_gone_shards(ingested, tmp_path):
+def test_the_command_collects_after_posts_changed_and_drops_gone_shards(ingested, tmp_path):
     import lance
 
     study_file = ingested.root / "study.toml"
@@ -168,6 +169,6 @@ def test_the_command_tidies_after_posts_changed_and_drops_gone_shards(ingested, 
     assert [row["key"] for row in status["assets"] if row["asset"] == "posts"] == ["b", "c"]
     versions = {v["version"] for v in lance.dataset(str(ingested.root / "posts.lance")).versions()}
     assert versions == set(lance_tags(ingested.root / "posts.lance").values()), "the latest, and that of a's artifact"
-    done = json.loads(hardmoe("tidy", "--study", study_file, "--superseded", "--apply", "--json").stdout)
+    done = json.loads(hardmoe("gc", "--study", study_file, "--superseded", "--apply", "--json").stdout)
     assert f"posts/a/{ingested.version('posts', 'a')}" in done["removed"]
-    assert "would free 0.0 MiB: 0 old versions, 0 files" in hardmoe("tidy", "--study", study_file, "--dry-run").stdout
+    assert hardmoe("gc", "--study", study_file, "--dry-run").stdout == "0.0 MiB would be freed; --apply frees it\n"

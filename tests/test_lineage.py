@@ -126,7 +126,7 @@ def test_old_versions_by_their_beginning(root):
         ("random_partition", None, "this evaluation has no row 'random_partition': it has most_frequent, trunk"),
         ("trunk", "zz", "0 versions of trunk begin with 'zz': there are "),
         ("trunk", "", "2 versions of trunk begin with ''"),
-        ("report", None, "is not made yet: `hardmoe run`"),
+        ("report", None, "is not built yet: `hardmoe run`"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(both, name, version, why):
@@ -137,10 +137,10 @@ def test_what_is_not_there_is_said_with_what_is(both, name, version, why):
 def test_a_version_that_is_not_made_names_those_that_are(both):
     other = tiny_study(lr=0.3)
     with pytest.raises(
-        ValueError, match=r"trunk .* is not made yet: .*--version with one of [0-9a-f]{20}, [0-9a-f]{20}"
+        ValueError, match=r"trunk .* is not built yet: .*--version with one of [0-9a-f]{20}, [0-9a-f]{20}"
     ):
         asked(both, "trunk", study=other)
-    with pytest.raises(ValueError, match=r"of older ones \(--version\) there are [0-9a-f]{20}, [0-9a-f]{20}"):
+    with pytest.raises(ValueError, match=r"older versions \(--version\): [0-9a-f]{20}, [0-9a-f]{20}"):
         asked(both, "mixture", study=other)
 
 

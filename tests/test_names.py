@@ -132,7 +132,7 @@ def test_init_run_and_every_command_that_looks_work_below_an_odd_name(made):
         ("publish", "--list"),
         ("verify",),
         ("gc",),
-        ("tidy", "--dry-run"),
+        ("gc", "--superseded", "--keep", "1"),
         ("predict", "--top", "2"),
         ("init", "--force"),
         ("forget", "--dry-run", "--ids"),
@@ -233,6 +233,6 @@ def test_forget_gc_tidy_and_verify_work_below_an_odd_name(made, tmp_path):
     (tmp_path / "ids").write_text(f"{ODD} 7.png\n")
     assert made.json("forget", "--apply", "--ids", tmp_path / "ids")["posts"] == 1
     made.piped("gc", "--keep", 1, "--apply")
-    made.piped("tidy", "--superseded", "--apply")
+    made.piped("gc", "--superseded", "--apply")
     assert made.json("verify")["damaged"] == []
     assert os.listdir(made.root.parents[1]) == [FOLDER]

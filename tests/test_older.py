@@ -249,6 +249,6 @@ def test_code_and_another_published_mixture_are_words_too(root):
         f"this version of hardmoe computes it in another way (code {plan.code} then, 99 now)"
     )
     published = context.spec("published")
-    other = replace(published, inputs={**published.inputs, "against": "another"})
+    other = replace(published, inputs={**published.inputs, "baseline": "another"})
     assert why_stale(context, context.need("published"), other) == "another mixture was published since"
     assert build(context, "evaluation").reused

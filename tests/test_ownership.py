@@ -77,10 +77,10 @@ def test_init_does_not_put_a_second_study_into_a_folder(tmp_path):
 
 
 def _set_often(file, key):
-    from pipelines.cli.common import open_changed
+    from pipelines.cli.common import changed_study
 
     for value in range(1, 6):
-        open_changed(file, (f"{key}={value}",), dry_run=False)
+        changed_study(file, (f"{key}={value}",), dry_run=False)
 
 
 def test_settings_that_several_commands_change_at_once_are_all_kept(tmp_path):

@@ -17,7 +17,7 @@ from moe_core.data.images import REASONS
 from moe_core.recipes import demo
 from moe_core.serving import bundle
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.publication import Decision, save, writing
+from moe_core.serving.publication import Decision, deciding, save
 from moe_core.settings import dump_study
 from pipelines.cli.main import main
 
@@ -32,8 +32,8 @@ def made(tmp_path_factory):
     for version, count in ((FIRST, 1), (SECOND, 2), (OTHER, 3)):
         (root / version).mkdir()
         bundle_at(root / "cats" / "mixture" / version, drawn_parts(root / version, 0, count=count))
-    with writing(root / "cats") as book:
-        save(root / "cats", book.with_one(Decision("published", OTHER, "", OTHER, "first", "test")))
+    with deciding(root / "cats") as log:
+        save(root / "cats", log.adding(Decision("published", OTHER, "", OTHER, "first", "test")))
     return root / "cats"
 
 

@@ -11,7 +11,6 @@ import dagster as dg
 import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from assets.materialize import progress_file
 from assets.runs import HOST, PROCESS, identity
 from helpers.command import hardmoe, write
 from helpers.ui import free_port, launch, processes, started_ui, until
@@ -19,6 +18,7 @@ from helpers.with_controls import QUICK, small_study
 from moe_core import processes as names
 from moe_core.settings import load_study
 from moe_core.store.files import dead_files, dead_parts
+from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 from pipelines.aliases import socket_prefix
 from pipelines.instance.reap import GRPC_INFO, reap
@@ -92,7 +92,7 @@ def test_what_the_former_owner_of_an_id_left_is_found(tmp_path, living):
 def test_only_a_living_builder_makes_an_asset_running(tmp_path, living, monkeypatch, named, state):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     file = write(tmp_path, small_study())
-    progress = progress_file(file.parent, "trunk", None)
+    progress = Layout(file.parent).progress("trunk", None)
     progress.parent.mkdir()
     progress.write_text(json.dumps({"process": named(living), "run": "r", "time": 0}))
     (found,) = states_of(open_study(load_study(file), file.parent), only="trunk")
@@ -187,7 +187,7 @@ def test_all_of_the_ui_killed_at_once_leaves_no_run_that_seems_to_be_at_work(tmp
     hardmoe("run", "--study", file, "--until", "partition")
     ui = started_ui(file, port)
     run_id = launch(f"http://127.0.0.1:{port}", "experts", "expert", "e000")
-    until(progress_file(file.parent, "expert", "e000").exists, seconds=180)
+    until(Layout(file.parent).progress("expert", "e000").exists, seconds=180)
     for pid in processes(file.parent):
         os.kill(pid, signal.SIGKILL)
     ui.wait()

@@ -7,16 +7,16 @@ import sys
 import numpy as np
 import pytest
 
-from helpers.publishing import book, publish, version
+from helpers.publishing import log_of, publish, version
 from helpers.two_mixtures import BAD, GOOD, make, tiny_study
 from moe_core.engine.build import build
-from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.publication import Book, Decision, published_bundle
+from moe_core.serving.publication import Decision, PublicationLog, published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Data, Publish
 from moe_core.stages.mixture import bundle, promote
-from moe_core.stages.mixture.promote import Verdict, decide, force, judge, roll_back
+from moe_core.stages.mixture.promote import Judgment, decide, force, judge, roll_back
+from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 
 
@@ -41,16 +41,16 @@ def test_a_better_one_takes_its_place_and_the_rollback_is_not_undone_by_the_next
     publish(root, BAD)
     assert publish(root, GOOD).action == "published"
     good, bad = version(root, GOOD), version(root, BAD)
-    assert (book(root).published, book(root).previous) == (good, bad)
+    assert (log_of(root).published, log_of(root).previous) == (good, bad)
     roll_back(open_study(GOOD, root))
-    assert (book(root).published, book(root).previous) == (bad, "")
-    before = (root / publication.FILE).read_bytes()
+    assert (log_of(root).published, log_of(root).previous) == (bad, "")
+    before = Layout(root).publication.read_bytes()
     assert publish(root, GOOD).action == "rolled back"
-    assert (root / publication.FILE).read_bytes() == before
+    assert Layout(root).publication.read_bytes() == before
     with pytest.raises(ValueError, match="nothing to roll back to"):
         roll_back(open_study(GOOD, root))
     force(open_study(GOOD, root), good)
-    assert book(root).published == good
+    assert log_of(root).published == good
 
 
 def test_a_verdict_made_anew_does_not_bring_back_what_a_person_took_back(root):
@@ -61,7 +61,7 @@ def test_a_verdict_made_anew_does_not_bring_back_what_a_person_took_back(root):
     said = publish(root, other_margin)
     assert said.action == "refused"
     assert "it was rolled back on" in said.why
-    assert book(root).published == version(root, BAD)
+    assert log_of(root).published == version(root, BAD)
 
 
 def test_a_margin_that_allows_it_publishes_what_was_refused(root):
@@ -76,10 +76,10 @@ def test_a_margin_that_allows_it_publishes_what_was_refused(root):
 def test_again_decides_nothing_anew(root):
     publish(root, GOOD)
     publish(root, BAD)
-    before = (root / publication.FILE).read_bytes()
+    before = Layout(root).publication.read_bytes()
     for study in (GOOD, BAD, GOOD):
         assert build(open_study(study, root), "published").reused
-    assert (root / publication.FILE).read_bytes() == before
+    assert Layout(root).publication.read_bytes() == before
 
 
 def test_a_study_that_goes_back_has_its_mixture_judged_again(root):
@@ -89,12 +89,12 @@ def test_a_study_that_goes_back_has_its_mixture_judged_again(root):
     good, bad = version(root, GOOD), version(root, BAD)
     for study, wanted in ((wide, bad), (GOOD, good), (wide, bad), (GOOD, good)):
         said = publish(root, study)
-        assert (said.action, book(root).published) == ("published", wanted)
+        assert (said.action, log_of(root).published) == ("published", wanted)
         assert said.scores["p_at_1_new"], "it was compared"
         assert build(open_study(study, root), "published").reused
     publish(root, BAD)
-    assert book(root).last(bad).action == "refused", "by the margin that it has now"
-    assert book(root).published == good
+    assert log_of(root).last(bad).action == "refused", "by the margin that it has now"
+    assert log_of(root).published == good
 
 
 def test_what_a_person_published_stays_where_the_study_s_own_was_published_before(root):
@@ -102,9 +102,9 @@ def test_what_a_person_published_stays_where_the_study_s_own_was_published_befor
     publish(root, GOOD)
     force(open_study(GOOD, root), version(root, BAD))
     assert publish(root, GOOD).action == "published"
-    assert book(root).published == version(root, BAD)
+    assert log_of(root).published == version(root, BAD)
     publish(root, BAD)
-    assert book(root).published == version(root, BAD)
+    assert log_of(root).published == version(root, BAD)
 
 
 def _killed(*_):
@@ -118,20 +118,20 @@ def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_c
         with pytest.raises(KeyboardInterrupt):
             publish(root, GOOD)
     assert open_study(GOOD, root).find("published") is not None
-    assert book(root).published == version(root, BAD)
+    assert log_of(root).published == version(root, BAD)
     assert build(open_study(GOOD, root), "published").reused
-    assert book(root).published == version(root, GOOD)
+    assert log_of(root).published == version(root, GOOD)
 
 
 def test_what_was_published_meanwhile_is_not_overrun_by_an_older_comparison(root):
     publish(root, BAD)
     good, bad = version(root, GOOD), version(root, BAD)
-    verdict = Verdict(True, "better", {})
+    verdict = Judgment(True, "better", {})
     with pytest.raises(
         ValueError, match=f"{bad} is published now, mixture {good} was compared with nothing: run again"
     ):
         decide(open_study(GOOD, root), good, "", verdict, "some-verdict")
-    assert book(root).published == bad
+    assert log_of(root).published == bad
 
 
 def test_vocabularies_that_differ_are_compared_by_their_common_hashtags(root):
@@ -198,12 +198,13 @@ def test_a_mixture_without_a_common_hashtag_is_refused(root, monkeypatch):
 PUBLISHER = """
 import sys
 from pathlib import Path
-from moe_core.serving.publication import Decision, save, writing
+from moe_core.serving.publication import Decision, deciding, save
+from moe_core.store.layout import Layout
 root, name = Path(sys.argv[1]), sys.argv[2]
 for turn in range(20):
-    with writing(root) as now:
+    with deciding(root) as now:
         one = f"{name}{turn}"
-        save(root, now.with_one(Decision("forced", one, now.published, one, "by hand", "a test")))
+        save(root, now.adding(Decision("forced", one, now.published, one, "by hand", "a test")))
 """
 
 
@@ -211,23 +212,23 @@ def test_two_publishers_at_once_lose_no_decision(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path), name]) for name in "ab"]
     seen = []
     while any(process.poll() is None for process in processes):
-        seen.append(len(book(tmp_path).history))  # a reader always finds a whole file
+        seen.append(len(log_of(tmp_path).history))  # a reader always finds a whole file
     assert [process.returncode for process in processes] == [0, 0]
-    history = book(tmp_path).history
+    history = log_of(tmp_path).history
     assert len(history) == 40
-    assert [d.against for d in history] == ["", *(d.published for d in history[:-1])]
+    assert [d.baseline for d in history] == ["", *(d.published for d in history[:-1])]
     assert seen == sorted(seen)
 
 
 def test_rollbacks_go_back_one_by_one():
-    now = Book()
+    now = PublicationLog()
     for one in ("a", "b", "c"):
-        now = now.with_one(Decision("forced", one, now.published, one, "", ""))
-    now = now.with_one(Decision("refused", "d", "c", "c", "", ""))
+        now = now.adding(Decision("forced", one, now.published, one, "", ""))
+    now = now.adding(Decision("refused", "d", "c", "c", "", ""))
     assert (now.published, now.previous) == ("c", "b")
     now = now.rolled_back("")
     assert (now.published, now.previous) == ("b", "a")
-    now = now.with_one(Decision("published", "e", "b", "e", "", ""))
+    now = now.adding(Decision("published", "e", "b", "e", "", ""))
     assert (now.published, now.previous) == ("e", "b")
     now = now.rolled_back("").rolled_back("")
     assert (now.published, now.previous) == ("a", "")

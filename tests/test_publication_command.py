@@ -79,7 +79,7 @@ def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
     for which in (bad, good, bad):
         force(context, which)
     assert publication_of(context)["why"] == (
-        f"it was forced on {publication.load(root).last(good).at}; since then {bad} was forced: by hand, without a "
+        f"it was forced on {publication.read_log(root).last(good).at}; since then {bad} was forced: by hand, without a "
         "comparison"
     )
     roll_back(context)
@@ -89,15 +89,15 @@ def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
 def test_a_worse_cross_entropy_is_said_of_a_mixture_that_is_published():
     scores = SCORES | {"p_at_1_gain": 0.1, "p_at_1_gain_ci95": [0.05, 0.15]}
     worse = scores | {"cross_entropy_new": 3.2, "cross_entropy_published": 3.1}
-    assert "its cross-entropy is higher, 3.2000 against 3.1000" in promote._verdict(0.005, "v", worse).why
-    assert "cross-entropy" not in promote._verdict(0.005, "v", scores).why
+    assert "its cross-entropy is higher, 3.2000 against 3.1000" in promote._judged(0.005, "v", worse).why
+    assert "cross-entropy" not in promote._judged(0.005, "v", scores).why
 
 
 def test_a_refusal_that_may_be_chance_says_so():
     unsure = SCORES | {"p_at_1_gain": -0.01, "p_at_1_gain_ci95": [-0.03, 0.01]}
     sure = SCORES | {"p_at_1_gain": -0.05, "p_at_1_gain_ci95": [-0.07, -0.03]}
     for scores, chance in ((unsure, True), (sure, False)):
-        verdict = promote._verdict(0.005, "v", scores)
+        verdict = promote._judged(0.005, "v", scores)
         assert not verdict.publish
         assert ("that may be chance (95 % of the difference: -0.0300 to +0.0100)" in verdict.why) == chance
         # half an interval of 0.02 at 9 posts is the 0.005 beyond the margin at 16 times as many
@@ -154,9 +154,8 @@ def test_what_was_decided_on_a_mixture_is_said_published_or_refused(root, capsys
 
 def test_a_refusal_says_that_the_published_one_saw_what_was_taken_down(root):
     publish(root, GOOD)
-    context = open_study(BAD, root)
     entry = Entry("id", "hash", datetime.now(UTC), saw=(f"mixture {version(root, GOOD)}",), done=True)
-    context.takedowns = Takedowns("salt", {("id", "hash"): entry})
-    found = judge(context, version(root, BAD), version(root, GOOD))
+    Takedowns("salt", {("id", "hash"): entry}).save(root)
+    found = judge(open_study(BAD, root), version(root, BAD), version(root, GOOD))
     assert not found.publish
     assert found.why.endswith("; the published one saw posts that were taken down since")

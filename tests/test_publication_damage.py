@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers.publishing import book, hardmoe, publish, version
+from helpers.publishing import hardmoe, log_of, publish, version
 from helpers.two_mixtures import BAD, GOOD
 from moe_core.engine.build import build
-from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import published_bundle
 from moe_core.serving.routed import predict
 from moe_core.stages.mixture import bundle
 from moe_core.stages.mixture.promote import force, roll_back
+from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 
 
@@ -37,8 +37,8 @@ def test_a_damaged_new_mixture_is_an_error_and_the_old_one_stays(root):
         publish(root, GOOD)
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
         force(open_study(GOOD, root), version(root, GOOD))
-    assert book(root).published == version(root, BAD)
-    assert len(book(root).history) == 1
+    assert log_of(root).published == version(root, BAD)
+    assert len(log_of(root).history) == 1
 
 
 def test_a_published_bundle_that_is_gone_is_said_and_replaced_by_the_next(root):
@@ -51,13 +51,13 @@ def test_a_published_bundle_that_is_gone_is_said_and_replaced_by_the_next(root):
     assert f"the published mixture {version(root, BAD)} cannot be opened any more" in said.why
     with pytest.raises(ValueError, match=f"no mixture {version(root, BAD)} in"):
         roll_back(open_study(GOOD, root))
-    assert book(root).published == version(root, GOOD)
+    assert log_of(root).published == version(root, GOOD)
 
 
 @pytest.mark.parametrize("how", ["torn", "changed", "not ours", "binary", "empty", "deep"])
 def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
     publish(root, BAD)
-    path = root / publication.FILE
+    path = Layout(root).publication
     text = path.read_text()
     damaged = {
         "torn": text[: len(text) // 2].encode(),
@@ -74,7 +74,7 @@ def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
         lambda: force(open_study(GOOD, root), version(root, GOOD)),
         lambda: roll_back(open_study(GOOD, root)),
     ):
-        with pytest.raises(ValueError, match=r"published.json is damaged .* move it away and say `hardmoe publish"):
+        with pytest.raises(ValueError, match=r"published.json is damaged .* move it away and run `hardmoe publish"):
             broken()
     assert path.read_bytes() == damaged
     done = hardmoe("predict", "--bundle", root, "x.png")
@@ -122,7 +122,7 @@ def test_a_bundle_of_two_generations_is_refused(root, why):
         Bundle(path.parent)
     with pytest.raises(ValueError, match=why):
         publish(root, GOOD)
-    assert book(root).history == ()
+    assert log_of(root).history == ()
 
 
 def test_a_mixture_that_is_not_what_its_artifact_says_is_not_published(root, monkeypatch):

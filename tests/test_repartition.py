@@ -15,6 +15,7 @@ from moe_core.settings import Partition
 from moe_core.stages.gate import current_partition, membership
 from moe_core.stages.gate.refit import preview
 from moe_core.store import pointer
+from moe_core.store.layout import Layout
 
 # ---- a shard arrives
 
@@ -221,7 +222,7 @@ def test_fitted_again_where_nothing_changed_nothing_moves_and_nothing_is_trained
     assert said["kept"] == ["e000", "e001", "e002"]
     assert weights_of(now) == weights
     assert make(study, root) == [], "the request is spent"
-    assert not (root / current_partition.REQUEST).exists()
+    assert not Layout(root).request("partition").exists()
     assert list(old.metadata["members"]) == list(said["members"])
 
 
@@ -275,18 +276,18 @@ def test_experts_come_and_go_by_keys_that_are_never_used_twice(study_of, fine):
     assert list(Bundle(first.path).published) == ["e000", "e001", "e002"]
 
 
-def test_tidying_leaves_what_the_next_partition_follows_and_what_the_trunk_was_made_from(study_of):
-    from moe_core.maintenance.gc import tidy
+def test_superseded_leaves_what_the_next_partition_follows_and_what_the_trunk_was_made_from(study_of):
+    from moe_core.maintenance.gc import collect
 
     study, root = study_of()
     first = opened(study, root)
     old, splits = first.version("partition"), first.version("splits")
     add_shard(shards_of(root), 3, posts=30)
     make(study, root, "splits")
-    tidy(opened(study, root), superseded=True)
+    collect(opened(study, root), superseded=True)
     assert (root / "partition" / old).exists()
     make(study, root)
-    done = tidy(opened(study, root), superseded=True)
+    done = collect(opened(study, root), superseded=True)
     assert f"partition/{old}" in done.removed
     assert (root / "splits" / splits).exists()
     assert make(study, root) == []

@@ -10,6 +10,7 @@ from helpers.arrivals import kept_at, pointer_of, shards_of
 from helpers.growing import add_shard, make, opened
 from moe_core.settings import Partition
 from moe_core.stages.gate import current_partition
+from moe_core.store.layout import Layout
 
 # ---- the files that say what the study lives with
 
@@ -17,7 +18,7 @@ from moe_core.stages.gate import current_partition
 def damages(study, root):
     from moe_core.maintenance.verify import Damage, verify
 
-    return {one.folder: one.why for one in verify(opened(study, root)) if isinstance(one, Damage)}
+    return {one.path: one.why for one in verify(opened(study, root)) if isinstance(one, Damage)}
 
 
 def grown(study, root):
@@ -129,9 +130,9 @@ def test_verify_looks_at_what_is_published(study_of):
 
     study, root = study_of()
     decision = publication.Decision("published", "m", "", "m", "the first", "a test")
-    publication.save(root, publication.Book().with_one(decision))
+    publication.save(root, publication.PublicationLog().adding(decision))
     assert damages(study, root) == {}
-    path = root / publication.FILE
+    path = Layout(root).publication
     path.write_text(path.read_text().replace("the first", "the worst"))
     assert list(damages(study, root)) == [path]
     assert "its checksum does not match" in damages(study, root)[path]

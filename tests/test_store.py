@@ -144,7 +144,8 @@ def test_the_layout_joins_paths_and_touches_nothing(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-def test_every_name_of_the_layout_is_another(tmp_path):
+def test_every_name_of_the_layout_is_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", "/elsewhere")
     layout = Layout(tmp_path)
     names = [getattr(layout, name) for name, value in vars(Layout).items() if isinstance(value, property)]
     paths = [path for path in names if isinstance(path, Path)]
@@ -190,9 +191,9 @@ def test_one_builds_while_others_wait_and_know_for_whom(tmp_path):
 
 def test_nothing_is_deleted_while_something_is_built(tmp_path):
     store = Store(tmp_path)
-    with store.building(PLAN), pytest.raises(LockHeld), exclusive(store.layout.store.in_use, wait=False):
+    with store.building(PLAN), pytest.raises(LockHeld), exclusive(store.layout.in_use, wait=False):
         pass
-    with exclusive(store.layout.store.in_use, wait=False):
+    with exclusive(store.layout.in_use, wait=False):
         pass
 
 

@@ -1,10 +1,11 @@
 """Lineage: the exact versions that an artifact was made from, down to shards and settings, and what was made from it.
 
-Read from the manifests in the store alone, so that it holds for old versions too, whatever the study says now. Versions
-are unique, so an input that is the version of an artifact in the store is that artifact; of the others, two are digests
-of something that an artifact here holds: members of a cluster (in a partition), and a snapshot of posts (in splits).
+Read from the manifests in the store alone, so that it holds for old versions too, whatever the study is now. Versions
+are unique, so an input that is the version of an artifact in the store is that artifact. Two other kinds of inputs are
+hashes of what an artifact records: members of a cluster (in a partition), and a snapshot of posts (in splits).
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_core.engine.context import Context
+from moe_core.errors import BadSetting, MissingInput
+from moe_core.serving import publication
+from moe_core.stages.evaluation.rows import ROWS
+from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture.promote import NONE
-from moe_core.store.artifact import Artifact, full_version
+from moe_core.store.artifact import Artifact, full_version, name_of
 from moe_core.store.store import Store
 
 Kind = Literal["artifact", "members", "snapshot", "shard", "takedowns", "file", "nothing", "gone"]
@@ -27,7 +32,7 @@ EXPERT = re.compile(r"e\d+")
 class Input:
     """One input of an artifact: `version` as its manifest has it, `of` the artifacts that it stands for.
 
-    `gone` is what is no artifact in the store any more, nor anything else that is known here.
+    Kind "gone": no artifact in the store has that version any more.
     """
 
     name: str
@@ -38,7 +43,7 @@ class Input:
 
 @dataclass
 class Lineage:
-    """The manifests of a store, read as they are asked for."""
+    """The manifests of a store, read when they are needed."""
 
     store: Store
     _read: dict[str, Artifact] = field(default_factory=dict)
@@ -46,98 +51,87 @@ class Lineage:
 
     @cached_property
     def places(self) -> dict[str, Path]:
-        """Folder of each version, by names alone: a manifest may be damaged still."""
-        from moe_core.stages.graph import GRAPH
-
-        found: dict[str, Path] = {}
-        for name, stage in GRAPH.items():
-            folders = [self.store.folder(name, None)]
-            if stage.keys is not None:
-                folders = _folders(folders[0])
-            for folder in folders:
-                found |= {path.name: path for path in _folders(folder) if (path / "artifact.json").is_file()}
-        return found
+        """Folder of each version, by names alone: a manifest may be damaged."""
+        return {folder.name: folder for name in GRAPH for folder in self.store.folders(name)}
 
     def artifact(self, version: str) -> Artifact:
-        """Raises ValueError where it is not in the store, or damaged."""
+        """Raises MissingInput where it is not in the store, CorruptArtifact where it is damaged."""
         if version not in self._read:
             artifact = self.store.read(self.places[version]) if version in self.places else None
             if artifact is None:
-                raise ValueError(f"no artifact of version {version} in {self.store.root}")
+                raise MissingInput(f"no artifact of version {version} in {self.store.root}")
             self._read[version] = artifact
         return self._read[version]
 
     def inputs(self, version: str) -> list[Input]:
-        """Of an artifact, by name."""
+        """Inputs of an artifact, in the order of its manifest."""
         if version not in self._inputs:
             artifact = self.artifact(version)
-            self._inputs[version] = [self._input(artifact, name, said) for name, said in artifact.inputs.items()]
+            self._inputs[version] = [self._input(artifact, name, given) for name, given in artifact.inputs.items()]
         return self._inputs[version]
 
     def parents(self, version: str) -> list[str]:
-        """Versions in the store."""
+        """Versions that it was made from, as far as they are in the store."""
         named = (parent for each in self.inputs(version) for parent in each.of)
         return [parent for parent in dict.fromkeys(named) if parent in self.places]
 
     def above(self, version: str) -> list[str]:
-        """It and all that it was made from, each before what it was made from where that can be."""
+        """It and all that it was made from, each before what it was made from where an order exists."""
         order: list[str] = []
         seen: set[str] = set()
         waiting = [(version, False)]
         while waiting:
-            one, left = waiting.pop()
-            if left:
-                order.append(one)
-            elif one not in seen:
-                seen.add(one)
-                waiting.append((one, True))
-                waiting += [(parent, False) for parent in self.parents(one) if parent not in seen]
+            current, expanded = waiting.pop()
+            if expanded:
+                order.append(current)
+            elif current not in seen:
+                seen.add(current)
+                waiting.append((current, True))
+                waiting += [(parent, False) for parent in self.parents(current) if parent not in seen]
         return order[::-1]
 
     def below(self, version: str) -> list[tuple[str, bool]]:
-        """(version, whether it names this one itself) of all in the store that was made from it, in the graph's order.
+        """(version, whether this is a direct input of it) of all in the store that was made from it, in graph order.
 
-        Raises ValueError for a damaged manifest, which might be one of them.
+        Raises CorruptArtifact for a damaged manifest, which might be one of them.
         """
         children: dict[str, list[str]] = {}
-        for one in self.places:
-            for parent in self.parents(one):
-                children.setdefault(parent, []).append(one)
-        found, waiting = set[str](), list(children.get(version, []))
+        for child in self.places:
+            for parent in self.parents(child):
+                children.setdefault(parent, []).append(child)
+        below, waiting = set[str](), list(children.get(version, []))
         while waiting:
-            one = waiting.pop()
-            if one not in found:
-                found.add(one)
-                waiting += children.get(one, [])
-        return [(one, one in children.get(version, [])) for one in self.places if one in found]
+            child = waiting.pop()
+            if child not in below:
+                below.add(child)
+                waiting += children.get(child, [])
+        return [(child, child in children.get(version, [])) for child in self.places if child in below]
 
     @cached_property
     def _partitions(self) -> list[Artifact]:
         """The oldest first."""
-        return [
-            self.artifact(v) for v, path in sorted(self.places.items(), key=_age) if path.parent.name == "partition"
-        ]
+        return sorted(self.store.everything("partition"), key=lambda partition: partition.made_at)
 
-    def _input(self, artifact: Artifact, name: str, said: str) -> Input:
-        if said in self.places and said != artifact.version:
-            return Input(name, "artifact", said, (said,))
-        if said == NONE:
-            return Input(name, "nothing", said)
+    def _input(self, artifact: Artifact, name: str, given: str) -> Input:
+        if given in self.places and given != artifact.version:
+            return Input(name, "artifact", given, (given,))
+        if given == NONE:
+            return Input(name, "nothing", given)
         if name in LEAVES:
-            return Input(name, LEAVES[name], said)
+            return Input(name, LEAVES[name], given)
         members = name == "members" or (artifact.asset.endswith("joint_experts") and EXPERT.fullmatch(name))
         if members:
             key = artifact.key if name == "members" else name
-            return Input(name, "members", said, self._with_members(artifact, str(key), said))
+            return Input(name, "members", given, self._with_members(artifact, str(key), given))
         if artifact.asset == "splits" and name == "posts":
-            return Input(name, "snapshot", said, tuple(artifact.metadata["snapshot"].values()))
-        return Input(name, "gone", said)
+            return Input(name, "snapshot", given, tuple(artifact.metadata["snapshot"].values()))
+        return Input(name, "gone", given)
 
-    def _with_members(self, artifact: Artifact, key: str, said: str) -> tuple[str, ...]:
-        """The partition whose cluster it is. Where several have it, the first one on the artifact's own trunk: the
-        expert was trained before there was another."""
+    def _with_members(self, artifact: Artifact, key: str, members: str) -> tuple[str, ...]:
+        """The partition that has the cluster. Of several, the first one on the artifact's own trunk: the expert was
+        trained before the others existed."""
         where = "random_members" if artifact.asset.startswith("random") else "members"
-        holding = [p for p in self._partitions if p.metadata.get(where, {}).get(key) == said]
+        holding = [p for p in self._partitions if p.metadata.get(where, {}).get(key) == members]
         trunk = artifact.inputs.get("trunk", "")
         own = [p for p in holding if trunk in self._trunks_of(p)]
         return tuple(p.version for p in (own or holding)[:1])
@@ -147,18 +141,8 @@ class Lineage:
         return {self.artifact(v).inputs.get("trunk", "") for v in features}
 
 
-def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    return [p for p in sorted(path.iterdir()) if not p.name.startswith(".") and p.is_dir()]
-
-
-def _age(place: tuple[str, Path]) -> float:
-    return (place[1] / "artifact.json").stat().st_mtime
-
-
 @dataclass(frozen=True)
-class Asked:
+class Target:
     """What a name on the command line stands for."""
 
     asset: str
@@ -168,10 +152,7 @@ class Asked:
 
 
 def place_of(name: str) -> tuple[str, str | None, str | None]:
-    """(asset, key, row) that ASSET[:KEY] or a row of the table stands for. Raises ValueError where there is no such."""
-    from moe_core.stages.evaluation.rows import ROWS
-    from moe_core.stages.graph import GRAPH
-
+    """(asset, key, row) that ASSET[:KEY] or a row of the table stands for. Raises BadSetting for another name."""
     asset, _, rest = name.partition(":")
     key, figure = rest or None, None
     if asset == "evaluation" and key:
@@ -179,72 +160,68 @@ def place_of(name: str) -> tuple[str, str | None, str | None]:
     elif asset in ROWS and asset not in GRAPH:
         asset, key, figure = "evaluation", None, asset
     if figure is not None and figure not in ROWS:
-        raise ValueError(f"the table has no row {figure!r}: wanted one of {', '.join(ROWS)}")
+        raise BadSetting(f"the table has no row {figure!r}: wanted one of {', '.join(ROWS)}")
     if asset not in GRAPH:
-        raise ValueError(f"no asset or row {asset!r}: wanted one of {', '.join(dict.fromkeys([*GRAPH, *ROWS]))}")
+        raise BadSetting(f"no asset or row {asset!r}: wanted one of {', '.join(dict.fromkeys([*GRAPH, *ROWS]))}")
     stage = GRAPH[asset]
     if (key is None) != (stage.keys is None):
         wanted = asset if stage.keys is None else f"{asset}:KEY, with one of its {stage.keys}"
-        raise ValueError(f"{name} names no artifact: wanted {wanted}")
+        raise BadSetting(f"{name} names no artifact: wanted {wanted}")
     return asset, key, figure
 
 
-def find(context: Context, name: str, version: str | None = None) -> Asked:
+def find(context: Context, name: str, version: str | None = None) -> Target:
     """ASSET[:KEY] or a row of the table, at the version that the study names now or at another, by its beginning.
 
-    Raises ValueError for a name or version that is not there, with those that are.
+    Raises BadSetting for a name that is none, MissingInput for a version that is not built, with those that are.
     """
     asset, key, figure = place_of(name)
-    there = [a.version for a in context.store.versions(asset, key)]
+    built = [a.version for a in context.store.versions(asset, key)]
     if version is None:
-        return Asked(asset, key, _current(context, asset, key, there), figure)
-    return Asked(asset, key, full_version(version, there, name), figure)
+        return Target(asset, key, _current(context, asset, key, built), figure)
+    return Target(asset, key, full_version(version, built, name), figure)
 
 
-def _current(context: Context, asset: str, key: str | None, there: list[str]) -> str:
+def _current(context: Context, asset: str, key: str | None, built: list[str]) -> str:
     try:
         now = context.version(asset, key)
-    except ValueError as why:
-        if not there:
+    except MissingInput as why:
+        if not built:
             raise
-        raise ValueError(f"{why}; of older ones (--version) there are {_listed(there)}") from None
-    if now not in there:
-        name = asset if key is None else f"{asset}:{key}"
-        raise ValueError(f"{name} {now} is not made yet: `hardmoe run`, or --version with one of {_listed(there)}")
+        raise MissingInput(f"{why}; older versions (--version): {', '.join(built)}", why.asset, why.key) from None
+    if now not in built:
+        raise MissingInput(
+            f"{name_of(asset, key)} {now} is not built yet: `hardmoe run`, or --version with one of "
+            f"{', '.join(built) or 'none'}",
+            asset,
+            key,
+        )
     return now
 
 
-def _listed(there: list[str]) -> str:
-    return ", ".join(there) or "none"
-
-
-def report(context: Context, asked: Asked) -> dict[str, Any]:
+def report(context: Context, asked: Target) -> dict[str, Any]:
     """The document of `hardmoe lineage --json` (docs/reference/json.md has its fields)."""
-    from moe_core.serving.publication import load
-
     lineage = Lineage(context.store)
-    book = load(context.root)
-    mixtures = {book.published: "published", book.previous: "previous"}
+    log = publication.read_log(context.root)
+    mixtures = {log.published: "published", log.previous: "previous"}
     below = lineage.below(asked.version)
+    named = [asked.version, *(version for version, _ in below)]
     return {
         "study": context.study.name,
         "asked": {"asset": asked.asset, "key": asked.key, "version": asked.version},
         "figure": None if asked.figure is None else figure(lineage.artifact(asked.version), asked.figure),
-        "nodes": [_node(lineage, one) for one in lineage.above(asked.version)],
-        "dependents": [_short(lineage.artifact(one)) | {"direct": direct} for one, direct in below],
-        "publication": {v: mixtures[v] for v in (asked.version, *(one for one, _ in below)) if v and v in mixtures},
+        "nodes": [_node(lineage, version) for version in lineage.above(asked.version)],
+        "dependents": [_short(lineage.artifact(version)) | {"direct": direct} for version, direct in below],
+        "publication": {version: mixtures[version] for version in named if version and version in mixtures},
     }
 
 
 def figure(evaluation: Artifact, row: str) -> dict[str, Any]:
-    """A row of the table. Raises ValueError where this evaluation has it not."""
-    import json
-
-    rows = json.loads(evaluation.file("table.json").read_text("utf-8"))["rows"]
-    for one in rows:
-        if one["name"] == row:
-            return dict(one)
-    raise ValueError(f"this evaluation has no row {row!r}: it has {', '.join(one['name'] for one in rows)}")
+    """A row of the table. Raises BadSetting where this evaluation has no such row."""
+    rows = {r["name"]: r for r in json.loads(evaluation.file("table.json").read_text("utf-8"))["rows"]}
+    if row not in rows:
+        raise BadSetting(f"this evaluation has no row {row!r}: it has {', '.join(rows)}")
+    return dict(rows[row])
 
 
 def _short(artifact: Artifact) -> dict[str, Any]:
@@ -253,7 +230,7 @@ def _short(artifact: Artifact) -> dict[str, Any]:
 
 def _node(lineage: Lineage, version: str) -> dict[str, Any]:
     artifact = lineage.artifact(version)
-    made = datetime.fromtimestamp(_age((version, artifact.path)), UTC).isoformat(timespec="seconds")
+    made = datetime.fromtimestamp(artifact.made_at, UTC).isoformat(timespec="seconds")
     return _short(artifact) | {
         "digest": artifact.content_hash,
         "code": artifact.code,
@@ -264,10 +241,6 @@ def _node(lineage: Lineage, version: str) -> dict[str, Any]:
             {"name": i.name, "kind": i.kind, "version": i.version, "of": list(i.of)} for i in lineage.inputs(version)
         ],
     }
-
-
-def label(artifact: Artifact) -> str:
-    return artifact.asset if artifact.key is None else f"{artifact.asset}:{artifact.key}"
 
 
 def flat(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:

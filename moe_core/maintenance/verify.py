@@ -7,56 +7,50 @@ from pathlib import Path
 from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact
 from moe_core.serving import publication
-from moe_core.stages.data.rows import DATA_SETS
 from moe_core.stages.gate import current_partition
+from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.artifact import Artifact
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong, and the folder of the artifact that has to be made again, or a file that is none's."""
+    """What is wrong, and where: the folder of an artifact that must be built again, or a pointer."""
 
-    folder: Path
+    path: Path
     why: str
 
 
 def verify(context: Context) -> Iterator[Damage | Artifact]:
-    """Every complete artifact in turn, or what is wrong with it: its files, and the rows that posts point at. Then what
-    is wrong with files that say what the study lives with, and which mixture is published."""
-    from moe_core.stages.graph import GRAPH
-
-    checked: dict[str, dict[str, bool]] = {name: {} for name in DATA_SETS}
-    for name in GRAPH:
-        for manifest in sorted((context.root / name).rglob("artifact.json")):
-            folder = manifest.parent
-            if any(part.startswith(".") for part in folder.relative_to(context.root).parts):
-                continue
-            try:
-                artifact = context.store.read(folder)
-                assert artifact is not None
-                for file in artifact.files:
-                    artifact.file(file)
-            except ValueError as error:
-                yield Damage(folder, str(error))
-                continue
-            lost = _lost_rows(context, artifact, checked) if name == "posts" and has_rows(context, artifact) else []
-            yield Damage(folder, f"{'; '.join(lost)}: delete {folder} and run again") if lost else artifact
-    yield from damaged_files(context)
+    """Every complete artifact in turn, or what is wrong with it: its files, and the rows that posts refer to. Then what
+    is wrong with the pointers."""
+    checked: dict[Path, dict[str, bool]] = {table: {} for table in context.store.layout.tables}
+    for folder in (folder for name in GRAPH for folder in context.store.folders(name)):
+        try:
+            artifact = context.store.read(folder)
+            assert artifact is not None
+            for file in artifact.files:
+                artifact.file(file)
+        except CorruptArtifact as error:
+            yield Damage(folder, str(error))
+            continue
+        lost = _lost_rows(artifact, checked) if artifact.asset == "posts" and has_rows(context, artifact) else []
+        yield Damage(folder, f"{'; '.join(lost)}: delete {folder} and run again") if lost else artifact
+    yield from damaged_pointers(context)
 
 
-def damaged_files(context: Context) -> Iterator[Damage]:
+def damaged_pointers(context: Context) -> Iterator[Damage]:
     """Damaged pointers, of any settings that the study had, and a damaged log of what is published."""
     for asset, read in (("trunk", frozen.Snapshot.read), ("partition", current_partition.CurrentPartition.read)):
-        for path in sorted((context.root / asset).glob("current.*.json")):
+        for path in context.store.layout.all_current(asset):
             try:
                 read(path)
             except CorruptArtifact as error:
                 yield Damage(path, _with_way_out(context, asset, path, error))
     try:
-        publication.load(context.root)
-    except ValueError as error:
-        yield Damage(context.root / publication.FILE, str(error))
+        publication.read_log(context.root)
+    except CorruptArtifact as error:
+        yield Damage(context.store.layout.publication, str(error))
 
 
 def _with_way_out(context: Context, asset: str, path: Path, error: CorruptArtifact) -> str:
@@ -72,17 +66,18 @@ def _with_way_out(context: Context, asset: str, path: Path, error: CorruptArtifa
 
 
 def has_rows(context: Context, posts: Artifact) -> bool:
-    """Whether it has its rows still: where posts of its shard were forgotten since, only the record stays."""
+    """Whether it still has its rows: after a takedown in its shard only the record stays."""
     assert posts.key is not None
     return posts.inputs.get("forgotten", "") == context.takedowns.hash_of(posts.key)
 
 
-def _lost_rows(context: Context, artifact: Artifact, checked: dict[str, dict[str, bool]]) -> list[str]:
+def _lost_rows(posts: Artifact, checked: dict[Path, dict[str, bool]]) -> list[str]:
     from moe_core.tables import damage, lance_tag_of
 
-    assert artifact.key is not None
-    found = []
-    for name, said in zip(DATA_SETS, ("accepted", "rejected"), strict=True):
-        lance_tag = lance_tag_of(artifact.key, artifact.version)
-        found += damage(context.root / name, lance_tag, artifact.key, artifact.metadata[said], checked[name])
-    return found
+    assert posts.key is not None
+    tag, counts = lance_tag_of(posts.key, posts.version), (posts.metadata["accepted"], posts.metadata["rejected"])
+    return [
+        why
+        for (table, known), rows in zip(checked.items(), counts, strict=True)
+        for why in damage(table, tag, posts.key, rows, known)
+    ]

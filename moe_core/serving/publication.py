@@ -1,10 +1,9 @@
-"""Which mixture is published: `published.json` in the study's root, replaced in one move, with all that was decided.
+"""Which mixture is published: `published.json` in the study's root, a pointer that keeps all decisions about it.
 
-A reader reads it once and opens the bundle's folder, which never changes. Nothing is published by writing an artifact;
-only a decision in this file does it, and each keeps what it was made on, so that it can be taken back and explained.
+A reader reads it once and opens the bundle's folder, which never changes. Building an artifact publishes nothing; only
+a decision in this file does, and each records what it was based on, so that it can be explained and taken back.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,15 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
+from moe_core.store import pointer
 from moe_core.store.artifact import full_version
-from moe_core.store.files import fsync, write_text
-from moe_core.store.hashing import with_checksum, without_checksum
+from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 
-FILE = "published.json"
 MANIFEST = "manifest.json"  # of a bundle
-FORMAT = "hardmoe publication 1"
-NOTHING = ""  # published before the first
+FORMAT = "hardmoe publication 2"
+UNPUBLISHED = ""  # in place of a version, before the first publication
 
 Action = Literal["published", "refused", "forced", "rolled back"]
 
@@ -31,113 +30,107 @@ class Decision:
 
     action: Action
     mixture: str  # the version that it is about
-    against: str  # the version that was published when it was made
+    baseline: str  # the version that was published before it, which the mixture was compared with
     published: str  # the version that is published from then on
     why: str
     by: str
-    verdict: str = ""  # version of the artifact `published` that compared them; none where a person decided
+    comparison: str = ""  # version of the artifact `published` that compared them; none where a person decided
     scores: Mapping[str, Any] | None = None  # of both on the same validation posts, and the margin
     at: str = ""  # UTC, ISO 8601
 
 
 @dataclass(frozen=True)
-class Book:
+class PublicationLog:
     """All decisions, the oldest first."""
 
     history: tuple[Decision, ...] = ()
 
     @property
     def published(self) -> str:
-        """The version that is published, or NOTHING."""
-        return self.history[-1].published if self.history else NOTHING
+        """The version that is published, or UNPUBLISHED."""
+        return self.history[-1].published if self.history else UNPUBLISHED
 
     @property
     def previous(self) -> str:
-        """The version that a rollback goes back to, or NOTHING."""
+        """The version that a rollback reverts to, or UNPUBLISHED."""
         stack = self._stack()
-        return stack[-2] if len(stack) > 1 else NOTHING
+        return stack[-2] if len(stack) > 1 else UNPUBLISHED
 
     def _stack(self) -> list[str]:
-        """Versions published one after the other, without those that were taken back."""
-        found: list[str] = []
+        """Versions published one after the other, without those that were rolled back."""
+        versions: list[str] = []
         for decision in self.history:
             if decision.action in ("published", "forced"):
-                found.append(decision.published)
+                versions.append(decision.published)
             elif decision.action == "rolled back":
-                found.pop()
-        return found
+                versions.pop()
+        return versions
 
     def last(self, mixture: str) -> Decision | None:
         """The latest decision about a mixture."""
         return next((d for d in reversed(self.history) if d.mixture == mixture), None)
 
     def withdrawn(self, mixture: str) -> Decision | None:
-        """The rollback that took a mixture back, unless it was published again since."""
+        """The rollback of a mixture, unless it was published again since."""
         for decision in reversed(self.history):
             if decision.mixture == mixture and decision.action != "refused":
                 return decision if decision.action == "rolled back" else None
         return None
 
     def superseded(self, mixture: str) -> bool:
-        """Whether it was published, and then a run published another in its place: no person did."""
+        """Whether it was published, and then a run, not a person, published another in its place."""
         last = self.last(mixture)
         now = next((d for d in reversed(self.history) if d.action != "refused"), None)
         if last is None or now is None or last.action not in ("published", "forced") or self.published == mixture:
             return False
-        return now.action == "published" and bool(now.verdict)
+        return now.action == "published" and bool(now.comparison)
 
-    def with_one(self, decision: Decision) -> "Book":
+    def adding(self, decision: Decision) -> "PublicationLog":
+        """With one decision more, made now."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Book((*self.history, replace(decision, at=now)))
+        return PublicationLog((*self.history, replace(decision, at=now)))
 
-    def rolled_back(self, by: str) -> "Book":
-        """With the latest publication taken back. Raises ValueError where there is none before it."""
+    def rolled_back(self, by: str) -> "PublicationLog":
+        """With the latest publication rolled back. Raises MissingInput where none was before it."""
         if not self.previous:
-            raise ValueError(
-                f"no mixture was published before {self.published or 'this'}: there is nothing to roll back to"
+            raise MissingInput(
+                f"no mixture was published before {self.published or 'this'}: there is nothing to roll back to",
+                "published",
             )
         why = f"taken back by hand; {self.previous} is published again"
-        return self.with_one(Decision("rolled back", self.published, self.published, self.previous, why, by))
+        return self.adding(Decision("rolled back", self.published, self.published, self.previous, why, by))
 
 
-def load(root: Path) -> Book:
-    """Raises ValueError for a file that is not one; it is left as it is."""
-    path = root / FILE
+def read_log(root: Path) -> PublicationLog:
+    """All decisions of a study; none where there is no file. Raises CorruptArtifact for a damaged file, which stays."""
+    path = Layout(root).publication
     try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return Book()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from None
-    try:
-        said = json.loads(text)
-        if said["format"] != FORMAT:
-            raise ValueError(f"format {said['format']!r}, this hardmoe reads {FORMAT!r}")
-        said = without_checksum(said)
-        return Book(tuple(Decision(**decision) for decision in said["history"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} is damaged ({error}): restore it from a backup, or move it away and say `hardmoe publish --version "
-        f"VERSION --force`; verdicts of before are in {path.parent / 'published'}"
-    )
+        document = pointer.read(path)
+        if document is None:
+            return PublicationLog()
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']!r}, this hardmoe reads {FORMAT!r}")
+        return PublicationLog(tuple(Decision(**decision) for decision in document["history"]))
+    except (CorruptArtifact, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        why = str(error) if isinstance(error, CorruptArtifact) else f"{path} is damaged ({error})"
+        raise CorruptArtifact(
+            f"{why}: restore it from a backup, or move it away and run `hardmoe publish --version VERSION --force`; "
+            f"earlier comparisons are in {Layout(root).asset('published')}",
+            path,
+        ) from None
 
 
 @contextmanager
-def writing(root: Path) -> Iterator[Book]:
-    """The book as it is while nobody else changes it; `save` it before the end, or leave it."""
-    with exclusive(root / ".publishing.lock"):
-        yield load(root)
+def deciding(root: Path) -> Iterator[PublicationLog]:
+    """The log while nobody else changes it; call `save` before the end, or leave the log as it is."""
+    with exclusive(Layout(root).publication_lock):
+        yield read_log(root)
 
 
-def save(root: Path, book: Book) -> None:
-    """Replaces the file in one move, on the disk before this returns. For those within `writing`."""
-    said = {"format": FORMAT, "published": book.published, "history": [asdict(d) for d in book.history]}
-    write_text(root / FILE, json.dumps(with_checksum(said), indent=1))
-    fsync(root)
+def save(root: Path, log: PublicationLog) -> None:
+    """Replaces the file; on the disk before this returns. Call it within `deciding`."""
+    history = [asdict(decision) for decision in log.history]
+    pointer.write(Layout(root).publication, {"format": FORMAT, "published": log.published, "history": history})
 
 
 def bundle_at(path: Path, version: str | None = None) -> Path:
@@ -145,27 +138,29 @@ def bundle_at(path: Path, version: str | None = None) -> Path:
     as in STUDY/mixture/1f0c; or the folder or study.toml of a study, whose mixture is that of `version`, or of its
     beginning, or the published one.
 
-    Raises ValueError where it names none, or several.
+    Raises MissingInput where it names none, BadSetting where it names several.
     """
-    study = path / "study.toml" if path.is_dir() else path
+    study = Layout(path).study_file if path.is_dir() else path
     if study.suffix == ".toml" and study.is_file():
         if version is None:
             return published_bundle(study.parent)
-        mixtures = study.parent / "mixture"
-        return mixtures / full_version(version, _bundles_in(mixtures), f"mixture in {study.parent}")
+        layout = Layout(study.parent)
+        known = _bundles_in(layout.asset("mixture"))
+        return layout.artifact("mixture", None, full_version(version, known, f"mixture in {study.parent}"))
     if version is not None:
-        raise ValueError(f"--version goes with a study: {path} is none, it has no study.toml")
+        raise BadSetting(f"--version goes with a study: {path} is none, it has no study.toml")
     if path.name == MANIFEST and not path.is_dir():
         path = path.parent
     if (path / MANIFEST).is_file():
         return path
-    if not path.exists() and (there := _bundles_in(path.parent)):
-        return path.parent / full_version(path.name, there, f"mixture in {path.parent}")
-    if there := _bundles_in(path):
-        raise ValueError(f"{path} holds {len(there)} mixtures: name one of them, such as {path / there[0]}")
-    raise ValueError(
+    if not path.exists() and (versions := _bundles_in(path.parent)):
+        return path.with_name(full_version(path.name, versions, f"mixture in {path.parent}"))
+    if versions := _bundles_in(path):
+        raise BadSetting(f"{path} holds {len(versions)} mixtures: name one of them, such as {path / versions[0]}")
+    raise MissingInput(
         f"no bundle at {path}: wanted a study's folder or study.toml, or a mixture's folder or manifest.json "
-        "(STUDY/mixture/VERSION)"
+        "(STUDY/mixture/VERSION)",
+        "mixture",
     )
 
 
@@ -176,15 +171,18 @@ def _bundles_in(folder: Path) -> list[str]:
 
 
 def published_bundle(root: Path) -> Path:
-    """Folder of the published mixture. Raises ValueError where nothing is published, or its folder is gone."""
-    version = load(root).published
-    study = root / "study.toml"
+    """Folder of the published mixture. Raises MissingInput where nothing is published, or its folder is gone."""
+    layout, version = Layout(root), read_log(root).published
     if not version:
-        raise ValueError(f"no mixture of {study} is published: `hardmoe run`, or `hardmoe publish`, publishes one")
-    folder = root / "mixture" / version
+        raise MissingInput(
+            f"no mixture of {layout.study_file} is published: `hardmoe run`, or `hardmoe publish`, publishes one",
+            "published",
+        )
+    folder = layout.artifact("mixture", None, version)
     if not (folder / MANIFEST).is_file():
-        raise ValueError(
+        raise MissingInput(
             f"the published mixture {version} is not at {folder}: restore the folder, or `hardmoe publish --study "
-            f"{study} --rollback`"
+            f"{layout.study_file} --rollback`",
+            "mixture",
         )
     return folder

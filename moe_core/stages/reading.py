@@ -51,7 +51,7 @@ def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFram
     from moe_core.tables import scan_rows
 
     for place in places(context):
-        for batch in scan_rows(context.root / "posts.lance", place.version, place.shard, columns, BATCH):
+        for batch in scan_rows(context.store.layout.posts_table, place.version, place.shard, columns, BATCH):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame
@@ -75,7 +75,8 @@ def ids_of(context: Context, shard: str) -> pa.Array:
     """Ids of all the posts of a shard, in the one order."""
     from moe_core.tables import read_rows
 
-    return read_rows(context.root / "posts.lance", place(context, shard).version, shard, ["id"])["id"].combine_chunks()
+    table, version = context.store.layout.posts_table, place(context, shard).version
+    return read_rows(table, version, shard, ["id"])["id"].combine_chunks()
 
 
 @dataclass(frozen=True)

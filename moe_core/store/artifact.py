@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from moe_core.errors import CorruptArtifact
+from moe_core.errors import BadSetting, CorruptArtifact
 from moe_core.store.hashing import Json, content_hash, file_hash
 from moe_core.store.layout import MANIFEST
 from moe_core.text import shown
@@ -13,9 +13,14 @@ from moe_core.text import shown
 LISTED = 20  # versions in an error
 
 
+def name_of(asset: str, key: str | None) -> str:
+    """Name of an asset's partition, such as trunk or expert:e003."""
+    return asset if key is None else f"{asset}:{key}"
+
+
 @dataclass(frozen=True)
 class Spec:
-    """What an artifact is to be made from; `version` follows from it."""
+    """What an artifact is made from; `version` follows from it."""
 
     asset: str
     key: str | None  # partition, None where the asset has none
@@ -37,7 +42,7 @@ class Spec:
 
     @property
     def name(self) -> str:
-        return self.asset if self.key is None else f"{self.asset}:{self.key}"
+        return name_of(self.asset, self.key)
 
 
 @dataclass(frozen=True)
@@ -98,23 +103,23 @@ class Artifact:
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage says of what it wrote. `content` names the digests of results; a file left out of it is a log."""
+    """What a stage reports of what it wrote. `content` has hashes of its results; a file left out of it is a log."""
 
     metadata: Mapping[str, Json]
     content: Mapping[str, str] | None = None  # None: every file counts
 
 
-def full_version(start: str, there: Iterable[str], what: str) -> str:
-    """The one version that begins with `start`. Raises ValueError, which lists those that do; all where none does."""
-    every = sorted(there)
+def full_version(start: str, versions: Iterable[str], what: str) -> str:
+    """The one version that begins with `start`. Raises BadSetting, which lists those that do; all where none does."""
+    every = sorted(versions)
     if start in every:
         return start
-    found = [version for version in every if version.startswith(start)]
-    if len(found) == 1 and start:  # an unset variable of a shell names none
-        return found[0]
-    listed = found or every
+    matching = [version for version in every if version.startswith(start)]
+    if len(matching) == 1 and start:  # an unset variable of a shell names none
+        return matching[0]
+    listed = matching or every
     names = ", ".join(listed[:LISTED]) + (f" and {len(listed) - LISTED} more" if len(listed) > LISTED else "")
-    raise ValueError(
-        f"{len(found)} versions of {what} begin with {shown(start)!r}: "
-        + (f"{names}: give more of its characters" if found else f"there are {names or 'none'}")
+    raise BadSetting(
+        f"{len(matching)} versions of {what} begin with {shown(start)!r}: "
+        + (f"{names}: give more of its characters" if matching else f"there are {names or 'none'}")
     )

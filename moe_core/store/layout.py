@@ -11,6 +11,7 @@
 Names are hidden (".") where a user has nothing to read in them.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +47,6 @@ class Layout:
     def study_lock(study_file: Path) -> Path:
         """Held while a command changes settings."""
         return study_file.with_name(f".{study_file.name}.lock")
-
-    @staticmethod
-    def study_in(folder: Path) -> Path:
-        """The study file of a folder that a user names in its place."""
-        return folder / STUDY
 
     # Rows
 
@@ -148,6 +144,11 @@ class Layout:
         """What a running step reports last."""
         return self.progress_folder / (f"{asset}.json" if key is None else f"{asset}.{key}.json")
 
+    def all_progress(self) -> list[tuple[str, str | None, Path]]:
+        """Lists (asset, key, file) of the reports of steps."""
+        names = ((path.name.removesuffix(".json").partition("."), path) for path in self.progress_folder.glob("*.json"))
+        return [(asset, key or None, path) for (asset, _, key), path in names]
+
     @property
     def logs(self) -> Path:
         return self.root / "logs"
@@ -160,6 +161,11 @@ class Layout:
     def dagster_home(self) -> Path:
         """Dagster's instance where DAGSTER_HOME names no other."""
         return self.root / "dagster"
+
+    @property
+    def used_dagster_home(self) -> Path:
+        """Dagster's instance: the folder that DAGSTER_HOME names, or the study's own."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.dagster_home)
 
     @property
     def report_page(self) -> Path:

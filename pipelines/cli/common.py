@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_core.store.layout import Layout
 from moe_core.text import refuse_bytes, shown
 from pipelines.cli.errors import interrupt_once
 from pipelines.terminal import echo, echo_json
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
-    return path / "study.toml" if path.is_dir() else path
+    return Layout(path).study_file if path.is_dir() else path
 
 
 STUDY_OPTION = click.option(
@@ -75,7 +76,7 @@ def changed_study(
         changed = override(study_file, settings)
     else:
         override(study_file, settings)  # what is refused leaves no lock
-        with exclusive(study_file.with_name(f".{study_file.name}.lock")):  # two at once lose no setting
+        with exclusive(Layout.study_lock(study_file)):  # two at once lose no setting
             changed = override(study_file, settings)
             changed.write()
     for change in changed.changes:
@@ -152,9 +153,9 @@ def run_shown(context: "Context", **options: Any) -> "Summary":
 
 def warn_damaged(context: "Context") -> None:
     """Of files that say what the study lives with: what follows from them is to be explained."""
-    from moe_core.maintenance.verify import damaged_files
+    from moe_core.maintenance.verify import damaged_pointers
 
-    for damage in damaged_files(context):
+    for damage in damaged_pointers(context):
         echo(f"Damaged: {damage.why}", err=True)
 
 
@@ -307,18 +308,18 @@ def table_of(context: "Context") -> dict[str, Any]:
 
 def publication_of(context: "Context") -> dict[str, Any]:
     """Which mixture is published, whether it is the one that the table measures, and why or why not."""
-    from moe_core.serving.publication import load
+    from moe_core.serving.publication import read_log
 
-    mixture, book = context.version("mixture"), load(context.root)
-    last = book.last(mixture)
+    mixture, log = context.version("mixture"), read_log(context.root)
+    last = log.last(mixture)
     why = last.why if last else "not decided yet"
-    if last and book.published not in (mixture, last.published):
-        since = book.history[-1]
+    if last and log.published not in (mixture, last.published):
+        since = log.history[-1]
         why = f"it was {last.action} on {last.at}; since then {since.mixture} was {since.action}: {since.why}"
     return {
-        "published": book.published,
+        "published": log.published,
         "mixture": mixture,
-        "is_published": book.published == mixture,
+        "is_published": log.published == mixture,
         "why": why,
     }
 

@@ -112,7 +112,7 @@ def _page(context: "Context") -> Path:
             "A takedown removed the report, which had pictures and hashtags of posts: this page has the table alone.",
             err=True,
         )
-        page = context.root / "report" / "table.html"
+        page = context.store.layout.report_page
         page.parent.mkdir(exist_ok=True)
         write_text(page, render_table(context.study, table_of(context), since or []))
         return page

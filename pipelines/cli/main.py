@@ -32,7 +32,6 @@ for command in (
     predict.predict,
     publish.publish,
     maintenance.reap,
-    maintenance.tidy,
     maintenance.gc,
     maintenance.verify,
     maintenance.forget,

@@ -86,9 +86,7 @@ class Display:
         return [*found, *(f"waiting {name:24} {why}" for name, why in held_up.items())]
 
     def _report(self, one: "Running") -> dict[str, Any]:
-        from assets.materialize import progress_file
-
-        file = progress_file(self.context.root, one.task.asset, one.task.key)
+        file = self.context.store.layout.progress(one.task.asset, one.task.key)
         try:
             said: dict[str, Any] = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError):

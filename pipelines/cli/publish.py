@@ -12,7 +12,7 @@ from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from moe_core.engine.context import Context
-    from moe_core.serving.publication import Book
+    from moe_core.serving.publication import PublicationLog
 
 
 @click.command(short_help="Publish a mixture, or go back.")
@@ -31,32 +31,32 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
     Example: hardmoe publish --study cats/study.toml --rollback
              hardmoe publish --study cats/study.toml --version 1f0c8e5a2b7d4c3e9f60 --force
     """
-    from moe_core.serving.publication import load
+    from moe_core.serving.publication import read_log
 
     if sum((rollback, list_it, version is not None or force)) > 1:
         raise BadSetting("--rollback, --list and --version (or --force) exclude one another: choose one")
     context = study_at(study_file, by="hardmoe publish")
-    book = load(context.root)
+    log = read_log(context.root)
     refused = False
     if not list_it:
-        before = len(book.history)
-        book = _decide(context, version, force, rollback)
-        refused = len(book.history) > before and book.history[-1].action == "refused"
-        if len(book.history) > before:
-            _show_dagster(context, book)
+        before = len(log.history)
+        log = _decide(context, version, force, rollback)
+        refused = len(log.history) > before and log.history[-1].action == "refused"
+        if len(log.history) > before:
+            _show_dagster(context, log)
     if as_json:
-        history = [asdict(decision) for decision in book.history]
-        echo_json({"published": book.published, "previous": book.previous, "history": history})
+        history = [asdict(decision) for decision in log.history]
+        echo_json({"published": log.published, "previous": log.previous, "history": history})
     else:
-        _show(book, list_it)
-    if f"mixture {book.published}" in context.takedowns.saw:
+        _show(log, list_it)
+    if f"mixture {log.published}" in context.takedowns.saw:
         echo("Warning: the published mixture saw posts that were taken down since.", err=True)
     if refused:
-        raise HardmoeError(f"not published: {book.history[-1].why}; --force publishes it all the same")
+        raise HardmoeError(f"not published: {log.history[-1].why}; --force publishes it all the same")
 
 
-def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "Book":
-    from moe_core.serving.publication import load
+def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "PublicationLog":
+    from moe_core.serving.publication import read_log
     from moe_core.stages.mixture import promote
     from moe_core.store.artifact import full_version
 
@@ -69,26 +69,26 @@ def _decide(context: "Context", version: str | None, force: bool, rollback: bool
         mixture = full_version(version, there, f"mixture in {context.root}")
     if force:
         return promote.force(context, mixture)
-    against = load(context.root).published
-    if against == mixture:
-        return load(context.root)
-    return promote.decide(context, mixture, against, promote.judge(context, mixture, against))
+    baseline = read_log(context.root).published
+    if baseline == mixture:
+        return read_log(context.root)
+    return promote.decide(context, mixture, baseline, promote.judge(context, mixture, baseline))
 
 
-def _show(book: "Book", all_of_it: bool) -> None:
-    for decision in book.history if all_of_it else book.history[-1:]:
+def _show(log: "PublicationLog", all_of_it: bool) -> None:
+    for decision in log.history if all_of_it else log.history[-1:]:
         echo(f"{decision.at}  {decision.action:11}  {decision.mixture}  by {decision.by}: {decision.why}")
-    echo(f"published: {book.published or 'nothing'}" + (f"   (before: {book.previous})" if book.previous else ""))
+    echo(f"published: {log.published or 'nothing'}" + (f"   (before: {log.previous})" if log.previous else ""))
 
 
-def _show_dagster(context: "Context", book: "Book") -> None:
+def _show_dagster(context: "Context", log: "PublicationLog") -> None:
     """Dagster's UI is told, where it has the study: otherwise it would show what the last run decided."""
     import os
 
-    home = os.environ.get("DAGSTER_HOME") or str(context.root / "dagster")
-    if not os.path.exists(os.path.join(home, "dagster.yaml")):
+    home = context.store.layout.used_dagster_home
+    if not (home / "dagster.yaml").exists():
         return
-    os.environ["DAGSTER_HOME"] = home
+    os.environ["DAGSTER_HOME"] = str(home)
     import dagster as dg
 
     from assets.mixture import NEWEST, decided
@@ -98,7 +98,7 @@ def _show_dagster(context: "Context", book: "Book") -> None:
 
     spec = context.planner.spec("mixture")
     # where another artifact is to be built to know it, nothing is newest
-    mixture = spec.version if isinstance(spec, Spec) else book.history[-1].mixture
+    mixture = spec.version if isinstance(spec, Spec) else log.history[-1].mixture
     said = decided(context.root, mixture)
     newest = said.pop("newest is published")
     with opened() as instance:
@@ -108,7 +108,7 @@ def _show_dagster(context: "Context", book: "Book") -> None:
                 asset_key=key_of("published"),
                 check_name=NEWEST.name,
                 passed=newest,
-                metadata={"published": dg.MetadataValue.text(book.published)},
+                metadata={"published": dg.MetadataValue.text(log.published)},
                 severity=dg.AssetCheckSeverity.WARN,
                 description=str(said["why"]),
             )

@@ -33,6 +33,7 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
     """
     from moe_core.stages.gate import current_partition, refit
     from moe_core.stages.trunk import frozen
+    from moe_core.store import pointer
     from pipelines.run.summary import Summary
 
     if as_json and not dry_run:
@@ -52,9 +53,9 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
             echo("Trunk and vocabulary are those of all shards already.", err=True)
         summary = run_shown(study_at(study_file), until=until, workers=workers)
     if summary.interrupted and not {"trunk", "partition"} & {*summary.made, *summary.stopped}:
-        for request, name in (("refit", current_partition.REQUEST), ("renew", frozen.RENEW)):
+        for request, asset in (("refit", "partition"), ("renew", "trunk")):
             if request not in before:  # else the next run would do what nobody wants any more
-                (context.root / name).unlink(missing_ok=True)
+                pointer.remove(context.store.layout.request(asset))
     if not (summary.failed or summary.interrupted):
         partition = study_at(study_file).need("partition")
         show_churn(dict(partition.metadata) | churn_of(partition))

@@ -9,6 +9,7 @@ import click
 from moe_core.errors import BadSetting
 from moe_core.formats import FORMATS
 from moe_core.recipes import RECIPES
+from moe_core.store.layout import Layout
 from moe_core.text import refuse_bytes
 from pipelines.cli.common import (
     DRY_RUN,
@@ -54,7 +55,7 @@ def demo(root: Path, workers: int | None) -> None:
     from moe_core.recipes import demo as recipe
     from moe_core.serving.publication import published_bundle
 
-    study_file = root / "study.toml"
+    study_file = Layout(root).study_file
     if not study_file.exists():
         write_study(study_file, recipe())
     context = study_at(study_file)
@@ -62,7 +63,7 @@ def demo(root: Path, workers: int | None) -> None:
     context = study_at(study_file)
     show_table(context)
     echo()
-    report = context.need("report").path / "report.html"
+    report = context.need("report").file("report.html")
     echo(f"Report: {report}   (hardmoe report --study {quote(str(study_file))} --open)")
     echo(f"Bundle: {published_bundle(context.root)}")
     echo(f"Dagster's UI on this study: hardmoe ui --study {quote(str(study_file))}   (or `make ui`)")
@@ -135,7 +136,7 @@ def init(
     checked_home(folder.absolute())
     for option, path in (("source", source), ("images", images), ("table", table)):
         refuse_bytes(path, f"--{option}")
-    study_file = folder / "study.toml"
+    study_file = Layout(folder).study_file
     if study_file.exists() and not force:
         raise BadSetting(f"{study_file} exists: edit it, or replace it with --force")
     check_owner(study_file)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moe_core.errors import BadSetting
 from moe_core.store.files import write_text
+from moe_core.store.layout import Layout
 from pipelines.aliases import alias, shorten_temporary_folder
 
 SETTINGS = """# Written by hardmoe; yours to change.
@@ -40,7 +41,7 @@ def prepare_home(root: Path, workers: int) -> Path:
 
 def checked_home(root: Path) -> Path:
     """The folder of the instance. Raises BadSetting for a new one that is so deep that SQLite opens nothing in it."""
-    folder = Path(os.environ.get("DAGSTER_HOME") or root / "dagster").absolute()
+    folder = Layout(root).used_dagster_home.absolute()
     size = len(os.fsencode(os.path.realpath(folder)))
     if size > LONGEST_HOME and not (folder / "dagster.yaml").exists():
         raise BadSetting(

@@ -15,7 +15,7 @@ EVENTS = 5000  # rows read at once
 
 def find_places(instance: "dg.DagsterInstance", traces: Traces, home: Path) -> list[str]:
     """Where Dagster's storage outside of the folder `home` quotes one of the texts: runs, tables, files."""
-    from moe_core.maintenance.takedown import traces_in
+    from moe_core.maintenance.mentions import mentions_in
 
     parts = [instance.event_log_storage, instance.run_storage, instance.schedule_storage, instance.compute_log_manager]
     folders = {Path(folder) for part in parts if (folder := getattr(part, "_base_dir", None))}
@@ -24,7 +24,7 @@ def find_places(instance: "dg.DagsterInstance", traces: Traces, home: Path) -> l
     places = [f"run {run}" for run in find_runs(instance, traces)]
     for folder in sorted(folders):
         if not folder.resolve().is_relative_to(home.resolve()):
-            places += traces_in(folder, traces)
+            places += mentions_in(folder, traces)
     return list(dict.fromkeys(places))
 
 

@@ -34,7 +34,7 @@ OTHERS = {
     "forgotten": "posts taken down",
     "shard": "its source file changed",
     "previous": "it follows another partition",
-    "against": "another mixture was published since",
+    "baseline": "another mixture was published since",
     "start": "the file of trunk_setup.start changed",
     "from": "it continues from other weights",
     "vocabulary": "vocabulary changed",

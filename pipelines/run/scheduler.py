@@ -21,10 +21,11 @@ from moe_core.engine.gpus import gpu_names
 from moe_core.engine.planner import Name, PlannedTask, label
 from moe_core.engine.resources import SHARE, workers_for
 from moe_core.errors import BadSetting, HardmoeError
-from moe_core.maintenance.gc import tidy_where_cheap
+from moe_core.maintenance.gc import collect_unless_busy
 from moe_core.settings import Study, load_study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
+from moe_core.store.layout import Layout
 from moe_core.threads import cores
 from moe_core.workspace import reopened, token
 from pipelines.instance.home import prepare_home
@@ -103,11 +104,11 @@ def run_study(
     with opened() as instance:
         reap(instance)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
-        remove_gone_shards(context)
+        remove_gone_shards(context.store.layout.tables, [shard.key for shard in context.shards])
         summary = loop.run(pool or LocalPool(capacity))
     if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
         try:
-            tidy_where_cheap(loop.context)
+            collect_unless_busy(loop.context)
         except KeyboardInterrupt:
             summary.interrupted = True
     summary.seconds = time.monotonic() - began
@@ -320,7 +321,7 @@ def _what_changed(before: Context, now: Context) -> str:
 def study_file_of(root: Path) -> Path:
     """The file of the study in a root: the one that HARDMOE_STUDY names, if it is there."""
     named = Path(os.environ.get("HARDMOE_STUDY") or "study.toml").absolute()
-    return named if named.parent == root.absolute() else root / "study.toml"
+    return named if named.parent == root.absolute() else Layout(root).study_file
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -333,4 +334,4 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def log_of(root: Path, task: Task) -> Path:
     """File with the output of a task's runs."""
-    return root / "logs" / f"{task.name.replace(':', '.')}.log"
+    return Layout(root).log(task.asset, task.key)

@@ -14,6 +14,7 @@ from moe_core.processes import alive
 from moe_core.stages.training.cost import MEMBERS_KEPT
 from moe_core.store.artifact import Spec
 from moe_core.store.hashing import content_hash
+from moe_core.store.layout import Layout
 from pipelines.instance.opening import opened
 from pipelines.run.reasons import why_stale
 
@@ -110,8 +111,8 @@ def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     if not before:
         return {}
     read = max(before, key=lambda old: old.made_at).metadata["read"]
-    accepted = shards_in(context.root / "posts.lance").get(shard, 0)
-    reasons = values_in(context.root / "rejects.lance", shard, "reason")
+    accepted = shards_in(context.store.layout.posts_table).get(shard, 0)
+    reasons = values_in(context.store.layout.rejects_table, shard, "reason")
     reasons["forgotten"] = reasons.get("forgotten", 0) + read - accepted - sum(reasons.values())
     return {"read": read, "accepted": accepted, "rejected": read - accepted, "reasons": dict(sorted(reasons.items()))}
 
@@ -123,11 +124,10 @@ def _made_by(spec: Spec) -> tuple[str, str]:
 def _running(root: Path) -> set[Name]:
     """Tasks that a living process builds now, by the progress that it writes."""
     found: set[Name] = set()
-    for file in (root / ".progress").glob("*.json"):
-        stage, _, key = file.name.removesuffix(".json").partition(".")
+    for stage, key, file in Layout(root).all_progress():
         try:
             if alive(str(json.loads(file.read_text("utf-8"))["process"])):
-                found.add((stage, key or None))
+                found.add((stage, key))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
@@ -136,11 +136,11 @@ def _running(root: Path) -> set[Name]:
 @contextmanager
 def existing_instance(root: Path) -> "Iterator[dg.DagsterInstance | None]":
     """Dagster's instance of the study, None where there is none: nothing is created to look at."""
-    home = os.environ.get("DAGSTER_HOME") or str(root / "dagster")
-    if not os.path.exists(os.path.join(home, "dagster.yaml")):
+    home = Layout(root).used_dagster_home
+    if not (home / "dagster.yaml").exists():
         yield None
         return
-    os.environ["DAGSTER_HOME"] = home
+    os.environ["DAGSTER_HOME"] = str(home)
     with opened() as instance:
         yield instance
 

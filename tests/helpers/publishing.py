@@ -16,11 +16,11 @@ def publish(root, study):
     """What `hardmoe run` does; the decision about the study's mixture."""
     context = open_study(study, root)
     build(context, "published")
-    return publication.load(root).last(context.version("mixture"))
+    return publication.read_log(root).last(context.version("mixture"))
 
 
-def book(root):
-    return publication.load(root)
+def log_of(root):
+    return publication.read_log(root)
 
 
 def hardmoe(*arguments):

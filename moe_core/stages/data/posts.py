@@ -19,12 +19,12 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     assert key is not None
     shard = context.planner.state.shard(key)
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
-    hashes = ContentHashes(context.root / ".digests.json")
+    hashes = ContentHashes(context.store.layout.content_hashes)
     try:
         done = ingest(
             context.root,
             key,
-            read_shard(context.study.source, shard, context.root / ".sources", hashes),
+            read_shard(context.study.source, shard, context.store.layout.source_cache, hashes),
             context.study.data,
             lambda read: context.report({"posts": read}),
             source=utf8(shard.path) or "synthetic",

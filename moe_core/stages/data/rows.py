@@ -1,29 +1,27 @@
-"""Rows of the tables that several stages share: posts.lance, and rejects.lance for what was not accepted."""
+"""Rows of the tables that all shards share: accepted posts, and rejected ones."""
 
-from __future__ import annotations
-
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from moe_core.engine.context import Context
-from moe_core.tables import gather, shards_in
 
-DATA_SETS = ("posts.lance", "rejects.lance")
+def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[str]:
+    """Removes rows of other shards than `shards`, those of the source, from the latest version of each table.
 
-
-def remove_gone_shards(context: Context) -> list[str]:
-    """Removes rows of shards that are no longer in the source from the latest version.
-
-    Their artifacts stay, and keep the rows until `gc`: a source that was only away for an hour costs nothing.
+    Their artifacts stay and keep the rows in older versions: a source that is only away for an hour costs nothing.
+    Returns the shards that were removed.
     """
-    gone: set[str] = set()
-    for path in (context.root / name for name in DATA_SETS):
-        places = gone_shards(context, path)
-        if places:
-            gather(path, places)
-            gone |= {shard for shard, _ in places}
-    return sorted(gone)
+    from moe_core.tables import gather
+
+    removed: set[str] = set()
+    for table in tables:
+        if gone := gone_shards(table, shards):
+            gather(table, [(shard, None) for shard in gone])
+            removed |= set(gone)
+    return sorted(removed)
 
 
-def gone_shards(context: Context, path: Path) -> list[tuple[str, None]]:
-    """(shard, no version) of a table's shards that are no longer in the source."""
-    return [(shard, None) for shard in sorted(set(shards_in(path)) - {shard.key for shard in context.shards})]
+def gone_shards(table: Path, shards: Collection[str]) -> list[str]:
+    """Shards of a table that are none of `shards`."""
+    from moe_core.tables import shards_in
+
+    return sorted(set(shards_in(table)) - set(shards))

@@ -15,7 +15,7 @@ import numpy as np
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage
 from moe_core.stages import reading
-from moe_core.stages.data.rows import DATA_SETS, remove_gone_shards
+from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Artifact, StageOutput
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     from moe_core.data.splits import ALONE, SPLITS, assign, first_of_each_id, leaks, users_apart
     from moe_core.tables import advance_lance_tags
 
-    remove_gone_shards(context)
-    for name in DATA_SETS:  # all shards at one version: whoever reads them opens it once
-        advance_lance_tags(context.root / name)
+    tables = context.store.layout.tables
+    remove_gone_shards(tables, [shard.key for shard in context.shards])
+    for table in tables:  # all shards at one version: each reader opens one
+        advance_lance_tags(table)
     data = context.study.data
     posts, signature_NW = _read(context)
     rows = np.flatnonzero(first_of_each_id(posts["id"]))
@@ -82,7 +83,7 @@ def _read(context: Context) -> tuple[pl.DataFrame, np.ndarray]:
     frames, signatures = [], []
     for number, place in enumerate(reading.places(context)):
         columns = ["shard", "position", "id", "user", "given", "signature"]
-        rows = read_rows(context.root / "posts.lance", place.version, place.shard, columns)
+        rows = read_rows(context.store.layout.posts_table, place.version, place.shard, columns)
         for chunk in rows["signature"].chunks:
             end = (chunk.offset + len(chunk)) * SIGNATURE_BYTES
             flat = np.frombuffer(chunk.buffers()[1], np.uint8, end)
@@ -190,7 +191,7 @@ def _signatures_of_pixels(context: Context, posts: pl.DataFrame, rows: np.ndarra
     for place in reading.places(context):
         positions = chosen.filter(chosen["shard"] == place.shard)["position"].to_list()
         if positions:
-            table = read_positions(context.root / "posts.lance", place.version, place.shard, positions, ["image"])
+            table = read_positions(context.store.layout.posts_table, place.version, place.shard, positions, ["image"])
             for image in table["image"]:
                 out.append(signature(pixels_of(image.as_py(), size)[None]))
                 exact.append(len(image.as_py()) == 3 * size * size)

@@ -21,9 +21,9 @@ from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.stages.trunk.frozen import pointer_file, requested
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
+from moe_core.store.layout import Layout
 from moe_core.store.store import Store
 
-REQUEST = "partition/request.json"
 ABOUT_HISTORY = {"retrain_share", "how", "keys"}  # settings that are not those of the gate
 NO_PARTITION = "there is no partition yet to begin from: `hardmoe run` makes the first"
 
@@ -173,8 +173,9 @@ def on_commit(context: Context, artifact: Artifact) -> None:
     numbers = [int(key[1:]) + 1 for key in artifact.metadata["members"]]
     following = _current(artifact, max(*numbers, current.next if current else 0))
     pointer.write(pointer_file(context.planner.graph, context.study, context.root, "partition"), asdict(following))
-    if requested(context.root / REQUEST, "partition") not in (None, following.version):
-        pointer.remove(context.root / REQUEST)
+    request = context.store.layout.request("partition")
+    if requested(request, "partition") not in (None, following.version):
+        pointer.remove(request)
 
 
 def request_refit(context: Context) -> None:
@@ -182,9 +183,9 @@ def request_refit(context: Context) -> None:
     current = current_of(context.planner.state)
     if current is None:
         raise MissingInput(NO_PARTITION, "partition")
-    pointer.write(context.root / REQUEST, {"partition": current.version})
+    pointer.write(context.store.layout.request("partition"), {"partition": current.version})
 
 
 def is_refit_requested(root: Path, current: CurrentPartition | None) -> bool:
     """A request names the partition that it is to replace, so that it is spent when there is another."""
-    return current is not None and requested(root / REQUEST, "partition") == current.version
+    return current is not None and requested(Layout(root).request("partition"), "partition") == current.version

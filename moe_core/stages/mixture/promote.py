@@ -1,4 +1,4 @@
-"""published: the verdict on a new mixture against the published one, and the publication that follows from it.
+"""published: the comparison of a new mixture with the published one, and the publication that follows from it.
 
 The artifact is the comparison, on the validation posts as they are now; the decision goes into published.json
 (moe_core.serving.publication). A run that is killed between the two takes the decision when it comes again.
@@ -22,7 +22,7 @@ from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
 from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
-from moe_core.serving.publication import NOTHING, Book, Decision, load, save, writing
+from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog, deciding, read_log, save
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, Spec, StageOutput
@@ -41,7 +41,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgment:
     """Whether a mixture may be published, why, and what that was judged by."""
 
     publish: bool
@@ -49,27 +49,29 @@ class Verdict:
     scores: Mapping[str, Any]
 
 
-def judge(context: Context, mixture: str, against: str) -> Verdict:
-    """Of one version of the mixture against another, or against NOTHING. Raises ValueError for a bundle that is
-    incomplete or of two generations."""
+def judge(context: Context, mixture: str, baseline: str) -> Judgment:
+    """Compares a version of the mixture with the published one, or with UNPUBLISHED.
+
+    Raises CorruptArtifact for a bundle that is incomplete or of two generations.
+    """
     new = _bundle(context, mixture)
-    if mixture == against:
-        return Verdict(True, "it is published already", {})
-    if against == NOTHING:
-        return Verdict(True, "nothing was published before", {})
+    if mixture == baseline:
+        return Judgment(True, "it is published already", {})
+    if baseline == UNPUBLISHED:
+        return Judgment(True, "nothing was published before", {})
     try:
-        old = _bundle(context, against)
+        old = _bundle(context, baseline)
     except ValueError as why:
-        return Verdict(True, f"the published mixture {against} cannot be opened any more ({why})", {})
+        return Judgment(True, f"the published mixture {baseline} cannot be opened any more ({why})", {})
     posts, hashtags = _validation_posts(context, new, old)
     if not set(new.hashtags) & set(old.hashtags):
-        return Verdict(False, f"it has no hashtag in common with the published mixture {against}", {})
+        return Judgment(False, f"it has no hashtag in common with the published mixture {baseline}", {})
     if not len(posts):
-        return Verdict(True, "no validation post carries a hashtag of both: published without a comparison", {})
-    verdict = _verdict(context.study.publish.margin, against, _compare(context, posts, hashtags, new, old))
-    if not verdict.publish and f"mixture {against}" in context.takedowns.saw:
-        return replace(verdict, why=f"{verdict.why}; the published one saw posts that were taken down since")
-    return verdict
+        return Judgment(True, "no validation post carries a hashtag of both: published without a comparison", {})
+    judgment = _judged(context.study.publish.margin, baseline, _compare(context, posts, hashtags, new, old))
+    if not judgment.publish and f"mixture {baseline}" in context.takedowns.saw:
+        return replace(judgment, why=f"{judgment.why}; the published one saw posts that were taken down since")
+    return judgment
 
 
 def _bundle(context: Context, version: str) -> Bundle:
@@ -174,12 +176,12 @@ def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str],
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
+def _judged(margin: float, baseline: str, scores: dict[str, Any]) -> Judgment:
     measure = scores["measure"]
     gain = scores[f"{measure}_gain"]
     publish = gain >= -margin
     new, old = scores[f"{measure}_new"], scores[f"{measure}_published"]
-    than = f"{MEASURES[measure].title} {new:.4f} against {old:.4f} of {against}"
+    than = f"{MEASURES[measure].title} {new:.4f} against {old:.4f} of {baseline}"
     beyond = f"within publish.margin {margin}" if publish else f"more than publish.margin {margin} below it"
     why = than + (f", {beyond}" if gain < 0 else "") + f", on {scores['validation_posts']:,} validation posts"
     low, high = scores[f"{measure}_gain_ci95"]
@@ -193,74 +195,74 @@ def _verdict(margin: float, against: str, scores: dict[str, Any]) -> Verdict:
     entropy, other = (scores.get(f"cross_entropy_{which}") for which in ("new", "published"))
     if publish and entropy is not None and entropy > other:
         why += f"; its cross-entropy is higher, {entropy:.4f} against {other:.4f}"
-    return Verdict(publish, why, scores | {"margin": margin})
+    return Judgment(publish, why, scores | {"margin": margin})
 
 
-def decide(context: Context, mixture: str, against: str, verdict: Verdict, artifact: str = "") -> Book:
-    """Writes the decision down, and with it publishes or refuses; a verdict that was settled already changes nothing,
+def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, artifact: str = "") -> PublicationLog:
+    """Writes the decision down, and with it publishes or refuses; a judgment that was settled already changes nothing,
     unless the mixture of a later run took its place since and the study has come back to this one.
 
     Raises ValueError where another mixture was published since the comparison.
     """
-    with shared(context.store.in_use), writing(context.root) as book:
-        settled = artifact and any(d.verdict == artifact for d in book.history) and not book.superseded(mixture)
-        if settled or book.published == mixture:
-            return book
-        if book.published != against:
+    with shared(context.store.in_use), deciding(context.root) as log:
+        settled = artifact and any(d.comparison == artifact for d in log.history) and not log.superseded(mixture)
+        if settled or log.published == mixture:
+            return log
+        if log.published != baseline:
             raise ValueError(
-                f"{book.published or 'nothing'} is published now, mixture {mixture} was compared with "
-                f"{against or 'nothing'}: run again"
+                f"{log.published or 'nothing'} is published now, mixture {mixture} was compared with "
+                f"{baseline or 'nothing'}: run again"
             )
-        publish, why = verdict.publish, verdict.why
-        if artifact and publish and (taken_back := book.withdrawn(mixture)):
+        publish, why = judgment.publish, judgment.why
+        if artifact and publish and (taken_back := log.withdrawn(mixture)):
             publish, why = (
                 False,
                 f"it was rolled back on {taken_back.at}: only `hardmoe publish --version` brings it back",
             )
-        book = book.with_one(
+        log = log.adding(
             Decision(
                 "published" if publish else "refused",
                 mixture,
-                against,
-                mixture if publish else against,
+                baseline,
+                mixture if publish else baseline,
                 why,
                 context.by,
                 artifact,
-                verdict.scores,
+                judgment.scores,
             )
         )
-        save(context.root, book)
-        return book
+        save(context.root, log)
+        return log
 
 
-def force(context: Context, mixture: str) -> Book:
+def force(context: Context, mixture: str) -> PublicationLog:
     """Publishes a version by hand, whatever it scores. Raises ValueError for a bundle that is not whole."""
-    with shared(context.store.in_use), writing(context.root) as book:
+    with shared(context.store.in_use), deciding(context.root) as log:
         _bundle(context, mixture)
-        if book.published != mixture:
+        if log.published != mixture:
             why = "by hand, without a comparison"
-            book = book.with_one(Decision("forced", mixture, book.published, mixture, why, context.by))
-            save(context.root, book)
-        return book
+            log = log.adding(Decision("forced", mixture, log.published, mixture, why, context.by))
+            save(context.root, log)
+        return log
 
 
-def roll_back(context: Context) -> Book:
+def roll_back(context: Context) -> PublicationLog:
     """Publishes again what was published before. Raises ValueError where there is none, or its bundle is not whole."""
-    with shared(context.store.in_use), writing(context.root) as book:
-        after = book.rolled_back(context.by)
+    with shared(context.store.in_use), deciding(context.root) as log:
+        after = log.rolled_back(context.by)
         _bundle(context, after.published)
         save(context.root, after)
         return after
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    load(context.root)  # a damaged one is said here
+    read_log(context.root)  # a damaged one is said here
     inputs = context.spec("published").inputs
     context.need("mixture")
-    mixture, against = inputs["mixture"], NOTHING if inputs["against"] == NONE else inputs["against"]
-    verdict = judge(context, mixture, against)
-    said = {"publish": verdict.publish, "why": verdict.why, **verdict.scores}
-    (folder / "verdict.json").write_text(json.dumps(said, indent=1))
+    mixture, baseline = inputs["mixture"], UNPUBLISHED if inputs["baseline"] == NONE else inputs["baseline"]
+    judgment = judge(context, mixture, baseline)
+    said = {"publish": judgment.publish, "why": judgment.why, **judgment.scores}
+    (folder / "comparison.json").write_text(json.dumps(said, indent=1))
     return StageOutput(said)
 
 
@@ -269,26 +271,27 @@ def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 
 
 def _resolve(planner: Planner, spec: Spec) -> Spec:
-    """With `against`: what was published when the mixture was judged, once it is judged, so that a verdict does not
+    """With `baseline`: what was published when the mixture was judged, once it is judged, so that a judgment does not
     grow stale by the publication that follows from it. A study that comes back to an older mixture has it judged again.
     """
-    book = planner.state.publication
-    if isinstance(book, Exception):
-        return replace(spec, inputs={**spec.inputs, "against": UNREADABLE})
+    log = planner.state.publication
+    if isinstance(log, Exception):
+        return replace(spec, inputs={**spec.inputs, "baseline": UNREADABLE})
     mixture = spec.inputs["mixture"]
-    for decision in () if book.superseded(mixture) else reversed(book.history):
-        if decision.mixture == mixture and decision.verdict:
-            judged = replace(spec, inputs={**spec.inputs, "against": decision.against or NONE})
-            if judged.version == decision.verdict:
+    for decision in () if log.superseded(mixture) else reversed(log.history):
+        if decision.mixture == mixture and decision.comparison:
+            judged = replace(spec, inputs={**spec.inputs, "baseline": decision.baseline or NONE})
+            if judged.version == decision.comparison:
                 return judged
-    return replace(spec, inputs={**spec.inputs, "against": book.published or NONE})
+    return replace(spec, inputs={**spec.inputs, "baseline": log.published or NONE})
 
 
 def _on_commit(context: Context, artifact: Artifact) -> None:
     said = dict(artifact.metadata)
-    verdict = Verdict(said.pop("publish"), said.pop("why"), said)
-    against = artifact.inputs["against"]
-    decide(context, artifact.inputs["mixture"], NOTHING if against == NONE else against, verdict, artifact.version)
+    judgment = Judgment(said.pop("publish"), said.pop("why"), said)
+    baseline = artifact.inputs["baseline"]
+    published = UNPUBLISHED if baseline == NONE else baseline
+    decide(context, artifact.inputs["mixture"], published, judgment, artifact.version)
 
 
 PUBLISHED = Stage(

@@ -2,7 +2,7 @@
 
 `<root>/trunk/current.*.json` names the current trunk and its shards, one file for each choice of settings up to the
 trunk's. As long as each of these shards is there as it was, the study's trunk is that of these shards alone. It is
-retrained on all shards when that is requested (`<root>/trunk/renew.json`), or when training posts exceed
+retrained on all shards when that is requested (`<root>/trunk/request.json`), or when training posts exceed
 `repartition.growth` times those of the snapshot.
 """
 
@@ -21,9 +21,9 @@ from moe_core.settings import Study
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.hashing import content_hash
+from moe_core.store.layout import Layout
 from moe_core.store.store import Store
 
-RENEW = "trunk/renew.json"
 ABOVE = ("posts", "splits", "vocabulary", "trunk", "trunk_features")  # whose settings begin a history of their own
 
 
@@ -45,7 +45,7 @@ class Snapshot:
 def pointer_file(graph: Graph, study: Study, root: Path, asset: str) -> Path:
     """The file that names the current trunk, or partition, with these settings."""
     line = content_hash({name: graph[name].code_version(study) for name in ABOVE})
-    return root / asset / f"current.{line}.json"
+    return Layout(root).current(asset, line)
 
 
 def load(path: Path, root: Path, takedowns: Takedowns) -> Snapshot | None:
@@ -119,7 +119,7 @@ def on_commit(context: Context, trunk: Artifact) -> None:
         snapshot = context.planner.state.pointer("trunk")
     else:
         snapshot = Snapshot(trunk.version, tuple(s.key for s in context.shards), splits.metadata["splits"]["train"])
-        pointer.remove(context.root / RENEW)
+        pointer.remove(context.store.layout.request("trunk"))
     if snapshot:
         pointer.write(path, asdict(snapshot))
 
@@ -128,13 +128,13 @@ def request_renewal(context: Context) -> bool:
     """Requests a trunk and a vocabulary of all shards; False where those of the study are that already."""
     if context.planner.frozen is None:
         return False
-    pointer.write(context.root / RENEW, {"trunk": context.planner.state.pointer("trunk").trunk})
+    pointer.write(context.store.layout.request("trunk"), {"trunk": context.planner.state.pointer("trunk").trunk})
     return True
 
 
 def is_renewal_requested(root: Path, snapshot: Snapshot | None) -> bool:
     """A request names the trunk that it is to replace, so that it is spent when there is another."""
-    return snapshot is not None and requested(root / RENEW, "trunk") == snapshot.trunk
+    return snapshot is not None and requested(Layout(root).request("trunk"), "trunk") == snapshot.trunk
 
 
 def requested(path: Path, asset: str) -> str | None:

@@ -19,6 +19,7 @@ from moe_core.stages.trunk import frozen
 from moe_core.stages.trunk.ranks import train_in_ranks
 from moe_core.store.artifact import StageOutput
 from moe_core.store.hashing import file_hash
+from moe_core.store.layout import Layout
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
@@ -50,7 +51,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 
 
 def _start_file(study: Study, root: Path) -> Path:
-    return root / study.trunk_setup.start
+    return Layout(root).named(study.trunk_setup.start)
 
 
 def _inputs(planner: Planner, key: str | None) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""Sweep: removes artifacts, files and rows that nothing refers to any more. Knows versions and names, no graph.
+
+May be killed at any point and started again. Callers hold the store alone.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_core.stages.data.rows import gone_shards
+from moe_core.store.artifact import Artifact
+from moe_core.store.files import remove_atomically
+from moe_core.store.leftovers import size_of
+from moe_core.store.store import Store
+
+
+@dataclass
+class Freed:
+    """What was freed, or would be."""
+
+    versions: int = 0  # of the tables
+    files: int = 0  # of the tables
+    bytes: int = 0
+    rewritten: list[str] = field(default_factory=list)  # shards that are in fewer fragments now
+    removed: list[str] = field(default_factory=list)  # folders and files, relative to the root
+    sizes: list[int] = field(default_factory=list)  # bytes of each
+    open: list[str] = field(default_factory=list)  # mixtures that are kept only because a process has them open
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def sweep(
+    store: Store,
+    paths: Iterable[Path],
+    artifacts: Iterable[Artifact],
+    current: Iterable[tuple[str, str]],
+    shards: Collection[str],
+    dry_run: bool = False,
+) -> Freed:
+    """Removes files and folders, then artifacts with the rows that only they refer to.
+
+    `current` are the rows (shard, tag) that are read next: they stay in the latest version of the tables, and so do no
+    rows of other shards than `shards`.
+    """
+    freed, removed = Freed(), list(artifacts)
+    for path in [*(paths := list(paths)), *(artifact.path for artifact in removed)]:
+        freed.sizes.append(size_of(path))
+        freed.removed.append(str(path.relative_to(store.root)))
+    freed.bytes = sum(freed.sizes)
+    if not dry_run:
+        for path in paths:
+            remove_atomically(path)
+        for artifact in removed:
+            store.remove(artifact)
+    tags = _tags_of_posts(store, {artifact.path for artifact in removed})
+    for table in store.layout.tables:
+        _sweep_rows(table, tags, list(current), shards, dry_run, freed)
+    return freed
+
+
+def _tags_of_posts(store: Store, removed: set[Path]) -> set[str]:
+    """Tags of rows that an artifact in the store refers to, but for `removed` ones."""
+    from moe_core.tables import lance_tag_of
+
+    return {
+        lance_tag_of(artifact.key, artifact.version)
+        for artifact in store.everything("posts")
+        if artifact.key is not None and artifact.path not in removed
+    }
+
+
+def _sweep_rows(
+    table: Path,
+    tags: set[str],
+    current: list[tuple[str, str]],
+    shards: Collection[str],
+    dry_run: bool,
+    freed: Freed,
+) -> None:
+    """Writes scattered shards again in whole fragments; removes versions and files that no tag in `tags` needs."""
+    from moe_core.tables import clean, lance_tags, rewrite, scattered
+
+    there = lance_tags(table)
+    lost = [tag for tag in there if tag.startswith("posts.") and tag not in tags]
+    for shard in scattered(table):
+        freed.rewritten.append(f"{table.name} {shard}")
+        if not dry_run:
+            rewrite(table, shard)
+    places: list[tuple[str, str | None]] = [(shard, tag) for shard, tag in current if tag in there]
+    places += [(shard, None) for shard in gone_shards(table, shards)]
+    cleaned = clean(table, dry_run, places, lost)
+    freed.versions += cleaned.versions
+    freed.files += cleaned.files
+    freed.bytes += cleaned.bytes

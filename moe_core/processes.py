@@ -1,16 +1,45 @@
-"""Processes of this machine, named so that no later process has the same name.
+"""Processes of this machine: which one is meant, whether it lives and works, how to start one, and why one ended.
 
-An id alone is given again, soon in a container and after a restart: a name also says when the process began, in ticks
-since the machine started, and which start of the machine that was.
+A process id is reused, soon in a container and after a restart. The name of a process therefore adds when it started:
+no later process has the same name.
+
+A child process sends a heartbeat, a byte a second, into a pipe that its parent reads now and then. A long computation
+may hold up the thread that sends it, but uses a processor: a child that does neither is stalled. The other way round
+a child ends when its parent does.
 """
 
+import ctypes
 import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import IO, Any
 
-NAME = re.compile(r"[0-9]+(_[0-9]+_[0-9a-f]*)?")
-STATE, BEGAN = 0, 19  # of /proc/<pid>/stat, counted after the command's name
+from moe_core.errors import BadSetting
+
+if sys.platform != "linux":
+    import psutil
+
+NAME = re.compile(r"([0-9]+)_[0-9]+_[0-9a-f]*")
+HEARTBEAT_SECONDS = 1.0
+STALL_SECONDS = 20.0  # a dead disk or a debugger may hold a process for a moment; half a minute is a fault
+CHECK_SECONDS = 2.0  # counted between two checks at the most: the parent may have been stopped itself
+File = int | IO[Any] | None
+CAUSES: dict[int, str] = {
+    signal.SIGKILL: " (out of memory?)",
+    signal.SIGSEGV: " (a crash in native code)",
+    signal.SIGBUS: " (a file was cut short while it was mapped into memory, or its disk is full or gone)",
+}
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+STATE, USER_TIME, SYSTEM_TIME, START = 0, 11, 12, 19  # of /proc/<pid>/stat, counted after the command's name
 
 
 def this_process() -> str:
@@ -18,37 +47,26 @@ def this_process() -> str:
 
 
 def process_name(pid: int) -> str:
-    """Such as 4711_90125_1f0c9a3e, which goes into a file's name; the id alone where the system says no more.
+    """Such as 4711_90125_1f0c9a3e, which goes into a file's name: the id, the start, the boot of the machine.
 
     Raises ProcessLookupError where no such process runs.
     """
-    fields = _fields(pid)
-    if fields is not None:
-        return f"{pid}_{fields[BEGAN]}_{_boot()}"
-    if not _runs(pid):
+    name = _name(pid)
+    if name is None:
         raise ProcessLookupError(f"no process {pid}")
-    return str(pid)
+    return name
 
 
 def pid_of(name: str) -> int:
     """The id in a process's name. Raises ValueError for what is no name."""
-    return int(name.partition("_")[0])
+    if found := NAME.fullmatch(name):
+        return int(found[1])
+    raise ValueError(f"{name!r} is no name of a process")
 
 
 def alive(name: str) -> bool:
-    """Whether the process of that name runs; one that ended and waits to be collected does not.
-
-    Of an id alone, which older versions wrote, the process that has it now is taken for it.
-    """
-    try:
-        pid = pid_of(name)
-    except ValueError:
-        return False
-    fields = _fields(pid)
-    if fields is None:
-        return _runs(pid)
-    _, _, rest = name.partition("_")
-    return fields[STATE] != "Z" and rest in ("", f"{fields[BEGAN]}_{_boot()}")
+    """Whether the process of that name runs; one that ended and waits to be collected does not."""
+    return NAME.fullmatch(name) is not None and _name(pid_of(name), running=True) == name
 
 
 def is_dead(name: str) -> bool:
@@ -56,28 +74,197 @@ def is_dead(name: str) -> bool:
     return NAME.fullmatch(name) is not None and not alive(name)
 
 
-def _fields(pid: int) -> list[str] | None:
-    with suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        if len(fields) > BEGAN:
-            return fields
-    return None
+if sys.platform == "linux":
+    # By the kernel's own clock, which no correction of the time moves. psutil's create_time() is the time of day: a
+    # process would get another name, and a living one be taken for dead, whenever the clock is set.
+
+    def _name(pid: int, running: bool = False) -> str | None:
+        """None where no process has that id, or where it is to be `running` and has ended."""
+        fields = _stat(pid)
+        if not fields or (running and fields[STATE] == "Z"):
+            return None
+        return f"{pid}_{fields[START]}_{_boot()}"
+
+    @cache
+    def _boot() -> str:
+        with suppress(OSError):
+            return Path("/proc/sys/kernel/random/boot_id").read_text("ascii")[:8]
+        return ""
+
+    def processor_seconds(pid: int) -> float | None:
+        """What all threads of the process have used; None where it is gone."""
+        fields = _stat(pid)
+        return (int(fields[USER_TIME]) + int(fields[SYSTEM_TIME])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+    def _stat(pid: int) -> list[str]:
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return []
+
+else:
+
+    def _name(pid: int, running: bool = False) -> str | None:
+        """None where no process has that id, or where it is to be `running` and has ended."""
+        with suppress(psutil.Error, OverflowError, ValueError):
+            process = psutil.Process(pid)
+            if not (running and process.status() == psutil.STATUS_ZOMBIE):
+                return f"{pid}_{process.create_time() * 1000:.0f}_"
+        return None
+
+    def processor_seconds(pid: int) -> float | None:
+        """What all threads of the process have used; None where it is gone or the system does not say."""
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            return times.user + times.system
+        return None
 
 
-def _runs(pid: int) -> bool:
-    """Asked of a system without /proc, or of a process that is gone."""
-    if pid <= 0 or Path("/proc/self/stat").exists():
+def exit_reason(code: int) -> str:
+    """How a process ended: `code` as subprocess and multiprocessing have it, negative for a signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    return f"killed by signal {-code}{CAUSES.get(-code, '')}"
+
+
+def stall_seconds() -> float:
+    """After so long a stalled process is killed. Raises BadSetting where HARDMOE_STALL_SECONDS is nonsense."""
+    value = os.environ.get("HARDMOE_STALL_SECONDS") or str(STALL_SECONDS)
+    with suppress(ValueError):
+        if float(value) >= 2 * HEARTBEAT_SECONDS:
+            return float(value)
+    raise BadSetting(f"HARDMOE_STALL_SECONDS is {value!r}: wanted seconds, at least {2 * HEARTBEAT_SECONDS:g}")
+
+
+class Heartbeat:
+    """That of the process `pid`, which writes into the other end of `pipe`."""
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        os.set_blocking(pipe, False)
+        self.pid, self.pipe, self.limit = pid, pipe, stall_seconds()
+        self.silence, self.checked, self.used = 0.0, time.monotonic(), processor_seconds(pid)
+
+    def is_stalled(self) -> bool:
+        """Neither heard nor computing for `limit` seconds. To be asked at least every CHECK_SECONDS."""
+        now, used = time.monotonic(), processor_seconds(self.pid)
+        self.silence += min(now - self.checked, CHECK_SECONDS)
+        if self._is_heard() or used != self.used:
+            self.silence = 0.0
+        self.checked, self.used = now, used
+        return self.silence >= self.limit
+
+    @property
+    def reason(self) -> str:
+        return f"no progress for {self.limit:g} s (stopped or hung); killed"
+
+    def _is_heard(self) -> bool:
+        with suppress(OSError):
+            return bool(os.read(self.pipe, 1 << 16))
         return False
+
+
+@dataclass
+class Child:
+    """A Python process started here."""
+
+    process: subprocess.Popen[str]
+    heartbeat: Heartbeat
+    stalled: bool = False
+
+    def exit_code(self) -> int | None:
+        """As subprocess has it, negative for a signal; None while it runs. A stalled process is killed."""
+        if self.process.poll() is None and self.heartbeat.is_stalled():
+            self.stalled = True
+            self.process.kill()
+            self.process.wait()
+        return self.process.returncode
+
+    def failure(self) -> str:
+        """Why it ended; "" while it runs and where it ended well."""
+        code = self.exit_code()
+        if self.stalled:
+            return self.heartbeat.reason
+        return exit_reason(code) if code else ""
+
+    def close(self) -> None:
+        """Kills it and returns when it is gone."""
+        self.process.kill()
+        self.process.communicate()
+        os.close(self.heartbeat.pipe)
+
+
+def start_child(
+    module: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    stdin: File = None,
+    stdout: File = None,
+    stderr: File = None,
+) -> Child:
+    """Starts `python -m module PARENT PIPE *arguments`, which is to call `obey_parent(PARENT, PIPE)` first.
+
+    `environment` is added to that of this process; the files are those of subprocess.Popen.
+    """
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    ours, theirs = os.pipe()
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(os.getpid()), str(theirs), *arguments],
+            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+            pass_fds=[theirs],
+            text=True,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return Child(process, Heartbeat(process.pid, ours))
 
 
-def _boot() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()[:8]
-    return ""
+def obey_parent(parent: int, pipe: int) -> None:
+    """Makes this process a child of the process `parent`: it ends with it, at its word, and sends it a heartbeat."""
+    leave_signals_to_parent()
+    send_heartbeat(pipe)
+    die_with_parent(parent)
+
+
+def send_heartbeat(pipe: int) -> None:
+    """Writes into the pipe from now on. When nobody reads it any more, the parent is gone, and this process ends."""
+    os.set_blocking(pipe, False)
+    threading.Thread(target=_send_heartbeat, args=(pipe,), daemon=True).start()
+
+
+def _send_heartbeat(pipe: int) -> None:
+    while True:
+        try:
+            os.write(pipe, b".")
+        except BlockingIOError:  # full: nobody read it for long, and will find enough
+            pass
+        except OSError:
+            os._exit(1)
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def die_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> None:
+    """This process gets the signal when its parent ends, also where it is stopped; Linux only, elsewhere nothing.
+
+    Ends at once where the parent is no longer the process `parent`: that died before this was called.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def leave_signals_to_parent() -> None:
+    """Ctrl-C and SIGTERM, which a terminal and a batch system send to all of a process group, do nothing here.
+
+    The parent gets them too, and ends this process in order. Programs that this one starts get them: they inherit no
+    handler, as they would SIG_IGN. To be called in the main thread.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)

@@ -179,13 +179,14 @@ def test_a_crash_a_kill_and_a_stop_are_named_and_nobody_is_left(file, started):
     assert len(list(leases.glob("*.1"))) == 1, "of three trainings two share a GPU"
     assert "Error: expert:e000: its process ended: killed by signal 11 (a crash in native code)" in errors
     assert "Error: expert:e001: its process ended: killed by signal 9 (out of memory?)" in errors
-    assert "Error: expert:e002: its process stood still for 2 s (stopped, or stuck), and was ended" in errors
+    assert "Error: expert:e002: its process made no progress for 2 s (stopped or hung); killed" in errors
     assert "0 made, 0 fresh, 3 failed" in out
     until(lambda: nobody_is_left(file), seconds=30)
     assert runs_of(file) == dict.fromkeys(("e000", "e001", "e002"), "FAILURE")
     assert all((file.parent / "logs" / f"expert.e00{k}.log").stat().st_size for k in range(3))
     states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]
-    assert {s["key"]: s["why"] for s in states if s["state"] == "failed"}["e002"].startswith("its process stood still")
+    why = {s["key"]: s["why"] for s in states if s["state"] == "failed"}
+    assert why["e002"].startswith("its process made no progress")
 
 
 @pytest.mark.parametrize("command", [["backfill", "--all"], ["repartition"], ["run"]])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from helpers.command import hardmoe, states, status, write
 from helpers.plain import make_everything
 from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
-from moe_core.engine.context import Context
+from moe_core.engine.planner import Planner
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
-from moe_core.stages.experts.joint import MOST_KILLED, _Helpers
+from moe_core.stages.experts.joint import MOST_KILLED, Helpers, devices
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.training.cost import training_cost
 from moe_core.threads import cores
@@ -155,24 +156,27 @@ def test_sigkill_within_a_round_then_again_gives_the_same_bits(finished, tmp_pat
 
 
 def test_a_cluster_that_changed_makes_its_generation_and_all_experts_stale(finished, monkeypatch):
-    need = Context.need
+    artifact = Planner.artifact
+
+    def versions():
+        now = opened(finished)
+        names = [("joint_experts", None), *(("expert", key) for key in now.experts), ("shared_decoder", None)]
+        return {(name, key): now.version(name, key) for name, key in names}
 
     def changed_in(column):
         def with_other_members(self, stage, key=None):
-            found = need(self, stage, key)
+            found = artifact(self, stage, key)
             if stage != "partition":
                 return found
             return replace(found, metadata=found.metadata | {column: found.metadata[column] | {"e001": "others"}})
 
-        monkeypatch.setattr(Context, "need", with_other_members)
-        now = opened(finished)
-        names = [("joint_experts", None), *(("expert", key) for key in now.experts), ("shared_decoder", None)]
-        return {name for name, key in names if now.version(name, key) != before.version(name, key)}
+        with monkeypatch.context() as patch:
+            patch.setattr(Planner, "artifact", with_other_members)
+            now = versions()
+        return {name for name, key in now if now[name, key] != before[name, key]}
 
-    before = opened(finished)
-    before.version("shared_decoder")
+    before = versions()
     assert changed_in("members") == {"joint_experts", "expert", "shared_decoder"}
-    monkeypatch.setattr(Context, "need", need)
     assert changed_in("random_members") == set()
 
 
@@ -189,10 +193,10 @@ def test_status_says_why_a_generation_is_stale(finished, tmp_path):
 
 
 def test_the_assets_of_a_generation_are_there_in_this_mode_only(finished, tmp_path):
-    assert opened(finished).planner.keys("joint_experts") == [None]
+    assert opened(finished).planner.keys("joint_experts") == (None,)
     context = opened(write(tmp_path, small_study()))
-    assert context.planner.keys("joint_experts") == []
-    with pytest.raises(ValueError, match=r"this study has no joint_experts: its decoder\.mode"):
+    assert "joint_experts" not in context.planner.graph
+    with pytest.raises(ValueError, match=r"this study has no joint_experts: wanted .*decoder\.mode"):
         context.spec("joint_experts")
 
 
@@ -270,31 +274,36 @@ def test_a_takedown_names_the_generation_and_every_expert_of_it(finished, tmp_pa
 
 
 def test_a_killed_helper_is_replaced_and_one_that_failed_is_not(tmp_path):
-    helpers = _Helpers(tmp_path, [""])
-    helpers.running[0] = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    helpers.running[0].kill()
-    helpers.running[0].wait()
-    helpers.replace_killed()
-    assert helpers.killed == 1
-    replaced = helpers.running[0]
-    assert replaced.wait(60) == 1, "there is no work in this folder"
-    helpers.replace_killed()
-    assert helpers.running[0] is replaced
-    assert helpers.killed == 1
-    helpers.killed = MOST_KILLED
-    helpers.running[0] = subprocess.Popen(["sleep", "60"])
-    helpers.running[0].kill()
-    helpers.running[0].wait()
-    helpers.replace_killed()
-    assert helpers.killed == MOST_KILLED
+    with closing(Helpers(tmp_path, [""])) as helpers:
+        helpers.start(0)
+        killed = helpers.children[0].process
+        killed.kill()
+        killed.wait()
+        helpers.replace_killed()
+        assert helpers.killed == 1
+        replaced = helpers.children[0].process
+        assert replaced is not killed
+        assert replaced.wait(60) == 1, "there is no work in this folder"
+        helpers.replace_killed()
+        assert helpers.children[0].process is replaced
+        assert helpers.killed == 1
+
+
+def test_helpers_that_are_killed_again_and_again_are_given_up(tmp_path):
+    with closing(Helpers(tmp_path, [""], killed=MOST_KILLED)) as helpers:
+        helpers.start(0)
+        last = helpers.children[0].process
+        last.kill()
+        last.wait()
+        helpers.replace_killed()
+        assert helpers.children[0].process is last
+        assert helpers.killed == MOST_KILLED
 
 
 def test_a_number_of_workers_that_is_none_is_refused(finished, monkeypatch):
-    from moe_core.stages.experts.joint import _devices
-
     monkeypatch.setenv("HARDMOE_THREADS", "1")
     monkeypatch.setenv("HARDMOE_WORKERS", "1")
-    assert len(_devices(joint_study())) == 1
+    assert len(devices(joint_study())) == 1
     monkeypatch.setenv("HARDMOE_WORKERS", "none")
     with pytest.raises(ValueError, match="HARDMOE_WORKERS is 'none': wanted a whole number of at least 1"):
-        _devices(joint_study())
+        devices(joint_study())

@@ -117,7 +117,7 @@ def test_a_task_planned_from_other_settings_is_not_begun(pool, submit, prepared)
     ("number", "why"),
     [
         (signal.SIGKILL, "its process ended: killed by signal 9 (out of memory?)"),
-        (signal.SIGSTOP, "its process stood still for 2 s (stopped, or stuck), and was ended"),
+        (signal.SIGSTOP, "its process made no progress for 2 s (stopped or hung); killed"),
     ],
 )
 def test_a_worker_that_dies_or_hangs_is_a_result_and_what_waited_runs_next(prepared, submit, number, why):

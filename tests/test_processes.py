@@ -56,25 +56,48 @@ def test_an_id_that_another_process_has_by_now_is_dead(living):
     pid, began, boot = names.process_name(living.pid).split("_")
     assert names.is_dead(reused(living))
     assert names.is_dead(f"{pid}_{began}_{'0' * len(boot)}"), "of before the machine was started again"
-    assert names.alive(pid), "an older version wrote the id alone"
 
 
-@pytest.mark.parametrize("name", ["", "x", "-1", "1_2", "1_2_3_4", "1_x_1", "../1", "1.5", "1\n", "9" * 40 + "x"])
+@pytest.mark.parametrize("name", ["", "x", "-1", "1", "1_2", "1_2_3_4", "1_x_1", "../1", "1.5", "1\n", "9" * 40 + "x"])
 def test_what_is_no_name_of_a_process_is_neither_alive_nor_dead(name):
     assert not names.is_dead(name)
 
 
-@pytest.mark.parametrize("name", ["0", "99999999999", "4194305_1_1"])
+@pytest.mark.parametrize("name", ["0_1_", "99999999999_1_1", "4194305_1_1"])
 def test_ids_that_no_process_has_are_dead(name):
     assert names.is_dead(name)
 
 
+ELSEWHERE = """
+import subprocess, sys
+import psutil
+sys.platform = "darwin"
+from moe_core import processes
+child = subprocess.Popen(["sleep", "60"])
+name = processes.process_name(child.pid)
+assert name != processes.this_process()
+assert processes.alive(name) and processes.processor_seconds(child.pid) >= 0
+child.kill()
+while processes.alive(name):
+    pass
+assert processes.is_dead(name), "it ended, and was not collected"
+child.wait()
+assert processes.is_dead(name) and processes.processor_seconds(child.pid) is None
+assert processes.is_dead(f"{processes.os.getpid()}_1_"), "another process has its id"
+"""
+
+
+def test_processes_are_known_by_psutil_where_the_system_is_not_linux():
+    pytest.importorskip("psutil")
+    subprocess.run([sys.executable, "-c", ELSEWHERE], check=True)
+
+
 def test_what_the_former_owner_of_an_id_left_is_found(tmp_path, living):
     us, host = names.this_process(), socket.gethostname()
-    dead = [f".part-{host}-{reused(living)}-1a", f".part-{host}-99999999999-1a"]
+    dead = [f".part-{host}-{reused(living)}-1a", f".part-{host}-99999999999_1_1a-1a"]
     stays = [
         f".part-{host}-{us}-1a",
-        f".part-{host}-{living.pid}-1a",
+        f".part-{host}-{names.process_name(living.pid)}-1a",
         f".part-{host}-x-{reused(living)}-1a",  # of a host with a longer name
         f".part-other-{reused(living)}-1a",
         f".part-{host}-notes-1a",
@@ -82,8 +105,8 @@ def test_what_the_former_owner_of_an_id_left_is_found(tmp_path, living):
     for name in (*dead, *stays):
         (tmp_path / name).mkdir()
     assert sorted(path.name for path in dead_parts(tmp_path)) == sorted(dead)
-    dead = [f".a.b.{reused(living)}.part", ".a.99999999999.part"]
-    for name in (*dead, f".a.{us}.part", f".a.{living.pid}.part", ".a.mine.part", ".part"):
+    dead = [f".a.b.{reused(living)}.part", ".a.99999999999_1_1a.part"]
+    for name in (*dead, f".a.{us}.part", f".a.{names.process_name(living.pid)}.part", ".a.mine.part", ".part"):
         (tmp_path / name).touch()
     assert sorted(path.name for path in dead_files(tmp_path)) == sorted(dead)
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from moe_core.engine.resources import SHARE, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Decoder, Network, TrunkSetup, load_study
-from moe_core.stages.experts.joint import JOB, _Helpers
+from moe_core.stages.experts.joint import JOB, Helpers
 from moe_core.stages.training import fit
 from moe_core.stages.training.device import device_and_threads
 from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
@@ -244,16 +245,13 @@ def helper(context, environment, monkeypatch):
     """One that helps with the generation, as its maker starts it; it makes all of it, as its maker has ended."""
     work = context.store.work_folder(context.spec("joint_experts"))
     work.mkdir(parents=True)
-    job = {"root": str(context.root), "name": "joint_experts", "column": "expert", "parent": os.getpid()}
+    job = {"root": str(context.root), "name": "joint_experts", "column": "expert"}
     job |= {"study": context.study.model_dump(mode="json"), "version": context.version("joint_experts")}
     (work / JOB).write_text(json.dumps(job))
     monkeypatch.setattr(os, "environ", environment)
-    helpers = _Helpers(work, [""])
-    helpers.start(0)
-    try:
-        assert helpers.running[0].wait() == 0
-    finally:
-        helpers.end(0)
+    with closing(Helpers(work, [""])) as helpers:
+        helpers.start(0)
+        assert helpers.children[0].process.wait() == 0
 
 
 def _png():

@@ -26,7 +26,7 @@ from assets.gpu import KEY
 from assets.runs import identity
 from assets.study import STUDY, key_of, study
 from moe_core.failpoints import failpoint
-from moe_core.heartbeat import beat, die_with_parent, end_by_parent_alone
+from moe_core.processes import die_with_parent, leave_signals_to_parent, send_heartbeat
 from moe_core.stages.graph import GRAPH
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
@@ -36,31 +36,31 @@ from pipelines.ui.commands import LOCATION
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
 
-def work(asked: Connection, beats: Connection, sharers: int) -> None:
-    """Materializes what is asked for, one (task, run id, log) after the other; answers each, and beats meanwhile.
+def work(tasks: Connection, heartbeat: Connection, sharers: int) -> None:
+    """Materializes what is asked for, one (task, run id, log) after the other, and answers each.
 
     Output and Dagster's log of a run go to the file `log`. Ends when the other end of the pipe is closed: the command
     is done, or was killed. The runs are in a thread: in the main thread Dagster would set handlers of its own, by which
     a Ctrl-C meant for the command made failed runs of them.
     """
-    beat(beats.fileno())
+    send_heartbeat(heartbeat.fileno())
     die_with_parent()  # the fork server
-    end_by_parent_alone()
-    threading.Thread(target=_answer, args=(asked, sharers), daemon=True).start()
+    leave_signals_to_parent()
+    threading.Thread(target=_answer, args=(tasks, sharers), daemon=True).start()
     watch = select.poll()
-    watch.register(asked.fileno(), 0)  # hang-ups are always told
+    watch.register(tasks.fileno(), 0)  # hang-ups are always told
     watch.poll()
     _end()
 
 
-def _answer(asked: Connection, sharers: int) -> None:
+def _answer(tasks: Connection, sharers: int) -> None:
     threads = torch.get_num_threads()
     instance = None
     try:
         while True:
-            task, run_id, log, planned = asked.recv()
+            task, run_id, log, planned = tasks.recv()
             if planned != study():  # changed between the command's look and the fork server's
-                asked.send(TaskResult(f"{SETTINGS} while the run was started", inputs_changed=True))
+                tasks.send(TaskResult(f"{SETTINGS} while the run was started", inputs_changed=True))
                 continue
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab", buffering=0) as file:
@@ -77,7 +77,7 @@ def _answer(asked: Connection, sharers: int) -> None:
                 sys.stderr.flush()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # another worker may need it more
-            asked.send(answer)
+            tasks.send(answer)
     finally:
         _end()  # nobody else would answer
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from moe_core.heartbeat import die_with_parent
+from moe_core.processes import die_with_parent
 
 PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 POLL_SECONDS = 0.2

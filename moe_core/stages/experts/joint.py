@@ -1,8 +1,7 @@
 """joint_experts: all the experts and their one decoder, trained together: one generation, written at once.
 
-The process that makes it starts others like itself (`joint_worker`), as many as there are shares of the cores or GPUs,
-and works with them; whoever of them dies or stands still is replaced. `random_joint_experts` is the same for the
-random partition.
+The process that builds it starts others (`joint_helper`), as many as there are shares of the cores or GPUs, and trains
+with them; one that dies or stalls is replaced. `random_joint_experts` is the same for the random partition.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.resources import workers_for
 from moe_core.engine.stage import Recorded, Ref, Stage
-from moe_core.heartbeat import Pulse
+from moe_core.processes import Child, start_child
 from moe_core.settings import Study
 from moe_core.stages.experts.decoder import mode_of
 from moe_core.stages.experts.experts import MEMBERS, expert_settings, start, training_posts
@@ -37,8 +35,8 @@ from moe_core.store.hashing import file_hash
 if TYPE_CHECKING:
     from moe_core.training.joint import Joint
 
-JOB = "job.json"  # what a worker is told, in the work folder
-MOST_KILLED = 20  # then there is a reason, such as too little memory: this process goes on alone
+JOB = "job.json"  # in the work folder: what a worker is to train
+MOST_KILLED = 20  # then there is a reason, such as too little memory: this process trains on alone
 
 
 def _stage(name: str, column: str, control: str = "") -> Stage:
@@ -52,10 +50,8 @@ def _stage(name: str, column: str, control: str = "") -> Stage:
         study, plan = context.study, context.spec(name)
         device = device_and_threads(study, parallel=True)
         joint = open_joint(context, name, column)
-        said = {"root": str(context.root), "name": name, "column": column, "version": plan.version}
-        write_text(
-            joint.folder / JOB, json.dumps(said | {"study": study.model_dump(mode="json"), "parent": os.getpid()})
-        )
+        job = {"root": str(context.root), "name": name, "column": column, "version": plan.version}
+        write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
         with _helpers(joint.folder, study) as helpers:
             for _ in train_part(context, joint, device):
                 helpers.replace_killed()
@@ -150,13 +146,12 @@ def train_part(context: Context, joint: Joint, device: str) -> Iterator[None]:
 
 
 @dataclass
-class _Helpers:
+class Helpers:
     """Other processes that take part."""
 
     work: Path
     devices: list[str]  # CUDA_VISIBLE_DEVICES of each; empty: as here
-    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    pulses: dict[int, Pulse] = field(default_factory=dict)
+    children: dict[int, Child] = field(default_factory=dict)
     killed: int = 0
 
     @property
@@ -164,61 +159,46 @@ class _Helpers:
         return len(self.devices)
 
     def start(self, number: int) -> None:
-        import moe_core
-
-        path = os.pathsep.join([str(Path(moe_core.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)}
-        if self.devices[number]:
-            environment["CUDA_VISIBLE_DEVICES"] = self.devices[number]
-        ours, theirs = os.pipe()
-        command = [sys.executable, "-m", "moe_core.joint_helper", str(self.work), str(theirs)]
-        self.running[number] = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs], close_fds=True
+        environment = {"CUDA_VISIBLE_DEVICES": self.devices[number]} if self.devices[number] else {}
+        self.children[number] = start_child(
+            "moe_core.joint_helper", str(self.work), environment=environment, stdin=subprocess.DEVNULL
         )
-        os.close(theirs)
-        self.pulses[number] = Pulse(self.running[number].pid, ours)
-
-    def end(self, number: int) -> None:
-        self.running[number].kill()
-        self.running[number].wait()
-        if pulse := self.pulses.pop(number, None):
-            os.close(pulse.pipe)
 
     def replace_killed(self) -> None:
-        """One that ended by an error stays away: this process comes to the same error, and says it."""
-        for number, process in list(self.running.items()):
-            if number in self.pulses and (process.poll() is not None or self.pulses[number].stands_still()):
-                self.end(number)
-            if (process.poll() or 0) < 0 and self.killed < MOST_KILLED:
+        """One that ended by an error is not replaced: this process comes to the same error, and reports it."""
+        for number, child in list(self.children.items()):
+            if (child.exit_code() or 0) < 0 and self.killed < MOST_KILLED:
                 self.killed += 1
+                child.close()
                 self.start(number)
+
+    def close(self) -> None:
+        for child in self.children.values():
+            child.close()
 
 
 @contextmanager
-def _helpers(work: Path, study: Study) -> Iterator[_Helpers]:
-    helpers = _Helpers(work, _devices(study)[1:])
+def _helpers(work: Path, study: Study) -> Iterator[Helpers]:
+    helpers = Helpers(work, devices(study)[1:])
     try:
         for number in range(helpers.count):
             helpers.start(number)
         yield helpers
     finally:
-        for number in helpers.running:
-            helpers.end(number)
+        helpers.close()
 
 
-def _devices(study: Study) -> list[str]:
+def devices(study: Study) -> list[str]:
     """One entry a process: its GPU, or nothing for a share of the cores. HARDMOE_WORKERS limits their number."""
     import torch
 
-    said = os.environ.get("HARDMOE_WORKERS", "")
-    if said and (not said.isdigit() or int(said) < 1):
-        raise ValueError(f"HARDMOE_WORKERS is {said!r}: wanted a whole number of at least 1")
+    most = threads.whole_number("HARDMOE_WORKERS") or study.partition.experts
     if gpus := torch.cuda.device_count():
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        devices = names[:gpus] if len(names) >= gpus else [str(number) for number in range(gpus)]
+        found = names[:gpus] if len(names) >= gpus else [str(number) for number in range(gpus)]
     else:
-        devices = [""] * workers_for(study.partition.experts)
-    return devices[: min(study.partition.experts, int(said or len(devices)))]
+        found = [""] * workers_for(study.partition.experts)
+    return found[: min(study.partition.experts, most)]
 
 
 JOINT_EXPERTS = _stage("joint_experts", "expert")

@@ -1,7 +1,7 @@
 """The trunk trained by several processes on one machine, one a GPU: started, watched and ended here.
 
 `train_in_ranks` runs in the stage's process and trains nothing; `python -m moe_core.trunk_rank` is one rank.
-When a rank dies or stands still the others are ended, and when the stage's process dies all ranks die with it.
+When a rank dies or stalls the others are killed, and when the stage's process dies all ranks die with it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.heartbeat import Pulse
+from moe_core.errors import BadSetting, TrainingFailed
+from moe_core.processes import Child, start_child
 
 if TYPE_CHECKING:
     from moe_core.engine.context import Context
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
     from moe_core.training.loop import Measurement
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 5.0  # in which the others end by themselves and say why, one of them perhaps the cause
+GRACE_SECONDS = 5.0  # in which the others end by themselves and report why, one of them perhaps the cause
 
 
 def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path) -> Iterator[Measurement]:
     """Trains the trunk as `train` does and leaves its weights in `model`; logs of the ranks lie beside `checkpoint`.
 
-    Raises ValueError for fewer GPUs than ranks, where there are any, and with the last words of a rank that failed.
+    Raises BadSetting for fewer GPUs than ranks, where there are any, and TrainingFailed with the last line that a
+    failed rank logged.
     """
     import torch
 
@@ -39,11 +42,11 @@ def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path
 
     gpus = torch.cuda.device_count()
     if 0 < gpus < ranks:
-        raise ValueError(f"trunk_setup.ranks = {ranks}, but this process sees {gpus} GPUs: wanted one a rank")
+        raise BadSetting(f"trunk_setup.ranks = {ranks}, but this process sees {gpus} GPUs: wanted one a rank")
     checkpoint = checkpoint.absolute()
     work = checkpoint.parent
     trained, meeting = work / "trained.safetensors", work / f"meeting-{os.getpid()}-{time.time_ns()}"
-    said = {
+    job = {
         "study": context.study.model_dump(mode="json"),
         "root": str(context.root.absolute()),
         "ranks": ranks,
@@ -52,81 +55,69 @@ def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path
         "checkpoint": str(checkpoint),
         "trained": str(trained),
     }
-    running: list[subprocess.Popen[str]] = []
-    pulses: list[Pulse] = []
-    try:
+    with ExitStack() as until:
+        until.callback(meeting.unlink, missing_ok=True)
+        children = []
         for rank in range(ranks):
-            process, pulse = _start(said | {"rank": rank}, work / f"rank-{rank}.log")
-            running.append(process)
-            pulses.append(pulse)
-        for line in _lines(running, pulses, work):
+            child = _start(job | {"rank": rank}, work / f"rank-{rank}.log")
+            until.callback(child.close)
+            children.append(child)
+        for line in _lines(children, work):
             yield Measurement(**json.loads(line))
         model.load_state_dict(load_weights(trained)[0])
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
-        for pulse in pulses:
-            os.close(pulse.pipe)
-        meeting.unlink(missing_ok=True)
 
 
-def _start(said: dict[str, object], log: Path) -> tuple[subprocess.Popen[str], Pulse]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    if sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the ranks are on this machine
-    ours, theirs = os.pipe()
+def _start(job: dict[str, object], log: Path) -> Child:
+    # the ranks are on this machine
+    environment = {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")} if sys.platform == "linux" else {}
     with open(log, "w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moe_core.trunk_rank"],
+        child = start_child(
+            "moe_core.trunk_rank",
+            environment=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
-            text=True,
-            env=environment,
-            pass_fds=[theirs],
         )
-    os.close(theirs)
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(said | {"beats": theirs, "parent": os.getpid()}) + "\n")
-    process.stdin.flush()
-    return process, Pulse(process.pid, ours)
+    assert child.process.stdin is not None
+    child.process.stdin.write(json.dumps(job) + "\n")
+    child.process.stdin.flush()
+    return child
 
 
-def _lines(running: list[subprocess.Popen[str]], pulses: list[Pulse], work: Path) -> Iterator[str]:
+def _lines(children: list[Child], work: Path) -> Iterator[str]:
     """What rank 0 writes, until all have ended well."""
-    first = running[0].stdout
+    first = children[0].process.stdout
     assert first is not None
-    said_all = False
+    written_all = False
     while True:
-        over = all(process.poll() is not None for process in running)
-        if any(process.poll() for process in running):
-            raise ValueError(_failure(running, work))
-        for rank, pulse in enumerate(pulses):
-            if running[rank].poll() is None and pulse.stands_still():
-                raise ValueError(f"rank {rank} of the trunk {pulse.why}, and the others with it")
-        if over and said_all:
+        over = all(child.process.poll() is not None for child in children)
+        for rank, child in enumerate(children):
+            if child.failure() and child.stalled:
+                raise TrainingFailed(f"rank {rank} of the trunk made {child.failure()}, and the others with it")
+        if any(child.failure() for child in children):
+            raise TrainingFailed(_failures(children, work))
+        if over and written_all:
             return
-        if said_all:
+        if written_all:
             time.sleep(POLL_SECONDS / 10)
         elif select.select([first], [], [], POLL_SECONDS)[0]:
             line = first.readline()
-            said_all = not line
+            written_all = not line
             if line:
                 yield line
 
 
-def _failure(running: list[subprocess.Popen[str]], work: Path) -> str:
-    """Why it ended, once all have ended or had time to; those that were killed come first."""
+def _failures(children: list[Child], work: Path) -> str:
+    """Why they ended, once all have ended or had time to; those that were killed come first."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < deadline and any(process.poll() is None for process in running):
+    while time.monotonic() < deadline and any(child.process.poll() is None for child in children):
         time.sleep(POLL_SECONDS)
-    ends = sorted((process.poll() or 0, rank) for rank, process in enumerate(running))
-    return "; ".join(_why(rank, code, work) for code, rank in ends if code)
+    ends = sorted((child.process.poll() or 0, rank) for rank, child in enumerate(children))
+    return "; ".join(_why(rank, children[rank], work) for code, rank in ends if code)
 
 
-def _why(rank: int, code: int, work: Path) -> str:
-    if code < 0:
-        return f"rank {rank} of the trunk was killed by signal {-code}"
+def _why(rank: int, child: Child, work: Path) -> str:
+    if child.process.returncode < 0:
+        return f"rank {rank} of the trunk was {child.failure()}"
     lines = (work / f"rank-{rank}.log").read_text("utf-8", "replace").strip().splitlines()
-    return f"rank {rank} of the trunk failed: {lines[-1] if lines else f'exit code {code}'}"
+    return f"rank {rank} of the trunk failed: {lines[-1] if lines else child.failure()}"

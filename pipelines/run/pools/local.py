@@ -13,17 +13,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from moe_core.engine.gpus import gpu_names
-from moe_core.heartbeat import LOOK_SECONDS, Pulse
+from moe_core.processes import CHECK_SECONDS, Heartbeat, exit_reason
 from moe_core.settings import Study
 from pipelines.run.task import Task, TaskResult
 
 EXIT_SECONDS = 5.0  # for a worker whose pipe is closed to be gone
 RUNS_A_WORKER = 50  # then a fresh process: what libraries keep between runs does not add up
-CAUSES = {
-    9: " (out of memory?)",
-    11: " (a crash in native code)",
-    7: " (a file was cut short while it was mapped into memory, or its disk is full or gone)",
-}  # of signals
 CLOSED = TaskResult("killed: its pool was closed", died=True)
 _PROCESSES = threading.Lock()  # multiprocessing reads the exit status of all its processes whenever it starts one
 
@@ -67,7 +62,7 @@ class LocalPool:
             return CLOSED
         worker.ask(task, run_id, log, study)
         while not worker.has_ended():
-            wait([worker.pipe], LOOK_SECONDS / 2)
+            wait([worker.pipe], CHECK_SECONDS / 2)
         result = worker.answer()
         with self._lock:
             self._busy.remove(worker)
@@ -101,15 +96,15 @@ class Worker:
         """`fresh`: from an interpreter of its own, that reads the study as it is now."""
         self.fresh = fresh
         self.pipe, theirs = multiprocessing.Pipe()
-        self.beats, their_beats = multiprocessing.Pipe(duplex=False)
+        self.heard, their_heartbeat = multiprocessing.Pipe(duplex=False)
         with _PROCESSES:
             start = multiprocessing.get_context("spawn") if fresh else _forks()
-            self.process = start.Process(target=_work, args=(theirs, their_beats, sharers), daemon=True)
+            self.process = start.Process(target=_work, args=(theirs, their_heartbeat, sharers), daemon=True)
             self.process.start()
         theirs.close()
-        their_beats.close()
+        their_heartbeat.close()
         assert self.process.pid is not None
-        self.pulse = Pulse(self.process.pid, self.beats.fileno())
+        self.heartbeat = Heartbeat(self.process.pid, self.heard.fileno())
         self.runs = 0
 
     @property
@@ -125,22 +120,21 @@ class Worker:
 
     def has_ended(self) -> bool:
         """It answered, died, or hangs: `answer` says which."""
-        return self.pipe.poll() or self.pulse.stands_still()
+        return self.pipe.poll() or self.heartbeat.is_stalled()
 
     def answer(self) -> TaskResult:
         """How the task ended, once it has; a process that hangs is killed."""
         if not self.pipe.poll():
             self.kill()
             self._join()
-            return TaskResult(f"its process {self.pulse.why}", died=True)
+            return TaskResult(f"its process made {self.heartbeat.reason}", died=True)
         with suppress(EOFError, ConnectionResetError):
             result: TaskResult = self.pipe.recv()
             return result
         code = self._join(EXIT_SECONDS)
         if code is None:
             return TaskResult("its process closed its pipe and does not end", died=True)
-        how = f"killed by signal {-code}{CAUSES.get(-code, '')}" if code < 0 else f"exit code {code}"
-        return TaskResult(f"its process ended: {how}", died=True)
+        return TaskResult(f"its process ended: {exit_reason(code)}", died=True)
 
     def kill(self) -> None:
         with _PROCESSES:
@@ -151,7 +145,7 @@ class Worker:
         self.kill()
         self._join()
         self.pipe.close()
-        self.beats.close()
+        self.heard.close()
 
     def _join(self, seconds: float | None = None) -> int | None:
         wait([self.process.sentinel], seconds)
@@ -189,7 +183,7 @@ def _forks() -> "multiprocessing.context.ForkServerContext":
     return forks
 
 
-def _work(asked: Connection, beats: Connection, sharers: int) -> None:
+def _work(tasks: Connection, heartbeat: Connection, sharers: int) -> None:
     from pipelines.run.worker import work  # loaded already, in the fork server
 
-    work(asked, beats, sharers)
+    work(tasks, heartbeat, sharers)

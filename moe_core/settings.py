@@ -412,7 +412,7 @@ def load_study(path: Path) -> Study:
     """Reads study.toml. Raises ValueError with one line a mistake: where, what came, what to do."""
     refuse_bytes(path.absolute(), "the study")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: wanted its file, {path / 'study.toml'}")
+        raise ValueError(f"{path} is a folder: wanted its file, {path}/study.toml")
     if not path.is_file():
         raise ValueError(
             f"no study at {path}: name its folder or study.toml with --study, or write one with `hardmoe init DIR "

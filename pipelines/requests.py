@@ -20,6 +20,7 @@ from assets.record import Recorder
 from assets.study import EXPERTS, SHARDS, STUDY, key_of, root, study
 from moe_core.engine.planner import Name, PlannedTask, label
 from moe_core.store import pointer
+from moe_core.store.layout import Layout
 from pipelines.jobs import JOBS, RUN_JOBS, job_of
 from pipelines.run.dag import Dag
 from pipelines.run.plan import tasks_until
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from moe_core.engine.context import Context
 
 TICK_SECONDS = 5
-FILE = "run-request.json"
 REQUEST_TAG = "hardmoe/request"  # of a run: which request it belongs to
 ACTIVE = [dg.DagsterRunStatus[name] for name in ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")]
 
@@ -43,16 +43,16 @@ class RunRequested:
     at: float  # seconds since 1970
 
 
-def request_run(folder: Path, until: str | None) -> RunRequested:
+def request_run(root: Path, until: str | None) -> RunRequested:
     """Records a request; it takes the place of an earlier one that is not carried out yet."""
     request = RunRequested(uuid.uuid4().hex[:12], until, time.time())
-    pointer.write(folder / FILE, asdict(request))
+    pointer.write(Layout(root).run_request, asdict(request))
     return request
 
 
-def read_request(folder: Path) -> RunRequested | None:
+def read_request(root: Path) -> RunRequested | None:
     """None where nothing is requested. Raises CorruptArtifact for a damaged file."""
-    request = pointer.read(folder / FILE, [field.name for field in fields(RunRequested)])
+    request = pointer.read(Layout(root).run_request, [field.name for field in fields(RunRequested)])
     return RunRequested(**request) if request else None
 
 
@@ -74,7 +74,7 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     for line in tick.failed.values():
         context.log.warning(line)
     if not (tick.ready or tick.active):
-        pointer.remove(root() / FILE)
+        pointer.remove(work.store.layout.run_request)
         failed = f"failed: {', '.join(label(*name) for name in tick.failed)}" if tick.failed else "all of it is made"
         return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {failed}")
     return dg.SensorResult(

@@ -102,7 +102,8 @@ def _old(context: Context, keep: int, removing: ExitStack) -> tuple[list[Artifac
         for mixture in versions.get(("mixture", None), ())
         if mixture.version not in roots and not not_open(mixture.unchecked(MANIFEST), removing)
     ]
-    kept = {version for root in [*roots, *in_use] if root in lineage.places for version in lineage.above(root)}
+    start = [version for version in [*roots, *in_use] if version in lineage.places]
+    kept = {version for first in start for version in lineage.above(first)}
     return [lineage.artifact(version) for version in lineage.places if version not in kept], in_use
 
 

@@ -117,6 +117,11 @@ class Layout:
         return self.root / asset / "request.json"
 
     @property
+    def run_request(self) -> Path:
+        """What Dagster's jobs ask the sensor to launch."""
+        return self.root / "run-request.json"
+
+    @property
     def publication(self) -> Path:
         """Pointer to the mixture that answers, with all decisions about it."""
         return self.root / "published.json"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_core.store.layout import Layout
+from moe_core.store.layout import STUDY, Layout
 from moe_core.text import refuse_bytes, shown
 from pipelines.cli.errors import interrupt_once
 from pipelines.terminal import echo, echo_json
@@ -33,7 +33,7 @@ STUDY_OPTION = click.option(
     "--study",
     "study_file",
     type=click.Path(path_type=Path),
-    default=lambda: os.environ.get("HARDMOE_STUDY") or "study.toml",
+    default=lambda: os.environ.get("HARDMOE_STUDY") or STUDY,
     callback=_study_file,
     help="Folder of the study, or its study.toml.  [default: $HARDMOE_STUDY, else ./study.toml]",
 )

@@ -25,7 +25,7 @@ from moe_core.maintenance.gc import collect_unless_busy
 from moe_core.settings import Study, load_study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
-from moe_core.store.layout import Layout
+from moe_core.store.layout import STUDY, Layout
 from moe_core.threads import cores
 from moe_core.workspace import reopened, token
 from pipelines.instance.home import prepare_home
@@ -320,7 +320,7 @@ def _what_changed(before: Context, now: Context) -> str:
 
 def study_file_of(root: Path) -> Path:
     """The file of the study in a root: the one that HARDMOE_STUDY names, if it is there."""
-    named = Path(os.environ.get("HARDMOE_STUDY") or "study.toml").absolute()
+    named = Path(os.environ.get("HARDMOE_STUDY") or STUDY).absolute()
     return named if named.parent == root.absolute() else Layout(root).study_file
 
 

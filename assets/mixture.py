@@ -33,10 +33,9 @@ def mixture(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeRe
 
 
 def _answers(artifact: Artifact) -> dict[str, Any]:
-    """Of each expert its gain, and whether it or the trunk answers."""
-    said = artifact.metadata
-    gains = said.get("validation_gain", {})  # none without validation posts
-    answers = {key: "expert" if good else "trunk" for key, good in said["published"].items()}
+    """Gain of each expert, and whether it or the trunk answers."""
+    gains = artifact.metadata.get("validation_gain", {})  # none without validation posts
+    answers = {key: "expert" if good else "trunk" for key, good in artifact.metadata["published"].items()}
     rows = [(key, f"{gains[key]:+.4f}" if key in gains else "", answer) for key, answer in answers.items()]
     name = "gain of each expert on validation posts (cross-entropy)"
     return plot_of_bars(list(gains.items()), name, "{:+.4f}") | {

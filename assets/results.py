@@ -15,12 +15,12 @@ from moe_core.store.artifact import Artifact
 
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    found = json.loads(artifact.file("table.json").read_text("utf-8"))
-    for row in found["per_expert"]:
+    comparison = json.loads(artifact.file("table.json").read_text("utf-8"))
+    for row in comparison["per_expert"]:
         if row["n"]:
             observation = dg.AssetObservation(key_of("expert"), partition=row["expert"], metadata=of_expert(row))
             instance.report_runless_asset_event(observation)
-    return Shown(_comparison(found) | _experts(found) | cost_so_far(work))
+    return Shown(_comparison(comparison) | _experts(comparison) | cost_so_far(work))
 
 
 @asset_of("evaluation", _look, group_name="results", kinds={"numpy"})

@@ -1,7 +1,7 @@
-"""What a person sees of an artifact in Dagster's UI: plots, tables, numbers; and where everything lies.
+"""Metadata of an artifact for Dagster's UI: plots, tables, numbers and paths.
 
-No picture of a post is given to Dagster, whose event log keeps what it is told: a takedown could not find it there. The
-contact sheets are files of the artifact, named by their paths, and parts of the report.
+No picture of a post goes to Dagster, whose event log keeps all it records: a takedown could not find it there. Contact
+sheets are files of the artifact, named by their paths, and parts of the report.
 """
 
 import json
@@ -45,7 +45,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> dg.MetadataV
 
 
 def bar(value: float, most: float) -> str:
-    """Of up to twelve blocks, to stand beside a number."""
+    """A bar of up to twelve blocks, to stand beside a number."""
     return "▇" * max(1, round(12 * value / most)) if value else ""
 
 
@@ -54,24 +54,24 @@ def picture(svg: str, about: str) -> dg.MarkdownMetadataValue:
 
 
 def about(artifact: Artifact) -> dict[str, Any]:
-    """What the artifact says of itself: numbers and words as they are, short lists and tables as such.
+    """An artifact's metadata: numbers and words as they are, short lists and tables as such.
 
-    What is nested deeper is left to the asset that knows what it means.
+    Deeper nesting is left to the asset that knows what it means.
     """
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in artifact.metadata.items():
         label = name.replace("_", " ")
         if isinstance(value, bool | int | float | str):
-            found[label] = value
+            entries[label] = value
         elif isinstance(value, dict) and value and all(isinstance(v, bool | int | float | str) for v in value.values()):
-            found[label] = table((" ", label), list(value.items()))
+            entries[label] = table((" ", label), list(value.items()))
         elif isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-            found[label] = dg.MetadataValue.md(", ".join(map(cell, value)))
-    return found
+            entries[label] = dg.MetadataValue.md(", ".join(map(cell, value)))
+    return entries
 
 
 def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
-    """Version, place, and all that it came from: exact versions, shards and settings, as far as a table can be read."""
+    """Version, path and lineage: exact versions, shards and settings, as many as a table can show."""
     lineage = Lineage(context.store)
     above = [lineage.artifact(version) for version in lineage.above(artifact.version)]
     shards = [(a.key, a.inputs["shard"]) for a in above if a.asset == "posts"]
@@ -93,7 +93,7 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
 
 
 def _at_most(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The first rows, and how many more there are: Dagster's event log is no place for a thousand."""
+    """The first rows, and the number of the rest: Dagster's event log is no place for a thousand."""
     if len(rows) <= MOST_ROWS:
         return list(rows)
     more = (f"and {len(rows) - MOST_ROWS} more", "hardmoe lineage has all")
@@ -101,34 +101,34 @@ def _at_most(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def curves(artifact: Artifact) -> dict[str, Any]:
-    """Loss and learning rate of a network while it was trained: small ones that are seen at once, and large ones."""
+    """Curves of a training's loss and learning rate: small ones that are seen at once, and large ones."""
     log = log_of(artifact)
     small, large = {}, []
     for title, name in (("loss", "loss"), ("learning rate", "lr")):
-        points = [(at["images_seen"], at[name]) for at in log]
+        points = [(line["images_seen"], line[name]) for line in log]
         small[f"{title} curve"] = picture(glance(points, title), f"{title} curve")
         large.append(picture(lines([Line("", points, BLUE)], "images seen", title), title).value)
     return small | {"curves with axes": dg.MetadataValue.md("\n\n".join(map(str, large)))}
 
 
 def cost_so_far(context: Context) -> dict[str, Any]:
-    """Of all the networks of the study that are in the store, superseded ones too."""
-    all_of_it = training_cost(context)
+    """Training cost of all the networks of the study in the store, superseded ones too."""
+    costs = training_cost(context)
     return {
-        "study: training seconds so far": round(sum(one.seconds for one in all_of_it), 1),
-        "study: training images so far": sum(one.training_images for one in all_of_it),
+        "study: training seconds so far": round(sum(cost.seconds for cost in costs), 1),
+        "study: training images so far": sum(cost.training_images for cost in costs),
     }
 
 
 def plot_of_bars(rows: Sequence[tuple[str, float]], about: str, form: str = "{:,.0f}") -> dict[str, Any]:
-    """{about: plot}; nothing where rows are more than one can read."""
+    """{about: plot}; empty where the rows are too many to read."""
     return {about: picture(bars(rows, about, form), about)} if 0 < len(rows) <= ROWS else {}
 
 
-def numbers(said: Mapping[str, Any]) -> dict[str, int | float]:
-    """Of a stage's report while it works: its numbers, how much is done and how long the rest takes."""
-    found = {name.replace("_", " "): value for name, value in said.items() if isinstance(value, int | float)}
-    if said.get("steps") and said.get("images_per_second"):
-        left = round(seconds_left(said), 1)
-        found |= {"percent done": round(100 * said["step"] / said["steps"], 1), "seconds left": left}
-    return found
+def numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
+    """Numbers of a stage's report on its progress, with the share done and the time left."""
+    entries = {name.replace("_", " "): value for name, value in report.items() if isinstance(value, int | float)}
+    if report.get("steps") and report.get("images_per_second"):
+        left = round(seconds_left(report), 1)
+        entries |= {"percent done": round(100 * report["step"] / report["steps"], 1), "seconds left": left}
+    return entries

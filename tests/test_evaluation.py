@@ -62,7 +62,7 @@ def test_without_validation_posts_share_and_temperature_are_fixed():
     none = posts(torch.tensor([], dtype=torch.int64))
     asked = RoutedPosts(none, np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int))
     nothing = torch.zeros(0, 2)
-    assert calibrate.router_weight("validation", nothing, nothing, none, "softmax") == calibrate.SHARE
+    assert calibrate.router_weight("validation", nothing, nothing, none, "softmax") == calibrate.WEIGHT
     assert calibrate.temperature("validation", None, 2, asked, []) == calibrate.TEMPERATURE
     assert calibrate.temperature(0.4, None, 2, asked, []) == 0.4
 

@@ -83,3 +83,10 @@ def test_all_imports_are_found():
     assert found["moe_core.engine.planner", "moe_core.engine.stage"] is False
     assert len(found) > 500
     assert len(MODULES) > 150
+
+
+def test_libraries_import_none_of_our_modules_inside_a_function():
+    """A function imports only a library that is heavy, never to break a circle."""
+    rooms = core("models", "training", "clustering", "evaluation", "serving")
+    found = [one for one in all_imports() if one.in_function and within(one.importer, *rooms)]
+    assert found == [], "\n".join(f"{one.importer}:{one.line} imports {one.imported}" for one in found)

@@ -229,7 +229,7 @@ def test_an_expert_says_who_answers_for_it(metadata, key):
 def test_the_trunk_answers_for_an_expert_that_is_not_published(told):
     assert told["answers"] == [
         "the trunk: this expert is not published (gain in cross-entropy on its validation posts: -0.0123)",
-        "this expert (no validation post is its)",
+        "this expert (no validation post is routed to it)",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Whether the embedding is one space: agreement of hashtags among neighbors within an expert and across experts.
+"""Test of one embedding space: agreement of hashtags among neighbors within an expert and across experts.
 
 Letters: N test posts, D embedding width.
 """

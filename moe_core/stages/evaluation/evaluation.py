@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe_core.advice import measure_for, warnings
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
@@ -36,7 +37,6 @@ from moe_core.store.artifact import StageOutput
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    from moe_core.advice import measure_for, warnings
     from moe_core.evaluation.metrics import tag_statistics
     from moe_core.serving.bundle import Bundle
 
@@ -93,8 +93,8 @@ def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 
 
 def _settings(study: Study) -> Any:
-    found = study.evaluation.model_dump() | {"topk": min(study.evaluation.topk, study.partition.experts)}
-    return found if study.evaluation.controls else found | {"dense_control": False}
+    settings = study.evaluation.model_dump() | {"topk": min(study.evaluation.topk, study.partition.experts)}
+    return settings if study.evaluation.controls else settings | {"dense_control": False}
 
 
 EVALUATION = Stage(

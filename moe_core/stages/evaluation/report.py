@@ -1,4 +1,4 @@
-"""report: one self-contained HTML page: the table, what each expert sees and gained, and how it all came to be."""
+"""report: one self-contained HTML page with the table, what each expert sees and gains, curves and lineage."""
 
 import base64
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Ref, Stage
+from moe_core.evaluation.page import render
 from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.fit import log_of
 from moe_core.store.artifact import Artifact, StageOutput
@@ -17,20 +18,18 @@ PICTURES_OF = 64  # experts at most: their pictures take some 2 MB of the page
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    from moe_core.evaluation.page import render
-
     evaluation, partition = context.need("evaluation"), context.need("partition")
     table = json.loads(evaluation.file("table.json").read_text("utf-8"))
     posts = [context.need("posts", shard.key).metadata for shard in context.shards]
     reasons: dict[str, int] = {}
-    for said in posts:
-        for reason, count in said["reasons"].items():
+    for shard in posts:
+        for reason, count in shard["reasons"].items():
             reasons[reason] = reasons.get(reason, 0) + count
     networks = {"trunk": context.need("trunk"), **{k: context.need("expert", k) for k in context.experts}}
     shown: dict[str, Any] = {
         "study": context.study,
         "table": table,
-        "posts": {name: sum(said[name] for said in posts) for name in ("read", "accepted", "rejected")},
+        "posts": {name: sum(shard[name] for shard in posts) for name in ("read", "accepted", "rejected")},
         "reasons": dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
         "vocabulary": dict(context.need("vocabulary").metadata),
         "partition": dict(partition.metadata),
@@ -40,17 +39,17 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     }
     page = render(**shown, spending=training_cost(context))
     (folder / "report.html").write_text(page, "utf-8")
-    # what was spent is a log: two machines take different times to the same result
-    return StageOutput({"bytes": len(page.encode())}, content={"page": content_hash(_timeless(shown))})
+    # training costs are left out of its content: two machines take different times to the same result
+    return StageOutput({"bytes": len(page.encode())}, content={"page": content_hash(_without_rates(shown))})
 
 
 def _experts(partition: Artifact, per_expert: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each expert: its key, size, hashtags, what the evaluation says of it, and its contact sheets in base64."""
+    """Each expert with its size, hashtags, row of the evaluation, and contact sheets in base64."""
     from moe_core.data.images import webp
 
-    found = []
-    for number, (size, said) in enumerate(zip(partition.metadata["sizes"], per_expert, strict=True)):
-        key = said["expert"]
+    experts = []
+    for number, (size, row) in enumerate(zip(partition.metadata["sizes"], per_expert, strict=True)):
+        key = row["expert"]
         names = {name: f"sheets/{key}.{name}.png" for name in SHEETS} if number < PICTURES_OF else {}
         sheets = {
             name: base64.b64encode(webp(partition.file(file).read_bytes())).decode()
@@ -58,20 +57,20 @@ def _experts(partition: Artifact, per_expert: list[dict[str, Any]]) -> list[dict
             if file in partition.files
         }
         hashtags = partition.metadata["hashtags"][key]
-        found.append({"key": key, "size": size, "hashtags": hashtags, "sheets": sheets} | said)
-    return found
+        experts.append({"key": key, "size": size, "hashtags": hashtags, "sheets": sheets} | row)
+    return experts
 
 
 def _lineage(context: Context) -> list[tuple[str, str, str]]:
-    """(asset partition, version, digest of its content) of all that the page is made from, in the graph's order."""
+    """(artifact, version, content hash) of all that the page is built from, in the graph's order."""
     planner = context.planner
     above = planner.graph.above("report")
     needed = [planner.need(name, key) for name in planner.graph if name in above for key in planner.keys(name)]
     return [(a.spec.name, a.version, a.content_hash) for a in needed]
 
 
-def _timeless(shown: dict[str, Any]) -> Any:
-    """What is shown, as JSON, without rates."""
+def _without_rates(shown: dict[str, Any]) -> Any:
+    """The page's content as JSON, without images a second."""
     logs = {name: [[line["step"], line["loss"], line["lr"]] for line in log] for name, log in shown["logs"].items()}
     return json.loads(json.dumps(shown | {"study": shown["study"].model_dump(mode="json"), "logs": logs}))
 

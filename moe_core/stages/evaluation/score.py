@@ -37,15 +37,15 @@ class TagCounts:
         self.tags_KV = np.zeros((experts, hashtags), np.int32)
         self.found_KV: dict[str, np.ndarray] = {}  # by row of the table
 
-    def add(self, name: str, p_NV: Tensor, part: Posts, expert_N: np.ndarray) -> None:
+    def add(self, name: str, p_NV: Tensor, posts: Posts, expert_N: np.ndarray) -> None:
         from moe_core.evaluation.metrics import found_tags
 
-        expert_T = np.repeat(expert_N, np.diff(part.starts_N1.numpy()))
-        found_T = found_tags(p_NV, part.tags_T, part.starts_N1)
+        expert_T = np.repeat(expert_N, np.diff(posts.starts_N1.numpy()))
+        found_T = found_tags(p_NV, posts.tags_T, posts.starts_N1)
         found_KV = self.found_KV.setdefault(name, np.zeros_like(self.tags_KV))
-        np.add.at(found_KV, (expert_T, part.tags_T.numpy()), found_T)
+        np.add.at(found_KV, (expert_T, posts.tags_T.numpy()), found_T)
         if name == "trunk":
-            np.add.at(self.tags_KV, (expert_T, part.tags_T.numpy()), 1)
+            np.add.at(self.tags_KV, (expert_T, posts.tags_T.numpy()), 1)
 
     def changed(self, expert: int, row: str, hashtags: list[str]) -> dict[str, list[dict[str, Any]]]:
         """Hashtags of the expert's posts that a row finds more often, and less often, than the trunk; most first."""
@@ -101,7 +101,7 @@ def score(
 
 
 def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
-    """At most 1,000 hashtags that mAP is averaged over: the most frequent of those that occur among its posts."""
+    """Hashtags that mAP is averaged over: the most frequent of those that occur among its posts, at most 1,000."""
     last = int(posts.starts_N1[min(len(posts), AP_POSTS)])
     counts = np.bincount(posts.tags_T[:last].numpy(), minlength=hashtags)
     order = np.argsort(-counts, kind="stable")[:1000]

@@ -47,7 +47,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 
 
 def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mapping[str, Artifact]) -> dict:
-    """Which experts answer, and whether and how the router joins in: by cross-entropy on validation posts."""
+    """Chooses, by cross-entropy on validation posts, which experts answer, and whether and how the router joins in."""
     import numpy as np
     import torch
 
@@ -64,8 +64,8 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
         return {
             "published": dict.fromkeys(experts, True),
             "answer": "mixture_top1",
-            "router_weight": calibrate.given(study.expert.router_weight, calibrate.SHARE),
-            "temperature": calibrate.given(study.evaluation.temperature, calibrate.TEMPERATURE),
+            "router_weight": calibrate.fixed(study.expert.router_weight, calibrate.WEIGHT),
+            "temperature": calibrate.fixed(study.evaluation.temperature, calibrate.TEMPERATURE),
             "validation_posts": 0,
         }
     posts, loss, precision = validation.posts, study.expert_training.loss, study.expert_training.precision
@@ -85,12 +85,12 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
         if len(rows):
             top1_NV[rows] = expert(k, posts.images.subset(rows))
         context.report({"experts": number + 1})
-    share = calibrate.router_weight(study.expert.router_weight, top1_NV, router_NV, posts, loss)
+    weight = calibrate.router_weight(study.expert.router_weight, top1_NV, router_NV, posts, loss)
     # An expert is judged by the answer that would be given with it: alone, or with the router's mixed in.
     trunk_NV = probabilities_of(router_NV, loss)
     candidates = {
         "mixture_top1": probabilities_of(top1_NV, loss),
-        "mixture_top1_router": mixed(top1_NV, router_NV, share, loss),
+        "mixture_top1_router": mixed(top1_NV, router_NV, weight, loss),
     }
     trunk_scores = per_post(trunk_NV, posts.tags_T, posts.starts_N1)
     scores, gains = {}, {name: dict[str, float]() for name in candidates}
@@ -115,7 +115,7 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
     return {
         "published": published,
         "answer": answer,
-        "router_weight": share,
+        "router_weight": weight,
         "temperature": calibrate.temperature(
             soft.temperature, gate, soft.topk, validation, [answer_of(key) for key in experts]
         ),
@@ -131,7 +131,7 @@ def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> floa
 
 
 def _settings(study: Study) -> dict[str, Any]:
-    found = {
+    settings = {
         "use_trunk_where_better": study.expert.use_trunk_where_better,
         "router_weight": study.expert.router_weight,
         "temperature": study.evaluation.temperature,
@@ -139,8 +139,8 @@ def _settings(study: Study) -> dict[str, Any]:
         "image_size": study.data.image_size,
     }
     if study.evaluation.temperature == "validation":  # chosen for so many experts
-        found["topk"] = min(study.evaluation.topk, study.partition.experts)
-    return found
+        settings["topk"] = min(study.evaluation.topk, study.partition.experts)
+    return settings
 
 
 MIXTURE = Stage(

@@ -1,6 +1,6 @@
-"""What validation posts choose about an answer: whether it is the expert's alone, how much of it is the router's, and
-how soft the weights of several experts are. All by cross-entropy, which turns on every post and so varies less than the
-count of right answers: by that, of 795 posts of tinyimagenet, one chose the answer that was worse on 10,000.
+"""Choices by validation posts: which answer, how much weight the router has in it, how soft the weights of several
+experts are. All go by cross-entropy, which depends on every post and so varies less than the count of right answers: by
+that, 795 posts of tinyimagenet once chose the answer that was worse on 10,000.
 
 Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
@@ -20,60 +20,60 @@ if TYPE_CHECKING:
     from moe_core.clustering.gate import Gate
     from moe_core.training.batches import Posts
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-SHARE, TEMPERATURE = 0.3, 0.1  # without validation posts
-POSTS = 4096  # at most that every expert looks at for the temperature
+WEIGHT, TEMPERATURE = 0.3, 0.1  # without validation posts
+POSTS = 4096  # for the temperature, at most: every expert computes all of them
 
 
-def given(said: float | str, otherwise: float) -> float:
-    """The number that settings say, or another where they leave it to validation posts."""
-    return otherwise if isinstance(said, str) else said
+def fixed(setting: float | str, default: float) -> float:
+    """The number in the settings, or the default where they leave it to validation posts."""
+    return default if isinstance(setting, str) else setting
 
 
-def router_weight(said: float | str, logits_NV: Tensor, router_NV: Tensor, posts: Posts, loss: str) -> float:
-    """The share that was said, or of SHARES the best one; of equally good ones the smallest."""
+def router_weight(setting: float | str, logits_NV: Tensor, router_NV: Tensor, posts: Posts, loss: str) -> float:
+    """The weight in the settings, or the best of WEIGHTS; the smallest of equally good ones."""
     from moe_core.evaluation.metrics import per_post
     from moe_core.training.infer import mixed
 
-    if not isinstance(said, str) or not len(posts):
-        return given(said, SHARE)
+    if not isinstance(setting, str) or not len(posts):
+        return fixed(setting, WEIGHT)
     entropies = [
-        per_post(mixed(logits_NV, router_NV, share, loss), posts.tags_T, posts.starts_N1)["cross_entropy"].mean()
-        for share in SHARES
+        per_post(mixed(logits_NV, router_NV, weight, loss), posts.tags_T, posts.starts_N1)["cross_entropy"].mean()
+        for weight in WEIGHTS
     ]
-    return SHARES[int(np.argmin(entropies))]
+    return WEIGHTS[int(np.argmin(entropies))]
 
 
 def answer(scores: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """Of the answers by name, each with its (N,) measures, the best one; of equally good ones the first."""
+    """Name of the best answer, given the (N,) measures of each; the first of equally good ones."""
     return min(scores, key=lambda name: float(scores[name]["cross_entropy"].mean()))
 
 
 def temperature(
-    said: float | str,
+    setting: float | str,
     gate: Gate,
     topk: int,
-    asked: RoutedPosts,
-    answers: Sequence[Callable[[RoutedPosts], Tensor]],
+    validation: RoutedPosts,
+    experts: Sequence[Callable[[RoutedPosts], Tensor]],
 ) -> float:
-    """The temperature that was said, or of TEMPERATURES the best one for the mean of the `topk` nearest experts.
+    """The temperature in the settings, or the best of TEMPERATURES for the mean of the `topk` nearest experts.
 
-    `answers`: of each expert its probabilities (N, V) for some posts; of one that is not published, the router's.
+    Each of `experts` gives probabilities (N, V) of some posts; in place of one that is not published, the router does.
     """
     import torch
 
     from moe_core.evaluation.metrics import SMALLEST
 
-    if not isinstance(said, str) or not len(asked):
-        return given(said, TEMPERATURE)
-    asked = asked.rows(np.sort(np.random.default_rng(0).permutation(len(asked))[:POSTS]))
-    counts_N = asked.posts.starts_N1.diff()
-    owner_T = torch.repeat_interleave(torch.arange(len(asked)), counts_N)
-    tags_TK = torch.stack([answer(asked)[owner_T, asked.posts.tags_T] for answer in answers], dim=1)
+    if not isinstance(setting, str) or not len(validation):
+        return fixed(setting, TEMPERATURE)
+    sample = validation.rows(np.sort(np.random.default_rng(0).permutation(len(validation))[:POSTS]))
+    counts_N = sample.posts.starts_N1.diff()
+    owner_T = torch.repeat_interleave(torch.arange(len(sample)), counts_N)
+    tags_TK = torch.stack([expert(sample)[owner_T, sample.posts.tags_T] for expert in experts], dim=1)
 
     def entropy(at: float) -> float:
-        weight_TK = torch.from_numpy(gate.weights(asked.features_ND, topk, at))[owner_T]
+        weight_TK = torch.from_numpy(gate.weights(sample.features_ND, topk, at))[owner_T]
         log_T = (weight_TK * tags_TK).sum(1).clamp(min=SMALLEST).log()
         return float(-(log_T / counts_N[owner_T]).sum())
 

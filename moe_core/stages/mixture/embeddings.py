@@ -1,6 +1,6 @@
 """embeddings: every post of a shard in the one space that the shared decoder reads, with an index for search.
 
-Each post is embedded by its own expert, published or not: the trunk, which answers in an unpublished one's place, has
+Each post is embedded by its own expert, published or not: the trunk, which answers in place of an unpublished one, has
 another space where the decoder was refitted or trained with the experts.
 """
 
@@ -15,7 +15,7 @@ from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
 from moe_core.tables import ids_in
 
-PART = 4_096  # posts that are routed at once
+CHUNK = 4_096  # posts embedded at a time
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
@@ -35,16 +35,16 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     content = hashlib.sha256()
 
     def parts() -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
-        for first in range(0, len(images), PART):
-            expert_B = expert_N[first : first + PART]
-            found_BD = np.empty((len(expert_B), bundle.router.width), np.float32)
+        for first in range(0, len(images), CHUNK):
+            expert_B = expert_N[first : first + CHUNK]
+            embedding_BD = np.empty((len(expert_B), bundle.router.width), np.float32)
             for number in np.unique(expert_B):
-                mine = np.flatnonzero(expert_B == number)
+                members = np.flatnonzero(expert_B == number)
                 expert = context.experts[number]
-                found_BD[mine] = bundle.expert_features(expert, images.subset(first + mine), device).numpy()
-            content.update(found_BD.tobytes() + expert_B.tobytes())
-            context.report({"posts": first + len(found_BD)})
-            yield {"id": ids[first : first + PART], "expert": pa.array(expert_B)}, found_BD
+                embedding_BD[members] = bundle.expert_features(expert, images.subset(first + members), device).numpy()
+            content.update(embedding_BD.tobytes() + expert_B.tobytes())
+            context.report({"posts": first + len(embedding_BD)})
+            yield {"id": ids[first : first + CHUNK], "expert": pa.array(expert_B)}, embedding_BD
 
     width = bundle.router.width
     columns = {"id": pa.string(), "expert": pa.int32()}

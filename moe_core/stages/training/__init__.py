@@ -1,1 +1,1 @@
-"""What every stage that trains a network shares."""
+"""Parts shared by the stages that train a network."""

@@ -1,4 +1,4 @@
-"""What a study's training has cost so far."""
+"""Cost of a study's training so far."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ MEMBERS_KEPT = {"expert": "expert", "separate_expert": "expert", "random_expert"
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Of the networks of one asset that are in the store, superseded ones too."""
+    """Cost of the networks of one asset that are in the store, superseded ones too."""
 
     asset: str
     networks: int
@@ -18,11 +18,12 @@ class TrainingCost:
 
 
 def training_cost(context: Context) -> list[TrainingCost]:
-    """Of each asset that trains networks and has any."""
-    found = []
+    """Cost of each asset that has trained networks."""
+    costs = []
     for name in (name for name, stage in context.planner.graph.items() if stage.trains):
-        said = [a.metadata for a in context.store.everything(name) if "generation" not in a.metadata]  # counted there
-        if said:
-            seconds, images = (sum(one[what] for one in said) for what in ("seconds", "training_images"))
-            found.append(TrainingCost(name, len(said), round(seconds, 1), images))
-    return found
+        # a network of a generation is counted with it
+        networks = [a.metadata for a in context.store.everything(name) if "generation" not in a.metadata]
+        if networks:
+            seconds, images = (sum(network[total] for network in networks) for total in ("seconds", "training_images"))
+            costs.append(TrainingCost(name, len(networks), round(seconds, 1), images))
+    return costs

@@ -1,4 +1,4 @@
-"""One training inside a stage: resumed where an attempt was killed, logged line by line, saved with what it is."""
+"""One training inside a stage: resumed after a killed attempt, logged line by line, saved with a description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moe_core.training.loop import Measurement
 
 REPORT_SECONDS = 2.0
-SPEED_SECONDS = 180.0  # over which a speed is a mean: a stretch of ten steps varies with whatever else runs
+SPEED_SECONDS = 180.0  # over which a speed is a mean: ten steps alone vary with other programs
 
 
 class Speed:
@@ -32,22 +32,22 @@ class Speed:
         self.clock = clock
         self.seen: deque[tuple[float, int]] = deque()  # (seconds, images), a second apart at least
 
-    def averaged(self, one: Measurement) -> Measurement:
-        """The measurement with the mean in its speed's place; its own at the start."""
+    def averaged(self, latest: Measurement) -> Measurement:
+        """The measurement with the mean speed in place of its own, which it keeps at the start."""
         now = self.clock()
         if not self.seen or now - self.seen[-1][0] >= 1:
-            self.seen.append((now, one.images_seen))
+            self.seen.append((now, latest.images_seen))
         while len(self.seen) > 1 and now - self.seen[0][0] > SPEED_SECONDS:
             self.seen.popleft()
-        then, images = self.seen[0]
-        if one.images_seen <= images or now - then < 1:
-            return one
-        return replace(one, images_per_second=(one.images_seen - images) / (now - then))
+        first, images = self.seen[0]
+        if latest.images_seen <= images or now - first < 1:
+            return latest
+        return replace(latest, images_per_second=(latest.images_seen - images) / (now - first))
 
 
 def fit(
     context: Context,
-    plan: Spec,
+    spec: Spec,
     folder: Path,
     model: ResNet,
     posts: Posts,
@@ -57,7 +57,7 @@ def fit(
     train: Callable[[ResNet, Path], Iterator[Measurement]] | None = None,
     ranks: int = 1,
 ) -> StageOutput:
-    """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the plan's work folder.
+    """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the spec's work folder.
 
     `train`, called with the model and the checkpoint's path, trains in place of the one loop: by `ranks` processes.
     """
@@ -65,7 +65,7 @@ def fit(
     from moe_core.weights import save_weights
 
     training_threads(model, context.study.data.image_size, training, len(posts), ranks)
-    work = context.store.work_folder(plan)
+    work = context.store.work_folder(spec)
     work.mkdir(parents=True, exist_ok=True)
     log = work / "log.jsonl"
     started = reported = time.monotonic()
@@ -77,16 +77,16 @@ def fit(
             if train
             else loop.train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
         )
-        for one in measurements:
-            lines.write(json.dumps(asdict(one)) + "\n")
+        for measurement in measurements:
+            lines.write(json.dumps(asdict(measurement)) + "\n")
             lines.flush()
-            averaged = speed.averaged(one)
-            if time.monotonic() - reported >= REPORT_SECONDS or one.step == one.steps:
+            averaged = speed.averaged(measurement)
+            if time.monotonic() - reported >= REPORT_SECONDS or measurement.step == measurement.steps:
                 reported = time.monotonic()
                 context.report(asdict(averaged))
     end = copy_log(log, folder / "log.jsonl")
     weights = folder / "weights.safetensors"
-    save_weights(weights, model.state_dict(), {"asset": plan.asset, "key": plan.key or "", "version": plan.version})
+    save_weights(weights, model.state_dict(), {"asset": spec.asset, "key": spec.key or "", "version": spec.version})
     return StageOutput(
         metadata={
             "training_posts": len(posts),
@@ -108,19 +108,19 @@ def training_threads(model: ResNet, image_size: int, training: Training, posts: 
     threads.use(threads.TRAINING * batch * multiply_adds(model, image_size), max(1, threads.share() // ranks))
 
 
-def seconds_left(said: Mapping[str, Any]) -> float:
-    """Of a training, from a report of it that has `steps` and `images_per_second`."""
-    images_a_step = said["images_seen"] / said["step"]
-    return float((said["steps"] - said["step"]) * images_a_step / said["images_per_second"])
+def seconds_left(report: Mapping[str, Any]) -> float:
+    """Time left of a training, from a report of it that has `steps` and `images_per_second`."""
+    images_a_step = report["images_seen"] / report["step"]
+    return float((report["steps"] - report["step"]) * images_a_step / report["images_per_second"])
 
 
 def log_of(artifact: Artifact) -> list[dict[str, float]]:
-    """What was measured while a network was trained, in the order of the steps."""
+    """Measurements of a network's training, in the order of the steps."""
     return _lines(artifact.file("log.jsonl"))
 
 
 def copy_log(log: Path, to: Path) -> dict[str, float]:
-    """Copies it without the steps that an attempt which was killed had logged before they were done again.
+    """Copies a log with each step once: a killed attempt may have logged steps that were repeated.
 
     Returns the last line. Raises RuntimeError for a log without lines.
     """
@@ -132,11 +132,11 @@ def copy_log(log: Path, to: Path) -> dict[str, float]:
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
-    """The last line may be half of one."""
-    found = []
+    """Measurements in a log, whose last line may be incomplete."""
+    measurements = []
     for line in path.read_text("utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            measurements.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return measurements

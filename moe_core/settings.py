@@ -1,4 +1,4 @@
-"""What a study.toml may say. Frozen models that refuse nonsense when they are made; every field says what it does.
+"""The settings of study.toml: frozen models that refuse nonsense when they are made; every field says what it does.
 
 The same models are the recipes' return type, the source of the artifacts' hashes and the text of `hardmoe init`.
 """
@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from moe_core.errors import BadSetting
 from moe_core.formats import FORMATS
 from moe_core.text import refuse_bytes, shown
 
@@ -20,13 +21,13 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Epochs = Annotated[float, Field(gt=0, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what FAISS takes
-MOST_WIDTH, MOST_BLOCKS = 16_384, 1_000  # of a network, so that it can be built; beyond every published ResNet
-Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
+MAX_WIDTH, MAX_BLOCKS = 16_384, 1_000  # of a network, so that it can be built; beyond every published ResNet
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 Shards = Annotated[int, Field(ge=1, le=100_000)]
 Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
-MOST_BYTES = 1 << 20  # of a study.toml
-MOST_MISTAKES = 8  # named in an error
-MOST_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
+MAX_BYTES = 1 << 20  # of a study.toml
+MAX_MISTAKES = 8  # named in an error
+MAX_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
 
 
 class Strict(BaseModel):
@@ -154,7 +155,7 @@ class Network(Strict):
     widths: tuple[Width, ...] = Field((8, 16, 32), strict=False, description="Channels of each stage.")
     depths: tuple[Positive, ...] = Field((1, 1, 1), strict=False, description="Blocks of each stage.")
     embedding: int = Field(
-        128, ge=0, le=MOST_WIDTH, description="Width of a 1x1 convolution before the pooling; 0: none."
+        128, ge=0, le=MAX_WIDTH, description="Width of a 1x1 convolution before the pooling; 0: none."
     )
 
     @model_validator(mode="after")
@@ -163,8 +164,8 @@ class Network(Strict):
             raise ValueError(
                 f"widths {self.widths} and depths {self.depths} must have the same length, one entry a stage"
             )
-        if sum(self.depths) > MOST_BLOCKS:
-            raise ValueError(f"depths are {sum(self.depths):,} blocks in all: wanted at most {MOST_BLOCKS:,}")
+        if sum(self.depths) > MAX_BLOCKS:
+            raise ValueError(f"depths are {sum(self.depths):,} blocks in all: wanted at most {MAX_BLOCKS:,}")
         return self
 
 
@@ -216,7 +217,7 @@ class TrunkSetup(Strict):
 class Partition(Strict):
     """The gate: how posts are cut into clusters, one an expert."""
 
-    experts: Annotated[int, Field(ge=1, le=MOST_EXPERTS)] = Field(8, description="K: clusters, and networks trained.")
+    experts: Annotated[int, Field(ge=1, le=MAX_EXPERTS)] = Field(8, description="K: clusters, and networks trained.")
     pca: Annotated[int, Field(ge=1, le=256)] = Field(128, description="Dimensions kept by PCA-whitening, at most.")
     fine: int = Field(
         0, ge=0, le=1_000_000, description="Fine centroids packed into K near-equal experts; 0: one level, the paper's."
@@ -409,26 +410,26 @@ class Study(Strict):
 
 
 def load_study(path: Path) -> Study:
-    """Reads study.toml. Raises ValueError with one line a mistake: where, what came, what to do."""
+    """Reads study.toml. Raises BadSetting with one line a mistake: where, what came, what to do."""
     refuse_bytes(path.absolute(), "the study")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: wanted its file, {path}/study.toml")
+        raise BadSetting(f"{path} is a folder: wanted its file, {path}/study.toml")
     if not path.is_file():
-        raise ValueError(
+        raise BadSetting(
             f"no study at {path}: name its folder or study.toml with --study, or write one with `hardmoe init DIR "
             "--source ...`"
         )
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, wanted a study.toml of at most {MOST_BYTES:,}")
+    if path.stat().st_size > MAX_BYTES:
+        raise BadSetting(f"{path} has {path.stat().st_size:,} bytes, wanted a study.toml of at most {MAX_BYTES:,}")
     return study_of(text_of(path), path)
 
 
 def text_of(path: Path) -> str:
-    """The text of a study.toml, without the mark that some editors put before it. Raises ValueError for other bytes."""
+    """The text of a study.toml, without the mark that some editors put before it. Raises BadSetting for other bytes."""
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+        raise BadSetting(f"{path} is not valid TOML: {error}") from None
 
 
 def study_of(text: str, path: Path) -> Study:
@@ -436,11 +437,11 @@ def study_of(text: str, path: Path) -> Study:
     try:
         return Study.model_validate(tomllib.loads(text))
     except ValidationError as error:
-        found = [_explain(e) for e in error.errors()]
-        more = [f"and {len(found) - MOST_MISTAKES} more"] if len(found) > MOST_MISTAKES else []
-        raise ValueError(f"{path}: " + "; ".join(found[:MOST_MISTAKES] + more)) from None
+        mistakes = [_explain(e) for e in error.errors()]
+        more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if len(mistakes) > MAX_MISTAKES else []
+        raise BadSetting(f"{path}: " + "; ".join(mistakes[:MAX_MISTAKES] + more)) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+        raise BadSetting(f"{path} is not valid TOML: {error}") from None
 
 
 _SHORT = reprlib.Repr()  # of values however deep
@@ -452,17 +453,17 @@ def _explain(error: object) -> str:
     assert isinstance(error, dict)
     parts = [str(part) for part in error["loc"]]
     where = shown(".".join(p for p in parts if p != "constrained-float" and not p.startswith("literal[")), 80)
-    came = shown(_SHORT.repr(error["input"]), 80)
+    value = shown(_SHORT.repr(error["input"]), 80)
     why = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"unknown setting '{where}': remove it, or see docs/reference/settings.md for the names"
     if error["type"] == "model_type":
-        return f"{where} = {came}: wanted a table, [{where}]"
+        return f"{where} = {value}: wanted a table, [{where}]"
     if error["type"] == "tuple_type":
-        return f"{where} = {came}: wanted a list, such as [8, 16]"
+        return f"{where} = {value}: wanted a list, such as [8, 16]"
     if isinstance(error["input"], dict):  # of a whole table, or the study: what is wrong says which settings
         return f"[{where}] {why}" if where else why
-    return f"{where} = {came}: {why}"
+    return f"{where} = {value}: {why}"
 
 
 def dump_study(study: Study) -> str:
@@ -504,7 +505,7 @@ def settings_page() -> str:
                 "| key | default | what it does |",
             ]
             lines += ["| --- | --- | --- |"]
-            for key, said in model.model_fields.items():
-                default = list(said.default) if isinstance(said.default, tuple) else said.default
-                lines.append(f"| `{key}` | `{default!r}` | {said.description} |")
+            for key, setting in model.model_fields.items():
+                default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+                lines.append(f"| `{key}` | `{default!r}` | {setting.description} |")
     return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from moe_core.data.loading import Labels, Place, open_images, open_posts, read_c
 from moe_core.data.sources import ContentHashes, Shard, find_shards, guess_format, read_shard
 from moe_core.data.sources.preview import preview
 from moe_core.data.vocabulary import Vocabulary, choose_from
+from moe_core.errors import BadSource, CorruptArtifact
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
 
@@ -59,7 +60,7 @@ def test_accepted_and_rejected_are_all_that_was_read(tmp_path):
 
 def test_too_many_rejects_stop_the_ingest_and_leave_nothing(tmp_path):
     source = parquet(tmp_path / "x.parquet", 2, tags=[[], None])
-    with pytest.raises(ValueError, match=r"2 of 2 posts rejected \(no_tags 2; for example row 0: no_tags"):
+    with pytest.raises(BadSource, match=r"2 of 2 posts rejected \(no_tags 2; for example row 0: no_tags"):
         everything(source, tmp_path)
     import lance
 
@@ -121,7 +122,7 @@ def test_stored_images_come_in_the_order_asked_for_from_shards_of_several_versio
 
 def test_hashtags_for_other_posts_are_refused(tmp_path):
     (done,) = everything(numbered(tmp_path / "x.parquet", 3), tmp_path)
-    with pytest.raises(ValueError, match=r"hashtags of 1 posts, .* holds 3"):
+    with pytest.raises(CorruptArtifact, match=r"hashtags of 1 posts, .* holds 3"):
         open_posts(tmp_path, [Place("x", done.posts_version)], Labels(np.array([0]), np.array([0, 1])), 8)
 
 
@@ -135,34 +136,34 @@ def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="no Parquet file at"):
+    with pytest.raises(BadSource, match="no Parquet file at"):
         find_shards(Source(format="parquet", uri=str(tmp_path / "none.parquet")))
-    with pytest.raises(ValueError, match="nothing at"):
+    with pytest.raises(BadSource, match="nothing at"):
         guess_format(str(tmp_path / "none"))
 
 
 def test_a_column_that_is_not_there(tmp_path):
     source = parquet(tmp_path / "x.parquet", 1, tags=None)
-    with pytest.raises(ValueError, match=r"has no column tags or raw_tags \(source.tags_column\): it has id, image"):
+    with pytest.raises(BadSource, match=r"has no column tags or raw_tags \(source.tags_column\): it has id, image"):
         find_shards(source)
 
 
 def test_tags_that_are_no_list(tmp_path):
     source = parquet(tmp_path / "x.parquet", 1, tags=[1.5])
-    with pytest.raises(ValueError, match="wanted a list of strings"):
+    with pytest.raises(BadSource, match="wanted a list of strings"):
         find_shards(source)
 
 
 def test_a_file_that_is_no_parquet(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
-    with pytest.raises(ValueError, match="is not a readable Parquet file"):
+    with pytest.raises(BadSource, match="is not a readable Parquet file"):
         find_shards(Source(format="parquet", uri=str(tmp_path)))
 
 
 def test_a_source_without_posts(tmp_path):
     source = parquet(tmp_path / "x.parquet", 1)
     pq.write_table(pq.read_table(source.uri)[:0], source.uri)
-    with pytest.raises(ValueError, match="holds no post"):
+    with pytest.raises(BadSource, match="holds no post"):
         preview(source, find_shards(source))
 
 
@@ -202,7 +203,7 @@ def test_a_folder_of_images_with_a_table(tmp_path, kind):
 
 
 def test_a_folder_without_a_table(tmp_path):
-    with pytest.raises(ValueError, match="has 0 tables"):
+    with pytest.raises(BadSource, match="has 0 tables"):
         find_shards(Source(format="folder", uri=str(tmp_path)))
 
 

@@ -16,6 +16,7 @@ from helpers.unsteady import JOINED, PICTURE, ingested, posts, stored
 from moe_core.data.sources import find_shards, raw
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import Unusable
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 
 
@@ -45,7 +46,7 @@ def test_a_folder_of_images_that_goes_away_loses_no_post(name, back, way, tmp_pa
                 inside.rmdir()
             (tmp_path / "away").rename(inside)
 
-    with pytest.raises(ValueError, match=r"run the same command again|no folder at|no CSV at"):
+    with pytest.raises(BadSource, match=r"run the same command again|no folder at|no CSV at"):
         ingested(source, tmp_path / "study", meanwhile)
     assert stored(tmp_path / "study") == []
     if (tmp_path / "away").exists():
@@ -82,7 +83,7 @@ def test_a_mount_that_goes_away_loses_no_post(back, mounted, tmp_path, small_bat
     shutil.copy(tmp_path / "out" / "yfcc100m_dataset", folder / "yfcc100m_dataset")
     source = Source(format="yfcc", uri=str(folder / "yfcc100m_dataset"), images=str(folder / "pictures"))
     steps = {1: detach, back: attach}
-    with pytest.raises(ValueError, match="run the same command again"):
+    with pytest.raises(BadSource, match="run the same command again"):
         ingested(source, tmp_path / "study", lambda number: steps.get(number, lambda: None)())
     assert stored(tmp_path / "study") == []
     if back is None:
@@ -127,7 +128,7 @@ def test_a_folder_of_classes_that_is_empty_for_a_while_loses_no_post(tmp_path, m
             here.rmdir()
             away.rename(here)
 
-    with pytest.raises(ValueError, match="in was changed while it was read: run the same command again"):
+    with pytest.raises(BadSource, match="in was changed while it was read: run the same command again"):
         ingested(source, tmp_path / "study", meanwhile)
     assert stored(tmp_path / "study") == []
     assert len(ingested(source, tmp_path / "study")) == 120
@@ -151,7 +152,7 @@ def test_a_link_to_a_folder_of_images_that_leads_elsewhere_is_a_change(tables, m
     )
     source = Source(format="folder", uri=str(tables / "posts.csv"))
     (shard,) = find_shards(source)
-    with pytest.raises(ValueError, match="changed while they were read"):
+    with pytest.raises(BadSource, match="changed while they were read"):
         ingested(source, tables / "study", lambda number: number == 0 and point(tables / "pictures", "v2"))
     assert stored(tables / "study") == []
     assert find_shards(source)[0].content_hash != shard.content_hash
@@ -192,7 +193,7 @@ def test_a_source_that_does_not_answer_is_one_line(format, tmp_path, monkeypatch
         raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN), path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(ValueError, match="cannot be read: Structure needs cleaning; check the disk"):
+    with pytest.raises(BadSource, match="cannot be read: Structure needs cleaning; check the disk"):
         find_shards(Source(format=format, uri=str(tmp_path)))
 
 
@@ -215,7 +216,7 @@ def test_only_what_is_really_absent_is_a_reject(folder, tmp_path):
         with pytest.raises(Unusable, match=r"^no_image_file"):
             images.read(name)
     folder.rename(tmp_path / "away")
-    with pytest.raises(ValueError, match=r"/in cannot be read: No such file or directory; check the disk, the share"):
+    with pytest.raises(BadSource, match=r"/in cannot be read: No such file or directory; check the disk, the share"):
         images.read("a.png")
 
 
@@ -228,7 +229,7 @@ def test_a_file_that_is_there_and_cannot_be_opened_fails_the_shard(number, folde
 
     real = builtins.open
     monkeypatch.setattr(builtins, "open", opened)
-    with pytest.raises(ValueError, match=rf"a\.png cannot be read: {os.strerror(number)}; check the disk"):
+    with pytest.raises(BadSource, match=rf"a\.png cannot be read: {os.strerror(number)}; check the disk"):
         ImageFolder(folder).read("a.png")
 
 
@@ -238,7 +239,7 @@ def test_too_many_open_files_fail_the_shard(folder):
     assert images.read("a.png") == PICTURE
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
-        with pytest.raises(ValueError, match=r"a\.png cannot be read: Too many open files"):
+        with pytest.raises(BadSource, match=r"a\.png cannot be read: Too many open files"):
             images.read("a.png")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -265,5 +266,5 @@ def test_a_folder_that_does_not_answer_is_not_taken_for_an_empty_one(folder, mon
     source = Source(format="folder", uri=str(folder))
     find_shards(source)
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(ValueError, match=r"/in cannot be read: Stale file handle; check the disk"):
+    with pytest.raises(BadSource, match=r"/in cannot be read: Stale file handle; check the disk"):
         find_shards(source)

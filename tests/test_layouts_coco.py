@@ -102,7 +102,7 @@ def test_coco_that_is_cut_short_is_named(tmp_path, kept):
     file = coco(tmp_path / "x.json", ["0.jpg"] * 20, [(n, 17) for n in range(20)])
     data = file.read_text()
     file.write_text(data[:kept])
-    with pytest.raises(ValueError, match=r"x.json is cut short|no COCO JSON"):
+    with pytest.raises(BadSource, match=r"x.json is cut short|no COCO JSON"):
         rows_of(Source(format="coco", uri=str(file)))
 
 

@@ -5,6 +5,7 @@ import pytest
 from helpers.layouts import RED, described, ingested, parquet, pictures, posts_of, rows_of, table, tar
 from moe_core.data.sources import find_shards
 from moe_core.data.sources.path_splits import split_of_path
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 
 # Splits by names
@@ -125,7 +126,7 @@ def test_one_class_folder_and_pictures_without_a_class(tmp_path):
     _, reasons, counts = ingested(source, tmp_path / "store")
     assert (reasons, counts) == ({"2.jpg": "no_tags"}, (2, 1, 1))
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    with pytest.raises(ValueError, match="no image below"):
+    with pytest.raises(BadSource, match="no image below"):
         find_shards(Source(format="imagefolder", uri=str(tmp_path / "empty")))
 
 

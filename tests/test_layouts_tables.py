@@ -9,6 +9,7 @@ import pytest
 from helpers.formats import yfcc_line
 from helpers.layouts import described, parquet, picture, rows_of
 from moe_core.data.sources import find_shards, guess_format
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 
 MARKS = {
@@ -28,7 +29,7 @@ def test_tables_with_a_log_are_refused_by_name(tmp_path, kind, where):
         (tmp_path / "t" / name).write_text("{}")
     wanted = rf"{tmp_path}/t is an? {kind.split()[0]} table: .* Export its current rows"
     for uri in (tmp_path, tmp_path / "t", file.parent, tmp_path / "t" / "**" / "*.parquet"):
-        with pytest.raises(ValueError, match=wanted):
+        with pytest.raises(BadSource, match=wanted):
             find_shards(Source(format="parquet", uri=str(uri)))
     assert len(find_shards(Source(format="parquet", uri=str(file)))) == 1  # which was asked for by its name
     (tmp_path / "t" / "metadata").mkdir(exist_ok=True)
@@ -42,7 +43,7 @@ def test_a_table_with_a_log_elsewhere_is_refused():
         pq.write_table(pa.table({"id": ["a"], "image": [picture()], "tags": [["cat"]]}), file)
     with memory.open("lake/t/_delta_log/0.json", "wb") as file:
         file.write(b"{}")
-    with pytest.raises(ValueError, match="memory://lake/t is a Delta table"):
+    with pytest.raises(BadSource, match="memory://lake/t is a Delta table"):
         find_shards(Source(format="parquet", uri="memory://lake"))
 
 
@@ -81,7 +82,7 @@ def test_saved_datasets_are_read_by_their_state(tmp_path):
     for uri in (tmp_path / "d", tmp_path / "d" / "*.arrow"):
         assert ids_of(Source(format="arrow", uri=str(uri))) == ["a", "b"]
     (tmp_path / "d" / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(ValueError, match=r"state.json names data-00001-of-00002.arrow, which are missing"):
+    with pytest.raises(BadSource, match=r"state.json names data-00001-of-00002.arrow, which are missing"):
         find_shards(Source(format="arrow", uri=str(tmp_path / "d")))
 
 
@@ -96,7 +97,7 @@ def test_splits_of_saved_datasets_are_splits_and_others_are_not_read(tmp_path):
 def test_rows_that_an_index_picks_are_refused(tmp_path):
     saved(tmp_path, ["a"], _indices_data_files=[{"filename": "indices.arrow"}])
     arrow(tmp_path / "indices.arrow", ["0"])
-    with pytest.raises(ValueError, match=r"state.json picks rows by an index file.*flatten_indices"):
+    with pytest.raises(BadSource, match=r"state.json picks rows by an index file.*flatten_indices"):
         find_shards(Source(format="arrow", uri=str(tmp_path)))
 
 
@@ -106,7 +107,7 @@ def test_caches_of_datasets_are_no_shards(tmp_path):
         arrow(tmp_path / name, ["x"])
     assert ids_of(Source(format="arrow", uri=str(tmp_path))) == ["a"]
     (tmp_path / "cats-train.arrow").unlink()
-    with pytest.raises(ValueError, match="but caches"):
+    with pytest.raises(BadSource, match="but caches"):
         find_shards(Source(format="arrow", uri=str(tmp_path)))
 
 
@@ -140,11 +141,11 @@ def test_companions_of_yfcc_are_no_sources(tmp_path, glob):
 def test_files_of_formats_that_are_not_read_are_named(tmp_path, name, why):
     (tmp_path / name).write_bytes(b"x" * 100)
     for uri in (tmp_path / name, tmp_path):
-        with pytest.raises(ValueError, match=r".") as caught:
+        with pytest.raises(BadSource, match=r".") as caught:
             guess_format(str(uri))
         assert why in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"which is not read|wanted one of"):
+    with pytest.raises(BadSource, match=r"which is not read|wanted one of"):
         find_shards(Source(format="folder", uri=str(tmp_path / name)))
 
 

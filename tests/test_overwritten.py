@@ -11,6 +11,7 @@ from helpers import hostile
 from helpers.formats import WRITERS
 from helpers.unsteady import JOINED, ingested, posts, stored
 from moe_core.data.sources import find_shards, raw, read_shard
+from moe_core.errors import BadSource
 
 ALIKE = ("parquet_uri", "parquet_odd_types", "parquet_captions", "parquet_hugging_face_paths")
 FORMATS = [name for name in WRITERS if name not in ALIKE]
@@ -46,7 +47,7 @@ def test_a_file_overwritten_while_it_is_read_is_not_stored_under_the_old_digest(
         elif number == 1:
             copy_over(other.path, shard.path)
 
-    with pytest.raises(ValueError, match=r"changed while they were read: run the same command again|damaged"):
+    with pytest.raises(BadSource, match=r"changed while they were read: run the same command again|damaged"):
         ingested(source, tmp_path / "study", overwrite)
     assert stored(tmp_path / "study") == []
     found = ingested(source, tmp_path / "study")
@@ -69,7 +70,7 @@ def test_a_file_that_is_another_for_a_while_fails_the_shard(name, tmp_path, smal
                 file.write(data[number])
                 file.truncate()
 
-    with pytest.raises(ValueError, match="changed while they were read: run the same command again"):
+    with pytest.raises(BadSource, match="changed while they were read: run the same command again"):
         ingested(source, tmp_path / "study", overwrite)
     assert stored(tmp_path / "study") == []
     assert {row["user"] for row in ingested(source, tmp_path / "study")} == {"u1"}
@@ -87,7 +88,7 @@ def test_a_file_overwritten_behind_its_last_row_is_seen_too(name, tmp_path, smal
             (tmp_path / "other").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
             copy_over(tmp_path / "other", shard.path)
 
-    with pytest.raises(ValueError, match=r"changed while they were read|cut short|damaged|not a readable"):
+    with pytest.raises(BadSource, match=r"changed while they were read|cut short|damaged|not a readable"):
         ingested(source, tmp_path / "study", touch)
     assert stored(tmp_path / "study") == []
 
@@ -107,7 +108,7 @@ def test_images_that_change_while_they_are_read_fail_the_shard(name, change, tmp
         elif number == 1:
             shutil.copy(pictures[0], pictures[0].with_name("added.png"))
 
-    with pytest.raises(ValueError, match="changed while they were read"):
+    with pytest.raises(BadSource, match="changed while they were read"):
         ingested(source, tmp_path / "study", alter)
     assert stored(tmp_path / "study") == []
     assert len(ingested(source, tmp_path / "study")) == 60 - (change == "removed")
@@ -119,7 +120,7 @@ def test_tars_that_change_while_images_are_taken_from_them_fail_the_shard(tmp_pa
     data = bytearray((tmp_path / "in" / "a.tar").read_bytes())
     data[600] ^= 1
     (tmp_path / "other").write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.tar was changed while it was read"):
+    with pytest.raises(BadSource, match=r"a\.tar was changed while it was read"):
         ingested(
             source, tmp_path / "study", lambda n: n == 1 and copy_over(tmp_path / "other", tmp_path / "in" / "a.tar")
         )
@@ -130,5 +131,5 @@ def test_tars_that_change_while_images_are_taken_from_them_fail_the_shard(tmp_pa
             for tar in ("a.tar", "b.tar"):
                 os.truncate(tmp_path / "in" / tar, 512)
 
-    with pytest.raises(ValueError, match="was cut short while it was read"):
+    with pytest.raises(BadSource, match="was cut short while it was read"):
         ingested(source, tmp_path / "study", cut)

@@ -12,6 +12,7 @@ from helpers.reading import png, reasons, rows_of
 from moe_core.data.sources import find_shards
 from moe_core.data.sources.columns import choose
 from moe_core.data.sources.raw import tags_of_text, time_of
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 
 
@@ -24,7 +25,7 @@ def test_ids_of_tables(tmp_path):
     assert ids({"id": [3.0, None]}) == ["3", None]
     assert ids({"id": pa.array(["a", "b"]).dictionary_encode()}) == ["a", "b"]
     assert ids({}, id_column="#row") == ["x/0", "x/1"]
-    with pytest.raises(ValueError, match=r'set source.id_column = "#row" to number the rows'):
+    with pytest.raises(BadSource, match=r'set source.id_column = "#row" to number the rows'):
         ids({})
 
 

@@ -70,7 +70,7 @@ def test_an_arrow_stream_cut_between_batches_is_not_taken_for_a_whole_one(posts,
     (shard,) = find_shards(source)
     os.truncate(path, path.stat().st_size - 8)  # without the mark of the end
     assert "is cut short, or still being copied: it has no end-of-stream mark" in said(source)
-    with pytest.raises(ValueError, match="damaged after row 50: no end-of-stream mark"):
+    with pytest.raises(BadSource, match="damaged after row 50: no end-of-stream mark"):
         list(read_shard(source, shard))
 
 
@@ -123,14 +123,14 @@ def test_half_a_new_file_is_named_and_left_out_until_it_is_whole(name, posts, tm
     assert find_shards(source, hashes, unready) == [before]
     assert [file.path for file in unready] == [str(other)]
     assert f"{other} is" in unready[0].why
-    with pytest.raises(ValueError, match=f"{other} is"):
+    with pytest.raises(BadSource, match=f"{other} is"):
         find_shards(source, hashes)
     other.write_bytes(data)
     unready = []
     assert len(find_shards(source, hashes, unready)) == 2
     assert unready == []
     path.write_bytes(data[: len(data) // 2])  # a file whose posts the study has: they do not leave it for that
-    with pytest.raises(ValueError, match=f"{path} is"):
+    with pytest.raises(BadSource, match=f"{path} is"):
         find_shards(source, hashes, unready)
 
 
@@ -146,7 +146,7 @@ def test_half_a_new_lance_table_is_named_and_left_out(posts, tmp_path):
 
 def test_a_source_of_nothing_but_half_files_is_an_error(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"a.parquet is not a readable Parquet file"):
+    with pytest.raises(BadSource, match=r"a.parquet is not a readable Parquet file"):
         find_shards(Source(format="parquet", uri=str(tmp_path)), None, [])
 
 

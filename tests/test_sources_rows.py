@@ -14,6 +14,7 @@ from helpers.formats import WRITERS, drawn_posts, tar_of, yfcc_line
 from helpers.reading import png, reasons, rows_of, said
 from moe_core.data.sources import guess_format
 from moe_core.data.sources.raw import MAX_LINE
+from moe_core.errors import BadSource
 from moe_core.settings import Source
 
 
@@ -94,10 +95,10 @@ def test_errors_of_tables(tmp_path, name, data, why):
 def test_two_formats_in_one_folder_are_asked_about(posts, tmp_path):
     WRITERS["parquet"](posts[:2], tmp_path)
     WRITERS["arrow_file"](posts[:2], tmp_path)
-    with pytest.raises(ValueError, match="holds arrow and parquet: choose one with --format"):
+    with pytest.raises(BadSource, match="holds arrow and parquet: choose one with --format"):
         guess_format(str(tmp_path))
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match="is of no known format"):
+    with pytest.raises(BadSource, match="is of no known format"):
         guess_format(str(tmp_path / "notes.txt"))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.formats import WRITERS, drawn_posts, table_of
 from moe_core.data.sources import ContentHashes
+from moe_core.errors import BadSource
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
         assert again.run_key != asked.run_key
         assert read == ["posts.parquet"] * 2
         shutil.rmtree(tmp_path / "in")
-        with pytest.raises(ValueError, match="Parquet"):  # the thread's error is the tick's
+        with pytest.raises(BadSource, match="Parquet"):  # the thread's error is the tick's
             look()
         assert not sensors._looks
 

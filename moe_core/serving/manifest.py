@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.serving.publication import MANIFEST
-from moe_core.settings import MOST_EXPERTS, Fraction, Network
+from moe_core.settings import MAX_EXPERTS, Fraction, Network
 from moe_core.store.hashing import content_hash
 from moe_core.text import shown
 
@@ -66,7 +66,7 @@ class Manifest(Table):
     router: PartEntry
     gate: PartEntry
     decoder: PartEntry
-    experts: Annotated[dict[Name, ExpertEntry], Field(min_length=1, max_length=MOST_EXPERTS)]
+    experts: Annotated[dict[Name, ExpertEntry], Field(min_length=1, max_length=MAX_EXPERTS)]
     vocabulary: Entry
     answer: Literal["mixture_top1", "mixture_top1_router"]
     router_weight: Fraction

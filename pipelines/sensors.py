@@ -1,4 +1,4 @@
-"""Sensors: what starts by itself. All are stopped until someone starts them: a surprise of runs costs money."""
+"""Sensors. All are stopped until someone starts them: unexpected runs cost money."""
 
 import json
 import subprocess
@@ -14,27 +14,27 @@ from assets.study import SHARDS, STUDY, root, study
 if TYPE_CHECKING:
     from moe_core.engine.context import Context
 
-LOOK_SECONDS = 60
-READ_SECONDS = 20.0  # that a tick waits for new files to be read; Dagster gives up a tick after 60
-ALERT_SECONDS = 30  # for the command: the daemon waits for it
+INTERVAL_SECONDS = 60
+READ_SECONDS = 20.0  # a tick waits so long for new files to be read; Dagster gives up a tick after 60
+ALERT_SECONDS = 30  # limit of the command, for which the daemon waits
 
 
 @dg.sensor(
     job_name="ingest",
-    minimum_interval_seconds=LOOK_SECONDS,
+    minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Looks for new and changed files in the source, and ingests each in a run of its own.",
+    description="Finds new and changed files of the source, and ingests each in a run of its own.",
 )
 def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """A shard that is in the store already, as it is now, is left alone: `hardmoe run` may have ingested it.
+    """Requests a run for each shard that the store does not have as it is now; `hardmoe run` may have ingested it.
 
-    A new file is read to be told apart, which may take longer than a tick lives: it goes on in a thread beside the
-    ticks, which look again once it has ended.
+    A new file is read to learn its content hash, which may take longer than a tick lives: a thread does so beside the
+    ticks, which read the source again once it has ended.
     """
     work = opened_in_time()
     if work is None:
-        since = time.strftime("%H:%M:%S", time.localtime(_looks[root()].began))
-        return dg.SensorResult(skip_reason=f"new or changed files are read since {since}: the next look asks again")
+        since = time.strftime("%H:%M:%S", time.localtime(scans[root()].began))
+        return dg.SensorResult(skip_reason=f"new or changed files are being read since {since}")
     known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
     new = [shard.key for shard in work.shards if shard.key not in known]
     missing = [shard for shard in work.shards if work.find("posts", shard.key) is None]
@@ -52,17 +52,17 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     )
 
 
-class Look:
-    """The study with the shards of its source, found in a thread of its own."""
+class Scan:
+    """The study with the shards of its source, read in a thread."""
 
     def __init__(self) -> None:
         self.began = time.time()
         self.work: Context | None = None
         self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._find, daemon=True)
+        self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
 
-    def _find(self) -> None:
+    def _read(self) -> None:
         from moe_core.workspace import open_study
 
         try:
@@ -72,44 +72,44 @@ class Look:
             self.error = error
 
 
-_looks: dict[Path, Look] = {}  # under way, of each study
+scans: dict[Path, Scan] = {}  # under way, by the study's root
 
 
 def opened_in_time(deadline: float | None = None) -> "Context | None":
-    """The study as it is now; None where its files are still read at the deadline. One look is under way at a time."""
+    """The study as it is now; None where its files are still being read at the deadline. One scan runs at a time."""
     deadline = deadline or time.monotonic() + READ_SECONDS
     while True:
-        earlier = root() in _looks
-        look = _looks[root()] if earlier else Look()
-        _looks[root()] = look
-        look.thread.join(max(0.0, deadline - time.monotonic()))
-        if look.thread.is_alive():
+        earlier = root() in scans
+        scan = scans[root()] if earlier else Scan()
+        scans[root()] = scan
+        scan.thread.join(max(0.0, deadline - time.monotonic()))
+        if scan.thread.is_alive():
             return None
-        del _looks[root()]
-        if earlier:  # files may have changed since: what it read is remembered
+        del scans[root()]
+        if earlier:  # files may have changed since; their content hashes are remembered
             continue
-        if look.error:
-            raise look.error
-        return look.work
+        if scan.error:
+            raise scan.error
+        return scan.work
 
 
 @dg.run_failure_sensor(
-    minimum_interval_seconds=LOOK_SECONDS,
+    minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
     monitor_all_code_locations=True,  # runs of `hardmoe run` belong to none
-    description="Tells the command in [alerts] of study.toml of each failed run, as JSON on its standard input.",
+    description="Runs the command in [alerts] of study.toml for each failed run, with JSON on its standard input.",
 )
 def alert(context: dg.RunFailureSensorContext) -> None:
-    """A command that fails or takes too long fails the tick, which the UI shows; the next failure is told again."""
+    """A command that fails or takes too long fails the tick, which the UI shows; the next failed run has its own."""
     from pipelines.run.status import error_of
 
     run = context.dagster_run
     command = study().alerts.command
     if not command or run.tags.get(STUDY, study().name) != study().name:
         return
-    if run.status != dg.DagsterRunStatus.FAILURE:  # canceled since: something came that changed its plan
+    if run.status != dg.DagsterRunStatus.FAILURE:  # canceled since, because its inputs changed
         return
-    said = {
+    report = {
         "study": study().name,
         "root": str(root()),
         "assets": sorted(key.path[-1] for key in run.asset_selection or ()),
@@ -119,7 +119,7 @@ def alert(context: dg.RunFailureSensorContext) -> None:
     }
     try:
         done = subprocess.run(
-            command, input=json.dumps(said), capture_output=True, text=True, cwd=root(), timeout=ALERT_SECONDS
+            command, input=json.dumps(report), capture_output=True, text=True, cwd=root(), timeout=ALERT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise dg.Failure(f"alerts.command {list(command)}: {error}") from error

@@ -141,7 +141,7 @@ def test_ctrl_c_ends_all_at_the_last_checkpoint_and_the_same_command_goes_on(fil
         "1 not started; expert:e000, expert:e001 stopped at the last checkpoint. Run the same command to resume"
         in errors
     )
-    assert [line.split(maxsplit=1)[1] for line in out.splitlines()[-4:-1]] == ["stopped", "stopped", "not begun"]
+    assert [line.split(maxsplit=1)[1] for line in out.splitlines()[-4:-1]] == ["stopped", "stopped", "not started"]
     assert "Traceback" not in out + errors
     until(lambda: nobody_is_left(file), seconds=30)
     assert runs_of(file) == {"e000": "CANCELED", "e001": "CANCELED"}

@@ -155,4 +155,4 @@ def test_what_is_no_folder_where_dagster_has_its_own_is_named(what, tmp_path, mo
         place.symlink_to("nowhere")
     done = hardmoe("run", "--until", "posts", "--study", tmp_path / "study.toml", check=False)
     assert done.returncode == 1
-    assert done.stderr == f"Error: {place} is no folder, and one is wanted there: move it away\n"
+    assert done.stderr == f"Error: {place} is not a folder, and one is wanted there: move it away\n"

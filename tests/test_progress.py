@@ -78,5 +78,5 @@ def test_the_result_of_each_expert_is_a_line(tmp_path):
     assert results_of(context, [slow, other, last], summary) == [
         f"{'slow':24} fresh    loss 1.500  2 s  150 images/s",
         f"{'expert:e000':24} failed   broken",
-        f"{'expert:e001':24} not begun",
+        f"{'expert:e001':24} not started",
     ]

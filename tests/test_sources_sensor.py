@@ -97,7 +97,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
         for _ in range(3):
             said = look()
             assert not said.run_requests
-            assert said.skip_reason.skip_message.startswith("new or changed files are read since ")
+            assert said.skip_reason.skip_message.startswith("new or changed files are being read since ")
         assert read == ["posts.parquet"], "the ticks did not read beside each other"
         monkeypatch.setattr(sensors, "READ_SECONDS", 120.0)
         go_on.set()
@@ -111,7 +111,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
         shutil.rmtree(tmp_path / "in")
         with pytest.raises(BadSource, match="Parquet"):  # the thread's error is the tick's
             look()
-        assert not sensors._looks
+        assert not sensors.scans
 
 
 def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, 
     with dg.instance_for_test() as instance:
         assert not sensors.new_shards(dg.build_sensor_context(instance=instance)).run_requests
         go_on.set()
-        sensors._looks[tmp_path].thread.join(120)
+        sensors.scans[tmp_path].thread.join(120)
         pq.write_table(table_of(posts[:9]), tmp_path / "in" / "more.parquet")
         monkeypatch.setattr(sensors, "READ_SECONDS", 120.0)
         found = sensors.new_shards(dg.build_sensor_context(instance=instance)).run_requests

@@ -325,7 +325,7 @@ def publication_of(context: "Context") -> dict[str, Any]:
 
 
 def show_table(context: "Context") -> None:
-    from pipelines.cli.progress import print_table
+    from pipelines.cli.table import print_table
 
     print_table(table_of(context))
     show_publication(context)

@@ -1,4 +1,4 @@
-"""What the terminal shows while runs are under way, and the comparison table."""
+"""What the terminal shows while runs are under way, and how they ended."""
 
 import json
 import sys
@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from moe_core.engine.context import Context
-from moe_core.evaluation.comparison import compare
-from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.stages.training.fit import seconds_left
 from moe_core.text import format_duration, shown
@@ -26,20 +23,20 @@ if TYPE_CHECKING:
     from pipelines.run.scheduler import Running, Summary
     from pipelines.run.task import Task
 
+UPDATE_SECONDS = 0.25  # between updates of the live lines
 LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
 
 
 class Display:
-    """Live lines on a terminal; a line every few seconds elsewhere. `tasks` are those of the run, for its progress."""
+    """Live lines on a terminal, a line every few seconds elsewhere. `tasks` are those of the run."""
 
     def __init__(self, context: Context, tasks: "Sequence[PlannedTask]" = (), workers: int = 1) -> None:
         self.context = context
         self.forecast = Forecast(context, tasks, workers) if tasks else None
         self.console = Console(highlight=False, soft_wrap=True)
-        # standard error that goes to a file stays there
-        own = sys.stderr.isatty()
-        self.live = Live(console=self.console, refresh_per_second=4, transient=True, redirect_stderr=own)
-        self.printed = self.looked = time.monotonic()
+        redirect = sys.stderr.isatty()  # standard error that goes to a file stays there
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True, redirect_stderr=redirect)
+        self.printed = self.updated = time.monotonic()
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -64,59 +61,63 @@ class Display:
             colored = Text(f"{kind:7}", "green" if kind == "done" else "red")
             self.console.print(Text.assemble(colored, f" {name:24}  {shown(why, 4000)}"))
 
-    def poll(self, running: "list[Running]", held_up: dict[str, str]) -> None:
+    def poll(self, running: "list[Running]", blocked: dict[str, str]) -> None:
         now = time.monotonic()
         if self.console.is_terminal:
-            if now - self.looked >= 0.25:
-                self.looked = now
+            if now - self.updated >= UPDATE_SECONDS:
+                self.updated = now
                 self.live.update(
-                    Text("\n".join(shown(line, None) for line in self.lines(running, held_up, self.console.width)))
+                    Text("\n".join(shown(line, None) for line in self.lines(running, blocked, self.console.width)))
                 )
         elif now - self.printed >= LINE_SECONDS:
             self.printed = now
-            for line in self.lines(running, held_up):
+            for line in self.lines(running, blocked):
                 self.console.print(shown(line, None), markup=False)
 
-    def lines(self, running: "list[Running]", held_up: dict[str, str], width: int = 1000) -> list[str]:
-        """How much of the run is done and how long the rest takes; of each run under way its step, loss, speed and time
-        left, as far as the width allows; one of each that waits for others."""
-        reports = {one.task.name: self._report(one) for one in running}
-        found = [self.forecast.line(running, reports)] if self.forecast else []
-        found += [self._line(one, reports[one.task.name], width) for one in running]
-        return [*found, *(f"waiting {name:24} {why}" for name, why in held_up.items())]
+    def lines(self, running: "list[Running]", blocked: dict[str, str], width: int = 1000) -> list[str]:
+        """The share of the run that is done and the time left; then a line for each running task with its step, loss,
+        speed and time left, as far as the width allows; then a line for each task that waits for another process."""
+        reports = {run.task.name: self._report(run) for run in running}
+        lines = [self.forecast.line(running, reports)] if self.forecast else []
+        lines += [_line(run, reports[run.task.name], width) for run in running]
+        return [*lines, *(f"waiting {name:24} {why}" for name, why in blocked.items())]
 
-    def _report(self, one: "Running") -> dict[str, Any]:
-        file = self.context.store.layout.progress(one.task.asset, one.task.key)
+    def _report(self, run: "Running") -> dict[str, Any]:
+        """What the run last reported; empty before it has reported anything."""
         try:
-            said: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            path = self.context.store.layout.progress(run.task.asset, run.task.key)
+            report: dict[str, Any] = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return said
+        return report
 
-    def _line(self, one: "Running", said: dict[str, Any], width: int) -> str:
-        first = f"running {one.task.name:24} {time.monotonic() - one.started:6.0f} s"
-        parts, least = list[str](), list[str]()  # those of `least` can be left out, the last one first
-        if said.get("run") not in (None, one.run_id):
-            parts.append(f"waits for another process ({said['pid']})")
-        elif "waits_for" in said:
-            parts.append(f"waits for another process ({said['waits_for'] or 'unknown'})")
-        elif "waits" in said:
-            parts.append(f"waits for {said['waits']}")
-        if said.get("steps"):
-            least = [f"loss {said['loss']:.3f}", f"{said['images_per_second']:,.0f} images/s", f"step {said['step']:,}"]
-            parts.append(f"{100 * said['step'] / said['steps']:3.0f} %")
-            parts += [least[2], *least[:2], f"{format_duration(seconds_left(said))} left"]
-        elif "posts" in said:
-            parts.append(f"{said['posts']:,}" + (f" of {said['of']:,}" if "of" in said else "") + " posts")
-        elif "experts" in said:
-            parts.append(f"{said['experts']} experts")
-        while least and len("  ".join([first, *parts])) > width:
-            parts.remove(least.pop())
-        return "  ".join([first, *parts])
+
+def _line(run: "Running", report: dict[str, Any], width: int) -> str:
+    parts = [f"running {run.task.name:24} {time.monotonic() - run.started:6.0f} s"]
+    optional = list[str]()  # is left out where the line is too long, the last first
+    if report.get("run") not in (None, run.run_id):
+        parts.append(f"waits for another process ({report['pid']})")
+    elif "waits_for" in report:
+        parts.append(f"waits for another process ({report['waits_for'] or 'unknown'})")
+    elif "waits" in report:
+        parts.append(f"waits for {report['waits']}")
+    if report.get("steps"):
+        loss, speed = f"loss {report['loss']:.3f}", f"{report['images_per_second']:,.0f} images/s"
+        step = f"step {report['step']:,}"
+        optional = [loss, speed, step]
+        share = f"{100 * report['step'] / report['steps']:3.0f} %"
+        parts += [share, step, loss, speed, f"{format_duration(seconds_left(report))} left"]
+    elif "posts" in report:
+        parts.append(f"{report['posts']:,}" + (f" of {report['of']:,}" if "of" in report else "") + " posts")
+    elif "experts" in report:
+        parts.append(f"{report['experts']} experts")
+    while optional and len("  ".join(parts)) > width:
+        parts.remove(optional.pop())
+    return "  ".join(parts)
 
 
 def results_of(context: Context, tasks: "list[Task]", summary: "Summary") -> list[str]:
-    """A line for each network that was asked for: made, fresh, failed or not, its time, loss and speed."""
+    """One line per requested network: how it ended, its time, loss and speed."""
     return [_result(context, task, summary) for task in tasks]
 
 
@@ -124,88 +125,15 @@ def _result(context: Context, task: "Task", summary: "Summary") -> str:
     if task.name in summary.failed:
         return f"{task.name:24} failed   {shown(summary.failed[task.name], 4000)}"
     kinds = {"made": summary.made, "fresh": summary.fresh, "stopped": summary.stopped}
-    kind = next((kind for kind, names in kinds.items() if task.name in names), "not begun")
+    kind = next((kind for kind, names in kinds.items() if task.name in names), "not started")
     if kind not in ("made", "fresh"):
         return f"{task.name:24} {kind}"
     artifact = context.find(task.asset, task.key)
-    said = artifact.metadata if artifact else {}
+    metadata = artifact.metadata if artifact else {}
     parts = [f"{task.name:24} {kind:7}"]
-    if "loss" in said:
-        parts.append(f"loss {said['loss']:.3f}")
-    if said.get("seconds"):  # not of an expert that was drawn from a generation
-        parts.append(f"{format_duration(said['seconds'])}")
-        parts.append(f"{said['training_images'] / said['seconds']:,.0f} images/s")
+    if "loss" in metadata:
+        parts.append(f"loss {metadata['loss']:.3f}")
+    if metadata.get("seconds"):  # an expert that was extracted from a generation has none
+        parts.append(format_duration(metadata["seconds"]))
+        parts.append(f"{metadata['training_images'] / metadata['seconds']:,.0f} images/s")
     return "  ".join(parts)
-
-
-def print_table(table: dict[str, Any]) -> None:
-    """Rows of the comparison, the published one marked; intervals are of 95 %."""
-    console = Console(highlight=False)
-    width = {} if console.is_terminal else {"width": 200}
-    console = Console(highlight=False, **width)  # type: ignore[arg-type]
-    title = f"{table['n']:,} held-out posts, {table['hashtags']:,} hashtags; 95 % intervals"
-    for columns in _side_by_side(_columns(table["rows"]), _names(table), console.width):
-        lines = Table(title=title, box=None)
-        lines.add_column("", overflow="fold")  # in one piece where any column fits beside it
-        for head, _ in columns:
-            lines.add_column(head, justify="right", no_wrap=True)
-        for number, name in enumerate(_names(table)):
-            cells = [cells[number] for _, cells in columns]
-            lines.add_row(name, *cells, style="bold" if name.startswith("*") else "")
-        console.print(lines)
-        title = ""
-    console.print(f"* the answer of this mixture: {table['published']}, chosen on validation posts")
-    if any(row["name"] == "most_frequent" for row in table["rows"]):
-        console.print("most_frequent: every image is answered with the most frequent training hashtags")
-    console.print("It gains, on the same posts:")
-    for name, pair in table["published_gains"].items():
-        gains = [
-            f"{measure.title} {pair[f'{measure.name}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
-            for measure in PAIRED
-            for low, high in [pair[f"{measure.name}_gain_ci95"]]
-        ]
-        console.print(f"  over {name:30} " + ", ".join(gains))
-    agreement = table["embedding_agreement"]
-    console.print(
-        f"Overlap of a post's hashtags with those of its {agreement['neighbors']} nearest neighbors in the embedding, "
-        f"{agreement['n']:,} posts:"
-    )
-    for row in agreement["rows"]:
-        parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
-        console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))
-    for line in compare(table).lines:
-        console.print(shown(line, None), markup=False)
-    for line in table.get("warnings", []):
-        console.print(f"Warning: {shown(line, None)}", markup=False)
-
-
-def _names(table: dict[str, Any]) -> list[str]:
-    return [("* " if row["name"] == table["published"] else "  ") + row["name"] for row in table["rows"]]
-
-
-def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(head, cell of each row) of the measures and costs."""
-    columns = []
-    for measure in MEASURES.values():
-        cells = [f"{row[measure.name]:.3f}" for row in rows]
-        if measure in HEADLINE:
-            around = [row[f"{measure.name}_ci95"] for row in rows]
-            cells = [f"{cell} ({low:.3f}-{high:.3f})" for cell, (low, high) in zip(cells, around, strict=True)]
-        columns.append((measure.title, cells))
-    return columns + [(cost.title, [f"{row[cost.name]:,}" for row in rows]) for cost in COSTS]
-
-
-def _side_by_side(
-    columns: list[tuple[str, list[str]]], names: list[str], width: int
-) -> list[list[tuple[str, list[str]]]]:
-    """The columns in as few tables as the width allows, each with the names of the rows before it."""
-    beside = width - max(map(len, names)) - 2
-    room, found = 0, list[list[tuple[str, list[str]]]]()
-    for head, cells in columns:
-        wide = max(map(len, (head, *cells))) + 2  # Rich puts a blank before and after each
-        if not found or room < wide:
-            found.append([])
-            room = beside
-        found[-1].append((head, cells))
-        room -= wide
-    return found

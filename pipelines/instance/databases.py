@@ -9,26 +9,27 @@ AGAIN = "`hardmoe run` then records what exists again, and trains nothing"
 
 
 def files_of(home: Path) -> list[Path]:
-    """Those that Dagster opens for every command."""
+    """The files that Dagster opens for every command."""
     return [home / "history" / "runs.db", home / "history" / "runs" / "index.db", home / "schedules" / "schedules.db"]
 
 
 def remove_empty(home: Path) -> list[Path]:
-    """Removes those without a table, as a program leaves them that had one open when it was deleted: Dagster creates
-    the tables of a file that is not there, and trusts one that is."""
-    gone = []
+    """Removes files without a table and returns them. A program leaves one where a database was deleted while open.
+
+    Dagster creates the tables of a file that is not there, and trusts one that is."""
+    removed = []
     for path in files_of(home):
         try:
             if path.is_file() and not _tables(path):
                 path.unlink()  # and SQLite drops what it kept beside it
-                gone.append(path)
-        except (sqlite3.Error, OSError):  # `damage` says so when Dagster cannot open it
+                removed.append(path)
+        except (sqlite3.Error, OSError):  # `damage` reports it when Dagster cannot open it
             continue
-    return gone
+    return removed
 
 
 def damage(home: Path) -> str:
-    """What is wrong with them and what to do; "" where nothing is. Reads them whole."""
+    """What is wrong with the files and what to do; "" where nothing is. Reads them whole."""
     for path in files_of(home):
         if not path.exists():
             continue
@@ -47,14 +48,14 @@ def damage(home: Path) -> str:
 
 def _wrong(path: Path) -> str:
     if not path.is_file():
-        return "it is no file"
+        return "it is not a file"
     wanted = _wanted(path.name)
     missing = sorted(wanted - _tables(path))
     if missing:
         return f"it has no table {', '.join(missing)}; of an older Dagster: `dagster instance migrate`"
     with closing(_open(path)) as database:
-        (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    return "" if said == "ok" else " ".join(str(said).split())
+        (result,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    return "" if result == "ok" else " ".join(str(result).split())
 
 
 def _wanted(name: str) -> set[str]:
@@ -72,5 +73,5 @@ def _tables(path: Path) -> set[str]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """To be read: one that could not write would leave SQLite's `-wal` and `-shm` behind."""
+    """Opens a file for reading. A read-only connection would leave SQLite's `-wal` and `-shm` behind."""
     return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=1.0)

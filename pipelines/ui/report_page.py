@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from moe_core.errors import HardmoeError
 from moe_core.store.store import Store
 
 PATH = "/hardmoe/report"
@@ -17,20 +18,20 @@ HEADERS = {"Content-Security-Policy": ALONE, "X-Content-Type-Options": "nosniff"
 
 
 def routes(prefix: str) -> list[Route]:
-    """The newest report, and each version of it, of the study that HARDMOE_STUDY names."""
+    """Routes to the newest report of the study that HARDMOE_STUDY names, and to each version of it."""
     return [Route(f"{prefix}{PATH}", _report), Route(f"{prefix}{PATH}/{{version}}", _report)]
 
 
 def _report(request: Request) -> Response:
-    """Without `async`: the file is read and checked in a thread of its own."""
+    """Not `async`: Starlette reads and checks the file in a thread."""
     study, wanted = os.environ.get("HARDMOE_STUDY"), request.path_params.get("version")
     try:
         reports = Store(Path(study).parent).versions("report", None) if study else []
-        found = [a for a in reports if wanted in (None, a.version)]
-        if found:
-            newest = max(found, key=lambda artifact: artifact.made_at)
+        matching = [a for a in reports if wanted in (None, a.version)]
+        if matching:
+            newest = max(matching, key=lambda artifact: artifact.made_at)
             return HTMLResponse(newest.file("report.html").read_bytes(), headers=HEADERS)
-    except (ValueError, OSError) as error:
+    except (HardmoeError, OSError) as error:
         return PlainTextResponse(f"{error}\n", HTTPStatus.INTERNAL_SERVER_ERROR)
     why = "this report is gone, or of another study" if wanted and reports else "the study has no report yet"
-    return PlainTextResponse(f"{why}: `hardmoe run` makes one, {PATH} shows the newest\n", HTTPStatus.NOT_FOUND)
+    return PlainTextResponse(f"{why}: `hardmoe run` builds one, {PATH} shows the newest\n", HTTPStatus.NOT_FOUND)

@@ -31,7 +31,7 @@ from pipelines.ui import report_page
 from pipelines.ui.addresses import checked_host, checked_prefix
 
 OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
-POLL_MILLISECONDS = 2000  # between two looks of an open page at running assets: Dagster's own value
+POLL_MILLISECONDS = 2000  # between two updates of running assets on an open page: Dagster's own value
 STATEMENT_MILLISECONDS, RECYCLE_SECONDS, OVERFLOW = 15000, 3600, 20  # of the database: Dagster's own values
 CLOSE_SECONDS = 5  # for open connections, when the server ends
 FRAMES = [(b"x-frame-options", b"SAMEORIGIN"), (b"content-security-policy", b"frame-ancestors 'self'")]
@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 class Guard:
-    """Refuses what pages of other origins can send: an ASGI middleware around everything that the server answers.
+    """An ASGI middleware around everything that the server answers: refuses what pages of other origins can send.
 
     Hosts and origins are compared as whole strings. Browsers send them in one form only; what comes in another form,
     such as with upper case, a trailing dot, a user or a second header, comes from no page of ours.
@@ -71,15 +71,15 @@ class Guard:
                 await _refusal(refused)(scope, receive, send)
             return
 
-        async def unframed(message: Message) -> None:
+        async def with_frame_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *FRAMES]
             await send(message)
 
-        await self.app(scope, receive, unframed)
+        await self.app(scope, receive, with_frame_headers)
 
     def check(self, scope: Scope) -> None:
-        """Raises Refused for a request that no page of this server's sends."""
+        """Raises Refused for a request that no page of this server sends."""
         websocket, method = scope["type"] == "websocket", scope.get("method", "GET")
         if not scope["path"].startswith("/"):
             raise Refused(HTTPStatus.BAD_REQUEST, "the target of a request must be a path")
@@ -104,7 +104,7 @@ class Guard:
 
 
 class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
-    """Dagster's, behind the guard, and with GraphQL by GET for queries alone."""
+    """Dagster's webserver behind the guard, with GraphQL by GET for queries alone."""
 
     def __init__(self, workspace: WorkspaceProcessContext, port: int, prefix: str, allowed: Sequence[str]) -> None:
         self.port, self.allowed = port, allowed
@@ -114,8 +114,10 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
         return [Middleware(Guard, port=self.port, allowed=self.allowed), *super().build_middleware()]
 
     def build_routes(self) -> list[BaseRoute]:
-        """Ours come first: Dagster's answer every path. The first page is that of the runs: Dagster's own, a timeline,
-        leaves out those that were started by command."""
+        """Ours come first: Dagster's answer every path.
+
+        The start page lists the runs: Dagster's own, a timeline, leaves out those that a command started.
+        """
         prefix = self._app_path_prefix
         first = Route(f"{prefix}/", lambda _: RedirectResponse(f"{prefix}/runs"))
         return [first, *report_page.routes(prefix), *super().build_routes()]
@@ -125,10 +127,10 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
             return _refusal(Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server"))
         if request.method == "POST":
             try:
-                asked = await request.json()  # kept by the request, whose body Dagster reads again
+                body = await request.json()  # kept by the request, whose body Dagster reads again
             except (ValueError, RecursionError):
-                asked = None
-            if not isinstance(asked, dict) or not isinstance(asked.get("query"), str):
+                body = None
+            if not isinstance(body, dict) or not isinstance(body.get("query"), str):
                 why = "wanted one GraphQL request: a JSON object with a `query`"
                 return _refusal(Refused(HTTPStatus.BAD_REQUEST, why))
         answer: Response = await super().graphql_http_endpoint(request)
@@ -146,10 +148,11 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
 def _only_reads(query: str) -> bool:
     """Whether a GraphQL document can be read, and every operation in it is a query."""
     try:
-        found = parse(query).definitions
+        definitions = parse(query).definitions
     except (GraphQLError, RecursionError):
         return False
-    return all(one.operation is OperationType.QUERY for one in found if isinstance(one, OperationDefinitionNode))
+    operations = (node for node in definitions if isinstance(node, OperationDefinitionNode))
+    return all(operation.operation is OperationType.QUERY for operation in operations)
 
 
 def _values(scope: Scope, name: str) -> list[str]:
@@ -157,17 +160,17 @@ def _values(scope: Scope, name: str) -> list[str]:
 
 
 def _is_same_site(scope: Scope) -> bool:
-    """A browser that tells where a request comes from names this origin, or the user; others tell nothing."""
+    """Whether a browser names this origin, or the user, as the initiator of a request, or a program names none."""
     return set(_values(scope, "sec-fetch-site")) <= {"same-origin", "none"}
 
 
 def _is_navigation(scope: Scope) -> bool:
-    """The user follows a link into a tab: the page that has it sees nothing of the answer."""
+    """Whether the user follows a link into a tab: the page that has the link sees nothing of the answer."""
     return (_values(scope, "sec-fetch-mode"), _values(scope, "sec-fetch-dest")) == (["navigate"], ["document"])
 
 
 def _is_json(scope: Scope) -> bool:
-    """By the type itself: `text/plain; application/json` needs no consent of ours, and Dagster takes it for JSON."""
+    """Checks the type itself: browsers send `text/plain; application/json` unasked, and Dagster takes it for JSON."""
     types = _values(scope, "content-type")
     return len(types) == 1 and types[0].partition(";")[0].strip().lower() == "application/json"
 

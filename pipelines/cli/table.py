@@ -1,0 +1,83 @@
+"""The comparison table on a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from moe_core.evaluation.comparison import compare
+from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED
+from moe_core.text import shown
+
+
+def print_table(table: dict[str, Any]) -> None:
+    """Rows of the comparison, the published one marked; intervals are of 95 %."""
+    console = Console(highlight=False)
+    width = {} if console.is_terminal else {"width": 200}
+    console = Console(highlight=False, **width)  # type: ignore[arg-type]
+    title = f"{table['n']:,} held-out posts, {table['hashtags']:,} hashtags; 95 % intervals"
+    for columns in _side_by_side(_columns(table["rows"]), _names(table), console.width):
+        lines = Table(title=title, box=None)
+        lines.add_column("", overflow="fold")  # in one piece where any column fits beside it
+        for head, _ in columns:
+            lines.add_column(head, justify="right", no_wrap=True)
+        for number, name in enumerate(_names(table)):
+            cells = [cells[number] for _, cells in columns]
+            lines.add_row(name, *cells, style="bold" if name.startswith("*") else "")
+        console.print(lines)
+        title = ""
+    console.print(f"* the answer of this mixture: {table['published']}, chosen on validation posts")
+    if any(row["name"] == "most_frequent" for row in table["rows"]):
+        console.print("most_frequent: every image is answered with the most frequent training hashtags")
+    console.print("It gains, on the same posts:")
+    for name, pair in table["published_gains"].items():
+        gains = [
+            f"{measure.title} {pair[f'{measure.name}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
+            for measure in PAIRED
+            for low, high in [pair[f"{measure.name}_gain_ci95"]]
+        ]
+        console.print(f"  over {name:30} " + ", ".join(gains))
+    agreement = table["embedding_agreement"]
+    console.print(
+        f"Overlap of a post's hashtags with those of its {agreement['neighbors']} nearest neighbors in the embedding, "
+        f"{agreement['n']:,} posts:"
+    )
+    for row in agreement["rows"]:
+        parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
+        console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))
+    for line in compare(table).lines:
+        console.print(shown(line, None), markup=False)
+    for line in table.get("warnings", []):
+        console.print(f"Warning: {shown(line, None)}", markup=False)
+
+
+def _names(table: dict[str, Any]) -> list[str]:
+    return [("* " if row["name"] == table["published"] else "  ") + row["name"] for row in table["rows"]]
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(head, cell of each row) of the measures and costs."""
+    columns = []
+    for measure in MEASURES.values():
+        cells = [f"{row[measure.name]:.3f}" for row in rows]
+        if measure in HEADLINE:
+            around = [row[f"{measure.name}_ci95"] for row in rows]
+            cells = [f"{cell} ({low:.3f}-{high:.3f})" for cell, (low, high) in zip(cells, around, strict=True)]
+        columns.append((measure.title, cells))
+    return columns + [(cost.title, [f"{row[cost.name]:,}" for row in rows]) for cost in COSTS]
+
+
+def _side_by_side(
+    columns: list[tuple[str, list[str]]], names: list[str], width: int
+) -> list[list[tuple[str, list[str]]]]:
+    """The columns in as few tables as the width allows, each with the names of the rows before it."""
+    beside = width - max(map(len, names)) - 2
+    room, tables = 0, list[list[tuple[str, list[str]]]]()
+    for head, cells in columns:
+        wide = max(map(len, (head, *cells))) + 2  # Rich puts a blank before and after each
+        if not tables or room < wide:
+            tables.append([])
+            room = beside
+        tables[-1].append((head, cells))
+        room -= wide
+    return tables

@@ -30,7 +30,7 @@ def hardmoe(*arguments):
 MISTAKES = {
     ("init", "CATS", "--source", "x.parquet"): "exists: edit it, or replace it with --force",
     ("run", "--json"): "--json goes with --dry-run",
-    ("run", "--until", "experts"): "this study has no experts: wanted one of posts",
+    ("run", "--until", "experts"): "no asset 'experts' in this study: wanted one of posts",
     ("run", "--set", "nonsense"): "--set nonsense: wanted table.key=value",
     ("backfill",): "choose exactly one of --experts, --all, --missing, --stale, --failed",
     ("repartition", "--json"): "--json goes with --dry-run",
@@ -39,7 +39,6 @@ MISTAKES = {
     ("ui", "--path-prefix", "x"): "--path-prefix x: wanted one such as /hardmoe",
     ("predict", "--top", "0", "x.png"): "--top 0: wanted at least 1",
     ("publish", "--rollback", "--list"): "exclude one another: choose one",
-    ("tidy", "--apply", "--dry-run"): "--apply and --dry-run exclude each other: choose one",
     ("gc", "--apply", "--dry-run"): "--apply and --dry-run exclude each other: choose one",
     ("forget",): "nothing to take down",
 }

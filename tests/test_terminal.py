@@ -11,7 +11,7 @@ import pytest
 
 from helpers.terminal import Screen, in_terminal
 from helpers.two_mixtures import tiny_study, write
-from moe_core.settings import Source, load_study
+from moe_core.settings import Partition, Source, load_study
 from moe_core.stages.training.fit import SPEED_SECONDS, Speed
 from moe_core.training.loop import Measurement
 from moe_core.workspace import open_study
@@ -104,16 +104,16 @@ def test_a_speed_is_a_mean_over_minutes():
     assert found.images_per_second == pytest.approx(10)
 
 
-def test_progress_counts_tasks_and_adds_up_the_time_of_the_rest(study):
+def test_progress_counts_tasks_and_adds_up_the_time_of_the_rest(tmp_path):
     """Two experts that took 30 s each, one after the other: one is half done, one is to come."""
-    context = open_study(load_study(study), study.parent)
-    tasks = [Task("trunk", None), *(Task("expert", key) for key in ("e000", "e001", "e002"))]
-    forecast = Forecast(context, tasks, workers=1)
-    forecast.event("fresh", tasks[0])
-    forecast.event("started", tasks[1])
+    context = open_study(tiny_study(partition=Partition(experts=3, pca=8)), tmp_path)
+    names = [("trunk", None), *(("expert", key) for key in ("e000", "e001", "e002"))]
+    forecast = Forecast(context, [context.planner.task(*name) for name in names], workers=1)
+    forecast.event("fresh", "trunk")
+    forecast.event("started", "expert:e000")
     forecast.begun["expert:e000"] -= 30
-    forecast.event("done", tasks[1])
-    running = Running(tasks[2], "run", time.monotonic())
+    forecast.event("done", "expert:e000")
+    running = Running(Task("expert", "e001"), "run", time.monotonic(), "version")
     report = {"step": 50, "steps": 100, "images_seen": 500, "images_per_second": 33.0}
     left = forecast.seconds_left([running], {"expert:e001": report})
     assert left == pytest.approx(500 / 33 + 30, abs=0.5)
@@ -122,10 +122,9 @@ def test_progress_counts_tasks_and_adds_up_the_time_of_the_rest(study):
 
 def test_an_unknown_training_makes_the_time_left_unknown_and_a_first_report_tells_it(tmp_path):
     context = open_study(tiny_study(), tmp_path)
-    trunk, report = Task("trunk", None), Task("report", None)
-    forecast = Forecast(context, [trunk, report], workers=2)
+    forecast = Forecast(context, [context.planner.task(name) for name in ("trunk", "report")], workers=1)
     assert forecast.line([], {}) == "0 of 2 done, time left unknown until a network trains"
-    running = Running(trunk, "run", time.monotonic())
+    running = Running(Task("trunk", None), "run", time.monotonic(), "version")
     said = {"step": 10, "steps": 20, "images_seen": 1000, "images_per_second": 10.0}
     assert forecast.seconds_left([running], {"trunk": said}) == pytest.approx(100 + STEP_SECONDS)
 
@@ -135,7 +134,7 @@ def test_a_narrow_terminal_keeps_name_share_and_time_left(tmp_path):
     (tmp_path / ".progress").mkdir()
     report = {"run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0, "images_seen": 1600}
     (tmp_path / ".progress" / "separate_expert.e000.json").write_text(json.dumps(report))
-    runs = [Running(Task("separate_expert", "e000"), "mine", time.monotonic())]
+    runs = [Running(Task("separate_expert", "e000"), "mine", time.monotonic(), "version")]
     (narrow,) = display.lines(runs, {}, 80)
     assert len(narrow) <= 80
     assert narrow.split()[1] == "separate_expert:e000"

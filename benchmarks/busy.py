@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from moe_core.threads import SAID, cores
+from moe_core.threads import VARIABLES, cores
 
 HOGS = 2
 BEST_IDLE, TIMES_BESIDE = 0.97, 5.0  # targets: ours by the best of the others, and by the default
@@ -70,7 +70,7 @@ class Trainer:
     """A process that trains when it is asked."""
 
     def __init__(self, way: str, widths: tuple[int, ...], posts: int, batch: int, environment: dict[str, str]) -> None:
-        clean = {name: value for name, value in os.environ.items() if name not in SAID}
+        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-c", TRAIN, way, ",".join(map(str, widths)), str(posts), str(batch)],

@@ -4,6 +4,6 @@ Source of the method: Gross, Ranzato and Szlam, "Hard Mixtures of Experts for La
 CVPR 2017. Our defaults and measurements are in docs/.
 """
 
-from moe_core.threads import wait_shortly
+from moe_core.threads import shorten_waits
 
-wait_shortly()  # read when torch is loaded, so before anything here can load it
+shorten_waits()  # read when torch is loaded, so before anything here can load it

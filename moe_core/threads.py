@@ -2,23 +2,25 @@
 
 A second thread gains nothing where a batch is little work, and threads that spin while they wait take the cores of
 other programs, which then hold up the very thread that is waited for: on a machine that others use a training loses
-nine tenths of its speed (benchmarks/busy.py). So threads follow from the work in a batch, and waiting threads sleep
-soon. How they wait is read from the environment when torch loads its OpenMP runtime, so it is set when this package is
-imported; what the user has set stays.
+nine tenths of its speed (benchmarks/busy.py). So the number of threads follows from the work in a batch, and waiting
+threads sleep soon. How they wait is read from the environment when torch loads its OpenMP runtime, so it is set when
+this package is imported; what the user has set stays.
 """
 
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
 
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # say how threads wait
-SAID = (
+from moe_core.errors import BadSetting
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # how threads wait
+VARIABLES = (
     *WAITING,
     "OMP_NUM_THREADS",
     "OMP_THREAD_LIMIT",
     "HARDMOE_THREADS",
     "HARDMOE_SHARE",
-)  # all that changes what is decided here
+)  # all that this module reads
 # Some 750 microseconds: longer than the gaps between two layers, and little of the milliseconds for which another
 # program holds a thread up; the runtime's own is 300,000. PASSIVE, which is 0, loses a tenth on an idle machine
 # (docs/explanation/performance.md). The second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
@@ -26,38 +28,38 @@ SHORT = {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "0"}
 WORK_A_THREAD = 600_000_000  # multiply-adds of a batch, forward and back, for which a thread is worth while
 TRAINING = 3  # passes of a step: the gradients of inputs and of weights cost one each
 
-_share: int | None = None  # cores of the stage that this process is at; None: it is at none
+_share: int | None = None  # cores of the stage that this process works on; None: on no stage
 _used = 0  # threads, since `begin`
 _waiting = ""
 
 
-def wait_shortly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Threads sleep soon while they wait, in this process and those that it starts, where the user said nothing else.
+def shorten_waits(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Lets threads sleep soon while they wait, here and in processes started from here, unless the user set it.
 
-    Without effect here where torch is loaded already.
+    Without effect on this process once torch is loaded.
     """
     global _waiting
     loaded = "torch" in sys.modules
     if not loaded and not any(name in environment for name in WAITING):
         environment.update(SHORT)
-    said = [f"{name}={environment[name]}" for name in WAITING if name in environment]
-    _waiting = " ".join(said) or "as torch was loaded"
+    values = [f"{name}={environment[name]}" for name in WAITING if name in environment]
+    _waiting = " ".join(values) or "as torch was loaded"
 
 
 def waiting() -> str:
-    """How threads of this process wait, as the environment said when this package was imported."""
+    """How threads of this process wait: the environment when this package was imported."""
     return _waiting
 
 
-def said_threads(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Threads of one training as the user said: HARDMOE_THREADS, else OMP_NUM_THREADS, where OpenMP would read it.
+def chosen_threads(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Threads of one training as the user set them: HARDMOE_THREADS, else OMP_NUM_THREADS, where OpenMP would read it.
 
-    Raises ValueError for a HARDMOE_THREADS that is no number.
+    Raises BadSetting for a HARDMOE_THREADS that is no number.
     """
-    if said := whole_number("HARDMOE_THREADS", environment):
-        return said
-    said = _number("OMP_NUM_THREADS", environment)
-    return said and min(said, _number("OMP_THREAD_LIMIT", environment) or said)
+    if threads := whole_number("HARDMOE_THREADS", environment):
+        return threads
+    threads = _number("OMP_NUM_THREADS", environment)
+    return threads and min(threads, _number("OMP_THREAD_LIMIT", environment) or threads)
 
 
 def _number(name: str, environment: Mapping[str, str]) -> int | None:
@@ -67,11 +69,11 @@ def _number(name: str, environment: Mapping[str, str]) -> int | None:
 
 
 def whole_number(name: str, environment: Mapping[str, str] = os.environ) -> int | None:
-    """What a variable says, None where it is not set. Raises ValueError for anything but a number from 1 on."""
-    said = environment.get(name, "")
-    if said and (not said.isdecimal() or int(said) < 1):
-        raise ValueError(f"{name} is {said!r}: wanted a whole number of at least 1")
-    return int(said) if said else None
+    """The number in a variable, None where it is not set. Raises BadSetting for anything but a number from 1 on."""
+    value = environment.get(name, "")
+    if value and (not value.isdecimal() or int(value) < 1):
+        raise BadSetting(f"{name} is {value!r}: wanted a whole number of at least 1")
+    return int(value) if value else None
 
 
 def cores() -> int:
@@ -80,12 +82,12 @@ def cores() -> int:
 
 
 def threads_of(work: int, share: int) -> int:
-    """Threads for `work` multiply-adds in a batch, of a `share` of the cores, where the user did not say how many.
+    """Threads for `work` multiply-adds in a batch, of a `share` of the cores, unless the user chose a number.
 
-    The same for the same study and machine: sums in floating point follow from it.
+    The same for the same study and machine: sums in floating point depend on it.
     """
     limit = _number("OMP_THREAD_LIMIT", os.environ) or share
-    return said_threads() or max(1, min(share, limit, work // WORK_A_THREAD))
+    return chosen_threads() or max(1, min(share, limit, work // WORK_A_THREAD))
 
 
 def use(work: int, share: int | None = None) -> int:
@@ -108,11 +110,11 @@ def share() -> int:
 
 
 def begin() -> None:
-    """A stage begins: what the one before used is forgotten."""
+    """Marks the start of a stage: `used` counts from here."""
     global _share, _used
     _share, _used = None, 0
 
 
 def used() -> dict[str, int | str]:
-    """What was used since `begin`, as it is written down; nothing where no network computed."""
+    """Threads since `begin`, for the metadata of an artifact; nothing where no network computed."""
     return {"threads": _used, "waiting": _waiting} if _used else {}

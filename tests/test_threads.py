@@ -22,14 +22,14 @@ from moe_core.settings import Decoder, Network, TrunkSetup, load_study
 from moe_core.stages.experts.joint import JOB, Helpers
 from moe_core.stages.training import fit
 from moe_core.stages.training.device import device_and_threads
-from moe_core.threads import SAID, SHORT, WORK_A_THREAD, said_threads, threads_of
+from moe_core.threads import SHORT, VARIABLES, WORK_A_THREAD, chosen_threads, threads_of
 from moe_core.workspace import open_study
 
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
     """Whatever the tests were started with; what they change is put back."""
-    for name in SAID:
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     before = torch.get_num_threads()
     yield
@@ -66,7 +66,7 @@ def test_threads_follow_from_the_work_up_to_the_share(work, share, wanted):
     ],
 )
 def test_what_the_user_said_of_threads_comes_first(environment, wanted, monkeypatch):
-    assert said_threads(environment) == wanted
+    assert chosen_threads(environment) == wanted
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert threads_of(0, 8) == (wanted or 1)
@@ -80,11 +80,11 @@ def test_a_limit_of_openmp_holds(monkeypatch):
 @pytest.mark.parametrize("said", ["0", "-1", "two", "1.5"])
 def test_a_number_of_threads_that_is_none_is_refused(said):
     with pytest.raises(ValueError, match=rf"HARDMOE_THREADS is '{said}': wanted a whole number of at least 1"):
-        said_threads({"HARDMOE_THREADS": said})
+        chosen_threads({"HARDMOE_THREADS": said})
 
 
 def test_workers_that_the_command_was_told_divide_the_cores_and_leave_the_work_to_decide(monkeypatch):
-    monkeypatch.setattr("moe_core.engine.context.cores", lambda: 16)
+    monkeypatch.setattr("moe_core.engine.resources.cores", lambda: 16)
     assert (threads_for(True, 4), threads_for(False, 4), workers_for(4)) == (4, 16, 4)
     monkeypatch.setenv(SHARE, "8")
     assert (threads_for(True, 4), workers_for(4)) == (8, 2)
@@ -151,7 +151,7 @@ def test_where_torch_is_there_already_nothing_is_set_and_that_is_said():
 @pytest.mark.parametrize("module", ["pipelines.run.worker", "pipelines.definitions, torch", "moe_core.serving.routed"])
 def test_openmp_itself_reads_it(module, said, tmp_path):
     """Of the fork server, Dagster's processes and an answer: what the runtime says of itself as it is loaded."""
-    environment = {name: value for name, value in os.environ.items() if name not in SAID}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment |= {"OMP_DISPLAY_ENV": "verbose", "HARDMOE_STUDY": str(_study(tmp_path))}
     environment |= {"GOMP_SPINCOUNT": said} if said else {}
     done = subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, capture_output=True, text=True)
@@ -187,7 +187,7 @@ def watched(tmp_path):
     (tmp_path / "hook").mkdir()
     (tmp_path / "looked").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(LOOK)
-    environment = {name: value for name, value in os.environ.items() if name not in (*SAID, "DAGSTER_HOME")}
+    environment = {name: value for name, value in os.environ.items() if name not in (*VARIABLES, "DAGSTER_HOME")}
     path = os.pathsep.join([str(tmp_path / "hook"), os.getcwd()])
     environment |= {"PYTHONPATH": path, "LOOKED": str(tmp_path / "looked"), "HARDMOE_WORKERS": "1"}
 
@@ -283,7 +283,7 @@ def test_runs_that_the_daemon_starts(tmp_path, watched, monkeypatch):
     command(environment, "run", "--study", file, "--until", "partition")
     for seen in (tmp_path / "looked").iterdir():
         seen.unlink()
-    for name in (*SAID, "DAGSTER_HOME"):
+    for name in (*VARIABLES, "DAGSTER_HOME"):
         environment.pop(name, None)
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", environment)

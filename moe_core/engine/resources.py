@@ -20,4 +20,4 @@ def threads_for(parallel: bool, experts: int) -> int:
 
 def workers_for(experts: int) -> int:
     """Processes that work beside each other on the cores there are."""
-    return max(1, cores() // (threads.said_threads() or threads_for(True, experts)))
+    return max(1, cores() // (threads.chosen_threads() or threads_for(True, experts)))

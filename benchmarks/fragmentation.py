@@ -5,7 +5,7 @@
 For each number of training posts one trunk and one trunk_same_budget (experts together see epochs x posts images,
 whatever K is), then for each K the experts of k-means and those of a random partition, each with a decoder refitted.
 Network, images and learning rates are the recipe demo's. Epochs fall with the square root of the posts, so that the
-cost of all grows as slowly: the table says how many. The mixture answers with the share of the router's answer that is
+cost of all grows as slowly: the table says how many. The mixture answers with the weight of the router that is
 best on validation posts, and so do the random experts. Some 10,000 test posts, drawn with the others.
 
 Each cell is kept in DIR/fragmentation.json as soon as it is done: stopped, it goes on there.

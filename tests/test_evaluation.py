@@ -44,7 +44,7 @@ def test_with_the_sigmoid_loss_the_mean_is_that_of_the_logits():
 
 
 @pytest.mark.parametrize(
-    ("expert", "router", "share"),
+    ("expert", "router", "weight"),
     [
         ([[9.0, 0.0], [0.0, 9.0]], [[0.0, 0.0], [0.0, 0.0]], 0.0),  # the expert is right, the router knows nothing
         ([[0.0, 0.0], [0.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], 0.7),  # the other way round: the most there is
@@ -52,13 +52,13 @@ def test_with_the_sigmoid_loss_the_mean_is_that_of_the_logits():
         ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], 0.0),  # alike: of equally good ones the smallest
     ],
 )
-def test_the_share_is_the_one_with_the_lowest_cross_entropy(expert, router, share):
-    logits, said = torch.tensor(expert), torch.tensor(router)
-    assert calibrate.router_weight("validation", logits, said, posts(), "softmax") == share
-    assert calibrate.router_weight(0.25, logits, said, posts(), "softmax") == 0.25
+def test_the_router_weight_is_the_one_with_the_lowest_cross_entropy(expert, router, weight):
+    logits, trunk = torch.tensor(expert), torch.tensor(router)
+    assert calibrate.router_weight("validation", logits, trunk, posts(), "softmax") == weight
+    assert calibrate.router_weight(0.25, logits, trunk, posts(), "softmax") == 0.25
 
 
-def test_without_validation_posts_share_and_temperature_are_fixed():
+def test_without_validation_posts_weight_and_temperature_are_fixed():
     none = posts(torch.tensor([], dtype=torch.int64))
     asked = RoutedPosts(none, np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int))
     nothing = torch.zeros(0, 2)

@@ -215,7 +215,7 @@ def test_a_flipped_byte_in_a_bundle_is_refused(finished, tmp_path):
 def test_backfill_trains_the_experts_it_is_told(finished):
     done = hardmoe("backfill", "--study", finished, "--experts", "e001", "--force")
     assert "1 made" in done.stdout
-    assert hardmoe("backfill", "--study", finished, "--missing").stdout.startswith("No expert is to be made")
+    assert hardmoe("backfill", "--study", finished, "--missing").stdout.startswith("No expert is to be trained")
     wrong = hardmoe("backfill", "--study", finished, "--experts", "e009", check=False)
     assert "no expert e009: wanted some of e000, e001" in wrong.stderr
 

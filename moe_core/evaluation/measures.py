@@ -25,6 +25,7 @@ class Cost:
 
     name: str
     title: str
+    per_image: bool = False
 
 
 MEASURES = {
@@ -43,7 +44,7 @@ HEADLINE = [measure for measure in MEASURES.values() if measure.headline]
 
 COSTS = (
     Cost("parameters", "parameters"),
-    Cost("parameters_used", "used"),
-    Cost("multiply_adds", "multiply-adds"),
+    Cost("parameters_used", "used", per_image=True),
+    Cost("multiply_adds", "multiply-adds", per_image=True),
     Cost("training_images", "images trained on"),
 )

@@ -75,12 +75,12 @@ def logits_of(features_ND: Tensor, decoder: nn.Linear) -> Tensor:
     return features_ND @ decoder.weight.detach().cpu().T + decoder.bias.detach().cpu()
 
 
-def mixed(logits_NV: Tensor, router_NV: Tensor, share: float, loss: str) -> Tensor:
-    """(N, V): an expert's answer with a share of the router's, as probabilities of the weighted mean of their logits.
+def mixed(logits_NV: Tensor, router_NV: Tensor, router_weight: float, loss: str) -> Tensor:
+    """(N, V): probabilities of the mean of an expert's and the router's logits, the latter weighted by `router_weight`.
 
-    With softmax that is the geometric mean of the two answers, scaled to sum to one.
+    With softmax that is the weighted geometric mean of the two answers, scaled to sum to one.
     """
-    return probabilities_of(logits_NV.lerp(router_NV, share), loss)
+    return probabilities_of(logits_NV.lerp(router_NV, router_weight), loss)
 
 
 def probabilities_of(logits_NV: Tensor, loss: str) -> Tensor:

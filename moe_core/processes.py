@@ -204,8 +204,8 @@ def start_child(
 
     `environment` is added to that of this process; the files are those of subprocess.Popen.
     """
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    packages = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(part for part in (packages, os.environ.get("PYTHONPATH", "")) if part)
     ours, theirs = os.pipe()
     try:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Takedown: what is forgotten leaves the disk, stays away, and is known to have been seen by the right networks."""
+"""Takedown: what is taken down leaves the disk, stays away, and is known to have been seen by the right networks."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     assert files_with(root, pixels_on_disk(1))
 
     dry = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--dry-run", "--json").stdout)
-    assert not (root / "forgotten.parquet").exists()
+    assert not (root / "takedowns.parquet").exists()
     assert files_with(root, pixels_on_disk(0))
     done = json.loads(hardmoe("forget", "--study", study_file, "--ids", tmp_path / "ids", "--apply", "--json").stdout)
     for name in ("posts", "shards", "unknown", "saw"):
@@ -87,14 +87,14 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     assert found["posts", "b"]["state"] == "fresh"
     for name, key in (("trunk", None), ("expert", expert), ("shared_decoder", None), ("mixture", None)):
         assert found[name, key]["state"] == "stale", name
-        assert found[name, key]["why"].startswith("forgotten posts; "), name
+        assert found[name, key]["why"].startswith("posts taken down; "), name
     assert found["expert", other]["state"] == "stale"
-    assert not found["expert", other]["why"].startswith("forgotten posts")
+    assert not found["expert", other]["why"].startswith("posts taken down")
 
     make_everything(study_file)
     assert {row["state"] for row in states(study_file).values()} == {"fresh"}
     counts = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)["posts"]
-    assert counts["rejects_by_reason"] == {"forgotten": 1, "not_an_image": 1}
+    assert counts["rejects_by_reason"] == {"taken_down": 1, "not_an_image": 1}
     assert counts["accepted"] + counts["rejected"] == counts["read"] == 240
     assert files_with(root, GONE.encode()) == []
     assert files_with(root, pixels_on_disk(0)) == []
@@ -149,15 +149,15 @@ def test_the_forgotten_do_not_come_back_and_their_reject_names_nobody(ingested):
     forget(ingested, ids=[GONE])
     now = reopen(ingested)
     made = build(now, "posts", "a").artifact
-    assert made.metadata["reasons"] == {"forgotten": 1, "not_an_image": 1}
+    assert made.metadata["reasons"] == {"taken_down": 1, "not_an_image": 1}
     assert made.metadata["read"] == made.metadata["accepted"] + made.metadata["rejected"] == 120
-    (row,) = lance.dataset(str(now.root / "rejects.lance")).to_table(filter="reason = 'forgotten'").to_pylist()
+    (row,) = lance.dataset(str(now.root / "rejects.lance")).to_table(filter="reason = 'taken_down'").to_pylist()
     assert {name: row[name] for name in row if name not in ("shard", "source")} == {
         "position": 0,
         "id": None,
         "user": None,
         "written": None,
-        "reason": "forgotten",
+        "reason": "taken_down",
         "detail": "",
     }
     assert files_with(now.root, GONE.encode()) == []
@@ -172,7 +172,7 @@ def test_an_id_that_nobody_knows_yet_is_refused_when_it_comes(ingested, tmp_path
     frame[0, "id"] = "comes-later"
     frame.write_parquet(tmp_path / "source" / "c.parquet")
     made = build(reopen(ingested), "posts", "c").artifact
-    assert made.metadata["reasons"] == {"forgotten": 1}
+    assert made.metadata["reasons"] == {"taken_down": 1}
 
 
 def test_a_rejected_duplicate_does_not_hide_the_accepted_post(ingested, tmp_path):
@@ -212,7 +212,7 @@ def test_a_takedown_works_where_the_source_is_gone(ingested, tmp_path):
 
 def test_the_list_names_nobody(ingested):
     forget(ingested, ids=[GONE], users=["user-7"])
-    data = (ingested.root / "forgotten.parquet").read_bytes()
+    data = (ingested.root / "takedowns.parquet").read_bytes()
     assert GONE.encode() not in data
     assert b"user-7" not in data
     book = Takedowns.load(ingested.root)
@@ -225,7 +225,7 @@ def test_the_list_names_nobody(ingested):
 
 def test_an_ingest_that_was_planned_before_a_takedown_does_not_bring_posts_back(ingested):
     late = smaller(ingested)
-    assert late.spec("posts", "a").inputs.get("forgotten") is None
+    assert late.spec("posts", "a").inputs.get("takedowns") is None
     forget(ingested, ids=[GONE])
     with pytest.raises(ValueError, match="posts:a: posts were taken down after this was planned: run again"):
         build(late, "posts", "a")
@@ -233,8 +233,8 @@ def test_an_ingest_that_was_planned_before_a_takedown_does_not_bring_posts_back(
 
 
 def test_a_damaged_list_lets_nobody_in(ingested):
-    (ingested.root / "forgotten.parquet").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"forgotten.parquet is not readable .* restore it from a backup"):
+    (ingested.root / "takedowns.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"takedowns.parquet is not readable .* restore it from a backup"):
         reopen(ingested).version("posts", "a")
 
 

@@ -81,6 +81,6 @@ def test_nothing_is_removed_without_apply_and_nothing_to_do_is_an_error(ingested
     assert shown.returncode == 1
     assert shown.stderr == "Error: nothing was removed yet; --apply removes it\n"
     assert "1 posts of 1 shards would be removed" in shown.stdout
-    assert not (ingested.root / "forgotten.parquet").exists()
+    assert not (ingested.root / "takedowns.parquet").exists()
     both = hardmoe(*command, "--ids", tmp_path / "ids", "--apply", "--dry-run", check=False)
     assert "--apply and --dry-run exclude each other" in both.stderr

@@ -80,7 +80,7 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
     assert files_with(root, b"post-of-ann") == []
     assert files_with(root, pixels_on_disk(0)) == files_with(root, pixels_on_disk(120)) == []
     made = build(reopen(ingested), "posts", "a").artifact
-    assert made.metadata["reasons"] == {"forgotten": 4}
+    assert made.metadata["reasons"] == {"taken_down": 4}
 
 
 def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
@@ -103,4 +103,4 @@ def test_a_run_first_finishes_a_takedown_that_had_to_wait(ingested):
     assert "1 posts of 1 shards removed" in done.stdout
     assert not Takedowns.load(ingested.root).pending
     assert files_with(ingested.root, GONE.encode()) == []
-    assert reopen(ingested).need("posts", "a").metadata["reasons"]["forgotten"] == 1
+    assert reopen(ingested).need("posts", "a").metadata["reasons"]["taken_down"] == 1

@@ -71,7 +71,7 @@ def test_odd_ids_leave_no_trace_and_no_other_post_goes(tmp_path):
     assert not dead.exists()
     assert set(lance_ids(root / "posts.lance")) == {*NEIGHBOURS, *(f"other-{k:03d}" for k in range(40))}
     made = build(open_study(load_study(root / "study.toml"), root), "posts", "a").artifact
-    assert made.metadata["reasons"]["forgotten"] == len(gone)
+    assert made.metadata["reasons"]["taken_down"] == len(gone)
     assert forms_on_disk(root, gone) == set()
 
 

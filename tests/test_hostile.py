@@ -75,7 +75,7 @@ def test_each_has_the_outcome_written_beside_it_and_the_sums_add_up(tmp_path, th
 def test_each_reason_is_in_the_table_and_has_a_case(files):
     assert {outcome for *_, outcome in [*files, *ROWS]} - {"ok", "video"} == set(REASONS) - {
         "internal_error",
-        "forgotten",
+        "taken_down",
     }
 
 

@@ -31,7 +31,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def root(made, tmp_path, monkeypatch):
-    """A copy whose source can be changed, and forgotten from."""
+    """A copy whose source can be changed, and posts taken down."""
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.setenv("HARDMOE_STUDY", "")
     shutil.copytree(made / "source", tmp_path / "source")
@@ -113,19 +113,19 @@ def test_after_a_takedown_the_table_is_there_and_status_counts_as_the_next_run_w
     assert done.exit_code == 0, done.output
     counts = posts_of(opened(study_of(root), root))
     assert counts["read"] == before["read"] == counts["accepted"] + counts["rejected"]
-    assert counts["rejects_by_reason"]["forgotten"] == 3
+    assert counts["rejects_by_reason"]["taken_down"] == 3
     assert f"posts: {before['read']:,} read, {counts['accepted']:,} accepted" in hardmoe(root, "status").stdout
     text, since = last(root, "results")
     assert "mixture_top1" in text
-    assert since == "posts of shard s0 were forgotten"
+    assert since == "posts of shard s0 taken down"
     page = Path(last(root, "report")[0].strip())
     shown = page.read_text("utf-8")
-    assert "posts of shard s0 were forgotten" in shown
+    assert "posts of shard s0 taken down" in shown
     assert "mixture_top1" in shown
     assert "data:image/" not in shown, "no picture of a post"
     found = reasons(root)
     assert found["posts", "s0"] == "posts taken down"
-    assert found["trunk", None].startswith("forgotten posts; ")
+    assert found["trunk", None].startswith("posts taken down; ")
     assert not any("input" in why for why in found.values()), found
     make(study_of(root), root, "posts")
     assert posts_of(opened(study_of(root), root)) == counts
@@ -183,7 +183,7 @@ def test_a_takedown_of_a_user_and_a_new_file_and_a_renamed_one(root):
     counts = posts_of(opened(study_of(root), root))
     add_shard(source, 2)
     assert posts_of(opened(study_of(root), root)) == counts, "of what is ingested"
-    assert last(root, "results")[1].endswith("were forgotten; shard s2 added")
+    assert last(root, "results")[1].endswith("taken down; shard s2 added")
     (source / "s2.parquet").unlink()
     make(study_of(root), root, "posts")
     assert posts_of(opened(study_of(root), root)) == counts

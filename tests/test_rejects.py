@@ -28,7 +28,7 @@ PLACES = {
 GOOD = hostile.file_of(hostile.picture(width=8, height=8))
 FILES = {reason: data for _, data, reason in hostile.images() if reason in images.REASONS}
 BAD = {
-    "forgotten": {"user": "gone"},
+    "taken_down": {"user": "gone"},
     "no_id": {"id": None},
     "bad_id": {"id": "a\nb"},
     "too_many_tags": {"tags": [str(n) for n in range(1001)]},
@@ -68,8 +68,8 @@ def test_rejects_of_a_reason_anywhere(kind, place, tmp_path, monkeypatch):
         rows = [row | {"id": "p0"} if bad else row for row, bad in zip(rows, bad_N, strict=True)]
     batches = [pa.RecordBatch.from_pylist(rows, schema=RAW)]
     data = Data(image_size=8, max_reject_rate=1)
-    forgotten = (lambda post, user: user == "gone") if kind == "forgotten" else None
-    done = ingest.ingest(tmp_path, "s", batches, data, lambda _: None, forgotten=forgotten)
+    taken_down = (lambda post, user: user == "gone") if kind == "taken_down" else None
+    done = ingest.ingest(tmp_path, "s", batches, data, lambda _: None, taken_down=taken_down)
     reason = BAD[kind].get("reason", kind)
     assert dict(done.count.reasons) == ({reason: sum(bad_N)} if any(bad_N) else {})
     names = ["position", "id", "written"]
@@ -80,7 +80,7 @@ def test_rejects_of_a_reason_anywhere(kind, place, tmp_path, monkeypatch):
     assert [row["position"] for row in rejects] == [n for n, bad in enumerate(bad_N) if bad]
     assert {row["reason"] for row in rejects} <= {reason}
     for row in rejects:
-        was, nothing = rows[row["position"]], kind == "forgotten"
+        was, nothing = rows[row["position"]], kind == "taken_down"
         assert row["id"] == (None if nothing else was["id"])
         assert row["written"] == (None if nothing else was["tags"] and was["tags"][:20])
 

@@ -57,7 +57,7 @@ REJECTS = pa.schema(
     ]
 )
 REASONS = {
-    "forgotten": "taken down with `hardmoe forget`; nothing else is kept of it",
+    "taken_down": "taken down with `hardmoe forget`; nothing else is kept of it",
     "no_id": "no id, or one of spaces only",
     "bad_id": "an id with control characters, or of more than 512 characters",
     "too_many_tags": "more than 1,000 tags, or more than 100,000 bytes in them",
@@ -119,11 +119,11 @@ def ingest(
     source: str = "",
     threads: int = 1,
     lance_tags: Sequence[str] = (),
-    forgotten: Callable[[str | None, str | None], bool] | None = None,
+    taken_down: Callable[[str | None, str | None], bool] | None = None,
 ) -> Ingested:
     """Replaces the shard's rows in posts.lance and rejects.lance under `root`, in versions that `lance_tags` name.
 
-    `threads` decode. Posts that are `forgotten` (id, user) leave a rejected row with nothing else of them.
+    `threads` decode. Posts for which `taken_down(id, user)` is true leave a rejected row with nothing else of them.
     Raises TooManyRejected, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected;
     the newest version of rejects.lance has them. Raises RuntimeError when a row was lost. `report` is given the number
     of posts read so far. The result is the same for any number of threads.
@@ -132,7 +132,7 @@ def ingest(
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=root) as spilled, images.quiet:
         rejects = _Rejects(spilled, shard, source, count)
-        accepted = _accept(shard, _chunks(batches, data, forgotten), count, rejects, report, data, threads)
+        accepted = _accept(shard, _chunks(batches, data, taken_down), count, rejects, report, data, threads)
         try:
             posts_version = replace_rows(
                 layout.posts_table, POSTS, shard, _checked(accepted, shard, data, count), lance_tags
@@ -167,7 +167,7 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
         raise RuntimeError(
             f"shard {shard}: {count.read} read, {given} + {count.rejected} kept: a row was lost; nothing was replaced"
         )
-    if count.rejected - count.reasons["forgotten"] > data.max_reject_rate * count.read:
+    if count.rejected - count.reasons["taken_down"] > data.max_reject_rate * count.read:
         why = ", ".join(f"{reason} {n}" for reason, n in count.reasons.most_common())
         named = [
             f"row {example.position}: {reason}"
@@ -245,14 +245,14 @@ def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def _chunks(
-    batches: Iterable[pa.RecordBatch], data: Data, forgotten: Callable[[str | None, str | None], bool] | None
+    batches: Iterable[pa.RecordBatch], data: Data, taken_down: Callable[[str | None, str | None], bool] | None
 ) -> Iterator[Chunk]:
     """Rows with their text checked, in slices that one thread decodes."""
     read = 0
     for batch in batches:
         text, files = _text(batch, read, data), batch["image"]
-        if forgotten is not None:
-            text = _without(text, forgotten)
+        if taken_down is not None:
+            text = _without(text, taken_down)
         starts = np.cumsum(pc.fill_null(pc.binary_length(files), 0).to_numpy(zero_copy_only=False))
         first = 0
         while first < len(batch):
@@ -319,11 +319,11 @@ def _text(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
     )
 
 
-def _without(text: pl.DataFrame, forgotten: Callable[[str | None, str | None], bool]) -> pl.DataFrame:
-    """Leaves nothing but a reason of the rows that are forgotten."""
-    gone = pl.Series([forgotten(*row) for row in text.select("id", "user").iter_rows()], dtype=pl.Boolean)
+def _without(text: pl.DataFrame, taken_down: Callable[[str | None, str | None], bool]) -> pl.DataFrame:
+    """Leaves nothing but a reason of the rows that were taken down."""
+    gone = pl.Series([taken_down(*row) for row in text.select("id", "user").iter_rows()], dtype=pl.Boolean)
     emptied = [pl.when(~gone).then(pl.col(name)).alias(name) for name in text.columns if name != "position"]
-    reason = pl.when(gone).then(pl.lit("forgotten")).otherwise("reason").alias("reason")
+    reason = pl.when(gone).then(pl.lit("taken_down")).otherwise("reason").alias("reason")
     return text.with_columns(emptied).with_columns(reason)
 
 

@@ -172,7 +172,7 @@ def _clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: T
     for artifact in context.store.everything("posts"):
         assert artifact.key is not None
         # one that was built before a takedown in its shard stays as a record: it is stale for good
-        wanted_again = artifact.inputs.get("forgotten", "") == takedowns.hash_of(artifact.key)
+        wanted_again = artifact.inputs.get("takedowns", "") == takedowns.hash_of(artifact.key)
         if lance_tag_of(artifact.key, artifact.version) not in tagged and wanted_again:
             _remove(context.store, artifact.path, done)
 

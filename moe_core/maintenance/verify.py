@@ -68,7 +68,7 @@ def _with_way_out(context: Context, asset: str, path: Path, error: CorruptArtifa
 def has_rows(context: Context, posts: Artifact) -> bool:
     """Whether it still has its rows: after a takedown in its shard only the record stays."""
     assert posts.key is not None
-    return posts.inputs.get("forgotten", "") == context.takedowns.hash_of(posts.key)
+    return posts.inputs.get("takedowns", "") == context.takedowns.hash_of(posts.key)
 
 
 def _lost_rows(posts: Artifact, checked: dict[Path, dict[str, bool]]) -> list[str]:

@@ -5,7 +5,7 @@
     <root>/<asset>/current.<line>.json      pointers: the current trunk and partition
     <root>/<asset>/request.json             requests: train the trunk again, fit the partition again
     <root>/posts.lance, rejects.lance       rows of all shards
-    <root>/published.json, forgotten.parquet
+    <root>/published.json, takedowns.parquet
     <root>/dagster, logs, .progress, .sources, .digests.json
 
 Names are hidden (".") where a user has nothing to read in them.
@@ -133,11 +133,11 @@ class Layout:
     @property
     def takedowns(self) -> Path:
         """Salted hashes of what was taken down."""
-        return self.root / "forgotten.parquet"
+        return self.root / "takedowns.parquet"
 
     @property
     def takedowns_lock(self) -> Path:
-        return self.root / ".forgotten.lock"
+        return self.root / ".takedowns.lock"
 
     # Runs
 

@@ -31,7 +31,7 @@ TABLES = {  # of the study, looked through in this order for a setting of a stag
     "evaluation": ("evaluation",),
 }
 OTHERS = {
-    "forgotten": "posts taken down",
+    "takedowns": "posts taken down",
     "shard": "its source file changed",
     "previous": "it follows another partition",
     "baseline": "another mixture was published since",
@@ -149,16 +149,16 @@ def _posts(context: Context, splits: Artifact) -> Iterator[str]:
     ):
         if seen and keys:
             yield f"{_shards(keys)} {what}"
-    forgotten, changed, otherwise = list[str](), list[str](), list[str]()
+    taken_down, changed, otherwise = list[str](), list[str](), list[str]()
     for key in (key for key in now if seen.get(key, now[key]) != now[key]):
         before = context.store.get("posts", key, seen[key])
         spec = context.spec("posts", key)
         same_file = before is None or before.inputs.get("shard") == spec.inputs["shard"]
-        was = before.inputs.get("forgotten") if before else None
-        newly = spec.inputs.get("forgotten") not in (None, was)
-        (changed if not same_file else forgotten if newly else otherwise).append(key)
-    if forgotten:
-        yield f"posts of {_shards(forgotten)} taken down"
+        was = before.inputs.get("takedowns") if before else None
+        newly = spec.inputs.get("takedowns") not in (None, was)
+        (changed if not same_file else taken_down if newly else otherwise).append(key)
+    if taken_down:
+        yield f"posts of {_shards(taken_down)} taken down"
     if changed:
         yield f"{_shards(changed)} changed"
     if otherwise:  # the same files, by other settings

@@ -65,7 +65,7 @@ def _state(context: Context, planned: PlannedTask, running: set[Name], failed: M
     if planned.spec is None:
         error = planned.blocked and planned.blocked.error
         return State(stage, key, "missing", failed.get(planned.name, str(error or "")), "")
-    if "forgotten" in planned.spec.inputs:  # the artifact went with the takedown: it named a post
+    if "takedowns" in planned.spec.inputs:  # the artifact went with the takedown: it named a post
         return State(stage, key, "stale", "posts taken down", "")
     return State(stage, key, "missing", "", planned.spec.version)
 
@@ -85,7 +85,7 @@ def _kept(context: Context, stage: str, key: str | None) -> str:
 def posts_of(context: Context) -> dict[str, Any]:
     """Posts read, accepted and rejected, with the reasons, of the shards that are ingested.
 
-    One whose posts were forgotten since is counted as its tables are now, as it will be once it is ingested again.
+    One whose posts were taken down since is counted as its tables are now, as it will be once it is ingested again.
     """
     total: dict[str, Any] = {"read": 0, "accepted": 0, "rejected": 0, "rejects_by_reason": {}}
     for shard in context.shards:
@@ -113,7 +113,7 @@ def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     read = max(before, key=lambda old: old.made_at).metadata["read"]
     accepted = shards_in(context.store.layout.posts_table).get(shard, 0)
     reasons = values_in(context.store.layout.rejects_table, shard, "reason")
-    reasons["forgotten"] = reasons.get("forgotten", 0) + read - accepted - sum(reasons.values())
+    reasons["taken_down"] = reasons.get("taken_down", 0) + read - accepted - sum(reasons.values())
     return {"read": read, "accepted": accepted, "rejected": read - accepted, "reasons": dict(sorted(reasons.items()))}
 
 

@@ -30,7 +30,7 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
             source=utf8(shard.path) or "synthetic",
             threads=threads_for(parallel=len(context.shards) > 1, experts=beside),
             lance_tags=[lance_tag_of(key, context.version("posts", key))],
-            forgotten=context.takedowns.holds if context.takedowns.entries else None,
+            taken_down=context.takedowns.holds if context.takedowns.entries else None,
         )
     except MemoryError:
         raise ValueError(
@@ -63,7 +63,7 @@ def _inputs(planner: Planner, key: str | None) -> dict[str, str]:
     assert key is not None
     taken_down = planner.state.takedowns.hash_of(key)
     inputs = {"shard": planner.state.shard(key).content_hash}
-    return inputs | ({"forgotten": taken_down} if taken_down else {})
+    return inputs | ({"takedowns": taken_down} if taken_down else {})
 
 
 POSTS = Stage(

@@ -89,7 +89,7 @@ def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
             around = getattr(context.resources, KEY).around(stage) if stage.uses_gpu else nullcontext
             built = build(work, name, key, force=config.force, around=around)
             metadata, checks = describe(work, built.artifact, LOOKS.get(name), context.instance)
-        except (HardmoeError, ValueError, OSError) as error:
+        except (HardmoeError, OSError) as error:
             raise dg.Failure(" ".join(str(error).split()), allow_retries=False) from error
     if any(not check.passed and check.severity == dg.AssetCheckSeverity.ERROR for check in checks):
         work.store.remove(built.artifact)

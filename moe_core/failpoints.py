@@ -9,6 +9,8 @@ import os
 import signal
 from dataclasses import dataclass
 
+from moe_core.errors import BadSetting
+
 ACTIONS = ("kill", "eio", "enospc")
 
 
@@ -23,10 +25,10 @@ class Fault:
 
 
 def parse(said: str) -> Fault:
-    """Of `action point [pass [part of the path]]`. Raises ValueError."""
+    """Of `action point [pass [part of the path]]`. Raises BadSetting."""
     words = said.split()
     if not 2 <= len(words) <= 4 or words[0] not in ACTIONS or not all(word.isdigit() for word in words[2:3]):
-        raise ValueError(f"HARDMOE_FAULT is {said!r}: wanted `{'|'.join(ACTIONS)} point [pass [part of the path]]`")
+        raise BadSetting(f"HARDMOE_FAULT is {said!r}: wanted `{'|'.join(ACTIONS)} point [pass [part of the path]]`")
     return Fault(words[0], words[1], int([*words, "1"][2]), "".join(words[3:]))
 
 

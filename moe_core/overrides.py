@@ -13,6 +13,7 @@ import tomlkit
 from pydantic import BaseModel
 from tomlkit.exceptions import TOMLKitError
 
+from moe_core.errors import BadSetting
 from moe_core.settings import Study, load_study, study_of, text_of
 from moe_core.store.files import write_text
 
@@ -44,7 +45,7 @@ class Overridden:
 
 
 def override(path: Path, said: Sequence[str]) -> Overridden:
-    """Raises ValueError for what is not table.key=value, for an unknown key and for a value that is refused."""
+    """Raises BadSetting for what is not table.key=value, for an unknown key and for a value that is refused."""
     before = load_study(path)
     document = tomlkit.parse(text_of(path))
     names = [_set(document, one) for one in said]
@@ -59,7 +60,7 @@ def _set(document: tomlkit.TOMLDocument, said: str) -> str:
     name, equals, text = said.partition("=")
     keys = [key.strip() for key in name.split(".")]
     if not equals or not all(keys) or len(keys) > 2:
-        raise ValueError(f"--set {said}: wanted table.key=value, such as expert_training.epochs=3")
+        raise BadSetting(f"--set {said}: wanted table.key=value, such as expert_training.epochs=3")
     try:
         value = tomlkit.value(text.strip())
     except TOMLKitError:
@@ -82,5 +83,5 @@ def _value(study: Study, name: str) -> Any:
     for key in name.split("."):
         found = getattr(found, key)
     if isinstance(found, BaseModel):
-        raise ValueError(f"--set {name}: is a table: wanted one of its settings, such as {name}.KEY=VALUE")
+        raise BadSetting(f"--set {name}: is a table: wanted one of its settings, such as {name}.KEY=VALUE")
     return found

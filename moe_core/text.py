@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from moe_core.errors import BadSetting
+
 MOST = 60
 ZWJ = "\u200d"  # joins emoji and is harmless
 
@@ -24,15 +26,15 @@ def utf8(name: str) -> str:
 
 
 def refuse_bytes(path: Path | str, what: str) -> None:
-    """Raises ValueError for a path that is not UTF-8: safetensors, polars and study.toml cannot name it."""
+    """Raises BadSetting for a path that is not UTF-8: safetensors, polars and study.toml cannot name it."""
     encoding = sys.getfilesystemencoding()
     if encoding != "utf-8" and not str(path).isascii():
-        raise ValueError(f"{what} {shown(path, 300)}: this locale has file names in {encoding}: set PYTHONUTF8=1")
+        raise BadSetting(f"{what} {shown(path, 300)}: this locale has file names in {encoding}: set PYTHONUTF8=1")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         byte = os.fsencode(error.object[error.start])[0]
-        raise ValueError(
+        raise BadSetting(
             f"{what} {shown(path, 300)} has the byte {byte:#04x} in its name, which is not UTF-8: rename it"
         ) from None
 

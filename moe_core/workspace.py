@@ -105,12 +105,12 @@ def _source(
     unready: list[Unready] = []
     try:
         return tuple(find_shards(study.source, hashes, unready)), tuple(unready)
-    except (HardmoeError, ValueError, OSError) as error:
-        return error, ()  # type: ignore[return-value]
+    except (HardmoeError, OSError) as error:
+        return error, ()
 
 
 def _or_error(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (HardmoeError, ValueError) as error:
+    except HardmoeError as error:
         return error

@@ -74,7 +74,7 @@ def raises(monkeypatch, error):
     monkeypatch.setattr("moe_core.settings.load_study", fail)
 
 
-@pytest.mark.parametrize("bug", [TypeError("no"), KeyError("k"), AssertionError()], ids=repr)
+@pytest.mark.parametrize("bug", [TypeError("no"), KeyError("k"), AssertionError(), ValueError("no")], ids=repr)
 def test_a_bug_is_left_to_its_traceback(study, monkeypatch, bug):
     raises(monkeypatch, bug)
     done = hardmoe("status", "--study", study)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_core.engine.context import Context
+from moe_core.errors import CorruptArtifact
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
 
@@ -140,7 +141,7 @@ def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
         found.append(part_BD[wanted_N[first : first + len(part_BD)]])
         first += len(part_BD)
     if first != len(wanted_N):
-        raise ValueError(f"features of {first} posts, wanted {len(wanted_N)}: materialize trunk_features again")
+        raise CorruptArtifact(f"features of {first} posts, wanted {len(wanted_N)}: materialize trunk_features again")
     return np.concatenate(found)
 
 

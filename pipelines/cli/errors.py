@@ -50,9 +50,7 @@ def _message(error: Exception) -> str | None:
     """One line for what a user can mend; None for a bug."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, and one is wanted there: move it away"
-    if isinstance(
-        error, HardmoeError | ValueError | OSError
-    ):  # an OSError has the system's word on a disk, a permission, a socket
+    if isinstance(error, HardmoeError | OSError):  # OSError: a disk is full, a permission is missing ...
         return " ".join(str(error).split())
     if type(error).__module__.startswith("sqlalchemy"):
         home = os.environ.get("DAGSTER_HOME", "dagster")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_core.errors import HardmoeError
 from moe_core.text import shown
 from pipelines.cli.common import JSON, STUDY_OPTION, study_at, with_source
 from pipelines.terminal import echo, echo_json
@@ -48,7 +49,7 @@ def _files_of(context: "Context") -> dict[str, str]:
     """Path of each shard by the digest of its content, as far as the source is there."""
     try:
         return {shard.content_hash: shard.path for shard in context.shards}
-    except ValueError:
+    except (HardmoeError, OSError):
         return {}
 
 

@@ -266,7 +266,7 @@ class _Loop:
 
     def _study_now(self) -> Study:
         """By study.toml; as it was while that cannot be read."""
-        with suppress(HardmoeError, ValueError, OSError):
+        with suppress(HardmoeError, OSError):
             return load_study(study_file_of(self.context.root))
         return self.context.study
 

@@ -7,6 +7,7 @@ from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.resources import threads_for
 from moe_core.engine.stage import Stage
+from moe_core.errors import BadSource, HardmoeError
 from moe_core.store.artifact import StageOutput
 from moe_core.text import utf8
 
@@ -33,13 +34,13 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
             taken_down=context.takedowns.holds if context.takedowns.entries else None,
         )
     except MemoryError:
-        raise ValueError(
+        raise HardmoeError(
             f"shard {key} ({shard.path or 'synthetic'}) needs more memory than this process may use: ingest fewer "
             "shards at once (--workers), or raise the limit (ulimit -v, the container's)"
         ) from None
     count = done.count
     if not count.read:
-        raise ValueError(f"shard {key} ({shard.path or 'synthetic'}) holds no post: remove the file, or fill it")
+        raise BadSource(f"shard {key} ({shard.path or 'synthetic'}) holds no post: remove the file, or fill it")
     stored = stored_counts(context.root, shard.key, done.posts_version, done.rejects_version)
     if stored != (count.accepted, count.rejected):
         raise RuntimeError(

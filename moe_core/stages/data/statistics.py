@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moe_core.advice import Seen, warnings
 from moe_core.engine.context import Context
+from moe_core.errors import HardmoeError
 
 
 def seen(context: Context) -> Seen:
@@ -31,5 +32,5 @@ def warnings_of(context: Context) -> list[str]:
     """What is likely to disappoint, a line each; none as long as splits or vocabulary are missing."""
     try:
         return warnings(seen(context), context.study)
-    except (ValueError, OSError):
+    except (HardmoeError, OSError):
         return []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.engine.context import Context
+from moe_core.errors import TooFewPosts
 from moe_core.stages import reading
 from moe_core.stages.gate.contact_sheets import top_hashtags, write_sheets
 from moe_core.stages.trunk.frozen import pointer_file
@@ -56,7 +57,7 @@ def posts_of(context: Context) -> Posts:
     posts = Posts(columns, index, index.use("train"))
     experts, count = context.study.partition.experts, int(posts.training_N.sum())
     if experts > count:
-        raise ValueError(
+        raise TooFewPosts(
             f"partition.experts = {experts}, but only {count} training posts carry a hashtag: "
             "lower partition.experts, or add posts"
         )
@@ -160,7 +161,7 @@ def write(
     sizes = [int(n) for n in np.bincount(expert_N[posts.training_N], minlength=experts)]
     if min(sizes) == 0:
         empty = [key for key, n in zip(context.experts, sizes, strict=True) if n == 0]
-        raise ValueError(f"{', '.join(empty)} got no training post: lower partition.experts")
+        raise TooFewPosts(f"{', '.join(empty)} got no training post: lower partition.experts")
     write_sheets(context, folder, posts.index, expert_N, distance_N, gap_N)
     hashtags = reading.vocabulary(context).hashtags
     top = top_hashtags(hashtags, posts.index.labels, posts.training_N, expert_N, experts)

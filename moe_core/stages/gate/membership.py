@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.engine.context import Context
+from moe_core.errors import MissingInput
 from moe_core.store.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def rows_of(frame: pl.DataFrame, column: str, key: str, lines: Lines, digest: st
     mine = frame.filter((pl.col("of") == column) & (pl.col("key") == key)).select("id")
     rows = mine.join(positions(lines.ids), on="id", how="inner")["row"].sort().to_numpy()
     if len(rows) != mine.height or digest_of(lines.of(rows)) != digest:
-        raise ValueError(
+        raise MissingInput(
             f"{key} was kept, but its weights are gone, and {mine.height - len(rows)} of the {mine.height} posts that "
             "it was trained on are, too, or have other hashtags: set repartition.retrain_share = 0 to train it on the "
             "posts that it has now"

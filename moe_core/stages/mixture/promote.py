@@ -20,6 +20,7 @@ from moe_core.advice import measure_for
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
+from moe_core.errors import CorruptArtifact, HardmoeError, MissingInput
 from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
 from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog, deciding, read_log, save
@@ -61,7 +62,7 @@ def judge(context: Context, mixture: str, baseline: str) -> Judgment:
         return Judgment(True, "nothing was published before", {})
     try:
         old = _bundle(context, baseline)
-    except ValueError as why:
+    except HardmoeError as why:
         return Judgment(True, f"the published mixture {baseline} cannot be opened any more ({why})", {})
     posts, hashtags = _validation_posts(context, new, old)
     if not set(new.hashtags) & set(old.hashtags):
@@ -81,11 +82,11 @@ def _bundle(context: Context, version: str) -> Bundle:
     artifact = context.store.get("mixture", None, version)
     if artifact is None:
         there = ", ".join(a.version for a in context.store.versions("mixture", None)) or "none"
-        raise ValueError(f"no mixture {version} in {context.root}: there are {there}")
+        raise MissingInput(f"no mixture {version} in {context.root}: there are {there}", "mixture")
     bundle = Bundle(artifact.path)
     for name, version_in_it in bundle.parts.items():
         if artifact.inputs.get(name) != version_in_it:
-            raise ValueError(
+            raise CorruptArtifact(
                 f"{artifact.path} holds {name} {version_in_it}, it was made from {artifact.inputs.get(name)}: "
                 "delete the folder and run again"
             )
@@ -209,7 +210,7 @@ def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, ar
         if settled or log.published == mixture:
             return log
         if log.published != baseline:
-            raise ValueError(
+            raise HardmoeError(
                 f"{log.published or 'nothing'} is published now, mixture {mixture} was compared with "
                 f"{baseline or 'nothing'}: run again"
             )

@@ -196,7 +196,7 @@ def test_the_assets_of_a_generation_are_there_in_this_mode_only(finished, tmp_pa
     assert opened(finished).planner.keys("joint_experts") == (None,)
     context = opened(write(tmp_path, small_study()))
     assert "joint_experts" not in context.planner.graph
-    with pytest.raises(ValueError, match=r"this study has no joint_experts: wanted .*decoder\.mode"):
+    with pytest.raises(ValueError, match=r"no asset 'joint_experts' in this study: wanted .*decoder\.mode"):
         context.spec("joint_experts")
 
 

@@ -164,7 +164,7 @@ def test_no_asset_shows_raw_json(metadata):
     assert {place[0] for place in metadata} == made | {"expert_shard"}
 
 
-def test_an_expert_shows_its_curves_its_cluster_its_gain_and_the_cost(metadata):
+def test_an_expert_shows_its_curves_its_cluster_and_its_gain(metadata):
     said = metadata["expert", "e001"]
     for name in ("loss curve", "learning rate curve"):
         assert said[name].value.startswith(f"![{name}](data:image/svg+xml;base64,")
@@ -173,8 +173,11 @@ def test_an_expert_shows_its_curves_its_cluster_its_gain_and_the_cost(metadata):
     assert said["typical posts"].path.endswith("sheets/e001.typical.png")
     assert "| hashtag | posts |" in said["hashtags that set it apart"].value
     assert isinstance(said["P@1 gain over the trunk"].value, float)
+
+
+def test_the_evaluation_shows_the_cost_of_all_training(metadata):
     trained = metadata["trunk", None]["training images"].value
-    assert said["study: training images so far"].value > trained
+    assert metadata["evaluation", None]["study: training images so far"].value > trained
 
 
 def test_the_partition_shows_sizes_and_each_cluster_its_hashtags(metadata):

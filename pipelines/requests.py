@@ -18,8 +18,9 @@ import dagster as dg
 
 from assets.record import Recorder
 from assets.study import EXPERTS, SHARDS, STUDY, key_of, root, study
-from moe_core.engine.planner import Name, PlannedTask, label
+from moe_core.engine.planner import Name, PlannedTask
 from moe_core.store import pointer
+from moe_core.store.artifact import name_of
 from moe_core.store.layout import Layout
 from pipelines.jobs import JOBS, RUN_JOBS, job_of
 from pipelines.run.dag import Dag
@@ -75,7 +76,7 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         context.log.warning(line)
     if not (tick.ready or tick.active):
         pointer.remove(work.store.layout.run_request)
-        failed = f"failed: {', '.join(label(*name) for name in tick.failed)}" if tick.failed else "all of it is made"
+        failed = f"failed: {', '.join(name_of(*name) for name in tick.failed)}" if tick.failed else "all of it is made"
         return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {failed}")
     return dg.SensorResult(
         run_requests=[tick.run_of(name) for name in tick.ready],
@@ -119,14 +120,14 @@ class _Tick:
         """Tasks that are due and whose run failed since the request: they are not tried again."""
         filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={REQUEST_TAG: self.request.id})
         failed = (pair for pair in self._runs(filters) if pair[0] in self.due)
-        return {name: f"{label(*name)} failed: run {run.run_id}" for name, run in failed}
+        return {name: f"{name_of(*name)} failed: run {run.run_id}" for name, run in failed}
 
     def run_of(self, name: Name) -> dg.RunRequest:
         stage, key = name
         spec = self.due[name].spec
         version = spec.version if spec else "unknown"  # a run key that was used is not used again
         return dg.RunRequest(
-            run_key=f"{self.request.id}-{label(stage, key)}-{version}",
+            run_key=f"{self.request.id}-{name_of(stage, key)}-{version}",
             job_name=job_of(stage),
             asset_selection=[key_of(stage)],
             partition_key=key,

@@ -84,7 +84,7 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
 
 
 def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
-    with shared(ingested.store.in_use), pytest.raises(LockHeld, match="recorded and nothing is removed yet"):
+    with shared(ingested.store.layout.in_use), pytest.raises(LockHeld, match="recorded and nothing is removed yet"):
         forget(ingested, ids=[GONE])
     assert Takedowns.load(ingested.root).pending
     assert files_with(ingested.root, pixels_on_disk(0))
@@ -95,7 +95,7 @@ def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
 
 @pytest.mark.slow
 def test_a_run_first_finishes_a_takedown_that_had_to_wait(ingested):
-    with shared(ingested.store.in_use), pytest.raises(LockHeld):
+    with shared(ingested.store.layout.in_use), pytest.raises(LockHeld):
         forget(ingested, ids=[GONE])
     study_file = ingested.root / "study.toml"
     assert "A takedown is not finished: hardmoe forget" in hardmoe("status", "--study", study_file).stdout

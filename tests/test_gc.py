@@ -282,7 +282,7 @@ def test_checkpoints_of_what_the_study_makes_stay_and_those_of_given_up_settings
 
 def test_in_doubt_nothing_is_removed(root):
     newest_is(root, GOOD)
-    with shared(open_study(GOOD, root).store.in_use), pytest.raises(LockHeld, match="held by another process"):
+    with shared(open_study(GOOD, root).store.layout.in_use), pytest.raises(LockHeld, match="held by another process"):
         collect(open_study(GOOD, root), keep=1)
     manifest = open_study(BAD, root).need("mixture").path / "artifact.json"
     text = manifest.read_text()

@@ -132,7 +132,7 @@ def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
 
 
 def test_nothing_is_collected_while_an_artifact_is_built(ingested):
-    with shared(ingested.store.in_use):
+    with shared(ingested.store.layout.in_use):
         with pytest.raises(LockHeld, match="held by another process"):
             collect(ingested)
         assert collect_unless_busy(ingested) is None

@@ -152,8 +152,8 @@ def test_what_was_removed_since_is_said_and_the_rest_is_shown(root):
     inputs = {one["name"]: one["kind"] for one in said["nodes"][0]["inputs"]}
     assert inputs == {"members": "members", "trunk": "gone"}
     text = hardmoe(root, "expert:e000").output
-    assert f"trunk {context.version('trunk')}  (not in the store any more)" in text
-    assert f"posts {context.version('posts', context.shards[0].key)}  (not in the store any more)" in text
+    assert f"trunk {context.version('trunk')}  (no longer in the store)" in text
+    assert f"posts {context.version('posts', context.shards[0].key)}  (no longer in the store)" in text
 
 
 def test_an_expert_that_goes_on_from_another_has_it_in_its_lineage(tmp_path):
@@ -194,7 +194,7 @@ def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_pa
     assert {i.name: i.kind for i in lineage.inputs(joint)} == {"trunk": "gone", "e000": "members", "e001": "members"}
     inputs = [{"name": i.name, "kind": i.kind, "version": i.version, "of": i.of} for i in lineage.inputs(joint)]
     lines = list(_lines({partition: {"asset": "partition"}}, {}, {"inputs": inputs}))
-    assert lines == [(None, "trunk gone  (not in the store any more)"), (partition, "")], "once, not once a cluster"
+    assert lines == [(None, "trunk gone  (no longer in the store)"), (partition, "")], "once, not once a cluster"
 
 
 def test_a_damaged_manifest_is_named(root):

@@ -119,7 +119,7 @@ def test_eight_experts_become_twelve_and_eight_again(tmp_path):
     image = tmp_path / "one.png"
     Image.new("RGB", (40, 40), (200, 60, 20)).save(image)
     for version, keys in bundles.items():
-        bundle = first.store.folder("mixture", None) / version
+        bundle = first.store.layout.artifact("mixture", None, version)
         (answer,) = json.loads(hardmoe("predict", "--bundle", bundle, image, "--json").stdout)
         assert answer["expert"] in keys
 

@@ -14,7 +14,7 @@ from typing import Any
 from moe_core.engine.stage import Graph, Recorded, Ref, Stage
 from moe_core.engine.state import StudyState
 from moe_core.errors import BadSetting, HardmoeError, MissingInput
-from moe_core.store.artifact import Artifact, Spec
+from moe_core.store.artifact import Artifact, Spec, name_of
 from moe_core.store.hashing import content_hash
 from moe_core.store.store import Store
 
@@ -29,7 +29,7 @@ class Blocked:
     error: HardmoeError | OSError | None = None
 
     def __str__(self) -> str:
-        return str(self.error) if self.on is None else f"waits for {label(*self.on)}"
+        return str(self.error) if self.on is None else f"waits for {name_of(*self.on)}"
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,7 @@ class PlannedTask:
 
     @property
     def label(self) -> str:
-        return label(self.stage, self.key)
-
-
-def label(stage: str, key: str | None) -> str:
-    """Such as trunk, or expert:e003."""
-    return stage if key is None else f"{stage}:{key}"
+        return name_of(self.stage, self.key)
 
 
 class Planner:
@@ -215,6 +210,6 @@ def missing(name: str, key: str | None, blocked: Blocked) -> Exception:
         assert blocked.error is not None
         return blocked.error
     first, its_key = blocked.on
-    what = label(first, its_key)
-    before = "" if blocked.on == (name, key) else f", which {label(name, key)} needs,"
+    what = name_of(first, its_key)
+    before = "" if blocked.on == (name, key) else f", which {name_of(name, key)} needs,"
     return MissingInput(f"{what}{before} is missing: materialize {first} first (`hardmoe run`)", first, its_key)

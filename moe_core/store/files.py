@@ -41,11 +41,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def errors_with_path(path: Path) -> Iterator[None]:
-    """An OSError that names no file, as that of a failing write or fsync, names this one."""
+    """Names this file in an OSError that names none, as that of a failing write or fsync."""
     try:
         yield
     except OSError as error:
-        if error.errno is None and str(path) not in str(error):  # of Lance or Arrow: nothing but a text
+        if error.errno is None and str(path) not in str(error):  # of Lance or Arrow: only a text
             raise OSError(f"{path}: {error}") from error
         if error.errno is not None and not error.filename:
             error.filename = str(path)
@@ -53,7 +53,7 @@ def errors_with_path(path: Path) -> Iterator[None]:
 
 
 def fsync(path: Path) -> None:
-    """Returns when the bytes of a file, or the names in a folder, are on the disk."""
+    """Flushes the bytes of a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with errors_with_path(path):
@@ -63,12 +63,12 @@ def fsync(path: Path) -> None:
 
 
 def hidden_name(parent: Path) -> Path:
-    """A name that no reader sees, and that says whose it is."""
+    """A name that no reader sees, and that names the process."""
     return parent / f".part-{socket.gethostname()}-{this_process()}-{uuid.uuid4().hex[:8]}"
 
 
 def part_of(path: Path) -> Path:
-    """Of a file that this process writes: what it is named until it is complete."""
+    """Name of a file that this process writes, until it is complete."""
     return path.with_name(f".{path.name}.{this_process()}.part")
 
 
@@ -84,9 +84,9 @@ def dead_files(folder: Path) -> list[Path]:
 
 
 def remove_atomically(path: Path) -> None:
-    """Removes a file or a folder; a folder is first out of sight: a reader sees the whole or nothing.
+    """Removes a file or a folder; a folder is renamed first, so that a reader sees all of it or nothing.
 
-    What somebody else removed meanwhile is gone, and that is no error.
+    It is no error where another process removed it meanwhile.
     """
     if path.is_dir():
         hidden = hidden_name(path.parent)

@@ -16,10 +16,7 @@ WAIT_SECONDS = 0.2  # between two tries of a lock that another process holds
 
 @contextmanager
 def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
-    """Holds a lock on `path` among the processes of this machine; it ends with the process that holds it.
-
-    Raises LockHeld when it is held and `wait` is False.
-    """
+    """Holds a lock alone among the processes of this machine. Raises LockHeld when it is held and `wait` is False."""
     import fcntl
 
     with _held(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
@@ -28,7 +25,7 @@ def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def shared(path: Path) -> Iterator[None]:
-    """Holds a lock that any number of processes may hold at once, but none while another holds it exclusively."""
+    """Holds a lock together with others; waits while a process holds it exclusively."""
     import fcntl
 
     with _held(path, fcntl.LOCK_SH):
@@ -99,8 +96,8 @@ def _pid_in(lock: Path) -> int:
 
 
 def hold_open(path: Path, owner: object) -> None:
-    """Holds a shared lock on a file for as long as `owner` lives, so that `not_open` says that it is in use; waits
-    while the file is being removed. A file system without locks is used without.
+    """Holds a shared lock on a file for as long as `owner` lives, so that `not_open` is False; waits while the file is
+    being removed. Does nothing on a file system without locks.
 
     Raises FileNotFoundError where the file was removed.
     """
@@ -115,7 +112,7 @@ def hold_open(path: Path, owner: object) -> None:
 
 
 def not_open(path: Path, until: ExitStack) -> bool:
-    """Whether no process of this machine has `hold_open` on the file, nor gets it until the end of `until`."""
+    """Whether no process of this machine holds the file open, nor can before the end of `until`."""
     import fcntl
 
     try:

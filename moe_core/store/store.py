@@ -37,14 +37,6 @@ class Store:
         self.root = root
         self.layout = Layout(root)
 
-    @property
-    def in_use(self) -> Path:
-        """A lock that is shared while an artifact is built, and exclusive while artifacts are deleted."""
-        return self.layout.in_use
-
-    def folder(self, asset: str, key: str | None) -> Path:
-        return self.layout.partition(asset, key)
-
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
         return self.get(spec.asset, spec.key, spec.version)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_core.errors import HardmoeError
+from moe_core.store.artifact import name_of
 from pipelines.cli.common import (
     JSON,
     STUDY_OPTION,
@@ -53,8 +54,8 @@ def status(study_file: Path, as_json: bool) -> None:
         echo(f"A takedown is not finished: hardmoe forget --study {quote(str(study_file))} --apply")
     colors = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
-        label = state.asset if state.key is None else f"{state.asset}:{state.key}"
-        echo(f"{label:28} ", Colored(f"{state.state:8}", colors[state.state]), f" {state.why}".rstrip())
+        name = name_of(state.asset, state.key)
+        echo(f"{name:28} ", Colored(f"{state.state:8}", colors[state.state]), f" {state.why}".rstrip())
 
 
 @click.command()

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_core.engine.context import Context
-from moe_core.engine.planner import PlannedTask, label
+from moe_core.engine.planner import PlannedTask
 from moe_core.stages.data.statistics import warnings_of
+from moe_core.store.artifact import name_of
 from moe_core.text import format_duration, shown
 from pipelines.run.status import State, existing_instance, failed_runs, states
 
@@ -48,7 +49,7 @@ class RunPlan:
 
     @property
     def never_run(self) -> list[str]:
-        return [label(step.asset, step.key) for step in self.steps if step.seconds is None]
+        return [name_of(step.asset, step.key) for step in self.steps if step.seconds is None]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -63,7 +64,7 @@ class RunPlan:
         """A line a step, and the sum of what they took before."""
         for step in self.steps:
             took = "never run" if step.seconds is None else format_duration(step.seconds)
-            yield f"{label(step.asset, step.key):28} {took:>12}  {shown(step.why, 4000)}"
+            yield f"{name_of(step.asset, step.key):28} {took:>12}  {shown(step.why, 4000)}"
         yield from (f"Warning: {line}" for line in self.warnings)
         yield f"{len(self.steps)} would run, {self.fresh} are fresh"
         unknown = len(self.never_run)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.engine.gpus import gpu_names
-from moe_core.engine.planner import Name, PlannedTask, label
+from moe_core.engine.planner import Name, PlannedTask
 from moe_core.engine.resources import SHARE, workers_for
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy
 from moe_core.settings import Study, load_study
 from moe_core.stages.data.rows import remove_gone_shards
-from moe_core.store.artifact import Spec
+from moe_core.store.artifact import Spec, name_of
 from moe_core.store.layout import STUDY, Layout
 from moe_core.threads import cores
 from moe_core.workspace import reopened, token
@@ -227,7 +227,7 @@ class _Loop:
 
     def _complete(self, name: Name, version: str, reused: bool) -> None:
         self.complete[name] = version
-        self.summary.note(label(*name), reused)
+        self.summary.note(name_of(*name), reused)
         if name in self.tasks:
             self.dag.done(name)
 
@@ -246,7 +246,7 @@ class _Loop:
             self.summary.failed[running.task.name] = result.error
             lost = self.dag.give_up(name) if name in self.tasks else []
             self.lost |= {name, *lost}
-            self.summary.skipped += [label(*other) for other in lost]
+            self.summary.skipped += [name_of(*other) for other in lost]
             self.on_event("failed", running.task.name, result.error)
 
     def _version_now(self, name: Name) -> str:
@@ -294,7 +294,7 @@ class _Loop:
                 running, "interrupted: run the same command to resume from the last checkpoint", failed=False
             )
         self.summary.stopped = [running.task.name for running in self.running.values()]
-        self.summary.left = [label(*name) for name in self.dag.left]
+        self.summary.left = [name_of(*name) for name in self.dag.left]
 
     def _close_run(self, running: Running, why: str, failed: bool) -> None:
         """Ends the run of a process that is gone in Dagster's record, and frees what it held."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from moe_core.store.artifact import name_of
+
 SETTINGS = "study.toml changed"
 
 
@@ -15,7 +17,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        return self.asset if self.key is None else f"{self.asset}:{self.key}"
+        return name_of(self.asset, self.key)
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, ar
 
     Raises ValueError where another mixture was published since the comparison.
     """
-    with shared(context.store.in_use), deciding(context.root) as log:
+    with shared(context.store.layout.in_use), deciding(context.root) as log:
         settled = artifact and any(d.comparison == artifact for d in log.history) and not log.superseded(mixture)
         if settled or log.published == mixture:
             return log
@@ -238,7 +238,7 @@ def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, ar
 
 def force(context: Context, mixture: str) -> PublicationLog:
     """Publishes a version by hand, whatever it scores. Raises ValueError for a bundle that is not whole."""
-    with shared(context.store.in_use), deciding(context.root) as log:
+    with shared(context.store.layout.in_use), deciding(context.root) as log:
         _bundle(context, mixture)
         if log.published != mixture:
             why = "by hand, without a comparison"
@@ -249,7 +249,7 @@ def force(context: Context, mixture: str) -> PublicationLog:
 
 def roll_back(context: Context) -> PublicationLog:
     """Publishes again what was published before. Raises ValueError where there is none, or its bundle is not whole."""
-    with shared(context.store.in_use), deciding(context.root) as log:
+    with shared(context.store.layout.in_use), deciding(context.root) as log:
         after = log.rolled_back(context.by)
         _bundle(context, after.published)
         save(context.root, after)

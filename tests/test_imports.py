@@ -40,7 +40,7 @@ RULES = {
         within(a, *core("engine")) and within(b, *core("stages", "tables", "training", "models", *ABOVE_STAGES))
     ),
     "the store knows nothing above it": lambda a, b: (
-        within(a, *core("store")) and not within(b, *core(*STORE_MAY), MOE)
+        within(a, *core("store")) and not within(b, *core(*STORE_MAY)) and b != MOE
     ),
     "stages do not know what is above them": lambda a, b: (
         within(a, *core("stages")) and within(b, *core(*ABOVE_STAGES), *stages("graph"))

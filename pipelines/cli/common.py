@@ -152,7 +152,7 @@ def run_shown(context: "Context", **options: Any) -> "Summary":
 
 
 def warn_damaged(context: "Context") -> None:
-    """Of files that say what the study lives with: what follows from them is to be explained."""
+    """Warns of damaged files that name what is current: they explain what follows."""
     from moe_core.maintenance.verify import damaged_pointers
 
     for damage in damaged_pointers(context):
@@ -170,7 +170,7 @@ def warn_unready_files(unready: "Iterable[Unready]") -> None:
 
 
 def with_source(context: "Context", *wanted: "Name") -> "Context":
-    """The study; where its source cannot be read, that is said, and these assets are as they were last built, with what
+    """The study. Where its source cannot be read, prints why; these assets are then as they were last built, with what
     they were made from.
 
     Raises BadSource where one was never built.
@@ -265,8 +265,8 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
                 echo(f"  {shown(name, 600)}")
     if done.not_searched:
         echo(
-            f"{len(done.not_searched)} ids or users are too short, or plain words, to be told from other text: all of "
-            "our logs were removed, Dagster's are not searched for them"
+            f"{len(done.not_searched)} ids or users are too short, or too plain, to be told apart from other text: all "
+            "of our logs were removed; Dagster's are not searched for them"
         )
     if done.posts and not dry_run:
         echo("Next: hardmoe run rebuilds everything without them.")
@@ -302,8 +302,8 @@ def finish(summary: "Summary") -> None:
 
 
 def table_of(context: "Context") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
-    return found
+    table: dict[str, Any] = json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
+    return table
 
 
 def publication_of(context: "Context") -> dict[str, Any]:
@@ -332,9 +332,9 @@ def show_table(context: "Context") -> None:
 
 
 def show_publication(context: "Context", always: bool = False) -> None:
-    """Whether the mixture is published, and why not; also why it is, where that is asked for."""
-    said = publication_of(context)
-    if not said["is_published"]:
-        echo(f"This mixture is not published, {said['published'] or 'nothing'} is: {said['why']}")
+    """Prints that the mixture is not published, and why; with `always` also that it is."""
+    publication = publication_of(context)
+    if not publication["is_published"]:
+        echo(f"This mixture is not published, {publication['published'] or 'nothing'} is: {publication['why']}")
     elif always:
-        echo(f"Published: mixture {said['mixture']}: {said['why']}")
+        echo(f"Published: mixture {publication['mixture']}: {publication['why']}")

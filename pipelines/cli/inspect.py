@@ -72,7 +72,7 @@ def results(study_file: Path, as_json: bool) -> None:
     context, since = last_built(context, "evaluation")
     if as_json:
         table = table_of(context)
-        said = {
+        document = {
             "study": context.study.name,
             **table,
             "comparison": compare(table).as_json(),
@@ -80,7 +80,7 @@ def results(study_file: Path, as_json: bool) -> None:
             "is_current": since is None,
             "changed_since": since or [],
         }
-        echo_json(said)
+        echo_json(document)
         return
     show_table(context)
 

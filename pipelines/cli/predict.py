@@ -78,14 +78,14 @@ def predict(
     if bundle is not None and ctx.get_parameter_source("study_file") == ParameterSource.COMMANDLINE:
         raise BadSetting("--bundle and --study exclude one another: give one")
     opened = Bundle(bundle_at(bundle or _study(study_file), version), expert_bytes=memory << 20)
-    found = files_of(images)
-    _show_skipped(found.skipped)
+    chosen = files_of(images)
+    _show_skipped(chosen.skipped)
     failed, separator = False, "["
     if as_json:
-        for skipped, why in found.skipped:
+        for skipped, why in chosen.skipped:
             echo_json({"image": str(skipped), "skipped": why}, before=separator, end="")
             separator = ",\n"
-    for answer in _predictions(opened, found.files, top, topk, temperature, window << 20):
+    for answer in _predictions(opened, chosen.files, top, topk, temperature, window << 20):
         failed |= "error" in answer
         if as_json:
             echo_json(answer, before=separator, end="")
@@ -94,8 +94,8 @@ def predict(
             echo(f"Error: {answer['image']}: {answer['error']}", err=True)
         elif not as_json:
             words = "  ".join(f"{tag['tag']} {tag['p']:.3f}" for tag in answer["tags"])
-            who = answer["expert"] if answer["expert_published"] else f"{answer['expert']}: trunk"
-            echo(f"{answer['image']}  [{who}]  {words}")
+            expert = answer["expert"] if answer["expert_published"] else f"{answer['expert']}: trunk"
+            echo(f"{answer['image']}  [{expert}]  {words}")
     if as_json:
         echo("]")
     if failed:

@@ -82,7 +82,7 @@ def _show(log: "PublicationLog", all_of_it: bool) -> None:
 
 
 def _show_dagster(context: "Context", log: "PublicationLog") -> None:
-    """Dagster's UI is told, where it has the study: otherwise it would show what the last run decided."""
+    """Records the decision in Dagster, where it has the study: else its UI would show what the last run decided."""
     import os
 
     home = context.store.layout.used_dagster_home
@@ -99,10 +99,10 @@ def _show_dagster(context: "Context", log: "PublicationLog") -> None:
     spec = context.planner.spec("mixture")
     # where another artifact is to be built to know it, nothing is newest
     mixture = spec.version if isinstance(spec, Spec) else log.history[-1].mixture
-    said = decided(context.root, mixture)
-    newest = said.pop("newest is published")
+    metadata = decided(context.root, mixture)
+    newest = metadata.pop("newest is published")
     with opened() as instance:
-        instance.report_runless_asset_event(dg.AssetObservation(key_of("published"), metadata=said))
+        instance.report_runless_asset_event(dg.AssetObservation(key_of("published"), metadata=metadata))
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 asset_key=key_of("published"),
@@ -110,6 +110,6 @@ def _show_dagster(context: "Context", log: "PublicationLog") -> None:
                 passed=newest,
                 metadata={"published": dg.MetadataValue.text(log.published)},
                 severity=dg.AssetCheckSeverity.WARN,
-                description=str(said["why"]),
+                description=str(metadata["why"]),
             )
         )

@@ -63,22 +63,22 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
 
 
 def churn_of(partition: "Artifact") -> dict[str, Any]:
-    """Of a partition that follows another."""
-    said: dict[str, Any] = json.loads(partition.file("churn.json").read_text("utf-8"))
-    return said
+    """Which posts moved from the partition before."""
+    churn: dict[str, Any] = json.loads(partition.file("churn.json").read_text("utf-8"))
+    return churn
 
 
-def show_churn(said: dict[str, Any], as_json: bool = False) -> None:
+def show_churn(churn: dict[str, Any], as_json: bool = False) -> None:
     """Posts moved, by expert, and which experts are to be trained again."""
     if as_json:
         names = ("moved", "new", "gone", "trained_again", "kept", "drift", "experts", "before", "now", "posts")
-        echo_json({name: said[name] for name in names})
+        echo_json({name: churn[name] for name in names})
         return
-    echo(f"training posts: {said['moved']:,} moved, {said['new']:,} new, {said['gone']:,} gone")
+    echo(f"training posts: {churn['moved']:,} moved, {churn['new']:,} new, {churn['gone']:,} gone")
     head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", "")
     rows = [head]
-    for key, one in said["experts"].items():
-        counts = [f"{one[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")]
-        rows.append((key, *counts, f"{100 * one['changed']:.1f} %", "trained again" if one["again"] else "kept"))
+    for key, expert in churn["experts"].items():
+        counts = [f"{expert[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")]
+        rows.append((key, *counts, f"{100 * expert['changed']:.1f} %", "trained again" if expert["again"] else "kept"))
     for row in rows:
         echo("  ".join(f"{text:>8}" for text in row).rstrip())

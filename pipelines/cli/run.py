@@ -141,7 +141,7 @@ def init(
         raise BadSetting(f"{study_file} exists: edit it, or replace it with --force")
     check_owner(study_file)
     kind = kind or guess_format(source)
-    found = Source.model_validate(
+    given = Source.model_validate(
         {
             "format": kind,
             "uri": "" if kind == "synthetic" else absolute(source),
@@ -153,13 +153,13 @@ def init(
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
     base = quicker(RECIPES[recipe]()) if quick else RECIPES[recipe]()
     if kind == "synthetic":
-        found = base.source if base.source.format == "synthetic" else found
+        given = base.source if base.source.format == "synthetic" else given
     unready: list[Unready] = []
-    lines, seen = preview(found, find_shards(found, unready=unready), base.data.image_size)
+    lines, seen = preview(given, find_shards(given, unready=unready), base.data.image_size)
     for line in lines:
         echo(line)
     warn_unready_files(unready)
-    study = base.model_copy(update={"name": name or plain, "source": found})
+    study = base.model_copy(update={"name": name or plain, "source": given})
     if kind != "synthetic":
         study = _as_proposed(study, seen, by_name)
     echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
@@ -324,5 +324,5 @@ def _chosen(context: "Context", experts: str | None, every: bool, states: dict[s
                 f"no expert {', '.join(unknown) or repr(experts)}: wanted some of {', '.join(context.experts)}"
             )
         return keys
-    wanted = next(name for name, said in states.items() if said)
+    wanted = next(name for name, chosen in states.items() if chosen)
     return [s.key for s in states_of(context, only="expert") if s.state == wanted and s.key is not None]

@@ -158,15 +158,14 @@ def held_out(context: Context, index: Index, split: str) -> np.ndarray:
     """(N,) bool: posts of a split to judge by, without those that a network that is kept was trained on: a shard that
     arrives can put an old post into another split, where it joins two groups of near-duplicates."""
     use_N = index.use(split)
-    rows = assignment(context)
-    return use_N & ~rows["trained"].to_numpy() if "trained" in rows.columns else use_N
+    trained_N: np.ndarray = assignment(context)["trained"].to_numpy()
+    return use_N & ~trained_N
 
 
 def assignment(context: Context) -> pl.DataFrame:
-    """Columns shard, id, split, expert and random of all the posts, in the one order.
+    """Columns shard, id, split, expert, random, trained and late of all the posts, in the one order.
 
-    In a partition that follows another also trained (a network that is kept saw the post) and late (it came since the
-    gate was fitted), both bool.
+    trained: a network that is kept was trained on the post; late: the post came since the gate was fitted; both bool.
     """
     import polars as pl
 

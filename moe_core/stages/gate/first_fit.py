@@ -52,4 +52,5 @@ def make(context: Context, folder: Path) -> StageOutput:
         "fit": as_fitted(posts, gate, expert_N, distance_N, gap_N),
     }
     said = {"members": members[0], "random_members": members[1]}
-    return write(context, folder, posts, gate, (expert_N, distance_N, gap_N, random_N), {}, fitted | said)
+    more = {name: np.zeros(len(expert_N), bool) for name in ("trained", "late")}  # none came since the fit
+    return write(context, folder, posts, gate, (expert_N, distance_N, gap_N, random_N), more, fitted | said)

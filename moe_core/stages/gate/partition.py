@@ -35,7 +35,7 @@ def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 PARTITION = Stage(
     name="partition",
     keys=None,
-    code="3",
+    code="4",
     reads=("trunk_features", "vocabulary", "posts"),
     settings=lambda study: study.partition.model_dump(),
     inputs=_inputs,

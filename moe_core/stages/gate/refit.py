@@ -123,9 +123,6 @@ def _before(context: Context, posts: Posts) -> Before:
     gate, about = load_gate(artifact.file("gate.safetensors"))
     keys = list(artifact.metadata["members"])
     assignment = pl.read_parquet(artifact.file("assignment.parquet"), glob=False)
-    for name in ("trained", "late"):
-        if name not in assignment.columns:
-            assignment = assignment.with_columns(pl.lit(False).alias(name))
     mine = posts.columns.join(
         assignment.unique(["shard", "id"], keep="first", maintain_order=True),
         on=["shard", "id"],

@@ -6,6 +6,7 @@ from assets.materialize import Shown, Work, asset_of, materialize
 from assets.showing import cell
 from moe_core.engine.context import Context
 from moe_core.store.artifact import Artifact
+from moe_core.tables import lance_tag_of
 
 CONSERVED = dg.AssetCheckSpec(
     "conserved",
@@ -17,7 +18,6 @@ CONSERVED = dg.AssetCheckSpec(
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     from moe_core.data.ingest import stored_counts
-    from moe_core.tables import lance_tag_of
 
     said = artifact.metadata
     assert artifact.key is not None

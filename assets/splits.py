@@ -4,13 +4,13 @@ import dagster as dg
 
 from assets.materialize import Shown, Work, asset_of, materialize
 from moe_core.engine.context import Context
+from moe_core.stages.data.splits import check
 from moe_core.store.artifact import Artifact
 
 CHECK = dg.AssetCheckSpec("no_picture_in_two_splits", asset="splits", blocking=True)
 
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    from moe_core.stages.data.splits import check
 
     found = check(work)
     said = (

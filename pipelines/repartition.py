@@ -6,6 +6,10 @@ import dagster as dg
 from assets.runs import claim
 from assets.study import STUDY, root, study
 from moe_core.errors import HardmoeError
+from moe_core.stages.gate import current_partition
+from moe_core.stages.gate.current_partition import current_of
+from moe_core.stages.trunk import frozen
+from moe_core.workspace import open_study
 from pipelines.requests import request_run
 
 LOOK_SECONDS = 600
@@ -21,9 +25,6 @@ class Again(dg.Config):
 @dg.op(description="Requests a new fit of the gate, and the runs of what is stale then.")
 def request_refit(context: dg.OpExecutionContext, config: Again) -> None:
     """A run of the op is one request: when it is tried again after a crash, the request still stands."""
-    from moe_core.stages.gate import current_partition
-    from moe_core.stages.trunk import frozen
-    from moe_core.workspace import open_study
 
     claim(context.instance, context.run)
     try:
@@ -55,7 +56,6 @@ class Until(dg.Config):
 
 @dg.op(description="Requests the runs of what is missing or stale.")
 def request_everything(context: dg.OpExecutionContext, config: Until) -> None:
-    from moe_core.workspace import open_study
 
     claim(context.instance, context.run)
     try:
@@ -93,8 +93,6 @@ weekly_repartition = dg.ScheduleDefinition(
 )
 def drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """By what `partition` says of itself; one request a partition, so a fit that changes nothing is not repeated."""
-    from moe_core.stages.gate.current_partition import current_of
-    from moe_core.workspace import open_study
 
     work = open_study(study(), root())
     now = current_of(work.planner.state)

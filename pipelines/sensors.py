@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from assets.study import SHARDS, STUDY, root, study
+from moe_core.workspace import open_study
+from pipelines.run.status import error_of
 
 if TYPE_CHECKING:
     from moe_core.engine.context import Context
@@ -63,7 +65,6 @@ class Scan:
         self.thread.start()
 
     def _read(self) -> None:
-        from moe_core.workspace import open_study
 
         try:
             self.work = open_study(study(), root(), remember=True)
@@ -101,7 +102,6 @@ def opened_in_time(deadline: float | None = None) -> "Context | None":
 )
 def alert(context: dg.RunFailureSensorContext) -> None:
     """A command that fails or takes too long fails the tick, which the UI shows; the next failed run has its own."""
-    from pipelines.run.status import error_of
 
     run = context.dagster_run
     command = study().alerts.command

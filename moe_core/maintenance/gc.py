@@ -19,6 +19,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.leftovers import leftovers, work_folders
 from moe_core.store.locks import exclusive, not_open
+from moe_core.tables import lance_tag_of
 
 
 def collect(context: Context, superseded: bool = False, keep: int | None = None, *, dry_run: bool = False) -> Freed:
@@ -62,7 +63,6 @@ def collect_unless_busy(context: Context) -> Freed | None:
 
 def current_rows(context: Context) -> list[tuple[str, str]]:
     """(shard, tag) of the posts that the study reads, built or not."""
-    from moe_core.tables import lance_tag_of
 
     return [(shard.key, lance_tag_of(shard.key, context.version("posts", shard.key))) for shard in context.shards]
 

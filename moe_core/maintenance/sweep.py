@@ -13,6 +13,7 @@ from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import size_of
 from moe_core.store.store import Store
+from moe_core.tables import clean, lance_tag_of, lance_tags, rewrite, scattered
 
 
 @dataclass
@@ -62,7 +63,6 @@ def sweep(
 
 def _tags_of_posts(store: Store, removed: set[Path]) -> set[str]:
     """Tags of rows that an artifact in the store refers to, but for `removed` ones."""
-    from moe_core.tables import lance_tag_of
 
     return {
         lance_tag_of(artifact.key, artifact.version)
@@ -80,7 +80,6 @@ def _sweep_rows(
     freed: Freed,
 ) -> None:
     """Writes scattered shards again in whole fragments; removes versions and files that no tag in `tags` needs."""
-    from moe_core.tables import clean, lance_tags, rewrite, scattered
 
     there = lance_tags(table)
     lost = [tag for tag in there if tag.startswith("posts.") and tag not in tags]

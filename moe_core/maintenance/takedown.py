@@ -26,6 +26,7 @@ from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import leftovers, size_of
 from moe_core.store.locks import exclusive
 from moe_core.store.store import Store
+from moe_core.tables import clean, gather, lance_tag_of, lance_tags, release, rewrite, search, shards_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,8 +130,6 @@ def _rows(store: Store, takedowns: Takedowns) -> Iterator[tuple[dict[str, Any], 
     """(shard, id and user of a row that was taken down; its table; its data file), in any version."""
     import pyarrow as pa
 
-    from moe_core.tables import search
-
     for table in store.layout.tables:
         for file, shard, batch in search(table, ["id", "user"]):
             for row in batch.filter(pa.array(_marks(takedowns, batch))).to_pylist():
@@ -156,7 +155,6 @@ def _artifacts(store: Store) -> Iterator[tuple[Artifact, Iterable[str] | None]]:
 
 def _clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: Takedown) -> None:
     """Rows, then tags of versions that held them, then versions and files; then artifacts that lost their tag."""
-    from moe_core.tables import clean, gather, lance_tag_of, lance_tags, release, rewrite, shards_in
 
     current = _current(context, takedowns)
     for table in context.store.layout.tables:

@@ -11,6 +11,7 @@ from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.artifact import Artifact
+from moe_core.tables import damage, lance_tag_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,6 @@ def has_rows(context: Context, posts: Artifact) -> bool:
 
 
 def _lost_rows(posts: Artifact, checked: dict[Path, dict[str, bool]]) -> list[str]:
-    from moe_core.tables import damage, lance_tag_of
 
     assert posts.key is not None
     tag, counts = lance_tag_of(posts.key, posts.version), (posts.metadata["accepted"], posts.metadata["rejected"])

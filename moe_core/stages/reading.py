@@ -12,6 +12,7 @@ from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
+from moe_core.tables import lance_tag_of, read_rows, scan_rows, vectors_in
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,7 +29,6 @@ BATCH = 65_536  # posts without their pictures, read at a time
 def place(context: Context, shard: str) -> Place:
     """Where the shard's posts lie. Raises ValueError where it is not ingested."""
     from moe_core.data.loading import Place
-    from moe_core.tables import lance_tag_of
 
     return Place(shard, lance_tag_of(shard, context.need("posts", shard).version))
 
@@ -48,8 +48,6 @@ def all_columns(context: Context, columns: list[str]) -> pl.DataFrame:
 def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Columns of all the posts a part at a time, in the one order."""
     import polars as pl
-
-    from moe_core.tables import scan_rows
 
     for place in places(context):
         for batch in scan_rows(context.store.layout.posts_table, place.version, place.shard, columns, BATCH):
@@ -74,7 +72,6 @@ def vocabulary(context: Context) -> Vocabulary:
 
 def ids_of(context: Context, shard: str) -> pa.Array:
     """Ids of all the posts of a shard, in the one order."""
-    from moe_core.tables import read_rows
 
     table, version = context.store.layout.posts_table, place(context, shard).version
     return read_rows(table, version, shard, ["id"])["id"].combine_chunks()
@@ -127,7 +124,6 @@ def network(context: Context, artifact: Artifact, shape: Network | None = None) 
 
 def trunk_features(context: Context) -> Iterator[np.ndarray]:
     """(B, D) float32 a part, of all the posts in the one order: memory does not grow with their number."""
-    from moe_core.tables import vectors_in
 
     for shard in context.shards:
         artifact = context.need("trunk_features", shard.key)

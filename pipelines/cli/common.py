@@ -11,9 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_core.engine.planner import Blocked, missing
+from moe_core.errors import BadSource, LockHeld
+from moe_core.maintenance.takedown import forget as take_down
+from moe_core.maintenance.verify import damaged_pointers
+from moe_core.overrides import override
+from moe_core.serving.publication import read_log
+from moe_core.settings import dump_study, load_study
+from moe_core.store.files import write_text
 from moe_core.store.layout import STUDY, Layout
+from moe_core.store.locks import exclusive
+from moe_core.store.owner import check_owner, claim
 from moe_core.text import refuse_bytes, shown
+from moe_core.workspace import open_study, reopened
 from pipelines.cli.errors import interrupt_once
+from pipelines.instance.home import prepare_home
+from pipelines.instance.keys import project_keys
+from pipelines.instance.opening import opened
+from pipelines.run.estimate import run_plan
+from pipelines.run.plan import tasks_until
+from pipelines.run.reasons import older_than
+from pipelines.run.scheduler import checked_workers, default_workers, run_study, study_file_of, use_workers
+from pipelines.run.status import states
+from pipelines.run.summary import Summary
+from pipelines.run.task import Task
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -50,9 +71,6 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document o
 
 def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()) -> "Context":
     """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
-    from moe_core.settings import load_study
-    from moe_core.store.owner import check_owner
-    from moe_core.workspace import open_study
 
     study = load_study(study_file)
     check_owner(study_file)
@@ -64,10 +82,6 @@ def changed_study(
     study_file: Path, settings: tuple[str, ...], dry_run: bool, requests: Iterable[str] = ()
 ) -> "Context":
     """The study with some settings changed; study.toml says so too, unless this is a dry run."""
-    from moe_core.overrides import override
-    from moe_core.store.locks import exclusive
-    from moe_core.store.owner import check_owner
-    from moe_core.workspace import open_study
 
     if not settings:
         return study_at(study_file, requests=requests)
@@ -90,8 +104,6 @@ def show_run_plan(
     context: "Context", planned: "Sequence[PlannedTask]", force: bool, workers: int | None, as_json: bool
 ) -> None:
     """What a run of these tasks would do."""
-    from pipelines.run.estimate import run_plan
-    from pipelines.run.scheduler import checked_workers
 
     warn_damaged(context)
     plan = run_plan(context, planned, force, checked_workers(workers, context.study.partition.experts))
@@ -104,10 +116,6 @@ def show_run_plan(
 
 def show_keys(context: "Context") -> None:
     """Shows Dagster the study's partition keys."""
-    from pipelines.instance.home import prepare_home
-    from pipelines.instance.keys import project_keys
-    from pipelines.instance.opening import opened
-    from pipelines.run.scheduler import default_workers
 
     prepare_home(context.root, default_workers(context.study.partition.experts))
     with opened() as instance:
@@ -115,8 +123,6 @@ def show_keys(context: "Context") -> None:
 
 
 def write_study(path: Path, study: "Study") -> None:
-    from moe_core.settings import dump_study
-    from moe_core.store.files import write_text
 
     refuse_bytes(path.absolute(), "the study")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,11 +131,7 @@ def write_study(path: Path, study: "Study") -> None:
 
 def run_shown(context: "Context", **options: Any) -> "Summary":
     """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
-    from moe_core.store.owner import claim
     from pipelines.cli.progress import Display
-    from pipelines.run.plan import tasks_until
-    from pipelines.run.scheduler import run_study, study_file_of, use_workers
-    from pipelines.run.summary import Summary
 
     claim(study_file_of(context.root))
     warn_damaged(context)
@@ -153,7 +155,6 @@ def run_shown(context: "Context", **options: Any) -> "Summary":
 
 def warn_damaged(context: "Context") -> None:
     """Warns of damaged files that name what is current: they explain what follows."""
-    from moe_core.maintenance.verify import damaged_pointers
 
     for damage in damaged_pointers(context):
         echo(f"Damaged: {damage.why}", err=True)
@@ -175,7 +176,6 @@ def with_source(context: "Context", *wanted: "Name") -> "Context":
 
     Raises BadSource where one was never built.
     """
-    from moe_core.errors import BadSource
 
     source = context.planner.state.source
     if not isinstance(source, Exception):
@@ -203,10 +203,6 @@ def last_built(context: "Context", asset: str) -> "tuple[Context, list[str] | No
     """
     from datetime import UTC, datetime
 
-    from moe_core.engine.planner import Blocked, missing
-    from pipelines.run.reasons import older_than
-    from pipelines.run.status import states
-
     if isinstance(context.planner.state.source, Exception):
         return with_source(context, (asset, None)), ["the source cannot be read"]
     wanted = context.planner.artifact(asset)
@@ -230,8 +226,6 @@ def last_built(context: "Context", asset: str) -> "tuple[Context, list[str] | No
 
 def finish_takedown(context: "Context") -> "Context":
     """Ends a takedown that was begun, unless others are at work; the study as it is then."""
-    from moe_core.errors import LockHeld
-    from moe_core.workspace import reopened
 
     now = reopened(context)
     if not now.takedowns.pending:
@@ -246,7 +240,6 @@ def finish_takedown(context: "Context") -> "Context":
 
 
 def take_posts_down(context: "Context", ids: list[str], users: list[str], dry_run: bool) -> "Takedown":
-    from moe_core.maintenance.takedown import forget as take_down
 
     return take_down(context, ids, users, dry_run)
 
@@ -275,7 +268,6 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
 def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
     """One line per requested network."""
     from pipelines.cli.progress import results_of
-    from pipelines.run.task import Task
 
     now = finish_takedown(context)  # as it is since the run, which may have waited for one
     for line in results_of(now, [Task(*task) for task in tasks], summary):
@@ -308,7 +300,6 @@ def table_of(context: "Context") -> dict[str, Any]:
 
 def publication_of(context: "Context") -> dict[str, Any]:
     """Which mixture is published, whether it is the one that the table measures, and why or why not."""
-    from moe_core.serving.publication import read_log
 
     mixture, log = context.version("mixture"), read_log(context.root)
     last = log.last(mixture)

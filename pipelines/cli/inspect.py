@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_core.errors import HardmoeError
+from moe_core.evaluation.comparison import compare
+from moe_core.evaluation.page import render_table
 from moe_core.store.artifact import name_of
+from moe_core.store.files import write_text
 from pipelines.cli.common import (
     JSON,
     STUDY_OPTION,
@@ -21,7 +24,16 @@ from pipelines.cli.common import (
     warn_unready,
     with_source,
 )
+from pipelines.instance.home import prepare_home
+from pipelines.instance.opening import opened
+from pipelines.instance.reap import reap
+from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
+from pipelines.run.scheduler import default_workers
+from pipelines.run.status import posts_of, states_of
 from pipelines.terminal import Colored, echo, echo_json
+from pipelines.ui.addresses import checked_host, checked_prefix
+from pipelines.ui.commands import dagster_commands
+from pipelines.ui.supervisor import run_together
 
 if TYPE_CHECKING:
     from moe_core.engine.context import Context
@@ -35,7 +47,6 @@ def status(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe status --study cats/study.toml
     """
-    from pipelines.run.status import posts_of, states_of
 
     context = study_at(study_file)
     states = states_of(context)
@@ -66,7 +77,6 @@ def results(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe results --study cats/study.toml --json
     """
-    from moe_core.evaluation.comparison import compare
 
     context = study_at(study_file)
     context, since = last_built(context, "evaluation")
@@ -104,8 +114,6 @@ def report(study_file: Path, open_it: bool) -> None:
 
 def _page(context: "Context") -> Path:
     """The report, or, where a takedown removed it with the pictures in it, a page of the last table alone."""
-    from moe_core.evaluation.page import render_table
-    from moe_core.store.files import write_text
 
     if context.takedowns.entries and not context.store.versions("report", None):
         context, since = last_built(context, "evaluation")
@@ -138,14 +146,6 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
-    from pipelines.instance.home import prepare_home
-    from pipelines.instance.opening import opened
-    from pipelines.instance.reap import reap
-    from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
-    from pipelines.run.scheduler import default_workers
-    from pipelines.ui.addresses import checked_host, checked_prefix
-    from pipelines.ui.commands import dagster_commands
-    from pipelines.ui.supervisor import run_together
 
     allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
     context = study_at(study_file)

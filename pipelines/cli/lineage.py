@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moe_core.errors import HardmoeError
+from moe_core.maintenance.lineage import find, flat, place_of, report
 from moe_core.store.artifact import name_of
 from moe_core.text import shown
 from pipelines.cli.common import JSON, STUDY_OPTION, study_at, with_source
@@ -33,7 +34,6 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
     Example: hardmoe lineage expert:e003 --study cats/study.toml
              hardmoe lineage mixture_top1_router --study cats/study.toml --json
     """
-    from moe_core.maintenance.lineage import find, place_of, report
 
     context = study_at(study_file)
     if version is None:
@@ -122,7 +122,6 @@ def _lines(nodes: dict[str, Any], files: dict[str, str], node: dict[str, Any]) -
 
 def _settings(nodes: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """(assets, their settings in a line), equal settings once."""
-    from moe_core.maintenance.lineage import flat
 
     users: dict[tuple[str, str], list[str]] = {}
     for node in nodes:

@@ -6,9 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.data.takedowns import lines_of
+from moe_core.data.traces import Traces
 from moe_core.errors import BadSetting
+from moe_core.maintenance.gc import collect
+from moe_core.maintenance.verify import Damage
+from moe_core.maintenance.verify import verify as read_all
 from moe_core.text import shown
 from pipelines.cli.common import JSON, STUDY_OPTION, show_takedown, study_at, take_posts_down
+from pipelines.instance.home import prepare_home
+from pipelines.instance.opening import opened
+from pipelines.instance.reap import reap as reap_runs
+from pipelines.instance.search import find_places
+from pipelines.run.scheduler import default_workers
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -26,10 +36,6 @@ def reap(study_file: Path) -> None:
 
     Example: hardmoe reap --study cats/study.toml
     """
-    from pipelines.instance.home import prepare_home
-    from pipelines.instance.opening import opened
-    from pipelines.instance.reap import reap as reap_runs
-    from pipelines.run.scheduler import default_workers
 
     context = study_at(study_file)
     prepare_home(context.root, default_workers(context.study.partition.experts))
@@ -55,7 +61,6 @@ def gc(study_file: Path, superseded: bool, keep: int | None, apply_it: bool, dry
     Example: hardmoe gc --study cats/study.toml --apply
              hardmoe gc --study cats/study.toml --keep 2 --apply
     """
-    from moe_core.maintenance.gc import collect
 
     freed = collect(study_at(study_file), superseded, keep, dry_run=_is_preview(apply_it, dry_run))
     if as_json:
@@ -85,8 +90,6 @@ def verify(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe verify --study cats/study.toml
     """
-    from moe_core.maintenance.verify import Damage
-    from moe_core.maintenance.verify import verify as read_all
 
     found = list(read_all(study_at(study_file)))
     damaged = [damage for damage in found if isinstance(damage, Damage)]
@@ -119,7 +122,6 @@ def forget(
 
     Example: hardmoe forget --study cats/study.toml --ids ids.txt --apply
     """
-    from moe_core.data.takedowns import lines_of
 
     preview = _is_preview(apply_it, dry_run)
     context = study_at(study_file)
@@ -153,10 +155,6 @@ def _is_preview(apply_it: bool, dry_run: bool) -> bool:
 def _elsewhere(context: "Context", texts: set[str]) -> list[str]:
     """Where Dagster's storage still names what was taken down: in a database on a server, or in folders that
     dagster.yaml names; nothing without texts or an instance."""
-    from moe_core.data.traces import Traces
-    from pipelines.instance.home import prepare_home
-    from pipelines.instance.opening import opened
-    from pipelines.instance.search import find_places
 
     home = context.store.layout.used_dagster_home
     traces = Traces(texts)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from moe_core import threads
 from moe_core.errors import BadSetting
+from moe_core.serving.publication import bundle_at
+from moe_core.settings import load_study
 from moe_core.text import shown
 from pipelines.cli.common import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json
@@ -68,7 +71,6 @@ def predict(
     """
     from moe_core.serving.bundle import Bundle
     from moe_core.serving.files import files_of
-    from moe_core.serving.publication import bundle_at
 
     for option, value in (("top", top), ("topk", topk), ("memory", memory), ("window", window)):
         if value < 1:
@@ -104,7 +106,6 @@ def predict(
 
 def _study(study_file: Path) -> Path:
     """Raises BadSetting where there is none, as every command does."""
-    from moe_core.settings import load_study
 
     if not study_file.is_file():
         load_study(study_file)
@@ -127,7 +128,6 @@ def _predictions(
     """The answer to each file in turn, or what is wrong with it."""
     import torch
 
-    from moe_core import threads
     from moe_core.models.cost import multiply_adds
     from moe_core.serving.files import BATCH, decoded
     from moe_core.serving.routed import routed

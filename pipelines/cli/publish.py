@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_core.errors import BadSetting, HardmoeError
+from moe_core.serving.publication import read_log
+from moe_core.stages.mixture import promote
+from moe_core.store.artifact import Spec, full_version
 from pipelines.cli.common import JSON, STUDY_OPTION, study_at
+from pipelines.instance.opening import opened
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -31,7 +35,6 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
     Example: hardmoe publish --study cats/study.toml --rollback
              hardmoe publish --study cats/study.toml --version 1f0c8e5a2b7d4c3e9f60 --force
     """
-    from moe_core.serving.publication import read_log
 
     if sum((rollback, list_it, version is not None or force)) > 1:
         raise BadSetting("--rollback, --list and --version (or --force) exclude one another: choose one")
@@ -56,9 +59,6 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
 
 
 def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "PublicationLog":
-    from moe_core.serving.publication import read_log
-    from moe_core.stages.mixture import promote
-    from moe_core.store.artifact import full_version
 
     if rollback:
         return promote.roll_back(context)
@@ -93,8 +93,6 @@ def _show_dagster(context: "Context", log: "PublicationLog") -> None:
 
     from assets.mixture import NEWEST, decided
     from assets.study import key_of
-    from moe_core.store.artifact import Spec
-    from pipelines.instance.opening import opened
 
     spec = context.planner.spec("mixture")
     # where another artifact is to be built to know it, nothing is newest

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moe_core.errors import BadSetting
+from moe_core.stages.gate import current_partition, refit
+from moe_core.stages.trunk import frozen
 from pipelines.cli.common import JSON, STUDY_OPTION, WORKERS, finish, run_shown, study_at
+from pipelines.run.summary import Summary
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -31,10 +34,7 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
 
     Example: hardmoe repartition --study cats/study.toml --dry-run
     """
-    from moe_core.stages.gate import current_partition, refit
-    from moe_core.stages.trunk import frozen
     from moe_core.store import pointer
-    from pipelines.run.summary import Summary
 
     if as_json and not dry_run:
         raise BadSetting("--json goes with --dry-run: it is what would be done as a document")

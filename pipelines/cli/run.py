@@ -6,11 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.advice import propose
+from moe_core.data.sources import Unready, absolute, find_shards, guess_format
 from moe_core.errors import BadSetting
 from moe_core.formats import FORMATS
 from moe_core.recipes import RECIPES
+from moe_core.recipes import quick as quicker
+from moe_core.serving.publication import published_bundle
+from moe_core.settings import Source, dump_study, study_of
+from moe_core.stages.trunk.frozen import request_renewal
 from moe_core.store.layout import Layout
-from moe_core.text import refuse_bytes
+from moe_core.store.owner import check_owner
+from moe_core.text import format_duration, refuse_bytes
 from pipelines.cli.common import (
     DRY_RUN,
     FORCE,
@@ -30,6 +37,9 @@ from pipelines.cli.common import (
     warn_unready_files,
     write_study,
 )
+from pipelines.instance.home import checked_home
+from pipelines.run.plan import tasks_until
+from pipelines.run.status import states_of
 from pipelines.terminal import echo
 
 if TYPE_CHECKING:
@@ -53,7 +63,6 @@ def demo(root: Path, workers: int | None) -> None:
     Example: hardmoe demo --root /tmp/demo
     """
     from moe_core.recipes import demo as recipe
-    from moe_core.serving.publication import published_bundle
 
     study_file = Layout(root).study_file
     if not study_file.exists():
@@ -121,12 +130,7 @@ def init(
     """
     import re
 
-    from moe_core.data.sources import Unready, absolute, find_shards, guess_format
     from moe_core.data.sources.preview import preview
-    from moe_core.recipes import quick as quicker
-    from moe_core.settings import Source, dump_study, study_of
-    from moe_core.store.owner import check_owner
-    from pipelines.instance.home import checked_home
 
     by_name = recipe is not None
     recipe = recipe or "small"
@@ -176,7 +180,6 @@ def init(
 
 def _as_proposed(study: "Study", seen: "Seen", by_name: bool) -> "Study":
     """With what suits the source; a recipe that was asked for by its name stays as it is. Says so, with reasons."""
-    from moe_core.advice import propose
 
     proposal = propose(seen, study)
     for why in proposal.why:
@@ -188,7 +191,6 @@ def _training_time(study: "Study", seen: "Seen") -> str:
     """An estimate, by a trial of a second or so on this machine."""
     import torch
 
-    from moe_core.text import format_duration
     from moe_core.training.trial import images_per_second
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -231,8 +233,6 @@ def run(
 
     Example: hardmoe run --study cats/study.toml --workers 2
     """
-    from moe_core.stages.trunk.frozen import request_renewal
-    from pipelines.run.plan import tasks_until
 
     _json_needs_dry_run(as_json, dry_run)
     renew = renew_trunk or (force and until not in ("posts", "splits"))
@@ -310,7 +310,6 @@ def _json_needs_dry_run(as_json: bool, dry_run: bool) -> None:
 
 
 def _chosen(context: "Context", experts: str | None, every: bool, states: dict[str, bool]) -> list[str]:
-    from pipelines.run.status import states_of
 
     if sum((experts is not None, every, *states.values())) != 1:
         raise BadSetting("choose exactly one of --experts, --all, --missing, --stale, --failed")

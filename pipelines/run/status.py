@@ -15,6 +15,7 @@ from moe_core.stages.training.cost import MEMBERS_KEPT
 from moe_core.store.artifact import Spec
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
+from moe_core.tables import shards_in, values_in
 from pipelines.instance.opening import opened
 from pipelines.run.reasons import why_stale
 
@@ -100,7 +101,6 @@ def posts_of(context: Context) -> dict[str, Any]:
 
 def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     """Counts of a shard that was ingested, and differs from what is wanted in nothing but a takedown since; else {}."""
-    from moe_core.tables import shards_in, values_in
 
     spec = context.spec("posts", shard)
     before = [

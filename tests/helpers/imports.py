@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ def imports_of(module: str) -> Iterator[Import]:
     yield from visit(ast.parse(MODULES[module].read_text("utf-8")), False)
 
 
+@cache
 def all_imports() -> list[Import]:
     return [found for module in MODULES for found in imports_of(module)]
 

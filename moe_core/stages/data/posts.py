@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
+from moe_core.data.sources import ContentHashes, read_shard
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.resources import threads_for
 from moe_core.engine.stage import Stage
 from moe_core.errors import BadSource, HardmoeError
 from moe_core.store.artifact import StageOutput
+from moe_core.tables import lance_tag_of
 from moe_core.text import utf8
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     from moe_core.data.ingest import ingest, stored_counts
-    from moe_core.data.sources import ContentHashes, read_shard
-    from moe_core.tables import lance_tag_of
 
     assert key is not None
     shard = context.planner.state.shard(key)

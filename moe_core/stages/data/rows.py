@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from moe_core.tables import gather, shards_in
+
 
 def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[str]:
     """Removes rows of other shards than `shards`, those of the source, from the latest version of each table.
@@ -10,7 +12,6 @@ def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[
     Their artifacts stay and keep the rows in older versions: a source that is only away for an hour costs nothing.
     Returns the shards that were removed.
     """
-    from moe_core.tables import gather
 
     removed: set[str] = set()
     for table in tables:
@@ -22,6 +23,5 @@ def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[
 
 def gone_shards(table: Path, shards: Collection[str]) -> list[str]:
     """Shards of a table that are none of `shards`."""
-    from moe_core.tables import shards_in
 
     return sorted(set(shards_in(table)) - set(shards))

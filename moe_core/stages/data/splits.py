@@ -12,11 +12,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_core.clustering.neighbors import near_pairs, pairs_by_scan
+from moe_core.data.duplicates import (
+    RADIUS,
+    SIGNATURE_BYTES,
+    codes,
+    group,
+    is_plain,
+    number_of_each,
+    same_picture,
+    signature,
+)
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage
 from moe_core.stages import reading
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.tables import advance_lance_tags, read_positions, read_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,10 +39,7 @@ SAMPLE = 1000  # held-out posts that the check searches again among all others, 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     import polars as pl
 
-    from moe_core.clustering.neighbors import near_pairs
-    from moe_core.data.duplicates import group, number_of_each
     from moe_core.data.splits import ALONE, SPLITS, assign, first_of_each_id, leaks, users_apart
-    from moe_core.tables import advance_lance_tags
 
     tables = context.store.layout.tables
     remove_gone_shards(tables, [shard.key for shard in context.shards])
@@ -76,9 +85,6 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 def _read(context: Context) -> tuple[pl.DataFrame, np.ndarray]:
     """(shard, position, id, user and given, signatures (N, W) uint8) of all the posts, shard by shard."""
     import polars as pl
-
-    from moe_core.data.duplicates import SIGNATURE_BYTES
-    from moe_core.tables import read_rows
 
     frames, signatures = [], []
     for number, place in enumerate(reading.places(context)):
@@ -147,8 +153,6 @@ def check(context: Context) -> Checked:
 
 def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, found: Checked) -> None:
     """Looks for a sample of held-out posts among those of other splits; notes into `found` what it finds."""
-    from moe_core.clustering.neighbors import pairs_by_scan
-    from moe_core.data.duplicates import RADIUS, codes, is_plain, same_picture
 
     split_N, given = posts["split"].to_numpy(), posts["given"].to_list()
     held_N = np.flatnonzero(~np.isin(split_N, ("train", "dropped")))
@@ -181,9 +185,7 @@ def _signatures_of_pixels(context: Context, posts: pl.DataFrame, rows: np.ndarra
 
     JPEG and WebP move pixels, and there is no telling how far.
     """
-    from moe_core.data.duplicates import signature
     from moe_core.data.images import pixels_of
-    from moe_core.tables import read_positions
 
     size = context.study.data.image_size
     chosen = posts[rows].select("shard", "position")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moe_core.clustering.assign import assign
+from moe_core.clustering.whitening import Moments, whiten
 from moe_core.engine.context import Context
 from moe_core.errors import TooFewPosts
 from moe_core.stages import reading
@@ -65,7 +67,6 @@ def posts_of(context: Context) -> Posts:
 
 
 def whitening_of(context: Context, posts: Posts) -> Whitening:
-    from moe_core.clustering.whitening import Moments, whiten
 
     moments: Moments | None = None
     for part_BD, rows_B in parts(context):
@@ -85,7 +86,6 @@ def parts(context: Context) -> Iterator[tuple[np.ndarray, slice]]:
 
 def sizes_of(context: Context, posts: Posts, whitening: Whitening, centroids_MP: np.ndarray) -> np.ndarray:
     """(M,) int64: training posts of each centroid."""
-    from moe_core.clustering.assign import assign
 
     sizes_M = np.zeros(len(centroids_MP), np.int64)
     for part_BD, rows_B in parts(context):

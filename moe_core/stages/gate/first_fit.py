@@ -18,14 +18,14 @@ from moe_core.store.artifact import StageOutput
 if TYPE_CHECKING:
     pass
 
+from moe_core.clustering.balance import pack
+from moe_core.clustering.kmeans import fit_kmeans
+from moe_core.clustering.random_partition import random_partition
 from moe_core.stages.gate.common import as_fitted, nearest, posts_of, sample, sizes_of, whitening_of, write
 
 
 def make(context: Context, folder: Path) -> StageOutput:
-    from moe_core.clustering.balance import pack
     from moe_core.clustering.gate import Gate
-    from moe_core.clustering.kmeans import fit_kmeans
-    from moe_core.clustering.random_partition import random_partition
 
     settings, posts = context.study.partition, posts_of(context)
     whitening = whitening_of(context, posts)

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moe_core.clustering.assign import assign
+from moe_core.clustering.balance import pack, repack
+from moe_core.clustering.kmeans import fit_kmeans, starts
+from moe_core.clustering.random_partition import reshuffled
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
 from moe_core.stages import reading
@@ -55,7 +59,6 @@ class Before:
 
 def make(context: Context, folder: Path) -> StageOutput:
     """Raises ValueError where the partition that is followed is gone."""
-    from moe_core.clustering.random_partition import reshuffled
 
     plan, posts = context.spec("partition"), posts_of(context)
     before = _before(context, posts)
@@ -184,8 +187,6 @@ def _fit(context: Context, posts: Posts, before: Before, same_trunk: bool) -> tu
 
 def _one_level(context: Context, old_F: np.ndarray, fitted_FP: np.ndarray) -> tuple[np.ndarray, float]:
     """(centroids (K, P) in the order of the keys, objective)."""
-    from moe_core.clustering.assign import assign
-    from moe_core.clustering.kmeans import fit_kmeans, starts
     from moe_core.clustering.matching import continued_by, overlap
 
     settings = context.study.partition
@@ -199,8 +200,6 @@ def _same_fine(
     context: Context, posts: Posts, before: Before, whitening: Whitening, fitted_FP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(centroids (M, P), expert of each, objective): fine centroids go on and keep their expert where balance lets."""
-    from moe_core.clustering.balance import repack
-    from moe_core.clustering.kmeans import fit_kmeans
 
     settings, gate = context.study.partition, before.gate
     found = fit_kmeans(fitted_FP, settings.fine, settings.iterations, 1, settings.seed, gate.centroids_MP)
@@ -214,9 +213,6 @@ def _other_fine(
     context: Context, posts: Posts, before: Before, whitening: Whitening, fitted_FP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """The same of fine centroids that nothing is continued by: experts are matched by their posts."""
-    from moe_core.clustering.assign import assign
-    from moe_core.clustering.balance import pack
-    from moe_core.clustering.kmeans import fit_kmeans
     from moe_core.clustering.matching import continued_by, overlap
 
     settings = context.study.partition

@@ -13,7 +13,7 @@ from moe_core.engine.stage import Ref, Stage
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
-from moe_core.tables import ids_in
+from moe_core.tables import ids_in, write_vectors
 
 CHUNK = 4_096  # posts embedded at a time
 
@@ -23,7 +23,6 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     import pyarrow as pa
 
     from moe_core.serving.bundle import Bundle
-    from moe_core.tables import write_vectors
 
     assert key is not None
     device = device_and_threads(context.study, parallel=True)

@@ -9,14 +9,13 @@ from moe_core.engine.stage import Ref, Stage
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
-from moe_core.tables import ids_in
+from moe_core.tables import ids_in, write_vectors
 
 
 def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     import numpy as np
     import pyarrow as pa
 
-    from moe_core.tables import write_vectors
     from moe_core.training.infer import features_in_parts
 
     assert key is not None

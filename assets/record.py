@@ -29,6 +29,7 @@ class Recorder:
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
+        self._known: dict[dg.AssetKey, bool] = {}
 
     def is_recorded(self, context: Context, planned: PlannedTask) -> bool:
         """Whether Dagster's latest record is of this artifact, made from what is there now."""
@@ -36,7 +37,17 @@ class Recorder:
         recorded = self._latest_tags(planned.stage, planned.key)
         if recorded.get(DATA_VERSION_TAG) != planned.spec.version:
             return False
-        return all(recorded.get(tag) == version for tag, version in self._inputs(context, planned) if version)
+        return all(
+            recorded.get(tag) == version or (recorded.get(tag) in UNSEEN and not self._knows(asset))
+            for asset, tag, version in self._inputs(context, planned)
+            if version
+        )
+
+    def _knows(self, asset: dg.AssetKey) -> bool:
+        """Whether Dagster has any record of an asset: one that was built without it has none to compare with."""
+        if asset not in self._known:
+            self._known[asset] = bool(self.instance.fetch_materializations(asset, limit=1).records)
+        return self._known[asset]
 
     def wants_run(self, planned: PlannedTask) -> bool:
         """Whether checks are due that only a run makes, such as of an artifact whose run was killed before them."""
@@ -57,7 +68,8 @@ class Recorder:
             CODE_VERSION_TAG: stage.code_version(study()),
         }
         pointer = str(self.instance.event_log_storage.get_maximum_record_id() or "NULL")
-        for tag, version in self._inputs(context, planned):
+        self._known[key_of(planned.stage)] = True
+        for _, tag, version in self._inputs(context, planned):
             tags[tag] = version or PARTITIONS
             tags[tag.replace("input_data_version", "input_event_pointer")] = pointer
         self.instance.report_runless_asset_event(
@@ -75,8 +87,8 @@ class Recorder:
                 )
             )
 
-    def _inputs(self, context: Context, planned: PlannedTask) -> Iterator[tuple[str, str]]:
-        """(tag, version) of each asset upstream, as a run notes them; "" for one of many partitions."""
+    def _inputs(self, context: Context, planned: PlannedTask) -> Iterator[tuple[dg.AssetKey, str, str]]:
+        """(asset, tag, version) of each one upstream, as a run notes them; version "" for one of many partitions."""
         graph, stage = context.planner.graph, context.planner.graph[planned.stage]
         for read in stage.reads:
             upstream = graph.aliases.get(read, read)
@@ -84,7 +96,8 @@ class Recorder:
                 continue
             single = graph[upstream].keys is None and upstream == read
             spec = context.planner.spec(upstream) if single else None
-            yield get_input_data_version_tag(key_of(read)), getattr(spec, "version", "")
+            asset = key_of(read)
+            yield asset, get_input_data_version_tag(asset), getattr(spec, "version", "")
 
     def _latest_tags(self, stage: str, key: str | None) -> Mapping[str, str]:
         """Tags of the latest materialization."""

@@ -31,7 +31,7 @@ def forget_a_post(file):
     ids = pl.read_parquet(context.need("splits").file("splits.parquet"))["id"].to_list()
     (file.parent / "ids.txt").write_text(f"{ids[0]}\n")
     done = hardmoe("forget", "--study", file, "--ids", file.parent / "ids.txt", "--apply")
-    assert "the takedown is written down" in done.output, done.output
+    assert "the takedown is recorded" in done.output, done.output
 
 
 def changed_meanwhile(file, started, change, *command):
@@ -47,15 +47,25 @@ def changed_meanwhile(file, started, change, *command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["run", "--until", "expert"], ["backfill", "--all"]])
 @pytest.mark.parametrize(("change", "what"), [(request_refit, "request to refit"), (forget_a_post, "takedown")])
-def test_a_request_or_a_takedown_is_planned_for_again(file, started, change, what, command):
-    code, out, errors = changed_meanwhile(file, started, change, *command)
+def test_a_request_or_a_takedown_is_planned_for_again(file, started, change, what):
+    code, out, errors = changed_meanwhile(file, started, change, "run", "--until", "expert")
     assert (code, f"Inputs changed ({what}); replanning the remaining tasks" in errors) == (0, True), out + errors
     assert " 0 failed, 0 not started" in out
     states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]
-    if command[0] == "run":
-        assert {s["state"] for s in states if s["asset"] in ("posts", "trunk", "partition", "expert")} == {"fresh"}
+    assert {s["state"] for s in states if s["asset"] in ("posts", "trunk", "partition", "expert")} == {"fresh"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [request_refit, forget_a_post])
+def test_a_backfill_leaves_what_waits_now_for_others_and_says_so(file, started, change):
+    code, out, errors = changed_meanwhile(file, started, change, "backfill", "--all")
+    assert code == 1
+    assert "1 made, 0 fresh, 0 failed" in out
+    left = [line for line in errors.splitlines() if line.startswith("Not started: expert:")]
+    assert len(left) == 3, errors
+    assert all("its inputs changed, and it waits for " in line for line in left)
+    states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]
     assert "failed" not in {s["state"] for s in states}
 
 

@@ -289,7 +289,9 @@ def finish(summary: "Summary") -> None:
         what = "before anything was started" if nothing else f": {len(summary.left)} not started{under_way}"
         echo(f"Interrupted{' ' * nothing}{what}. Run the same command to resume.", err=True)
         sys.exit(130)
-    if summary.failed:
+    for name, why in summary.blocked.items():
+        echo(f"Not started: {name}: its inputs changed, and it {why}; `hardmoe run` builds both", err=True)
+    if summary.failed or summary.blocked:
         sys.exit(1)
 
 

@@ -138,6 +138,7 @@ class _Loop:
         self.lost: set[Name] = set()  # failed, and what depends on it
         self.recorder = Recorder(instance)
         self.study_stamp = _stamp(study_file_of(context.root))
+        self.outdated: list[Name] = []  # tasks whose run found that its inputs changed
         self._plan()
 
     def _plan(self) -> None:
@@ -242,6 +243,7 @@ class _Loop:
             self.on_event("done", running.task.name, took)
         elif result.inputs_changed or (not result.died and self._inputs_changed(running)):
             self._close_run(running, f"inputs changed: {result.error}", failed=False)
+            self.outdated.append(name)
         else:
             self.summary.failed[running.task.name] = result.error
             lost = self.dag.give_up(name) if name in self.tasks else []
@@ -258,7 +260,9 @@ class _Loop:
         """Whether the study, opened again, asks for another artifact than was submitted."""
         with suppress(HardmoeError, OSError):  # the source cannot be read: the task itself says so
             spec = self._reopened().planner.spec(running.task.asset, running.task.key)
-            return isinstance(spec, Spec) and bool(running.version) and spec.version != running.version
+            if isinstance(spec, Spec):
+                return bool(running.version) and spec.version != running.version
+            return bool(running.version) and spec.on is not None
         return False
 
     def _reopened(self) -> Context:
@@ -274,7 +278,8 @@ class _Loop:
         """Reads the state again where a file tells that it changed, or where the plan waited for what is complete."""
         before, planner = self.context, self.context.planner
         stamp = _stamp(study_file_of(before.root))
-        changed = stamp != self.study_stamp or token(before.study, before.root) != planner.state.token
+        changed = bool(self.outdated) or stamp != self.study_stamp
+        changed = changed or token(before.study, before.root) != planner.state.token
         blocking = {p.blocked.on for p in self.tasks.values() if p.blocked} | planner.provisional
         if not changed and not blocking & set(self.complete):
             return
@@ -282,11 +287,24 @@ class _Loop:
         try:
             self.context = self._reopened()
             self._plan()
-        except (HardmoeError, OSError):  # the source cannot be read now: what is planned goes on
+        except (HardmoeError, OSError) as error:  # the source cannot be read now: what is planned goes on
             self.context = before
+            self.summary.failed |= {name_of(*name): str(error) for name in self.outdated}
+            self.outdated = []
             return
+        self.outdated = []
+        if self.only:
+            self._leave_what_waits_for_others()
         if why := _what_changed(before, self.context):
             self.on_event("replanned", "", why)
+
+    def _leave_what_waits_for_others(self) -> None:
+        """Of tasks that were asked for by name: those that wait now for one which was not."""
+        for name in self.dag.ready:
+            blocked = self.tasks[name].blocked
+            if blocked and blocked.on and blocked.on not in self.tasks:
+                self.dag.start(name)
+                self.summary.blocked[name_of(*name)] = str(blocked)
 
     def _cancel_running(self) -> None:
         for running in self.running.values():

@@ -13,6 +13,7 @@ class Summary:
     fresh: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # for want of one that failed
+    blocked: dict[str, str] = field(default_factory=dict)  # since their inputs changed: what they wait for
     stopped: list[str] = field(default_factory=list)  # under way when it was interrupted
     left: list[str] = field(default_factory=list)  # not begun when it was interrupted
     interrupted: bool = False

@@ -61,7 +61,7 @@ def load(path: Path, root: Path, takedowns: Takedowns) -> Snapshot | None:
     except CorruptArtifact as error:
         why = str(error)
     store = Store(root)
-    mine = [trunk for trunk in store.everything("trunk") if trunk.metadata["pointer"] == path.name]
+    mine = [trunk for trunk in store.everything("trunk") if trunk.metadata.get("pointer") == path.name]
     for trunk in sorted(mine, key=lambda trunk: trunk.made_at, reverse=True):
         splits = store.get("splits", None, trunk.inputs["splits"])  # which name its shards
         if splits:

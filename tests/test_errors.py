@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner
 
@@ -13,6 +14,7 @@ from helpers.without_controls import small_study
 from moe_core.errors import BadSetting, HardmoeError
 from pipelines.cli.errors import BUG
 from pipelines.cli.main import main
+from pipelines.run.status import error_of
 
 
 @pytest.fixture
@@ -91,6 +93,16 @@ def test_a_bug_is_printed_with_its_traceback_and_where_to_report_it(study):
     assert first == "Traceback (most recent call last):"
     assert error == "TypeError: 'NoneType' object is not callable"
     assert note == BUG
+
+
+def test_a_bug_in_a_step_is_named_by_what_was_raised():
+    @dg.asset
+    def trunk():
+        raise ValueError("not\nfinite")
+
+    with dg.instance_for_test() as instance:
+        run = dg.materialize([trunk], instance=instance, raise_on_error=False)
+        assert error_of(instance, run.run_id) == "ValueError: not finite"
 
 
 SYSTEM = [

@@ -165,7 +165,7 @@ def failed_runs(instance: "dg.DagsterInstance | None", study: str) -> dict[tuple
 
 
 def error_of(instance: Any, run_id: str) -> str:
-    """Why a run failed, in a line: what its step said, or else what ended it."""
+    """Why a run failed, in one line: the error of its step, or else what ended it."""
     import dagster as dg
 
     kinds = dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE
@@ -173,8 +173,16 @@ def error_of(instance: Any, run_id: str) -> str:
     for event in sorted(events, key=lambda event: kinds.index(event.event_type)):
         if event.event_type == dg.DagsterEventType.RUN_FAILURE:
             return " ".join((event.message or "failed").split())[:300]
-        data = event.step_failure_data
-        if data.user_failure_data and data.user_failure_data.description:
-            return str(data.user_failure_data.description)
-        return " ".join((data.error.message if data.error else "failed").split())[:300]
+        return step_error(event)
     return "failed"
+
+
+def step_error(event: Any) -> str:
+    """Why a step failed, in one line: the mistake that it reported, or else the exception that was raised in it."""
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return str(data.user_failure_data.description)
+    error = data.error
+    while error and error.cause:  # Dagster's own error is around it
+        error = error.cause
+    return " ".join((error.message if error else "failed").split())

@@ -30,6 +30,7 @@ from moe_core.processes import die_with_parent, leave_signals_to_parent, send_he
 from moe_core.stages.graph import GRAPH
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
+from pipelines.run.status import step_error
 from pipelines.run.task import SETTINGS, Task, TaskResult
 from pipelines.ui.commands import LOCATION
 
@@ -116,11 +117,5 @@ def _why(result: dg.ExecuteInProcessResult) -> str:
             return f"check {check.check_name} failed: {check.description or 'see its metadata'}"
     for event in result.all_events:
         if event.is_step_failure:
-            data = event.step_failure_data
-            if data.user_failure_data and data.user_failure_data.description:
-                return data.user_failure_data.description
-            error = data.error
-            while error and error.cause:
-                error = error.cause
-            return " ".join(str(error.message).split()) if error else "failed"
+            return step_error(event)
     return "failed before the step started"

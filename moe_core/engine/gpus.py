@@ -1,5 +1,5 @@
-"""Which GPU a step computes on. Each trains one network at a time, whoever started the training: a run of Dagster's UI
-or daemon, or a command on this or another study of the same user on this machine.
+"""Which GPU a step computes on. Each trains one network at a time, however the training was started: by Dagster's UI
+or daemon, or by a command on this or another study of the same user on this machine.
 
 A training holds a lock on its GPU's file, in a folder that all of a user's studies share, for as long as it runs; the
 lock ends with the process that holds it. Before that it takes the GPU's gate for a moment. A training that wants

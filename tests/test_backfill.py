@@ -153,7 +153,7 @@ def test_ctrl_c_ends_all_at_the_last_checkpoint_and_the_same_command_goes_on(fil
         log = file.parent / "expert" / "e001"
         until(lambda: any(p.stat().st_mtime_ns > checkpoint for p in log.glob(".work-*/checkpoint.safetensors")), again)
         steps = [json.loads(line)["step"] for line in next(log.glob(".work-*/log.jsonl")).read_text().splitlines()]
-        assert steps.count(min(steps)) == 1, "it began anew"
+        assert steps.count(min(steps)) == 1, "it began again"
         again.send_signal(signal.SIGTERM)
         assert again.wait(60) == 130
 

@@ -69,7 +69,7 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
     checked, real = set(), Artifact.file
     monkeypatch.setattr(Artifact, "file", lambda self, name: (checked.add(self.path / name), real(self, name))[1])
     for number, (stage, key) in enumerate(tasks(copied)):
-        if stage.name == "published":  # it reads bundles alone, and judges anew once it has published
+        if stage.name == "published":  # it reads bundles alone, and compares again once it has published
             continue
         checked.clear()
         context = open_study(copied.study, copied.root)

@@ -53,7 +53,7 @@ def test_a_better_one_takes_its_place_and_the_rollback_is_not_undone_by_the_next
     assert log_of(root).published == good
 
 
-def test_a_verdict_made_anew_does_not_bring_back_what_a_person_took_back(root):
+def test_a_comparison_repeated_does_not_bring_back_what_a_person_took_back(root):
     publish(root, BAD)
     publish(root, GOOD)
     roll_back(open_study(GOOD, root))
@@ -73,7 +73,7 @@ def test_a_margin_that_allows_it_publishes_what_was_refused(root):
     assert "within publish.margin 1.0" in said.why
 
 
-def test_again_decides_nothing_anew(root):
+def test_again_decides_nothing_twice(root):
     publish(root, GOOD)
     publish(root, BAD)
     before = Layout(root).publication.read_bytes()

@@ -110,7 +110,7 @@ MISMATCHES = {
 
 @pytest.mark.parametrize("why", MISMATCHES)
 def test_a_bundle_of_two_generations_is_refused(root, why):
-    """Its manifest is sealed anew, as one would be that was written wrongly."""
+    """Its manifest gets a new checksum, as one has that was written wrongly."""
     from moe_core.store.hashing import content_hash
 
     path = open_study(GOOD, root).need("mixture").path / "manifest.json"

@@ -12,7 +12,7 @@ from moe_core.settings import Partition
 from moe_core.stages.gate import current_partition
 from moe_core.store.layout import Layout
 
-# ---- the files that say what the study lives with
+# ---- pointers
 
 
 def damages(study, root):

@@ -45,7 +45,7 @@ def test_small_changes_add_up_until_the_expert_is_trained_again():
     assert second.digests["e000"] == membership.digest_of(text.of(np.arange(12)))
 
 
-def test_with_another_trunk_every_expert_begins_anew():
+def test_with_another_trunk_every_expert_starts_from_scratch():
     digest, found = carried(list(range(10)), list(range(10)), most=1.0, same_trunk=False)
     assert found.lineage == {"e000": [digest]}
     assert found.kept == {}

@@ -1,4 +1,4 @@
-"""Webserver and daemon of `hardmoe ui` end with it, whoever of them is killed."""
+"""Webserver and daemon of `hardmoe ui` end with it, whichever of them is killed."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ def kept(tmp_path):
 
 
 @pytest.mark.parametrize("killed", [[0], [1], [2], [0, 1], [0, 2]])
-def test_services_end_whoever_is_killed(kept, tmp_path, killed):
+def test_services_end_whichever_is_killed(kept, tmp_path, killed):
     command, *others = kept()
     time.sleep(0.3)  # for all to be past their imports
     for number in killed:

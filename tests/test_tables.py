@@ -112,7 +112,7 @@ def test_pins_whose_rows_are_alive_move_to_the_latest_version_and_no_others(path
     assert lance_tags(path) == {"posts.a.1": old, "posts.a.2": last, "posts.b.1": last}
 
 
-def test_other_columns_begin_the_data_set_anew_and_pins_keep_the_old_one(path):
+def test_other_columns_begin_the_data_set_again_and_tags_keep_the_old_one(path):
     put(path, "a", ["x"], "posts.a.1")
     wider = SCHEMA.append(pa.field("user", pa.string()))
     row = pa.record_batch([pa.array([v]) for v in ("b", 0, "z", "ann")], schema=wider)

@@ -181,7 +181,7 @@ def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, fou
 
 
 def _signatures_of_pixels(context: Context, posts: pl.DataFrame, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """((Q, W) signatures made anew from the stored pictures of some posts, (Q,) bool: pixels are as they were signed).
+    """((Q, W) signatures recomputed from the stored pictures of some posts, (Q,) bool: pixels are as they were signed).
 
     JPEG and WebP move pixels, and there is no telling how far.
     """

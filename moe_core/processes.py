@@ -192,6 +192,13 @@ class Child:
         os.close(self.heartbeat.pipe)
 
 
+def own_modules_first() -> dict[str, str]:
+    """Environment by which a Python process finds these packages, and no file of the current folder in their place."""
+    packages = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(part for part in (packages, os.environ.get("PYTHONPATH", "")) if part)
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
 def start_child(
     module: str,
     *arguments: str,
@@ -204,13 +211,11 @@ def start_child(
 
     `environment` is added to that of this process; the files are those of subprocess.Popen.
     """
-    packages = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(part for part in (packages, os.environ.get("PYTHONPATH", "")) if part)
     ours, theirs = os.pipe()
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(os.getpid()), str(theirs), *arguments],
-            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+            env={**os.environ, **own_modules_first(), **(environment or {})},
             pass_fds=[theirs],
             text=True,
             stdin=stdin,

@@ -163,3 +163,15 @@ def test_an_expert_that_branches_late_has_the_trunks_early_stages_and_the_table_
     assert extra == 17 * len(trunk["fc.bias"])  # the refitted decoder
     early = 16 * 16 * (3 * 4 * 9 + 2 * 4 * 4 * 9)  # multiply-adds of stem and first stage
     assert rows["mixture_top1"]["multiply_adds"] == 2 * rows["trunk"]["multiply_adds"] - early
+
+
+def test_files_of_the_current_folder_are_not_taken_for_our_packages(tmp_path):
+    for name in ("assets.py", "pipelines.py", "moe_core.py"):
+        (tmp_path / name).write_text("raise RuntimeError('a user has a file of this name')")
+    file = write(tmp_path / "study", small_study())
+    script = "import sys; sys.path.pop(0); from pipelines.cli.main import main; main()"  # as the installed command does
+    command = [sys.executable, "-c", script, "run", "--until", "posts", "--study", str(file)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 made, 0 fresh, 0 failed" in done.stdout

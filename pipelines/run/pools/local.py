@@ -5,6 +5,7 @@ What runs inside a worker is pipelines.run.worker. Torch and Dagster are loaded 
 
 import multiprocessing
 import multiprocessing.forkserver
+import os
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from moe_core.engine.gpus import gpu_names
-from moe_core.processes import CHECK_SECONDS, Heartbeat, exit_reason
+from moe_core.processes import CHECK_SECONDS, Heartbeat, exit_reason, own_modules_first
 from moe_core.settings import Study
 from pipelines.run.task import Task, TaskResult
 
@@ -166,6 +167,18 @@ def load_ahead() -> None:
     It ignores Ctrl-C and SIGTERM, as do the workers: the process that started them ends them.
     """
     _forks()
+    before = {name: os.environ.get(name) for name in own_modules_first()}
+    os.environ.update(own_modules_first())
+    try:
+        _ensure_running()
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def _ensure_running() -> None:
     if threading.current_thread() is not threading.main_thread():
         multiprocessing.forkserver.ensure_running()
         return

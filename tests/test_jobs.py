@@ -52,7 +52,7 @@ def test_one_job_makes_what_is_stale_each_asset_partition_in_a_run_of_its_own(tm
     assert done["success"], done
     assert set(done["stages"]) <= set(GRAPH)
     environment = os.environ | {"HARDMOE_STUDY": str(file), "DAGSTER_HOME": str(file.parent / "dagster")}
-    launched, end = carry_out(file.parent, environment)
+    launched, end = carry_out(environment)
     assert (len(launched), end.endswith("all of it is made")) == (3, True)
     with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as instance:
         runs = {(run.job_name, run.tags.get("dagster/partition")): run for run in instance.get_runs()}
@@ -64,3 +64,14 @@ def test_one_job_makes_what_is_stale_each_asset_partition_in_a_run_of_its_own(tm
     wrong = everything(file, "nothing")
     assert (wrong["success"], len(wrong["failed"])) == (False, 1)
     assert wrong["failed"][0].startswith("no asset 'nothing' in this study: wanted one of posts, ")
+
+
+def test_a_request_ends_with_what_failed_and_tries_nothing_twice(tmp_path):
+    study = small_study()
+    rare = study.data.model_copy(update={"min_posts_per_tag": 100_000})
+    file = write(tmp_path / "cats", study.model_copy(update={"data": rare}))
+    assert everything(file, "trunk")["success"]
+    environment = os.environ | {"HARDMOE_STUDY": str(file), "DAGSTER_HOME": str(file.parent / "dagster")}
+    launched, end = carry_out(environment)
+    assert [key.split("-")[1] for key in launched] == ["posts:s0000", "posts:s0001", "splits", "vocabulary"]
+    assert end.endswith("failed: vocabulary")

@@ -156,7 +156,7 @@ def test_through_dagster_only_what_changed_is_stale_and_what_is_kept_is_not(tmp_
     assert {"moved", "new", "gone", "trained_again", "kept"} <= set(said)
     version = opened(study, root).version("partition")
     python(JOB)
-    carry_out(root, inside)
+    carry_out(inside)
     now = opened(study, root)
     assert now.need("partition").inputs["previous"] == version
     assert {line.split()[0] for line in python(STALE)} == {"shared_decoder", "mixture"}

@@ -28,5 +28,5 @@ def dagster_commands(port: int, prefix: str, allowed: Sequence[str]) -> Iterator
         code_server += ["--module-name", "pipelines.definitions", "--location-name", LOCATION]
         webserver = [*python, "pipelines.ui.webserver", "-w", str(workspace), "--port", str(port)]
         webserver += ["--path-prefix", prefix, *(word for host in allowed for word in ("--allow-host", host))]
-        daemon = [*python, "dagster._daemon", "run", "-w", str(workspace)]
+        daemon = [*python, "dagster._daemon", "run", "-w", str(workspace), "--log-level", "warning"]
         yield [[*code_server, "--inject-env-vars-from-instance"], webserver, daemon], socket

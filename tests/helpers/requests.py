@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-def carry_out(root, environment):
+def carry_out(environment):
     """(keys of the runs that were launched, how the last tick ended)."""
     import json
 

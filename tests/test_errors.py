@@ -73,7 +73,7 @@ def raises(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("moe_core.settings.load_study", fail)
+    monkeypatch.setattr("pipelines.cli.common.load_study", fail)
 
 
 @pytest.mark.parametrize("bug", [TypeError("no"), KeyError("k"), AssertionError(), ValueError("no")], ids=repr)

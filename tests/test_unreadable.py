@@ -61,7 +61,7 @@ def test_what_was_never_made_is_said(root):
 
 def test_the_ui_starts_and_dagster_keeps_its_keys(root, monkeypatch):
     started = []
-    monkeypatch.setattr("pipelines.ui.supervisor.run_together", lambda *commands: started.append(commands) or 0)
+    monkeypatch.setattr("pipelines.cli.inspect.run_together", lambda *commands: started.append(commands) or 0)
     done = hardmoe(root, "ui", "--port", "0")
     assert (done.exit_code, len(started)) == (0, 1), done.output
     assert WARNING in done.stderr

@@ -34,17 +34,17 @@ def _killed_at(study, root, point):
     elif point == "before the commit":
         tables.shards._swap = _die
     elif point == "between posts and rejects":
-        clean, calls = tables.clean, []
+        clean, calls = takedown.clean, []
 
         def once(path, *more, **others):
             calls.append(path)
             return clean(path, *more, **others) if len(calls) < 2 else _die()
 
-        tables.clean = once
+        takedown.clean = once
     elif point == "before the Lance tags":
-        tables.release = _die
+        takedown.release = _die
     elif point == "before the clean-up":
-        tables.clean = _die
+        takedown.clean = _die
     elif point == "in an artifact":
         takedown.remove_atomically = _die
     elif point == "before the logs":

@@ -13,6 +13,7 @@ from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
 from moe_core.settings import Study
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 
 
@@ -110,7 +111,7 @@ def test_the_token_tells_a_request_a_takedown_and_a_decision_from_nothing(finish
     assert token(GOOD, finished) == state.token
     current_partition.request_refit(open_study(GOOD, finished))
     assert token(GOOD, finished) != state.token
-    (finished / current_partition.REQUEST).unlink()
+    Layout(finished).request("partition").unlink()
     assert token(GOOD, finished) == state.token
 
 

@@ -13,6 +13,7 @@ import pytest
 from assets.runs import HOST, PROCESS
 from helpers.command import hardmoe, write
 from helpers.without_controls import opened, small_study
+from moe_core.processes import process_name
 from moe_core.settings import Partition
 from pipelines.instance import opening
 from pipelines.instance.reap import reap
@@ -65,9 +66,10 @@ def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, 
         assert f"{len(runs)} made, 0 fresh, 0 failed" in done.stdout
         assert {run.tags["hardmoe/study"] for run in runs} == {"tiny"}
         assert dagster.get_dynamic_partitions("tiny_experts") == ["e000", "e001"]
-        dead = subprocess.Popen(["true"])
+        dead = subprocess.Popen(["sleep", "60"])
+        tags = {PROCESS: f"12345678.{process_name(dead.pid)}", HOST: socket.gethostname()}
+        dead.kill()
         dead.wait()
-        tags = {PROCESS: f"12345678.{dead.pid}", HOST: socket.gethostname()}
         run = dg.DagsterRun("__ASSET_JOB", "12345678" + "0" * 24, status=dg.DagsterRunStatus.STARTED, tags=tags)
         dagster.add_run(run)
         (left,) = dagster.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))

@@ -17,7 +17,8 @@ def test_until_the_partition_is_made_experts_wait_for_it(study_of):
     assert states["mixture", None] == ("stale", "waits for partition")
 
 
-def test_a_dry_run_names_what_waits_for_the_partition_and_no_trunk_that_is_kept(study_of):
+def test_a_dry_run_names_what_waits_for_the_partition_and_no_trunk_that_is_kept(study_of, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
     study, root = study_of()
     add_shard(shards_of(root), 3, posts=30)
     context = opened(study, root)

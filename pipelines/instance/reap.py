@@ -51,9 +51,9 @@ def _why_dead(run: "dg.DagsterRun") -> str:
     import dagster as dg
 
     if name := process_of(run):
-        ours = run.tags.get(HOST) == socket.gethostname()
-        gone = f"process {pid_of(name)} is gone: killed, or its machine went down"
-        return gone if ours and is_dead(name) else ""
+        if run.tags.get(HOST) == socket.gethostname() and is_dead(name):
+            return f"process {pid_of(name)} is gone: killed, or its machine went down"
+        return ""
     if run.parent_run_id:  # has the tags of the run that it repeats, until its own are written
         return ""
     if run.status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING):

@@ -242,7 +242,7 @@ def test_curves_and_hashtags_of_an_expert_are_seen(finished, ui, watched):
     page.goto(f"{ui}/assets/expert?view=partitions&partition=e001")
     metadata(page).wait_for()
     assert pictures(page, "table") == [300, 300]  # loss and learning rate, at once
-    for said in ("hashtags that set it apart", "typical posts", "study: training images so far", "lifted and lowered"):
+    for said in ("hashtags that set it apart", "typical posts", "lifted and lowered"):
         metadata(page).filter(has_text=said).wait_for()
     watched.shoot("ui-expert")
     page.get_by_text("[Show Markdown]").first.click()

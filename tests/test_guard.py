@@ -334,7 +334,7 @@ def test_a_report_that_is_not_there_is_said_in_a_line(reporting, version):
     server, prefix, _ = reporting
     status, said = server.ask("GET", f"{prefix}/hardmoe/report/{version}")
     assert (status, said.splitlines()) == (404, [said.strip()])
-    assert "`hardmoe run` makes one" in said
+    assert "`hardmoe run` builds one" in said
 
 
 def test_no_other_file_of_the_study_is_served(reporting):

@@ -39,6 +39,7 @@ def prepared(tmp_path_factory):
         patch.setenv("HARDMOE_STUDY", str(file))
         patch.setenv("HARDMOE_STALL_SECONDS", "2")
         patch.delenv("DAGSTER_HOME", raising=False)
+        multiprocessing.forkserver._forkserver._stop()  # of another test: it loaded other modules, for another study
         prepare_home(file.parent, 2)
         with opened() as instance:
             project_keys(instance, context.study.name, [shard.key for shard in context.shards], [])

@@ -11,7 +11,6 @@ CHECK = dg.AssetCheckSpec("no_picture_in_two_splits", asset="splits", blocking=T
 
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-
     found = check(work)
     said = (
         f"{found.given} pictures lie in several splits as the source gives them: leaks.parquet names them, "

@@ -17,10 +17,6 @@ class BadSource(HardmoeError):
     """The source of a study cannot be read, or is not what its settings say."""
 
 
-class BadImage(HardmoeError):
-    """A file is no image that can be read."""
-
-
 class MissingInput(HardmoeError):
     """An artifact must be built before this can be done. `asset` and `key` name it."""
 

@@ -74,11 +74,6 @@ def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     return state
 
 
-def read_about(path: Path) -> dict[str, str]:
-    """`about` of a weights file, from its header alone. Raises CorruptArtifact as `load_weights` does."""
-    return read_header(path)[0]
-
-
 def read_header(path: Path) -> tuple[dict[str, str], Shapes]:
     """(`about`, type and shape of each tensor), from the header of a weights file alone.
 

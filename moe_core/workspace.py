@@ -45,7 +45,7 @@ def open_study(
     """
     mine = graph.for_study(study)
     hashes = ContentHashes(Layout(root).content_hashes, autosave=remember)
-    state = load_state(study, root, graph, hashes)
+    state = _load_state(study, root, graph, hashes)
     if remember:
         hashes.save()
     state = replace(state, requests=state.requests | frozenset(requests))
@@ -57,13 +57,13 @@ def reopened(context: Context, study: Study | None = None) -> Context:
     return open_study(study or context.study, context.root, context.report, context.by, remember=True)
 
 
-def load_state(study: Study, root: Path, graph: Graph = GRAPH, hashes: ContentHashes | None = None) -> StudyState:
-    """Reads the world once. Writes nothing, unless `hashes`, of the source's files, saves what it learns."""
+def _load_state(study: Study, root: Path, graph: Graph, hashes: ContentHashes) -> StudyState:
+    """Reads the world once; `hashes`, of the source's files, learn what they may save."""
     files = {asset: frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")}
     takedowns = Takedowns.load(root)
     snapshot = _or_error(lambda: frozen.load(files["trunk"], root, takedowns))
     current = _or_error(lambda: current_partition.load(files["partition"], root))
-    shards, unready = _source(study, hashes or ContentHashes(Layout(root).content_hashes))
+    shards, unready = _source(study, hashes)
     requests = set()
     if not isinstance(snapshot, Exception) and frozen.is_renewal_requested(root, snapshot):
         requests.add("renew")
@@ -99,9 +99,7 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_mtime_ns, status.st_ino, status.st_size]
 
 
-def _source(
-    study: Study, hashes: ContentHashes
-) -> tuple[tuple[Shard, ...] | HardmoeError | OSError, tuple[Unready, ...]]:
+def _source(study: Study, hashes: ContentHashes) -> tuple[Source, tuple[Unready, ...]]:
     unready: list[Unready] = []
     try:
         return tuple(find_shards(study.source, hashes, unready)), tuple(unready)

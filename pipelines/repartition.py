@@ -56,7 +56,6 @@ class Until(dg.Config):
 
 @dg.op(description="Requests the runs of what is missing or stale.")
 def request_everything(context: dg.OpExecutionContext, config: Until) -> None:
-
     claim(context.instance, context.run)
     try:
         if config.until:

@@ -65,7 +65,6 @@ class Scan:
         self.thread.start()
 
     def _read(self) -> None:
-
         try:
             self.work = open_study(study(), root(), remember=True)
             _ = self.work.shards

@@ -84,3 +84,35 @@ def finished_store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_THREADS", "1")
         return finished(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARDMOE_THREADS", "1")
+        yield
+
+
+@pytest.fixture
+def copied(finished_store, tmp_path):
+    """The study of a copy of `finished_store`, to be changed."""
+    from helpers.kills import study
+    from moe_core.workspace import open_study
+
+    shutil.copytree(finished_store, tmp_path / "copy")
+    return open_study(study(), tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def whole_bundle(tmp_path_factory):
+    """A bundle of drawn networks with two experts: to be copied, not changed."""
+    from helpers.bundles import bundle_at, drawn_parts
+
+    root = tmp_path_factory.mktemp("whole")
+    return bundle_at(root / "bundle", drawn_parts(root, 0, count=2))
+
+
+@pytest.fixture
+def bundle_folder(whole_bundle, tmp_path):
+    """A copy of `whole_bundle`, to be changed."""
+    return shutil.copytree(whole_bundle, tmp_path / "bundle")

@@ -33,17 +33,7 @@ from moe_core.workspace import open_study
 PLAN = Spec("trunk", None, "1", {}, {})
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HARDMOE_THREADS", "1")
-        yield
-
-
-@pytest.fixture
-def copied(finished_store, tmp_path):
-    shutil.copytree(finished_store, tmp_path / "copy")
-    return open_study(study(), tmp_path / "copy")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # The n-th call fails

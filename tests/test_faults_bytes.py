@@ -8,7 +8,6 @@ import torch
 from click.testing import CliRunner
 
 from helpers.faulty import files, tasks
-from helpers.kills import study
 from moe_core.engine.build import build
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.models.resnet import build as build_network
@@ -21,18 +20,7 @@ from moe_core.training.checkpoint import save_checkpoint
 from moe_core.weights import load_weights
 from moe_core.workspace import open_study
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HARDMOE_THREADS", "1")
-        yield
-
-
-@pytest.fixture
-def copied(finished_store, tmp_path):
-    shutil.copytree(finished_store, tmp_path / "copy")
-    return open_study(study(), tmp_path / "copy")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Flipped bytes

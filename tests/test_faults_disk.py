@@ -13,12 +13,7 @@ from moe_core.settings import dump_study
 from moe_core.stages.graph import GRAPH
 from moe_core.workspace import open_study
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HARDMOE_THREADS", "1")
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # A full disk

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from helpers.bundles import bundle_at, drawn_parts, images
+from helpers.bundles import images
 from helpers.sealed import changed, manifest_of, refused, rewritten, seal
 from moe_core.errors import NotFinite
 from moe_core.serving.bundle import Bundle
@@ -19,18 +19,6 @@ from moe_core.serving.routed import predict
 from moe_core.settings import Network
 from moe_core.store.hashing import file_hash
 from pipelines.cli.main import main
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    root = tmp_path_factory.mktemp("manifest")
-    return bundle_at(root / "bundle", drawn_parts(root, 0, count=2))
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "bundle")
-
 
 WRONG = [
     ("answer", "mixture_of_all", "answer: Input should be 'mixture_top1' or 'mixture_top1_router', it is 'mixture_of"),
@@ -63,15 +51,15 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value", "why"), WRONG, ids=lambda one: str(one)[:30])
-def test_a_wrong_value_is_named_in_one_line(folder, name, value, why):
-    changed(folder, name, to=value)
-    assert why in refused(folder)
+def test_a_wrong_value_is_named_in_one_line(bundle_folder, name, value, why):
+    changed(bundle_folder, name, to=value)
+    assert why in refused(bundle_folder)
 
 
 @pytest.mark.parametrize("path", [("answer",), ("network",), ("experts",), ("router", "sha256"), ("gate", "file")])
-def test_a_missing_key_is_named_in_one_line(folder, path):
-    changed(folder, *path, drop=True)
-    assert f"{'.'.join(path)} is missing" in refused(folder)
+def test_a_missing_key_is_named_in_one_line(bundle_folder, path):
+    changed(bundle_folder, *path, drop=True)
+    assert f"{'.'.join(path)} is missing" in refused(bundle_folder)
 
 
 @pytest.mark.parametrize(
@@ -93,17 +81,17 @@ def test_a_missing_key_is_named_in_one_line(folder, path):
     ],
     ids=lambda text: text[:20],
 )
-def test_what_is_no_manifest_is_refused_in_one_line(folder, text):
-    (folder / "manifest.json").write_text(text)
-    assert "manifest.json" in refused(folder)
+def test_what_is_no_manifest_is_refused_in_one_line(bundle_folder, text):
+    (bundle_folder / "manifest.json").write_text(text)
+    assert "manifest.json" in refused(bundle_folder)
 
 
-def test_a_manifest_that_is_nested_deep_within_a_right_one_is_refused(folder):
+def test_a_manifest_that_is_nested_deep_within_a_right_one_is_refused(bundle_folder):
     deep = []
     for _ in range(200):
         deep = [deep]
-    changed(folder, "network", "widths", to=deep)
-    assert "recursion limit exceeded" in refused(folder)
+    changed(bundle_folder, "network", "widths", to=deep)
+    assert "recursion limit exceeded" in refused(bundle_folder)
 
 
 @pytest.mark.parametrize(
@@ -124,12 +112,14 @@ def test_a_manifest_that_is_nested_deep_within_a_right_one_is_refused(folder):
     ],
     ids=lambda one: str(one)[:40],
 )
-def test_a_network_of_other_sizes_than_the_files_is_refused_before_it_is_built(folder, network, why, monkeypatch):
-    said = manifest_of(folder)
-    changed(folder, "network", to=said["network"] | network)
+def test_a_network_of_other_sizes_than_the_files_is_refused_before_it_is_built(
+    bundle_folder, network, why, monkeypatch
+):
+    said = manifest_of(bundle_folder)
+    changed(bundle_folder, "network", to=said["network"] | network)
     read = []
     monkeypatch.setattr("moe_core.weights.read_weights", lambda path, sha256: read.append(path))
-    assert why in refused(folder)
+    assert why in refused(bundle_folder)
     assert read == []
 
 
@@ -157,30 +147,30 @@ def test_a_study_s_network_has_the_same_bounds():
     ],
     ids=lambda text: text[:20],
 )
-def test_hashtags_are_a_list_of_distinct_strings(folder, text):
-    path = folder / "hashtags.json"
+def test_hashtags_are_a_list_of_distinct_strings(bundle_folder, text):
+    path = bundle_folder / "hashtags.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    changed(folder, "vocabulary", "sha256", to=file_hash(path))
-    assert "wanted a list of distinct strings" in refused(folder)
+    changed(bundle_folder, "vocabulary", "sha256", to=file_hash(path))
+    assert "wanted a list of distinct strings" in refused(bundle_folder)
 
 
 @pytest.mark.parametrize("about", ["[]", "7", "[" * 100_000, '{"asset": ["trunk"]}', "no json"])
-def test_what_a_file_says_about_itself_may_be_anything(folder, about):
-    said = manifest_of(folder)
-    path = folder / "router.safetensors"
+def test_what_a_file_says_about_itself_may_be_anything(bundle_folder, about):
+    said = manifest_of(bundle_folder)
+    path = bundle_folder / "router.safetensors"
     with safe_open(path, framework="pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(state, path, metadata={"about": about})
     said["router"]["sha256"] = file_hash(path)
-    seal(folder, said)
-    assert "router.safetensors is not a readable weights file" in refused(folder)
+    seal(bundle_folder, said)
+    assert "router.safetensors is not a readable weights file" in refused(bundle_folder)
 
 
-def test_answers_that_are_not_finite_are_an_error(folder):
+def test_answers_that_are_not_finite_are_an_error(bundle_folder):
     """Weights that are finite, and their sums are not."""
-    rewritten(folder, "decoder", lambda state: [tensor.fill_(3e38) for tensor in state.values()])
+    rewritten(bundle_folder, "decoder", lambda state: [tensor.fill_(3e38) for tensor in state.values()])
     with pytest.raises(NotFinite, match="answer"):
-        predict(Bundle(folder), images(5))
+        predict(Bundle(bundle_folder), images(5))
 
 
 def paths_in(said, at=()):
@@ -207,9 +197,9 @@ JSON = st.recursive(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_a_changed_manifest_is_refused_in_one_line_or_says_the_same(whole, data, tmp_path_factory):
+def test_a_changed_manifest_is_refused_in_one_line_or_says_the_same(whole_bundle, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzzed")
-    said = manifest_of(whole)
+    said = manifest_of(whole_bundle)
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from(list(paths_in(said))))
         if not path:
@@ -223,9 +213,9 @@ def test_a_changed_manifest_is_refused_in_one_line_or_says_the_same(whole, data,
             place[path[-1]] = data.draw(JSON)
     seal(folder, said)
     for name in ("router", "gate", "decoder"):
-        os.link(whole / f"{name}.safetensors", folder / f"{name}.safetensors")
-    os.link(whole / "hashtags.json", folder / "hashtags.json")
-    shutil.copytree(whole / "experts", folder / "experts", copy_function=os.link)
+        os.link(whole_bundle / f"{name}.safetensors", folder / f"{name}.safetensors")
+    os.link(whole_bundle / "hashtags.json", folder / "hashtags.json")
+    shutil.copytree(whole_bundle / "experts", folder / "experts", copy_function=os.link)
     for look in (read_manifest, Bundle):
         if (why := said_of(look, folder)) is not None:
             assert "\n" not in why
@@ -242,13 +232,13 @@ def said_of(look, folder):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "hashtags.json"])
-def test_a_file_of_text_without_end_is_refused(folder, name):
-    os.truncate(folder / name, 6 << 30)
-    assert "has more than" in refused(folder)
+def test_a_file_of_text_without_end_is_refused(bundle_folder, name):
+    os.truncate(bundle_folder / name, 6 << 30)
+    assert "has more than" in refused(bundle_folder)
 
 
-def test_a_bundle_s_mistakes_are_one_line_of_the_command(folder):
-    changed(folder, "network", "depths", to=[10**7, 1])
-    done = CliRunner().invoke(main, ["predict", "--bundle", str(folder), "x.png"])
+def test_a_bundle_s_mistakes_are_one_line_of_the_command(bundle_folder):
+    changed(bundle_folder, "network", "depths", to=[10**7, 1])
+    done = CliRunner().invoke(main, ["predict", "--bundle", str(bundle_folder), "x.png"])
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "manifest.json is not a bundle's manifest: network: depths are 10,000,001 blocks in all" in done.stderr

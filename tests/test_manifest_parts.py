@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from helpers.bundles import TAGS, bundle_at, drawn_parts, images
+from helpers.bundles import TAGS, images
 from helpers.sealed import changed, entry_of, manifest_of, refused, rewritten, seal
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.routed import predict
@@ -14,30 +14,19 @@ from moe_core.serving.routed import predict
 PARTS = ["router", "gate", "decoder"]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    root = tmp_path_factory.mktemp("manifest")
-    return bundle_at(root / "bundle", drawn_parts(root, 0, count=2))
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "bundle")
-
-
-def test_more_or_other_experts_than_the_gate_s_are_refused(folder):
-    said = manifest_of(folder)
-    changed(folder, "experts", to={"e000": said["experts"]["e000"]})
-    assert "the gate knows 2 experts, here are 1" in refused(folder)
+def test_more_or_other_experts_than_the_gate_s_are_refused(bundle_folder):
+    said = manifest_of(bundle_folder)
+    changed(bundle_folder, "experts", to={"e000": said["experts"]["e000"]})
+    assert "the gate knows 2 experts, here are 1" in refused(bundle_folder)
 
 
 @pytest.mark.parametrize("name", ["router", "gate", "decoder", "vocabulary", "e000"])
 @pytest.mark.parametrize("how", ["../", "absolute", "inside and out", "link", "link to a folder", "fifo", "folder"])
-def test_a_part_outside_the_bundle_or_no_file_is_refused(folder, name, how):
-    said = manifest_of(folder)
+def test_a_part_outside_the_bundle_or_no_file_is_refused(bundle_folder, name, how):
+    said = manifest_of(bundle_folder)
     entry = entry_of(said, name)
-    path = folder / entry["file"]
-    outside = folder.parent / path.name
+    path = bundle_folder / entry["file"]
+    outside = bundle_folder.parent / path.name
     shutil.copyfile(path, outside)
     if how == "../":
         entry["file"] = f"../{path.name}"
@@ -49,7 +38,7 @@ def test_a_part_outside_the_bundle_or_no_file_is_refused(folder, name, how):
         path.unlink()
         path.symlink_to(outside)
     elif how == "link to a folder":
-        (folder / "linked").symlink_to(folder.parent)
+        (bundle_folder / "linked").symlink_to(bundle_folder.parent)
         entry["file"] = f"linked/{path.name}"
     elif how == "fifo":
         path.unlink()
@@ -57,15 +46,15 @@ def test_a_part_outside_the_bundle_or_no_file_is_refused(folder, name, how):
     else:
         path.unlink()
         path.mkdir()
-    seal(folder, said)
-    text = refused(folder)
+    seal(bundle_folder, said)
+    text = refused(bundle_folder)
     assert any(why in text for why in ("lies outside the bundle", "is a link", "is no regular file")), text
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\nb", "", "\x1b]0;title\x07", "a" * 300, "é" * 150, "none.safetensors"])
-def test_a_part_of_a_strange_name_is_refused(folder, name):
-    changed(folder, "router", "file", to=name)
-    assert "router" in refused(folder) or "missing from the bundle" in refused(folder)
+def test_a_part_of_a_strange_name_is_refused(bundle_folder, name):
+    changed(bundle_folder, "router", "file", to=name)
+    assert "router" in refused(bundle_folder) or "missing from the bundle" in refused(bundle_folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -81,15 +70,15 @@ def test_a_part_of_a_strange_name_is_refused(folder, name):
         ("e000", "bn_embed.running_var"),
     ],
 )
-def test_a_number_that_is_not_finite_is_refused_under_a_right_checksum(folder, part, tensor, value):
-    rewritten(folder, part, lambda state: state[tensor].view(-1)[-1:].fill_(value))
-    assert f"{tensor} holds a number that is not finite" in refused(folder)
+def test_a_number_that_is_not_finite_is_refused_under_a_right_checksum(bundle_folder, part, tensor, value):
+    rewritten(bundle_folder, part, lambda state: state[tensor].view(-1)[-1:].fill_(value))
+    assert f"{tensor} holds a number that is not finite" in refused(bundle_folder)
 
 
-def test_the_same_tensors_written_again_are_taken(folder, whole):
+def test_the_same_tensors_written_again_are_taken(bundle_folder, whole_bundle):
     for name in (*PARTS, "e000"):
-        rewritten(folder, name, lambda state: None)
-    assert torch.equal(predict(Bundle(folder), images(5))[0], predict(Bundle(whole), images(5))[0])
+        rewritten(bundle_folder, name, lambda state: None)
+    assert torch.equal(predict(Bundle(bundle_folder), images(5))[0], predict(Bundle(whole_bundle), images(5))[0])
 
 
 @pytest.mark.parametrize(
@@ -114,6 +103,6 @@ def test_the_same_tensors_written_again_are_taken(folder, whole):
         ("e000", lambda s: s.update({"more": torch.zeros(9)}), "more is not as the manifest's network has it"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(folder, part, change, why):
-    rewritten(folder, part, change)
-    assert why in refused(folder)
+def test_tensors_that_do_not_fit_are_named(bundle_folder, part, change, why):
+    rewritten(bundle_folder, part, change)
+    assert why in refused(bundle_folder)

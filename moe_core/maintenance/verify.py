@@ -73,7 +73,6 @@ def has_rows(context: Context, posts: Artifact) -> bool:
 
 
 def _lost_rows(posts: Artifact, checked: dict[Path, dict[str, bool]]) -> list[str]:
-
     assert posts.key is not None
     tag, counts = lance_tag_of(posts.key, posts.version), (posts.metadata["accepted"], posts.metadata["rejected"])
     return [

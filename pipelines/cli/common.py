@@ -1,4 +1,4 @@
-"""What the commands share: options, one-line errors, opening a study, saying what was done."""
+"""What the commands share: options, opening a study, saying what was done."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import click
 
 from moe_core.engine.planner import Blocked, missing
 from moe_core.errors import BadSource, LockHeld
-from moe_core.maintenance.takedown import forget as take_down
+from moe_core.maintenance import takedown
 from moe_core.maintenance.verify import damaged_pointers
 from moe_core.overrides import override
 from moe_core.serving.publication import read_log
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from moe_core.engine.planner import Name, PlannedTask
     from moe_core.maintenance.takedown import Takedown
     from moe_core.settings import Study
-    from pipelines.run.summary import Summary
 
 
 def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
@@ -123,7 +122,6 @@ def show_keys(context: "Context") -> None:
 
 
 def write_study(path: Path, study: "Study") -> None:
-
     refuse_bytes(path.absolute(), "the study")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dump_study(study))
@@ -231,17 +229,12 @@ def finish_takedown(context: "Context") -> "Context":
     if not now.takedowns.pending:
         return now
     try:
-        show_takedown(done := take_posts_down(now, [], [], dry_run=False))
+        show_takedown(done := takedown.forget(now, [], []))
         if done.left:
             echo(f"Takedown: {len(done.left)} places still name what was taken down: {'; '.join(done.left)}", err=True)
     except LockHeld as why:
         echo(f"Takedown: {why}", err=True)
     return reopened(context)
-
-
-def take_posts_down(context: "Context", ids: list[str], users: list[str], dry_run: bool) -> "Takedown":
-
-    return take_down(context, ids, users, dry_run)
 
 
 def show_takedown(done: "Takedown", dry_run: bool = False) -> None:

@@ -9,11 +9,12 @@ import click
 from moe_core.data.takedowns import lines_of
 from moe_core.data.traces import Traces
 from moe_core.errors import BadSetting
+from moe_core.maintenance import takedown
 from moe_core.maintenance.gc import collect
 from moe_core.maintenance.verify import Damage
 from moe_core.maintenance.verify import verify as read_all
 from moe_core.text import shown
-from pipelines.cli.common import JSON, STUDY_OPTION, show_takedown, study_at, take_posts_down
+from pipelines.cli.common import JSON, STUDY_OPTION, show_takedown, study_at
 from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap as reap_runs
@@ -127,7 +128,7 @@ def forget(
     context = study_at(study_file)
     if ids is None and users is None and not context.takedowns.pending:
         raise BadSetting("nothing to take down: name posts with --ids FILE or users with --users FILE")
-    done = take_posts_down(context, lines_of(ids) if ids else [], lines_of(users) if users else [], preview)
+    done = takedown.forget(context, lines_of(ids) if ids else [], lines_of(users) if users else [], preview)
     done.left += [] if preview else _elsewhere(context, done.texts)
     if as_json:
         echo_json(done.as_json() | {"applied": apply_it})

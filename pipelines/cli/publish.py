@@ -59,7 +59,6 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
 
 
 def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "PublicationLog":
-
     if rollback:
         return promote.roll_back(context)
     if version is None:

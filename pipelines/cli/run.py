@@ -310,7 +310,6 @@ def _json_needs_dry_run(as_json: bool, dry_run: bool) -> None:
 
 
 def _chosen(context: "Context", experts: str | None, every: bool, states: dict[str, bool]) -> list[str]:
-
     if sum((experts is not None, every, *states.values())) != 1:
         raise BadSetting("choose exactly one of --experts, --all, --missing, --stale, --failed")
     if every:

@@ -50,6 +50,11 @@ class Dag:
         """Tasks that are neither started nor given up, in the order of the plan."""
         return [task for task in self._waiting if task in self._needs]
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a task is neither started nor given up."""
+        return bool(self._needs)
+
     def start(self, task: Name) -> None:
         """A ready task begins."""
         del self._ready[task], self._needs[task]

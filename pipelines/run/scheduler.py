@@ -166,7 +166,7 @@ class _Loop:
         try:
             if self.force or any(p.artifact is None for p in self.tasks.values()):
                 load_ahead()
-            while self.running or self.dag.left:
+            while self.running or self.dag.unfinished:
                 waiting = self._submit_ready(pool)
                 if self.running:
                     done, _ = wait(self.running, POLL_SECONDS, FIRST_COMPLETED)

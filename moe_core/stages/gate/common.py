@@ -67,7 +67,6 @@ def posts_of(context: Context) -> Posts:
 
 
 def whitening_of(context: Context, posts: Posts) -> Whitening:
-
     moments: Moments | None = None
     for part_BD, rows_B in parts(context):
         moments = moments or Moments(part_BD.shape[1])

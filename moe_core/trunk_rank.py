@@ -10,23 +10,22 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from moe_core.errors import HardmoeError
 from moe_core.processes import obey_parent
 from moe_core.settings import Study
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import training_threads
 from moe_core.stages.trunk.trunk import trunk_start
+from moe_core.training.loop import train
+from moe_core.weights import save_weights
 from moe_core.workspace import open_study
 
 
 def _rank() -> None:
     """Trains as one rank of the job that standard input describes."""
     job = json.loads(sys.stdin.readline())
-    import torch
-
-    from moe_core.training.loop import train
-    from moe_core.weights import save_weights
-
     rank, ranks = job["rank"], job["ranks"]
     device = f"cuda:{rank}" if job["cuda"] else "cpu"
     if job["cuda"]:

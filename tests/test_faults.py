@@ -241,7 +241,7 @@ def test_after_a_failure_at_each_asset_in_turn_nothing_finished_is_made_again(tm
 
     def fails(stage, key):
         def make(context, key, folder):
-            written = stage.make(context, key, folder)
+            written = stage.maker()(context, key, folder)
             plan = context.spec(stage.name, key)
             wanted[stage.name, key] = Store(tmp_path / "aside").make(plan, lambda there: _moved(folder, there, written))
             raise ValueError("the lights went out")

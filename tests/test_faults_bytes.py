@@ -65,7 +65,7 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
 
         def digest_of_another(folder, stage=stage, key=key, context=context):
             plan = replace(context.spec(stage.name, key), asset="another")
-            return Store(folder).make(plan, lambda inside: stage.make(context, key, inside)).content_hash
+            return Store(folder).make(plan, lambda inside: stage.maker()(context, key, inside)).content_hash
 
         assert digest_of_another(tmp_path / f"a{number}") == wanted
         mine = copied.need(stage.name, key).path

@@ -64,7 +64,7 @@ def _make(
     """The work, with the threads that it took in its metadata: sums in floating point follow from them."""
     threads.begin()
     with around(context):
-        output = stage.make(context, key, folder)
+        output = stage.maker()(context, key, folder)
     return StageOutput(dict(output.metadata) | threads.used(), output.content)
 
 

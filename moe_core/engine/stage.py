@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from pkgutil import resolve_name
+from typing import Any, Literal, cast
 
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact, Spec, StageOutput
@@ -31,6 +32,7 @@ class Recorded:
 
 
 Input = str | Ref | Recorded  # a string stands for itself, such as the hash of a file
+Make = Callable[[Any, str | None, Path], StageOutput]  # (Context, key, an empty folder)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Stage:
     reads: tuple[str, ...]  # stages upstream, as Dagster shows them
     settings: Callable[[Study], Any]
     inputs: Callable[[Any, str | None], Mapping[str, Any]]  # (Planner, key) -> an Input of each name
-    make: Callable[[Any, str | None, Path], StageOutput]  # (Context, key, an empty folder)
+    make: str | Make  # "module:function" where the module loads torch or polars, which planning does without
     control: bool = False  # trained only to compare with
     when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
     description: str = ""  # of a control, as Dagster shows it
@@ -56,6 +58,10 @@ class Stage:
     post_ids: Callable[[Artifact], Iterable[str]] | Literal["unknown"] | None = None
     """What a takedown looks for in its artifacts: None where they say nothing of single posts; ids of the posts that
     they hold; "unknown" where nobody can tell (pictures, rare tags), so that every takedown removes them."""
+
+    def maker(self) -> Make:
+        """The function that makes an artifact, its module imported."""
+        return cast(Make, resolve_name(self.make)) if isinstance(self.make, str) else self.make
 
     def code_version(self, study: Study) -> str:
         """Hash of code and settings together: a changed setting makes stale what reads it, and nothing else."""

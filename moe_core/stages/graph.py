@@ -14,8 +14,7 @@ from moe_core.stages.gate.partition import PARTITION
 from moe_core.stages.mixture.bundle import MIXTURE
 from moe_core.stages.mixture.embeddings import EMBEDDINGS
 from moe_core.stages.mixture.promote import PUBLISHED
-from moe_core.stages.trunk.features import TRUNK_FEATURES
-from moe_core.stages.trunk.trunk import TRUNK
+from moe_core.stages.trunk.stages import TRUNK, TRUNK_FEATURES
 
 GRAPH = Graph(
     (

@@ -4,20 +4,18 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Ref, Stage
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
-from moe_core.tables import ids_in, write_vectors
+from moe_core.tables import write_vectors
+from moe_core.training.infer import features_in_parts
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    import numpy as np
-    import pyarrow as pa
-
-    from moe_core.training.infer import features_in_parts
-
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     assert key is not None
     device = device_and_threads(context.study, parallel=True)
     model = reading.network(context, context.need("trunk"))
@@ -38,15 +36,3 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
         {"posts": rows, "width": model.width, "mean_norm": round(float(sum(norms)) / max(rows, 1), 4)},
         content={"features": content.hexdigest()},
     )
-
-
-TRUNK_FEATURES = Stage(
-    name="trunk_features",
-    keys="shards",
-    code="1",
-    reads=("posts", "trunk"),
-    settings=lambda study: {},
-    inputs=lambda planner, key: {"trunk": Ref("trunk"), "posts": Ref("posts", key)},
-    make=_make,
-    post_ids=lambda artifact: ids_in(artifact.folder("features.lance")),
-)

@@ -7,8 +7,6 @@ torch's elastic launcher was tried in its place (torch 2.13, two ranks on gloo).
 for 45 s, when the trial ended; and when the launcher was killed its ranks trained on.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import select
@@ -18,15 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from moe_core.engine.context import Context
 from moe_core.errors import BadSetting, TrainingFailed
+from moe_core.models.resnet import ResNet
 from moe_core.processes import Child, start_child
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
-    from moe_core.models.resnet import ResNet
-    from moe_core.training.loop import Measurement
+from moe_core.training.loop import Measurement
+from moe_core.weights import load_weights
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0  # in which the others end by themselves and report why, one of them perhaps the cause
@@ -38,11 +36,6 @@ def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path
     Raises BadSetting for fewer GPUs than ranks, where there are any, and TrainingFailed with the last line that a
     failed rank logged.
     """
-    import torch
-
-    from moe_core.training.loop import Measurement
-    from moe_core.weights import load_weights
-
     gpus = torch.cuda.device_count()
     if 0 < gpus < ranks:
         raise BadSetting(f"trunk_setup.ranks = {ranks}, but this process sees {gpus} GPUs: wanted one a rank")

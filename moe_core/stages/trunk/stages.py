@@ -1,0 +1,55 @@
+"""What the trunk's stages depend on: the network trained on all the posts, and its features of every post."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_core.engine.planner import Planner
+from moe_core.engine.stage import Ref, Stage
+from moe_core.errors import MissingInput
+from moe_core.stages.training.settings import training_settings
+from moe_core.stages.trunk import frozen
+from moe_core.store.hashing import file_hash
+from moe_core.store.layout import Layout
+from moe_core.tables import ids_in
+
+
+def _trunk_inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+    inputs: dict[str, Any] = {name: Ref(name) for name in ("splits", "vocabulary")}
+    if not planner.state.study.trunk_setup.start:
+        return inputs
+    start = Layout(planner.store.root).named(planner.state.study.trunk_setup.start)
+    if not start.is_file():
+        raise MissingInput(f"trunk_setup.start: no file {start}: wanted weights, .safetensors or .pth")
+    return inputs | {"start": file_hash(start)}
+
+
+TRUNK = Stage(
+    name="trunk",
+    keys=None,
+    code="1",
+    reads=("posts", "splits", "vocabulary"),
+    settings=lambda study: {
+        "network": study.network.model_dump(),
+        "training": training_settings(study, "trunk"),
+        "ranks": study.trunk_setup.ranks,
+    },
+    inputs=_trunk_inputs,
+    make="moe_core.stages.trunk.trunk:make",
+    trains=True,
+    all_gpus=lambda study: study.trunk_setup.ranks > 1,
+    frozen=True,
+    resolve=frozen.resolve,
+    on_commit=frozen.on_commit,
+)
+
+TRUNK_FEATURES = Stage(
+    name="trunk_features",
+    keys="shards",
+    code="1",
+    reads=("posts", "trunk"),
+    settings=lambda study: {},
+    inputs=lambda planner, key: {"trunk": Ref("trunk"), "posts": Ref("posts", key)},
+    make="moe_core.stages.trunk.features:make",
+    post_ids=lambda artifact: ids_in(artifact.folder("features.lance")),
+)

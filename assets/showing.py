@@ -15,7 +15,7 @@ from moe_core.engine.context import Context
 from moe_core.evaluation.plots import BLUE, Line, bars, data_uri, glance, lines
 from moe_core.maintenance.lineage import Lineage, flat
 from moe_core.stages.training.cost import training_cost
-from moe_core.stages.training.fit import log_of, seconds_left
+from moe_core.stages.training.log import log_of, seconds_left
 from moe_core.store.artifact import Artifact
 from moe_core.text import shown
 

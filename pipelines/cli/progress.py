@@ -11,7 +11,7 @@ from rich.text import Text
 
 from moe_core.engine.context import Context
 from moe_core.stages.data.statistics import warnings_of
-from moe_core.stages.training.fit import seconds_left
+from moe_core.stages.training.log import seconds_left
 from moe_core.text import format_duration, shown
 from pipelines.run.forecast import Forecast
 from pipelines.terminal import echo

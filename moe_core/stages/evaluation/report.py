@@ -9,7 +9,7 @@ from moe_core.engine.context import Context
 from moe_core.engine.stage import Ref, Stage
 from moe_core.evaluation.page import render
 from moe_core.stages.training.cost import training_cost
-from moe_core.stages.training.fit import log_of
+from moe_core.stages.training.log import log_of
 from moe_core.store.artifact import Artifact, StageOutput
 from moe_core.store.hashing import content_hash
 

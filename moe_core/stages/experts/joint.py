@@ -27,7 +27,8 @@ from moe_core.settings import Study
 from moe_core.stages.experts.decoder import mode_of
 from moe_core.stages.experts.experts import MEMBERS, expert_settings, start, training_posts
 from moe_core.stages.training.device import device_and_threads
-from moe_core.stages.training.fit import REPORT_SECONDS, Speed, copy_log, training_threads
+from moe_core.stages.training.fit import training_threads
+from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log
 from moe_core.store.artifact import StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash

@@ -28,7 +28,6 @@ def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sh
 @asset_of("mixture", _look, group_name="mixture", kinds={"pytorch"})
 def mixture(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The bundle: router, gate, experts, decoder and vocabulary under one manifest; `hardmoe predict` reads it."""
-
     return materialize(context, config)
 
 

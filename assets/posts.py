@@ -47,7 +47,6 @@ def _table(said: Any) -> str:
     Rows are named by their place in the shard alone: Dagster keeps what it is told, and a detail may quote an id that a
     takedown must not leave here. rejects.lance has both.
     """
-
     if not said["reasons"]:
         return f"None of {said['read']} rows were rejected."
     lines = ["| reason | rows | for example |", "| --- | --- | --- |"]

@@ -26,7 +26,6 @@ def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sh
 @asset_of("evaluation", _look, group_name="results", kinds={"numpy"})
 def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
     """The mixture against its controls on held-out posts, each figure with a 95 % bootstrap interval."""
-
     return materialize(context, config)
 
 

@@ -25,7 +25,6 @@ class Again(dg.Config):
 @dg.op(description="Requests a new fit of the gate, and the runs of what is stale then.")
 def request_refit(context: dg.OpExecutionContext, config: Again) -> None:
     """A run of the op is one request: when it is tried again after a crash, the request still stands."""
-
     claim(context.instance, context.run)
     try:
         work = open_study(study(), root())
@@ -92,7 +91,6 @@ weekly_repartition = dg.ScheduleDefinition(
 )
 def drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """By what `partition` says of itself; one request a partition, so a fit that changes nothing is not repeated."""
-
     work = open_study(study(), root())
     now = current_of(work.planner.state)
     there = work.store.get("partition", None, now.version) if now else None

@@ -101,7 +101,6 @@ def opened_in_time(deadline: float | None = None) -> "Context | None":
 )
 def alert(context: dg.RunFailureSensorContext) -> None:
     """A command that fails or takes too long fails the tick, which the UI shows; the next failed run has its own."""
-
     run = context.dagster_run
     command = study().alerts.command
     if not command or run.tags.get(STUDY, study().name) != study().name:

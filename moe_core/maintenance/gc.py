@@ -63,7 +63,6 @@ def collect_unless_busy(context: Context) -> Freed | None:
 
 def current_rows(context: Context) -> list[tuple[str, str]]:
     """(shard, tag) of the posts that the study reads, built or not."""
-
     return [(shard.key, lance_tag_of(shard.key, context.version("posts", shard.key))) for shard in context.shards]
 
 

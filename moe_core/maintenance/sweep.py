@@ -63,7 +63,6 @@ def sweep(
 
 def _tags_of_posts(store: Store, removed: set[Path]) -> set[str]:
     """Tags of rows that an artifact in the store refers to, but for `removed` ones."""
-
     return {
         lance_tag_of(artifact.key, artifact.version)
         for artifact in store.everything("posts")
@@ -80,7 +79,6 @@ def _sweep_rows(
     freed: Freed,
 ) -> None:
     """Writes scattered shards again in whole fragments; removes versions and files that no tag in `tags` needs."""
-
     there = lance_tags(table)
     lost = [tag for tag in there if tag.startswith("posts.") and tag not in tags]
     for shard in scattered(table):

@@ -155,7 +155,6 @@ def _artifacts(store: Store) -> Iterator[tuple[Artifact, Iterable[str] | None]]:
 
 def _clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: Takedown) -> None:
     """Rows, then tags of versions that held them, then versions and files; then artifacts that lost their tag."""
-
     current = _current(context, takedowns)
     for table in context.store.layout.tables:
         files = found.files.get(table, {})

@@ -72,7 +72,6 @@ def vocabulary(context: Context) -> Vocabulary:
 
 def ids_of(context: Context, shard: str) -> pa.Array:
     """Ids of all the posts of a shard, in the one order."""
-
     table, version = context.store.layout.posts_table, place(context, shard).version
     return read_rows(table, version, shard, ["id"])["id"].combine_chunks()
 
@@ -124,7 +123,6 @@ def network(context: Context, artifact: Artifact, shape: Network | None = None) 
 
 def trunk_features(context: Context) -> Iterator[np.ndarray]:
     """(B, D) float32 a part, of all the posts in the one order: memory does not grow with their number."""
-
     for shard in context.shards:
         artifact = context.need("trunk_features", shard.key)
         yield from vectors_in(artifact.folder("features.lance"), "feature")

@@ -70,7 +70,6 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document o
 
 def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()) -> "Context":
     """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
-
     study = load_study(study_file)
     check_owner(study_file)
     os.environ["HARDMOE_STUDY"] = str(study_file.absolute())
@@ -81,7 +80,6 @@ def changed_study(
     study_file: Path, settings: tuple[str, ...], dry_run: bool, requests: Iterable[str] = ()
 ) -> "Context":
     """The study with some settings changed; study.toml says so too, unless this is a dry run."""
-
     if not settings:
         return study_at(study_file, requests=requests)
     check_owner(study_file)
@@ -103,7 +101,6 @@ def show_run_plan(
     context: "Context", planned: "Sequence[PlannedTask]", force: bool, workers: int | None, as_json: bool
 ) -> None:
     """What a run of these tasks would do."""
-
     warn_damaged(context)
     plan = run_plan(context, planned, force, checked_workers(workers, context.study.partition.experts))
     if as_json:
@@ -115,7 +112,6 @@ def show_run_plan(
 
 def show_keys(context: "Context") -> None:
     """Shows Dagster the study's partition keys."""
-
     prepare_home(context.root, default_workers(context.study.partition.experts))
     with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
@@ -153,7 +149,6 @@ def run_shown(context: "Context", **options: Any) -> "Summary":
 
 def warn_damaged(context: "Context") -> None:
     """Warns of damaged files that name what is current: they explain what follows."""
-
     for damage in damaged_pointers(context):
         echo(f"Damaged: {damage.why}", err=True)
 
@@ -174,7 +169,6 @@ def with_source(context: "Context", *wanted: "Name") -> "Context":
 
     Raises BadSource where one was never built.
     """
-
     source = context.planner.state.source
     if not isinstance(source, Exception):
         return context
@@ -224,7 +218,6 @@ def last_built(context: "Context", asset: str) -> "tuple[Context, list[str] | No
 
 def finish_takedown(context: "Context") -> "Context":
     """Ends a takedown that was begun, unless others are at work; the study as it is then."""
-
     now = reopened(context)
     if not now.takedowns.pending:
         return now
@@ -295,7 +288,6 @@ def table_of(context: "Context") -> dict[str, Any]:
 
 def publication_of(context: "Context") -> dict[str, Any]:
     """Which mixture is published, whether it is the one that the table measures, and why or why not."""
-
     mixture, log = context.version("mixture"), read_log(context.root)
     last = log.last(mixture)
     why = last.why if last else "not decided yet"

@@ -47,7 +47,6 @@ def status(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe status --study cats/study.toml
     """
-
     context = study_at(study_file)
     states = states_of(context)
     posts = posts_of(context)
@@ -77,7 +76,6 @@ def results(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe results --study cats/study.toml --json
     """
-
     context = study_at(study_file)
     context, since = last_built(context, "evaluation")
     if as_json:
@@ -114,7 +112,6 @@ def report(study_file: Path, open_it: bool) -> None:
 
 def _page(context: "Context") -> Path:
     """The report, or, where a takedown removed it with the pictures in it, a page of the last table alone."""
-
     if context.takedowns.entries and not context.store.versions("report", None):
         context, since = last_built(context, "evaluation")
         echo(
@@ -146,7 +143,6 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
 
     Example: hardmoe ui --study cats/study.toml --port 3000
     """
-
     allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
     context = study_at(study_file)
     prepare_home(context.root, default_workers(context.study.partition.experts))

@@ -34,7 +34,6 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
     Example: hardmoe lineage expert:e003 --study cats/study.toml
              hardmoe lineage mixture_top1_router --study cats/study.toml --json
     """
-
     context = study_at(study_file)
     if version is None:
         context = with_source(context, place_of(asset)[:2])
@@ -122,7 +121,6 @@ def _lines(nodes: dict[str, Any], files: dict[str, str], node: dict[str, Any]) -
 
 def _settings(nodes: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """(assets, their settings in a line), equal settings once."""
-
     users: dict[tuple[str, str], list[str]] = {}
     for node in nodes:
         line = " ".join(f"{name}={json.dumps(value)}" for name, value in flat(node["settings"])) or "none"

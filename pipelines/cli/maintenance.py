@@ -37,7 +37,6 @@ def reap(study_file: Path) -> None:
 
     Example: hardmoe reap --study cats/study.toml
     """
-
     context = study_at(study_file)
     prepare_home(context.root, default_workers(context.study.partition.experts))
     with opened() as instance:
@@ -62,7 +61,6 @@ def gc(study_file: Path, superseded: bool, keep: int | None, apply_it: bool, dry
     Example: hardmoe gc --study cats/study.toml --apply
              hardmoe gc --study cats/study.toml --keep 2 --apply
     """
-
     freed = collect(study_at(study_file), superseded, keep, dry_run=_is_preview(apply_it, dry_run))
     if as_json:
         echo_json(freed.as_json() | {"applied": apply_it})
@@ -91,7 +89,6 @@ def verify(study_file: Path, as_json: bool) -> None:
 
     Example: hardmoe verify --study cats/study.toml
     """
-
     found = list(read_all(study_at(study_file)))
     damaged = [damage for damage in found if isinstance(damage, Damage)]
     artifacts = len(found) - sum(damage.path.is_file() for damage in damaged)
@@ -123,7 +120,6 @@ def forget(
 
     Example: hardmoe forget --study cats/study.toml --ids ids.txt --apply
     """
-
     preview = _is_preview(apply_it, dry_run)
     context = study_at(study_file)
     if ids is None and users is None and not context.takedowns.pending:
@@ -156,7 +152,6 @@ def _is_preview(apply_it: bool, dry_run: bool) -> bool:
 def _elsewhere(context: "Context", texts: set[str]) -> list[str]:
     """Where Dagster's storage still names what was taken down: in a database on a server, or in folders that
     dagster.yaml names; nothing without texts or an instance."""
-
     home = context.store.layout.used_dagster_home
     traces = Traces(texts)
     if not traces or not (home / "dagster.yaml").exists():

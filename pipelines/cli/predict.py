@@ -106,7 +106,6 @@ def predict(
 
 def _study(study_file: Path) -> Path:
     """Raises BadSetting where there is none, as every command does."""
-
     if not study_file.is_file():
         load_study(study_file)
     return study_file

@@ -35,7 +35,6 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
     Example: hardmoe publish --study cats/study.toml --rollback
              hardmoe publish --study cats/study.toml --version 1f0c8e5a2b7d4c3e9f60 --force
     """
-
     if sum((rollback, list_it, version is not None or force)) > 1:
         raise BadSetting("--rollback, --list and --version (or --force) exclude one another: choose one")
     context = study_at(study_file, by="hardmoe publish")

@@ -180,7 +180,6 @@ def init(
 
 def _as_proposed(study: "Study", seen: "Seen", by_name: bool) -> "Study":
     """With what suits the source; a recipe that was asked for by its name stays as it is. Says so, with reasons."""
-
     proposal = propose(seen, study)
     for why in proposal.why:
         echo(f"Kept as --recipe has it, though the source suggests {why}" if by_name else f"Set {why}")
@@ -233,7 +232,6 @@ def run(
 
     Example: hardmoe run --study cats/study.toml --workers 2
     """
-
     _json_needs_dry_run(as_json, dry_run)
     renew = renew_trunk or (force and until not in ("posts", "splits"))
     context = changed_study(study_file, settings, dry_run, requests=("renew",) if renew and dry_run else ())

@@ -101,7 +101,6 @@ def posts_of(context: Context) -> dict[str, Any]:
 
 def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     """Counts of a shard that was ingested, and differs from what is wanted in nothing but a takedown since; else {}."""
-
     spec = context.spec("posts", shard)
     before = [
         old

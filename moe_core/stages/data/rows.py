@@ -12,7 +12,6 @@ def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[
     Their artifacts stay and keep the rows in older versions: a source that is only away for an hour costs nothing.
     Returns the shards that were removed.
     """
-
     removed: set[str] = set()
     for table in tables:
         if gone := gone_shards(table, shards):
@@ -23,5 +22,4 @@ def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[
 
 def gone_shards(table: Path, shards: Collection[str]) -> list[str]:
     """Shards of a table that are none of `shards`."""
-
     return sorted(set(shards_in(table)) - set(shards))

@@ -153,7 +153,6 @@ def check(context: Context) -> Checked:
 
 def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, found: Checked) -> None:
     """Looks for a sample of held-out posts among those of other splits; notes into `found` what it finds."""
-
     split_N, given = posts["split"].to_numpy(), posts["given"].to_list()
     held_N = np.flatnonzero(~np.isin(split_N, ("train", "dropped")))
     sample = np.sort(np.random.default_rng(0).permutation(held_N)[:SAMPLE])

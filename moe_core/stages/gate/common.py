@@ -85,7 +85,6 @@ def parts(context: Context) -> Iterator[tuple[np.ndarray, slice]]:
 
 def sizes_of(context: Context, posts: Posts, whitening: Whitening, centroids_MP: np.ndarray) -> np.ndarray:
     """(M,) int64: training posts of each centroid."""
-
     sizes_M = np.zeros(len(centroids_MP), np.int64)
     for part_BD, rows_B in parts(context):
         nearest_B = assign(whitening.apply(part_BD[posts.training_N[rows_B]]), centroids_MP)

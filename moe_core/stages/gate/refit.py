@@ -59,7 +59,6 @@ class Before:
 
 def make(context: Context, folder: Path) -> StageOutput:
     """Raises ValueError where the partition that is followed is gone."""
-
     plan, posts = context.spec("partition"), posts_of(context)
     before = _before(context, posts)
     same_trunk = before.trunk == context.version("trunk")
@@ -200,7 +199,6 @@ def _same_fine(
     context: Context, posts: Posts, before: Before, whitening: Whitening, fitted_FP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(centroids (M, P), expert of each, objective): fine centroids go on and keep their expert where balance lets."""
-
     settings, gate = context.study.partition, before.gate
     found = fit_kmeans(fitted_FP, settings.fine, settings.iterations, 1, settings.seed, gate.centroids_MP)
     number = np.array([context.experts.index(key) if key in context.experts else -1 for key in before.keys])

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from moe_core.clustering.neighbors import near_pairs
 from moe_core.data.duplicates import group, signature
 from moe_core.data.images import Rejected, decode
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data, Source
 
 PICTURES = 1000

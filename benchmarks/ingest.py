@@ -26,7 +26,7 @@ from PIL import Image
 
 from moe_core.data.images import QUALITY, RAW_UP_TO
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.settings import Data, Source
 

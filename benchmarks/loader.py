@@ -24,7 +24,7 @@ from PIL import Image
 
 from moe_core.data.ingest import ingest
 from moe_core.data.loading import Place, open_posts, read_labels
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.models.resnet import build

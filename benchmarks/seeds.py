@@ -21,7 +21,7 @@ from typing import Any
 
 from linked import LABELLED, link
 
-from moe_core.data.sources import absolute, guess_format
+from moe_core.data.sources.guessing import absolute, guess_format
 from moe_core.evaluation.measures import PAIRED
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study, dump_study, load_study

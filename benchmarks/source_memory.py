@@ -17,7 +17,7 @@ import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Source
 
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("tags", pa.list_(pa.string()))])

@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSetting
-from moe_core.formats import FORMATS
 from moe_core.text import refuse_bytes, shown
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -14,7 +14,7 @@ SCRIPT = """
 import json, resource, sys
 from pathlib import Path
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data, Source
 
 limit = int(sys.argv[1]) << 20
@@ -106,7 +106,7 @@ def test_what_is_as_large_as_it_says_is_read(tmp_path):
     bombs.parquet(tmp_path / "a.parquet", rows)
     bombs.arrow(tmp_path / "b.arrow", rows, compression="zstd")
     bombs.arrow(tmp_path / "c.arrow", rows, bombs.pa.ipc.new_stream, compression="lz4")
-    from moe_core.data.sources import find_shards, read_shard
+    from moe_core.data.sources.shards import find_shards, read_shard
     from moe_core.settings import Source
 
     for name in ("a.parquet", "b.arrow", "c.arrow"):

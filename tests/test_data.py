@@ -9,8 +9,10 @@ from PIL import Image
 
 from moe_core.data.ingest import POSTS, REJECTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
-from moe_core.data.sources import ContentHashes, Shard, find_shards, guess_format, read_shard
+from moe_core.data.sources.files import ContentHashes, Shard
+from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.errors import BadSource, CorruptArtifact
 from moe_core.settings import Data, Source

@@ -13,9 +13,10 @@ import pytest
 
 from helpers.formats import WRITERS
 from helpers.unsteady import JOINED, PICTURE, ingested, posts, stored
-from moe_core.data.sources import find_shards, raw
+from moe_core.data.sources import raw
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import Unusable
+from moe_core.data.sources.shards import find_shards
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 
@@ -175,7 +176,7 @@ def test_a_file_that_cannot_be_looked_at_does_not_leave_the_study(wild, tmp_path
 import os, sys
 import pyarrow.fs, pyarrow.parquet
 from moe_core.data.sources import parquet
-from moe_core.data.sources import find_shards
+from moe_core.data.sources.shards import find_shards
 from moe_core.settings import Source
 os.geteuid() or os.seteuid(65534)
 find_shards(Source(format="parquet", uri=sys.argv[1]))

@@ -15,7 +15,7 @@ from helpers import hostile
 from moe_core.data import images, ingest
 from moe_core.data.images import Picture, Rejected, decode
 from moe_core.data.ingest import REASONS, stored_counts
-from moe_core.data.sources import RAW
+from moe_core.data.sources.raw import RAW
 from moe_core.settings import Data
 from moe_core.tables import read_rows
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from helpers.layouts import described, pictures, posts_of, rows_of
-from moe_core.data.sources import find_shards, guess_format
+from moe_core.data.sources.guessing import guess_format
+from moe_core.data.sources.shards import find_shards
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 

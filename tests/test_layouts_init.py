@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from helpers.layouts import LABELS, described, picture, table
-from moe_core.data.sources import find_shards
 from moe_core.data.sources.preview import preview
+from moe_core.data.sources.shards import find_shards
 from moe_core.settings import Source
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from helpers.formats import yfcc_line
 from helpers.layouts import BLUE, RED, ingested, picture, rows_of, table, tar
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Source
 
 

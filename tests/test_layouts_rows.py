@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.layouts import LABELS, ingested, picture, rows_of, table
-from moe_core.data.sources import guess_format
+from moe_core.data.sources.guessing import guess_format
 from moe_core.settings import Source
 
 

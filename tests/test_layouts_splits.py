@@ -3,8 +3,8 @@
 import pytest
 
 from helpers.layouts import RED, described, ingested, parquet, pictures, posts_of, rows_of, table, tar
-from moe_core.data.sources import find_shards
 from moe_core.data.sources.path_splits import split_of_path
+from moe_core.data.sources.shards import find_shards
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 

@@ -8,7 +8,8 @@ import pytest
 
 from helpers.formats import yfcc_line
 from helpers.layouts import described, parquet, picture, rows_of
-from moe_core.data.sources import find_shards, guess_format
+from moe_core.data.sources.guessing import guess_format
+from moe_core.data.sources.shards import find_shards
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 

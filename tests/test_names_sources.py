@@ -13,7 +13,8 @@ import pytest
 from helpers.growing import opened
 from helpers.odd_names import FOLDER, ODD, png
 from helpers.without_controls import small_study
-from moe_core.data.sources import find_shards, guess_format, read_shard
+from moe_core.data.sources.guessing import guess_format
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.engine.build import build
 from moe_core.settings import Source
 from moe_core.tables import ids_in, lance_tag_of, lance_tags, read_rows, replace_rows, vectors_in, write_vectors

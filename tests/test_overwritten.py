@@ -10,7 +10,8 @@ import pytest
 from helpers import hostile
 from helpers.formats import WRITERS
 from helpers.unsteady import JOINED, ingested, posts, stored
-from moe_core.data.sources import find_shards, raw, read_shard
+from moe_core.data.sources import raw
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.errors import BadSource
 
 ALIKE = ("parquet_uri", "parquet_odd_types", "parquet_captions", "parquet_hugging_face_paths")

@@ -1,6 +1,6 @@
 import pytest
 
-from moe_core.data.sources import find_shards
+from moe_core.data.sources.shards import find_shards
 from moe_core.settings import Data, Network, Source, Study, dump_study, load_study
 from moe_core.stages.graph import GRAPH
 

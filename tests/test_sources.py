@@ -15,9 +15,12 @@ import pytest
 from helpers.formats import WRITERS, drawn_posts, table_of
 from helpers.reading import ANYTHING, png, rows_of, said
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import RAW, ContentHashes, find_shards, guess_format, parquet, raw, read_shard
+from moe_core.data.sources import parquet, raw
+from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview
-from moe_core.data.sources.raw import in_batches
+from moe_core.data.sources.raw import RAW, in_batches
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Source
 from moe_core.tables import read_rows
 from moe_core.text import shown

@@ -12,7 +12,8 @@ import pytest
 
 from helpers.formats import WRITERS, drawn_posts
 from helpers.reading import ANYTHING, said
-from moe_core.data.sources import ContentHashes, find_shards, read_shard
+from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.errors import BadSource
 from moe_core.recipes import demo
 from moe_core.settings import Source, dump_study

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.formats import WRITERS, drawn_posts, tar_of, yfcc_line
 from helpers.reading import png, reasons, rows_of, said
-from moe_core.data.sources import guess_format
+from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.raw import MAX_LINE
 from moe_core.errors import BadSource
 from moe_core.settings import Source
@@ -227,7 +227,7 @@ def yfcc_line_of(photo):
 
 GROWTH = """
 import sys
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Source
 source = Source.model_validate_json(sys.argv[1])
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

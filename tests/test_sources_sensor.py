@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.formats import WRITERS, drawn_posts, table_of
-from moe_core.data.sources import ContentHashes
+from moe_core.data.sources.files import ContentHashes
 from moe_core.errors import BadSource
 
 

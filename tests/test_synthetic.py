@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe_core.data.sources import RAW
+from moe_core.data.sources.raw import RAW
 from moe_core.data.synthetic import GENERIC_TAGS, SCENES, synthetic_posts
 from moe_core.data.tags import canonical_tags
 

@@ -38,7 +38,7 @@ from pipelines.run.task import Task
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
-    from moe_core.data.sources import Unready
+    from moe_core.data.sources.files import Unready
     from moe_core.engine.context import Context
     from moe_core.engine.planner import Name, PlannedTask
     from moe_core.maintenance.takedown import Takedown

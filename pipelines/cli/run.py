@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_core.advice import propose
-from moe_core.data.sources import Unready, absolute, find_shards, guess_format
+from moe_core.data.sources.files import Unready
+from moe_core.data.sources.guessing import absolute, guess_format
+from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.shards import find_shards
 from moe_core.errors import BadSetting
-from moe_core.formats import FORMATS
 from moe_core.recipes import RECIPES
 from moe_core.recipes import quick as quicker
 from moe_core.serving.publication import published_bundle

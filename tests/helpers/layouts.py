@@ -11,8 +11,9 @@ from PIL import Image
 
 from helpers.formats import tar_of
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import find_shards, guess_format, read_shard
+from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data, Source
 from moe_core.tables import read_rows
 

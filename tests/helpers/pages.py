@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from moe_core.formats import formats_table
+from moe_core.data.sources.registry import formats_table
 from moe_core.recipes import RECIPES
 from moe_core.settings import settings_page
 from pipelines.cli.main import main

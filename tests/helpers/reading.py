@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from moe_core.data.sources import find_shards, read_shard
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
 
 ANYTHING = Data(image_size=16, max_reject_rate=1)

@@ -5,7 +5,8 @@ import lance
 from helpers import hostile
 from helpers.formats import drawn_posts
 from moe_core.data.ingest import ingest
-from moe_core.data.sources import ContentHashes, find_shards, read_shard
+from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
 
 JOINED = ["folder_csv", "folder_jsonl", "parquet_hugging_face_paths", "yfcc_23", "yfcc_25_bz2"]

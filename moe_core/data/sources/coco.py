@@ -17,8 +17,8 @@ from moe_core.data.sources.files import WILDCARD, File, Scan, Shard, file_of, fi
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, Unusable, in_batches, text_of, time_of
 from moe_core.data.sources.reader import Contents, Reader
+from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSource
-from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 

@@ -29,8 +29,8 @@ from moe_core.data.sources.raw import (
     too_long,
 )
 from moe_core.data.sources.reader import Reader
+from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSource
-from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.files import WILDCARD, files_at, is_remote, local
 from moe_core.data.sources.raw import IMAGE_SUFFIXES
-from moe_core.data.sources.reader import Contents
-from moe_core.data.sources.registry import READERS
+from moe_core.data.sources.reader import Contents, reader_of
+from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSource
-from moe_core.formats import FORMATS
 
 DOCUMENTS = 50  # JSON files of a folder that readers look into
 TABLE = "folder"  # beside data of another format a table is a note; it is also the format of any other folder
@@ -57,9 +56,9 @@ def _guess_remote(uri: str) -> str:
 def _guess_file(path: Path) -> str:
     contents = Contents(path, [str(path)] if path.suffix.lower() == ".json" else [])
     why = ""
-    for name, reader in READERS.items():
+    for name in FORMATS:
         try:
-            if reader.recognizes and reader.recognizes(contents):
+            if (recognizes := reader_of(name).recognizes) and recognizes(contents):
                 return name
         except BadSource as error:
             why = why or f" (as {name}: {error})"
@@ -97,8 +96,8 @@ def _guess_folder(path: Path) -> str:
     if stems:
         return next(iter(stems))
     contents = Contents(path, documents, images_in_folders)
-    for name, reader in READERS.items():
-        if reader.recognizes and reader.recognizes(contents):
+    for name in FORMATS:
+        if (recognizes := reader_of(name).recognizes) and recognizes(contents):
             return name
     if others:
         raise BadSource(others[0] + (f" ({len(others) - 1} other files are not read either)" if others[1:] else ""))

@@ -11,8 +11,8 @@ from moe_core.data.sources.files import File, Scan, Shard, is_remote, key_of, li
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.data.sources.reader import Reader
+from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSource
-from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 from moe_core.tables import scan_table, table_info

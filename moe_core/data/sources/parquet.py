@@ -30,8 +30,8 @@ from moe_core.data.sources.files import (
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.data.sources.reader import Reader
+from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSource
-from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 from moe_core.text import utf8

@@ -3,7 +3,7 @@
 import re
 
 from moe_core.data.sources.files import WILDCARD, is_remote, local
-from moe_core.formats import FORMATS
+from moe_core.data.sources.registry import FORMATS
 
 SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(
     ("test", "testing", "eval", "evaluation"), "test"

@@ -14,7 +14,7 @@ from moe_core.data.images import Rejected, decode, encode
 from moe_core.data.sources.columns import NAMED
 from moe_core.data.sources.files import Shard
 from moe_core.data.sources.raw import holds_separator
-from moe_core.data.sources.registry import READERS
+from moe_core.data.sources.reader import reader_of
 from moe_core.data.sources.shards import count_rows, read_shard, split_by_name
 from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_tags
@@ -86,7 +86,7 @@ def _given(rows: list[dict[str, Any]]) -> Counter[str]:
 
 def _columns(source: Source, shard: Shard) -> list[str]:
     """Which column is which of ours, and which are not read."""
-    columns = READERS[source.format].columns
+    columns = reader_of(source.format).columns
     if columns is None or (used_and_all := columns(source, shard)) is None:
         return []
     used, names = used_and_all
@@ -119,7 +119,7 @@ def _tags_as_read(rows: list[dict[str, Any]]) -> list[str]:
 
 def _joined(source: Source, shard: Shard) -> tuple[list[str], float]:
     """A line where several rows of a table are one post; posts a row."""
-    row_keys = READERS[source.format].row_keys
+    row_keys = reader_of(source.format).row_keys
     if row_keys is None:
         return [], 1.0
     keys = list(islice(row_keys(source, shard), SAMPLED_ROWS))

@@ -1,12 +1,14 @@
-"""What a module of this folder gives for its format."""
+"""What a module of this folder gives for its format, and where it is found."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow as pa
 
 from moe_core.data.sources.files import Scan, Shard
+from moe_core.data.sources.registry import FORMATS
 from moe_core.settings import Source
 
 
@@ -37,3 +39,9 @@ class Reader:
     # whether a source whose names do not tell its format has this one; BadSource says why not
     recognizes: Callable[[Contents], bool] | None = None
     splits_by_name: bool = True  # names of files give the split of rows without one
+
+
+def reader_of(format: str) -> Reader:
+    """The Reader of a format, from the module that its row of FORMATS names."""
+    reader: Reader = import_module(f"{__package__}.{FORMATS[format].module}").READERS[format]
+    return reader

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from moe_core.data.sources.files import ContentHashes, Scan, Shard, Unready, is_remote, local, unreachable
 from moe_core.data.sources.path_splits import split_of_path
 from moe_core.data.sources.raw import RAW
-from moe_core.data.sources.registry import READERS
+from moe_core.data.sources.reader import reader_of
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
@@ -53,7 +53,7 @@ def read_shard(
     before = _state_of(shard)
     try:
         split = split_by_name(source, shard.path)
-        for batch in READERS[source.format].read(source, shard, cache):
+        for batch in reader_of(source.format).read(source, shard, cache):
             yield batch if split is None else _with_split(batch, split)
     except OSError as error:
         raise unreachable(shard.path, error) from None
@@ -69,12 +69,12 @@ def read_shard(
 
 def count_rows(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     """Rows of all the shards, and whether they were counted rather than estimated by the size of the files."""
-    return READERS[source.format].count(source, shards)
+    return reader_of(source.format).count(source, shards)
 
 
 def split_by_name(source: Source, path: str) -> str | None:
     """The split that a shard's name gives to rows without one."""
-    if source.split_column or not READERS[source.format].splits_by_name:
+    if source.split_column or not reader_of(source.format).splits_by_name:
         return None
     return split_of_path(path, source.uri)
 
@@ -82,7 +82,7 @@ def split_by_name(source: Source, path: str) -> str | None:
 def _find(source: Source, scan: Scan) -> Iterator[Shard]:
     """Shards whose hash is that of their content and of what is read from it."""
     try:
-        shards = READERS[source.format].find(source, scan)
+        shards = reader_of(source.format).find(source, scan)
     except OSError as error:
         raise unreachable(source.uri, error) from None
     for shard in shards:

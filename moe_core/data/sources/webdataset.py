@@ -28,8 +28,8 @@ from moe_core.data.sources.raw import (
     time_of,
 )
 from moe_core.data.sources.reader import Reader
+from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.tars import Member, members
-from moe_core.formats import FORMATS
 from moe_core.settings import Source
 
 FORMAT = FORMATS["webdataset"]

@@ -22,9 +22,9 @@ from moe_core.data.sources.files import LOST, Scan, Shard, files_at, key_of, lis
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
 from moe_core.data.sources.reader import Contents, Reader
+from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.tars import RATIO, UNFOLDED, TarImages
 from moe_core.errors import BadSource
-from moe_core.formats import FORMATS
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from moe_core.data.sources import ContentHashes, read_shard
+from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.shards import read_shard
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.resources import threads_for

@@ -10,7 +10,7 @@ from moe_core.data.sources.reader import Reader, reader_of
 from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSetting
 from moe_core.settings import study_of
-from pipelines.cli.run import init
+from pipelines.cli.main import main
 
 PACKAGES = [Path(__file__).parents[1] / name for name in ("moe_core", "assets", "pipelines")]
 
@@ -20,7 +20,7 @@ def test_every_format_has_its_reader():
 
 
 def test_the_command_offers_every_format():
-    shown = " ".join(CliRunner().invoke(init, ["--help"], env={"COLUMNS": "1000"}).output.split())
+    shown = " ".join(CliRunner().invoke(main, ["init", "--help"], env={"COLUMNS": "1000"}).output.split())
     assert f"[{'|'.join(FORMATS)}]" in shown
     assert all(format.what in shown for format in FORMATS.values())
 

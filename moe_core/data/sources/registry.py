@@ -1,7 +1,7 @@
 """Formats that a source may have, a row each: settings, `--format`, the guess of a format and the docs follow from it.
 
-A new format is a row here and a module beside this one with its Reader (docs/extending.md). Nothing is imported here, so
-that settings can be checked without the readers' libraries.
+A new format is a row here and a module beside this one with its Reader (docs/extending.md). Nothing is imported here,
+so that settings can be checked without the libraries of the readers.
 """
 
 from dataclasses import dataclass

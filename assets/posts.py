@@ -5,6 +5,7 @@ import dagster as dg
 from assets.materialize import Shown, Work, asset_of, materialize
 from assets.showing import cell
 from moe_core.engine.context import Context
+from moe_core.stages.data.rows import stored_counts
 from moe_core.store.artifact import Artifact
 from moe_core.tables import lance_tag_of
 
@@ -17,8 +18,6 @@ CONSERVED = dg.AssetCheckSpec(
 
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    from moe_core.data.ingest import stored_counts
-
     said = artifact.metadata
     assert artifact.key is not None
     lance_tag = lance_tag_of(artifact.key, artifact.version)  # version numbers may be gone

@@ -26,8 +26,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.utils import make_new_run_id
 from moe_core.settings import load_study
-from assets import splits as asset
-from moe_core.stages.data import splits
+from moe_core.stages.data import split_check
 from moe_core.workspace import open_study
 from moe_core.engine.build import build
 from moe_core.stages.graph import GRAPH
@@ -41,7 +40,7 @@ instance = dg.DagsterInstance.get()
 for key in context.planner.keys("posts"):
     build(context, "posts", key)
 for given, violations in ((3, {}), (0, {"near_duplicates": 1})):
-    asset.check = lambda _: splits.Checked(violations, given, 5, ["a in train is b in test"])
+    split_check.check = lambda _: split_check.Checked(violations, given, 5, ["a in train is b in test"])
     error = materialize(Task("splits", None), make_new_run_id(), instance).error
     print(error or "no error", context.find("splits") is not None, sep=" | ")
 """

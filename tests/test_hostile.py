@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from helpers import hostile
 from moe_core.data import images, ingest
 from moe_core.data.images import Picture, Rejected, decode
-from moe_core.data.ingest import REASONS, stored_counts
+from moe_core.data.ingest import REASONS
 from moe_core.data.sources.raw import RAW
 from moe_core.settings import Data
+from moe_core.stages.data.rows import stored_counts
 from moe_core.tables import read_rows
 
 SECONDS, MEGABYTES = 5, 1000  # at most, for any file

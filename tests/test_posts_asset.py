@@ -13,9 +13,9 @@ from moe_core.settings import Data, Source, dump_study
 SCRIPT = """
 import json
 import dagster as dg
+from assets import posts as asset
 from assets.posts import posts
 from assets.study import SHARDS
-from moe_core.data import ingest
 
 def run(instance):
     done = dg.materialize([posts], instance=instance, partition_key="s0000", raise_on_error=False)
@@ -33,11 +33,11 @@ def run(instance):
 
 with dg.DagsterInstance.ephemeral() as instance:
     instance.add_dynamic_partitions(SHARDS.name, ["s0000"])
-    right = ingest.stored_counts
+    right = asset.stored_counts
     out = [run(instance)]
-    ingest.stored_counts = lambda *_: (1, 0)
+    asset.stored_counts = lambda *_: (1, 0)
     out.append(run(instance))
-    ingest.stored_counts = right
+    asset.stored_counts = right
     out.append(run(instance))
 print("\\n" + json.dumps(out))
 """

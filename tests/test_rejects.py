@@ -10,10 +10,11 @@ import pytest
 from helpers import hostile
 from helpers.formats import WRITERS, drawn_posts
 from moe_core.data import images, ingest
-from moe_core.data.ingest import REASONS, stored_counts
+from moe_core.data.ingest import REASONS
 from moe_core.data.sources.raw import RAW
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
+from moe_core.stages.data.rows import stored_counts
 from moe_core.tables import copied, read_rows, replace_rows, vectors_in, write_vectors
 
 CHUNK, ROWS = 8, 24

@@ -9,7 +9,8 @@ from PIL import Image
 from moe_core.data.splits import ALONE, across, assign, first_of_each_id, leaks, place_of
 from moe_core.engine.build import build
 from moe_core.settings import Data, Source, Study
-from moe_core.stages.data.splits import SPLITS, check
+from moe_core.stages.data.split_check import check
+from moe_core.stages.data.stages import SPLITS
 from moe_core.workspace import open_study
 
 HALF = Data(test=0.3, validation=0.2, router=0.1)

@@ -25,7 +25,7 @@ from moe_core.data.takedowns import MAX_ID
 from moe_core.errors import BadSource
 from moe_core.settings import Data
 from moe_core.store.layout import Layout
-from moe_core.tables import copied, count_rows, replace_rows
+from moe_core.tables import copied, replace_rows
 
 POSTS = pa.schema(
     [
@@ -142,15 +142,6 @@ def ingest(
             raise TooManyRejected(f"{error}; all of them are in version {version} of {layout.rejects_table}") from None
         rejects_version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches(), lance_tags)
     return Ingested(count, posts_version, rejects_version)
-
-
-def stored_counts(root: Path, shard: str, posts_version: int | str, rejects_version: int | str) -> tuple[int, int]:
-    """(posts, rejects) of a shard that really are in the tables at these versions."""
-    layout = Layout(root)
-    return (
-        count_rows(layout.posts_table, posts_version, shard),
-        count_rows(layout.rejects_table, rejects_version, shard),
-    )
 
 
 class TooManyRejected(BadSource):

@@ -1,9 +1,7 @@
 """All stages, each after those it reads."""
 
 from moe_core.engine.stage import Graph
-from moe_core.stages.data.posts import POSTS
-from moe_core.stages.data.splits import SPLITS
-from moe_core.stages.data.vocabulary import VOCABULARY
+from moe_core.stages.data.stages import POSTS, SPLITS, VOCABULARY
 from moe_core.stages.evaluation.evaluation import EVALUATION
 from moe_core.stages.evaluation.report import REPORT
 from moe_core.stages.experts.controls import DENSE_SAME_COST, TRUNK_SAME_BUDGET

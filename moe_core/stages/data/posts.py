@@ -3,21 +3,19 @@
 import json
 from pathlib import Path
 
+from moe_core.data.ingest import ingest
 from moe_core.data.sources.files import ContentHashes
 from moe_core.data.sources.shards import read_shard
 from moe_core.engine.context import Context
-from moe_core.engine.planner import Planner
 from moe_core.engine.resources import threads_for
-from moe_core.engine.stage import Stage
 from moe_core.errors import BadSource, HardmoeError
+from moe_core.stages.data.rows import stored_counts
 from moe_core.store.artifact import StageOutput
 from moe_core.tables import lance_tag_of
 from moe_core.text import utf8
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    from moe_core.data.ingest import ingest, stored_counts
-
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     assert key is not None
     shard = context.planner.state.shard(key)
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
@@ -59,23 +57,3 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     }
     (folder / "counts.json").write_text(json.dumps(said, indent=1))
     return StageOutput(said)
-
-
-def _inputs(planner: Planner, key: str | None) -> dict[str, str]:
-    assert key is not None
-    taken_down = planner.state.takedowns.hash_of(key)
-    inputs = {"shard": planner.state.shard(key).content_hash}
-    return inputs | ({"takedowns": taken_down} if taken_down else {})
-
-
-POSTS = Stage(
-    name="posts",
-    keys="shards",
-    code="2",
-    reads=(),
-    settings=lambda study: study.data.settings_of("posts"),
-    inputs=_inputs,
-    make=_make,
-    uses_gpu=False,
-    post_ids=lambda artifact: (),  # its manifest numbers rows; the tables, which have the posts, are searched apart
-)

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from moe_core.tables import gather, shards_in
+from moe_core.store.layout import Layout
+from moe_core.tables import count_rows, gather, shards_in
 
 
 def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[str]:
@@ -23,3 +24,12 @@ def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[
 def gone_shards(table: Path, shards: Collection[str]) -> list[str]:
     """Shards of a table that are none of `shards`."""
     return sorted(set(shards_in(table)) - set(shards))
+
+
+def stored_counts(root: Path, shard: str, posts_version: int | str, rejects_version: int | str) -> tuple[int, int]:
+    """(posts, rejects) of a shard that really are in the tables at these versions."""
+    layout = Layout(root)
+    return (
+        count_rows(layout.posts_table, posts_version, shard),
+        count_rows(layout.rejects_table, rejects_version, shard),
+    )

@@ -1,41 +1,22 @@
 """vocabulary: which hashtags are predicted, from the training posts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 
+from moe_core.data.vocabulary import Vocabulary, choose_from, reasons, save
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Ref, Stage
-from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.store.artifact import StageOutput
-from moe_core.store.hashing import file_hash
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from moe_core.data.vocabulary import Vocabulary
 
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for each reason
 
 
-def _settings(study: Study) -> Any:
-    """The files of stop tags and synonyms count by their content."""
-    settings = study.data.settings_of("vocabulary")
-    for name in ("stop_tags", "synonyms"):
-        path = Path(getattr(study.data, name) or ".")
-        settings[name] = file_hash(path) if path.is_file() else ""
-    return settings
-
-
 def choose(context: Context, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str], int]:
     """(hashtags kept, tags dropped with their reason, synonyms, training posts read) of the study's training posts."""
-    from moe_core.data.vocabulary import choose_from
-
     read = 0
 
     def training() -> Iterator[pl.DataFrame]:
@@ -63,11 +44,7 @@ def _tagged(context: Context, vocabulary: Vocabulary) -> int:
     return sum(int((np.diff(starts_N1) > 0).sum()) for starts_N1 in starts)
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    import polars as pl
-
-    from moe_core.data.vocabulary import Vocabulary, reasons, save
-
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     kept, dropped, synonyms, read = choose(context, folder)
     save(folder, kept, dropped, synonyms)
     tagged = _tagged(context, Vocabulary(kept["tag"].to_list(), synonyms))
@@ -93,17 +70,3 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 def _examples(tags: pl.DataFrame, count: int) -> list[list[Any]]:
     """[tag, posts, users] of those on the most posts."""
     return [list(row) for row in tags.head(count).select("tag", "posts", "users").iter_rows()]
-
-
-VOCABULARY = Stage(
-    name="vocabulary",
-    keys=None,
-    code="2",
-    reads=("posts", "splits"),
-    settings=_settings,
-    inputs=lambda planner, key: {"splits": Ref("splits")},
-    make=_make,
-    uses_gpu=False,
-    frozen=True,
-    post_ids="unknown",  # tags that one user alone wrote
-)

@@ -25,6 +25,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
+from moe_core.store.opening import open_store
 from moe_core.store.store import Store
 
 Source = tuple[Shard, ...] | HardmoeError | OSError
@@ -44,13 +45,13 @@ def open_study(
     A source or a pointer that cannot be read raises its error where it is needed, not here. Nothing is written, but
     with `remember` hashes of the source's files, so that the next one who opens the study need not read them again.
     """
-    mine = graph.for_study(study)
-    hashes = ContentHashes(Layout(root).content_hashes, autosave=remember)
-    state = _load_state(study, root, graph, hashes)
+    store = open_store(root)
+    hashes = ContentHashes(store.layout.content_hashes, autosave=remember)
+    state = _load_state(study, store, graph, hashes)
     if remember:
         hashes.save()
     state = replace(state, requests=state.requests | frozenset(requests))
-    return Context(frozen.freeze(Planner(mine, state, Store(root)), study.repartition.growth), report, by)
+    return Context(frozen.freeze(Planner(graph.for_study(study), state, store), study.repartition.growth), report, by)
 
 
 def reopened(context: Context, study: Study | None = None) -> Context:
@@ -58,12 +59,13 @@ def reopened(context: Context, study: Study | None = None) -> Context:
     return open_study(study or context.study, context.root, context.report, context.by, remember=True)
 
 
-def _load_state(study: Study, root: Path, graph: Graph, hashes: ContentHashes) -> StudyState:
+def _load_state(study: Study, store: Store, graph: Graph, hashes: ContentHashes) -> StudyState:
     """Reads the world once; `hashes`, of the source's files, learn what they may save."""
+    root = store.root
     files = {asset: frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")}
     takedowns = Takedowns.load(root)
-    snapshot = _or_error(lambda: frozen.load(files["trunk"], root, takedowns))
-    current = _or_error(lambda: current_partition.load(files["partition"], root))
+    snapshot = _or_error(lambda: frozen.load(files["trunk"], store, takedowns))
+    current = _or_error(lambda: current_partition.load(files["partition"], store))
     shards, unready = _source(study, hashes)
     requests = set()
     if not isinstance(snapshot, Exception) and frozen.is_renewal_requested(root, snapshot):

@@ -100,7 +100,7 @@ def modules() -> dict[str, ast.Module]:
 @cache
 def parameters_of_ours() -> Parameters:
     """Parameters of every function, and fields of every class, by its name; without self."""
-    found: Parameters = {"Layout": [["root"]], "Store": [["root"]]}
+    found: Parameters = {"Layout": [["root"]], "open_store": [["root"]]}
     for node in (node for tree in modules().values() for node in ast.walk(tree)):
         if isinstance(node, ast.FunctionDef):
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
@@ -115,6 +115,13 @@ def test_only_the_store_joins_paths_of_a_study():
     assert len(modules()) > 150
     found = {name: places for name, tree in modules().items() if (places := [*joined(tree, parameters_of_ours())])}
     assert found == {}, "take the path from store.layout, or from Artifact.file"
+
+
+def test_only_the_store_chooses_its_implementation():
+    """Everything else opens it by moe_core/store/opening.py."""
+    calls = [(name, node) for name, tree in modules().items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert any(called(call) == "open_store" for _, call in calls)
+    assert [f"{name}:{call.lineno}" for name, call in calls if called(call) == "Store"] == []
 
 
 @pytest.mark.parametrize(

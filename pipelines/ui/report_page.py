@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from moe_core.errors import HardmoeError
-from moe_core.store.store import Store
+from moe_core.store.opening import open_store
 
 PATH = "/hardmoe/report"
 # The page has no script and loads nothing: a fault in it must not reach the UI, whose origin it shares.
@@ -26,7 +26,7 @@ def _report(request: Request) -> Response:
     """Not `async`: Starlette reads and checks the file in a thread."""
     study, wanted = os.environ.get("HARDMOE_STUDY"), request.path_params.get("version")
     try:
-        reports = Store(Path(study).parent).versions("report", None) if study else []
+        reports = open_store(Path(study).parent).versions("report", None) if study else []
         matching = [a for a in reports if wanted in (None, a.version)]
         if matching:
             newest = max(matching, key=lambda artifact: artifact.made_at)

@@ -60,7 +60,7 @@ class CurrentPartition:
         raise CorruptArtifact(f"{path} is damaged (its version is not the hash of its content)", path)
 
 
-def load(path: Path, root: Path) -> CurrentPartition | None:
+def load(path: Path, store: Store) -> CurrentPartition | None:
     """By the pointer, or by the newest partition in the store where that is damaged or gone.
 
     Raises CorruptArtifact for a damaged pointer where the store has no partition of these settings.
@@ -69,7 +69,7 @@ def load(path: Path, root: Path) -> CurrentPartition | None:
         current, why = CurrentPartition.read(path), ""
     except CorruptArtifact as error:
         current, why = None, str(error)
-    current = current or _newest(Store(root), path.name)
+    current = current or _newest(store, path.name)
     if current is None and why:
         raise CorruptArtifact(
             f"{why}, and no partition of these settings is left in the store: restore the file from a backup; without "

@@ -48,7 +48,7 @@ def pointer_file(graph: Graph, study: Study, root: Path, asset: str) -> Path:
     return Layout(root).current(asset, line)
 
 
-def load(path: Path, root: Path, takedowns: Takedowns) -> Snapshot | None:
+def load(path: Path, store: Store, takedowns: Takedowns) -> Snapshot | None:
     """By the pointer, or by the newest trunk in the store where that is damaged or gone.
 
     Raises CorruptArtifact for a damaged pointer where the store does not tell on which shards a trunk was trained; one
@@ -60,7 +60,6 @@ def load(path: Path, root: Path, takedowns: Takedowns) -> Snapshot | None:
         why = ""
     except CorruptArtifact as error:
         why = str(error)
-    store = Store(root)
     mine = [trunk for trunk in store.everything("trunk") if trunk.metadata.get("pointer") == path.name]
     for trunk in sorted(mine, key=lambda trunk: trunk.made_at, reverse=True):
         splits = store.get("splits", None, trunk.inputs["splits"])  # which name its shards

@@ -233,7 +233,7 @@ def test_synthetic_posts_have_the_tags_and_the_pixels_of_the_project_s():
     source = synthetic_posts.source
     assert 2960 <= len(ours.images_NSS3) == len(ours.tags_NT) == len(ours.scene_N) <= 3000
     assert (ours.tags_NT >= 0).any(1).all()
-    words, scenes = source._names(0), list(source.SCENES)
+    words, scenes = source.scene_words(0), list(source.SCENES)
     assert ours.hashtags == sorted({*words.ravel().tolist(), *scenes, *source.GENERIC_TAGS})
     thing_N, scene_N = ours.tags_NT[:, 0], ours.scene_N.tolist()
     named = [(ours.hashtags[tag], scene) for tag, scene in zip(thing_N.tolist(), scene_N, strict=True) if tag >= 0]

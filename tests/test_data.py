@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from moe_core.data.ingest import POSTS, REJECTS, ingest
+from moe_core.data.ingest import POSTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
+from moe_core.data.rejects import REJECTS
 from moe_core.data.sources.files import ContentHashes, Shard
 from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview

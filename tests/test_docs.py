@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from helpers.pages import PAGES
-from moe_core.data.ingest import REASONS
+from moe_core.data.rejects import REASONS
 from moe_core.recipes import RECIPES
 from moe_core.serving.publication import Decision
 from moe_core.settings import Study, dump_study, load_study

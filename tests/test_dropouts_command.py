@@ -18,9 +18,9 @@ from moe_core.settings import Data, Source, dump_study
 
 HOOK = """
 import os
-from moe_core.data import ingest
+from moe_core.data import checks
 
-right = ingest._text
+right = checks.checked
 
 def after_the_first_batch(batch, before, data):
     found = right(batch, before, data)
@@ -32,7 +32,7 @@ def after_the_first_batch(batch, before, data):
     exec(open(f"{os.environ['MEANWHILE']}").read(), {"number": number})
     return found
 
-ingest._text = after_the_first_batch
+checks.checked = after_the_first_batch
 """
 
 

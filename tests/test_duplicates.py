@@ -172,7 +172,7 @@ def test_pairs_grow_with_the_pictures_of_one_code_and_not_with_their_square(monk
 
     def compared(count):
         look = crowd(count)
-        return sum(len(one) for one, _ in duplicates._candidates(codes(look), look, near_pairs))
+        return sum(len(one) for one, _ in duplicates.candidate_pairs(codes(look), look, near_pairs))
 
     # with the first, 8 more of the code, and 4 in each of 3 directions
     assert 19 * 1000 < compared(1000) <= 21 * 1000
@@ -184,7 +184,7 @@ def test_pairs_grow_with_the_pictures_of_near_codes_and_not_with_their_square(mo
     monkeypatch.setattr(duplicates, "NEAREST", 4)
     code = np.packbits(np.arange(128) < 64).repeat(2000).reshape(16, 2000).T.copy()
     code[:, 0] ^= np.arange(2000).astype(np.uint8) % 200  # 200 codes, all within 8 bits, ten rows each
-    pairs = [np.stack(p) for p in duplicates._candidates(code, crowd(2000), near_pairs)]
+    pairs = [np.stack(p) for p in duplicates.candidate_pairs(code, crowd(2000), near_pairs)]
     assert sum(p.shape[1] for p in pairs) <= (1 + 8 + 8 + 12) * 2000
 
 
@@ -203,5 +203,7 @@ def test_all_pairs_are_compared_where_they_are_few():
     look = crowd(40)
     code = np.packbits(np.arange(128) < 64)[None].repeat(40, 0)
     code[:, 0] ^= (np.arange(40) % 4).astype(np.uint8)
-    pairs = [p for one, other in duplicates._candidates(code, look, near_pairs) for p in zip(one, other, strict=True)]
+    pairs = [
+        p for one, other in duplicates.candidate_pairs(code, look, near_pairs) for p in zip(one, other, strict=True)
+    ]
     assert {tuple(sorted(map(int, p))) for p in pairs} == {(i, j) for i in range(40) for j in range(i + 1, 40)}

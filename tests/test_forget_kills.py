@@ -30,9 +30,9 @@ def _killed_at(study, root, point):
     from moe_core.maintenance import takedown
 
     if point == "after the logs":
-        takedown._clear_tables = _die
+        takedown.clear_tables = _die
     elif point == "before the commit":
-        tables.shards._swap = _die
+        tables.shards.swap = _die
     elif point == "between posts and rejects":
         clean, calls = takedown.clean, []
 
@@ -48,7 +48,7 @@ def _killed_at(study, root, point):
     elif point == "in an artifact":
         takedown.remove_atomically = _die
     elif point == "before the logs":
-        takedown._clear_logs = _die
+        takedown.clear_logs = _die
     elif point == "before it is done":
         Takedowns.finished = _die
     forget(open_study(study, root), ids=[GONE], users=["user-ann"])

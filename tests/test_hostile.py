@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import hostile
-from moe_core.data import images, ingest
+from moe_core.data import checks, images, ingest
 from moe_core.data.images import Picture, Rejected, decode
-from moe_core.data.ingest import REASONS
+from moe_core.data.rejects import REASONS, REJECTS, Rejects
 from moe_core.data.sources.raw import RAW
 from moe_core.settings import Data
 from moe_core.stages.data.rows import stored_counts
@@ -105,7 +105,7 @@ def test_no_file_takes_five_seconds_or_a_gigabyte(tmp_path, files):
 
 def test_a_reject_says_where_it_came_from(tmp_path):
     done = run(tmp_path, [{"id": "a"}, {"id": "b", "image": b"%PDF-1.7"}])
-    rows = read_rows(tmp_path / "rejects.lance", done.rejects_version, "s", ingest.REJECTS.names).to_pylist()
+    rows = read_rows(tmp_path / "rejects.lance", done.rejects_version, "s", REJECTS.names).to_pylist()
     assert rows == [
         {
             "shard": "s",
@@ -173,17 +173,19 @@ def test_a_mistake_of_ours_on_one_row_is_a_counted_reject(tmp_path, monkeypatch)
     assert done.count.examples["internal_error"][0].detail == "KeyError: 'boom'"
 
 
-@pytest.mark.parametrize("where", ["_text", "_convert", "canonical_lists", "signature"])
+@pytest.mark.parametrize(
+    ("module", "where"), [(checks, "checked"), (ingest, "convert"), (checks, "canonical_lists"), (ingest, "signature")]
+)
 @pytest.mark.parametrize("call", [0, 1])
-def test_a_mistake_of_ours_on_many_rows_fails_the_shard_and_leaves_nothing(tmp_path, monkeypatch, where, call):
-    right, calls = getattr(ingest, where), iter(range(100))
+def test_a_mistake_of_ours_on_many_rows_fails_the_shard_and_leaves_nothing(tmp_path, monkeypatch, module, where, call):
+    right, calls = getattr(module, where), iter(range(100))
 
     def wrong(*arguments, **more):
         if next(calls) == call:
             raise AttributeError("boom")
         return right(*arguments, **more)
 
-    monkeypatch.setattr(ingest, where, wrong)
+    monkeypatch.setattr(module, where, wrong)
     with pytest.raises(AttributeError, match="boom"):
         run(tmp_path, [{"id": str(n)} for n in range(20)])
     import lance
@@ -192,8 +194,8 @@ def test_a_mistake_of_ours_on_many_rows_fails_the_shard_and_leaves_nothing(tmp_p
 
 
 def test_a_row_that_is_lost_fails_the_shard(tmp_path, monkeypatch):
-    right = ingest._Rejects.add
-    monkeypatch.setattr(ingest._Rejects, "add", lambda self, rows: right(self, rows[1:]))
+    right = Rejects.add
+    monkeypatch.setattr(Rejects, "add", lambda self, rows: right(self, rows[1:]))
     with pytest.raises(RuntimeError, match=r"shard s: 3 read, 2 \+ 0 kept: a row was lost; nothing was replaced"):
         run(tmp_path, [{"id": "a"}, {"id": "b"}, {"id": "c", "tags": []}])
 
@@ -208,10 +210,10 @@ def test_a_source_that_breaks_off_fails_the_shard(tmp_path):
 
 
 def test_large_files_are_in_flight_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(ingest, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(checks, "CHUNK_BYTES", 1000)
     sizes = [400, 400, 400, 5000, 10, 10]
     rows = [{"id": str(n), "image": b"x" * size} for n, size in enumerate(sizes)]
-    chunks = [len(chunk.files) for chunk in ingest._chunks([batch(rows)], ALL, None)]
+    chunks = [len(chunk.files) for chunk in checks.chunks_of([batch(rows)], ALL, None)]
     assert chunks == [2, 1, 1, 2]
 
 

@@ -83,12 +83,12 @@ def test_coco_in_any_order_and_of_any_size_is_read_piece_by_piece(tmp_path, monk
     file = coco(tmp_path / "x.json", names, [(n, 17 if n % 2 else "a long bridge") for n in range(200)])
     said = json.loads(file.read_text())
     (tmp_path / "y.json").write_text(json.dumps(dict(reversed(said.items())), indent=3, ensure_ascii=True))
-    wanted = list(reader._elements(file))
+    wanted = list(reader.elements(file))
     assert wanted[1] == ("images", {"id": 1, "file_name": "0.jpg", "width": 16})
     for block in (1, 7, 300):
         monkeypatch.setattr(reader, "BLOCK", block)
-        assert list(reader._elements(file)) == wanted
-        assert sorted(map(str, reader._elements(tmp_path / "y.json"))) == sorted(map(str, wanted))
+        assert list(reader.elements(file)) == wanted
+        assert sorted(map(str, reader.elements(tmp_path / "y.json"))) == sorted(map(str, wanted))
         assert (
             reader.count(Source(format="coco", uri=str(file)), find_shards(Source(format="coco", uri=str(file))))[0]
             == 200

@@ -12,7 +12,7 @@ from moe_core.maintenance.lineage import Lineage, find, report
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
 from moe_core.workspace import open_study
-from pipelines.cli.lineage import _lines
+from pipelines.cli.lineage import inputs_of, lines_of
 from pipelines.cli.main import main
 
 
@@ -193,7 +193,7 @@ def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_pa
     assert lineage.parents(joint) == lineage.parents(random) == [partition]
     assert {i.name: i.kind for i in lineage.inputs(joint)} == {"trunk": "gone", "e000": "members", "e001": "members"}
     inputs = [{"name": i.name, "kind": i.kind, "version": i.version, "of": i.of} for i in lineage.inputs(joint)]
-    lines = list(_lines({partition: {"asset": "partition"}}, {}, {"inputs": inputs}))
+    lines = list(inputs_of({partition: {"asset": "partition"}}, {}, {"inputs": inputs}))
     assert lines == [(None, "trunk gone  (no longer in the store)"), (partition, "")], "once, not once a cluster"
 
 
@@ -223,8 +223,6 @@ def test_the_command_prints_a_tree_with_each_node_once(both):
 
 
 def test_many_shards_are_counted_in_the_text(tmp_path):
-    from pipelines.cli.lineage import _text
-
     store = Store(tmp_path)
     features = {
         f"features s{n:02d}": store.make(
@@ -235,7 +233,7 @@ def test_many_shards_are_counted_in_the_text(tmp_path):
     version = store.make(Spec("partition", None, "1", {}, features), lambda folder: StageOutput({})).version
     said = asked(tmp_path, "partition", version)
     assert len(said["nodes"]) == 31
-    text = list(_text(said, {}))
+    text = list(lines_of(said, {}))
     assert sum("trunk_features:s" in line for line in text[: text.index("Settings")]) == 12
     assert "└─ and 18 more of trunk_features (--json has all)" in text
 

@@ -9,8 +9,8 @@ import pytest
 
 from helpers import hostile
 from helpers.formats import WRITERS, drawn_posts
-from moe_core.data import images, ingest
-from moe_core.data.ingest import REASONS
+from moe_core.data import checks, images, ingest
+from moe_core.data.rejects import REASONS
 from moe_core.data.sources.raw import RAW
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
@@ -59,7 +59,7 @@ RIGHT = images.decode
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", BAD)
 def test_rejects_of_a_reason_anywhere(kind, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", CHUNK)
+    monkeypatch.setattr(checks, "CHUNK_ROWS", CHUNK)
     monkeypatch.setattr(images, "decode", decode)
     bad_N = [n in PLACES[place] for n in range(ROWS)]
     if kind == "duplicate_id":

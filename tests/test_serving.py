@@ -217,18 +217,22 @@ def test_the_least_recently_used_go_first():
     for key in "abcad":
         with experts.using(key):
             pass
-    assert list(experts._held) == ["c", "a", "d"]
+    assert list(experts.held) == ["c", "a", "d"]
     assert experts.reads == 4
 
 
 def test_bytes_are_bounded_too_and_the_one_being_read_counts():
     sizes = {"a": 30, "b": 20, "c": 30, "d": 10}
-    experts = held(most_bytes=60, sizes=sizes)
     seen, reading = [], []
-    experts._read = lambda key: reading.append((key, sum(sizes[k] for k in experts._held))) or {}
+
+    def read(key):
+        reading.append(sum(sizes[k] for k in experts.held))
+        return {}
+
+    experts = ExpertCache(sizes, read, None, most_bytes=60)
     experts.each("abcd", lambda key, state: seen.append(key))
     assert seen == ["a", "b", "c", "d"]
-    assert all(held <= 60 for _, held in reading)  # the one that is being read has its place already
+    assert all(bytes_held <= 60 for bytes_held in reading)  # the one that is being read has its place already
     assert experts.most_held_bytes <= 60
 
 

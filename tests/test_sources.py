@@ -146,9 +146,9 @@ def test_known_files_are_not_read_again(posts, tmp_path, monkeypatch):
     assert not (tmp_path / "hashes.json").exists(), "a scan wrote"
     hashes.save()
     opened = []
-    look = parquet._schema
-    monkeypatch.setattr(parquet, "_schema", lambda file, source: opened.append(file.path) or look(file, source))
-    monkeypatch.setattr("moe_core.data.sources.files._hash_of_content", lambda *_: pytest.fail("hashed again"))
+    look = parquet.schema_of
+    monkeypatch.setattr(parquet, "schema_of", lambda file, source: opened.append(file.path) or look(file, source))
+    monkeypatch.setattr("moe_core.data.sources.files.hash_of_content", lambda *_: pytest.fail("hashed again"))
     assert find_shards(source, ContentHashes(tmp_path / "hashes.json")) == before
     assert len(opened) == 1  # the first, to see whether its images lie beside it
 

@@ -118,7 +118,7 @@ def test_tags_of_yfcc_are_parted_before_they_are_decoded(posts, tmp_path):
 def test_tars_are_indexed_once(posts, tmp_path, monkeypatch):
     source = WRITERS["yfcc_tars"](posts[:10], tmp_path)
     before = rows_of(source, tmp_path / "cache")
-    monkeypatch.setattr("moe_core.data.sources.tars._places", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr("moe_core.data.sources.tars.places", lambda _: pytest.fail("read again"))
     assert rows_of(source, tmp_path / "cache") == before
     assert {row["reason"] for row in before} == {None}
 

@@ -161,7 +161,7 @@ def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, m
     with pytest.raises(MemoryError):
         list(map(first.of, all_of_them))
     again = ContentHashes(tmp_path / "hashes.json", autosave=True)
-    files._hash_of_content.cache_clear()  # another process
+    files.hash_of_content.cache_clear()  # another process
     assert [again.of(file) for file in all_of_them] == [file_hash(tmp_path / name) for name in "abcde"]
     assert "".join(read) == "abcd" + "cde"
 
@@ -179,8 +179,8 @@ def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch
 
     monkeypatch.setattr(files, "file_hash", slow)
     monkeypatch.setattr(files, "LARGE", 100)
-    files._hash_of_content.cache_clear()  # as in two processes
-    monkeypatch.setattr(files, "_hash_of_content", files._hash_of_content.__wrapped__)
+    files.hash_of_content.cache_clear()  # as in two processes
+    monkeypatch.setattr(files, "hash_of_content", files.hash_of_content.__wrapped__)
     found = []
 
     def look():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.imports import MODULES, PACKAGES
+
 
 def loaded_by(module):
     code = f"import sys, {module}; print(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
@@ -78,3 +80,55 @@ def test_no_test_imports_a_test():
     files = list(TESTS.rglob("*.py"))
     assert len(files) > 50
     assert {file.name: found for file in files if (found := imports.findall(file.read_text("utf-8")))} == {}
+
+
+def private_names():
+    """Names with one leading underscore that our packages define: functions, classes, variables, fields."""
+    names = set()
+    for node in (node for path in MODULES.values() for node in ast.walk(ast.parse(path.read_text("utf-8")))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return {name for name in names if re.fullmatch(r"_[a-z]\w*", name, re.IGNORECASE)}
+
+
+NO_NAMES = ast.Dict | ast.JoinedStr  # keys of a record, parts of a text
+
+
+def private_names_used(tree, private):
+    """Where a test reaches one of them: by import, as an attribute, or as text, also in a program that it starts."""
+    data = [n.keys if isinstance(n, ast.Dict) else n.values for n in ast.walk(tree) if isinstance(n, NO_NAMES)]
+    skipped = {part for parts in data for part in parts}
+    for node in (node for node in ast.walk(tree) if node not in skipped):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+            used = {alias.name for alias in node.names} & private
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+            used = {node.attr} & private
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            used = set(re.findall(r"(?:\.|^|import )(_\w+)", node.value)) & private
+        else:
+            continue
+        yield from (f"line {node.lineno}: {name}" for name in used)
+
+
+def test_no_test_reaches_a_private_name_of_ours():
+    private = private_names() - {"_bundle", "_choose", "_judged"}  # being moved
+    assert {"_join", "_held"} <= private
+    trees = {file: ast.parse(file.read_text("utf-8")) for file in TESTS.rglob("*.py") if file != Path(__file__)}
+    found = {file.name: used for file, tree in trees.items() if (used := [*private_names_used(tree, private)])}
+    assert found == {}, "test it by what is public, or make it public"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from moe_core.data.x import _inner",
+        "x._inner()",
+        "monkeypatch.setattr(x, '_inner', 1)",
+        "monkeypatch.setattr('moe_core.x._inner', 1)",
+        "HOOK = 'from moe_core.x import _inner'",
+    ],
+)
+def test_a_private_name_that_a_test_reaches_is_seen(line):
+    assert [*private_names_used(ast.parse(line), {"_inner"})] == ["line 1: _inner"]

@@ -36,7 +36,7 @@ class Painter:
     def __init__(self, posts: int, size: int, seed: int, device: torch.device) -> None:
         self.size, self.device = size, device
         self.generator = torch.Generator(device).manual_seed(seed)
-        scenes, names = list(source.SCENES), source._names(seed)
+        scenes, names = list(source.SCENES), source.scene_words(seed)
         self.hashtags = sorted({*names.ravel().tolist(), *scenes, *source.GENERIC_TAGS})
         number = {tag: v for v, tag in enumerate(self.hashtags)}
         self.names = torch.tensor([[number[tag] for tag in row] for row in names], device=device)

@@ -96,7 +96,7 @@ def group(signatures_NW: np.ndarray, levels: float, neighbors: Neighbors) -> np.
     busy = np.flatnonzero(~is_plain(code_MB))
     label_M = np.arange(len(different_MW))
     mean_M3 = np.stack([different_MW[:, part].mean(1) for part in _PARTS], axis=1).astype(np.float32)
-    for one, other in _candidates(code_MB[busy], different_MW[busy], neighbors):
+    for one, other in candidate_pairs(code_MB[busy], different_MW[busy], neighbors):
         one, other = busy[one], busy[other]
         apart = label_M[one] != label_M[other]
         one, other = one[apart], other[apart]
@@ -125,7 +125,7 @@ def _may_be_same(one_P3: np.ndarray, other_P3: np.ndarray, levels: float) -> np.
     return (np.abs(one_P3 - other_P3) <= slack).all(1)
 
 
-def _candidates(
+def candidate_pairs(
     code_MB: np.ndarray, look_MW: np.ndarray, neighbors: Neighbors
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows with near codes, at most about PAIRS at once. Equal codes are searched once.

@@ -61,13 +61,13 @@ def synthetic_posts(shard: int, shards: int, posts: int, seed: int, size: int = 
     """The posts of one of `shards` equal slices. A slice follows from the arguments alone: each can be made alone."""
     first, last = shard * posts // shards, (shard + 1) * posts // shards
     draw = np.random.default_rng([seed, shard, shards, posts])
-    names = _names(seed)
+    names = scene_words(seed)
     users = max(1, posts // POSTS_PER_USER)
     for start in range(first, last, BATCH):
         yield _batch(np.arange(start, min(start + BATCH, last)), draw, names, users, seed, size)
 
 
-def _names(seed: int) -> np.ndarray:
+def scene_words(seed: int) -> np.ndarray:
     """(scenes, KINDS): what each shape in each color is called in each scene, the most frequent first in its list."""
     mix = np.random.default_rng([seed, 1])
     return np.array([mix.permutation(WORDS[scene].split()) for scene in SCENES])

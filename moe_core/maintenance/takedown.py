@@ -79,8 +79,8 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
             takedowns.save(context.root)
             done.texts = {*named[0], *named[1], *(row["id"] for row in found.rows if row["id"])}
             traces = Traces(done.texts)
-            _clear_logs(context.store, traces, done)
-            _clear_tables(context, takedowns, found, done)
+            clear_logs(context.store, traces, done)
+            clear_tables(context, takedowns, found, done)
             unfinished = leftovers(context.store.layout, GRAPH, every_process=True)
             for path in (*(a.path for a in found.artifacts), *unfinished):
                 if path.exists():
@@ -153,7 +153,7 @@ def _artifacts(store: Store) -> Iterator[tuple[Artifact, Iterable[str] | None]]:
                 yield artifact, None if stage.post_ids == "unknown" else stage.post_ids(artifact)
 
 
-def _clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: Takedown) -> None:
+def clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: Takedown) -> None:
     """Rows, then tags of versions that held them, then versions and files; then artifacts that lost their tag."""
     current = _current(context, takedowns)
     for table in context.store.layout.tables:
@@ -189,7 +189,7 @@ def _remove(store: Store, path: Path, done: Takedown) -> None:
     remove_atomically(path)
 
 
-def _clear_logs(store: Store, traces: Traces, done: Takedown) -> None:
+def clear_logs(store: Store, traces: Traces, done: Takedown) -> None:
     """Removes our logs and caches that name the texts; all logs where a text is too short to be searched for."""
     layout = store.layout
     logs = [path for folder in (layout.logs, layout.progress_folder) for path in folder.rglob("*")]

@@ -48,6 +48,11 @@ class ExpertCache:
         self._held: OrderedDict[str, _Place] = OrderedDict()
         self._changed = threading.Condition()  # guards all of the above
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Experts in memory or being read, the least recently used first."""
+        return tuple(self._held)
+
     @contextmanager
     def using(self, key: str) -> Iterator[State]:
         """An expert's weights, which stay in memory while inside; keep no reference to them afterwards.

@@ -51,7 +51,7 @@ def replace_rows(
     """
     with shared(writers_lock(path)):
         _create(path, schema)
-        return _swap(path, {shard: _write(path, schema, shard, batches)}, dict.fromkeys(lance_tags, shard))
+        return swap(path, {shard: _write(path, schema, shard, batches)}, dict.fromkeys(lance_tags, shard))
 
 
 def _create(path: Path, schema: pa.Schema) -> None:
@@ -108,7 +108,7 @@ def _ascending(shard: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Rec
         yield copied(batch)
 
 
-def _swap(path: Path, new: Mapping[str, list[Any]], lance_tags: Mapping[str, str]) -> int:
+def swap(path: Path, new: Mapping[str, list[Any]], lance_tags: Mapping[str, str]) -> int:
     """Commits `new` fragments in the place of all that their shards have, then moves the tags to that version."""
     import lance
     from lance.commit import CommitConflictError
@@ -192,7 +192,7 @@ def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
                 return int(table.version)
             # the commit numbers them again; their data files are the same
             new = {shard: [replace(f.metadata, id=0) for f in fragments(*old, shard)] for shard, old in older.items()}
-            _swap(path, new, {v: shard for shard, v in places if shard in older and isinstance(v, str)})
+            swap(path, new, {v: shard for shard, v in places if shard in older and isinstance(v, str)})
     raise LockHeld(f"{path} is being changed by other processes all the time: try again when they are done", path)
 
 

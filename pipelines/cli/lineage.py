@@ -41,7 +41,7 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
     if as_json:
         echo_json(document)
         return
-    for line in _text(document, _files_of(context)):
+    for line in lines_of(document, _files_of(context)):
         echo(shown(line, 4000))
 
 
@@ -53,7 +53,8 @@ def _files_of(context: "Context") -> dict[str, str]:
         return {}
 
 
-def _text(document: dict[str, Any], files: dict[str, str]) -> Iterator[str]:
+def lines_of(document: dict[str, Any], files: dict[str, str]) -> Iterator[str]:
+    """The document of a lineage as text."""
     nodes = {node["version"]: node for node in document["nodes"]}
     if document["figure"]:
         figures = {name: value for name, value in document["figure"].items() if name != "name"}
@@ -83,7 +84,7 @@ def _tree(
     yield f"{first}{_label(node)} {version}" + ("  (see above)" if again else f"  digest {node['digest']}")
     if again:
         return
-    lines = list(_lines(nodes, files, node))
+    lines = list(inputs_of(nodes, files, node))
     for number, (child, text) in enumerate(lines):
         last = number == len(lines) - 1
         branch, below = rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  ")
@@ -93,7 +94,7 @@ def _tree(
             yield from _tree(nodes, files, child, branch, below, seen)
 
 
-def _lines(nodes: dict[str, Any], files: dict[str, str], node: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
+def inputs_of(nodes: dict[str, Any], files: dict[str, str], node: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
     """(version of an artifact, "") or (None, what else it is) of each input; many of one asset are counted."""
     shown_of: dict[str, int] = {}
     versions = set()  # the members of all clusters of a generation stand for one partition

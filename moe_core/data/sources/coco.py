@@ -126,7 +126,7 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
     seen: set[Any] = set()
     for path in paths:
         here = set[Any]()
-        for section, element in _elements(Path(path)):
+        for section, element in elements(Path(path)):
             if not isinstance(element, dict):
                 continue
             if section == "images":
@@ -184,7 +184,7 @@ def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     return rows, True
 
 
-def _elements(path: Path) -> Iterator[tuple[str, Any]]:
+def elements(path: Path) -> Iterator[tuple[str, Any]]:
     """Elements of the arrays of one JSON object, with the array's name. Raises BadSource for what is not one."""
     decode = json.JSONDecoder().raw_decode
     with open(path, encoding="utf-8-sig", errors="replace") as file:

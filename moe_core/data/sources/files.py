@@ -272,7 +272,8 @@ def key_of(name: str, suffixes: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _hash_of_content(path: str, size: int, changed: int, touched: int) -> str:
+def hash_of_content(path: str, size: int, changed: int, touched: int) -> str:
+    """Content hash of a local file in a state; remembered while the process lives."""
     return file_hash(Path(path))
 
 
@@ -320,7 +321,7 @@ class ContentHashes:
         if file in self:
             return
         by_name = content_hash([file.name, file.size, file.changed]) if is_remote(file.path) else None
-        content = by_name or _hash_of_content(file.path, file.size, file.changed, file.touched)
+        content = by_name or hash_of_content(file.path, file.size, file.changed, file.touched)
         self._note(file, content)
         self._unsaved += file.size
         if self.autosave and self._unsaved >= LARGE and not by_name:

@@ -52,7 +52,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
         if not files:
             raise BadSource(f"no Arrow file at {source.uri} but caches: wanted {format.what}")
     files = scan.readable(files, lambda file: _check(file, source))
-    named = names_images(_schema(files[0], source), source, files[0].path)
+    named = names_images(schema_of(files[0], source), source, files[0].path)
     images: dict[Path, str] = {}
     for file in files:
         content = scan.hash_of(file)
@@ -75,7 +75,8 @@ def _check(file: File, source: Source) -> None:
             raise BadSource(f"{file.path} is cut short, or still being copied: it has no end-of-stream mark")
 
 
-def _schema(file: File, source: Source) -> pa.Schema:
+def schema_of(file: File, source: Source) -> pa.Schema:
+    """Columns of a file, with those that the names of its folders give."""
     with _readable(file.path, source.format) as (_, schema, _):
         return _with_folders(schema, hive_of(file.path, source))
 
@@ -127,7 +128,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
-    schema = _schema(File(shard.path, "", 0, 0), source)
+    schema = schema_of(File(shard.path, "", 0, 0), source)
     return columns_of(schema, source, shard.path), schema.names
 
 

@@ -234,7 +234,7 @@ class TarImages:
                 raise BadSource(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
             with self.index:  # one tar is one transaction
                 self.index.execute("DELETE FROM members WHERE path = ?", (path,))
-                self.index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", _places(tar.path))
+                self.index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", places(tar.path))
                 self.index.execute("INSERT OR REPLACE INTO tars VALUES (?, ?, ?)", (path, tar.size, tar.touched))
 
     def read(self, *stems: str) -> bytes:
@@ -267,7 +267,8 @@ def _sql(name: str) -> str | bytes:
         return os.fsencode(name)
 
 
-def _places(path: str) -> Iterator[tuple[str | bytes, str | bytes, str | bytes, int, int]]:
+def places(path: str) -> Iterator[tuple[str | bytes, str | bytes, str | bytes, int, int]]:
+    """Rows of the index for the pictures in a tar: stem, tar, member, offset and size."""
     for member in members(path, contents=False):
         name = PurePosixPath(member.name).name
         if name.lower().endswith(IMAGE_SUFFIXES) and (member.problem is None or member.problem.reason == "too_large"):

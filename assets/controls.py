@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from assets.materialize import Work, asset_of, materialize
+from assets.materialize import StageAsset, Work, asset_of, materialize
 from moe_core.engine.stage import Stage
 from moe_core.stages.graph import GRAPH
 
 
-def control_asset(stage: Stage) -> dg.AssetsDefinition:
+def control_asset(stage: Stage) -> StageAsset:
     """The asset of a control; its description is the stage's."""
 
     @asset_of(stage.name, group_name="controls", kinds={"pytorch"}, description=f"Control: {stage.description}.")

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ import dagster as dg
 from assets.gpu import KEY
 from assets.runs import claim
 from assets.showing import about, curves, numbers, origin
-from assets.study import EXPERTS, SHARDS, root, study
+from assets.study import experts, key_of, root, shards, study
 from moe_core.engine.build import build
 from moe_core.engine.context import Context, Report
 from moe_core.errors import HardmoeError
@@ -28,7 +28,6 @@ from moe_core.workspace import open_study, token
 OBSERVE_SECONDS = 4.0
 OWNERS = ["team:hardmoe"]
 TRAINER = "trainer"  # the pool of all that train a network
-MINE = GRAPH.for_study(study())  # stages that the study has
 
 
 @dataclass(frozen=True)
@@ -40,33 +39,58 @@ class Shown:
 
 
 Look = Callable[[Context, Artifact, dg.DagsterInstance], Shown]
-LOOKS: dict[str, Look] = {}  # of stages by name
-CHECKED: set[str] = set()  # stages of which an artifact that no run has checked is not recorded without one
 
 
-def asset_of(name: str, look: Look | None = None, checked: bool = False, **more: Any) -> Any:
-    """`dg.asset` with what follows from the stage: its dependencies, partitions and version of code and settings.
+@dataclass(frozen=True)
+class StageAsset:
+    """The asset of a stage, whichever study it is of. `look` says what more is shown of an artifact; where `checked`,
+    its checks read much, so that only a run makes them."""
 
-    `look` says what more is shown of an artifact. When one of its checks fails that blocks, the artifact is removed:
-    the next run makes it again, and nothing reads it until then. `checked`: its checks read much, so that only a run
-    makes them.
+    name: str
+    compute: Callable[..., dg.MaterializeResult]
+    look: Look | None
+    checked: bool
+    checks: tuple[dg.AssetCheckSpec, ...]
+    options: Mapping[str, Any]  # of `dg.asset`
+
+    def definition(self) -> dg.AssetsDefinition:
+        """That of the study which HARDMOE_STUDY names."""
+        stage, graph = GRAPH[self.name], GRAPH.for_study(study())
+        asset = dg.asset(
+            key=key_of(self.name),
+            deps=[key_of(read) for read in stage.reads if GRAPH.aliases.get(read, read) in graph],
+            partitions_def={None: None, "shards": shards(), "experts": experts()}[stage.keys],
+            code_version=stage.code_version(study()),
+            owners=OWNERS,
+            pool=TRAINER if stage.trains else None,
+            required_resource_keys={KEY} if stage.uses_gpu else None,
+            check_specs=[spec.replace_key(spec.key.replace_asset_key(key_of(self.name))) for spec in self.checks],
+            **self.options,
+        )
+        return asset(self.compute)
+
+
+ASSETS: dict[str, StageAsset] = {}  # by name
+
+
+def asset_of(
+    name: str,
+    look: Look | None = None,
+    checked: bool = False,
+    check_specs: Sequence[dg.AssetCheckSpec] = (),
+    **options: Any,
+) -> Callable[[Callable[..., dg.MaterializeResult]], StageAsset]:
+    """Declares the asset of a stage, as `dg.asset` does; what follows from the stage and the study is added later.
+
+    When a check fails that blocks, the artifact is removed: the next run makes it again, and nothing reads it until
+    then.
     """
-    stage = GRAPH[name]
-    if checked:
-        CHECKED.add(name)
-    if look:
-        LOOKS[name] = look
-    upstream = [read for read in stage.reads if GRAPH.aliases.get(read, read) in MINE]
-    return dg.asset(
-        name=name,
-        deps=[dg.AssetKey(read) for read in upstream],
-        partitions_def={None: None, "shards": SHARDS, "experts": EXPERTS}[stage.keys],
-        code_version=stage.code_version(study()),
-        owners=OWNERS,
-        pool=TRAINER if stage.trains else None,
-        required_resource_keys={KEY} if stage.uses_gpu else None,
-        **more,
-    )
+
+    def declared(compute: Callable[..., dg.MaterializeResult]) -> StageAsset:
+        ASSETS[name] = StageAsset(name, compute, look, checked, tuple(check_specs), options)
+        return ASSETS[name]
+
+    return declared
 
 
 class Work(dg.Config):
@@ -88,7 +112,7 @@ def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
             work = _opened(progress.report, f"run {context.run_id}")
             around = getattr(context.resources, KEY).around(stage) if stage.uses_gpu else nullcontext
             built = build(work, name, key, force=config.force, around=around)
-            metadata, checks = describe(work, built.artifact, LOOKS.get(name), context.instance)
+            metadata, checks = describe(work, built.artifact, context.instance)
         except (HardmoeError, OSError) as error:
             raise dg.Failure(" ".join(str(error).split()), allow_retries=False) from error
     if any(not check.passed and check.severity == dg.AssetCheckSeverity.ERROR for check in checks):
@@ -101,9 +125,10 @@ def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
 
 
 def describe(
-    work: Context, artifact: Artifact, look: Look | None, instance: dg.DagsterInstance
+    work: Context, artifact: Artifact, instance: dg.DagsterInstance
 ) -> tuple[dict[str, Any], tuple[dg.AssetCheckResult, ...]]:
     """(metadata, results of checks) of an artifact, as Dagster shows them."""
+    look = ASSETS[artifact.asset].look
     shown = look(work, artifact, instance) if look else Shown({})
     drawn = curves(artifact) if GRAPH[artifact.asset].trains and "log.jsonl" in artifact.files else {}
     metadata = about(artifact) | drawn | dict(shown.metadata) | origin(artifact, work)

@@ -6,29 +6,34 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.materialize import OWNERS, Shown, Work, asset_of, materialize
 from assets.showing import ROWS, bar, picture, plot_of_bars, table
-from assets.study import EXPERTS, key_of
+from assets.study import experts, key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.plots import matrix
 from moe_core.store.artifact import Artifact
 
-expert_shard = dg.AssetSpec(
-    "expert_shard",
-    description="The posts of each expert's cluster. Not executable: `partition` reports one observation an expert, "
-    "so only the experts whose cluster changed become stale.",
-    deps=["partition"],
-    group_name="gate",
-    partitions_def=EXPERTS,
-    owners=OWNERS,
-)
+SHARDS_OF_EXPERTS = {
+    "expert_shard": (
+        "gate",
+        "The posts of each expert's cluster. Not executable: `partition` reports one observation an expert, so only "
+        "the experts whose cluster changed become stale.",
+    ),
+    "random_shard": ("controls", "The same of the random partition, which is the control."),
+}
 
-random_shard = dg.AssetSpec(
-    "random_shard",
-    description="The same of the random partition, which is the control.",
-    deps=["partition"],
-    group_name="controls",
-    partitions_def=EXPERTS,
-    owners=OWNERS,
-)
+
+def expert_shards() -> list[dg.AssetSpec]:
+    """What one expert reads of the partition, as assets that cannot be executed."""
+    return [
+        dg.AssetSpec(
+            key_of(name),
+            deps=[key_of("partition")],
+            description=description,
+            group_name=group,
+            partitions_def=experts(),
+            owners=OWNERS,
+        )
+        for name, (group, description) in SHARDS_OF_EXPERTS.items()
+    ]
 
 
 def seen(artifact: Artifact, key: str) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def churn(artifact: Artifact) -> dict[str, Any]:
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     members = artifact.metadata["members"]
     sizes = dict(zip(members, artifact.metadata["sizes"], strict=True))
-    names = EXPERTS.name or ""
+    names = str(experts().name)
     instance.add_dynamic_partitions(names, list(members))
     for gone in set(instance.get_dynamic_partitions(names)) - set(members):
         instance.delete_dynamic_partition(names, gone)

@@ -1,9 +1,6 @@
 """Records artifacts that exist in Dagster's event log without a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.definitions.data_version import (
@@ -13,12 +10,11 @@ from dagster._core.definitions.data_version import (
     get_input_data_version_tag,
 )
 
-from assets.materialize import CHECKED, LOOKS, describe
-from assets.study import key_of, study
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
-    from moe_core.engine.planner import PlannedTask
+from assets.graph import ASSETS
+from assets.materialize import describe
+from assets.study import key_of
+from moe_core.engine.context import Context
+from moe_core.engine.planner import PlannedTask
 
 PARTITIONS = "partitions"  # version of an input that is many partitions: Dagster compares these by event pointers
 UNSEEN = (None, "INITIAL")  # the latter is Dagster's word for an input of which it has no record
@@ -53,19 +49,18 @@ class Recorder:
         """Whether checks are due that only a run makes, such as of an artifact whose run was killed before them."""
         assert planned.spec
         recorded = self._latest_tags(planned.stage, planned.key).get(DATA_VERSION_TAG)
-        return planned.stage in CHECKED and recorded != planned.spec.version
+        return ASSETS[planned.stage].checked and recorded != planned.spec.version
 
     def record(self, context: Context, planned: PlannedTask) -> None:
         """Reports the artifact as materialized, with what a run that finds it would show."""
         assert planned.spec
         assert planned.artifact
         stage = context.planner.graph[planned.stage]
-        look = LOOKS.get(planned.stage)
-        metadata, checks = describe(context, planned.artifact, look, self.instance)
+        metadata, checks = describe(context, planned.artifact, self.instance)
         tags = {
             DATA_VERSION_TAG: planned.spec.version,
             DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
-            CODE_VERSION_TAG: stage.code_version(study()),
+            CODE_VERSION_TAG: stage.code_version(context.study),
         }
         pointer = str(self.instance.event_log_storage.get_maximum_record_id() or "NULL")
         self._known[key_of(planned.stage)] = True

@@ -1,12 +1,11 @@
 """Tags of a Dagster run that say which process carries it out: what a dead process left is found by them."""
 
 import socket
-from typing import TYPE_CHECKING
 
+import dagster as dg
+
+from assets.study import STUDY, study
 from moe_core.processes import this_process
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 PROCESS, HOST = "hardmoe/process", "hardmoe/host"
 
@@ -19,14 +18,12 @@ def identity(run_id: str) -> dict[str, str]:
     return {PROCESS: f"{run_id[:8]}.{this_process()}", HOST: socket.gethostname()}
 
 
-def process_of(run: "dg.DagsterRun") -> str | None:
+def process_of(run: dg.DagsterRun) -> str | None:
     """Name of the process that carries out a run; None where none has said so yet."""
     of, _, name = run.tags.get(PROCESS, "").partition(".")
     return name if name and of == run.run_id[:8] else None
 
 
-def claim(instance: "dg.DagsterInstance", run: "dg.DagsterRun") -> None:
+def claim(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Says in the run's tags that this process carries it out, and for which study."""
-    from assets.study import STUDY, study
-
     instance.add_run_tags(run.run_id, {STUDY: study().name, **identity(run.run_id)})

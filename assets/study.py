@@ -39,8 +39,14 @@ def root() -> Path:
 
 
 # Partition sets belong to the Dagster instance, which several studies may share: hence the study's name in theirs.
-SHARDS = dg.DynamicPartitionsDefinition(name=f"{study().name}_shards")
-EXPERTS = dg.DynamicPartitionsDefinition(name=f"{study().name}_experts")
+def shards() -> dg.DynamicPartitionsDefinition:
+    """One a shard of the source."""
+    return dg.DynamicPartitionsDefinition(name=f"{study().name}_shards")
+
+
+def experts() -> dg.DynamicPartitionsDefinition:
+    """One an expert of the partition."""
+    return dg.DynamicPartitionsDefinition(name=f"{study().name}_experts")
 
 
 def key_of(stage: str) -> dg.AssetKey:

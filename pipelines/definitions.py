@@ -2,10 +2,11 @@
 
 import dagster as dg
 
-from assets import controls, experts, mixture, partition, posts, results, splits, trunk, vocabulary
 from assets.gpu import GPUS, KEY
-from assets.materialize import MINE
-from assets.study import key_of, study
+from assets.graph import ASSETS
+from assets.partition import expert_shards
+from assets.study import study
+from moe_core.stages.graph import GRAPH
 from pipelines.instance.home import warn_of_telemetry
 from pipelines.jobs import JOBS, RUN_JOBS
 from pipelines.repartition import drift, everything, repartition, weekly_repartition
@@ -13,14 +14,11 @@ from pipelines.requests import launch_requested
 from pipelines.sensors import SENSORS
 
 warn_of_telemetry()
-MODULES = [posts, splits, vocabulary, trunk, partition, experts, controls, mixture, results]
-ALL = dg.load_assets_from_modules(MODULES, include_specs=True, key_prefix=study().asset_prefix or None)
-SHOWN = {*MINE, *(read for stage in MINE.values() for read in stage.reads)}  # with names for parts of stages
-ASSETS = [one for one in ALL if isinstance(one, dg.AssetsDefinition | dg.AssetSpec) and one.key.path[-1] in SHOWN]
+MINE = GRAPH.for_study(study())  # stages that the study has
+READ = {read for stage in MINE.values() for read in stage.reads}  # by these names, some for a part of a stage
 
 defs = dg.Definitions(
-    # `key_prefix` reaches what an asset depends on, but not the key of an asset that cannot be executed
-    assets=[a.replace_attributes(key=key_of(a.key.path[-1])) if isinstance(a, dg.AssetSpec) else a for a in ASSETS],
+    assets=[*(ASSETS[name].definition() for name in MINE), *(s for s in expert_shards() if s.key.path[-1] in READ)],
     jobs=[*JOBS, *RUN_JOBS, everything, repartition],
     resources={KEY: GPUS},
     schedules=[weekly_repartition],

@@ -5,8 +5,8 @@ The page of a job lists its runs. Dagster's timeline shows only runs that a code
 
 import dagster as dg
 
-from assets.materialize import MINE
 from assets.study import STUDY, key_of, study
+from moe_core.stages.graph import GRAPH
 
 REPOSITORY = ".dagster/repository"  # tag of a run: what the page of a job looks for
 STAGES_OF = {
@@ -27,7 +27,7 @@ JOBS = [
     for name, (stages, description) in STAGES_OF.items()
 ]
 
-SHARDED = [name for name, stage in MINE.items() if stage.keys == "shards"]
+SHARDED = [name for name, stage in GRAPH.for_study(study()).items() if stage.keys == "shards"]
 BY_SHARD = dg.AssetSelection.assets(*map(key_of, SHARDED))
 # two, since the partitioned assets of a job have one set of partitions
 RUN_JOBS = [

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from assets.record import Recorder
-from assets.study import EXPERTS, SHARDS, STUDY, key_of, root, study
+from assets.study import STUDY, experts, key_of, root, shards, study
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.store import pointer
 from moe_core.store.artifact import name_of
@@ -135,7 +135,7 @@ class _Tick:
         )
 
     def new_keys(self) -> Iterator[dg.AddDynamicPartitionsRequest]:
-        for partitions, keys in ((SHARDS, [s.key for s in self.work.shards]), (EXPERTS, self.work.experts)):
+        for partitions, keys in ((shards(), [s.key for s in self.work.shards]), (experts(), self.work.experts)):
             known = set(self.instance.get_dynamic_partitions(str(partitions.name)))
             if new := [key for key in keys if key not in known]:
                 yield partitions.build_add_request(new)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from assets.study import SHARDS, STUDY, root, study
+from assets.study import STUDY, root, shards, study
 from moe_core.workspace import open_study
 from pipelines.run.status import error_of
 
@@ -37,7 +37,7 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     if work is None:
         since = time.strftime("%H:%M:%S", time.localtime(scans[root()].began))
         return dg.SensorResult(skip_reason=f"new or changed files are being read since {since}")
-    known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
+    known = set(context.instance.get_dynamic_partitions(str(shards().name)))
     new = [shard.key for shard in work.shards if shard.key not in known]
     missing = [shard for shard in work.shards if work.find("posts", shard.key) is None]
     waiting = [f"left out until it can be read: {file.why}" for file in work.planner.state.unready]
@@ -49,7 +49,7 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             dg.RunRequest(f"{shard.key}-{work.version('posts', shard.key)}", partition_key=shard.key)
             for shard in missing
         ],
-        dynamic_partitions_requests=[SHARDS.build_add_request(new)] if new else [],
+        dynamic_partitions_requests=[shards().build_add_request(new)] if new else [],
         skip_reason=None if missing else "; ".join([f"all {len(work.shards)} shards are ingested", *waiting]),
     )
 

@@ -15,10 +15,10 @@ import json
 import dagster as dg
 from assets import posts as asset
 from assets.posts import posts
-from assets.study import SHARDS
+from assets.study import shards
 
 def run(instance):
-    done = dg.materialize([posts], instance=instance, partition_key="s0000", raise_on_error=False)
+    done = dg.materialize([posts.definition()], instance=instance, partition_key="s0000", raise_on_error=False)
     checks = [e.asset_check_evaluation_data for e in done.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
     made = done.asset_materializations_for_node("posts")
     errors = [e.step_failure_data.error.message for e in done.all_events if e.is_step_failure]
@@ -32,7 +32,7 @@ def run(instance):
     }
 
 with dg.DagsterInstance.ephemeral() as instance:
-    instance.add_dynamic_partitions(SHARDS.name, ["s0000"])
+    instance.add_dynamic_partitions(shards().name, ["s0000"])
     right = asset.stored_counts
     out = [run(instance)]
     asset.stored_counts = lambda *_: (1, 0)

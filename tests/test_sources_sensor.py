@@ -45,7 +45,7 @@ def test_the_sensor_asks_for_each_new_or_changed_shard_once(posts, tmp_path, mon
         version = open_study(study, tmp_path).version("posts", "posts")
         (asked,) = first.run_requests
         assert (asked.partition_key, asked.run_key) == ("posts", f"posts-{version}")
-        assert instance.get_dynamic_partitions(str(sensors.SHARDS.name)) == ["posts"]
+        assert instance.get_dynamic_partitions(str(sensors.shards().name)) == ["posts"]
         assert look().run_requests[0].run_key == asked.run_key  # the daemon starts one run a run key
         context = open_study(study, tmp_path)
         build(context, "posts", "posts")

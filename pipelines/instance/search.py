@@ -2,21 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import dagster as dg
+import sqlalchemy as db
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 
 from moe_core.data.traces import Traces
-
-if TYPE_CHECKING:
-    import dagster as dg
-    import sqlalchemy as db
+from moe_core.maintenance.mentions import mentions_in
 
 EVENTS = 5000  # rows read at once
 
 
-def find_places(instance: "dg.DagsterInstance", traces: Traces, home: Path) -> list[str]:
+def find_places(instance: dg.DagsterInstance, traces: Traces, home: Path) -> list[str]:
     """Where Dagster's storage outside of the folder `home` quotes one of the texts: runs, tables, files."""
-    from moe_core.maintenance.mentions import mentions_in
-
     parts = [instance.event_log_storage, instance.run_storage, instance.schedule_storage, instance.compute_log_manager]
     folders = {Path(folder) for part in parts if (folder := getattr(part, "_base_dir", None))}
     addresses = (str(getattr(part, "_conn_string", "")) for part in parts)
@@ -28,17 +29,11 @@ def find_places(instance: "dg.DagsterInstance", traces: Traces, home: Path) -> l
     return list(dict.fromkeys(places))
 
 
-def find_runs(instance: "dg.DagsterInstance", traces: Traces | Iterable[str]) -> list[str]:
+def find_runs(instance: dg.DagsterInstance, traces: Traces | Iterable[str]) -> list[str]:
     """Ids of runs, or names of tables, that quote one of the texts in a database on a server such as PostgreSQL.
 
     None where the databases are files: those are searched as files.
     """
-    import sqlalchemy as db
-    from dagster._core.storage.event_log import SqlEventLogStorage
-    from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
-    from dagster._core.storage.runs.schema import RunStorageSqlMetadata
-    from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
-
     storage = instance.event_log_storage
     traces = traces if isinstance(traces, Traces) else Traces(traces)
     if not traces or storage.is_run_sharded or not isinstance(storage, SqlEventLogStorage):
@@ -60,10 +55,8 @@ def _as_bytes(cell: object) -> bytes | None:
     return cell if isinstance(cell, bytes) else None
 
 
-def _rows(connection: "db.Connection", table: "db.Table") -> "Iterator[db.RowMapping]":
+def _rows(connection: db.Connection, table: db.Table) -> Iterator[db.RowMapping]:
     """All rows of a table, EVENTS at once where they have a number."""
-    import sqlalchemy as db
-
     query, last = db.select(table), 0
     if "id" not in table.c:
         yield from connection.execute(query).mappings()

@@ -3,21 +3,20 @@
 A duration is the seconds of the last run of the same asset partition in Dagster's record, else of the asset.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import dagster as dg
+
+from assets.record import Recorder
+from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.engine.planner import PlannedTask
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.store.artifact import name_of
 from moe_core.text import format_duration, shown
 from pipelines.run.status import State, existing_instance, failed_runs, states
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 RECORDS = 100  # of an asset, looked at for its last durations
 UNRECORDED = "exists, but not in Dagster's record: recorded again"
@@ -75,8 +74,6 @@ class RunPlan:
 
 def run_plan(context: Context, planned: Sequence[PlannedTask], force: bool, workers: int) -> RunPlan:
     """What a run of these tasks would do, in the order of the graph."""
-    from assets.record import Recorder
-
     order = {name: number for number, name in enumerate(context.planner.graph)}
     in_order = sorted(planned, key=lambda task: order[task.stage])
     steps, warned = list[Step](), False
@@ -125,8 +122,6 @@ class _Durations:
 
     def _records(self, stage: str) -> Iterator[tuple[str | None, float]]:
         """(partition, seconds) of runs that built something, the latest last."""
-        from assets.study import key_of
-
         if self.instance is None:
             return
         records = self.instance.fetch_materializations(key_of(stage), limit=RECORDS).records

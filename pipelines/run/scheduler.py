@@ -13,8 +13,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import dagster as dg
+
+from assets.record import Recorder
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.engine.gpus import gpu_names
@@ -39,9 +41,6 @@ from pipelines.run.pool import Pool
 from pipelines.run.pools.local import LocalPool, load_ahead
 from pipelines.run.summary import Summary
 from pipelines.run.task import Task, TaskResult
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 POLL_SECONDS = 0.25  # the display is told at least so often
 
@@ -128,8 +127,6 @@ class _Loop:
         on_event: Event,
         on_poll: Poll,
     ) -> None:
-        from assets.record import Recorder
-
         self.context, self.instance, self.until, self.only, self.force = context, instance, until, only, force
         self.on_event, self.on_poll = on_event, on_poll
         self.summary = Summary()

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import dagster as dg
+
+from assets.study import STUDY
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.processes import alive
@@ -18,9 +21,6 @@ from moe_core.store.layout import Layout
 from moe_core.tables import shards_in, values_in
 from pipelines.instance.opening import opened
 from pipelines.run.reasons import why_stale
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,8 @@ def existing_instance(root: Path) -> "Iterator[dg.DagsterInstance | None]":
         yield instance
 
 
-def failed_runs(instance: "dg.DagsterInstance | None", study: str) -> dict[tuple[str, str | None], str]:
+def failed_runs(instance: dg.DagsterInstance | None, study: str) -> dict[tuple[str, str | None], str]:
     """Asset partitions whose latest run failed, with its error; one that was interrupted did not fail."""
-    import dagster as dg
-
-    from assets.study import STUDY
-
     latest: dict[tuple[str, str | None], str | None] = {}
     for run in instance.get_runs(limit=500) if instance else []:
         if run.tags.get(STUDY, study) != study:

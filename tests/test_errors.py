@@ -13,7 +13,7 @@ from helpers.command import write
 from helpers.without_controls import small_study
 from moe_core.errors import BadSetting, HardmoeError
 from pipelines.cli.errors import BUG
-from pipelines.cli.main import main
+from pipelines.cli.main import COMMANDS, main
 from pipelines.run.status import error_of
 
 
@@ -58,11 +58,11 @@ def test_a_mistake_is_one_line(study, words, message):
     assert message in done.output
 
 
-COMMANDS = sorted(set(main.commands) - {"demo", "init"})
+WITH_STUDY = sorted(set(COMMANDS) - {"demo", "init"})
 NEEDED = {"lineage": ["trunk"], "predict": ["x.png"]}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WITH_STUDY)
 def test_a_study_that_is_not_there_is_one_line(study, command):
     done = hardmoe(command, *NEEDED.get(command, []), "--study", study.parent / "absent" / "study.toml")
     assert (done.exit_code, done.output.count("\n")) == (1, 1), done.output

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -15,11 +16,10 @@ from PIL import Image
 from helpers.bundles import bundle_at, drawn_parts, images
 from moe_core.data.images import REASONS
 from moe_core.recipes import demo
-from moe_core.serving import bundle
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Decision, deciding, save
 from moe_core.settings import dump_study
-from pipelines.cli.main import main
+from pipelines.cli.main import COMMANDS, main
 
 FIRST, SECOND, OTHER = "1f0c8e5a2b7d4c3e9f60", "1f0c999999999999ffff", "abcdef0123456789abcd"
 
@@ -61,7 +61,9 @@ def hardmoe(*arguments):
 def which(monkeypatch, holiday):
     """The version that answers a command's images."""
     opened = []
-    monkeypatch.setattr(bundle, "Bundle", lambda folder, **more: opened.append(folder.name) or Bundle(folder, **more))
+    monkeypatch.setattr(
+        "pipelines.cli.predict.Bundle", lambda folder, **more: opened.append(folder.name) or Bundle(folder, **more)
+    )
 
     def which(*options):
         done = hardmoe("predict", *options, holiday / "0.png")
@@ -133,7 +135,8 @@ def test_what_names_no_mixture_is_one_line_that_says_what_would(cats, holiday, o
 
 
 def test_every_command_takes_the_study_s_folder_or_its_file():
-    options = {name: [o for o in command.params if "--study" in o.opts] for name, command in main.commands.items()}
+    commands = [(name, main.get_command(click.Context(main), name)) for name in COMMANDS]
+    options = {name: [o for o in command.params if "--study" in o.opts] for name, command in commands}
     without = {name for name, found in options.items() if not found}
     assert without == {"demo", "init"}, "these name a folder themselves"
     for name, (option, *_) in ((name, found) for name, found in options.items() if found):

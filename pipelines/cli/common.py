@@ -1,4 +1,4 @@
-"""What the commands share: options, opening a study, saying what was done."""
+"""What the commands share: opening a study, saying what was done."""
 
 import json
 import os
@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from moe_core.engine.planner import Blocked, missing
 from moe_core.errors import BadSource, LockHeld
 from moe_core.maintenance import takedown
@@ -19,12 +17,14 @@ from moe_core.overrides import override
 from moe_core.serving.publication import read_log
 from moe_core.settings import dump_study, load_study
 from moe_core.store.files import write_text
-from moe_core.store.layout import STUDY, Layout
+from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 from moe_core.store.owner import check_owner, claim
 from moe_core.text import refuse_bytes, shown
 from moe_core.workspace import open_study, reopened
 from pipelines.cli.errors import interrupt_once
+from pipelines.cli.progress import Display, results_of
+from pipelines.cli.table import print_table
 from pipelines.instance.home import prepare_home
 from pipelines.instance.keys import project_keys
 from pipelines.instance.opening import opened
@@ -43,29 +43,6 @@ if TYPE_CHECKING:
     from moe_core.engine.planner import Name, PlannedTask
     from moe_core.maintenance.takedown import Takedown
     from moe_core.settings import Study
-
-
-def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
-    return Layout(path).study_file if path.is_dir() else path
-
-
-STUDY_OPTION = click.option(
-    "--study",
-    "study_file",
-    type=click.Path(path_type=Path),
-    default=lambda: os.environ.get("HARDMOE_STUDY") or STUDY,
-    callback=_study_file,
-    help="Folder of the study, or its study.toml.  [default: $HARDMOE_STUDY, else ./study.toml]",
-)
-WORKERS = click.option(
-    "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
-)
-FORCE = click.option("--force", is_flag=True, help="Rebuild what exists already.")
-SET = click.option(
-    "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting in study.toml first."
-)
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would run and why; make no changes.")
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
 def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()) -> "Context":
@@ -125,8 +102,6 @@ def write_study(path: Path, study: "Study") -> None:
 
 def run_shown(context: "Context", **options: Any) -> "Summary":
     """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
-    from pipelines.cli.progress import Display
-
     claim(study_file_of(context.root))
     warn_damaged(context)
     warn_unready(context)
@@ -253,8 +228,6 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
 
 def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
     """One line per requested network."""
-    from pipelines.cli.progress import results_of
-
     now = finish_takedown(context)  # as it is since the run, which may have waited for one
     for line in results_of(now, [Task(*task) for task in tasks], summary):
         echo(line)
@@ -303,8 +276,6 @@ def publication_of(context: "Context") -> dict[str, Any]:
 
 
 def show_table(context: "Context") -> None:
-    from pipelines.cli.table import print_table
-
     print_table(table_of(context))
     show_publication(context)
 

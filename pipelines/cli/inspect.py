@@ -13,8 +13,6 @@ from moe_core.evaluation.page import render_table
 from moe_core.store.artifact import name_of
 from moe_core.store.files import write_text
 from pipelines.cli.common import (
-    JSON,
-    STUDY_OPTION,
     last_built,
     publication_of,
     show_keys,
@@ -24,6 +22,7 @@ from pipelines.cli.common import (
     warn_unready,
     with_source,
 )
+from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from moe_core.engine.context import Context
 
 
-@click.command(short_help="What is fresh, stale, missing, failed, running.")
+@click.command()
 @STUDY_OPTION
 @JSON
 def status(study_file: Path, as_json: bool) -> None:
@@ -93,7 +92,7 @@ def results(study_file: Path, as_json: bool) -> None:
     show_table(context)
 
 
-@click.command(short_help="Where the page lies; --open shows it.")
+@click.command()
 @STUDY_OPTION
 @click.option("--open", "open_it", is_flag=True, help="Open it in a browser.")
 def report(study_file: Path, open_it: bool) -> None:

@@ -11,7 +11,8 @@ from moe_core.errors import HardmoeError
 from moe_core.maintenance.lineage import find, flat, place_of, report
 from moe_core.store.artifact import name_of
 from moe_core.text import shown
-from pipelines.cli.common import JSON, STUDY_OPTION, study_at, with_source
+from pipelines.cli.common import study_at, with_source
+from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ SIBLINGS = 12  # of one asset that are shown one by one
 KINDS = {"shard": "content of the shard", "takedowns": "takedowns", "file": "file of the start", "nothing": "nothing"}
 
 
-@click.command(short_help="What something was made from, and what depends on it.")
+@click.command()
 @click.argument("asset")
 @STUDY_OPTION
 @click.option("--version", default=None, help="Another version than the study's current one, or its beginning.")

@@ -1,12 +1,50 @@
 """The `hardmoe` command: what Dagster's own commands lack. A user's mistake is one line and an exit code."""
 
+from pkgutil import resolve_name
+from typing import cast
+
 import click
 
-from pipelines.cli import inspect, lineage, maintenance, predict, publish, repartition, run
 from pipelines.cli.errors import OneLineErrors
 
+# each lies in pipelines.cli and is imported when it is called, for many load Dagster or torch
+COMMANDS = {
+    "demo": ("run", "The whole graph on synthetic data; prints the comparison table."),
+    "init": ("init", "Preview a source, write study.toml."),
+    "run": ("run", "Build everything missing or stale."),
+    "backfill": ("run", "Train some experts, or all."),
+    "repartition": ("repartition", "Fit the gate again; experts that changed are stale."),
+    "status": ("inspect", "What is fresh, stale, missing, failed, running."),
+    "results": ("inspect", "The comparison table."),
+    "report": ("inspect", "Where the page lies; --open shows it."),
+    "lineage": ("lineage", "What something was made from, and what depends on it."),
+    "ui": ("inspect", "Dagster's UI and daemon on the study, until interrupted."),
+    "predict": ("predict", "Hashtags of images."),
+    "publish": ("publish", "Publish a mixture, or go back."),
+    "reap": ("maintenance", "End runs whose process died."),
+    "gc": ("maintenance", "Free disk that nothing needs."),
+    "verify": ("maintenance", "Check every byte of the store."),
+    "forget": ("maintenance", "Take posts down for good."),
+}
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class Commands(OneLineErrors):
+    """The commands, each imported when it is asked for; --help imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return cast(click.Command, resolve_name(f"pipelines.cli.{COMMANDS[name][0]}:{name}"))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="hardmoe")
 def main() -> None:
     """Hard mixtures of convolutional experts for images with hashtags.
@@ -16,27 +54,6 @@ def main() -> None:
     hardmoe init cats --source photos.parquet           a study of one's own
     hardmoe run --study cats/study.toml
     """
-
-
-for command in (
-    run.demo,
-    run.init,
-    run.run,
-    run.backfill,
-    repartition.repartition,
-    inspect.status,
-    inspect.results,
-    inspect.report,
-    lineage.lineage,
-    inspect.ui,
-    predict.predict,
-    publish.publish,
-    maintenance.reap,
-    maintenance.gc,
-    maintenance.verify,
-    maintenance.forget,
-):
-    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from moe_core.maintenance.gc import collect
 from moe_core.maintenance.verify import Damage
 from moe_core.maintenance.verify import verify as read_all
 from moe_core.text import shown
-from pipelines.cli.common import JSON, STUDY_OPTION, show_takedown, study_at
+from pipelines.cli.common import show_takedown, study_at
+from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap as reap_runs
@@ -30,7 +31,7 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Only show what would be 
 JSON_FILES = "a .json list or .jsonl strings hold ids with line ends"
 
 
-@click.command(short_help="End runs whose process died.")
+@click.command()
 @STUDY_OPTION
 def reap(study_file: Path) -> None:
     """Ends runs whose processes are gone, and frees their pool slots.
@@ -44,7 +45,7 @@ def reap(study_file: Path) -> None:
     echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 
-@click.command(short_help="Free disk that nothing needs.")
+@click.command()
 @STUDY_OPTION
 @click.option("--superseded", is_flag=True, help="Also posts, features and the like that the study no longer reads.")
 @click.option("--keep", type=int, metavar="N", help="Also old versions, but for the N newest of each asset partition.")
@@ -81,7 +82,7 @@ def gc(study_file: Path, superseded: bool, keep: int | None, apply_it: bool, dry
     echo(f"{freed.bytes / 2**20:,.1f} MiB {would}")
 
 
-@click.command(short_help="Check every byte of the store.")
+@click.command()
 @STUDY_OPTION
 @JSON
 def verify(study_file: Path, as_json: bool) -> None:
@@ -103,7 +104,7 @@ def verify(study_file: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-@click.command(short_help="Take posts down for good.")
+@click.command()
 @STUDY_OPTION
 @click.option("--ids", type=click.Path(path_type=Path), help=f"File with the id of a post on each line; {JSON_FILES}.")
 @click.option("--users", type=click.Path(path_type=Path), help="File with a user on each line: all their posts.")

@@ -5,28 +5,29 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import numpy as np
+import torch
 from click.core import ParameterSource
 
 from moe_core import threads
 from moe_core.errors import BadSetting
+from moe_core.models.cost import multiply_adds
+from moe_core.serving.bundle import Bundle
+from moe_core.serving.files import BATCH, decoded, files_of
 from moe_core.serving.publication import bundle_at
+from moe_core.serving.routed import routed
 from moe_core.settings import load_study
 from moe_core.text import shown
-from pipelines.cli.common import JSON, STUDY_OPTION
+from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json
 
 LISTED = 10  # files of a reason that are named
 
-if TYPE_CHECKING:
-    import numpy as np
 
-    from moe_core.serving.bundle import Bundle
-
-
-@click.command(short_help="Hashtags of images.")
+@click.command()
 @STUDY_OPTION
 @click.option("--version", default=None, help="Of the study's mixture, or its beginning.  [default: the published one]")
 @click.option(
@@ -69,9 +70,6 @@ def predict(
     Example: hardmoe predict --study cats cat.jpg holiday/ --top 3
              hardmoe predict --bundle cats/mixture/1f0c8e holiday/
     """
-    from moe_core.serving.bundle import Bundle
-    from moe_core.serving.files import files_of
-
     for option, value in (("top", top), ("topk", topk), ("memory", memory), ("window", window)):
         if value < 1:
             raise BadSetting(f"--{option} {value}: wanted at least 1")
@@ -122,21 +120,15 @@ def _show_skipped(skipped: list[tuple[Path, str]]) -> None:
 
 
 def _predictions(
-    bundle: "Bundle", paths: list[Path], top: int, topk: int, temperature: float | None, window_bytes: int
+    bundle: Bundle, paths: list[Path], top: int, topk: int, temperature: float | None, window_bytes: int
 ) -> Iterator[dict[str, Any]]:
     """The answer to each file in turn, or what is wrong with it."""
-    import torch
-
-    from moe_core.models.cost import multiply_adds
-    from moe_core.serving.files import BATCH, decoded
-    from moe_core.serving.routed import routed
-
     work = multiply_adds(bundle.router, bundle.image_size) * min(BATCH, len(paths))
     threads.use(work, threads.whole_number("HARDMOE_THREADS"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts: deque[list[tuple[Path, str]]] = deque()  # read, not yet answered
 
-    def batches() -> "Iterator[np.ndarray]":
+    def batches() -> Iterator[np.ndarray]:
         for part in decoded(paths, bundle.image_size, threads.share()):
             parts.append(part.files)
             yield part.images_BHWC

@@ -1,16 +1,21 @@
 """Which mixture is answered with: publish."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import dagster as dg
 
+from assets.mixture import NEWEST, decided
+from assets.study import key_of
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.serving.publication import read_log
 from moe_core.stages.mixture import promote
 from moe_core.store.artifact import Spec, full_version
-from pipelines.cli.common import JSON, STUDY_OPTION, study_at
+from pipelines.cli.common import study_at
+from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.instance.opening import opened
 from pipelines.terminal import echo, echo_json
 
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
     from moe_core.serving.publication import PublicationLog
 
 
-@click.command(short_help="Publish a mixture, or go back.")
+@click.command()
 @STUDY_OPTION
 @click.option(
     "--version", default=None, help="Of the mixture, or its beginning.  [default: that of the study as it is]"
@@ -81,17 +86,10 @@ def _show(log: "PublicationLog", all_of_it: bool) -> None:
 
 def _show_dagster(context: "Context", log: "PublicationLog") -> None:
     """Records the decision in Dagster, where it has the study: else its UI would show what the last run decided."""
-    import os
-
     home = context.store.layout.used_dagster_home
     if not (home / "dagster.yaml").exists():
         return
     os.environ["DAGSTER_HOME"] = str(home)
-    import dagster as dg
-
-    from assets.mixture import NEWEST, decided
-    from assets.study import key_of
-
     spec = context.planner.spec("mixture")
     # where another artifact is to be built to know it, nothing is newest
     mixture = spec.version if isinstance(spec, Spec) else log.history[-1].mixture

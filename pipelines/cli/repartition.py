@@ -10,7 +10,9 @@ import click
 from moe_core.errors import BadSetting
 from moe_core.stages.gate import current_partition, refit
 from moe_core.stages.trunk import frozen
-from pipelines.cli.common import JSON, STUDY_OPTION, WORKERS, finish, run_shown, study_at
+from moe_core.store import pointer
+from pipelines.cli.common import finish, run_shown, study_at
+from pipelines.cli.options import JSON, STUDY_OPTION, WORKERS
 from pipelines.run.summary import Summary
 from pipelines.terminal import echo, echo_json
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from moe_core.store.artifact import Artifact
 
 
-@click.command(short_help="Fit the gate again; experts that changed are stale.")
+@click.command()
 @STUDY_OPTION
 @click.option(
     "--dry-run",
@@ -34,8 +36,6 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
 
     Example: hardmoe repartition --study cats/study.toml --dry-run
     """
-    from moe_core.store import pointer
-
     if as_json and not dry_run:
         raise BadSetting("--json goes with --dry-run: it is what would be done as a document")
     if dry_run:

@@ -8,7 +8,7 @@ import click
 from moe_core.data.sources.registry import formats_table
 from moe_core.recipes import RECIPES
 from moe_core.settings import settings_page
-from pipelines.cli.main import main
+from pipelines.cli.main import COMMANDS, main
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -37,8 +37,10 @@ def commands() -> str:
         "",
         *_section("hardmoe", main),
     ]
-    for name in sorted(main.commands):
-        lines += ["", *_section(f"hardmoe {name}", main.commands[name])]
+    for name in sorted(COMMANDS):
+        command = main.get_command(click.Context(main), name)
+        assert command
+        lines += ["", *_section(f"hardmoe {name}", command)]
     return "\n".join(lines) + "\n"
 
 

@@ -12,12 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from pkgutil import resolve_name
 
 from moe_core.engine.gpus import gpu_names
 from moe_core.processes import CHECK_SECONDS, Heartbeat, exit_reason, own_modules_first
 from moe_core.settings import Study
 from pipelines.run.task import Task, TaskResult
 
+WORKER = "pipelines.run.worker"  # it loads torch and Dagster, which the fork server does
 EXIT_SECONDS = 5.0  # for a worker whose pipe is closed to be gone
 RUNS_A_WORKER = 50  # then a fresh process: what libraries keep between runs does not add up
 CLOSED = TaskResult("killed: its pool was closed", died=True)
@@ -192,11 +194,9 @@ def _ensure_running() -> None:
 
 def _forks() -> "multiprocessing.context.ForkServerContext":
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["pipelines.run.worker"])
+    forks.set_forkserver_preload([WORKER])
     return forks
 
 
 def _work(tasks: Connection, heartbeat: Connection, sharers: int) -> None:
-    from pipelines.run.worker import work  # loaded already, in the fork server
-
-    work(tasks, heartbeat, sharers)
+    resolve_name(f"{WORKER}:work")(tasks, heartbeat, sharers)

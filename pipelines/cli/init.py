@@ -1,0 +1,145 @@
+"""A study of one's own: init."""
+
+import re
+from pathlib import Path
+from shlex import quote
+
+import click
+import torch
+
+from moe_core.advice import Seen, propose
+from moe_core.data.sources.files import Unready
+from moe_core.data.sources.guessing import absolute, guess_format
+from moe_core.data.sources.preview import preview
+from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.shards import find_shards
+from moe_core.errors import BadSetting
+from moe_core.recipes import RECIPES
+from moe_core.recipes import quick as quicker
+from moe_core.settings import Source, Study, dump_study, study_of
+from moe_core.store.layout import Layout
+from moe_core.store.owner import check_owner
+from moe_core.text import format_duration, refuse_bytes
+from moe_core.training.trial import images_per_second
+from pipelines.cli.common import show_keys, study_at, warn_unready_files, write_study
+from pipelines.instance.home import checked_home
+from pipelines.terminal import echo
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--source",
+    required=True,
+    help=f"{'; '.join(format.what for format in FORMATS.values())}.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(list(FORMATS)),
+    help="Format of the source.  [default: by what is there]",
+)
+@click.option("--id-column", default="", help="Column of ids, or #row.  [default: by the usual names]")
+@click.option("--image-column", default="", help="Column of images or file names.  [default: by the usual names]")
+@click.option("--tags-column", default="", help="Column of tags.  [default: by the usual names]")
+@click.option("--user-column", default="", help="Column of users.  [default: by the usual names]")
+@click.option("--split-column", default="", help="Column of splits.  [default: by the usual names]")
+@click.option("--caption-column", default="", help="Column of text whose #words are the tags.")
+@click.option(
+    "--images", default="", help="yfcc: folder of the images, or glob of tars of them; coco: folder of images."
+)
+@click.option("--table", default="", help="folder: the table, or a glob of them, where there are several.")
+@click.option(
+    "--recipe",
+    default=None,
+    help=f"Named settings as they are: {', '.join(RECIPES)}.  [default: small, with what suits the source]",
+)
+@click.option("--quick", is_flag=True, help="For a first look: no controls, fewer epochs.")
+@click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
+@click.option("--force", is_flag=True, help="Replace a study.toml that is there.")
+def init(
+    folder: Path,
+    source: str,
+    kind: str | None,
+    recipe: str | None,
+    quick: bool,
+    name: str | None,
+    force: bool,
+    images: str,
+    table: str,
+    **settings: str,
+) -> None:
+    """Reports what is in the source and writes FOLDER/study.toml.
+
+    Proposes the number of experts, the loss and the share of validation posts from what it saw, with the reasons, and
+    writes them, unless --recipe asks for named settings.
+
+    Example: hardmoe init cats --source photos.parquet
+    """
+    by_name = recipe is not None
+    recipe = recipe or "small"
+    if recipe not in RECIPES:
+        raise BadSetting(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
+    refuse_bytes(folder.absolute(), "the study")
+    checked_home(folder.absolute())
+    for option, path in (("source", source), ("images", images), ("table", table)):
+        refuse_bytes(path, f"--{option}")
+    study_file = Layout(folder).study_file
+    if study_file.exists() and not force:
+        raise BadSetting(f"{study_file} exists: edit it, or replace it with --force")
+    check_owner(study_file)
+    kind = kind or guess_format(source)
+    given = Source.model_validate(
+        {
+            "format": kind,
+            "uri": "" if kind == "synthetic" else absolute(source),
+            "images": absolute(images) if images else "",
+            "table": table,
+            **settings,
+        }
+    )
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
+    base = quicker(RECIPES[recipe]()) if quick else RECIPES[recipe]()
+    if kind == "synthetic":
+        given = base.source if base.source.format == "synthetic" else given
+    unready: list[Unready] = []
+    lines, seen = preview(given, find_shards(given, unready=unready), base.data.image_size)
+    for line in lines:
+        echo(line)
+    warn_unready_files(unready)
+    study = base.model_copy(update={"name": name or plain, "source": given})
+    if kind != "synthetic":
+        study = _as_proposed(study, seen, by_name)
+    echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")
+    if quick:
+        echo(
+            f"--quick: no controls, {study.trunk.epochs:g}+{study.expert_training.epochs:g} epochs; whether the "
+            "mixture is worth its cost is not measured"
+        )
+    echo(_training_time(study, seen))
+    write_study(study_file, study_of(dump_study(study), study_file))
+    echo(f"Wrote {study_file}. Next: hardmoe run --study {quote(str(study_file))}")
+    show_keys(study_at(study_file))
+
+
+def _as_proposed(study: Study, seen: Seen, by_name: bool) -> Study:
+    """With what suits the source; a recipe that was asked for by its name stays as it is. Says so, with reasons."""
+    proposal = propose(seen, study)
+    for why in proposal.why:
+        echo(f"Kept as --recipe has it, though the source suggests {why}" if by_name else f"Set {why}")
+    return study if by_name else proposal.apply(study)
+
+
+def _training_time(study: Study, seen: Seen) -> str:
+    """An estimate, by a trial of a second or so on this machine."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hashtags = max(2, seen.distinct_tags)
+    speed = images_per_second(study.network, hashtags, study.data.image_size, study.trunk, device)
+    trunk, experts = study.trunk.epochs, study.expert_training.epochs
+    seconds = seen.train_of(study) / speed
+    where = "on the GPU" if device == "cuda" else "on one core, less on several"
+    line = f"Estimate for the training, from a trial: {format_duration((trunk + experts) * seconds)} {where}"
+    if study.evaluation.controls:
+        controls = 3 * experts + (trunk + experts if study.evaluation.dense_control else 0)
+        line += f"; {format_duration(controls * seconds)} more for the controls (--quick leaves them out)"
+    return line

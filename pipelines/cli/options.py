@@ -1,0 +1,31 @@
+"""Options of several commands."""
+
+import os
+from pathlib import Path
+
+import click
+
+from moe_core.store.layout import STUDY, Layout
+
+
+def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
+    return Layout(path).study_file if path.is_dir() else path
+
+
+STUDY_OPTION = click.option(
+    "--study",
+    "study_file",
+    type=click.Path(path_type=Path),
+    default=lambda: os.environ.get("HARDMOE_STUDY") or STUDY,
+    callback=_study_file,
+    help="Folder of the study, or its study.toml.  [default: $HARDMOE_STUDY, else ./study.toml]",
+)
+WORKERS = click.option(
+    "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
+)
+FORCE = click.option("--force", is_flag=True, help="Rebuild what exists already.")
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting in study.toml first."
+)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would run and why; make no changes.")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")

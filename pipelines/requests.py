@@ -12,12 +12,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from assets.record import Recorder
 from assets.study import STUDY, experts, key_of, root, shards, study
+from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.store import pointer
 from moe_core.store.artifact import name_of
@@ -26,9 +26,6 @@ from pipelines.jobs import JOBS, RUN_JOBS, job_of
 from pipelines.run.dag import Dag
 from pipelines.run.plan import tasks_until
 from pipelines.sensors import opened_in_time
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
 
 TICK_SECONDS = 5
 REQUEST_TAG = "hardmoe/request"  # of a run: which request it belongs to

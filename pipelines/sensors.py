@@ -5,16 +5,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from assets.study import STUDY, root, shards, study
+from moe_core.engine.context import Context
 from moe_core.workspace import open_study
 from pipelines.run.status import error_of
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
 
 INTERVAL_SECONDS = 60
 READ_SECONDS = 20.0  # a tick waits so long for new files to be read; Dagster gives up a tick after 60
@@ -75,7 +72,7 @@ class Scan:
 scans: dict[Path, Scan] = {}  # under way, by the study's root
 
 
-def opened_in_time(deadline: float | None = None) -> "Context | None":
+def opened_in_time(deadline: float | None = None) -> Context | None:
     """The study as it is now; None where its files are still being read at the deadline. One scan runs at a time."""
     deadline = deadline or time.monotonic() + READ_SECONDS
     while True:

@@ -7,15 +7,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from moe_core.engine.planner import Blocked, missing
+from moe_core.data.sources.files import Unready
+from moe_core.engine.context import Context
+from moe_core.engine.planner import Blocked, Name, PlannedTask, missing
 from moe_core.errors import BadSource, LockHeld
 from moe_core.maintenance import takedown
+from moe_core.maintenance.takedown import Takedown
 from moe_core.maintenance.verify import damaged_pointers
 from moe_core.overrides import override
 from moe_core.serving.publication import read_log
-from moe_core.settings import dump_study, load_study
+from moe_core.settings import Study, dump_study, load_study
 from moe_core.store.files import write_text
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
@@ -37,15 +40,8 @@ from pipelines.run.summary import Summary
 from pipelines.run.task import Task
 from pipelines.terminal import echo, echo_json
 
-if TYPE_CHECKING:
-    from moe_core.data.sources.files import Unready
-    from moe_core.engine.context import Context
-    from moe_core.engine.planner import Name, PlannedTask
-    from moe_core.maintenance.takedown import Takedown
-    from moe_core.settings import Study
 
-
-def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()) -> "Context":
+def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()) -> Context:
     """The study, and HARDMOE_STUDY naming it for all that Dagster loads from here on."""
     study = load_study(study_file)
     check_owner(study_file)
@@ -53,9 +49,7 @@ def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()
     return open_study(study, study_file.absolute().parent, by=by, requests=requests)
 
 
-def changed_study(
-    study_file: Path, settings: tuple[str, ...], dry_run: bool, requests: Iterable[str] = ()
-) -> "Context":
+def changed_study(study_file: Path, settings: tuple[str, ...], dry_run: bool, requests: Iterable[str] = ()) -> Context:
     """The study with some settings changed; study.toml says so too, unless this is a dry run."""
     if not settings:
         return study_at(study_file, requests=requests)
@@ -75,7 +69,7 @@ def changed_study(
 
 
 def show_run_plan(
-    context: "Context", planned: "Sequence[PlannedTask]", force: bool, workers: int | None, as_json: bool
+    context: Context, planned: Sequence[PlannedTask], force: bool, workers: int | None, as_json: bool
 ) -> None:
     """What a run of these tasks would do."""
     warn_damaged(context)
@@ -87,20 +81,20 @@ def show_run_plan(
             echo(line)
 
 
-def show_keys(context: "Context") -> None:
+def show_keys(context: Context) -> None:
     """Shows Dagster the study's partition keys."""
     prepare_home(context.root, default_workers(context.study.partition.experts))
     with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
 
 
-def write_study(path: Path, study: "Study") -> None:
+def write_study(path: Path, study: Study) -> None:
     refuse_bytes(path.absolute(), "the study")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dump_study(study))
 
 
-def run_shown(context: "Context", **options: Any) -> "Summary":
+def run_shown(context: Context, **options: Any) -> Summary:
     """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
     claim(study_file_of(context.root))
     warn_damaged(context)
@@ -122,23 +116,23 @@ def run_shown(context: "Context", **options: Any) -> "Summary":
     return summary
 
 
-def warn_damaged(context: "Context") -> None:
+def warn_damaged(context: Context) -> None:
     """Warns of damaged files that name what is current: they explain what follows."""
     for damage in damaged_pointers(context):
         echo(f"Damaged: {damage.why}", err=True)
 
 
-def warn_unready(context: "Context") -> None:
+def warn_unready(context: Context) -> None:
     """Names new files of the source that cannot be read as they are now."""
     warn_unready_files(context.planner.state.unready)
 
 
-def warn_unready_files(unready: "Iterable[Unready]") -> None:
+def warn_unready_files(unready: Iterable[Unready]) -> None:
     for file in unready:
         echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
 
 
-def with_source(context: "Context", *wanted: "Name") -> "Context":
+def with_source(context: Context, *wanted: Name) -> Context:
     """The study. Where its source cannot be read, prints why; these assets are then as they were last built, with what
     they were made from.
 
@@ -156,14 +150,14 @@ def with_source(context: "Context", *wanted: "Name") -> "Context":
     return context
 
 
-def _as_last_built(context: "Context", asset: str, key: str | None = None) -> "Context":
+def _as_last_built(context: Context, asset: str, key: str | None = None) -> Context:
     """The study with the newest version of an asset in the store, and what that was made from, in place of its own."""
     newest = max(context.store.versions(asset, key), key=lambda artifact: artifact.made_at)
     made_from = (context.store.get(name, None, version) for name, version in newest.inputs.items())
     return replace(context, planner=context.planner.pinned([newest, *filter(None, made_from)]))
 
 
-def last_built(context: "Context", asset: str) -> "tuple[Context, list[str] | None]":
+def last_built(context: Context, asset: str) -> tuple[Context, list[str] | None]:
     """(the study with the newest version of an asset, what changed since: None where it is as the study wants it now).
 
     What changed is printed. Raises MissingInput where it was never built.
@@ -191,7 +185,7 @@ def last_built(context: "Context", asset: str) -> "tuple[Context, list[str] | No
     return pinned, since
 
 
-def finish_takedown(context: "Context") -> "Context":
+def finish_takedown(context: Context) -> Context:
     """Ends a takedown that was begun, unless others are at work; the study as it is then."""
     now = reopened(context)
     if not now.takedowns.pending:
@@ -205,7 +199,7 @@ def finish_takedown(context: "Context") -> "Context":
     return reopened(context)
 
 
-def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
+def show_takedown(done: Takedown, dry_run: bool = False) -> None:
     would = "would be removed" if dry_run else "removed"
     echo(f"{done.posts:,} posts of {len(done.shards)} shards {would}, {done.bytes / 2**20:,.1f} MiB freed")
     for title, names in (
@@ -226,14 +220,14 @@ def show_takedown(done: "Takedown", dry_run: bool = False) -> None:
         echo("Next: hardmoe run rebuilds everything without them.")
 
 
-def show_results(context: "Context", tasks: "list[tuple[str, str | None]]", summary: "Summary") -> None:
+def show_results(context: Context, tasks: list[tuple[str, str | None]], summary: Summary) -> None:
     """One line per requested network."""
     now = finish_takedown(context)  # as it is since the run, which may have waited for one
     for line in results_of(now, [Task(*task) for task in tasks], summary):
         echo(line)
 
 
-def finish(summary: "Summary") -> None:
+def finish(summary: Summary) -> None:
     """Prints a summary; exit code 1 when something failed, 130 after Ctrl-C."""
     echo(
         f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
@@ -254,12 +248,12 @@ def finish(summary: "Summary") -> None:
         sys.exit(1)
 
 
-def table_of(context: "Context") -> dict[str, Any]:
+def table_of(context: Context) -> dict[str, Any]:
     table: dict[str, Any] = json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
     return table
 
 
-def publication_of(context: "Context") -> dict[str, Any]:
+def publication_of(context: Context) -> dict[str, Any]:
     """Which mixture is published, whether it is the one that the table measures, and why or why not."""
     mixture, log = context.version("mixture"), read_log(context.root)
     last = log.last(mixture)
@@ -275,12 +269,12 @@ def publication_of(context: "Context") -> dict[str, Any]:
     }
 
 
-def show_table(context: "Context") -> None:
+def show_table(context: Context) -> None:
     print_table(table_of(context))
     show_publication(context)
 
 
-def show_publication(context: "Context", always: bool = False) -> None:
+def show_publication(context: Context, always: bool = False) -> None:
     """Prints that the mixture is not published, and why; with `always` also that it is."""
     publication = publication_of(context)
     if not publication["is_published"]:

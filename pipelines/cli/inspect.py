@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
 
 import click
 
+from moe_core.engine.context import Context
 from moe_core.errors import HardmoeError
 from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.page import render_table
@@ -33,9 +33,6 @@ from pipelines.terminal import Colored, echo, echo_json
 from pipelines.ui.addresses import checked_host, checked_prefix
 from pipelines.ui.commands import dagster_commands
 from pipelines.ui.supervisor import run_together
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
 
 
 @click.command()
@@ -109,7 +106,7 @@ def report(study_file: Path, open_it: bool) -> None:
         raise HardmoeError(f"no browser could be started: open {page}")
 
 
-def _page(context: "Context") -> Path:
+def _page(context: Context) -> Path:
     """The report, or, where a takedown removed it with the pictures in it, a page of the last table alone."""
     if context.takedowns.entries and not context.store.versions("report", None):
         context, since = last_built(context, "evaluation")

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from moe_core.engine.context import Context
 from moe_core.errors import HardmoeError
 from moe_core.maintenance.lineage import find, flat, place_of, report
 from moe_core.store.artifact import name_of
@@ -14,9 +15,6 @@ from moe_core.text import shown
 from pipelines.cli.common import study_at, with_source
 from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
 
 SIBLINGS = 12  # of one asset that are shown one by one
 KINDS = {"shard": "content of the shard", "takedowns": "takedowns", "file": "file of the start", "nothing": "nothing"}
@@ -46,7 +44,7 @@ def lineage(asset: str, study_file: Path, version: str | None, as_json: bool) ->
         echo(shown(line, 4000))
 
 
-def _files_of(context: "Context") -> dict[str, str]:
+def _files_of(context: Context) -> dict[str, str]:
     """Path of each shard by the hash of its content; none where the source cannot be read."""
     try:
         return {shard.content_hash: shard.path for shard in context.shards}

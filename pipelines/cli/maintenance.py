@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from moe_core.data.takedowns import lines_of
 from moe_core.data.traces import Traces
+from moe_core.engine.context import Context
 from moe_core.errors import BadSetting
 from moe_core.maintenance import takedown
 from moe_core.maintenance.gc import collect
@@ -22,9 +22,6 @@ from pipelines.instance.reap import reap as reap_runs
 from pipelines.instance.search import find_places
 from pipelines.run.scheduler import default_workers
 from pipelines.terminal import echo, echo_json
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
 
 APPLY = click.option("--apply", "apply_it", is_flag=True, help="Remove it; without, only show what would be removed.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only show what would be removed, as without --apply.")
@@ -150,7 +147,7 @@ def _is_preview(apply_it: bool, dry_run: bool) -> bool:
     return not apply_it
 
 
-def _elsewhere(context: "Context", texts: set[str]) -> list[str]:
+def _elsewhere(context: Context, texts: set[str]) -> list[str]:
     """Where Dagster's storage still names what was taken down: in a database on a server, or in folders that
     dagster.yaml names; nothing without texts or an instance."""
     home = context.store.layout.used_dagster_home

@@ -3,25 +3,22 @@
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from moe_core.engine.context import Context
+from moe_core.engine.planner import PlannedTask
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.stages.training.log import seconds_left
 from moe_core.text import format_duration, shown
 from pipelines.run.forecast import Forecast
+from pipelines.run.scheduler import Running, Summary
+from pipelines.run.task import Task
 from pipelines.terminal import echo
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from moe_core.engine.planner import PlannedTask
-    from pipelines.run.scheduler import Running, Summary
-    from pipelines.run.task import Task
 
 UPDATE_SECONDS = 0.25  # between updates of the live lines
 LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
@@ -30,7 +27,7 @@ LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
 class Display:
     """Live lines on a terminal, a line every few seconds elsewhere. `tasks` are those of the run."""
 
-    def __init__(self, context: Context, tasks: "Sequence[PlannedTask]" = (), workers: int = 1) -> None:
+    def __init__(self, context: Context, tasks: Sequence[PlannedTask] = (), workers: int = 1) -> None:
         self.context = context
         self.forecast = Forecast(context, tasks, workers) if tasks else None
         self.console = Console(highlight=False, soft_wrap=True)
@@ -61,7 +58,7 @@ class Display:
             colored = Text(f"{kind:7}", "green" if kind == "done" else "red")
             self.console.print(Text.assemble(colored, f" {name:24}  {shown(why, 4000)}"))
 
-    def poll(self, running: "list[Running]", blocked: dict[str, str]) -> None:
+    def poll(self, running: list[Running], blocked: dict[str, str]) -> None:
         now = time.monotonic()
         if self.console.is_terminal:
             if now - self.updated >= UPDATE_SECONDS:
@@ -74,7 +71,7 @@ class Display:
             for line in self.lines(running, blocked):
                 self.console.print(shown(line, None), markup=False)
 
-    def lines(self, running: "list[Running]", blocked: dict[str, str], width: int = 1000) -> list[str]:
+    def lines(self, running: list[Running], blocked: dict[str, str], width: int = 1000) -> list[str]:
         """The share of the run that is done and the time left; then a line for each running task with its step, loss,
         speed and time left, as far as the width allows; then a line for each task that waits for another process."""
         reports = {run.task.name: self._report(run) for run in running}
@@ -82,7 +79,7 @@ class Display:
         lines += [_line(run, reports[run.task.name], width) for run in running]
         return [*lines, *(f"waiting {name:24} {why}" for name, why in blocked.items())]
 
-    def _report(self, run: "Running") -> dict[str, Any]:
+    def _report(self, run: Running) -> dict[str, Any]:
         """What the run last reported; empty before it has reported anything."""
         try:
             path = self.context.store.layout.progress(run.task.asset, run.task.key)
@@ -92,7 +89,7 @@ class Display:
         return report
 
 
-def _line(run: "Running", report: dict[str, Any], width: int) -> str:
+def _line(run: Running, report: dict[str, Any], width: int) -> str:
     parts = [f"running {run.task.name:24} {time.monotonic() - run.started:6.0f} s"]
     optional = list[str]()  # is left out where the line is too long, the last first
     if report.get("run") not in (None, run.run_id):
@@ -116,12 +113,12 @@ def _line(run: "Running", report: dict[str, Any], width: int) -> str:
     return "  ".join(parts)
 
 
-def results_of(context: Context, tasks: "list[Task]", summary: "Summary") -> list[str]:
+def results_of(context: Context, tasks: list[Task], summary: Summary) -> list[str]:
     """One line per requested network: how it ended, its time, loss and speed."""
     return [_result(context, task, summary) for task in tasks]
 
 
-def _result(context: Context, task: "Task", summary: "Summary") -> str:
+def _result(context: Context, task: Task, summary: Summary) -> str:
     if task.name in summary.failed:
         return f"{task.name:24} failed   {shown(summary.failed[task.name], 4000)}"
     kinds = {"made": summary.made, "fresh": summary.fresh, "stopped": summary.stopped}

@@ -3,25 +3,21 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import dagster as dg
 
 from assets.mixture import NEWEST, decided
 from assets.study import key_of
+from moe_core.engine.context import Context
 from moe_core.errors import BadSetting, HardmoeError
-from moe_core.serving.publication import read_log
+from moe_core.serving.publication import PublicationLog, read_log
 from moe_core.stages.mixture import promote
 from moe_core.store.artifact import Spec, full_version
 from pipelines.cli.common import study_at
 from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.instance.opening import opened
 from pipelines.terminal import echo, echo_json
-
-if TYPE_CHECKING:
-    from moe_core.engine.context import Context
-    from moe_core.serving.publication import PublicationLog
 
 
 @click.command()
@@ -62,7 +58,7 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
         raise HardmoeError(f"not published: {log.history[-1].why}; --force publishes it all the same")
 
 
-def _decide(context: "Context", version: str | None, force: bool, rollback: bool) -> "PublicationLog":
+def _decide(context: Context, version: str | None, force: bool, rollback: bool) -> PublicationLog:
     if rollback:
         return promote.roll_back(context)
     if version is None:
@@ -78,13 +74,13 @@ def _decide(context: "Context", version: str | None, force: bool, rollback: bool
     return promote.decide(context, mixture, baseline, promote.judge(context, mixture, baseline))
 
 
-def _show(log: "PublicationLog", all_of_it: bool) -> None:
+def _show(log: PublicationLog, all_of_it: bool) -> None:
     for decision in log.history if all_of_it else log.history[-1:]:
         echo(f"{decision.at}  {decision.action:11}  {decision.mixture}  by {decision.by}: {decision.why}")
     echo(f"published: {log.published or 'nothing'}" + (f"   (before: {log.previous})" if log.previous else ""))
 
 
-def _show_dagster(context: "Context", log: "PublicationLog") -> None:
+def _show_dagster(context: Context, log: PublicationLog) -> None:
     """Records the decision in Dagster, where it has the study: else its UI would show what the last run decided."""
     home = context.store.layout.used_dagster_home
     if not (home / "dagster.yaml").exists():

@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,13 +11,11 @@ from moe_core.errors import BadSetting
 from moe_core.stages.gate import current_partition, refit
 from moe_core.stages.trunk import frozen
 from moe_core.store import pointer
+from moe_core.store.artifact import Artifact
 from pipelines.cli.common import finish, run_shown, study_at
 from pipelines.cli.options import JSON, STUDY_OPTION, WORKERS
 from pipelines.run.summary import Summary
 from pipelines.terminal import echo, echo_json
-
-if TYPE_CHECKING:
-    from moe_core.store.artifact import Artifact
 
 
 @click.command()
@@ -62,7 +60,7 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
     finish(summary)
 
 
-def churn_of(partition: "Artifact") -> dict[str, Any]:
+def churn_of(partition: Artifact) -> dict[str, Any]:
     """Which posts moved from the partition before."""
     churn: dict[str, Any] = json.loads(partition.file("churn.json").read_text("utf-8"))
     return churn

@@ -1,13 +1,11 @@
 """The instance's dynamic partition keys: the store is the truth, the keys only show it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import dagster as dg
+import dagster as dg
 
 
-def project_keys(instance: "dg.DagsterInstance", study: str, shards: Sequence[str], experts: Sequence[str]) -> None:
+def project_keys(instance: dg.DagsterInstance, study: str, shards: Sequence[str], experts: Sequence[str]) -> None:
     """Makes the instance's partition keys equal to those of the study."""
     for name, keys in ((f"{study}_shards", shards), (f"{study}_experts", experts)):
         known = instance.get_dynamic_partitions(name)

@@ -6,16 +6,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import dagster as dg
 
 from moe_core.errors import HardmoeError
 from moe_core.store.locks import exclusive
 from moe_core.text import shown
 from pipelines.instance.databases import AGAIN, damage, remove_empty
 from pipelines.instance.home import set_home
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 MISSING = {  # modules that an instance in PostgreSQL needs
     "dagster_postgres": "pip install 'hardmoe[postgres]'",
@@ -28,7 +26,7 @@ class CannotOpen(HardmoeError):
 
 
 @contextmanager
-def opened() -> "Iterator[dg.DagsterInstance]":
+def opened() -> Iterator[dg.DagsterInstance]:
     """The instance of DAGSTER_HOME. Raises CannotOpen.
 
     One process at a time creates its databases: Dagster does not see to that, and two that do so at once leave tables

@@ -4,19 +4,17 @@ import json
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import dagster as dg
 
 from assets.runs import HOST, process_of
 from moe_core.processes import is_dead, pid_of
 from pipelines.aliases import socket_prefix
 
-if TYPE_CHECKING:
-    import dagster as dg
-
 GRPC_INFO = ".dagster/grpc_info"  # Dagster's tag: the code server that starts the run
 
 
-def reap(instance: "dg.DagsterInstance") -> list[str]:
+def reap(instance: dg.DagsterInstance) -> list[str]:
     """Ends the runs that dead processes of this machine left, and frees their pool slots. Returns the runs' ids.
 
     A run that waits in the queue is left to the next daemon.
@@ -29,7 +27,7 @@ def reap(instance: "dg.DagsterInstance") -> list[str]:
     return [run.run_id for run in runs if _end_if_dead(instance, run)]
 
 
-def _end_if_dead(instance: "dg.DagsterInstance", run: "dg.DagsterRun") -> bool:
+def _end_if_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     import dagster as dg
 
     if not (why := _why_dead(run)):
@@ -46,7 +44,7 @@ def _end_if_dead(instance: "dg.DagsterInstance", run: "dg.DagsterRun") -> bool:
     return True
 
 
-def _why_dead(run: "dg.DagsterRun") -> str:
+def _why_dead(run: dg.DagsterRun) -> str:
     """Which process of a run is gone; "" where none is, or it is another machine's."""
     import dagster as dg
 
@@ -63,7 +61,7 @@ def _why_dead(run: "dg.DagsterRun") -> str:
     return ""
 
 
-def _code_server_socket(run: "dg.DagsterRun") -> str:
+def _code_server_socket(run: dg.DagsterRun) -> str:
     """The socket of the code server that was asked to start a run; "" where it has a port, or none was asked."""
     with suppress(ValueError, AttributeError):
         return str(json.loads(run.tags.get(GRPC_INFO, "{}")).get("socket") or "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
@@ -18,9 +18,7 @@ from moe_core.stages.data.statistics import seen
 from moe_core.stages.experts.decoder import mode_of
 from moe_core.stages.training.log import seconds_left
 from moe_core.text import format_duration
-
-if TYPE_CHECKING:
-    from pipelines.run.scheduler import Running
+from pipelines.run.scheduler import Running
 
 STEP_SECONDS = 2.0  # of starting a step and little work
 

@@ -133,7 +133,7 @@ def _running(root: Path) -> set[Name]:
 
 
 @contextmanager
-def existing_instance(root: Path) -> "Iterator[dg.DagsterInstance | None]":
+def existing_instance(root: Path) -> Iterator[dg.DagsterInstance | None]:
     """Dagster's instance of the study, None where there is none: nothing is created to look at."""
     home = Layout(root).used_dagster_home
     if not (home / "dagster.yaml").exists():

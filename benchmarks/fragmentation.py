@@ -21,10 +21,18 @@ from typing import Any
 
 from linked import LABELLED, link
 
+from moe_core.engine.build import build
 from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED, Line, lines
 from moe_core.recipes import demo
+from moe_core.serving.bundle import Bundle
 from moe_core.settings import Source, Study
+from moe_core.stages.evaluation.predictions import open_control
+from moe_core.stages.evaluation.rows import controls_of
+from moe_core.stages.evaluation.score import gains_over_rows, measure_posts, score
+from moe_core.stages.mixture.routed_posts import read_routed_posts
+from moe_core.stages.training.device import device_and_threads
 from moe_core.store.files import write_text
+from moe_core.workspace import open_study
 
 POSTS, EXPERTS = (5_000, 20_000, 80_000, 320_000), (2, 4, 8, 16)
 TEST, VALIDATION = 10_000, 1_500
@@ -55,9 +63,6 @@ def study_of(posts: int, experts: int, test: int) -> Study:
 
 def make(study: Study, root: Path, names: Sequence[str]) -> Any:
     """The study open at `root`, with these assets made."""
-    from moe_core.engine.build import build
-    from moe_core.workspace import open_study
-
     context = open_study(study, root)
     for name in names:
         for key in context.planner.keys(name):
@@ -69,13 +74,6 @@ def make(study: Study, root: Path, names: Sequence[str]) -> Any:
 
 def cell_of(context: Any) -> dict[str, Any]:
     """What one number of posts and experts gives."""
-    from moe_core.serving.bundle import Bundle
-    from moe_core.stages.evaluation.predictions import open_control
-    from moe_core.stages.evaluation.rows import controls_of
-    from moe_core.stages.evaluation.score import gains_over_rows, measure_posts, score
-    from moe_core.stages.mixture.routed_posts import read_routed_posts
-    from moe_core.stages.training.device import device_and_threads
-
     study, resamples = context.study, context.study.evaluation.bootstrap
     device = device_and_threads(study, parallel=False)
     bundle = Bundle(context.need("mixture").path)

@@ -1,5 +1,6 @@
 """Mixing the router's answer in, what validation posts choose, paired differences and the dense control's size."""
 
+from pkgutil import resolve_name
 from typing import get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ from moe_core.settings import Decoder, Evaluation, Network, Study, Training, Tru
 from moe_core.stages.evaluation.rows import controls_of
 from moe_core.stages.evaluation.score import Scores, gains_over_rows
 from moe_core.stages.experts.controls import training_of, widened
-from moe_core.stages.experts.decoder import MODES
+from moe_core.stages.experts.modes import MODES
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.mixture.routed_posts import RoutedPosts
@@ -145,3 +146,4 @@ def test_every_decoder_mode_of_the_settings_is_one_of_the_stage():
     assert [name for name, mode in MODES.items() if mode.joint] == ["joint"]
     used = {name for mode in MODES.values() for name in mode.settings}
     assert used <= set(Decoder.model_fields)
+    assert all(callable(resolve_name(mode.fit)) for mode in MODES.values())

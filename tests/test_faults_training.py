@@ -12,8 +12,8 @@ from helpers.joint_work import PRELOAD, drawn_posts, network
 from helpers.joint_work import finish as finish_joint
 from helpers.joint_work import joint as joint_training
 from moe_core.settings import Training
-from moe_core.training.decoder import refit
 from moe_core.training.infer import features_of
+from moe_core.training.last_layer import refit
 from moe_core.training.loop import train
 from moe_core.weights import load_weights, save_weights
 

@@ -124,3 +124,7 @@ def test_a_study_whose_source_is_away_is_opened_and_says_so_where_the_source_is_
     with pytest.raises(type(planner.state.source), match=r"gone\.parquet"):
         _ = planner.state.shards
     assert replace(planner.state, source=()).shards == ()
+
+
+def test_every_stage_names_the_function_that_makes_it():
+    assert all(callable(stage.maker()) for stage in GRAPH.values())

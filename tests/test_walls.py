@@ -33,7 +33,7 @@ def test_the_core_knows_no_dagster(module):
         "moe_core.models.cost",
         "moe_core.training.loop",
         "moe_core.training.infer",
-        "moe_core.training.decoder",
+        "moe_core.training.last_layer",
         "moe_core.clustering.gate",
         "moe_core.clustering.kmeans",
         "moe_core.clustering.balance",

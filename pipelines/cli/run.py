@@ -9,7 +9,7 @@ from moe_core import recipes
 from moe_core.engine.context import Context
 from moe_core.errors import BadSetting
 from moe_core.serving.publication import published_bundle
-from moe_core.stages.experts.decoder import mode_of
+from moe_core.stages.experts.modes import mode_of
 from moe_core.stages.trunk.frozen import request_renewal
 from moe_core.store.layout import Layout
 from pipelines.cli.common import (

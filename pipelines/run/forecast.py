@@ -15,7 +15,7 @@ from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import HardmoeError
 from moe_core.stages.data.statistics import seen
-from moe_core.stages.experts.decoder import mode_of
+from moe_core.stages.experts.modes import mode_of
 from moe_core.stages.training.log import seconds_left
 from moe_core.text import format_duration
 from pipelines.run.scheduler import Running

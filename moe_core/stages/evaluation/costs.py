@@ -1,16 +1,11 @@
 """Cost of each row of the table: parameters, multiply-adds for one image, images trained on."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from moe_core.engine.context import Context
 from moe_core.evaluation.measures import COSTS
-from moe_core.stages.experts.decoder import mode_of
+from moe_core.models.cost import multiply_adds, parameters
+from moe_core.serving.bundle import Bundle
 from moe_core.stages.experts.experts import images_of
-
-if TYPE_CHECKING:
-    from moe_core.serving.bundle import Bundle
+from moe_core.stages.experts.modes import mode_of
 
 RowCost = dict[str, int]  # by the names of COSTS
 
@@ -19,8 +14,6 @@ class Costs:
     """Sizes of a study's networks, from which the rows' costs follow."""
 
     def __init__(self, context: Context, bundle: Bundle) -> None:
-        from moe_core.models.cost import multiply_adds, parameters
-
         shared = context.study.expert.branch_at  # stages that an image passes once, however many experts answer
         self.context = context
         self.experts: int = len(bundle.published)

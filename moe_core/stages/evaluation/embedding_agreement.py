@@ -3,27 +3,26 @@
 Letters: N test posts, D embedding width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from moe_core.engine.context import Context
+from moe_core.evaluation.embedding_agreement import tag_agreement
+from moe_core.evaluation.metrics import bootstrap
+from moe_core.models.resnet import ResNet
+from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation.predictions import Control
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.evaluation.score import as_json
 from moe_core.stages.mixture.routed_posts import RoutedPosts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe_core.models.resnet import ResNet
-    from moe_core.serving.bundle import Bundle
-    from moe_core.training.batches import Images
+from moe_core.training.batches import Images
+from moe_core.training.infer import features_of
 
 SAMPLE, NEIGHBORS = 4_000, 10  # test posts at most, and the neighbors of each among them
 
@@ -36,12 +35,6 @@ def embedding_agreement(
     The trunk is one network: its row is what one space gives on these clusters. Experts with decoders of their own
     share no space but that of the trunk they started from.
     """
-    import torch
-
-    from moe_core.evaluation.embedding_agreement import tag_agreement
-    from moe_core.evaluation.metrics import bootstrap
-    from moe_core.training.infer import features_of
-
     rows = np.sort(np.random.default_rng(0).permutation(len(test))[:SAMPLE])
     posts, expert_N = test.posts.subset(rows), test.expert_N[rows]
     starts = posts.starts_N1.tolist()

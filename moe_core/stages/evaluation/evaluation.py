@@ -4,24 +4,20 @@
 `embedding_agreement` the rest of the table.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 from moe_core.advice import measure_for, warnings
 from moe_core.engine.context import Context
-from moe_core.engine.planner import Planner
-from moe_core.engine.stage import Ref, Stage
 from moe_core.errors import TooFewPosts
-from moe_core.settings import Study
+from moe_core.evaluation.metrics import tag_statistics
+from moe_core.serving.bundle import Bundle
 from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen
 from moe_core.stages.evaluation.costs import Costs
 from moe_core.stages.evaluation.embedding_agreement import embedding_agreement
 from moe_core.stages.evaluation.predictions import open_controls
-from moe_core.stages.evaluation.rows import CONTROL_STAGES, ROWS, controls_of
+from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.evaluation.score import (
     AP_POSTS,
     frequent_tags,
@@ -36,10 +32,7 @@ from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    from moe_core.evaluation.metrics import tag_statistics
-    from moe_core.serving.bundle import Bundle
-
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     device = device_and_threads(context.study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
     bundle = Bundle(context.need("mixture").path)
     test = read_routed_posts(context, "test")
@@ -82,27 +75,3 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
             "published_gains": gains,
         }
     )
-
-
-def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
-    inputs = {"mixture": Ref("mixture"), "splits": Ref("splits")}
-    for networks in controls_of(planner.state.study).values():
-        inputs |= {stage: Ref(stage) for stage in networks.stages}
-        inputs |= {f"{s} {k}": Ref(s, k) for s in networks.expert_stages for k in planner.state.experts}
-    return inputs
-
-
-def _settings(study: Study) -> Any:
-    settings = study.evaluation.model_dump() | {"topk": min(study.evaluation.topk, study.partition.experts)}
-    return settings if study.evaluation.controls else settings | {"dense_control": False}
-
-
-EVALUATION = Stage(
-    name="evaluation",
-    keys=None,
-    code="5",
-    reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
-    settings=_settings,
-    inputs=_inputs,
-    make=_make,
-)

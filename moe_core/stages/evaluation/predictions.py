@@ -3,25 +3,26 @@
 Letters: N posts, D embedding width, V hashtags.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
 
 from moe_core.engine.context import Context
+from moe_core.evaluation.metrics import per_post
+from moe_core.models.resnet import ResNet
+from moe_core.serving.bundle import Bundle
+from moe_core.settings import Network
+from moe_core.stages import reading
 from moe_core.stages.evaluation.rows import Networks, controls_of
 from moe_core.stages.mixture.calibrate import router_weight
 from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe_core.models.resnet import ResNet
-    from moe_core.serving.bundle import Bundle
-    from moe_core.training.batches import Images
+from moe_core.training.batches import Images
+from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
+from moe_core.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ def open_controls(context: Context, bundle: Bundle, device: str) -> dict[str, Co
 
 def open_control(context: Context, bundle: Bundle, networks: Networks, validation: RoutedPosts, device: str) -> Control:
     """A control; the router's weight suits its networks, chosen on validation posts as the mixture's is."""
-    import torch
-
-    control = Control(networks.load(context), networks.routed_by)
+    control = Control(load_networks(context, networks), networks.routed_by)
     if networks.routed_by is None:
         return control
     logits_NV = control.logits(validation, context.study.expert_training.precision, device)
@@ -60,6 +59,20 @@ def open_control(context: Context, bundle: Bundle, networks: Networks, validatio
     setting = context.study.expert.router_weight
     weight = router_weight(setting, logits_NV, router_NV, validation.posts, bundle.loss)
     return Control(control.networks, networks.routed_by, weight)
+
+
+def load_networks(context: Context, networks: Networks) -> list[ResNet]:
+    """Networks of a control, each with the last layer that it answers through."""
+    if networks.routed_by is None:
+        artifact = context.need(networks.stage)
+        shape = artifact.metadata.get("network")  # where it is not the trunk's
+        return [reading.network(context, artifact, Network.model_validate(shape) if shape else None)]
+    experts = [reading.network(context, context.need(networks.stage, key)) for key in context.experts]
+    if networks.decoder:
+        decoder, _ = load_weights(context.need(networks.decoder).file("decoder.safetensors"))
+        for expert in experts:
+            expert.fc.load_state_dict(decoder)
+    return experts
 
 
 def predictions(
@@ -70,11 +83,6 @@ def predictions(
     A row that ends in _router mixes the trunk's logits into those of the row before. `most_frequent` predicts the same
     for every image: how often each hashtag is used.
     """
-    import torch
-
-    from moe_core.evaluation.metrics import per_post
-    from moe_core.training.infer import mixed, probabilities_of
-
     posts, precision = some.posts, context.study.expert_training.precision
     router_NV = bundle.router_logits(torch.from_numpy(some.features_ND))
     trunk_NV = bundle.probabilities(router_NV)
@@ -110,8 +118,6 @@ def predictions(
 
 def hashtag_frequency(context: Context) -> np.ndarray:
     """(V,) float32, of sum 1: how often each hashtag is used on the training posts that the vocabulary is from."""
-    import polars as pl
-
     vocabulary = pl.read_parquet(context.need("vocabulary").file("hashtags.parquet"), glob=False)
     posts_V = vocabulary.sort("id")["posts"].to_numpy()
     return (posts_V / posts_V.sum()).astype(np.float32)
@@ -119,8 +125,6 @@ def hashtag_frequency(context: Context) -> np.ndarray:
 
 def own_logits(network: ResNet, images: Images, precision: str, device: str) -> Tensor:
     """(N, V): logits of a network through its own last layer."""
-    from moe_core.training.infer import features_of, logits_of
-
     return logits_of(features_of(network, images, precision, device), network.fc)
 
 
@@ -128,8 +132,6 @@ def routed_logits(
     networks: Sequence[ResNet], expert_N: np.ndarray, images: Images, precision: str, device: str
 ) -> Tensor:
     """(N, V): logits of each image by its own network."""
-    import torch
-
     out_NV = torch.empty(len(images), networks[0].fc.out_features)
     for number, network in enumerate(networks):
         rows = np.flatnonzero(expert_N == number)

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe_core.data.images import webp
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Ref, Stage
 from moe_core.evaluation.page import render
 from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.log import log_of
@@ -17,7 +17,7 @@ SHEETS = ("typical", "ambiguous")
 PICTURES_OF = 64  # experts at most: their pictures take some 2 MB of the page
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     evaluation, partition = context.need("evaluation"), context.need("partition")
     table = json.loads(evaluation.file("table.json").read_text("utf-8"))
     posts = [context.need("posts", shard.key).metadata for shard in context.shards]
@@ -45,8 +45,6 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
 
 def _experts(partition: Artifact, per_expert: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each expert with its size, hashtags, row of the evaluation, and contact sheets in base64."""
-    from moe_core.data.images import webp
-
     experts = []
     for number, (size, row) in enumerate(zip(partition.metadata["sizes"], per_expert, strict=True)):
         key = row["expert"]
@@ -73,16 +71,3 @@ def _without_rates(shown: dict[str, Any]) -> Any:
     """The page's content as JSON, without images a second."""
     logs = {name: [[line["step"], line["loss"], line["lr"]] for line in log] for name, log in shown["logs"].items()}
     return json.loads(json.dumps(shown | {"study": shown["study"].model_dump(mode="json"), "logs": logs}))
-
-
-REPORT = Stage(
-    name="report",
-    keys=None,
-    code="3",
-    reads=("evaluation", "partition"),
-    settings=lambda study: {},
-    inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},
-    make=_make,
-    uses_gpu=False,
-    post_ids="unknown",  # pictures
-)

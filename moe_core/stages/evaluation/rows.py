@@ -10,12 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moe_core.engine.context import Context
-from moe_core.settings import Network, Study
-from moe_core.stages import reading
+from moe_core.settings import Study
 
 if TYPE_CHECKING:
-    from moe_core.models.resnet import ResNet
     from moe_core.stages.evaluation.costs import Costs, RowCost
 
 Role = Literal["floor", "cheaper", "same_cost", "ablation", "variant", "answer"]
@@ -25,18 +22,18 @@ lacks one of its parts, another way to answer with the same networks, and the mi
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks trained to compare with.
+    """Networks trained to compare with."""
 
-    `routed_by` names the column of the assignment that says which network answers a post; None: one network answers
-    all. `space` names their embedding where its agreement is measured. `when`: whether a study with controls has them.
-    """
+    stage: str  # that trains them: one an expert where they are routed, else one alone
+    decoder: str = ""  # the stage of the last layer through which routed ones answer; "": each through its own
+    routed_by: Literal["expert", "random"] | None = None  # column of the assignment that says which one answers a post
+    space: str = ""  # names their embedding where its agreement is measured
+    when: Callable[[Study], bool] = lambda study: True  # whether a study with controls has them
 
-    load: Callable[[Context], list[ResNet]]  # each with the last layer that it answers through
-    stages: tuple[str, ...] = ()  # that are read, with one artifact each
-    expert_stages: tuple[str, ...] = ()  # that are read, with one artifact an expert
-    routed_by: Literal["expert", "random"] | None = None
-    space: str = ""
-    when: Callable[[Study], bool] = lambda study: True
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages that are read."""
+        return (self.decoder, self.stage) if self.decoder else (self.stage,)
 
 
 @dataclass(frozen=True)
@@ -56,64 +53,33 @@ class Row:
         return Row(f"{self.name}_router", f"{self.title} with the trunk's answer mixed in", role, self.cost)
 
 
-def one_network(stage: str) -> Callable[[Context], list[ResNet]]:
-    """Loads a control that is one network, of the trunk's shape or of its own."""
-
-    def load(context: Context) -> list[ResNet]:
-        artifact = context.need(stage)
-        network = artifact.metadata.get("network")
-        return [reading.network(context, artifact, Network.model_validate(network) if network else None)]
-
-    return load
-
-
-def random_experts(context: Context) -> list[ResNet]:
-    """Experts of the random partition, their decoder in each."""
-    from moe_core.weights import load_weights
-
-    decoder, _ = load_weights(context.need("random_decoder").file("decoder.safetensors"))
-    networks = [reading.network(context, context.need("random_expert", key)) for key in context.experts]
-    for network in networks:
-        network.fc.load_state_dict(decoder)
-    return networks
-
-
-def separate_experts(context: Context) -> list[ResNet]:
-    """Experts with a decoder of their own."""
-    return [reading.network(context, context.need("separate_expert", key)) for key in context.experts]
-
-
 TRUNK_SAME_BUDGET = Row(
     "trunk_same_budget",
     "the trunk trained for the same budget",
     "same_cost",
     lambda costs: costs.one_network("trunk", "trunk_same_budget"),
-    Networks(one_network("trunk_same_budget"), stages=("trunk_same_budget",)),
+    Networks("trunk_same_budget"),
 )
 DENSE_SAME_COST = Row(
     "dense_same_cost",
     "the dense network of the same cost",
     "same_cost",
     lambda costs: costs.as_recorded("dense_same_cost"),
-    Networks(
-        one_network("dense_same_cost"),
-        stages=("dense_same_cost",),
-        when=lambda study: study.evaluation.dense_control,
-    ),
+    Networks("dense_same_cost", when=lambda study: study.evaluation.dense_control),
 )
 RANDOM_PARTITION = Row(
     "random_partition",
     "experts of a random partition",
     "ablation",
     lambda costs: costs.routed("random_expert", 1),
-    Networks(random_experts, ("random_decoder",), ("random_expert",), routed_by="random"),
+    Networks("random_expert", decoder="random_decoder", routed_by="random"),
 )
 SEPARATE_DECODERS = Row(
     "separate_decoders_top1",
     "experts with decoders of their own",
     "ablation",
     lambda costs: costs.routed("separate_expert", 1, own_decoders=True),
-    Networks(separate_experts, expert_stages=("separate_expert",), routed_by="expert", space="separate_decoders"),
+    Networks("separate_expert", routed_by="expert", space="separate_decoders"),
 )
 MIXTURE_TOP1 = Row("mixture_top1", "the nearest expert", "answer", lambda costs: costs.routed("expert", 1))
 
@@ -134,9 +100,7 @@ ROWS = {
         Row("best_expert_oracle", "the best expert", "answer", lambda costs: costs.routed("expert", costs.experts)),
     )
 }
-CONTROL_STAGES = tuple(
-    stage for row in ROWS.values() if row.networks for stage in (*row.networks.stages, *row.networks.expert_stages)
-)
+CONTROL_STAGES = tuple(stage for row in ROWS.values() if row.networks for stage in row.networks.stages)
 
 
 def controls_of(study: Study) -> dict[str, Networks]:

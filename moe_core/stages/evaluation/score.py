@@ -3,26 +3,28 @@
 Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.measures import MEASURES, PAIRED
+from moe_core.evaluation.metrics import (
+    Interval,
+    average_precision,
+    bootstrap,
+    found_tags,
+    paired_difference,
+    per_post,
+)
+from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation.predictions import Control, predictions
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.mixture.routed_posts import RoutedPosts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe_core.evaluation.metrics import Interval
-    from moe_core.serving.bundle import Bundle
-    from moe_core.training.batches import Posts
+from moe_core.training.batches import Posts
 
 CHUNK = 8192  # test posts at a time: bounds the memory to CHUNK x V numbers a row of the table
 CHUNK_BYTES = 256 << 20  # of their pixels
@@ -38,8 +40,6 @@ class TagCounts:
         self.found_KV: dict[str, np.ndarray] = {}  # by row of the table
 
     def add(self, name: str, p_NV: Tensor, posts: Posts, expert_N: np.ndarray) -> None:
-        from moe_core.evaluation.metrics import found_tags
-
         expert_T = np.repeat(expert_N, np.diff(posts.starts_N1.numpy()))
         found_T = found_tags(p_NV, posts.tags_T, posts.starts_N1)
         found_KV = self.found_KV.setdefault(name, np.zeros_like(self.tags_KV))
@@ -80,8 +80,6 @@ def score(
     context: Context, bundle: Bundle, controls: Mapping[str, Control], test: RoutedPosts, device: str
 ) -> tuple[dict[str, Scores], TagCounts]:
     """(scores of each row that the study has, in the order of the table; counts of the tags found)."""
-    from moe_core.evaluation.metrics import per_post
-
     scored: dict[str, Scores] = {}
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
     tags = TagCounts(len(bundle.published), len(bundle.hashtags))
@@ -110,8 +108,6 @@ def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
 
 def measure_posts(scores: Scores, resamples: int) -> dict[str, Any]:
     """The mean over posts of each measure of single posts, with its 95 % interval."""
-    from moe_core.evaluation.metrics import bootstrap
-
     columns: dict[str, Any] = {}
     for measure in MEASURES.values():
         if measure.of_posts:
@@ -121,8 +117,6 @@ def measure_posts(scores: Scores, resamples: int) -> dict[str, Any]:
 
 def measure_answers(scores: Scores, relevant_NV: np.ndarray) -> dict[str, Any]:
     """Each measure of all the answers together, with its 95 % interval and number of posts."""
-    from moe_core.evaluation.metrics import average_precision
-
     precision = average_precision(np.concatenate(scores.scores), relevant_NV, AP_RESAMPLES, seed=0)
     return as_json("map", precision) | {"map_n": precision.n}
 
@@ -149,8 +143,6 @@ def per_expert(
     bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarray, tags: TagCounts, resamples: int
 ) -> list[dict[str, Any]]:
     """P@1 of the trunk and of the mixture on the test posts of each expert, and the tags that gained and lost."""
-    from moe_core.evaluation.metrics import paired_difference
-
     rows = []
     trunk_N, mixture_N = (scores[name].measure("p_at_1") for name in ("trunk", bundle.answer))
     for number, (key, published) in enumerate(bundle.published.items()):
@@ -170,8 +162,6 @@ def per_expert(
 
 def gains_over_rows(published: str, scores: Mapping[str, Scores], resamples: int) -> dict[str, dict[str, Any]]:
     """Paired difference of the published row to each other on the same posts: mean and 95 % interval, by measure."""
-    from moe_core.evaluation.metrics import paired_difference
-
     gains: dict[str, dict[str, Any]] = {}
     for name in scores:
         if name == published:

@@ -7,18 +7,15 @@ training as many in all as that of the trunk and all the experts. It is trained 
 trunk's, which trunk_same_budget is not.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Ref, Stage
+from moe_core.models.cost import multiply_adds, parameters
+from moe_core.models.resnet import build, build_on_meta
 from moe_core.settings import Network, Study, Training
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
-from moe_core.stages.training.settings import training_settings
 from moe_core.store.artifact import StageOutput
 
 HALVINGS = 20  # of the interval of factors: finer than a channel in half a million
@@ -30,8 +27,6 @@ def widened(network: Network, hashtags: int, image_size: int, times: float) -> N
     Widths are rounded to whole channels. The embedding, the stem of "imagenet" and the last layer stay as they are: it
     is the body that grows, and what is decoded has the width of the trunk's features.
     """
-    from moe_core.models.cost import multiply_adds
-    from moe_core.models.resnet import build_on_meta
 
     def scaled(factor: float) -> Network:
         return network.model_copy(update={"widths": tuple(max(1, round(factor * width)) for width in network.widths)})
@@ -55,10 +50,7 @@ def training_of(study: Study, times: float) -> Training:
     return study.trunk.model_copy(update={"epochs": epochs, "accumulate": together})
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    from moe_core.models.cost import multiply_adds, parameters
-    from moe_core.models.resnet import build
-
+def make_dense_same_cost(context: Context, key: str | None, folder: Path) -> StageOutput:
     study = context.study
     device = device_and_threads(study, parallel=True)
     index = reading.index(context)
@@ -73,53 +65,9 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     return StageOutput(dict(written.metadata) | costs | said, written.content)
 
 
-def _settings(study: Study) -> dict[str, Any]:
-    return {
-        "network": study.network.model_dump(),
-        "training": training_settings(study, "trunk"),
-        "ranks": study.trunk_setup.ranks,
-        "expert_epochs": study.expert_training.epochs,
-        "image_size": study.data.image_size,
-    }
-
-
-DENSE_SAME_COST = Stage(
-    name="dense_same_cost",
-    keys=None,
-    code="1",
-    reads=("posts", "splits", "vocabulary"),
-    settings=_settings,
-    inputs=lambda planner, key: {name: Ref(name) for name in ("splits", "vocabulary")},
-    make=_make,
-    control=True,
-    description="one wider network that costs an image and in training what the mixture costs",
-    when=lambda study: study.evaluation.dense_control,
-    frozen=True,
-    trains=True,
-)
-
-
-def _make_same_budget(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make_trunk_same_budget(context: Context, key: str | None, folder: Path) -> StageOutput:
     device = device_and_threads(context.study, parallel=True)
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("train"))
     model = reading.network(context, context.need("trunk"))
     return fit(context, context.spec("trunk_same_budget"), folder, model, posts, context.study.expert_training, device)
-
-
-TRUNK_SAME_BUDGET = Stage(
-    name="trunk_same_budget",
-    keys=None,
-    code="1",
-    reads=("trunk", "posts", "splits", "vocabulary"),
-    settings=lambda study: {
-        "network": study.network.model_dump(),
-        "training": training_settings(study, "expert_training"),
-    },
-    inputs=lambda planner, key: {"trunk": Ref("trunk")},
-    make=_make_same_budget,
-    control=True,
-    description="the trunk trained on for as many images as all the experts together",
-    trains=True,
-    frozen=True,
-)

@@ -4,8 +4,6 @@ The process that builds it starts others (`joint_helper`), as many as there are 
 with them; one that dies or stalls is replaced. `random_joint_experts` is the same for the random partition.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -15,108 +13,79 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from moe_core import threads
 from moe_core.engine.context import Context
-from moe_core.engine.planner import Planner
 from moe_core.engine.resources import workers_for
-from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.processes import Child, start_child
 from moe_core.settings import Study
-from moe_core.stages.experts.decoder import mode_of
-from moe_core.stages.experts.experts import MEMBERS, expert_settings, start, training_posts
+from moe_core.stages.experts.experts import start, training_posts
+from moe_core.stages.experts.stages import CLUSTERED, RANDOM, Group
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import training_threads
 from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log
 from moe_core.store.artifact import StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash
-
-if TYPE_CHECKING:
-    from moe_core.training.joint import Joint
+from moe_core.training.joint import Joint, take_part, trained_decoder, trained_expert
+from moe_core.weights import save_weights
 
 JOB = "job.json"  # in the work folder: what a worker is to train
 MOST_KILLED = 20  # then there is a reason, such as too little memory: this process trains on alone
 
 
-def _stage(name: str, column: str, control: str = "") -> Stage:
-    """`column` of the assignment says whose posts an expert is trained on; `control` describes a control."""
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    return _generation_of(CLUSTERED, context, folder)
 
-    def make(context: Context, key: str | None, folder: Path) -> StageOutput:
-        from moe_core.training.joint import trained_decoder, trained_expert
-        from moe_core.weights import save_weights
 
-        began = time.monotonic()
-        study, plan = context.study, context.spec(name)
-        device = device_and_threads(study, parallel=True)
-        joint = open_joint(context, name, column)
-        job = {"root": str(context.root), "name": name, "column": column, "version": plan.version}
-        write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
-        with _helpers(joint.folder, study) as helpers:
-            for _ in train_part(context, joint, device):
-                helpers.replace_killed()
-        (folder / "experts").mkdir()
-        (folder / "logs").mkdir()
-        about = {"asset": name, "version": plan.version, "trunk": context.version("trunk")}
-        save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
-        trained: dict[str, dict[str, Any]] = {}
-        for k in context.experts:
-            save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
-            end = copy_log(joint.folder / f"{k}.jsonl", folder / "logs" / f"{k}.jsonl")
-            trained[k] = {
-                "training_posts": len(joint.posts[k]),
-                "training_images": end["images_seen"],
-                "steps": end["steps"],
-                "loss": round(end["loss"], 4),
-            } | threads.used()
-        return StageOutput(
-            metadata={
-                "trained": trained,
-                "training_images": sum(one["training_images"] for one in trained.values()),
-                "loss": round(sum(one["loss"] for one in trained.values()) / len(trained), 4),
-                "rounds": study.decoder.rounds,
-                "seconds": round(time.monotonic() - began, 1),
-                "processes": helpers.count + 1,
-                "killed": helpers.killed,
-                "device": device,
-            },
-            content={path.name: file_hash(path) for path in sorted(folder.rglob("*.safetensors"))},
-        )
+def make_random(context: Context, key: str | None, folder: Path) -> StageOutput:
+    return _generation_of(RANDOM, context, folder)
 
-    def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
-        def hash_of(expert: str) -> Recorded:
-            return Recorded("partition", lambda a: a.metadata[MEMBERS[column]][expert])
 
-        return {"trunk": Ref("trunk")} | {expert: hash_of(expert) for expert in planner.state.experts}
-
-    def settings(study: Study) -> Any:
-        used = {"rounds", "settle_rounds", "outer_lr", "outer_momentum"}
-        return expert_settings(study) | study.decoder.model_dump(include=used)
-
-    def when(study: Study) -> bool:
-        return mode_of(study).joint
-
-    return Stage(
-        name,
-        None,
-        "1",
-        ("partition", "trunk"),
-        settings,
-        inputs,
-        make,
-        bool(control),
-        when,
-        control,
-        trains=True,
-        all_gpus=lambda study: True,
+def _generation_of(group: Group, context: Context, folder: Path) -> StageOutput:
+    began = time.monotonic()
+    study, spec = context.study, context.spec(group.generation)
+    device = device_and_threads(study, parallel=True)
+    joint = open_joint(context, group.generation, group.column)
+    job = {"root": str(context.root), "name": group.generation, "column": group.column, "version": spec.version}
+    write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
+    with _helpers(joint.folder, study) as helpers:
+        for _ in train_part(context, joint, device):
+            helpers.replace_killed()
+    (folder / "experts").mkdir()
+    (folder / "logs").mkdir()
+    about = {"asset": group.generation, "version": spec.version, "trunk": context.version("trunk")}
+    save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
+    trained: dict[str, dict[str, Any]] = {}
+    for k in context.experts:
+        save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
+        end = copy_log(joint.folder / f"{k}.jsonl", folder / "logs" / f"{k}.jsonl")
+        trained[k] = {
+            "training_posts": len(joint.posts[k]),
+            "training_images": end["images_seen"],
+            "steps": end["steps"],
+            "loss": round(end["loss"], 4),
+        } | threads.used()
+    return StageOutput(
+        metadata={
+            "trained": trained,
+            "training_images": sum(one["training_images"] for one in trained.values()),
+            "loss": round(sum(one["loss"] for one in trained.values()) / len(trained), 4),
+            "rounds": study.decoder.rounds,
+            "seconds": round(time.monotonic() - began, 1),
+            "processes": helpers.count + 1,
+            "killed": helpers.killed,
+            "device": device,
+        },
+        content={path.name: file_hash(path) for path in sorted(folder.rglob("*.safetensors"))},
     )
 
 
 def open_joint(context: Context, name: str, column: str) -> Joint:
     """The joint training of a stage as every process sees it; its folder is there."""
-    from moe_core.training.joint import Joint
-
     work = context.store.work_folder(context.spec(name))
     work.mkdir(parents=True, exist_ok=True)
     return Joint(
@@ -130,8 +99,6 @@ def open_joint(context: Context, name: str, column: str) -> Joint:
 
 def train_part(context: Context, joint: Joint, device: str) -> Iterator[None]:
     """Takes part until the last round is done, logs and reports; yields every now and then, at work and waiting."""
-    from moe_core.training.joint import take_part
-
     study, largest = context.study, max(joint.posts, key=lambda key: len(joint.posts[key]))
     training_threads(joint.network(largest), study.data.image_size, joint.training, len(joint.posts[largest]))
     reported, speeds = time.monotonic(), defaultdict[str, Speed](Speed)
@@ -191,8 +158,6 @@ def _helpers(work: Path, study: Study) -> Iterator[Helpers]:
 
 def devices(study: Study) -> list[str]:
     """One entry a process: its GPU, or nothing for a share of the cores. HARDMOE_WORKERS limits their number."""
-    import torch
-
     most = threads.whole_number("HARDMOE_WORKERS") or study.partition.experts
     if gpus := torch.cuda.device_count():
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -200,12 +165,3 @@ def devices(study: Study) -> list[str]:
     else:
         found = [""] * workers_for(study.partition.experts)
     return found[: min(study.partition.experts, most)]
-
-
-JOINT_EXPERTS = _stage("joint_experts", "expert")
-RANDOM_JOINT_EXPERTS = _stage(
-    "random_joint_experts",
-    "random",
-    control="the experts of the random partition and their decoder, trained together as `joint_experts` are",
-)
-JOINT = (JOINT_EXPERTS.name, RANDOM_JOINT_EXPERTS.name)  # both use every GPU

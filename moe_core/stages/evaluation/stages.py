@@ -1,0 +1,44 @@
+"""What the comparison table and the report depend on."""
+
+from typing import Any
+
+from moe_core.engine.planner import Planner
+from moe_core.engine.stage import Ref, Stage
+from moe_core.settings import Study
+from moe_core.stages.evaluation.rows import CONTROL_STAGES, controls_of
+
+
+def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
+    inputs = {"mixture": Ref("mixture"), "splits": Ref("splits")}
+    for networks in controls_of(planner.state.study).values():
+        for stage in networks.stages:
+            inputs |= {f"{stage} {k}" if k else stage: Ref(stage, k) for k in planner.keys(stage)}
+    return inputs
+
+
+def _evaluation_settings(study: Study) -> Any:
+    settings = study.evaluation.model_dump() | {"topk": min(study.evaluation.topk, study.partition.experts)}
+    return settings if study.evaluation.controls else settings | {"dense_control": False}
+
+
+EVALUATION = Stage(
+    name="evaluation",
+    keys=None,
+    code="5",
+    reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
+    settings=_evaluation_settings,
+    inputs=_evaluation_inputs,
+    make="moe_core.stages.evaluation.evaluation:make",
+)
+
+REPORT = Stage(
+    name="report",
+    keys=None,
+    code="3",
+    reads=("evaluation", "partition"),
+    settings=lambda study: {},
+    inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},
+    make="moe_core.stages.evaluation.report:make",
+    uses_gpu=False,
+    post_ids="unknown",  # pictures
+)

@@ -1,0 +1,91 @@
+"""shared_decoder: one last layer for all the experts, so that their features lie in one space.
+
+`decoder.mode` names the function that sets its weights, one of those below (see modes). `random_decoder` is the same
+for the experts of the random partition.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moe_core import threads
+from moe_core.engine.context import Context
+from moe_core.stages import reading
+from moe_core.stages.experts.modes import mode_of
+from moe_core.stages.experts.stages import CLUSTERED, RANDOM, Group
+from moe_core.stages.training.device import device_and_threads
+from moe_core.store.artifact import StageOutput
+from moe_core.store.hashing import file_hash
+from moe_core.training.batches import ImagesInMemory, augment
+from moe_core.training.infer import BATCH, features_of
+from moe_core.training.last_layer import BATCH as FIT_BATCH
+from moe_core.training.last_layer import refit
+from moe_core.weights import load_weights, save_weights
+
+Fit = Callable[[Context, nn.Linear, Group, str], dict[str, Any]]
+"""Sets the weights of a last layer, which is the trunk's so far, on a device; returns what is recorded about it."""
+
+
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    return _decoder_of(CLUSTERED, context, folder)
+
+
+def make_random(context: Context, key: str | None, folder: Path) -> StageOutput:
+    return _decoder_of(RANDOM, context, folder)
+
+
+def _decoder_of(group: Group, context: Context, folder: Path) -> StageOutput:
+    study = context.study
+    device = device_and_threads(study, parallel=group is RANDOM)
+    for expert in context.experts:
+        context.need(group.stage, expert)  # complete, and of one partition
+    trunk = reading.network(context, context.need("trunk"))
+    fit: Fit = resolve_name(mode_of(study).fit)
+    recorded = fit(context, trunk.fc, group, device)
+    path = folder / "decoder.safetensors"
+    about = {"asset": group.decoder, "version": context.version(group.decoder), "trunk": context.version("trunk")}
+    about |= {"generation": recorded["generation"]} if "generation" in recorded else {}
+    save_weights(path, {"weight": trunk.fc.weight, "bias": trunk.fc.bias}, about)
+    metadata = {"mode": study.decoder.mode, "experts": len(context.experts), "width": trunk.width}
+    return StageOutput(metadata | recorded, content={"decoder": file_hash(path)})
+
+
+def keep_trunks(context: Context, decoder: nn.Linear, group: Group, device: str) -> dict[str, Any]:
+    """Keeps the trunk's layer, against which the experts were trained."""
+    return {}
+
+
+def take_generations(context: Context, decoder: nn.Linear, group: Group, device: str) -> dict[str, Any]:
+    """Takes the layer that was trained with the experts, of their generation."""
+    generation = context.need(group.generation)
+    state, _ = load_weights(generation.file("decoder.safetensors"))
+    decoder.load_state_dict(state)
+    return {"generation": generation.version}
+
+
+def refit_on_posts(context: Context, decoder: nn.Linear, group: Group, device: str) -> dict[str, Any]:
+    """Fits the layer once, from the trunk's, on the experts' features of augmented training posts: those of clean ones
+    are cleaner than the features of unseen posts."""
+    study, training = context.study, context.study.expert_training
+    index = reading.index(context)
+    use_N = index.use("train")
+    posts = reading.posts_where(context, index, use_N)
+    expert_N = reading.assignment(context)[group.column].to_numpy()[use_N]
+    features_ND = torch.empty(len(posts), decoder.in_features)
+    for number, key in enumerate(context.experts):
+        rows = np.flatnonzero(expert_N == number)
+        model = reading.network(context, context.need(group.stage, key))
+        for first in range(0, len(rows), BATCH):
+            some = rows[first : first + BATCH]
+            seen = augment(posts.images.read(some), training.flip, training.crop, training.seed, first)
+            features_ND[some] = features_of(model, ImagesInMemory(seen), training.precision, device)
+        context.report({"experts": number + 1})
+    threads.use(threads.TRAINING * FIT_BATCH * decoder.weight.numel())  # many hashtags are more work than the networks
+    refitting = study.decoder
+    loss = refit(decoder, features_ND, posts, refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed)
+    return {"loss": round(loss, 4)}

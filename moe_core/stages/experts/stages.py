@@ -1,0 +1,194 @@
+"""What the experts' stages depend on: the experts, the decoder that they share, and the controls.
+
+`random_expert` differs from `expert` in its members only, `separate_expert` in having a decoder of its own. Where the
+decoder is trained jointly, experts are trained together with it (`joint_experts`), and each is extracted from that one
+generation. The experts of the random partition have a decoder and generation too, so that they lack nothing but the
+gate.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from moe_core.engine.planner import Planner
+from moe_core.engine.stage import Recorded, Ref, Stage
+from moe_core.settings import Study
+from moe_core.stages.experts.continued import continued
+from moe_core.stages.experts.modes import mode_of
+from moe_core.stages.training.settings import training_settings
+from moe_core.store.artifact import Spec
+
+MEMBERS = {"expert": "members", "random": "random_members"}  # column of the assignment -> metadata of the partition
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experts that share a decoder."""
+
+    stage: str  # that trains them
+    column: str  # of the assignment, which says whose a post is
+    decoder: str  # the stage of their decoder
+    generation: str  # the stage that trains them together with their decoder, in a joint mode
+
+
+CLUSTERED = Group("expert", "expert", "shared_decoder", "joint_experts")
+RANDOM = Group("random_expert", "random", "random_decoder", "random_joint_experts")
+
+
+def _expert_settings(study: Study) -> dict[str, Any]:
+    found = {
+        "network": study.network.model_dump(),
+        "training": training_settings(study, "expert_training"),
+        "start": study.expert.start,
+    }
+    return found | ({"branch_at": study.expert.branch_at} if study.expert.branch_at else {})
+
+
+def _expert(name: str, column: str, generation: str | None, make: str, control: str = "") -> Stage:
+    """`generation` is the stage that trains it where the decoder is trained jointly; `control` describes a control."""
+
+    def joint(study: Study) -> str | None:
+        return generation if mode_of(study).joint else None
+
+    def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+        found = {"members": Recorded("partition", lambda a: a.metadata[MEMBERS[column]][key]), "trunk": Ref("trunk")}
+        return found | ({stage: Ref(stage)} if (stage := joint(planner.state.study)) else {})
+
+    def resolve(planner: Planner, spec: Spec) -> Spec:
+        return spec if joint(planner.state.study) else continued(planner, spec, column)
+
+    def settings(study: Study) -> Any:
+        return _expert_settings(study) | ({"mode": "joint"} if joint(study) else {})
+
+    return Stage(
+        name=name,
+        keys="experts",
+        code="1",
+        reads=(f"{column}_shard", "trunk", *([generation] if generation else [])),
+        settings=settings,
+        inputs=inputs,
+        make=make,
+        control=bool(control),
+        description=control,
+        trains=True,
+        resolve=resolve,
+    )
+
+
+def _generation(group: Group, make: str, control: str = "") -> Stage:
+    def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+        def hash_of(expert: str) -> Recorded:
+            return Recorded("partition", lambda a: a.metadata[MEMBERS[group.column]][expert])
+
+        return {"trunk": Ref("trunk")} | {expert: hash_of(expert) for expert in planner.state.experts}
+
+    def settings(study: Study) -> Any:
+        used = {"rounds", "settle_rounds", "outer_lr", "outer_momentum"}
+        return _expert_settings(study) | study.decoder.model_dump(include=used)
+
+    return Stage(
+        name=group.generation,
+        keys=None,
+        code="1",
+        reads=("partition", "trunk"),
+        settings=settings,
+        inputs=inputs,
+        make=make,
+        control=bool(control),
+        when=lambda study: mode_of(study).joint,
+        description=control,
+        trains=True,
+        all_gpus=lambda study: True,
+    )
+
+
+def _decoder(group: Group, make: str, control: str = "") -> Stage:
+    def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+        found = {"trunk": Ref("trunk")} | {k: Ref(group.stage, k) for k in planner.state.experts}
+        if mode_of(planner.state.study).reads_posts:
+            partition = planner.spec("partition")
+            if isinstance(partition, Spec) and {"previous", "splits"} & set(partition.inputs):
+                found["partition"] = Ref("partition")  # its posts are more than those of trunk and experts
+        return found
+
+    return Stage(
+        name=group.decoder,
+        keys=None,
+        code="1",
+        reads=(group.stage, group.generation, "partition", "trunk"),
+        settings=lambda study: study.decoder.model_dump(include={"mode", *mode_of(study).settings}),
+        inputs=inputs,
+        make=make,
+        control=bool(control),
+        description=control,
+    )
+
+
+def _dense_settings(study: Study) -> dict[str, Any]:
+    return {
+        "network": study.network.model_dump(),
+        "training": training_settings(study, "trunk"),
+        "ranks": study.trunk_setup.ranks,
+        "expert_epochs": study.expert_training.epochs,
+        "image_size": study.data.image_size,
+    }
+
+
+STAGES = (
+    _generation(CLUSTERED, make="moe_core.stages.experts.joint:make"),
+    _generation(
+        RANDOM,
+        make="moe_core.stages.experts.joint:make_random",
+        control="the experts of the random partition and their decoder, trained together as `joint_experts` are",
+    ),
+    _expert("expert", "expert", CLUSTERED.generation, make="moe_core.stages.experts.experts:make"),
+    _expert(
+        "random_expert",
+        "random",
+        RANDOM.generation,
+        make="moe_core.stages.experts.experts:make_random",
+        control="an expert of a random partition of the same sizes; all else as for `expert`",
+    ),
+    _expert(
+        "separate_expert",
+        "expert",
+        None,
+        make="moe_core.stages.experts.experts:make_separate",
+        control="an expert with a decoder of its own; all else as for `expert`",
+    ),
+    Stage(
+        name="trunk_same_budget",
+        keys=None,
+        code="1",
+        reads=("trunk", "posts", "splits", "vocabulary"),
+        settings=lambda study: {
+            "network": study.network.model_dump(),
+            "training": training_settings(study, "expert_training"),
+        },
+        inputs=lambda planner, key: {"trunk": Ref("trunk")},
+        make="moe_core.stages.experts.controls:make_trunk_same_budget",
+        control=True,
+        description="the trunk trained on for as many images as all the experts together",
+        trains=True,
+        frozen=True,
+    ),
+    Stage(
+        name="dense_same_cost",
+        keys=None,
+        code="1",
+        reads=("posts", "splits", "vocabulary"),
+        settings=_dense_settings,
+        inputs=lambda planner, key: {name: Ref(name) for name in ("splits", "vocabulary")},
+        make="moe_core.stages.experts.controls:make_dense_same_cost",
+        control=True,
+        description="one wider network that costs an image and in training what the mixture costs",
+        when=lambda study: study.evaluation.dense_control,
+        frozen=True,
+        trains=True,
+    ),
+    _decoder(CLUSTERED, make="moe_core.stages.experts.shared_decoder:make"),
+    _decoder(
+        RANDOM,
+        make="moe_core.stages.experts.shared_decoder:make_random",
+        control="the shared decoder of the random partition's experts, built as `shared_decoder` is",
+    ),
+)

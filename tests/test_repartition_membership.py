@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.arrivals import lines
-from moe_core.stages.gate import current_partition, membership
+from moe_core.stages.gate import current_partition, membership, retraining
 
 
 def carried(before, now, most, count=12, same_trunk=True):
@@ -17,7 +17,7 @@ def carried(before, now, most, count=12, same_trunk=True):
     frame = membership.frame_of("expert", "e000", text.ids[before], text.of(np.array(before)))
     number_N = np.full(count, 1)
     number_N[now] = 0
-    found = membership.carried("expert", ["e000"], number_N, np.ones(count, bool), text, old, frame, same_trunk, most)
+    found = retraining.decide("expert", ["e000"], number_N, np.ones(count, bool), text, old, frame, same_trunk, most)
     return digest, found
 
 
@@ -38,7 +38,7 @@ def test_small_changes_add_up_until_the_expert_is_trained_again():
     assert len(first.frame) == 10, "the tenth is not forgotten to be new"
     text = lines(12)
     old = SimpleNamespace(metadata={"members": first.digests, "lineage": {"expert": first.lineage}})
-    second = membership.carried(
+    second = retraining.decide(
         "expert", ["e000"], np.zeros(12, int), np.ones(12, bool), text, old, first.frame, True, 0.1
     )
     assert second.changed == {"e000": 0.2}

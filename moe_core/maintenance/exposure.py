@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from moe_core.stages.gate import membership
 from moe_core.store.artifact import Artifact
 from moe_core.store.store import Store
 
@@ -31,8 +30,9 @@ def networks_that_saw(store: Store, posts: set[Post]) -> list[Artifact]:
             generation = a.inputs.get("joint_experts") or a.inputs.get("random_joint_experts")
             if a.inputs["members"] in theirs or a.inputs["members"] not in known or generation in saw:
                 saw[a.version] = a
-        for _ in range(membership.LINEAGE):  # one that resumed from weights that saw them did, too
-            saw |= {a.version: a for a in store.everything(name) if a.inputs.get("from") in saw}
+        experts = store.everything(name)  # one that resumed from weights that saw them did, too
+        while resumed := [a for a in experts if a.inputs.get("from") in saw and a.version not in saw]:
+            saw |= {a.version: a for a in resumed}
     for name in ("trunk_same_budget", "shared_decoder", "random_decoder", "mixture"):
         saw |= {a.version: a for a in store.everything(name) if set(a.inputs.values()) & set(saw)}
     return list(saw.values())

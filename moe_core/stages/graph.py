@@ -4,7 +4,7 @@ from moe_core.engine.stage import Graph
 from moe_core.stages.data.stages import POSTS, SPLITS, VOCABULARY
 from moe_core.stages.evaluation.stages import EVALUATION, REPORT
 from moe_core.stages.experts.stages import STAGES as EXPERT_STAGES
-from moe_core.stages.gate.partition import PARTITION
+from moe_core.stages.gate.stages import PARTITION
 from moe_core.stages.mixture.bundle import MIXTURE
 from moe_core.stages.mixture.embeddings import EMBEDDINGS
 from moe_core.stages.mixture.promote import PUBLISHED

@@ -3,18 +3,15 @@
 Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from moe_core.data.images import contact_sheet
+from moe_core.data.loading import Labels
 from moe_core.engine.context import Context
 from moe_core.stages import reading
-
-if TYPE_CHECKING:
-    from moe_core.data.loading import Labels
 
 COLUMNS, PICTURES = 6, 12  # of a contact sheet
 SIDE = 64  # pixels of a picture on it
@@ -32,8 +29,6 @@ def write_sheets(
     """Two contact sheets a cluster, of its training posts: `sheets/e000.typical.png` of those nearest to its centroid
     (`distance_N`), `sheets/e000.ambiguous.png` of those that another expert almost got (`gap_N`, infinite where there
     is no other)."""
-    from moe_core.data.images import contact_sheet
-
     (folder / "sheets").mkdir()
     chosen = {}
     training_N = index.use("train")

@@ -1,7 +1,7 @@
-"""Which posts each expert is trained on: their digest, and how far they may change before it is trained again.
+"""Which posts each expert is trained on, and the digest that it is known by.
 
 `trained.parquet` of a partition that follows another has the members of each expert as its digest names them, which for
-an expert that is kept are those it was trained on. A partition that follows none needs no such file: its assignment
+an expert that is retained are those it was trained on. A partition that follows none needs no such file: its assignment
 says the same.
 
 Letters: N posts, T tags.
@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from moe_core.stages import reading
 
 COLUMNS = ("expert", "random")  # of the assignment: the partition, and its control
-LINEAGE = 16  # digests of an expert that are remembered
 
 
 @dataclass(frozen=True)
@@ -65,61 +64,9 @@ def digest_of(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:20]
 
 
-@dataclass(frozen=True)
-class Members:
-    """Of one column of a partition's assignment, by expert."""
-
-    digests: dict[str, str]
-    lineage: dict[str, list[str]]  # digests that it had since its first training, the last is that of `digests`
-    changed: dict[str, float]  # share of its posts that were added or removed since it was trained, before this
-    kept: dict[str, float]  # the same of those that go on as they were trained
-    frame: pl.DataFrame  # columns of, key, id, mark: the members that the digests name
-
-
-def fresh(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray, lines: Lines) -> dict[str, str]:
+def digests_of(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray, lines: Lines) -> dict[str, str]:
     """Digest of the training posts of each expert; `number_N` says whose a post is."""
     return {key: digest_of(lines.of(np.flatnonzero(training_N & (number_N == k)))) for k, key in enumerate(keys)}
-
-
-def carried(
-    column: str,
-    keys: Sequence[str],
-    number_N: np.ndarray,
-    training_N: np.ndarray,
-    lines: Lines,
-    old: Artifact,
-    old_frame: pl.DataFrame,
-    same_trunk: bool,
-    most: float,
-) -> Members:
-    """The members of each expert, or those it was trained on where no more than `most` of them changed since.
-
-    With another trunk every expert is trained again, and begins a lineage.
-    """
-    import polars as pl
-
-    name = "members" if column == "expert" else "random_members"
-    before = old.metadata.get("lineage", {}).get(column, {})
-    digests, lineage, changed, kept, frames = {}, {}, {}, {}, []
-    for k, key in enumerate(keys):
-        rows = np.flatnonzero(training_N & (number_N == k))
-        text = lines.of(rows)
-        mine = frame_of(column, key, lines.ids[rows], text)
-        had = old_frame.filter((pl.col("of") == column) & (pl.col("key") == key))
-        digests[key], digest = digest_of(text), old.metadata[name].get(key)
-        if digest is None or not same_trunk:
-            lineage[key], changed[key] = [digests[key]], 1.0
-        else:
-            common = mine.join(had, on=["id", "mark"], how="semi").height
-            share = (mine.height + had.height - 2 * common) / max(had.height, 1)
-            lineage[key] = before.get(key, [digest])
-            changed[key] = round(share, 4)
-            if share <= most:
-                digests[key], mine, kept[key] = digest, had, changed[key]
-            else:
-                lineage[key] = [*lineage[key], digests[key]][-LINEAGE:]
-        frames.append(mine)
-    return Members(digests, lineage, changed, kept, pl.concat(frames))
 
 
 def frame_of(column: str, key: str, ids: np.ndarray, text: Sequence[str]) -> pl.DataFrame:
@@ -181,12 +128,3 @@ def rows_of(frame: pl.DataFrame, column: str, key: str, lines: Lines, digest: st
         )
     found: np.ndarray = rows
     return found
-
-
-def as_metadata(expert: Members, random: Members) -> dict[str, Any]:
-    return {
-        "members": expert.digests,
-        "random_members": random.digests,
-        "lineage": {"expert": expert.lineage, "random": random.lineage},
-        "kept_members": {"expert": expert.kept, "random": random.kept},
-    }

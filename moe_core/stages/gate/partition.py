@@ -1,46 +1,12 @@
 """partition: PCA-whitening and k-means on the trunk's features of the training posts; every post gets one expert."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from moe_core.engine.context import Context
-from moe_core.engine.planner import Planner
-from moe_core.engine.stage import Ref, Stage
-from moe_core.stages.gate import current_partition, first_fit, refit
-from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.stages.gate import first_fit, refit
+from moe_core.store.artifact import StageOutput
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     follows = "previous" in context.spec("partition").inputs
     return refit.make(context, folder) if follows else first_fit.make(context, folder)
-
-
-def _ids(artifact: Artifact) -> list[str]:
-    import polars as pl
-
-    found = set()
-    for name in ("assignment.parquet", "trained.parquet"):
-        if name in artifact.files:
-            found |= set(pl.read_parquet(artifact.file(name), columns=["id"], glob=False)["id"].to_list())
-    return sorted(found)
-
-
-def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
-    """With the splits where the trunk, which the features name, was trained on others."""
-    inputs = {f"features {shard.key}": Ref("trunk_features", shard.key) for shard in planner.state.shards}
-    return inputs | ({"splits": Ref("splits")} if planner.frozen else {})
-
-
-PARTITION = Stage(
-    name="partition",
-    keys=None,
-    code="4",
-    reads=("trunk_features", "vocabulary", "posts"),
-    settings=lambda study: study.partition.model_dump(),
-    inputs=_inputs,
-    make=_make,
-    resolve=current_partition.resolve,
-    on_commit=current_partition.on_commit,
-    post_ids=_ids,
-)

@@ -1,0 +1,101 @@
+"""All the posts as a partition sees them, and passes over their features.
+
+Letters: N posts, B of a part, D embedding width, P whitened dimensions, M centroids, K experts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from moe_core.clustering.assign import assign
+from moe_core.clustering.gate import Gate
+from moe_core.clustering.whitening import Moments, Whitening, whiten
+from moe_core.data.splits import SPLITS
+from moe_core.engine.context import Context
+from moe_core.errors import TooFewPosts
+from moe_core.stages import reading
+
+
+@dataclass(frozen=True)
+class PostTable:
+    """All the posts in the one order, and which of them the gate is fitted on."""
+
+    columns: pl.DataFrame  # shard and id
+    index: reading.Index
+    training_N: np.ndarray  # bool
+
+    @property
+    def ids(self) -> np.ndarray:
+        found: np.ndarray = self.columns["id"].to_numpy()
+        return found
+
+    def groups(self) -> list[np.ndarray]:
+        """(N,) bool each: training posts, and the others of each split, within which random sizes are those of K."""
+        return [self.training_N, *(~self.training_N & (self.index.split_N == split) for split in SPLITS)]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a gate places the posts, (N,) each."""
+
+    expert_N: np.ndarray
+    distance_N: np.ndarray  # to its expert
+    gap_N: np.ndarray  # how much farther the next expert is
+
+
+def post_table(context: Context) -> PostTable:
+    """Raises TooFewPosts where training posts are fewer than experts."""
+    columns = reading.all_columns(context, ["shard", "id"])
+    index = reading.index(context)
+    posts = PostTable(columns, index, index.use("train"))
+    experts, count = context.study.partition.experts, int(posts.training_N.sum())
+    if experts > count:
+        raise TooFewPosts(
+            f"partition.experts = {experts}, but only {count} training posts carry a hashtag: "
+            "lower partition.experts, or add posts"
+        )
+    return posts
+
+
+def whitening_of(context: Context, posts: PostTable) -> Whitening:
+    moments: Moments | None = None
+    for part_BD, rows_B in parts(context):
+        moments = moments or Moments(part_BD.shape[1])
+        moments.add(part_BD[posts.training_N[rows_B]])
+    assert moments is not None
+    return whiten(moments, context.study.partition.pca)
+
+
+def parts(context: Context) -> Iterator[tuple[np.ndarray, slice]]:
+    """((B, D) float32 features, which posts of the one order) part by part."""
+    first = 0
+    for part_BD in reading.trunk_features(context):
+        yield part_BD, slice(first, first + len(part_BD))
+        first += len(part_BD)
+
+
+def sizes_of(context: Context, posts: PostTable, whitening: Whitening, centroids_MP: np.ndarray) -> np.ndarray:
+    """(M,) int64: training posts of each centroid."""
+    sizes_M = np.zeros(len(centroids_MP), np.int64)
+    for part_BD, rows_B in parts(context):
+        nearest_B = assign(whitening.apply(part_BD[posts.training_N[rows_B]]), centroids_MP)
+        sizes_M += np.bincount(nearest_B, minlength=len(centroids_MP))
+    return sizes_M
+
+
+def placed(context: Context, gate: Gate) -> Placement:
+    """Each post at its nearest expert."""
+    found = [gate.nearest(part_BD) for part_BD, _ in parts(context)]
+    return Placement(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def sample(wanted_N: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """(N,) bool: at most `most` of the wanted posts, at random."""
+    rows = np.flatnonzero(wanted_N)
+    if len(rows) <= most:
+        return wanted_N
+    chosen_N = np.zeros_like(wanted_N)
+    chosen_N[np.random.default_rng(seed).choice(rows, most, replace=False)] = True
+    return chosen_N

@@ -15,7 +15,7 @@ from moe_core.settings import Source
 from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen, warnings_of
 from moe_core.stages.evaluation.rows import ROWS
-from moe_core.stages.mixture.promote import judge
+from moe_core.stages.mixture.comparison import judge
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 from pipelines.cli.progress import Display

@@ -23,7 +23,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Partition, dump_study
-from moe_core.stages.mixture.promote import force, roll_back
+from moe_core.stages.mixture.by_hand import force, roll_back
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.layout import Layout
 from moe_core.store.locks import not_open, shared

@@ -14,8 +14,10 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Decision, PublicationLog, published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Data, Publish
-from moe_core.stages.mixture import bundle, promote
-from moe_core.stages.mixture.promote import Judgment, decide, force, judge, roll_back
+from moe_core.stages.mixture import bundle, comparison, promotion
+from moe_core.stages.mixture.by_hand import force, roll_back
+from moe_core.stages.mixture.comparison import judge
+from moe_core.stages.mixture.promotion import Judgment, decide
 from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 
@@ -114,7 +116,7 @@ def _killed(*_):
 def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_comes_again(root, monkeypatch):
     publish(root, BAD)
     with monkeypatch.context() as patch:
-        patch.setattr(promote, "save", _killed)
+        patch.setattr(promotion, "save", _killed)
         with pytest.raises(KeyboardInterrupt):
             publish(root, GOOD)
     assert open_study(GOOD, root).find("published") is not None
@@ -179,7 +181,7 @@ def test_without_validation_posts_it_is_published_and_says_so(root):
 
 def test_a_mixture_without_a_common_hashtag_is_refused(root, monkeypatch):
     publish(root, BAD)
-    opened = promote._bundle
+    opened = comparison.open_mixture
 
     def renamed(context, which):
         bundle = opened(context, which)
@@ -187,7 +189,7 @@ def test_a_mixture_without_a_common_hashtag_is_refused(root, monkeypatch):
             bundle.hashtags = [f"{tag}-renamed" for tag in bundle.hashtags]
         return bundle
 
-    monkeypatch.setattr(promote, "_bundle", renamed)
+    monkeypatch.setattr(comparison, "open_mixture", renamed)
     said = publish(root, GOOD)
     assert (said.action, said.why) == (
         "refused",
@@ -238,7 +240,7 @@ def test_posts_are_embedded_by_their_experts_also_where_the_trunk_answers(root, 
     import lance
 
     context = open_study(GOOD, root)
-    made, shard = bundle._choose, context.shards[0].key
+    made, shard = bundle.choose, context.shards[0].key
 
     def vectors():
         build(open_study(GOOD, root), "embeddings", shard, force=True)
@@ -246,7 +248,7 @@ def test_posts_are_embedded_by_their_experts_also_where_the_trunk_answers(root, 
         return np.stack(lance.dataset(str(folder)).to_table()["embedding"].to_numpy())
 
     before = vectors()
-    monkeypatch.setattr(bundle, "_choose", lambda *a: made(*a) | {"published": {"e000": False, "e001": False}})
+    monkeypatch.setattr(bundle, "choose", lambda *a: made(*a) | {"published": {"e000": False, "e001": False}})
     build(context, "mixture", force=True)
     assert Bundle(context.need("mixture").path).published == {"e000": False, "e001": False}
     assert np.array_equal(vectors(), before)

@@ -15,8 +15,9 @@ from moe_core.data.takedowns import Entry, Takedowns
 from moe_core.serving import publication
 from moe_core.serving.publication import published_bundle
 from moe_core.settings import dump_study
-from moe_core.stages.mixture import promote
-from moe_core.stages.mixture.promote import force, judge, roll_back
+from moe_core.stages.mixture import comparison
+from moe_core.stages.mixture.by_hand import force, roll_back
+from moe_core.stages.mixture.comparison import judge
 from moe_core.workspace import open_study
 from pipelines.cli.common import publication_of, show_publication
 
@@ -89,15 +90,15 @@ def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
 def test_a_worse_cross_entropy_is_said_of_a_mixture_that_is_published():
     scores = SCORES | {"p_at_1_gain": 0.1, "p_at_1_gain_ci95": [0.05, 0.15]}
     worse = scores | {"cross_entropy_new": 3.2, "cross_entropy_published": 3.1}
-    assert "its cross-entropy is higher, 3.2000 against 3.1000" in promote._judged(0.005, "v", worse).why
-    assert "cross-entropy" not in promote._judged(0.005, "v", scores).why
+    assert "its cross-entropy is higher, 3.2000 against 3.1000" in comparison.judgment_of(0.005, "v", worse).why
+    assert "cross-entropy" not in comparison.judgment_of(0.005, "v", scores).why
 
 
 def test_a_refusal_that_may_be_chance_says_so():
     unsure = SCORES | {"p_at_1_gain": -0.01, "p_at_1_gain_ci95": [-0.03, 0.01]}
     sure = SCORES | {"p_at_1_gain": -0.05, "p_at_1_gain_ci95": [-0.07, -0.03]}
     for scores, chance in ((unsure, True), (sure, False)):
-        verdict = promote._judged(0.005, "v", scores)
+        verdict = comparison.judgment_of(0.005, "v", scores)
         assert not verdict.publish
         assert ("that may be chance (95 % of the difference: -0.0300 to +0.0100)" in verdict.why) == chance
         # half an interval of 0.02 at 9 posts is the 0.005 beyond the margin at 16 times as many

@@ -14,7 +14,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import published_bundle
 from moe_core.serving.routed import predict
 from moe_core.stages.mixture import bundle
-from moe_core.stages.mixture.promote import force, roll_back
+from moe_core.stages.mixture.by_hand import force, roll_back
 from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 
@@ -84,8 +84,8 @@ def test_a_damaged_published_json_is_an_error_and_left_as_it_is(root, how):
 
 def test_the_published_bundle_is_there_while_it_is_made_again(root, monkeypatch):
     publish(root, GOOD)
-    made, seen = bundle._choose, []
-    monkeypatch.setattr(bundle, "_choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
+    made, seen = bundle.choose, []
+    monkeypatch.setattr(bundle, "choose", lambda *a: (seen.append(Bundle(published_bundle(root))), made(*a))[1])
     before = Bundle(published_bundle(root)).parts
     assert not build(open_study(GOOD, root), "mixture", force=True).reused
     assert len(seen) == 1

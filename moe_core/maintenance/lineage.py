@@ -19,7 +19,7 @@ from moe_core.errors import BadSetting, MissingInput
 from moe_core.serving import publication
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.graph import GRAPH
-from moe_core.stages.mixture.promote import NONE
+from moe_core.stages.mixture.promotion import NONE
 from moe_core.store.artifact import Artifact, full_version, name_of
 from moe_core.store.store import Store
 

@@ -5,9 +5,7 @@ from moe_core.stages.data.stages import POSTS, SPLITS, VOCABULARY
 from moe_core.stages.evaluation.stages import EVALUATION, REPORT
 from moe_core.stages.experts.stages import STAGES as EXPERT_STAGES
 from moe_core.stages.gate.stages import PARTITION
-from moe_core.stages.mixture.bundle import MIXTURE
-from moe_core.stages.mixture.embeddings import EMBEDDINGS
-from moe_core.stages.mixture.promote import PUBLISHED
+from moe_core.stages.mixture.stages import EMBEDDINGS, MIXTURE, PUBLISHED
 from moe_core.stages.trunk.stages import TRUNK, TRUNK_FEATURES
 
 GRAPH = Graph(

@@ -7,24 +7,18 @@ says the same.
 Letters: N posts, T tags.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
+from moe_core.stages import reading
 from moe_core.store.artifact import Artifact
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from moe_core.stages import reading
 
 COLUMNS = ("expert", "random")  # of the assignment: the partition, and its control
 
@@ -70,8 +64,6 @@ def digests_of(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray
 
 
 def frame_of(column: str, key: str, ids: np.ndarray, text: Sequence[str]) -> pl.DataFrame:
-    import polars as pl
-
     marks = [int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest()) for line in text]
     return pl.DataFrame({"id": ids.tolist(), "mark": marks}, schema={"id": pl.String, "mark": pl.UInt64}).select(
         pl.lit(column).alias("of"), pl.lit(key).alias("key"), "id", "mark"
@@ -84,8 +76,6 @@ def trained_of(old: Artifact, lines: Lines) -> pl.DataFrame:
     Of one that follows none, by its assignment and by the hashtags that its posts have now; a post that is gone has
     mark 0.
     """
-    import polars as pl
-
     if "trained.parquet" in old.files:
         return pl.read_parquet(old.file("trained.parquet"), glob=False)
     rows = pl.read_parquet(old.file("assignment.parquet"), glob=False).filter(pl.col("split") == "train")
@@ -108,16 +98,12 @@ def trained_of(old: Artifact, lines: Lines) -> pl.DataFrame:
 
 def positions(ids: np.ndarray) -> pl.DataFrame:
     """Columns id and row: where each id comes first, which is the post that is used."""
-    import polars as pl
-
     frame = pl.DataFrame({"id": ids.tolist()}, schema={"id": pl.String}).with_row_index("row")
     return frame.unique("id", keep="first", maintain_order=True).with_columns(pl.col("row").cast(pl.Int64))
 
 
 def rows_of(frame: pl.DataFrame, column: str, key: str, lines: Lines, digest: str) -> np.ndarray:
-    """(n,) int64, rising: where the members of an expert lie. Raises ValueError where some are gone or other posts."""
-    import polars as pl
-
+    """(n,) int64, rising: where the members of an expert lie. Raises MissingInput where some are gone or changed."""
     mine = frame.filter((pl.col("of") == column) & (pl.col("key") == key)).select("id")
     rows = mine.join(positions(lines.ids), on="id", how="inner")["row"].sort().to_numpy()
     if len(rows) != mine.height or digest_of(lines.of(rows)) != digest:

@@ -1,34 +1,32 @@
 """mixture: the bundle. Validation posts decide which experts are published and whether the router joins in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_core.clustering.gate import load_gate
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Ref, Stage
-from moe_core.settings import Study
+from moe_core.evaluation.metrics import per_post
+from moe_core.serving.bundle import Bundle, BundlePart, decoder_of, write_bundle
 from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, StageOutput
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from moe_core.training.batches import Images
+from moe_core.training.batches import Images
+from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
+from moe_core.weights import load_weights
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
-
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     study = context.study
     trunk, partition, decoder = (context.need(name) for name in ("trunk", "partition", "shared_decoder"))
     experts = {k: context.need("expert", k) for k in context.experts}
-    chosen = _choose(context, trunk, decoder, experts)
+    chosen = choose(context, trunk, decoder, experts)
     write_bundle(
         folder,
         study,
@@ -46,17 +44,8 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     return StageOutput(chosen | {"unpublished": [k for k, good in chosen["published"].items() if not good]})
 
 
-def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mapping[str, Artifact]) -> dict:
+def choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mapping[str, Artifact]) -> dict[str, Any]:
     """Chooses, by cross-entropy on validation posts, which experts answer, and whether and how the router joins in."""
-    import numpy as np
-    import torch
-
-    from moe_core.clustering.gate import load_gate
-    from moe_core.evaluation.metrics import per_post
-    from moe_core.serving.bundle import decoder_of
-    from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
-    from moe_core.weights import load_weights
-
     study = context.study
     device = device_and_threads(study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
     validation = read_routed_posts(context, "validation")
@@ -128,30 +117,3 @@ def _choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappi
 
 def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> float:
     return float(scores[name][rows].mean())
-
-
-def _settings(study: Study) -> dict[str, Any]:
-    settings = {
-        "use_trunk_where_better": study.expert.use_trunk_where_better,
-        "router_weight": study.expert.router_weight,
-        "temperature": study.evaluation.temperature,
-        "network": study.network.model_dump(),
-        "image_size": study.data.image_size,
-    }
-    if study.evaluation.temperature == "validation":  # chosen for so many experts
-        settings["topk"] = min(study.evaluation.topk, study.partition.experts)
-    return settings
-
-
-MIXTURE = Stage(
-    name="mixture",
-    keys=None,
-    code="5",
-    reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
-    settings=_settings,
-    inputs=lambda planner, key: (
-        {name: Ref(name) for name in ("trunk", "partition", "shared_decoder", "vocabulary")}
-        | {k: Ref("expert", k) for k in planner.state.experts}
-    ),
-    make=_make,
-)

@@ -5,20 +5,17 @@ that, 795 posts of tinyimagenet once chose the answer that was worse on 10,000.
 Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from moe_core.clustering.gate import Gate
+from moe_core.evaluation.metrics import SMALLEST, per_post
 from moe_core.stages.mixture.routed_posts import RoutedPosts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe_core.clustering.gate import Gate
-    from moe_core.training.batches import Posts
+from moe_core.training.batches import Posts
+from moe_core.training.infer import mixed
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -33,9 +30,6 @@ def fixed(setting: float | str, default: float) -> float:
 
 def router_weight(setting: float | str, logits_NV: Tensor, router_NV: Tensor, posts: Posts, loss: str) -> float:
     """The weight in the settings, or the best of WEIGHTS; the smallest of equally good ones."""
-    from moe_core.evaluation.metrics import per_post
-    from moe_core.training.infer import mixed
-
     if not isinstance(setting, str) or not len(posts):
         return fixed(setting, WEIGHT)
     entropies = [
@@ -61,10 +55,6 @@ def temperature(
 
     Each of `experts` gives probabilities (N, V) of some posts; in place of one that is not published, the router does.
     """
-    import torch
-
-    from moe_core.evaluation.metrics import SMALLEST
-
     if not isinstance(setting, str) or not len(validation):
         return fixed(setting, TEMPERATURE)
     sample = validation.rows(np.sort(np.random.default_rng(0).permutation(len(validation))[:POSTS]))

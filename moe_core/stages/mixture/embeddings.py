@@ -8,22 +8,20 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Ref, Stage
+from moe_core.serving.bundle import Bundle
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
-from moe_core.tables import ids_in, write_vectors
+from moe_core.tables import write_vectors
 
 CHUNK = 4_096  # posts embedded at a time
 
 
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    import numpy as np
-    import pyarrow as pa
-
-    from moe_core.serving.bundle import Bundle
-
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
     assert key is not None
     device = device_and_threads(context.study, parallel=True)
     bundle = Bundle(context.need("mixture").path)
@@ -49,15 +47,3 @@ def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
     columns = {"id": pa.string(), "expert": pa.int32()}
     count = write_vectors(folder / "embeddings.lance", columns, "embedding", width, parts(), index=True)
     return StageOutput({"posts": count, "width": width}, content={"embeddings": content.hexdigest()})
-
-
-EMBEDDINGS = Stage(
-    name="embeddings",
-    keys="shards",
-    code="1",
-    reads=("mixture", "partition", "posts"),
-    settings=lambda study: {},
-    inputs=lambda planner, key: {"mixture": Ref("mixture"), "posts": Ref("posts", key)},
-    make=_make,
-    post_ids=lambda artifact: ids_in(artifact.folder("embeddings.lance")),
-)

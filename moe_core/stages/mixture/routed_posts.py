@@ -3,19 +3,14 @@
 Letters: N posts, D embedding width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moe_core.engine.context import Context
 from moe_core.stages import reading
-
-if TYPE_CHECKING:
-    from moe_core.training.batches import Posts
+from moe_core.training.batches import Posts
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class RoutedPosts:
         columns: Mapping[str, np.ndarray] = {"expert": self.expert_N, "random": self.random_N}
         return columns[column]
 
-    def rows(self, rows_M: np.ndarray) -> RoutedPosts:
+    def rows(self, rows_M: np.ndarray) -> "RoutedPosts":
         """The posts at these places; images are not read yet."""
         features_MD = self.features_ND[rows_M]
         return RoutedPosts(self.posts.subset(rows_M), features_MD, self.expert_N[rows_M], self.random_N[rows_M])

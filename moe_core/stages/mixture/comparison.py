@@ -1,53 +1,48 @@
-"""published: the comparison of a new mixture with the published one, and the publication that follows from it.
-
-The artifact is the comparison, on the validation posts as they are now; the decision goes into published.json
-(moe_core.serving.publication). A run that is killed between the two takes the decision when it comes again.
+"""published: the comparison of a new mixture with the published one, on the validation posts as they are now.
 
 Letters: N validation posts, B of a batch, V hashtags that both know, T tags of all posts.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from moe_core.advice import measure_for
+from moe_core.data.images import resized
+from moe_core.data.loading import Labels
 from moe_core.engine.context import Context
-from moe_core.engine.planner import Planner
-from moe_core.engine.stage import Ref, Stage
 from moe_core.errors import CorruptArtifact, HardmoeError, MissingInput
 from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
-from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog, deciding, read_log, save
+from moe_core.evaluation.metrics import paired_difference, per_post, tag_statistics
+from moe_core.serving.bundle import Bundle
+from moe_core.serving.publication import UNPUBLISHED, read_log
+from moe_core.serving.routed import routed
 from moe_core.stages import reading
+from moe_core.stages.mixture.promotion import NONE, Judgment
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.artifact import Artifact, Spec, StageOutput
-from moe_core.store.locks import shared
+from moe_core.store.artifact import StageOutput
+from moe_core.training.batches import Posts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe_core.serving.bundle import Bundle
-    from moe_core.training.batches import Posts
-
-NONE = "none"  # as an input: nothing is published
-UNREADABLE = "unreadable"  # as an input: published.json is damaged; making the artifact says so
 MOST_POSTS = 100_000  # validation posts compared, drawn where there are more: a difference of 0.001 shows
 BATCH = 256
 
 
-@dataclass(frozen=True)
-class Judgment:
-    """Whether a mixture may be published, why, and what that was judged by."""
-
-    publish: bool
-    why: str
-    scores: Mapping[str, Any]
+def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+    read_log(context.root)  # a damaged one is reported here
+    inputs = context.spec("published").inputs
+    context.need("mixture")
+    mixture, baseline = inputs["mixture"], UNPUBLISHED if inputs["baseline"] == NONE else inputs["baseline"]
+    judgment = judge(context, mixture, baseline)
+    comparison = {"publish": judgment.publish, "why": judgment.why, **judgment.scores}
+    (folder / "comparison.json").write_text(json.dumps(comparison, indent=1))
+    return StageOutput(comparison)
 
 
 def judge(context: Context, mixture: str, baseline: str) -> Judgment:
@@ -55,13 +50,13 @@ def judge(context: Context, mixture: str, baseline: str) -> Judgment:
 
     Raises CorruptArtifact for a bundle that is incomplete or of two generations.
     """
-    new = _bundle(context, mixture)
+    new = open_mixture(context, mixture)
     if mixture == baseline:
         return Judgment(True, "it is published already", {})
     if baseline == UNPUBLISHED:
         return Judgment(True, "nothing was published before", {})
     try:
-        old = _bundle(context, baseline)
+        old = open_mixture(context, baseline)
     except HardmoeError as why:
         return Judgment(True, f"the published mixture {baseline} cannot be opened any more ({why})", {})
     posts, hashtags = _validation_posts(context, new, old)
@@ -69,16 +64,14 @@ def judge(context: Context, mixture: str, baseline: str) -> Judgment:
         return Judgment(False, f"it has no hashtag in common with the published mixture {baseline}", {})
     if not len(posts):
         return Judgment(True, "no validation post carries a hashtag of both: published without a comparison", {})
-    judgment = _judged(context.study.publish.margin, baseline, _compare(context, posts, hashtags, new, old))
+    judgment = judgment_of(context.study.publish.margin, baseline, _compare(context, posts, hashtags, new, old))
     if not judgment.publish and f"mixture {baseline}" in context.takedowns.saw:
         return replace(judgment, why=f"{judgment.why}; the published one saw posts that were taken down since")
     return judgment
 
 
-def _bundle(context: Context, version: str) -> Bundle:
-    """Opened and checked. Raises ValueError where it is missing, damaged, or not what its artifact says."""
-    from moe_core.serving.bundle import Bundle
-
+def open_mixture(context: Context, version: str) -> Bundle:
+    """Opened and checked. Raises HardmoeError where it is missing, damaged, or not what its artifact says."""
     artifact = context.store.get("mixture", None, version)
     if artifact is None:
         there = ", ".join(a.version for a in context.store.versions("mixture", None)) or "none"
@@ -95,11 +88,6 @@ def _bundle(context: Context, version: str) -> Bundle:
 
 def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts, list[str]]:
     """Posts that carry a hashtag which both know, with those hashtags only, and the hashtags."""
-    import torch
-
-    from moe_core.data.loading import Labels
-    from moe_core.training.batches import Posts
-
     index = reading.index(context)
     rows_N = np.flatnonzero(reading.held_out(context, index, "validation"))
     if len(rows_N) > MOST_POSTS:
@@ -125,8 +113,6 @@ def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts
 def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, old: Bundle) -> dict[str, Any]:
     """Of both among the hashtags that both know: P@1 and the measure that suits the tags a post, each with its paired
     difference, and the cross-entropy where both know the same hashtags."""
-    from moe_core.evaluation.metrics import paired_difference, tag_statistics
-
     tags_a_post, top_share = tag_statistics(posts.tags_T, len(posts))
     measure = measure_for(tags_a_post, top_share)
     compared = dict.fromkeys(("p_at_1", measure))
@@ -151,12 +137,6 @@ def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, o
 
 def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str], device: str) -> dict[str, np.ndarray]:
     """Measures of each post, (N,), by the answer that the bundle gives its users, among some of its hashtags."""
-    import torch
-
-    from moe_core.data.images import resized
-    from moe_core.evaluation.metrics import per_post
-    from moe_core.serving.routed import routed
-
     number = {tag: n for n, tag in enumerate(bundle.hashtags)}
     columns_V = torch.tensor([number[tag] for tag in hashtags])
 
@@ -177,7 +157,8 @@ def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str],
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _judged(margin: float, baseline: str, scores: dict[str, Any]) -> Judgment:
+def judgment_of(margin: float, baseline: str, scores: dict[str, Any]) -> Judgment:
+    """Publishes where the measure that suits the posts is at most `margin` below that of the published mixture."""
     measure = scores["measure"]
     gain = scores[f"{measure}_gain"]
     publish = gain >= -margin
@@ -197,112 +178,3 @@ def _judged(margin: float, baseline: str, scores: dict[str, Any]) -> Judgment:
     if publish and entropy is not None and entropy > other:
         why += f"; its cross-entropy is higher, {entropy:.4f} against {other:.4f}"
     return Judgment(publish, why, scores | {"margin": margin})
-
-
-def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, artifact: str = "") -> PublicationLog:
-    """Writes the decision down, and with it publishes or refuses; a judgment that was settled already changes nothing,
-    unless the mixture of a later run took its place since and the study has come back to this one.
-
-    Raises ValueError where another mixture was published since the comparison.
-    """
-    with shared(context.store.layout.in_use), deciding(context.root) as log:
-        settled = artifact and any(d.comparison == artifact for d in log.history) and not log.superseded(mixture)
-        if settled or log.published == mixture:
-            return log
-        if log.published != baseline:
-            raise HardmoeError(
-                f"{log.published or 'nothing'} is published now, mixture {mixture} was compared with "
-                f"{baseline or 'nothing'}: run again"
-            )
-        publish, why = judgment.publish, judgment.why
-        if artifact and publish and (taken_back := log.withdrawn(mixture)):
-            publish, why = (
-                False,
-                f"it was rolled back on {taken_back.at}: only `hardmoe publish --version` brings it back",
-            )
-        log = log.adding(
-            Decision(
-                "published" if publish else "refused",
-                mixture,
-                baseline,
-                mixture if publish else baseline,
-                why,
-                context.by,
-                artifact,
-                judgment.scores,
-            )
-        )
-        save(context.root, log)
-        return log
-
-
-def force(context: Context, mixture: str) -> PublicationLog:
-    """Publishes a version by hand, whatever it scores. Raises ValueError for a bundle that is not whole."""
-    with shared(context.store.layout.in_use), deciding(context.root) as log:
-        _bundle(context, mixture)
-        if log.published != mixture:
-            why = "by hand, without a comparison"
-            log = log.adding(Decision("forced", mixture, log.published, mixture, why, context.by))
-            save(context.root, log)
-        return log
-
-
-def roll_back(context: Context) -> PublicationLog:
-    """Publishes again what was published before. Raises ValueError where there is none, or its bundle is not whole."""
-    with shared(context.store.layout.in_use), deciding(context.root) as log:
-        after = log.rolled_back(context.by)
-        _bundle(context, after.published)
-        save(context.root, after)
-        return after
-
-
-def _make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    read_log(context.root)  # a damaged one is said here
-    inputs = context.spec("published").inputs
-    context.need("mixture")
-    mixture, baseline = inputs["mixture"], UNPUBLISHED if inputs["baseline"] == NONE else inputs["baseline"]
-    judgment = judge(context, mixture, baseline)
-    said = {"publish": judgment.publish, "why": judgment.why, **judgment.scores}
-    (folder / "comparison.json").write_text(json.dumps(said, indent=1))
-    return StageOutput(said)
-
-
-def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
-    return {"mixture": Ref("mixture"), "splits": Ref("splits")}
-
-
-def _resolve(planner: Planner, spec: Spec) -> Spec:
-    """With `baseline`: what was published when the mixture was judged, once it is judged, so that a judgment does not
-    grow stale by the publication that follows from it. A study that comes back to an older mixture has it judged again.
-    """
-    log = planner.state.publication
-    if isinstance(log, Exception):
-        return replace(spec, inputs={**spec.inputs, "baseline": UNREADABLE})
-    mixture = spec.inputs["mixture"]
-    for decision in () if log.superseded(mixture) else reversed(log.history):
-        if decision.mixture == mixture and decision.comparison:
-            judged = replace(spec, inputs={**spec.inputs, "baseline": decision.baseline or NONE})
-            if judged.version == decision.comparison:
-                return judged
-    return replace(spec, inputs={**spec.inputs, "baseline": log.published or NONE})
-
-
-def _on_commit(context: Context, artifact: Artifact) -> None:
-    said = dict(artifact.metadata)
-    judgment = Judgment(said.pop("publish"), said.pop("why"), said)
-    baseline = artifact.inputs["baseline"]
-    published = UNPUBLISHED if baseline == NONE else baseline
-    decide(context, artifact.inputs["mixture"], published, judgment, artifact.version)
-
-
-PUBLISHED = Stage(
-    name="published",
-    keys=None,
-    code="2",
-    reads=("mixture", "splits", "vocabulary", "posts"),
-    settings=lambda study: study.publish.model_dump(),
-    inputs=_inputs,
-    make=_make,
-    resolve=_resolve,
-    on_commit=_on_commit,
-)

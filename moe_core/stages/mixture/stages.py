@@ -1,0 +1,58 @@
+"""What the stages of the mixture depend on: the bundle, which bundle is published, and the embeddings of all posts."""
+
+from typing import Any
+
+from moe_core.engine.stage import Ref, Stage
+from moe_core.settings import Study
+from moe_core.stages.mixture import promotion
+from moe_core.tables import ids_in
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    settings = {
+        "use_trunk_where_better": study.expert.use_trunk_where_better,
+        "router_weight": study.expert.router_weight,
+        "temperature": study.evaluation.temperature,
+        "network": study.network.model_dump(),
+        "image_size": study.data.image_size,
+    }
+    if study.evaluation.temperature == "validation":  # chosen for so many experts
+        settings["topk"] = min(study.evaluation.topk, study.partition.experts)
+    return settings
+
+
+MIXTURE = Stage(
+    name="mixture",
+    keys=None,
+    code="5",
+    reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
+    settings=_settings,
+    inputs=lambda planner, key: (
+        {name: Ref(name) for name in ("trunk", "partition", "shared_decoder", "vocabulary")}
+        | {k: Ref("expert", k) for k in planner.state.experts}
+    ),
+    make="moe_core.stages.mixture.bundle:make",
+)
+
+PUBLISHED = Stage(
+    name="published",
+    keys=None,
+    code="2",
+    reads=("mixture", "splits", "vocabulary", "posts"),
+    settings=lambda study: study.publish.model_dump(),
+    inputs=lambda planner, key: {"mixture": Ref("mixture"), "splits": Ref("splits")},
+    make="moe_core.stages.mixture.comparison:make",
+    resolve=promotion.resolve,
+    on_commit=promotion.on_commit,
+)
+
+EMBEDDINGS = Stage(
+    name="embeddings",
+    keys="shards",
+    code="1",
+    reads=("mixture", "partition", "posts"),
+    settings=lambda study: {},
+    inputs=lambda planner, key: {"mixture": Ref("mixture"), "posts": Ref("posts", key)},
+    make="moe_core.stages.mixture.embeddings:make",
+    post_ids=lambda artifact: ids_in(artifact.folder("embeddings.lance")),
+)

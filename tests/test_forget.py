@@ -22,10 +22,12 @@ from helpers.takedown import (
 )
 from moe_core.data.takedowns import Takedowns
 from moe_core.engine.build import build
+from moe_core.maintenance.exposure import networks_that_saw
 from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.settings import dump_study, load_study
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.store import Store
 from moe_core.tables import delete_lance_tag, lance_tag_of, lance_tags, read_rows
 from moe_core.workspace import open_study
 
@@ -259,3 +261,23 @@ def test_a_shard_that_a_takedown_empties_is_no_obstacle(ingested):
     for key in ("a", "b"):
         assert build(again, "posts", key).artifact.metadata["accepted"] == 0
     assert not files_with(root, b"post-of-bob")
+
+
+def test_an_expert_at_the_end_of_a_long_chain_saw_what_the_first_one_saw(tmp_path):
+    store, links = Store(tmp_path), 60
+    members = {f"e{n:03d}": f"members {n}" for n in range(links)}
+
+    def partition(folder):
+        pl.DataFrame({"shard": "s", "id": "seen", "expert": 0, "random": 0}).write_parquet(
+            folder / "assignment.parquet"
+        )
+        return StageOutput({"members": members, "random_members": {"e000": "random"}})
+
+    store.make(Spec("partition", None, "1", {}, {}), partition)
+    chain = []
+    for name in members.values():
+        inputs = {"members": name} | ({"from": chain[-1].version} if chain else {})
+        chain.append(store.make(Spec("expert", "e000", "1", {}, inputs), lambda folder: StageOutput({})))
+    store.make(Spec("expert", "e001", "1", {}, {"members": "members 1"}), lambda folder: StageOutput({}))  # from none
+    saw = networks_that_saw(store, {("s", "seen")})
+    assert sorted(a.version for a in saw) == sorted(a.version for a in chain)

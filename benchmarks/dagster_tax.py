@@ -14,21 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import plain
+
 from moe_core.recipes import demo
 from moe_core.settings import Source, dump_study
-
-PLAIN = """
-import sys
-from pathlib import Path
-from moe_core.settings import load_study
-from moe_core.workspace import open_study
-from moe_core.engine.build import build
-file = Path(sys.argv[1])
-context = open_study(load_study(file), file.parent)
-for name in context.planner.graph:
-    for key in context.planner.keys(name):
-        build(context, name, key)
-"""
 
 
 def main() -> None:
@@ -55,7 +44,7 @@ def main() -> None:
                     )
                 )
                 run = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(study), "--workers", "1"]
-                command = [sys.executable, "-c", PLAIN, str(study)] if kind == "plain" else run
+                command = plain.command(study) if kind == "plain" else run
                 began = time.monotonic()
                 threads = str(len(os.sched_getaffinity(0)))
                 environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
@@ -64,9 +53,9 @@ def main() -> None:
                 )
                 seconds[kind].append(time.monotonic() - began)
                 print(f"{kind:8} {seconds[kind][-1]:7.1f} s", flush=True)
-    plain, dagster = (statistics.median(times) for times in seconds.values())
+    script, dagster = (statistics.median(times) for times in seconds.values())
     print(
-        f"Dagster's tax: {dagster / plain:.3f} (hardmoe run {dagster:.1f} s, plain script {plain:.1f} s; target 1.15)"
+        f"Dagster's tax: {dagster / script:.3f} (hardmoe run {dagster:.1f} s, plain script {script:.1f} s; target 1.15)"
     )
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from moe_core.engine.build import build
+from moe_core.engine.build import build_all
 from moe_core.settings import Decoder, Study, load_study
 from moe_core.workspace import open_study
 
@@ -34,10 +34,8 @@ def variants(base: Decoder) -> dict[str, Decoder]:
 
 def table_of(study: Study, root: Path) -> dict:
     context = open_study(study, root)
-    for name, stage in context.planner.graph.items():
-        if not stage.control and name not in ("embeddings", "report"):
-            for key in context.planner.keys(name):
-                build(context, name, key)
+    graph = context.planner.graph
+    build_all(context, [name for name in graph if not (graph[name].control or name in ("embeddings", "report"))])
     return json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
 
 

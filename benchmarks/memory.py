@@ -17,7 +17,7 @@ from pathlib import Path
 from moe_core.recipes import small
 from moe_core.settings import Source
 from moe_core.workspace import open_study
-from moe_core.engine.build import build
+from moe_core.engine.build import build_all
 from moe_core.stages.graph import GRAPH
 posts, root = int(sys.argv[1]), Path(sys.argv[2])
 base = small()
@@ -25,9 +25,7 @@ study = base.model_copy(update={"source": Source(format="synthetic", posts=posts
                                 "trunk": base.trunk.model_copy(update={"epochs": 1.0})})
 context = open_study(study, root)
 def make(*names):
-    for name in names:
-        for key in context.planner.keys(name):
-            build(context, name, key)
+    build_all(context, names)
 """
 # Of each part what is made before, unmeasured, and the program that is. argv[1]: number of posts; argv[2]: a folder.
 PARTS = {

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import plain
+
 from moe_core.recipes import demo
 from moe_core.settings import Network, Partition, Source, Training, dump_study, load_study
 from moe_core.threads import cores
@@ -23,19 +25,6 @@ from moe_core.workspace import open_study
 
 WORKERS = 2
 TINY = Training(epochs=1, batch_size=32, flip=False, crop=1)
-UP_TO_THE_PARTITION = """
-import sys
-from pathlib import Path
-from moe_core.settings import load_study
-from moe_core.workspace import open_study
-from moe_core.engine.build import build
-from moe_core.stages.graph import GRAPH
-file = Path(sys.argv[1])
-context = open_study(load_study(file), file.parent)
-for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"):
-    for key in context.planner.keys(name):
-        build(context, name, key)
-"""
 
 
 def prepared(folder: Path, experts: int, posts: int, training: Training, network: Network) -> Path:
@@ -51,7 +40,7 @@ def prepared(folder: Path, experts: int, posts: int, training: Training, network
     )
     folder.mkdir()
     (folder / "study.toml").write_text(dump_study(study))
-    subprocess.run([sys.executable, "-c", UP_TO_THE_PARTITION, str(folder / "study.toml")], check=True)
+    plain.make(folder / "study.toml", *plain.TO_THE_PARTITION)
     return folder / "study.toml"
 
 

@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 
 from helpers.command import write
-from helpers.partitioned import hardmoe, until
-from helpers.processes import mentions
+from helpers.partitioned import hardmoe
+from helpers.processes import mentions, until
 from helpers.with_controls import small_study
 from moe_core.overrides import override
 from moe_core.settings import load_study

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.command import write
-from helpers.without_controls import small_study
+from helpers.without_controls import quick_study
 from moe_core.errors import BadSetting, HardmoeError
 from pipelines.cli.errors import BUG
 from pipelines.cli.main import COMMANDS, main
@@ -22,7 +22,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.delenv("HARDMOE_TRACE", raising=False)
     monkeypatch.setenv("HARDMOE_STUDY", "")
-    return write(tmp_path / "cats", small_study())
+    return write(tmp_path / "cats", quick_study())
 
 
 def hardmoe(*arguments):

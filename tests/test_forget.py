@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from helpers.command import hardmoe
-from helpers.plain import make_everything
+from helpers.plain import make_plainly
 from helpers.takedown import (
     GONE,
     SIZE,
@@ -15,8 +15,8 @@ from helpers.takedown import (
     noise,
     pixels_on_disk,
     reopen,
-    small_study,
     smaller,
+    study_of_two_users,
     two_shards,
     write_source,
 )
@@ -40,10 +40,10 @@ def states(study_file):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    study = small_study(write_source(folder / "source"))
+    study = study_of_two_users(write_source(folder / "source"))
     (folder / "store").mkdir()
     (folder / "store" / "study.toml").write_text(dump_study(study), "utf-8")
-    make_everything(folder / "store" / "study.toml")
+    make_plainly(folder / "store" / "study.toml")
     return folder / "store"
 
 
@@ -93,7 +93,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     assert found["expert", other]["state"] == "stale"
     assert not found["expert", other]["why"].startswith("posts taken down")
 
-    make_everything(study_file)
+    make_plainly(study_file)
     assert {row["state"] for row in states(study_file).values()} == {"fresh"}
     counts = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)["posts"]
     assert counts["rejects_by_reason"] == {"taken_down": 1, "not_an_image": 1}

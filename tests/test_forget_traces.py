@@ -9,7 +9,7 @@ import pytest
 
 from helpers.command import hardmoe
 from helpers.escapes import FORMS, ODD
-from helpers.takedown import GONE, files_with, noise, png, reopen, small_study, two_shards
+from helpers.takedown import GONE, files_with, noise, png, reopen, study_of_two_users, two_shards
 from moe_core.engine.build import build
 from moe_core.maintenance.takedown import forget
 from moe_core.settings import Source, dump_study, load_study
@@ -34,7 +34,7 @@ def odd_study(folder):
         rows.append({"id": f"{name}+rejected", "image": image, "tags": [], "user": f"user-{n}"})
     (folder / "source").mkdir()
     pl.DataFrame(rows).write_parquet(folder / "source" / "a.parquet")
-    study = small_study(Source(format="parquet", uri=str(folder / "source")))
+    study = study_of_two_users(Source(format="parquet", uri=str(folder / "source")))
     (folder / "store").mkdir()
     (folder / "store" / "study.toml").write_text(dump_study(study))
     context = open_study(study, folder / "store")

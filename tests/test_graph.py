@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from helpers.command import hardmoe, states, status, write
-from helpers.plain import make_everything
+from helpers.plain import make_plainly
 from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
 from moe_core.settings import dump_study, load_study
@@ -100,7 +100,7 @@ def test_a_plain_script_makes_the_same_artifacts(finished, tmp_path):
     file = write(tmp_path, load_study(finished))
     context = open_study(load_study(file), tmp_path)
     through_dagster = open_study(load_study(finished), finished.parent)
-    make_everything(file)
+    make_plainly(file)
     for name in context.planner.graph:
         for key in context.planner.keys(name):
             assert context.need(name, key).content_hash == through_dagster.need(name, key).content_hash, (name, key)

@@ -13,9 +13,9 @@ import torch
 
 from assets.runs import process_of
 from helpers.command import hardmoe, status, write
-from helpers.plain import make_everything
+from helpers.plain import make_plainly
 from helpers.with_controls import QUICK, small_study
-from moe_core.engine.build import build
+from moe_core.engine.build import build_all
 from moe_core.settings import Expert, Partition, Source, load_study
 from moe_core.weights import load_weights
 from moe_core.workspace import open_study
@@ -28,7 +28,7 @@ from dagster._core.utils import make_new_run_id
 from moe_core.settings import load_study
 from moe_core.stages.data import split_check
 from moe_core.workspace import open_study
-from moe_core.engine.build import build
+from moe_core.engine.build import build, build_all
 from moe_core.stages.graph import GRAPH
 from pipelines.instance.home import prepare_home
 from pipelines.run.worker import materialize
@@ -109,9 +109,7 @@ def test_refit_scratch_and_two_levels_run_too(tmp_path):
         evaluation=small_study().evaluation.model_copy(update={"controls": False}),
     )
     context = open_study(study, tmp_path)
-    for name in context.planner.graph:
-        for key in context.planner.keys(name):
-            build(context, name, key)
+    build_all(context)
     assert context.need("shared_decoder").metadata["loss"] > 0
     assert context.need("partition").metadata["centroids"] == 6
 
@@ -148,7 +146,7 @@ def test_an_expert_that_branches_late_has_the_trunks_early_stages_and_the_table_
         expert=Expert(branch_at=1),
         evaluation=small_study().evaluation.model_copy(update={"dense_control": False}),
     )
-    make_everything(write(tmp_path, study))
+    make_plainly(write(tmp_path, study))
     context = open_study(study, tmp_path)
     trunk, _ = load_weights(context.need("trunk").file("weights.safetensors"))
     for name in ("expert", "random_expert", "separate_expert"):

@@ -14,7 +14,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from helpers.ui import free_port, until
+from helpers.processes import until
+from helpers.ui import free_port
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
 from pipelines.instance.home import SETTINGS

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from helpers.partitioned import until
+from helpers.processes import until
 from moe_core.errors import BadSetting
 from moe_core.processes import Child, Heartbeat, exit_reason, stall_seconds, start_child
 from moe_core.stages.experts.joint import Helpers

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command import hardmoe
-from helpers.takedown import files_with, noise, small_study, smaller, write_source
+from helpers.takedown import files_with, noise, smaller, study_of_two_users, write_source
 from moe_core.engine.build import build
 from moe_core.errors import LockHeld
 from moe_core.maintenance.gc import collect, collect_unless_busy
@@ -26,7 +26,7 @@ from moe_core.workspace import open_study
 
 @pytest.fixture
 def ingested(tmp_path):
-    context = open_study(small_study(write_source(tmp_path / "source", posts=30)), tmp_path / "store")
+    context = open_study(study_of_two_users(write_source(tmp_path / "source", posts=30)), tmp_path / "store")
     context.root.mkdir()
     (context.root / "study.toml").write_text(dump_study(context.study))
     for key in ("a", "b"):

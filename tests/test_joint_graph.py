@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers.command import hardmoe, states, status, write
-from helpers.plain import make_everything
+from helpers.plain import make_plainly, plain_command
 from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
 from moe_core.engine.planner import Planner
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_THREADS", "1")
         patch.setenv("HARDMOE_WORKERS", "2")
-        make_everything(file)
+        make_plainly(file)
     return file
 
 
@@ -119,27 +119,11 @@ def test_one_process_under_dagster_gives_the_same_generation(finished, tmp_path)
     assert one.content_hash == two.content_hash
 
 
-GENERATION = """
-import sys
-from pathlib import Path
-from moe_core.settings import load_study
-from moe_core.workspace import open_study
-from moe_core.threads import cores
-from moe_core.engine.build import build
-from moe_core.stages.graph import GRAPH
-file = Path(sys.argv[1])
-context = open_study(load_study(file), file.parent)
-for name in ("joint_experts", "expert", "shared_decoder"):
-    for key in context.planner.keys(name):
-        build(context, name, key)
-"""
-
-
 def test_sigkill_within_a_round_then_again_gives_the_same_bits(finished, tmp_path):
     """The process that makes the generation is killed; the one that helps it dies with it."""
     file = without_experts(finished, tmp_path / "killed")
     environment = os.environ | {"HARDMOE_WORKERS": "2", "HARDMOE_THREADS": "1"}
-    command = [sys.executable, "-c", GENERATION, str(file)]
+    command = plain_command(file, "joint_experts", "expert", "shared_decoder")
     with subprocess.Popen(command, env=environment) as process:
         while not list(file.parent.glob("joint_experts/.work-*/decoder-0001.safetensors")):
             assert process.poll() is None, "ended before the second round"

@@ -12,8 +12,8 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from PIL import Image
 
 from helpers.command import hardmoe, write
-from helpers.plain import make_everything
-from helpers.without_controls import opened, small_study
+from helpers.plain import make_plainly
+from helpers.without_controls import opened, quick_study
 from moe_core.clustering.gate import load_gate
 from moe_core.recipes import demo
 from moe_core.settings import Partition, Source
@@ -42,9 +42,9 @@ with dg.DagsterInstance.get() as instance:
 def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tmp_path, monkeypatch):
     """Dagster itself looks at no more than 100 partitions of what an asset depends on."""
     many = Partition(experts=120, pca=8)
-    study = small_study(source=Source(format="synthetic", posts=1500, shards=1), partition=many)
+    study = quick_study(source=Source(format="synthetic", posts=1500, shards=1), partition=many)
     file = write(tmp_path, study)
-    make_everything(file)
+    make_plainly(file)
     monkeypatch.setenv("DAGSTER_HOME", str(prepare_home(tmp_path, 2)))
     work = opened(file)
     recorded = ("posts", "splits", "vocabulary", "trunk", "trunk_features", "expert")
@@ -78,7 +78,7 @@ def test_eight_experts_become_twelve_and_eight_again(tmp_path):
     """By the commands, with controls, a decoder that is refitted and Dagster's own staleness at each step."""
     file = write(
         tmp_path,
-        small_study(
+        quick_study(
             source=Source(format="synthetic", posts=3000, shards=2),
             partition=Partition(experts=8, pca=8),
             evaluation=demo().evaluation.model_copy(update={"bootstrap": 20}),

@@ -19,7 +19,7 @@ import pytest
 
 from helpers.command import write
 from helpers.odd_names import FILE, FOLDER, ODD, TITLE
-from helpers.without_controls import small_study
+from helpers.without_controls import quick_study
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.serving.publication import published_bundle
 from moe_core.settings import dump_study, load_study
@@ -98,7 +98,7 @@ def made(tmp_path_factory):
     commands = Commands(home / FOLDER / "cats", before)
     commands.source = source
     commands.said = commands.piped("init", commands.root, "--source", source, on=False)
-    commands.study.write_text(dump_study(small_study(source=load_study(commands.study).source)))
+    commands.study.write_text(dump_study(quick_study(source=load_study(commands.study).source)))
     commands.shown = commands.on_terminal("run")
     yield commands
     home.chmod(0o755)
@@ -203,7 +203,7 @@ def _ui(made):
 @pytest.mark.parametrize("name", ["t" * 150, ODD])
 def test_run_and_ui_work_with_a_temporary_folder_that_no_socket_fits_into(tmp_path, name):
     (tmp_path / name).mkdir()
-    commands = Commands(write(tmp_path / "cats", small_study()).parent, [])
+    commands = Commands(write(tmp_path / "cats", quick_study()).parent, [])
     commands.environment["TMPDIR"] = str(tmp_path / name)
     assert "made, 0 fresh, 0 failed" in commands.piped("run", "--until", "splits")
     with _ui(commands) as address:

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.command import hardmoe, write
 from helpers.odd_names import TITLE, png
-from helpers.without_controls import small_study
+from helpers.without_controls import quick_study
 
 
 @pytest.mark.parametrize("where", ["study", "--source", "--images", "--table"])
@@ -25,7 +25,7 @@ def test_init_refuses_names_that_are_not_utf8_and_writes_nothing(tmp_path, where
 
 
 def test_run_refuses_a_study_below_a_name_that_is_not_utf8_and_writes_nothing(tmp_path):
-    file = write(tmp_path / os.fsdecode(b"caf\xe9"), small_study())
+    file = write(tmp_path / os.fsdecode(b"caf\xe9"), quick_study())
     done = hardmoe("run", "--study", file, check=False)
     assert done.returncode == 1
     assert "caf\\udce9/study.toml has the byte 0xe9 in its name, which is not UTF-8: rename it" in done.stderr
@@ -47,7 +47,7 @@ def test_a_folder_too_deep_for_sqlite_is_refused_before_anything_is_written(tmp_
     done = hardmoe("init", deep, "--source", "synthetic", check=False)
     assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (1, "", [])
     assert "and SQLite opens files for Dagster in folders of at most 450: choose a shorter path" in done.stderr
-    file = write(deep, small_study())
+    file = write(deep, quick_study())
     done = hardmoe("run", "--study", file, "--until", "splits", check=False)
     assert (done.returncode, os.listdir(deep)) == (1, ["study.toml"])
     done = hardmoe("run", "--study", file, "--until", "splits", DAGSTER_HOME=str(tmp_path / "dagster"))
@@ -55,7 +55,7 @@ def test_a_folder_too_deep_for_sqlite_is_refused_before_anything_is_written(tmp_
 
 
 def test_a_locale_in_which_names_are_not_utf8_is_named(tmp_path):
-    file = write(tmp_path / "é", small_study())
+    file = write(tmp_path / "é", quick_study())
     done = hardmoe("status", "--study", file, check=False, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 1
     assert "this locale has file names in ascii: set PYTHONUTF8=1" in done.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.growing import opened
 from helpers.odd_names import FOLDER, ODD, png
-from helpers.without_controls import small_study
+from helpers.without_controls import quick_study
 from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.engine.build import build
@@ -101,7 +101,7 @@ def test_posts_and_rejects_of_files_whose_names_are_not_utf8_are_counted(tmp_pat
     table = pa.table({"id": ["a", "b"], "image": [png(0), b"no"], "tags": [["x"], ["y"]]})
     with open(folder / os.fsdecode(b"\xe9.parquet"), "wb") as file:
         pa.parquet.write_table(table, file)
-    context = opened(small_study(source=Source(format="parquet", uri=str(tmp_path / "source"))), tmp_path / "store")
+    context = opened(quick_study(source=Source(format="parquet", uri=str(tmp_path / "source"))), tmp_path / "store")
     (shard,) = context.shards
     made = build(context, "posts", shard.key).artifact
     assert (made.metadata["accepted"], made.metadata["rejected"]) == (1, 1)

@@ -13,7 +13,7 @@ import pytest
 from dagster._daemon.types import DaemonHeartbeat
 
 from helpers.command import hardmoe, write
-from helpers.without_controls import opened, small_study
+from helpers.without_controls import opened, quick_study
 from moe_core.errors import LockHeld
 from moe_core.settings import Alerts, Partition, Source
 from pipelines.instance import opening
@@ -47,7 +47,7 @@ def test_an_instance_that_cannot_be_opened_is_said_in_one_line(tmp_path, monkeyp
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A study up to its partition, whose assets have a prefix in Dagster."""
-    file = write(tmp_path_factory.mktemp("begun"), small_study(asset_prefix="cats"))
+    file = write(tmp_path_factory.mktemp("begun"), quick_study(asset_prefix="cats"))
     hardmoe("run", "--study", file, "--until", "partition")
     return file
 
@@ -75,7 +75,7 @@ def test_studies_that_share_an_instance_have_runs_assets_and_keys_apart(begun, t
     shutil.copytree(begun.parent, root)
     cats = root / "study.toml"
     other = {"source": Source(format="synthetic", posts=400, shards=2), "partition": Partition(experts=1)}
-    dogs = write(tmp_path / "dogs", small_study(name="dogs", asset_prefix="dogs", **other))
+    dogs = write(tmp_path / "dogs", quick_study(name="dogs", asset_prefix="dogs", **other))
     assert "2 made" in hardmoe("run", "--study", dogs, "--until", "posts", DAGSTER_HOME=str(home)).stdout
     assert "6 fresh" in hardmoe("run", "--study", cats, "--until", "partition", DAGSTER_HOME=str(home)).stdout
     monkeypatch.setenv("DAGSTER_HOME", str(home))
@@ -114,14 +114,14 @@ def test_a_failed_run_is_told_to_the_command_as_json_and_a_failing_command_fails
     root = tmp_path / "cats"
     shutil.copytree(begun.parent, root)
     wrong = {"partition": Partition(experts=5000)}
-    file = write(root, small_study(alerts=Alerts(command=(sys.executable, "-c", NOTE)), asset_prefix="cats", **wrong))
+    file = write(root, quick_study(alerts=Alerts(command=(sys.executable, "-c", NOTE)), asset_prefix="cats", **wrong))
     assert hardmoe("run", "--study", file, "--until", "partition", check=False).returncode == 1
     (run,) = tick(file)[1]
     assert run["study"] == "tiny"
     assert (run["root"], run["assets"], run["partition"]) == (str(root), ["partition"], None)
     assert run["error"].startswith("partition.experts = 5000, but only")
     (root / "alerts.jsonl").unlink()
-    write(root, small_study(alerts=Alerts(command=("/no/such; touch wicked",)), asset_prefix="cats", **wrong))
+    write(root, quick_study(alerts=Alerts(command=("/no/such; touch wicked",)), asset_prefix="cats", **wrong))
     errors, told = tick(file)
     assert "No such file or directory" in str(errors)
     assert told == []
@@ -139,7 +139,7 @@ def tick(file):
 
 
 def test_a_taken_port_and_a_second_ui_are_said_in_one_line(tmp_path):
-    file = write(tmp_path / "cats", small_study())
+    file = write(tmp_path / "cats", quick_study())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -14,7 +14,7 @@ import pytest
 from assets.runs import process_of
 from helpers.command import write
 from helpers.with_controls import QUICK, small_study
-from moe_core.engine.build import build
+from moe_core.engine.build import build_all
 from moe_core.processes import pid_of
 from moe_core.settings import load_study
 from moe_core.workspace import open_study
@@ -32,9 +32,7 @@ def prepared(tmp_path_factory):
     """A study whose trunk trains until it is killed; all it needs is there."""
     file = write(tmp_path_factory.mktemp("pool"), small_study(trunk=QUICK.model_copy(update={"epochs": 20000.0})))
     context = open_study(load_study(file), file.parent)
-    for name in ("posts", "splits", "vocabulary"):
-        for key in context.planner.keys(name):
-            build(context, name, key)
+    build_all(context, ("posts", "splits", "vocabulary"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_STUDY", str(file))
         patch.setenv("HARDMOE_STALL_SECONDS", "2")

@@ -12,7 +12,7 @@ import pytest
 
 from assets.runs import HOST, PROCESS
 from helpers.command import hardmoe, write
-from helpers.without_controls import opened, small_study
+from helpers.without_controls import opened, quick_study
 from moe_core.processes import process_name
 from moe_core.settings import Partition
 from pipelines.instance import opening
@@ -48,7 +48,7 @@ def postgres():
 
 @pytest.mark.slow
 def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, tmp_path, monkeypatch):
-    file, home = write(tmp_path / "cats", small_study()), tmp_path / "home"
+    file, home = write(tmp_path / "cats", quick_study()), tmp_path / "home"
     home.mkdir()
     (home / "dagster.yaml").write_text(
         "storage: {postgres: {postgres_url: {env: HARDMOE_PG}}}\n"
@@ -81,7 +81,7 @@ def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, 
         assert find_runs(dagster, {GONE}) == []
         dagster.report_engine_event(f"{GONE}: no_tags", dagster.get_run_by_id(left.run_id))
         assert find_runs(dagster, {GONE}) == [left.run_id]
-    write(file.parent, small_study(partition=Partition(experts=5000)))
+    write(file.parent, quick_study(partition=Partition(experts=5000)))
     failed = hardmoe("run", "--study", file, "--until", "partition", check=False, **variables)
     assert "Error: partition: partition.experts = 5000, but only" in failed.stderr
     (state,) = states_of(opened(file), only="partition")

@@ -13,7 +13,8 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from assets.runs import HOST, PROCESS, identity
 from helpers.command import hardmoe, write
-from helpers.ui import free_port, launch, processes, started_ui, until
+from helpers.processes import until
+from helpers.ui import free_port, launch, processes, started_ui
 from helpers.with_controls import QUICK, small_study
 from moe_core import processes as names
 from moe_core.settings import load_study

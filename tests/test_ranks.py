@@ -12,15 +12,13 @@ import pytest
 import torch
 
 from helpers.ranks import TRUNK, context_of
-from moe_core.engine.build import build
+from moe_core.engine.build import build, build_all
 from moe_core.models.resnet import build as build_network
 from moe_core.weights import load_weights
 
 
 def upstream(context):
-    for name in ("posts", "splits", "vocabulary"):
-        for key in context.planner.keys(name):
-            build(context, name, key)
+    build_all(context, ("posts", "splits", "vocabulary"))
 
 
 def trained(context):
@@ -116,7 +114,7 @@ import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 from helpers.ranks import TRUNK, context_of
-from moe_core.engine.build import build
+from moe_core.engine.build import build, build_all
 from moe_core.stages.graph import GRAPH
 build(context_of(Path(sys.argv[1]), TRUNK.model_copy(update={"epochs": 5000.0}), ranks=2), "trunk")
 """

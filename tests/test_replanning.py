@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from helpers.command import write
-from helpers.partitioned import hardmoe, until
+from helpers.partitioned import hardmoe
+from helpers.processes import until
 from helpers.with_controls import small_study
 from moe_core.overrides import override
 from moe_core.settings import load_study

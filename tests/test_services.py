@@ -14,8 +14,9 @@ import dagster as dg
 import pytest
 
 from helpers.command import hardmoe, write
-from helpers.ui import daemons, free_port, processes, started_ui, until
-from helpers.without_controls import small_study
+from helpers.processes import until
+from helpers.ui import daemons, free_port, processes, started_ui
+from helpers.without_controls import quick_study
 from moe_core.errors import LockHeld
 from pipelines.instance import ui_lock
 
@@ -117,7 +118,7 @@ def test_the_ui_of_a_killed_command_is_taken_until_the_last_of_its_services_has_
 
 @pytest.mark.slow
 def test_the_ui_that_was_killed_leaves_no_daemon_and_starts_again_at_once(tmp_path):
-    file, port = write(tmp_path / "cats", small_study()), free_port()
+    file, port = write(tmp_path / "cats", quick_study()), free_port()
     home = file.parent / "dagster"
     first = started_ui(file, port)
     (daemon,) = until(lambda: daemons(home))

@@ -8,7 +8,7 @@ import sys
 import dagster as dg
 import pytest
 
-from helpers.plain import make_everything
+from helpers.plain import make_plainly
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
 from moe_core.stages.graph import GRAPH
@@ -128,7 +128,7 @@ def events(tmp_path_factory):
         }
     )
     (folder / "study.toml").write_text(dump_study(study), "utf-8")
-    make_everything(folder / "study.toml")
+    make_plainly(folder / "study.toml")
     environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
     environment |= {"HARDMOE_STUDY": str(folder / "study.toml")}
     done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, env=environment)

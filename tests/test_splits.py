@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from moe_core.data.splits import ALONE, across, assign, first_of_each_id, leaks, place_of
-from moe_core.engine.build import build
+from moe_core.engine.build import build_all
 from moe_core.settings import Data, Source, Study
 from moe_core.stages.data.split_check import check
 from moe_core.stages.data.stages import SPLITS
@@ -145,9 +145,7 @@ def made(folder, **data):
     settings = Data(**({"image_size": 16, "test": 0.3, "validation": 0.2} | data))
     study = Study(source=Source(format="parquet", uri=f"{folder}/*.parquet"), data=settings)
     context = open_study(study, folder / "store")
-    for name in ("posts", "splits"):
-        for key in context.planner.keys(name):
-            build(context, name, key)
+    build_all(context, ("posts", "splits"))
     artifact = context.need("splits")
     return context, pl.read_parquet(artifact.file("splits.parquet")), artifact.metadata
 

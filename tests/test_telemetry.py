@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from helpers.command import write
-from helpers.without_controls import small_study
+from helpers.without_controls import quick_study
 from pipelines.instance.home import NO_TELEMETRY
 
 UPLOAD = """
@@ -64,7 +64,7 @@ def test_telemetry_is_sent_only_where_the_users_dagster_yaml_says_so(tmp_path, s
 
 
 def test_a_code_server_warns_of_telemetry_that_nobody_turned_off(tmp_path):
-    file = write(tmp_path / "study", small_study())
+    file = write(tmp_path / "study", quick_study())
     clean = {k: v for k, v in os.environ.items() if k != NO_TELEMETRY} | {"HARDMOE_STUDY": str(file)}
     code = [sys.executable, "-c", "import pipelines.definitions"]
     for said, warns in (("", True), ("telemetry: {enabled: false}", False), ("telemetry: {enabled: true}", False)):

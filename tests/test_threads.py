@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from helpers.growing import QUICK, add_shard, growing_study, make, opened
-from helpers.ui import free_port, launch, started_ui, until
+from helpers.processes import until
+from helpers.ui import free_port, launch, started_ui
 from moe_core import threads
 from moe_core.engine.resources import SHARE, threads_for, workers_for
 from moe_core.models.cost import multiply_adds

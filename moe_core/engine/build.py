@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,13 @@ def build(
         view = context.frozen if stage.frozen else context
         made = context.store.make(spec, lambda folder: _make(stage, view, key, folder, around), replace=force)
     return _committed(context, stage, Built(made, reused=False))
+
+
+def build_all(context: Context, names: Iterable[str] | None = None) -> None:
+    """Builds every key of these stages, in this order; of all stages of the study where none are named."""
+    for name in context.planner.graph if names is None else names:
+        for key in context.planner.keys(name):
+            build(context, name, key)
 
 
 def _make(

@@ -1,31 +1,13 @@
 """A study that has its partition, and commands on it."""
 
-import subprocess
-import sys
-import time
-
 import pytest
 from click.testing import CliRunner
 
 from helpers.command import write
+from helpers.plain import make_plainly
 from helpers.with_controls import QUICK, small_study
 from moe_core.settings import Partition, Source
 from pipelines.cli.main import main
-
-TO_THE_PARTITION = """
-import sys
-from pathlib import Path
-from moe_core.settings import load_study
-from moe_core.stages.gate import current_partition
-from moe_core.workspace import open_study
-from moe_core.engine.build import build
-from moe_core.stages.graph import GRAPH
-file = Path(sys.argv[1])
-context = open_study(load_study(file), file.parent)
-for name in ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"):
-    for key in context.planner.keys(name):
-        build(context, name, key)
-"""
 
 
 def up_to_the_partition(folder):
@@ -34,7 +16,7 @@ def up_to_the_partition(folder):
     training = QUICK.model_copy(update={"checkpoint_seconds": 0.1})
     study = small_study(source=source, partition=partition, expert_training=training)
     file = write(folder, study)
-    subprocess.run([sys.executable, "-c", TO_THE_PARTITION, str(file)], check=True)
+    make_plainly(file, "posts", "splits", "vocabulary", "trunk", "trunk_features", "partition")
     return file
 
 
@@ -44,12 +26,3 @@ def hardmoe(*arguments):
         patch.delenv("DAGSTER_HOME", raising=False)
         patch.setenv("HARDMOE_STUDY", "")
         return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def until(true, process=None, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found

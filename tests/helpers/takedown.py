@@ -6,16 +6,15 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from helpers.without_controls import quick_study
 from moe_core.engine.build import build
-from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
+from moe_core.settings import Data, Source, dump_study
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import write_vectors
 from moe_core.workspace import open_study
 
 SIZE = 16
 GONE = "post-of-ann-000"  # ann's posts: 0 to 3 of shard a, 0 of shard b, and one that is rejected
-QUICK = Training(epochs=1, batch_size=32, flip=False, crop=1)
 
 
 def noise(seed):
@@ -50,18 +49,9 @@ def write_source(folder, posts=120, first=0):
     return Source(format="parquet", uri=str(folder))
 
 
-def small_study(source, **more):
-    values = {
-        "name": "takedown",
-        "source": source,
-        "data": Data(image_size=SIZE, min_posts_per_tag=1, validation=0.0, max_reject_rate=1),
-        "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
-        "trunk": QUICK,
-        "expert_training": QUICK,
-        "partition": Partition(experts=2, pca=8),
-        "evaluation": demo().evaluation.model_copy(update={"controls": False, "bootstrap": 20}),
-    }
-    return demo().model_copy(update=values | more)
+def study_of_two_users(source, **more):
+    data = Data(image_size=SIZE, min_posts_per_tag=1, validation=0.0, max_reject_rate=1)
+    return quick_study(**{"name": "takedown", "source": source, "data": data} | more)
 
 
 def files_with(root, text):
@@ -71,7 +61,7 @@ def files_with(root, text):
 
 def two_shards(folder):
     """Posts of two shards, an artifact of features of each, an older artifact of shard b, a log that names a post."""
-    context = open_study(small_study(write_source(folder / "source")), folder / "store")
+    context = open_study(study_of_two_users(write_source(folder / "source")), folder / "store")
     context.root.mkdir()
     build(smaller(context), "posts", "b")
     for key in ("a", "b"):

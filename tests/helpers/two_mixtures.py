@@ -1,8 +1,9 @@
 """A store with two mixtures: one that learned something, and one whose networks never moved from their start."""
 
-from moe_core.engine.build import build
+from helpers.without_controls import quick_study
+from moe_core.engine.build import build_all
 from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
+from moe_core.settings import Data, Partition, Source, Training, dump_study
 from moe_core.workspace import open_study
 
 CONTROLS_OFF = demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50})
@@ -14,13 +15,12 @@ def tiny_study(lr=0.2, **more):
         "name": "two",
         "source": Source(format="synthetic", posts=500, shards=2),
         "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.2),
-        "network": Network(widths=(4, 8), depths=(1, 1), embedding=16),
         "trunk": training,
         "expert_training": training,
         "partition": Partition(experts=2, pca=4),
         "evaluation": CONTROLS_OFF,
     }
-    return demo().model_copy(update=values | more)
+    return quick_study(**values | more)
 
 
 GOOD, BAD = tiny_study(), tiny_study(lr=1e-9)
@@ -28,12 +28,8 @@ GOOD, BAD = tiny_study(), tiny_study(lr=1e-9)
 
 def make(context, until):
     """All stages up to and with `until`."""
-    for name, stage in context.planner.graph.items():
-        if not stage.control:
-            for key in context.planner.keys(name):
-                build(context, name, key)
-        if name == until:
-            return
+    names = list(context.planner.graph)
+    build_all(context, names[: names.index(until) + 1])
 
 
 def write(root, study=GOOD):
@@ -46,7 +42,4 @@ def two_mixtures(root):
     write(root)
     for study in (BAD, GOOD):
         make(open_study(study, root), "mixture")
-    context = open_study(GOOD, root)
-    for name in ("evaluation", "embeddings"):
-        for key in context.planner.keys(name):
-            build(context, name, key)
+    build_all(open_study(GOOD, root), ("evaluation", "embeddings"))

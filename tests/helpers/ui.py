@@ -5,20 +5,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
+from helpers.processes import until
+
 LAUNCH = """mutation($run: ExecutionParams!) { launchRun(executionParams: $run) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }"""
-
-
-def until(true, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def processes(folder):

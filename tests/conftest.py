@@ -106,10 +106,10 @@ def copied(finished_store, tmp_path):
 @pytest.fixture(scope="session")
 def whole_bundle(tmp_path_factory):
     """A bundle of drawn networks with two experts: to be copied, not changed."""
-    from helpers.bundles import bundle_at, drawn_parts
+    from helpers.bundles import bundle_at, random_parts
 
     root = tmp_path_factory.mktemp("whole")
-    return bundle_at(root / "bundle", drawn_parts(root, 0, count=2))
+    return bundle_at(root / "bundle", random_parts(root, 0, count=2))
 
 
 @pytest.fixture

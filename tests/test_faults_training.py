@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from helpers.joint_work import PRELOAD, drawn_posts, network
+from helpers.joint_work import PRELOAD, network, random_posts
 from helpers.joint_work import finish as finish_joint
 from helpers.joint_work import joint as joint_training
 from moe_core.settings import Training
@@ -34,10 +34,12 @@ def train_experts(folder, mode):
     result = {}
     for key, count in (("e000", 40), ("e001", 24)):
         expert = network(key)
-        list(train(expert, drawn_posts(count), TRAINING, train_decoder=False, checkpoint=folder / f"{key}.safetensors"))
+        list(
+            train(expert, random_posts(count), TRAINING, train_decoder=False, checkpoint=folder / f"{key}.safetensors")
+        )
         if mode == "refit":
-            features_ND = features_of(expert, drawn_posts(count).images, "float32", "cpu")
-            refit(expert.fc, features_ND, drawn_posts(count), 4, 0.1, "softmax", 0)
+            features_ND = features_of(expert, random_posts(count).images, "float32", "cpu")
+            refit(expert.fc, features_ND, random_posts(count), 4, 0.1, "softmax", 0)
         result |= {f"{key}.{name}": tensor for name, tensor in expert.state_dict().items()}
     save_weights(folder / "result", result, {})
 

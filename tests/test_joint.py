@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.joint_work import PRELOAD, TRAINING, die_at_a_rename, drawn_posts, finish, hold, joint, network, work
+from helpers.joint_work import PRELOAD, TRAINING, die_at_a_rename, finish, hold, joint, network, random_posts, work
 from moe_core.errors import NotFinite
 from moe_core.settings import Decoder
 from moe_core.training.joint import outer_step, take_part, trained_decoder, trained_expert
@@ -63,7 +63,7 @@ def test_a_step_of_one_gives_the_one_decoder_back_to_the_bit():
 def test_one_expert_alone_is_plain_training(tmp_path):
     torch.set_num_threads(1)
     plain = network("e000")
-    list(train(plain, drawn_posts(40), TRAINING))
+    list(train(plain, random_posts(40), TRAINING))
     alone = finish(joint(tmp_path, sizes=(40,), rounds=4, settle_rounds=0, outer_lr=1.0, outer_momentum=0.0))
     assert same(alone, {"e000": plain.state_dict()})
 

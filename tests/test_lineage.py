@@ -21,7 +21,7 @@ def root(both, tmp_path):
     return shutil.copytree(both, tmp_path / "store")
 
 
-def asked(root, name, version=None, study=GOOD):
+def traced(root, name, version=None, study=GOOD):
     context = open_study(study, root)
     return report(context, find(context, name, version))
 
@@ -36,7 +36,7 @@ def hardmoe(root, *arguments):
 
 def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
     context = open_study(GOOD, both)
-    said = asked(both, "expert:e001")
+    said = traced(both, "expert:e001")
     nodes = dict(zip(names(said), said["nodes"], strict=True))
     assert next(iter(nodes)) == "expert:e001"
     assert set(nodes) == {
@@ -50,7 +50,7 @@ def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
     for name, node in nodes.items():
         asset, _, key = name.partition(":")
         assert node["version"] == context.version(asset, key or None)
-        assert node["digest"] == context.need(asset, key or None).content_hash
+        assert node["content_hash"] == context.need(asset, key or None).content_hash
     assert nodes["expert:e001"]["settings"]["training"]["lr"] == 0.2
     assert nodes["trunk"]["settings"]["network"]["widths"] == [4, 8]
     for shard in context.shards:
@@ -69,7 +69,7 @@ def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
 def test_what_depends_on_it_is_what_the_store_has(both):
     context = open_study(GOOD, both)
     below = {
-        (one["asset"], one["key"]): (one["version"], one["direct"]) for one in asked(both, "expert:e001")["dependents"]
+        (one["asset"], one["key"]): (one["version"], one["direct"]) for one in traced(both, "expert:e001")["dependents"]
     }
     mixture = context.version("mixture")
     assert below.pop(("evaluation", None)) == (context.version("evaluation"), False)
@@ -78,31 +78,31 @@ def test_what_depends_on_it_is_what_the_store_has(both):
         ("shared_decoder", None): (context.version("shared_decoder"), True),
         ("mixture", None): (mixture, True),
     }
-    trunks = [one["version"] for one in asked(both, "vocabulary")["dependents"] if one["asset"] == "trunk"]
+    trunks = [one["version"] for one in traced(both, "vocabulary")["dependents"] if one["asset"] == "trunk"]
     assert sorted(trunks) == sorted(open_study(study, both).version("trunk") for study in (GOOD, BAD))
-    assert asked(both, "evaluation")["dependents"] == []
+    assert traced(both, "evaluation")["dependents"] == []
 
 
 def test_an_expert_knows_the_partition_of_its_own_trunk(both):
     """Both trunks have partitions, and a cluster may be the same in both."""
     for study in (GOOD, BAD):
-        said = asked(both, "mixture", study=study)
+        said = traced(both, "mixture", study=study)
         (partition,) = (node for node in said["nodes"] if node["asset"] == "partition")
         assert partition["version"] == open_study(study, both).version("partition")
 
 
 def test_a_figure_comes_from_the_evaluation(both):
-    said = asked(both, "mixture_top1_router")
-    assert said["asked"]["asset"] == "evaluation"
+    said = traced(both, "mixture_top1_router")
+    assert said["requested"]["asset"] == "evaluation"
     assert said["figure"]["name"] == "mixture_top1_router"
     assert said["figure"]["n"] > 0
     assert {"mixture", "expert:e000", "expert:e001", "shared_decoder"} < set(names(said))
-    assert asked(both, "evaluation:trunk")["figure"]["name"] == "trunk"  # an asset has that name, too
-    assert asked(both, "trunk")["figure"] is None
+    assert traced(both, "evaluation:trunk")["figure"]["name"] == "trunk"  # an asset has that name, too
+    assert traced(both, "trunk")["figure"] is None
 
 
 def test_a_node_comes_before_what_it_was_made_from(both):
-    said = asked(both, "embeddings:" + open_study(GOOD, both).shards[0].key)
+    said = traced(both, "embeddings:" + open_study(GOOD, both).shards[0].key)
     place = {node["version"]: number for number, node in enumerate(said["nodes"])}
     for node in said["nodes"]:
         assert all(place[node["version"]] < place[v] for one in node["inputs"] for v in one["of"])
@@ -110,8 +110,8 @@ def test_a_node_comes_before_what_it_was_made_from(both):
 
 def test_old_versions_by_their_beginning(root):
     old = open_study(BAD, root).version("expert", "e000")
-    said = asked(root, "expert:e000", old[:6])
-    assert said["asked"]["version"] == old
+    said = traced(root, "expert:e000", old[:6])
+    assert said["requested"]["version"] == old
     assert said["nodes"][0]["settings"]["training"]["lr"] == 1e-9
 
 
@@ -131,7 +131,7 @@ def test_old_versions_by_their_beginning(root):
 )
 def test_what_is_not_there_is_said_with_what_is(both, name, version, why):
     with pytest.raises(ValueError, match=why):
-        asked(both, name, version)
+        traced(both, name, version)
 
 
 def test_a_version_that_is_not_made_names_those_that_are(both):
@@ -139,16 +139,16 @@ def test_a_version_that_is_not_made_names_those_that_are(both):
     with pytest.raises(
         ValueError, match=r"trunk .* is not built yet: .*--version with one of [0-9a-f]{20}, [0-9a-f]{20}"
     ):
-        asked(both, "trunk", study=other)
+        traced(both, "trunk", study=other)
     with pytest.raises(ValueError, match=r"older versions \(--version\): [0-9a-f]{20}, [0-9a-f]{20}"):
-        asked(both, "mixture", study=other)
+        traced(both, "mixture", study=other)
 
 
 def test_what_was_removed_since_is_said_and_the_rest_is_shown(root):
     context = open_study(GOOD, root)
     shutil.rmtree(context.need("trunk").path)
     shutil.rmtree(context.need("posts", context.shards[0].key).path)
-    said = asked(root, "expert:e000", context.version("expert", "e000"))
+    said = traced(root, "expert:e000", context.version("expert", "e000"))
     inputs = {one["name"]: one["kind"] for one in said["nodes"][0]["inputs"]}
     assert inputs == {"members": "members", "trunk": "gone"}
     text = hardmoe(root, "expert:e000").output
@@ -208,7 +208,7 @@ def test_a_damaged_manifest_is_named(root):
 def test_the_command_prints_a_tree_with_each_node_once(both):
     context = open_study(GOOD, both)
     text = hardmoe(both, "mixture").output.splitlines()
-    assert text[0] == f"mixture {context.version('mixture')}  digest {context.need('mixture').content_hash}"
+    assert text[0] == f"mixture {context.version('mixture')}  content hash {context.need('mixture').content_hash}"
     tree = text[: text.index("Settings")]
     splits = [line for line in tree if f"splits {context.version('splits')}" in line]
     assert len([line for line in splits if "(see above)" not in line]) == 1
@@ -219,7 +219,8 @@ def test_the_command_prints_a_tree_with_each_node_once(both):
     assert f"  evaluation {context.version('evaluation')}" in text
     said = json.loads(hardmoe(both, "mixture", "--json").output)
     assert said["study"] == "two"
-    assert sum(f"{node['version']}  digest" in line for node in said["nodes"] for line in tree) == len(said["nodes"])
+    named = [f"{node['version']}  content hash" for node in said["nodes"]]
+    assert sum(name in line for name in named for line in tree) == len(named)
 
 
 def test_many_shards_are_counted_in_the_text(tmp_path):
@@ -231,7 +232,7 @@ def test_many_shards_are_counted_in_the_text(tmp_path):
         for n in range(30)
     }
     version = store.make(Spec("partition", None, "1", {}, features), lambda folder: StageOutput({})).version
-    said = asked(tmp_path, "partition", version)
+    said = traced(tmp_path, "partition", version)
     assert len(said["nodes"]) == 31
     text = list(lines_of(said, {}))
     assert sum("trunk_features:s" in line for line in text[: text.index("Settings")]) == 12
@@ -242,6 +243,10 @@ def test_the_published_mixture_is_marked(root):
     context = open_study(GOOD, root)
     build(context, "published")
     published = context.version("mixture")
-    assert asked(root, "trunk")["publication"] == {published: "published"}
+    assert traced(root, "trunk")["publication"] == {published: "published"}
     assert f"mixture {published} is published" in hardmoe(root, "expert:e000").output
-    assert {one["asset"] for one in asked(root, "mixture")["dependents"]} == {"published", "evaluation", "embeddings"}
+    assert {one["asset"] for one in traced(root, "mixture")["dependents"]} == {
+        "published",
+        "evaluation",
+        "embeddings",
+    }

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from helpers.bundles import bundle_at, drawn_parts, images
+from helpers.bundles import bundle_at, images, random_parts
 from moe_core.data.images import REASONS
 from moe_core.recipes import demo
 from moe_core.serving.bundle import Bundle
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     (root / "cats" / "study.toml").write_text(dump_study(demo()))
     for version, count in ((FIRST, 1), (SECOND, 2), (OTHER, 3)):
         (root / version).mkdir()
-        bundle_at(root / "cats" / "mixture" / version, drawn_parts(root / version, 0, count=count))
+        bundle_at(root / "cats" / "mixture" / version, random_parts(root / version, 0, count=count))
     with deciding(root / "cats") as log:
         save(root / "cats", log.adding(Decision("published", OTHER, "", OTHER, "first", "test")))
     return root / "cats"

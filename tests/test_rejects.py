@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from helpers import hostile
-from helpers.formats import WRITERS, drawn_posts
+from helpers.formats import WRITERS, random_posts
 from moe_core.data import checks, images, ingest
 from moe_core.data.rejects import REASONS
 from moe_core.data.sources.raw import RAW
@@ -90,7 +90,7 @@ def test_rejects_of_a_reason_anywhere(kind, place, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("place", [{8}, {0}, {127, 128}])
 def test_a_few_posts_without_tags_of_every_source(name, place, tmp_path):
-    posts = drawn_posts(140)
+    posts = random_posts(140)
     good = next(post["image"] for post in posts if _usable(post["image"]))
     for n, post in enumerate(posts):
         post["image"], post["tags"] = good, [] if n in place else [f"t{n}"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.bundles import EXPERTS, NETWORK, SIDE, TAGS, bundle_at, drawn_parts, flip, images
+from helpers.bundles import EXPERTS, NETWORK, SIDE, TAGS, bundle_at, flip, images, random_parts
 from moe_core.data.images import REASONS
 from moe_core.errors import NotFinite
 from moe_core.models.resnet import ResNet, build
@@ -22,12 +22,12 @@ from moe_core.weights import load_weights, save_weights
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    return drawn_parts(tmp_path_factory.mktemp("parts"), 0)
+    return random_parts(tmp_path_factory.mktemp("parts"), 0)
 
 
 @pytest.fixture(scope="module")
 def branches(tmp_path_factory):
-    return drawn_parts(tmp_path_factory.mktemp("branches"), 1)
+    return random_parts(tmp_path_factory.mktemp("branches"), 1)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, request, an
 
 
 def test_more_experts_than_there_are_give_the_mean_of_all_without_the_router_s_share(tmp_path):
-    bundle = Bundle(bundle_at(tmp_path / "bundle", drawn_parts(tmp_path, 0, count=1), "mixture_top1_router"))
+    bundle = Bundle(bundle_at(tmp_path / "bundle", random_parts(tmp_path, 0, count=1), "mixture_top1_router"))
     one, many = (next(routed(bundle, [images(5)], topk=topk)).probabilities_BV for topk in (1, 4))
     alone = bundle.probabilities(bundle.expert_logits("e000", ImagesInMemory(images(5))))
     assert torch.allclose(many, alone, atol=1e-5)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from helpers.bundles import EXPERTS, bundle_at, drawn_parts, flip, images
+from helpers.bundles import EXPERTS, bundle_at, flip, images, random_parts
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.cache import ExpertCache
 from moe_core.serving.routed import routed
@@ -21,7 +21,7 @@ THREADS, ROUNDS = 4, 12
 @pytest.fixture(scope="module", params=[0, 1], ids=["whole", "branches"])
 def folder(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("threads")
-    return bundle_at(root / "bundle", drawn_parts(root, request.param), branch_at=request.param, precision="float32")
+    return bundle_at(root / "bundle", random_parts(root, request.param), branch_at=request.param, precision="float32")
 
 
 def answers(bundle, seed, topk=1):
@@ -100,7 +100,7 @@ def test_threads_may_ask_on_different_devices(folder):
 
 
 def test_two_bundles_in_threads_do_not_mix(folder, tmp_path):
-    other = bundle_at(tmp_path / "other", drawn_parts(tmp_path, 0, count=2), precision="float32")
+    other = bundle_at(tmp_path / "other", random_parts(tmp_path, 0, count=2), precision="float32")
     alone = [answers(Bundle(path), 0) for path in (folder, other)]
     bundles = [Bundle(path, most_experts=2) for path in (folder, other)]
     found = in_threads(lambda n: [same(answers(bundles[n % 2], 0), alone[n % 2]) for _ in range(ROUNDS)])
@@ -121,7 +121,7 @@ def test_a_stream_that_is_left_midway_keeps_nothing_from_others(folder):
 
 
 def test_an_error_in_one_thread_leaves_the_others_their_answers(tmp_path, folder):
-    copy = bundle_at(tmp_path / "copy", drawn_parts(tmp_path, 0), precision="float32")
+    copy = bundle_at(tmp_path / "copy", random_parts(tmp_path, 0), precision="float32")
     bundle, pictures = Bundle(copy, most_experts=2), ImagesInMemory(images(5))
     wanted = {key: Bundle(copy).expert_features(key, pictures) for key in ("e000", "e002")}
     flip(copy / "experts" / "e001.safetensors", -1)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.formats import WRITERS, drawn_posts, table_of
+from helpers.formats import WRITERS, random_posts, table_of
 from helpers.reading import ANYTHING, png, rows_of, said
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import parquet, raw
@@ -30,7 +30,7 @@ KEPT = ["id", "image", "tags", "user", "taken_at", "given"]
 
 @pytest.fixture(scope="module")
 def posts():
-    return drawn_posts()
+    return random_posts()
 
 
 def ingested(source, root):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.formats import WRITERS, drawn_posts
+from helpers.formats import WRITERS, random_posts
 from helpers.reading import ANYTHING, said
 from moe_core.data.sources.files import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
@@ -21,7 +21,7 @@ from moe_core.settings import Source, dump_study
 
 @pytest.fixture(scope="module")
 def posts():
-    return drawn_posts()
+    return random_posts()
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("parquet", "parquet"), ("arrow", "arrow"), ("webdataset", "tar")])
@@ -77,7 +77,7 @@ def test_an_arrow_stream_cut_between_batches_is_not_taken_for_a_whole_one(posts,
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "lance"])
 def test_damage_anywhere_gives_rows_or_one_line(name, tmp_path):
-    source = WRITERS[name](drawn_posts(20), tmp_path)
+    source = WRITERS[name](random_posts(20), tmp_path)
     path = Path(find_shards(source)[0].path)
     good, draw = path.read_bytes(), random.Random(name)
     for _ in range(25):

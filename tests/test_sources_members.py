@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.formats import WRITERS, drawn_posts, hash_of, tar_of, yfcc_line
+from helpers.formats import WRITERS, hash_of, random_posts, tar_of, yfcc_line
 from helpers.reading import png, reasons, rows_of
 from moe_core.settings import Source
 
 
 @pytest.fixture(scope="module")
 def posts():
-    return drawn_posts()
+    return random_posts()
 
 
 def entry(name, kind, target=""):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.formats import WRITERS, drawn_posts, tar_of, yfcc_line
+from helpers.formats import WRITERS, random_posts, tar_of, yfcc_line
 from helpers.reading import png, reasons, rows_of, said
 from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.raw import MAX_LINE
@@ -20,7 +20,7 @@ from moe_core.settings import Source
 
 @pytest.fixture(scope="module")
 def posts():
-    return drawn_posts()
+    return random_posts()
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import threading
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.formats import WRITERS, drawn_posts, table_of
+from helpers.formats import WRITERS, random_posts, table_of
 from moe_core.data.sources.files import ContentHashes
 from moe_core.errors import BadSource
 
 
 @pytest.fixture(scope="module")
 def posts():
-    return drawn_posts()
+    return random_posts()
 
 
 # The sensor

@@ -25,7 +25,7 @@ NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))
 TINY = Network(widths=(4, 8), depths=(1, 1), embedding=8)
 
 
-def drawn_posts(count=64, hashtags=4):
+def random_posts(count=64, hashtags=4):
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=draw)
     return Posts(
@@ -85,7 +85,7 @@ def test_order_depends_on_the_step_alone():
 
 
 def all_of(training, **more):
-    posts = drawn_posts()
+    posts = random_posts()
     return [(b.step, b.images_BCHW, b.targets_BV) for b in batches(posts, training, 4, 0, 20, **more)]
 
 
@@ -102,7 +102,7 @@ def test_batches_are_the_same_for_any_number_of_threads():
 
 def test_batches_from_the_middle_are_those_of_the_whole():
     training = Training(batch_size=8)
-    late = [(b.step, b.images_BCHW, b.targets_BV) for b in batches(drawn_posts(), training, 4, 7, 20)]
+    late = [(b.step, b.images_BCHW, b.targets_BV) for b in batches(random_posts(), training, 4, 7, 20)]
     assert same(late, all_of(training)[7:])
 
 
@@ -121,7 +121,7 @@ def test_ranks_see_parts_that_are_disjoint_and_together_all():
 def test_batches_of_posts_on_a_device_are_the_same():
     for more in ({}, {"flip": False}, {"crop": 0}, {"flip": False, "crop": 0}, {"resample": "sqrt"}):
         training = Training(batch_size=8, **more)
-        there = drawn_posts().on_device(64 * 8 * 8 * 3, "cpu")
+        there = random_posts().on_device(64 * 8 * 8 * 3, "cpu")
         assert isinstance(there.images, ImagesOnDevice)
         for rank in (0, 1):
             made = [
@@ -131,13 +131,14 @@ def test_batches_of_posts_on_a_device_are_the_same():
 
 
 def test_posts_that_do_not_fit_on_the_device_stay_where_they_are():
-    posts = drawn_posts()
+    posts = random_posts()
     assert posts.on_device(64 * 8 * 8 * 3 - 1, "cpu") is posts
 
 
 def test_images_on_a_device_are_images():
-    images = drawn_posts().on_device(1 << 20, "cpu").images
-    assert np.array_equal(images.subset(np.array([5, 2])).read(np.array([1])), drawn_posts().images.read(np.array([2])))
+    posts = random_posts()
+    images = posts.on_device(1 << 20, "cpu").images
+    assert np.array_equal(images.subset(np.array([5, 2])).read(np.array([1])), posts.images.read(np.array([2])))
     assert len(images) == 64
 
 
@@ -173,9 +174,9 @@ def test_gradients_of_several_batches_make_one_step():
     training = Training(epochs=0.25, batch_size=8, accumulate=2, momentum=0, weight_decay=0, precision="float32")
     assert steps_of(64, training) == 1
     model = build(TINY, 4, seed=0)
-    list(train(model, drawn_posts(), training))
+    list(train(model, random_posts(), training))
     by_hand = build(TINY, 4, seed=0).train()
-    for batch in batches(drawn_posts(), training, 4, 0, 2):
+    for batch in batches(random_posts(), training, 4, 0, 2):
         (hashtag_loss(by_hand(normalize(batch.images_BCHW)), batch.targets_BV, "softmax") / 2).backward()
     lr = learning_rate("one-cycle", training.lr, training.warmup, 0, 1)
     for mine, other in zip(model.parameters(), by_hand.parameters(), strict=True):
@@ -184,7 +185,7 @@ def test_gradients_of_several_batches_make_one_step():
 
 def test_a_rank_beyond_the_ranks_is_an_error():
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        list(batches(drawn_posts(), Training(), 4, 0, 1, rank=2, ranks=2))
+        list(batches(random_posts(), Training(), 4, 0, 1, rank=2, ranks=2))
 
 
 def test_what_a_reader_raises_reaches_the_caller():
@@ -237,20 +238,20 @@ def test_schedules_reach_their_peak_and_end_near_zero():
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where():
     model = build(TINY, 4, seed=0)
     with pytest.raises(NotFinite, match=r"loss is nan between steps 1 and 2 of 80 at learning rate"):
-        list(train(model, drawn_posts(), Training(epochs=10, batch_size=8, lr=1e30)))
+        list(train(model, random_posts(), Training(epochs=10, batch_size=8, lr=1e30)))
 
 
 def test_a_weight_that_is_not_finite_after_the_last_step_stops_the_run_too():
     model = build(TINY, 4, seed=0)
     model.bn1.running_mean[1] = float("inf")  # which no loss of a training shows
     with pytest.raises(NotFinite, match=r"bn1.running_mean is no longer finite between steps 0 and 1 of 1 at"):
-        list(train(model, drawn_posts(8), Training(epochs=1, batch_size=8)))
+        list(train(model, random_posts(8), Training(epochs=1, batch_size=8)))
 
 
 def test_a_fixed_decoder_stays_and_the_rest_moves():
     model = build(TINY, 4, seed=0)
     decoder, filters = model.fc.weight.clone(), model.conv1.weight.clone()
-    list(train(model, drawn_posts(), Training(epochs=1, batch_size=8), train_decoder=False))
+    list(train(model, random_posts(), Training(epochs=1, batch_size=8), train_decoder=False))
     assert torch.equal(model.fc.weight, decoder)
     assert not torch.equal(model.conv1.weight, filters)
 
@@ -259,14 +260,14 @@ def test_a_fixed_decoder_stays_and_the_rest_moves():
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after, accumulate):
     training = Training(epochs=5 * accumulate, batch_size=8, checkpoint_seconds=1e-9, accumulate=accumulate)
     whole = build(TINY, 4, seed=0)
-    list(train(whole, drawn_posts(), training))
+    list(train(whole, random_posts(), training))
 
     checkpoint = tmp_path / "checkpoint.safetensors"
-    for m in train(build(TINY, 4, seed=0), drawn_posts(), training, checkpoint=checkpoint):
+    for m in train(build(TINY, 4, seed=0), random_posts(), training, checkpoint=checkpoint):
         if m.step > stop_after:
             break
     resumed = build(TINY, 4, seed=99)
-    steps = [m.step for m in train(resumed, drawn_posts(), training, checkpoint=checkpoint)]
+    steps = [m.step for m in train(resumed, random_posts(), training, checkpoint=checkpoint)]
     assert steps[0] == stop_after + 10
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
@@ -276,10 +277,10 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after, accumulate):
 def test_a_run_in_two_parts_ends_in_the_same_bits(tmp_path):
     training = Training(epochs=5, batch_size=8)
     whole, first, second = (build(TINY, 4, seed=0) for _ in range(3))
-    list(train(whole, drawn_posts(), training))
+    list(train(whole, random_posts(), training))
     checkpoint = tmp_path / "checkpoint.safetensors"
-    assert [m.step for m in train(first, drawn_posts(), training, until=13, checkpoint=checkpoint)] == [10, 13]
-    assert [m.step for m in train(second, drawn_posts(), training, checkpoint=checkpoint)] == [20, 30, 40]
+    assert [m.step for m in train(first, random_posts(), training, until=13, checkpoint=checkpoint)] == [10, 13]
+    assert [m.step for m in train(second, random_posts(), training, checkpoint=checkpoint)] == [20, 30, 40]
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -288,18 +289,18 @@ def test_a_run_in_two_parts_ends_in_the_same_bits(tmp_path):
 def test_a_checkpoint_with_momentum_of_what_is_not_there_is_refused(tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     training = Training(epochs=5, batch_size=8)
-    list(train(build(TINY, 4, seed=0), drawn_posts(), training, until=10, checkpoint=checkpoint))
+    list(train(build(TINY, 4, seed=0), random_posts(), training, until=10, checkpoint=checkpoint))
     state, about = load_weights(checkpoint)
     save_weights(checkpoint, state | {"momentum.0": state["momentum.conv1.weight"].clone()}, about)
     with pytest.raises(ValueError, match=r"holds 'momentum.0', which the network has not: delete it"):
-        list(train(build(TINY, 4, seed=0), drawn_posts(), training, checkpoint=checkpoint))
+        list(train(build(TINY, 4, seed=0), random_posts(), training, checkpoint=checkpoint))
 
 
 def test_held_stages_stay_as_they_were_and_the_others_learn():
     model = build(TINY, 4, seed=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.freeze_stages(1)
-    list(train(model, drawn_posts(), Training(epochs=5, batch_size=8)))
+    list(train(model, random_posts(), Training(epochs=5, batch_size=8)))
     after = model.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"layer2", "conv_embed", "bn_embed", "fc"}
@@ -310,12 +311,12 @@ def test_a_resumed_run_with_held_stages_ends_in_the_same_bits(tmp_path):
     whole, part, resumed = (build(TINY, 4, seed=0) for _ in range(3))
     for model in (whole, part, resumed):
         model.freeze_stages(1)
-    list(train(whole, drawn_posts(), training))
+    list(train(whole, random_posts(), training))
     checkpoint = tmp_path / "checkpoint.safetensors"
-    for m in train(part, drawn_posts(), training, checkpoint=checkpoint):
+    for m in train(part, random_posts(), training, checkpoint=checkpoint):
         if m.step == 30:
             break
-    steps = [m.step for m in train(resumed, drawn_posts(), training, checkpoint=checkpoint)]
+    steps = [m.step for m in train(resumed, random_posts(), training, checkpoint=checkpoint)]
     assert steps[0] == 30
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
@@ -325,15 +326,12 @@ def test_a_resumed_run_with_held_stages_ends_in_the_same_bits(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     training = Training(epochs=5, batch_size=8, checkpoint_seconds=1e-9)
-    list(train(build(TINY, 4, seed=0), drawn_posts(), training, checkpoint=checkpoint))
+    list(train(build(TINY, 4, seed=0), random_posts(), training, checkpoint=checkpoint))
+    longer = training.model_copy(update={"epochs": 10})
     with pytest.raises(ValueError, match="of a run of 40 steps, this run has 80"):
-        list(
-            train(
-                build(TINY, 4, seed=0), drawn_posts(), training.model_copy(update={"epochs": 10}), checkpoint=checkpoint
-            )
-        )
+        list(train(build(TINY, 4, seed=0), random_posts(), longer, checkpoint=checkpoint))
 
 
 def test_no_posts_is_an_error():
     with pytest.raises(ValueError, match="no posts to train on"):
-        list(train(build(TINY, 4, seed=0), drawn_posts(0), Training()))
+        list(train(build(TINY, 4, seed=0), random_posts(0), Training()))

@@ -48,7 +48,7 @@ def test_results_report_and_lineage_go_by_what_was_made_last(root):
         done = hardmoe(root, "lineage", name, "--json")
         asset, _, key = name.partition(":")
         there = {artifact.version for artifact in context.store.versions(asset, key or None)}
-        assert json.loads(done.stdout)["asked"]["version"] in there
+        assert json.loads(done.stdout)["requested"]["version"] in there
         assert done.stderr.startswith(WARNING)
 
 

@@ -207,7 +207,7 @@ def serving(results: Results) -> None:
     for branch_at in (0, 1):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "parts").mkdir()
-            parts = test_serving.drawn_parts(Path(folder) / "parts", branch_at)
+            parts = test_serving.random_parts(Path(folder) / "parts", branch_at)
             path = Path(folder) / "bundle"
             test_serving.bundle_at(path, parts, "mixture_top1_router", branch_at, "float32")
             batches = [test_serving.images(40, seed=seed) for seed in range(3)]

@@ -199,18 +199,18 @@ def _current(context: Context, asset: str, key: str | None, built: list[str]) ->
     return now
 
 
-def report(context: Context, asked: Target) -> dict[str, Any]:
+def report(context: Context, target: Target) -> dict[str, Any]:
     """The document of `hardmoe lineage --json` (docs/reference/json.md has its fields)."""
     lineage = Lineage(context.store)
     log = publication.read_log(context.root)
     mixtures = {log.published: "published", log.previous: "previous"}
-    below = lineage.below(asked.version)
-    named = [asked.version, *(version for version, _ in below)]
+    below = lineage.below(target.version)
+    named = [target.version, *(version for version, _ in below)]
     return {
         "study": context.study.name,
-        "asked": {"asset": asked.asset, "key": asked.key, "version": asked.version},
-        "figure": None if asked.figure is None else figure(lineage.artifact(asked.version), asked.figure),
-        "nodes": [_node(lineage, version) for version in lineage.above(asked.version)],
+        "requested": {"asset": target.asset, "key": target.key, "version": target.version},
+        "figure": None if target.figure is None else figure(lineage.artifact(target.version), target.figure),
+        "nodes": [_node(lineage, version) for version in lineage.above(target.version)],
         "dependents": [_short(lineage.artifact(version)) | {"direct": direct} for version, direct in below],
         "publication": {version: mixtures[version] for version in named if version and version in mixtures},
     }
@@ -232,7 +232,7 @@ def _node(lineage: Lineage, version: str) -> dict[str, Any]:
     artifact = lineage.artifact(version)
     made = datetime.fromtimestamp(artifact.made_at, UTC).isoformat(timespec="seconds")
     return _short(artifact) | {
-        "digest": artifact.content_hash,
+        "content_hash": artifact.content_hash,
         "code": artifact.code,
         "settings": artifact.settings,
         "made_at": made,

@@ -6,7 +6,7 @@
     <root>/<asset>/request.json             requests: train the trunk again, fit the partition again
     <root>/posts.lance, rejects.lance       rows of all shards
     <root>/published.json, takedowns.parquet
-    <root>/dagster, logs, .progress, .sources, .digests.json
+    <root>/dagster, logs, .progress, .sources, .content_hashes.json
 
 Names are hidden (".") where a user has nothing to read in them.
 """
@@ -66,7 +66,7 @@ class Layout:
     @property
     def content_hashes(self) -> Path:
         """Hashes of the source's files, so that a file which did not change is not read again."""
-        return self.root / ".digests.json"
+        return self.root / ".content_hashes.json"
 
     @property
     def source_cache(self) -> Path:

@@ -58,7 +58,7 @@ def lines_of(document: dict[str, Any], files: dict[str, str]) -> Iterator[str]:
     if document["figure"]:
         figures = {name: value for name, value in document["figure"].items() if name != "name"}
         yield f"{document['figure']['name']}: " + ", ".join(f"{name} {value}" for name, value in figures.items())
-    yield from _tree(nodes, files, document["asked"]["version"], "", "", set())
+    yield from _tree(nodes, files, document["requested"]["version"], "", "", set())
     yield "Settings"
     for names, settings in _settings(document["nodes"]):
         yield f"  {names}: {settings}"
@@ -80,7 +80,7 @@ def _tree(
     node = nodes[version]
     again = version in seen and bool(node["inputs"])
     seen.add(version)
-    yield f"{first}{_label(node)} {version}" + ("  (see above)" if again else f"  digest {node['digest']}")
+    yield f"{first}{_label(node)} {version}" + ("  (see above)" if again else f"  content hash {node['content_hash']}")
     if again:
         return
     lines = list(inputs_of(nodes, files, node))

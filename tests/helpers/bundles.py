@@ -23,7 +23,7 @@ def images(count, seed=0):
     return coarse.repeat(4, 1).repeat(4, 2)
 
 
-def drawn_parts(folder, branch_at, count=EXPERTS):
+def random_parts(folder, branch_at, count=EXPERTS):
     """Files of a bundle whose experts and decoder all differ but for the first stages; e003 is not published."""
 
     def part(name, state, **about):

@@ -21,7 +21,7 @@ COLUMNS = ["id", "image", "tags", "user", "taken_at", "split"]
 TYPES = pa.schema([RAW.field(name) for name in COLUMNS])
 
 
-def drawn_posts(count=120, seed=3):
+def random_posts(count=120, seed=3):
     rows = [row for batch in synthetic_posts(0, 1, count, seed, 16) for row in batch.to_pylist()]
     for number, row in enumerate(rows):
         row["split"] = ("train", "test", None)[number % 3]

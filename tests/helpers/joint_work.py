@@ -17,7 +17,7 @@ TINY = Network(widths=(4, 8), depths=(1, 1), embedding=8)
 TRAINING = Training(epochs=5, batch_size=8, lr=0.1, checkpoint_seconds=1e-9)
 
 
-def drawn_posts(count):
+def random_posts(count):
     images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return Posts(ImagesInMemory(images), torch.arange(count) % 4, torch.arange(count + 1))
 
@@ -28,7 +28,7 @@ def network(key):
 
 def joint(folder, sizes=(40, 16, 24), rounds=2, **more):
     """Experts with 25, 10 and 15 steps."""
-    posts = {f"e{number:03d}": drawn_posts(size) for number, size in enumerate(sizes)}
+    posts = {f"e{number:03d}": random_posts(size) for number, size in enumerate(sizes)}
     return Joint(folder, posts, network, TRAINING, Decoder(mode="joint", rounds=rounds, **more))
 
 

@@ -3,7 +3,7 @@
 import lance
 
 from helpers import hostile
-from helpers.formats import drawn_posts
+from helpers.formats import random_posts
 from moe_core.data.ingest import ingest
 from moe_core.data.sources.files import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
@@ -16,7 +16,7 @@ PICTURE = hostile.file_of(hostile.picture())
 
 def posts(user):
     """All of them good; a run of rejects is what a lost folder would add."""
-    return [post | {"user": user, "image": PICTURE, "tags": ["cat"]} for post in drawn_posts(60)]
+    return [post | {"user": user, "image": PICTURE, "tags": ["cat"]} for post in random_posts(60)]
 
 
 def ingested(source, root, meanwhile=None):

@@ -485,27 +485,3 @@ def dump_study(study: Study) -> str:
         document.add(tomlkit.nl())
         document.add(key, table)
     return tomlkit.dumps(document)
-
-
-def settings_page() -> str:
-    """docs/reference/settings.md: every table of study.toml with its settings, defaults and descriptions."""
-    lines = ["# Settings of study.toml", "", "Every key may be left out; an unknown one is refused.", ""]
-    for name, field in Study.model_fields.items():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            lines.append(f"- `{name}` (default `{field.default!r}`): {field.description}")
-    for name, field in Study.model_fields.items():
-        model = field.annotation
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            lines += [
-                "",
-                f"## [{name}]",
-                "",
-                (field.description or model.__doc__ or "").strip(),
-                "",
-                "| key | default | what it does |",
-            ]
-            lines += ["| --- | --- | --- |"]
-            for key, setting in model.model_fields.items():
-                default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
-                lines.append(f"| `{key}` | `{default!r}` | {setting.description} |")
-    return "\n".join(lines) + "\n"

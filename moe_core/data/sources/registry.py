@@ -120,12 +120,3 @@ FORMATS = {
         ),
     )
 }
-
-
-def formats_table() -> str:
-    """The table of formats in the docs."""
-    lines = ["| format | `source.uri` | shards | id | image | tags |", "| --- | --- | --- | --- | --- | --- |"]
-    for format in FORMATS.values():
-        row = (format.what, format.shards, format.id, format.image, format.tags)
-        lines.append(f"| `{format.name}` | {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.two_mixtures import GOOD, make, write
+from helpers.two_mixtures import GOOD, made
 from moe_core.engine.build import build
 from moe_core.engine.planner import Blocked
 from moe_core.engine.stage import Graph, Recorded, Ref, Stage
@@ -80,10 +80,7 @@ def test_the_graph_of_a_study_leaves_out_what_its_settings_leave_out():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    root = tmp_path_factory.mktemp("planner")
-    write(root)
-    make(open_study(GOOD, root), "report")
-    return root
+    return made(tmp_path_factory.mktemp("planner"), "report")
 
 
 def bytes_under(root):

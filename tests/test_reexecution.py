@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.two_mixtures import GOOD, make, write
+from helpers.two_mixtures import GOOD, made
 from moe_core.engine.build import build
 from moe_core.workspace import open_study
 
@@ -79,10 +79,7 @@ def said_by(code, root):
 
 @pytest.fixture(scope="module")
 def partitioned(tmp_path_factory):
-    root = tmp_path_factory.mktemp("partitioned")
-    write(root)
-    make(open_study(GOOD, root), "partition")
-    return root
+    return made(tmp_path_factory.mktemp("partitioned"), "partition")
 
 
 def test_one_expert_with_the_decoder_after_it_is_refused_while_others_are_missing_and_nothing_is_published(partitioned):

@@ -1,6 +1,7 @@
 """Options of several commands."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -29,3 +30,10 @@ SET = click.option(
 )
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would run and why; make no changes.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+def plans_and_runs(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of a command that plans some tasks and runs them."""
+    for option in (JSON, DRY_RUN, SET, FORCE, WORKERS):
+        command = option(command)
+    return command

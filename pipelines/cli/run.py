@@ -23,7 +23,7 @@ from pipelines.cli.common import (
     study_at,
     write_study,
 )
-from pipelines.cli.options import DRY_RUN, FORCE, JSON, SET, STUDY_OPTION, WORKERS
+from pipelines.cli.options import STUDY_OPTION, WORKERS, plans_and_runs
 from pipelines.run.plan import tasks_until
 from pipelines.run.status import states_of
 from pipelines.terminal import echo
@@ -63,11 +63,7 @@ def demo(root: Path, workers: int | None) -> None:
 @click.option(
     "--renew-trunk", is_flag=True, help="Retrain trunk and vocabulary where shards were added since, as --force does."
 )
-@WORKERS
-@FORCE
-@SET
-@DRY_RUN
-@JSON
+@plans_and_runs
 def run(
     study_file: Path,
     until: str | None,
@@ -107,11 +103,7 @@ def run(
 @click.option("--missing", is_flag=True, help="Experts that were never trained.")
 @click.option("--stale", is_flag=True, help="Experts whose inputs or settings changed.")
 @click.option("--failed", is_flag=True, help="Experts whose last run failed.")
-@WORKERS
-@FORCE
-@SET
-@DRY_RUN
-@JSON
+@plans_and_runs
 def backfill(
     study_file: Path,
     experts: str | None,

@@ -37,6 +37,13 @@ def write(root, study=GOOD):
     (root / "study.toml").write_text(dump_study(study), "utf-8")
 
 
+def made(root, until):
+    """`root`, with the good one up to and with `until`."""
+    write(root)
+    make(open_study(GOOD, root), until)
+    return root
+
+
 def two_mixtures(root):
     """`root` holds both, and of the good one evaluation and embeddings; neither is published."""
     write(root)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_core.data.sources.files import ContentHashes, Shard, Unready
+from moe_core.data.sources.scan import ContentHashes, Shard, Unready
 from moe_core.data.sources.shards import find_shards
 from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context, Report, silent

@@ -72,9 +72,9 @@ class Scan:
 scans: dict[Path, Scan] = {}  # under way, by the study's root
 
 
-def opened_in_time(deadline: float | None = None) -> Context | None:
-    """The study as it is now; None where its files are still being read at the deadline. One scan runs at a time."""
-    deadline = deadline or time.monotonic() + READ_SECONDS
+def opened_in_time() -> Context | None:
+    """The study as it is now; None where its files are still being read after a while. One scan runs at a time."""
+    deadline = time.monotonic() + READ_SECONDS
     while True:
         earlier = root() in scans
         scan = scans[root()] if earlier else Scan()

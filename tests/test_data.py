@@ -10,9 +10,9 @@ from PIL import Image
 from moe_core.data.ingest import POSTS, ingest
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
 from moe_core.data.rejects import REJECTS
-from moe_core.data.sources.files import ContentHashes, Shard
 from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview
+from moe_core.data.sources.scan import ContentHashes, Shard
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.errors import BadSource, CorruptArtifact

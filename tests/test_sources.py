@@ -16,10 +16,10 @@ from helpers.formats import WRITERS, random_posts, table_of
 from helpers.reading import ANYTHING, png, rows_of, said
 from moe_core.data.ingest import ingest
 from moe_core.data.sources import parquet, raw
-from moe_core.data.sources.files import ContentHashes
 from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview
 from moe_core.data.sources.raw import RAW, in_batches
+from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Source
 from moe_core.tables import read_rows
@@ -148,7 +148,7 @@ def test_known_files_are_not_read_again(posts, tmp_path, monkeypatch):
     opened = []
     look = parquet.schema_of
     monkeypatch.setattr(parquet, "schema_of", lambda file, source: opened.append(file.path) or look(file, source))
-    monkeypatch.setattr("moe_core.data.sources.files.hash_of_content", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("moe_core.data.sources.scan.hash_of_content", lambda *_: pytest.fail("hashed again"))
     assert find_shards(source, ContentHashes(tmp_path / "hashes.json")) == before
     assert len(opened) == 1  # the first, to see whether its images lie beside it
 

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.formats import WRITERS, random_posts
 from helpers.reading import ANYTHING, said
-from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.errors import BadSource
 from moe_core.recipes import demo

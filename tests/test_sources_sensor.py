@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.formats import WRITERS, random_posts, table_of
-from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.files import file_of
+from moe_core.data.sources.scan import ContentHashes
 from moe_core.errors import BadSource
 
 
@@ -69,7 +70,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
     """The file's bytes stop coming until the test lets them: a slow disk, at any size."""
     import dagster as dg
 
-    from moe_core.data.sources import files
+    from moe_core.data.sources import scan
     from moe_core.recipes import small
     from moe_core.store.hashing import file_hash
     from pipelines import sensors
@@ -84,8 +85,8 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
         assert go_on.wait(120)
         return file_hash(path)
 
-    monkeypatch.setattr(files, "file_hash", slow)
-    monkeypatch.setattr(files, "LARGE", 1)
+    monkeypatch.setattr(scan, "file_hash", slow)
+    monkeypatch.setattr(scan, "LARGE", 1)
     monkeypatch.setattr(sensors, "study", lambda: study)
     monkeypatch.setattr(sensors, "root", lambda: tmp_path)
     monkeypatch.setattr(sensors, "READ_SECONDS", 0.2)
@@ -117,7 +118,7 @@ def test_a_file_that_takes_longer_than_a_tick_is_read_once_beside_the_ticks(tmp_
 def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, monkeypatch):
     import dagster as dg
 
-    from moe_core.data.sources import files
+    from moe_core.data.sources import scan
     from moe_core.recipes import small
     from moe_core.store.hashing import file_hash
     from pipelines import sensors
@@ -126,7 +127,7 @@ def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, 
     source = WRITERS["parquet"](posts, tmp_path / "in").model_copy(update={"uri": str(tmp_path / "in")})
     study = small().model_copy(update={"source": source})
     go_on = threading.Event()
-    monkeypatch.setattr(files, "file_hash", lambda path: go_on.wait(120) and file_hash(path))
+    monkeypatch.setattr(scan, "file_hash", lambda path: go_on.wait(120) and file_hash(path))
     monkeypatch.setattr(sensors, "study", lambda: study)
     monkeypatch.setattr(sensors, "root", lambda: tmp_path)
     monkeypatch.setattr(sensors, "READ_SECONDS", 0.2)
@@ -141,7 +142,7 @@ def test_a_look_that_ended_between_two_ticks_is_not_the_answer(tmp_path, posts, 
 
 
 def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, monkeypatch):
-    from moe_core.data.sources import files
+    from moe_core.data.sources import scan
     from moe_core.store.hashing import file_hash
 
     for name in "abcde":
@@ -154,20 +155,20 @@ def test_what_was_read_before_a_look_was_cut_short_is_not_read_again(tmp_path, m
             raise MemoryError
         return file_hash(path)
 
-    monkeypatch.setattr(files, "file_hash", until_the_fourth)
-    monkeypatch.setattr(files, "LARGE", 80)
-    all_of_them = [files.file_of(tmp_path / name, tmp_path) for name in "abcde"]
+    monkeypatch.setattr(scan, "file_hash", until_the_fourth)
+    monkeypatch.setattr(scan, "LARGE", 80)
+    all_of_them = [file_of(tmp_path / name, tmp_path) for name in "abcde"]
     first = ContentHashes(tmp_path / "hashes.json", autosave=True)
     with pytest.raises(MemoryError):
         list(map(first.of, all_of_them))
     again = ContentHashes(tmp_path / "hashes.json", autosave=True)
-    files.hash_of_content.cache_clear()  # another process
+    scan.hash_of_content.cache_clear()  # another process
     assert [again.of(file) for file in all_of_them] == [file_hash(tmp_path / name) for name in "abcde"]
     assert "".join(read) == "abcd" + "cde"
 
 
 def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch):
-    from moe_core.data.sources import files
+    from moe_core.data.sources import scan
     from moe_core.store.hashing import file_hash
 
     (tmp_path / "large").write_bytes(b"x" * 100)
@@ -177,16 +178,16 @@ def test_two_who_look_at_a_large_file_at_once_read_it_once(tmp_path, monkeypatch
         read.append(path)
         return file_hash(path)
 
-    monkeypatch.setattr(files, "file_hash", slow)
-    monkeypatch.setattr(files, "LARGE", 100)
-    files.hash_of_content.cache_clear()  # as in two processes
-    monkeypatch.setattr(files, "hash_of_content", files.hash_of_content.__wrapped__)
+    monkeypatch.setattr(scan, "file_hash", slow)
+    monkeypatch.setattr(scan, "LARGE", 100)
+    scan.hash_of_content.cache_clear()  # as in two processes
+    monkeypatch.setattr(scan, "hash_of_content", scan.hash_of_content.__wrapped__)
     found = []
 
     def look():
         hashes = ContentHashes(tmp_path / "hashes.json", autosave=True)
         both.wait()  # neither knows it
-        found.append(hashes.of(files.file_of(tmp_path / "large", tmp_path)))
+        found.append(hashes.of(file_of(tmp_path / "large", tmp_path)))
 
     threads = [threading.Thread(target=look) for _ in range(2)]
     for thread in threads:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_core.data.sources.files import Shard
+from moe_core.data.sources.scan import Shard
 from moe_core.data.takedowns import Takedowns
 from moe_core.engine.planner import Planner
 from moe_core.settings import Study

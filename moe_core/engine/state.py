@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from moe_core.data.sources.files import Shard, Unready
+from moe_core.data.sources.scan import Shard, Unready
 from moe_core.data.takedowns import Takedowns
 from moe_core.errors import HardmoeError
 from moe_core.settings import Study

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_core.data.sources.files import Unready
+from moe_core.data.sources.scan import Unready
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Blocked, Name, PlannedTask, missing
 from moe_core.errors import BadSource, LockHeld

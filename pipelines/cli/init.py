@@ -8,10 +8,10 @@ import click
 import torch
 
 from moe_core.advice import Seen, propose
-from moe_core.data.sources.files import Unready
 from moe_core.data.sources.guessing import absolute, guess_format
 from moe_core.data.sources.preview import preview
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Unready
 from moe_core.data.sources.shards import find_shards
 from moe_core.errors import BadSetting
 from moe_core.recipes import RECIPES

@@ -5,7 +5,7 @@ import lance
 from helpers import hostile
 from helpers.formats import random_posts
 from moe_core.data.ingest import ingest
-from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
 

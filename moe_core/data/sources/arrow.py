@@ -3,8 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -12,23 +10,34 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from moe_core.data.captions import hashtags_in
+from moe_core.data.sources.arrow_values import (
+    class_tags,
+    decoded,
+    is_bytes,
+    is_list,
+    is_text,
+    names_of,
+    plain,
+    tags_of,
+    texts_of,
+    times_of,
+)
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
 from moe_core.data.sources.declared import RATIO
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable, tags_of_text, time_of
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.text import shown
 
 ROW_BYTES = 1000  # of a row in Python, whatever it holds
 TEXT_BYTES = 4 * BATCH_BYTES  # of a row, as _sizes counts them: more than a million tags
-YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
 
 
 def names_images(schema: pa.Schema, source: Source, where: str) -> bool:
     """Whether the image column may name files beside the table."""
-    image = _plain(schema.field(columns_of(schema, source, where)["image"]).type)
+    image = plain(schema.field(columns_of(schema, source, where)["image"]).type)
     return is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
 
 
@@ -49,7 +58,7 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
     for name in columns.values():
         if schema.names.count(name) > 1:
             raise BadSource(f"{where} has two columns {name}: rename one")
-    image = _plain(schema.field(columns["image"]).type)
+    image = plain(schema.field(columns["image"]).type)
     named = is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
     if not (named or is_bytes(image) or (pt.is_struct(image) and image.get_field_index("bytes") >= 0)):
         raise BadSource(
@@ -63,13 +72,13 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
         )
     for ours in ("id", "user", "split", "caption"):
         if ours in columns and columns[ours] != BY_ROW:
-            kind = _plain(schema.field(columns[ours]).type)
+            kind = plain(schema.field(columns[ours]).type)
             number = pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)
             if not (is_text(kind) or pt.is_null(kind) or (number and ours != "caption")):
                 raise BadSource(f"{where}: column {columns[ours]} is {kind}, wanted text or whole numbers")
     if "tags" in columns:
-        kind = _plain(schema.field(columns["tags"]).type)
-        inner = _plain(kind.value_type) if _is_list(kind) else kind
+        kind = plain(schema.field(columns["tags"]).type)
+        inner = plain(kind.value_type) if is_list(kind) else kind
         if not (is_text(inner) or pt.is_integer(inner) or pt.is_null(inner)):
             raise BadSource(f"{where}: column {columns['tags']} is {kind}, wanted a list of strings, or text")
     return columns
@@ -91,7 +100,7 @@ def to_raw(
     bytes in all of the rows.
     """
     classes = class_names(schema, columns.get("tags"))
-    named = is_text(_plain(schema.field(columns["image"]).type)) and columns.get("id") != BY_ROW
+    named = is_text(plain(schema.field(columns["image"]).type)) and columns.get("id") != BY_ROW
 
     def pieces() -> Iterator[tuple[int, pa.RecordBatch]]:
         return _pieces(read(), columns["image"], where, limit)
@@ -107,7 +116,7 @@ def to_raw(
             with _damage(where, row):
                 image = piece[columns["image"]]
                 own = piece[columns["id"]] if "id" in columns else image
-                pairs = zip(_names(own), _names(image), strict=True)
+                pairs = zip(names_of(own), names_of(image), strict=True)
             yield from (f"{own_id}\0{name}" if own_id and name else None for own_id, name in pairs)
 
     def rows() -> Iterator[RowText]:
@@ -170,7 +179,7 @@ def _sizes(column: pa.Array) -> np.ndarray:
         return sum(
             (_sizes(pc.struct_field(column, n)) for n in range(kind.num_fields)), np.zeros(len(column), np.int64)
         )
-    elif _is_list(kind):
+    elif is_list(kind):
         return _list_sizes(column)
     else:
         return np.full(len(column), 8)
@@ -214,23 +223,23 @@ def _text_columns(
         if columns.get(ours) == BY_ROW:
             out[ours] = pa.array([f"{key}/{row + n}" for n in range(len(batch))])
         elif ours in columns:
-            out[ours] = _text(batch[columns[ours]], f"{where}: column {columns[ours]}", reasons)
+            out[ours] = texts_of(batch[columns[ours]], f"{where}: column {columns[ours]}", reasons)
         else:
             out[ours] = pa.nulls(len(batch), pa.string())
     empty = pa.nulls(len(batch), RAW.field("tags").type)
     tags = empty
     if "tags" in columns and classes is not None:
-        tags = _named(batch[columns["tags"]], classes, reasons)
+        tags = class_tags(batch[columns["tags"]], classes, reasons)
     elif "tags" in columns:
-        tags = _tags(batch[columns["tags"]], f"{where}: column {columns['tags']}", reasons)
+        tags = tags_of(batch[columns["tags"]], f"{where}: column {columns['tags']}", reasons)
     if "caption" in columns:
-        texts = _text(batch[columns["caption"]], f"{where}: column {columns['caption']}", reasons)
+        texts = texts_of(batch[columns["caption"]], f"{where}: column {columns['caption']}", reasons)
         hashtags = hashtags_in(texts.to_pylist())
         written = tags.to_pylist()
         tags = pa.array([[*(a or ()), *b] for a, b in zip(written, hashtags, strict=True)], RAW.field("tags").type)
     out["tags"] = tags
     taken = batch[columns["taken_at"]] if "taken_at" in columns else pa.nulls(len(batch), pa.timestamp("us"))
-    out["taken_at"] = _times(taken)
+    out["taken_at"] = times_of(taken)
     out["reason"] = pa.array(["bad_row" if why else None for why in reasons], pa.string())
     out["detail"] = pa.array(reasons, pa.string())
     return out
@@ -240,17 +249,17 @@ def _with_images(
     text: dict[str, pa.Array], image: pa.Array, where: str, folder: ImageFolder | None, name_is_id: bool
 ) -> Iterator[pa.RecordBatch]:
     """Batches of as many rows as have BATCH_BYTES together, and one more row."""
-    image = _decoded(image)
+    image = decoded(image)
     paths = None
     if pt.is_struct(image.type):
         if image.type.get_field_index("path") >= 0:
-            paths = _names(pc.struct_field(image, "path"))
+            paths = names_of(pc.struct_field(image, "path"))
         held = image.type.get_field_index("bytes") >= 0
-        image = _decoded(pc.struct_field(image, "bytes")) if held else pa.nulls(len(image), pa.binary())
+        image = decoded(pc.struct_field(image, "bytes")) if held else pa.nulls(len(image), pa.binary())
         if pt.is_null(image.type):
             image = image.cast(pa.binary())
     elif is_text(image.type):
-        paths = _names(image)
+        paths = names_of(image)
         image = pa.nulls(len(image), pa.binary())
     if name_is_id and paths is not None:
         text = text | {"id": pa.array(paths, pa.string())}
@@ -306,158 +315,3 @@ def _cuts(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
             start, total = row + 1, 0
     if start < len(sizes):
         yield start, len(sizes)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    return bool(
-        pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
-    )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pt.is_list(kind)
-        or pt.is_large_list(kind)
-        or pt.is_fixed_size_list(kind)
-        or pt.is_list_view(kind)
-        or pt.is_large_list_view(kind)
-    )
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of a column after `_decoded`."""
-    if pt.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if isinstance(kind, pa.BaseExtensionType):
-        if kind.extension_name == "lance.blob.v2":
-            return pa.large_binary()  # as the scanner of moe_core.tables gives it
-        return pa.string() if isinstance(kind, pa.UuidType) else _plain(kind.storage_type)
-    return kind
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    """Without dictionaries and extension types; a UUID is its usual text, JSON is text."""
-    if pt.is_dictionary(column.type):
-        return _decoded(column.dictionary_decode())
-    if isinstance(column.type, pa.UuidType):
-        numbers = column.storage.to_pylist()
-        return pa.array([None if number is None else str(UUID(bytes=number)) for number in numbers], pa.string())
-    return _decoded(column.storage) if isinstance(column.type, pa.BaseExtensionType) else column
-
-
-def _text(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
-    column = _decoded(column)
-    if pt.is_floating(column.type):  # whole numbers with gaps, as pandas writes them
-        try:
-            column = pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise BadSource(f"{where} is {column.type}, wanted text or whole numbers: {error}") from None
-    column = column.cast(pa.string())
-    try:
-        column.validate(full=True)
-        return column
-    except pa.ArrowInvalid:
-        out = []
-        for row, data in enumerate(column.cast(pa.binary()).to_pylist()):
-            try:
-                out.append(None if data is None else data.decode())
-            except UnicodeDecodeError:
-                out.append(data.decode("utf-8", "backslashreplace"))
-                reasons[row] = "text that is not UTF-8"
-        return pa.array(out, pa.string())
-
-
-def _names(column: pa.Array) -> list[str | None]:
-    """File names; one that is not UTF-8 is escaped, so that no file has it."""
-    names = _decoded(column).cast(pa.string()).cast(pa.binary()).to_pylist()
-    return [None if name is None else name.decode("utf-8", "backslashreplace") for name in names]
-
-
-def _tags(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
-    column = _decoded(column)
-    wanted = RAW.field("tags").type
-    kind = column.type
-    if not _is_list(kind):
-        texts = _text(column, where, reasons).to_pylist()
-        split = is_text(kind)
-        if not split:
-            return pa.array([None if text is None else [text] for text in texts], wanted)
-        split_texts: list[list[str] | None] = []
-        for row, text in enumerate(texts):
-            try:
-                split_texts.append(None if text is None else tags_of_text(text))
-            except Unusable as why:
-                split_texts.append(None)
-                reasons[row] = why.detail
-        return pa.array(split_texts, wanted)
-    if pt.is_list(kind) or pt.is_large_list(kind):
-        try:
-            plain = column.cast(wanted)
-            plain.validate(full=True)
-            return plain
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            pass
-    lists = []
-    for row, value in enumerate(column):
-        try:
-            tags = value.as_py()
-            lists.append(None if tags is None else [None if tag is None else str(tag) for tag in tags])
-        except UnicodeDecodeError:
-            lists.append(None)
-            reasons[row] = "tags that are not UTF-8"
-    return pa.array(lists, wanted)
-
-
-def _named(column: pa.Array, classes: Sequence[str], reasons: list[str | None]) -> pa.Array:
-    """Tags by the numbers of their classes; -1 is none, as Hugging Face writes it."""
-    lists: list[list[str] | None] = []
-    for row, value in enumerate(_decoded(column).to_pylist()):
-        values = value if isinstance(value, list) else [value]
-        numbers = [number for number in values if number is not None and number != -1]
-        try:
-            lists.append(None if value is None else [_class(number, classes) for number in numbers])
-        except LookupError:
-            lists.append(None)
-            reasons[row] = f"class {numbers}, of {len(classes)} named ones"
-    return pa.array(lists, RAW.field("tags").type)
-
-
-def _class(number: object, classes: Sequence[str]) -> str:
-    if isinstance(number, str):
-        return number
-    if not isinstance(number, int) or not 0 <= number < len(classes):
-        raise LookupError
-    return classes[number]
-
-
-def _times(column: pa.Array) -> pa.Array:
-    """Naive UTC in microseconds; null for what is no time."""
-    column = _decoded(column)
-    wanted = pa.timestamp("us")
-    try:
-        if pt.is_timestamp(column.type):
-            exact = column.type.unit != "ns"  # nanoseconds are cut off, others are refused when they do not fit
-            moved = column.cast(pa.timestamp("us", column.type.tz), safe=exact).cast(pa.int64()).cast(wanted)
-        elif pt.is_date(column.type) or is_text(column.type) or pt.is_null(column.type):
-            moved = column.cast(wanted)
-        else:
-            moved = _slow_times(column)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        moved = _slow_times(column)
-    number = moved.cast(pa.int64())
-    known = pc.and_(pc.greater_equal(number, YEAR_1), pc.less(number, YEAR_10000))
-    return pc.if_else(known, moved, pa.scalar(None, wanted))
-
-
-def _slow_times(column: pa.Array) -> pa.Array:
-    def parse(value: Any) -> Any:
-        try:
-            return time_of(value.as_py())
-        except (ValueError, OverflowError, UnicodeDecodeError):
-            return None
-
-    return pa.array([parse(value) for value in column], pa.timestamp("us"))

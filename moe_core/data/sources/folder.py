@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.columns import BY_ROW, choose
-from moe_core.data.sources.files import Scan, Shard, file_of, files_at, key_of, listing, local
+from moe_core.data.sources.files import file_of, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
 from moe_core.data.sources.raw import (
@@ -30,6 +30,7 @@ from moe_core.data.sources.raw import (
 )
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import Scan, Shard, key_of, listing, local
+from moe_core.data.sources.files import key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.path_splits import split_of_word
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 

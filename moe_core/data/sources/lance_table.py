@@ -7,11 +7,12 @@ import pyarrow as pa
 
 from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.columns import BY_ROW
-from moe_core.data.sources.files import File, Scan, Shard, is_remote, key_of, listing, local
+from moe_core.data.sources.files import File, is_remote, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash

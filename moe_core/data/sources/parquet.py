@@ -16,8 +16,6 @@ from moe_core.data.sources.files import (
     LOST,
     WILDCARD,
     File,
-    Scan,
-    Shard,
     files_at,
     fixed_part,
     is_remote,
@@ -31,6 +29,7 @@ from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import Scan, Shard
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.settings import Source
 
 

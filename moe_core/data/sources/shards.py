@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from moe_core.data.sources.files import ContentHashes, Scan, Shard, Unready, is_remote, local, unreachable
+from moe_core.data.sources.files import is_remote, local, unreachable
 from moe_core.data.sources.path_splits import split_of_path
 from moe_core.data.sources.raw import RAW
 from moe_core.data.sources.reader import reader_of
+from moe_core.data.sources.scan import ContentHashes, Scan, Shard, Unready
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash

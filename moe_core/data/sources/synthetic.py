@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from moe_core.data import synthetic
-from moe_core.data.sources.files import Scan, Shard
 from moe_core.data.sources.reader import Reader
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from moe_core.data.sources.columns import BY_ROW, USUAL
-from moe_core.data.sources.files import File, Scan, Shard, files_at, is_remote, key_of
+from moe_core.data.sources.files import File, files_at, is_remote, key_of
 from moe_core.data.sources.raw import (
     IMAGE_SUFFIXES,
     MAX_FILE_BYTES,
@@ -29,6 +29,7 @@ from moe_core.data.sources.raw import (
 )
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.data.sources.tars import Member, members
 from moe_core.settings import Source
 

@@ -18,11 +18,12 @@ from urllib.parse import unquote_plus
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import LOST, Scan, Shard, files_at, key_of, listing, local, unreachable
+from moe_core.data.sources.files import LOST, files_at, key_of, listing, local, unreachable
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
 from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.registry import FORMATS
+from moe_core.data.sources.scan import Scan, Shard
 from moe_core.data.sources.tars import RATIO, UNFOLDED, TarImages
 from moe_core.errors import BadSource
 from moe_core.settings import Source

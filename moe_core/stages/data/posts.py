@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from moe_core.data.ingest import ingest
-from moe_core.data.sources.files import ContentHashes
+from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import read_shard
 from moe_core.engine.context import Context
 from moe_core.engine.resources import threads_for

@@ -1,0 +1,169 @@
+"""Values of one column of Arrow, whatever its type: text, names of files, tags, times."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from moe_core.data.sources.raw import RAW, Unusable, tags_of_text, time_of
+from moe_core.errors import BadSource
+
+YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
+    )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pt.is_list(kind)
+        or pt.is_large_list(kind)
+        or pt.is_fixed_size_list(kind)
+        or pt.is_list_view(kind)
+        or pt.is_large_list_view(kind)
+    )
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type of a column after `decoded`."""
+    if pt.is_dictionary(kind):
+        return plain(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "lance.blob.v2":
+            return pa.large_binary()  # as the scanner of moe_core.tables gives it
+        return pa.string() if isinstance(kind, pa.UuidType) else plain(kind.storage_type)
+    return kind
+
+
+def decoded(column: pa.Array) -> pa.Array:
+    """Without dictionaries and extension types; a UUID is its usual text, JSON is text."""
+    if pt.is_dictionary(column.type):
+        return decoded(column.dictionary_decode())
+    if isinstance(column.type, pa.UuidType):
+        numbers = column.storage.to_pylist()
+        return pa.array([None if number is None else str(UUID(bytes=number)) for number in numbers], pa.string())
+    return decoded(column.storage) if isinstance(column.type, pa.BaseExtensionType) else column
+
+
+def texts_of(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
+    column = decoded(column)
+    if pt.is_floating(column.type):  # whole numbers with gaps, as pandas writes them
+        try:
+            column = pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise BadSource(f"{where} is {column.type}, wanted text or whole numbers: {error}") from None
+    column = column.cast(pa.string())
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        out = []
+        for row, data in enumerate(column.cast(pa.binary()).to_pylist()):
+            try:
+                out.append(None if data is None else data.decode())
+            except UnicodeDecodeError:
+                out.append(data.decode("utf-8", "backslashreplace"))
+                reasons[row] = "text that is not UTF-8"
+        return pa.array(out, pa.string())
+
+
+def names_of(column: pa.Array) -> list[str | None]:
+    """File names; one that is not UTF-8 is escaped, so that no file has it."""
+    names = decoded(column).cast(pa.string()).cast(pa.binary()).to_pylist()
+    return [None if name is None else name.decode("utf-8", "backslashreplace") for name in names]
+
+
+def tags_of(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
+    column = decoded(column)
+    wanted = RAW.field("tags").type
+    kind = column.type
+    if not is_list(kind):
+        texts = texts_of(column, where, reasons).to_pylist()
+        split = is_text(kind)
+        if not split:
+            return pa.array([None if text is None else [text] for text in texts], wanted)
+        split_texts: list[list[str] | None] = []
+        for row, text in enumerate(texts):
+            try:
+                split_texts.append(None if text is None else tags_of_text(text))
+            except Unusable as why:
+                split_texts.append(None)
+                reasons[row] = why.detail
+        return pa.array(split_texts, wanted)
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        try:
+            plain = column.cast(wanted)
+            plain.validate(full=True)
+            return plain
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            pass
+    lists = []
+    for row, value in enumerate(column):
+        try:
+            tags = value.as_py()
+            lists.append(None if tags is None else [None if tag is None else str(tag) for tag in tags])
+        except UnicodeDecodeError:
+            lists.append(None)
+            reasons[row] = "tags that are not UTF-8"
+    return pa.array(lists, wanted)
+
+
+def class_tags(column: pa.Array, classes: Sequence[str], reasons: list[str | None]) -> pa.Array:
+    """Tags by the numbers of their classes; -1 is none, as Hugging Face writes it."""
+    lists: list[list[str] | None] = []
+    for row, value in enumerate(decoded(column).to_pylist()):
+        values = value if isinstance(value, list) else [value]
+        numbers = [number for number in values if number is not None and number != -1]
+        try:
+            lists.append(None if value is None else [_class(number, classes) for number in numbers])
+        except LookupError:
+            lists.append(None)
+            reasons[row] = f"class {numbers}, of {len(classes)} named ones"
+    return pa.array(lists, RAW.field("tags").type)
+
+
+def _class(number: object, classes: Sequence[str]) -> str:
+    if isinstance(number, str):
+        return number
+    if not isinstance(number, int) or not 0 <= number < len(classes):
+        raise LookupError
+    return classes[number]
+
+
+def times_of(column: pa.Array) -> pa.Array:
+    """Naive UTC in microseconds; null for what is no time."""
+    column = decoded(column)
+    wanted = pa.timestamp("us")
+    try:
+        if pt.is_timestamp(column.type):
+            exact = column.type.unit != "ns"  # nanoseconds are cut off, others are refused when they do not fit
+            moved = column.cast(pa.timestamp("us", column.type.tz), safe=exact).cast(pa.int64()).cast(wanted)
+        elif pt.is_date(column.type) or is_text(column.type) or pt.is_null(column.type):
+            moved = column.cast(wanted)
+        else:
+            moved = _slow_times(column)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        moved = _slow_times(column)
+    number = moved.cast(pa.int64())
+    known = pc.and_(pc.greater_equal(number, YEAR_1), pc.less(number, YEAR_10000))
+    return pc.if_else(known, moved, pa.scalar(None, wanted))
+
+
+def _slow_times(column: pa.Array) -> pa.Array:
+    def parse(value: Any) -> Any:
+        try:
+            return time_of(value.as_py())
+        except (ValueError, OverflowError, UnicodeDecodeError):
+            return None
+
+    return pa.array([parse(value) for value in column], pa.timestamp("us"))

@@ -79,7 +79,7 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
     return {
         "made from": table(("input", "version"), _at_most(sorted(artifact.inputs.items()))),
         "lineage": table(
-            ("artifact", "version", "content_hash"), _at_most([(a.spec.name, a.version, a.content_hash) for a in above])
+            ("artifact", "version", "content hash"), _at_most([(a.spec.name, a.version, a.content_hash) for a in above])
         ),
         "lineage: shards": table(("shard", "content"), _at_most(shards)),
         "lineage: settings": table(
@@ -87,7 +87,7 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
         ),
         "posts snapshot": context.planner.posts_snapshot,
         "version": artifact.version,
-        "content_hash": artifact.content_hash,
+        "content hash": artifact.content_hash,
         "path": dg.MetadataValue.path(str(artifact.path)),
     }
 

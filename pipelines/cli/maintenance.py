@@ -17,7 +17,7 @@ from moe_core.text import shown
 from pipelines.cli.common import show_takedown, study_at
 from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.instance.home import prepare_home
-from pipelines.instance.opening import opened
+from pipelines.instance.opening import opened, opened_if_there
 from pipelines.instance.reap import reap as reap_runs
 from pipelines.instance.search import find_places
 from pipelines.run.scheduler import default_workers
@@ -150,10 +150,8 @@ def _is_preview(apply_it: bool, dry_run: bool) -> bool:
 def _elsewhere(context: Context, texts: set[str]) -> list[str]:
     """Where Dagster's storage still names what was taken down: in a database on a server, or in folders that
     dagster.yaml names; nothing without texts or an instance."""
-    home = context.store.layout.used_dagster_home
     traces = Traces(texts)
-    if not traces or not (home / "dagster.yaml").exists():
+    if not traces:
         return []
-    prepare_home(context.root, 1)
-    with opened() as instance:
-        return find_places(instance, traces, home)
+    with opened_if_there(context.root) as instance:
+        return find_places(instance, traces, context.store.layout.used_dagster_home) if instance else []

@@ -1,6 +1,5 @@
 """Which mixture is answered with: publish."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from moe_core.stages.mixture import by_hand, comparison, promotion
 from moe_core.store.artifact import Spec, full_version
 from pipelines.cli.common import study_at
 from pipelines.cli.options import JSON, STUDY_OPTION
-from pipelines.instance.opening import opened
+from pipelines.instance.opening import opened_if_there
 from pipelines.terminal import echo, echo_json
 
 
@@ -82,16 +81,14 @@ def _show(log: PublicationLog, all_of_it: bool) -> None:
 
 def _show_dagster(context: Context, log: PublicationLog) -> None:
     """Records the decision in Dagster, where it has the study: else its UI would show what the last run decided."""
-    home = context.store.layout.used_dagster_home
-    if not (home / "dagster.yaml").exists():
-        return
-    os.environ["DAGSTER_HOME"] = str(home)
-    spec = context.planner.spec("mixture")
-    # where another artifact is to be built to know it, nothing is newest
-    mixture = spec.version if isinstance(spec, Spec) else log.history[-1].mixture
-    metadata = decided(context.root, mixture)
-    newest = metadata.pop("newest is published")
-    with opened() as instance:
+    with opened_if_there(context.root) as instance:
+        if instance is None:
+            return
+        spec = context.planner.spec("mixture")
+        # where another artifact is to be built to know it, nothing is newest
+        mixture = spec.version if isinstance(spec, Spec) else log.history[-1].mixture
+        metadata = decided(context.root, mixture)
+        newest = metadata.pop("newest is published")
         instance.report_runless_asset_event(dg.AssetObservation(key_of("published"), metadata=metadata))
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(

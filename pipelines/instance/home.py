@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_core.errors import BadSetting
 from moe_core.store.files import write_text
-from moe_core.store.layout import Layout
+from moe_core.store.layout import DAGSTER_SETTINGS, Layout
 from pipelines.aliases import alias, shorten_temporary_folder
 
 SETTINGS = """# Written by hardmoe; yours to change.
@@ -33,17 +33,22 @@ def prepare_home(root: Path, workers: int) -> Path:
     """The folder of the instance, created where it is missing; DAGSTER_HOME names it from here on."""
     folder = checked_home(root)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "dagster.yaml").exists():
-        write_text(folder / "dagster.yaml", SETTINGS.format(workers=workers))
+    if not has_settings(folder):
+        write_text(folder / DAGSTER_SETTINGS, SETTINGS.format(workers=workers))
     shorten_temporary_folder()
     return set_home(folder)
+
+
+def has_settings(folder: Path) -> bool:
+    """Whether the folder is an instance's."""
+    return (folder / DAGSTER_SETTINGS).exists()
 
 
 def checked_home(root: Path) -> Path:
     """The folder of the instance. Raises BadSetting for a new one that is so deep that SQLite opens nothing in it."""
     folder = Layout(root).used_dagster_home.absolute()
     size = len(os.fsencode(os.path.realpath(folder)))
-    if size > LONGEST_HOME and not (folder / "dagster.yaml").exists():
+    if size > LONGEST_HOME and not has_settings(folder):
         raise BadSetting(
             f"{folder} has {size} bytes, and SQLite opens files for Dagster in folders of at most {LONGEST_HOME}: "
             "choose a shorter path, or name one in DAGSTER_HOME"
@@ -65,7 +70,7 @@ def leaves_telemetry_open(folder: Path) -> bool:
     import yaml
 
     try:
-        settings = yaml.safe_load((folder / "dagster.yaml").read_text("utf-8"))
+        settings = yaml.safe_load((folder / DAGSTER_SETTINGS).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError):  # `opened` reports what is wrong with it
         return True
     telemetry = settings.get("telemetry") if isinstance(settings, dict) else None

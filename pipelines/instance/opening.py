@@ -10,10 +10,11 @@ from pathlib import Path
 import dagster as dg
 
 from moe_core.errors import HardmoeError
+from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 from moe_core.text import shown
 from pipelines.instance.databases import AGAIN, damage, remove_empty
-from pipelines.instance.home import set_home
+from pipelines.instance.home import has_settings, set_home
 
 MISSING = {  # modules that an instance in PostgreSQL needs
     "dagster_postgres": "pip install 'hardmoe[postgres]'",
@@ -32,8 +33,6 @@ def opened() -> Iterator[dg.DagsterInstance]:
     One process at a time creates its databases: Dagster does not see to that, and two that do so at once leave tables
     that nobody can open any more.
     """
-    import dagster as dg
-
     try:
         home = set_home(Path(os.environ["DAGSTER_HOME"]))
         with exclusive(home / ".opening.lock"):
@@ -59,3 +58,15 @@ def opened() -> Iterator[dg.DagsterInstance]:
             if of_storage and (damaged := damage(Path(os.environ["DAGSTER_HOME"]))):
                 raise CannotOpen(damaged) from error
             raise
+
+
+@contextmanager
+def opened_if_there(root: Path) -> Iterator[dg.DagsterInstance | None]:
+    """The study's instance; None where there is none, for those who look create nothing. Raises CannotOpen."""
+    home = Layout(root).used_dagster_home
+    if not has_settings(home):
+        yield None
+        return
+    os.environ["DAGSTER_HOME"] = str(home)
+    with opened() as instance:
+        yield instance

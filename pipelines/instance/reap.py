@@ -19,8 +19,6 @@ def reap(instance: dg.DagsterInstance) -> list[str]:
 
     A run that waits in the queue is left to the next daemon.
     """
-    import dagster as dg
-
     status = dg.DagsterRunStatus
     states = [status.QUEUED, status.NOT_STARTED, status.STARTING, status.STARTED, status.CANCELING]
     runs = instance.get_runs(dg.RunsFilter(statuses=states))
@@ -28,8 +26,6 @@ def reap(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _end_if_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    import dagster as dg
-
     if not (why := _why_dead(run)):
         return False
     if run.status in (
@@ -46,8 +42,6 @@ def _end_if_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 def _why_dead(run: dg.DagsterRun) -> str:
     """Which process of a run is gone; "" where none is, or it is another machine's."""
-    import dagster as dg
-
     if name := process_of(run):
         if run.tags.get(HOST) == socket.gethostname() and is_dead(name):
             return f"process {pid_of(name)} is gone: killed, or its machine went down"

@@ -16,7 +16,8 @@ from moe_core.engine.planner import PlannedTask
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.store.artifact import name_of
 from moe_core.text import format_duration, shown
-from pipelines.run.status import State, existing_instance, failed_runs, states
+from pipelines.instance.opening import opened_if_there
+from pipelines.run.status import State, failed_runs, states
 
 RECORDS = 100  # of an asset, looked at for its last durations
 UNRECORDED = "exists, but not in Dagster's record: recorded again"
@@ -77,7 +78,7 @@ def run_plan(context: Context, planned: Sequence[PlannedTask], force: bool, work
     order = {name: number for number, name in enumerate(context.planner.graph)}
     in_order = sorted(planned, key=lambda task: order[task.stage])
     steps, warned = list[Step](), False
-    with existing_instance(context.root) as instance:
+    with opened_if_there(context.root) as instance:
         recorder = Recorder(instance) if instance else None
         durations = _Durations(instance)
         for task, state in zip(

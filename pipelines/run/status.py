@@ -1,9 +1,7 @@
 """What is fresh, stale, missing, failed or running, and why."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from moe_core.store.artifact import Spec
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
 from moe_core.tables import shards_in, values_in
-from pipelines.instance.opening import opened
+from pipelines.instance.opening import opened_if_there
 from pipelines.run.reasons import why_stale
 
 
@@ -39,7 +37,7 @@ class State:
 
 def states_of(context: Context, only: str | None = None) -> list[State]:
     """State of every asset partition, or of those of one asset, in the order of the graph."""
-    with existing_instance(context.root) as instance:
+    with opened_if_there(context.root) as instance:
         failed = failed_runs(instance, context.study.name)
     return states(context, context.planner.tasks(None if only is None else [only]), failed)
 
@@ -132,18 +130,6 @@ def _running(root: Path) -> set[Name]:
     return found
 
 
-@contextmanager
-def existing_instance(root: Path) -> Iterator[dg.DagsterInstance | None]:
-    """Dagster's instance of the study, None where there is none: nothing is created to look at."""
-    home = Layout(root).used_dagster_home
-    if not (home / "dagster.yaml").exists():
-        yield None
-        return
-    os.environ["DAGSTER_HOME"] = str(home)
-    with opened() as instance:
-        yield instance
-
-
 def failed_runs(instance: dg.DagsterInstance | None, study: str) -> dict[tuple[str, str | None], str]:
     """Asset partitions whose latest run failed, with its error; one that was interrupted did not fail."""
     latest: dict[tuple[str, str | None], str | None] = {}
@@ -161,8 +147,6 @@ def failed_runs(instance: dg.DagsterInstance | None, study: str) -> dict[tuple[s
 
 def error_of(instance: Any, run_id: str) -> str:
     """Why a run failed, in one line: the error of its step, or else what ended it."""
-    import dagster as dg
-
     kinds = dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE
     events = [entry.dagster_event for entry in instance.all_logs(run_id, of_type=set(kinds))]
     for event in sorted(events, key=lambda event: kinds.index(event.event_type)):

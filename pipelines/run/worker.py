@@ -89,24 +89,25 @@ def _end() -> None:
 
 def materialize(task: Task, run_id: str, instance: dg.DagsterInstance, sharers: int = 1) -> TaskResult:
     """Runs the asset in this process, as a run of Dagster's; `sharers` is how many trainings may share a GPU."""
-    config: dict[str, Any] = {"ops": {task.asset: {"config": {"force": task.force}}}}
+    key = key_of(task.asset)
+    config: dict[str, Any] = {"ops": {key.to_python_identifier(): {"config": {"force": task.force}}}}
     if GRAPH[task.asset].uses_gpu:
         config["resources"] = {KEY: {"config": {"sharers": sharers}}}
     result = defs.resolve_job_def(job_of(task.asset)).execute_in_process(
         run_config=config,
         instance=instance,
         partition_key=task.key,
-        asset_selection=[key_of(task.asset)],
+        asset_selection=[key],
         raise_on_error=False,
         run_id=run_id,
         tags={STUDY: study().name, REPOSITORY: f"__repository__@{LOCATION}", **identity(run_id)},
     )
     failpoint("event.recorded", task.name)
-    return TaskResult(reused=_reused(result, task)) if result.success else TaskResult(_why(result))
+    return TaskResult(reused=_reused(result, key)) if result.success else TaskResult(_why(result))
 
 
-def _reused(result: dg.ExecuteInProcessResult, task: Task) -> bool:
-    (made,) = result.asset_materializations_for_node(task.asset)
+def _reused(result: dg.ExecuteInProcessResult, key: dg.AssetKey) -> bool:
+    (made,) = result.asset_materializations_for_node(key.to_python_identifier())
     return bool(made.metadata["reused"].value)
 
 

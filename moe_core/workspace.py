@@ -21,6 +21,7 @@ from moe_core.errors import HardmoeError
 from moe_core.serving import publication
 from moe_core.settings import Study
 from moe_core.stages.gate import current_partition
+from moe_core.stages.gate.current_partition import CurrentPartition
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.hashing import content_hash
@@ -68,11 +69,11 @@ def _load_state(study: Study, store: Store, graph: Graph, hashes: ContentHashes)
     current = _or_error(lambda: current_partition.load(files["partition"], store))
     shards, unready = _source(study, hashes)
     requests = set()
-    if not isinstance(snapshot, Exception) and frozen.is_renewal_requested(root, snapshot):
+    if isinstance(snapshot, frozen.Snapshot) and frozen.requested(store.layout, "trunk") == snapshot.trunk:
         requests.add("renew")
-    if not isinstance(current, Exception) and current_partition.is_refit_requested(root, current):
+    known = current if isinstance(current, CurrentPartition) else None
+    if known and frozen.requested(store.layout, "partition") == known.version:
         requests.add("refit")
-    known = None if isinstance(current, Exception) else current
     return StudyState(
         study=study,
         token=token(study, root, graph),

@@ -21,7 +21,6 @@ from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.stages.trunk.frozen import pointer_file, requested
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
-from moe_core.store.layout import Layout
 from moe_core.store.store import Store
 
 ABOUT_HISTORY = {"retrain_share", "how", "keys"}  # settings that are not those of the gate
@@ -173,9 +172,9 @@ def on_commit(context: Context, artifact: Artifact) -> None:
     numbers = [int(key[1:]) + 1 for key in artifact.metadata["members"]]
     following = _current(artifact, max(*numbers, current.next if current else 0))
     pointer.write(pointer_file(context.planner.graph, context.study, context.root, "partition"), asdict(following))
-    request = context.store.layout.request("partition")
-    if requested(request, "partition") not in (None, following.version):
-        pointer.remove(request)
+    layout = context.store.layout
+    if requested(layout, "partition") not in (None, following.version):
+        pointer.remove(layout.request("partition"))
 
 
 def request_refit(context: Context) -> None:
@@ -184,8 +183,3 @@ def request_refit(context: Context) -> None:
     if current is None:
         raise MissingInput(NO_PARTITION, "partition")
     pointer.write(context.store.layout.request("partition"), {"partition": current.version})
-
-
-def is_refit_requested(root: Path, current: CurrentPartition | None) -> bool:
-    """A request names the partition that it is to replace, so that it is spent when there is another."""
-    return current is not None and requested(Layout(root).request("partition"), "partition") == current.version

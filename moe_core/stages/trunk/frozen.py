@@ -131,13 +131,12 @@ def request_renewal(context: Context) -> bool:
     return True
 
 
-def is_renewal_requested(root: Path, snapshot: Snapshot | None) -> bool:
-    """A request names the trunk that it is to replace, so that it is spent when there is another."""
-    return snapshot is not None and requested(Layout(root).request("trunk"), "trunk") == snapshot.trunk
+def requested(layout: Layout, asset: str) -> str | None:
+    """The version that a request wants replaced, which spends it once there is another; None where there is no request.
 
-
-def requested(path: Path, asset: str) -> str | None:
-    """The version that a request wants replaced; None where there is none. Raises CorruptArtifact."""
+    Raises CorruptArtifact.
+    """
+    path = layout.request(asset)
     try:
         request = pointer.read(path, [asset])
     except CorruptArtifact as error:

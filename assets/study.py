@@ -7,9 +7,10 @@ from pathlib import Path
 import dagster as dg
 
 from moe_core.recipes import demo
-from moe_core.settings import Study, dump_study, load_study
+from moe_core.settings import Study
 from moe_core.store.files import write_text
 from moe_core.store.layout import Layout
+from moe_core.study_file import dump_study, load_study
 
 STUDY = "hardmoe/study"  # tag of a run: one instance may serve several studies
 DEFAULT = Path("studies/demo/study.toml")

@@ -19,10 +19,11 @@ import torch
 from moe_core.evaluation.metrics import per_post
 from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, Line, lines
 from moe_core.models.resnet import ResNet
-from moe_core.settings import Training, load_study
+from moe_core.settings import Training
 from moe_core.stages import reading
 from moe_core.stages.experts.experts import start, training_posts
 from moe_core.stages.trunk.trunk import trunk_start
+from moe_core.study_file import load_study
 from moe_core.threads import cores
 from moe_core.training.batches import Posts
 from moe_core.training.infer import features_of, logits_of, probabilities_of

@@ -17,7 +17,8 @@ from pathlib import Path
 import plain
 
 from moe_core.recipes import demo
-from moe_core.settings import Source, dump_study
+from moe_core.settings import Source
+from moe_core.study_file import dump_study
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from moe_core.engine.build import build_all
-from moe_core.settings import Decoder, Study, load_study
+from moe_core.settings import Decoder, Study
+from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 
 

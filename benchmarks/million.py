@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from moe_core.recipes import demo
-from moe_core.settings import Source, dump_study
+from moe_core.settings import Source
+from moe_core.study_file import dump_study
 
 LINE = re.compile(r"done\s+(\w+)\S*\s+([\d.]+) s")
 

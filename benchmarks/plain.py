@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from moe_core.engine.build import build_all
-from moe_core.settings import load_study
+from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 
 TO_THE_PARTITION = ("posts", "splits", "vocabulary", "trunk", "trunk_features", "partition")

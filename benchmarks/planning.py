@@ -17,9 +17,10 @@ from pathlib import Path
 
 from moe_core.engine.context import Context
 from moe_core.recipes import demo
-from moe_core.settings import Study, dump_study, load_study
+from moe_core.settings import Study
 from moe_core.store import files, store
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 
 

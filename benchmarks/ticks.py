@@ -34,8 +34,9 @@ from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from moe_core.engine.context import Context
 from moe_core.recipes import demo
-from moe_core.settings import Source, dump_study, load_study
+from moe_core.settings import Source
 from moe_core.store.artifact import StageOutput
+from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 from pipelines.instance.home import prepare_home
 from pipelines.instance.keys import project_keys

@@ -19,7 +19,8 @@ from pathlib import Path
 import plain
 
 from moe_core.recipes import demo
-from moe_core.settings import Network, Partition, Source, Training, dump_study, load_study
+from moe_core.settings import Network, Partition, Source, Training
+from moe_core.study_file import dump_study, load_study
 from moe_core.threads import cores
 from moe_core.workspace import open_study
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from tomlkit.exceptions import TOMLKitError
 
 from moe_core.errors import BadSetting
-from moe_core.settings import Study, load_study, study_of, text_of
+from moe_core.settings import Study
 from moe_core.store.files import write_text
+from moe_core.study_file import load_study, study_of, text_of
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,12 @@ The same models are the recipes' return type, the source of the artifacts' hashe
 """
 
 import re
-import reprlib
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from zoneinfo import ZoneInfo
 
-import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from moe_core.data.sources.registry import FORMATS
-from moe_core.errors import BadSetting
-from moe_core.text import refuse_bytes, shown
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
@@ -25,8 +19,6 @@ MAX_WIDTH, MAX_BLOCKS = 16_384, 1_000  # of a network, so that it can be built; 
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 Shards = Annotated[int, Field(ge=1, le=100_000)]
 Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
-MAX_BYTES = 1 << 20  # of a study.toml
-MAX_MISTAKES = 8  # named in an error
 MAX_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
 
 
@@ -407,81 +399,3 @@ class Study(Strict):
         if not re.fullmatch(r"\w{0,64}", self.asset_prefix, re.ASCII):
             raise ValueError(f"asset_prefix {self.asset_prefix!r} must be at most 64 letters, digits or '_'")
         return self
-
-
-def load_study(path: Path) -> Study:
-    """Reads study.toml. Raises BadSetting with one line a mistake: where, what came, what to do."""
-    refuse_bytes(path.absolute(), "the study")
-    if path.is_dir():
-        raise BadSetting(f"{path} is a folder: wanted its file, {path}/study.toml")
-    if not path.is_file():
-        raise BadSetting(
-            f"no study at {path}: name its folder or study.toml with --study, or write one with `hardmoe init DIR "
-            "--source ...`"
-        )
-    if path.stat().st_size > MAX_BYTES:
-        raise BadSetting(f"{path} has {path.stat().st_size:,} bytes, wanted a study.toml of at most {MAX_BYTES:,}")
-    return study_of(text_of(path), path)
-
-
-def text_of(path: Path) -> str:
-    """The text of a study.toml, without the mark that some editors put before it. Raises BadSetting for other bytes."""
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadSetting(f"{path} is not valid TOML: {error}") from None
-
-
-def study_of(text: str, path: Path) -> Study:
-    """The study that the text of a study.toml says; errors name `path`."""
-    try:
-        return Study.model_validate(tomllib.loads(text))
-    except ValidationError as error:
-        mistakes = [_explain(e) for e in error.errors()]
-        more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if len(mistakes) > MAX_MISTAKES else []
-        raise BadSetting(f"{path}: " + "; ".join(mistakes[:MAX_MISTAKES] + more)) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's
-        raise BadSetting(f"{path} is not valid TOML: {error}") from None
-
-
-_SHORT = reprlib.Repr()  # of values however deep
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
-_SHORT.maxlist = 20
-
-
-def _explain(error: object) -> str:
-    assert isinstance(error, dict)
-    parts = [str(part) for part in error["loc"]]
-    where = shown(".".join(p for p in parts if p != "constrained-float" and not p.startswith("literal[")), 80)
-    value = shown(_SHORT.repr(error["input"]), 80)
-    why = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return f"unknown setting '{where}': remove it, or see docs/reference/settings.md for the names"
-    if error["type"] == "model_type":
-        return f"{where} = {value}: wanted a table, [{where}]"
-    if error["type"] == "tuple_type":
-        return f"{where} = {value}: wanted a list, such as [8, 16]"
-    if isinstance(error["input"], dict):  # of a whole table, or the study: what is wrong says which settings
-        return f"[{where}] {why}" if where else why
-    return f"{where} = {value}: {why}"
-
-
-def dump_study(study: Study) -> str:
-    """study.toml with every setting and its description as a comment, so that the file explains itself."""
-    document = tomlkit.document()
-    document.add(tomlkit.comment("A hardmoe study. Unknown keys are refused; every key may be left out."))
-    tables = []
-    for key, value in study:
-        if not isinstance(value, BaseModel):
-            document.add(key, value)
-            continue
-        table = tomlkit.table()
-        for name, field in type(value).model_fields.items():
-            entry = getattr(value, name)
-            item = tomlkit.item(list(entry) if isinstance(entry, tuple) else entry)
-            table.add(name, item.comment(field.description or ""))
-        tables.append((key, table))
-    for key, table in tables:
-        document.add(tomlkit.nl())
-        document.add(key, table)
-    return tomlkit.dumps(document)

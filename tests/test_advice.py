@@ -4,7 +4,7 @@ import pytest
 
 from moe_core.advice import Proposal, Seen, measure_for, propose, smallest_difference, warnings
 from moe_core.recipes import demo, quick, small
-from moe_core.settings import dump_study, study_of
+from moe_core.study_file import dump_study, study_of
 
 PLENTY = Seen(posts=100_000, tags_a_post=1.5, distinct_tags=500, users=900)
 

@@ -14,8 +14,8 @@ from helpers.partitioned import hardmoe
 from helpers.processes import mentions, until
 from helpers.with_controls import small_study
 from moe_core.overrides import override
-from moe_core.settings import load_study
 from moe_core.store.layout import Layout
+from moe_core.study_file import load_study
 
 
 def runs_of(file):

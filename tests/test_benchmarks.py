@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers import growing
-from moe_core.settings import Source, dump_study
+from moe_core.settings import Source
+from moe_core.study_file import dump_study
 from moe_core.threads import cores
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

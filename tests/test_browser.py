@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Source, Training, dump_study, load_study
+from moe_core.settings import Data, Network, Partition, Source, Training
 from moe_core.stages.graph import GRAPH
+from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,7 +10,8 @@ from helpers.pages import PAGES
 from moe_core.data.rejects import REASONS
 from moe_core.recipes import RECIPES
 from moe_core.serving.publication import Decision
-from moe_core.settings import Study, dump_study, load_study
+from moe_core.settings import Study
+from moe_core.study_file import dump_study, load_study
 from pipelines.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,8 @@ from helpers import hostile
 from helpers.formats import WRITERS
 from helpers.unsteady import posts, stored
 from moe_core.recipes import demo
-from moe_core.settings import Data, Source, dump_study
+from moe_core.settings import Data, Source
+from moe_core.study_file import dump_study
 
 # The command
 

@@ -85,7 +85,7 @@ def test_a_bug_is_left_to_its_traceback(study, monkeypatch, bug):
 
 
 def test_a_bug_is_printed_with_its_traceback_and_where_to_report_it(study):
-    code = "from moe_core import settings; settings.load_study = None; from pipelines.cli.main import main; main()"
+    code = "from moe_core import study_file; study_file.load_study = None; from pipelines.cli.main import main; main()"
     command = [sys.executable, "-c", code, "status", "--study", str(study)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1

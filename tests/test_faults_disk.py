@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from helpers.faulty import make_all
 from helpers.kills import study
-from moe_core.settings import dump_study
 from moe_core.stages.graph import GRAPH
+from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -25,9 +25,9 @@ from moe_core.engine.build import build
 from moe_core.maintenance.exposure import networks_that_saw
 from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
-from moe_core.settings import dump_study, load_study
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
+from moe_core.study_file import dump_study, load_study
 from moe_core.tables import delete_lance_tag, lance_tag_of, lance_tags, read_rows
 from moe_core.workspace import open_study
 

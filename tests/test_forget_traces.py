@@ -12,7 +12,8 @@ from helpers.escapes import FORMS, ODD
 from helpers.takedown import GONE, files_with, noise, png, reopen, study_of_two_users, two_shards
 from moe_core.engine.build import build
 from moe_core.maintenance.takedown import forget
-from moe_core.settings import Source, dump_study, load_study
+from moe_core.settings import Source
+from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 
 

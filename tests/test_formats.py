@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from moe_core.data.sources.reader import Reader, reader_of
 from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSetting
-from moe_core.settings import study_of
+from moe_core.study_file import study_of
 from pipelines.cli.main import main
 
 PACKAGES = [Path(__file__).parents[1] / name for name in ("moe_core", "assets", "pipelines")]

@@ -16,8 +16,8 @@ from helpers.command import hardmoe, states, status, write
 from helpers.plain import make_plainly
 from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
-from moe_core.settings import dump_study, load_study
 from moe_core.stages.graph import GRAPH
+from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 
 

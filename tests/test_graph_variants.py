@@ -16,7 +16,8 @@ from helpers.command import hardmoe, status, write
 from helpers.plain import make_plainly
 from helpers.with_controls import QUICK, small_study
 from moe_core.engine.build import build_all
-from moe_core.settings import Expert, Partition, Source, load_study
+from moe_core.settings import Expert, Partition, Source
+from moe_core.study_file import load_study
 from moe_core.weights import load_weights
 from moe_core.workspace import open_study
 
@@ -25,7 +26,7 @@ import sys
 from pathlib import Path
 import dagster as dg
 from dagster._core.utils import make_new_run_id
-from moe_core.settings import load_study
+from moe_core.study_file import load_study
 from moe_core.stages.data import split_check
 from moe_core.workspace import open_study
 from moe_core.engine.build import build, build_all

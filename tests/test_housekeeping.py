@@ -14,12 +14,12 @@ from moe_core.engine.build import build
 from moe_core.errors import LockHeld
 from moe_core.maintenance.gc import collect, collect_unless_busy
 from moe_core.processes import this_process
-from moe_core.settings import dump_study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
 from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import size_of
 from moe_core.store.locks import shared
+from moe_core.study_file import dump_study
 from moe_core.tables import lance_tag_of, lance_tags, read_rows, shards_in
 from moe_core.workspace import open_study
 

@@ -14,7 +14,8 @@ from moe_core.advice import Seen
 from moe_core.data.sources.preview import preview
 from moe_core.data.sources.shards import find_shards
 from moe_core.recipes import RECIPES, quick
-from moe_core.settings import Network, Source, Training, load_study
+from moe_core.settings import Network, Source, Training
+from moe_core.study_file import load_study
 from moe_core.training.trial import images_per_second
 
 

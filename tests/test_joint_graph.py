@@ -19,10 +19,11 @@ from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
 from moe_core.engine.planner import Planner
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
-from moe_core.settings import Decoder, Partition, Source, dump_study, load_study
+from moe_core.settings import Decoder, Partition, Source
 from moe_core.stages.experts.joint import MOST_KILLED, Helpers, devices
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.training.cost import training_cost
+from moe_core.study_file import dump_study, load_study
 from moe_core.threads import cores
 from moe_core.weights import load_weights, save_weights
 from moe_core.workspace import open_study

@@ -22,7 +22,7 @@ from helpers.odd_names import FILE, FOLDER, ODD, TITLE
 from helpers.without_controls import quick_study
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.serving.publication import published_bundle
-from moe_core.settings import dump_study, load_study
+from moe_core.study_file import dump_study, load_study
 from moe_core.text import shown
 from pipelines import aliases
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from helpers.growing import add_shard, growing_study, make, opened
 from moe_core.engine.build import build
-from moe_core.settings import dump_study
 from moe_core.stages.graph import GRAPH
+from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 from pipelines.run.reasons import setting_name, why_stale

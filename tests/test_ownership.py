@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from moe_core.recipes import demo
-from moe_core.settings import dump_study, load_study
 from moe_core.store.owner import check_owner, claim
+from moe_core.study_file import dump_study, load_study
 from pipelines.cli.main import main
 
 

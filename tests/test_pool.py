@@ -16,7 +16,7 @@ from helpers.command import write
 from helpers.with_controls import QUICK, small_study
 from moe_core.engine.build import build_all
 from moe_core.processes import pid_of
-from moe_core.settings import load_study
+from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 from pipelines.instance.home import prepare_home
 from pipelines.instance.keys import project_keys

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from moe_core.recipes import demo
-from moe_core.settings import Data, Source, dump_study
+from moe_core.settings import Data, Source
+from moe_core.study_file import dump_study
 
 SCRIPT = """
 import json

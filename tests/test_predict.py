@@ -18,7 +18,7 @@ from moe_core.data.images import REASONS
 from moe_core.recipes import demo
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Decision, deciding, save
-from moe_core.settings import dump_study
+from moe_core.study_file import dump_study
 from pipelines.cli.main import COMMANDS, main
 
 FIRST, SECOND, OTHER = "1f0c8e5a2b7d4c3e9f60", "1f0c999999999999ffff", "abcdef0123456789abcd"

@@ -17,9 +17,9 @@ from helpers.processes import until
 from helpers.ui import free_port, launch, processes, started_ui
 from helpers.with_controls import QUICK, small_study
 from moe_core import processes as names
-from moe_core.settings import load_study
 from moe_core.store.files import dead_files, dead_parts
 from moe_core.store.layout import Layout
+from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 from pipelines.aliases import socket_prefix
 from pipelines.instance.reap import GRPC_INFO, reap

@@ -11,7 +11,8 @@ import pytest
 from helpers.arrivals import kept_at, shards_of, weights_of
 from helpers.growing import add_shard, growing_study, make, opened
 from helpers.requests import carry_out
-from moe_core.settings import Repartition, load_study
+from moe_core.settings import Repartition
+from moe_core.study_file import load_study
 
 # ---- Dagster
 

@@ -14,8 +14,8 @@ from helpers.partitioned import hardmoe
 from helpers.processes import until
 from helpers.with_controls import small_study
 from moe_core.overrides import override
-from moe_core.settings import load_study
 from moe_core.stages.gate import current_partition
+from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 
 

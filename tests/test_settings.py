@@ -1,8 +1,9 @@
 import pytest
 
 from moe_core.data.sources.shards import find_shards
-from moe_core.settings import Data, Network, Source, Study, dump_study, load_study
+from moe_core.settings import Data, Network, Source, Study
 from moe_core.stages.graph import GRAPH
+from moe_core.study_file import dump_study, load_study
 
 
 def test_a_dumped_study_loads_as_the_same(tmp_path):

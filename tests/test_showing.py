@@ -10,8 +10,9 @@ import pytest
 
 from helpers.plain import make_plainly
 from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
+from moe_core.settings import Data, Network, Partition, Source, Training
 from moe_core.stages.graph import GRAPH
+from moe_core.study_file import dump_study
 
 CELLS = """
 import json, sys

@@ -16,7 +16,8 @@ from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.errors import BadSource
 from moe_core.recipes import demo
-from moe_core.settings import Source, dump_study
+from moe_core.settings import Source
+from moe_core.study_file import dump_study
 
 
 @pytest.fixture(scope="module")

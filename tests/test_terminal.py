@@ -11,8 +11,9 @@ import pytest
 
 from helpers.terminal import Screen, in_terminal
 from helpers.two_mixtures import tiny_study, write
-from moe_core.settings import Partition, Source, load_study
+from moe_core.settings import Partition, Source
 from moe_core.stages.training.log import SPEED_SECONDS, Speed
+from moe_core.study_file import load_study
 from moe_core.training.loop import Measurement
 from moe_core.workspace import open_study
 from pipelines.cli.progress import Display

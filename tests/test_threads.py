@@ -19,10 +19,11 @@ from moe_core import threads
 from moe_core.engine.resources import SHARE, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
-from moe_core.settings import Decoder, Network, TrunkSetup, load_study
+from moe_core.settings import Decoder, Network, TrunkSetup
 from moe_core.stages.experts.joint import JOB, Helpers
 from moe_core.stages.training import fit
 from moe_core.stages.training.device import device_and_threads
+from moe_core.study_file import load_study
 from moe_core.threads import SHORT, VARIABLES, WORK_A_THREAD, chosen_threads, threads_of
 from moe_core.workspace import open_study
 

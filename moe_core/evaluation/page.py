@@ -10,7 +10,8 @@ from markupsafe import Markup
 from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.measures import COSTS, MEASURES, PAIRED
 from moe_core.evaluation.plots import BLUE, ORANGE, Line, around, bars, intervals, lines, short, sparkline
-from moe_core.settings import Study, dump_study
+from moe_core.settings import Study
+from moe_core.study_file import dump_study
 from moe_core.text import format_duration, shown
 
 FIGURES = ("cheaper", "same_cost", "ablation")  # roles of the rows over which gains are shown in large

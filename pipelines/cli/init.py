@@ -16,9 +16,10 @@ from moe_core.data.sources.shards import find_shards
 from moe_core.errors import BadSetting
 from moe_core.recipes import RECIPES
 from moe_core.recipes import quick as quicker
-from moe_core.settings import Source, Study, dump_study, study_of
+from moe_core.settings import Source, Study
 from moe_core.store.layout import Layout
 from moe_core.store.owner import check_owner
+from moe_core.study_file import dump_study, study_of
 from moe_core.text import format_duration, refuse_bytes
 from moe_core.training.trial import images_per_second
 from pipelines.cli.common import show_keys, study_at, warn_unready_files, write_study

@@ -19,7 +19,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.files import BATCH, decoded, files_of
 from moe_core.serving.publication import bundle_at
 from moe_core.serving.routed import routed
-from moe_core.settings import load_study
+from moe_core.study_file import load_study
 from moe_core.text import shown
 from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from moe_core.settings import dump_study
+from moe_core.study_file import dump_study
 
 
 def write(folder, study):

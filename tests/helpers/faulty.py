@@ -2,7 +2,7 @@
 
 from helpers.kills import study
 from moe_core.engine.build import build
-from moe_core.settings import dump_study
+from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 
 

@@ -24,10 +24,10 @@ with atheris.instrument_imports(include=["moe_core", "tomllib", "PIL"]):
     from moe_core.data.tags import canonical
     from moe_core.recipes import demo
     from moe_core.serving.manifest import read_manifest
-    from moe_core.settings import dump_study, load_study
     from moe_core.store.artifact import Spec, StageOutput
     from moe_core.store.hashing import with_checksum
     from moe_core.store.store import Store
+    from moe_core.study_file import dump_study, load_study
 
 SECONDS = 75
 SIZE = 16

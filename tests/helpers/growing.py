@@ -5,8 +5,9 @@ import polars as pl
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.engine.build import build
 from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Source, Training, dump_study
+from moe_core.settings import Data, Network, Partition, Source, Training
 from moe_core.stages.graph import GRAPH
+from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)

@@ -80,7 +80,7 @@ class Kills:
         return self.folder / "fault"
 
     def prepare(self):
-        from moe_core.settings import dump_study
+        from moe_core.study_file import dump_study
 
         self.root.mkdir(parents=True)
         self.file.write_text(dump_study(study(300, 1)), "utf-8")
@@ -117,7 +117,7 @@ class Kills:
         forget_opened()
 
     def context(self):
-        from moe_core.settings import load_study
+        from moe_core.study_file import load_study
         from moe_core.workspace import open_study
 
         return open_study(load_study(self.file), self.root)

@@ -3,7 +3,8 @@
 from helpers.without_controls import quick_study
 from moe_core.engine.build import build_all
 from moe_core.recipes import demo
-from moe_core.settings import Data, Partition, Source, Training, dump_study
+from moe_core.settings import Data, Partition, Source, Training
+from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 
 CONTROLS_OFF = demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50})

@@ -2,7 +2,8 @@
 
 from helpers.with_controls import small_study
 from moe_core.recipes import demo
-from moe_core.settings import Source, Training, load_study
+from moe_core.settings import Source, Training
+from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 
 QUICK = Training(epochs=1, batch_size=32, lr=0.2, flip=False, crop=1)

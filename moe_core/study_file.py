@@ -1,0 +1,93 @@
+"""study.toml: reads it, with one line a mistake, and writes it with what each setting does."""
+
+import reprlib
+import tomllib
+from pathlib import Path
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+
+from moe_core.errors import BadSetting
+from moe_core.settings import Study
+from moe_core.text import refuse_bytes, shown
+
+MAX_BYTES = 1 << 20  # of a study.toml
+MAX_MISTAKES = 8  # named in an error
+
+
+def load_study(path: Path) -> Study:
+    """Reads study.toml. Raises BadSetting with one line a mistake: where, what came, what to do."""
+    refuse_bytes(path.absolute(), "the study")
+    if path.is_dir():
+        raise BadSetting(f"{path} is a folder: wanted its file, {path}/study.toml")
+    if not path.is_file():
+        raise BadSetting(
+            f"no study at {path}: name its folder or study.toml with --study, or write one with `hardmoe init DIR "
+            "--source ...`"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise BadSetting(f"{path} has {path.stat().st_size:,} bytes, wanted a study.toml of at most {MAX_BYTES:,}")
+    return study_of(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """The text of a study.toml, without the mark that some editors put before it. Raises BadSetting for other bytes."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSetting(f"{path} is not valid TOML: {error}") from None
+
+
+def study_of(text: str, path: Path) -> Study:
+    """The study that the text of a study.toml says; errors name `path`."""
+    try:
+        return Study.model_validate(tomllib.loads(text))
+    except ValidationError as error:
+        mistakes = [_explain(e) for e in error.errors()]
+        more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if len(mistakes) > MAX_MISTAKES else []
+        raise BadSetting(f"{path}: " + "; ".join(mistakes[:MAX_MISTAKES] + more)) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's
+        raise BadSetting(f"{path} is not valid TOML: {error}") from None
+
+
+_SHORT = reprlib.Repr()  # of values however deep
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+_SHORT.maxlist = 20
+
+
+def _explain(error: object) -> str:
+    assert isinstance(error, dict)
+    parts = [str(part) for part in error["loc"]]
+    where = shown(".".join(p for p in parts if p != "constrained-float" and not p.startswith("literal[")), 80)
+    value = shown(_SHORT.repr(error["input"]), 80)
+    why = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting '{where}': remove it, or see docs/reference/settings.md for the names"
+    if error["type"] == "model_type":
+        return f"{where} = {value}: wanted a table, [{where}]"
+    if error["type"] == "tuple_type":
+        return f"{where} = {value}: wanted a list, such as [8, 16]"
+    if isinstance(error["input"], dict):  # of a whole table, or the study: what is wrong says which settings
+        return f"[{where}] {why}" if where else why
+    return f"{where} = {value}: {why}"
+
+
+def dump_study(study: Study) -> str:
+    """study.toml with every setting and its description as a comment, so that the file explains itself."""
+    document = tomlkit.document()
+    document.add(tomlkit.comment("A hardmoe study. Unknown keys are refused; every key may be left out."))
+    tables = []
+    for key, value in study:
+        if not isinstance(value, BaseModel):
+            document.add(key, value)
+            continue
+        table = tomlkit.table()
+        for name, field in type(value).model_fields.items():
+            entry = getattr(value, name)
+            item = tomlkit.item(list(entry) if isinstance(entry, tuple) else entry)
+            table.add(name, item.comment(field.description or ""))
+        tables.append((key, table))
+    for key, table in tables:
+        document.add(tomlkit.nl())
+        document.add(key, table)
+    return tomlkit.dumps(document)

@@ -1,7 +1,5 @@
 """From a stage of moe_core to a Dagster asset: what all the assets here have in common."""
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,21 +9,18 @@ from typing import Any
 import dagster as dg
 
 from assets.gpu import KEY
+from assets.progress import Progress
 from assets.runs import claim
-from assets.showing import about, curves, numbers, origin
+from assets.showing import about, curves, origin
 from assets.study import experts, key_of, root, shards, study
 from moe_core.engine.build import build
 from moe_core.engine.context import Context, Report
 from moe_core.errors import HardmoeError
 from moe_core.failpoints import failpoint
-from moe_core.processes import alive, this_process
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
-from moe_core.store.files import write_text
-from moe_core.store.layout import Layout
 from moe_core.workspace import open_study, token
 
-OBSERVE_SECONDS = 4.0
 OWNERS = ["team:hardmoe"]
 TRAINER = "trainer"  # the pool of all that train a network
 
@@ -144,43 +139,3 @@ def _opened(report: Report, by: str) -> Context:
     if _last is None or _last.planner.provisional or _last.planner.state.token != token(study(), root()):
         _last = open_study(study(), root(), remember=True)
     return replace(_last, report=report, by=by)
-
-
-class Progress:
-    """Passes a stage's reports on: to a file that the terminal reads, and every few seconds to Dagster's event log."""
-
-    def __init__(self, context: dg.AssetExecutionContext, name: str, key: str | None) -> None:
-        self.context, self.name, self.key = context, name, key
-        self.file = Layout(root()).progress(name, key)
-        self.observed = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.report({})
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._is_anothers():
-            self.file.unlink(missing_ok=True)
-
-    def report(self, progress: Mapping[str, Any]) -> None:
-        process = {"pid": os.getpid(), "process": this_process(), "run": self.context.run_id, "time": time.time()}
-        if "waits_for" in progress:
-            self.context.log.info(f"waits for process {progress['waits_for']}, which builds the same")
-        if "waits" in progress:
-            self.context.log.info(f"waits for {progress['waits']}")
-        if set(progress) - {"waits_for"} or not self._is_anothers():  # the process at work says how far it is
-            write_text(self.file, json.dumps(process | dict(progress)))
-        if progress and time.monotonic() - self.observed >= OBSERVE_SECONDS:
-            self.observed = time.monotonic()
-            self.context.log_event(
-                dg.AssetObservation(asset_key=self.context.asset_key, partition=self.key, metadata=numbers(progress))
-            )
-
-    def _is_anothers(self) -> bool:
-        """Another living process builds the same and writes its progress to the file."""
-        try:
-            its = str(json.loads(self.file.read_text("utf-8"))["process"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        return its != this_process() and alive(its)

@@ -1,6 +1,5 @@
 """What the terminal shows while runs are under way, and how they ended."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from assets.progress import read
 from moe_core.engine.context import Context
 from moe_core.engine.planner import PlannedTask
 from moe_core.stages.data.statistics import warnings_of
@@ -81,12 +81,7 @@ class Display:
 
     def _report(self, run: Running) -> dict[str, Any]:
         """What the run last reported; empty before it has reported anything."""
-        try:
-            path = self.context.store.layout.progress(run.task.asset, run.task.key)
-            report: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return report
+        return read(self.context.store.layout.progress(run.task.asset, run.task.key))
 
 
 def _line(run: Running, report: dict[str, Any], width: int) -> str:

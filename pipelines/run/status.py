@@ -1,6 +1,5 @@
 """What is fresh, stale, missing, failed or running, and why."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,10 +7,10 @@ from typing import Any
 
 import dagster as dg
 
+from assets import progress
 from assets.study import STUDY
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
-from moe_core.processes import alive
 from moe_core.stages.training.cost import MEMBERS_KEPT
 from moe_core.store.artifact import Spec
 from moe_core.store.hashing import content_hash
@@ -120,14 +119,8 @@ def _made_by(spec: Spec) -> tuple[str, str]:
 
 def _running(root: Path) -> set[Name]:
     """Tasks that a living process builds now, by the progress that it writes."""
-    found: set[Name] = set()
-    for stage, key, file in Layout(root).all_progress():
-        try:
-            if alive(str(json.loads(file.read_text("utf-8"))["process"])):
-                found.add((stage, key))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+    reports = Layout(root).all_progress()
+    return {(stage, key) for stage, key, file in reports if progress.is_written_on(progress.read(file))}
 
 
 def failed_runs(instance: dg.DagsterInstance | None, study: str) -> dict[tuple[str, str | None], str]:

@@ -1,35 +1,28 @@
 """What several stages read: posts, the vocabulary, networks, features and the partition, each from its artifact."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 
+from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
+from moe_core.data.vocabulary import Vocabulary, load
 from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact
+from moe_core.models.resnet import ResNet, build
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
 from moe_core.tables import lance_tag_of, read_rows, scan_rows, vectors_in
-
-if TYPE_CHECKING:
-    import polars as pl
-    import pyarrow as pa
-
-    from moe_core.data.loading import Labels, Place
-    from moe_core.data.vocabulary import Vocabulary
-    from moe_core.models.resnet import ResNet
-    from moe_core.training.batches import Images, Posts
+from moe_core.training.batches import Images, Posts
+from moe_core.weights import load_weights
 
 BATCH = 65_536  # posts without their pictures, read at a time
 
 
 def place(context: Context, shard: str) -> Place:
     """Where the shard's posts lie. Raises ValueError where it is not ingested."""
-    from moe_core.data.loading import Place
-
     return Place(shard, lance_tag_of(shard, context.need("posts", shard).version))
 
 
@@ -40,15 +33,11 @@ def places(context: Context) -> list[Place]:
 
 def all_columns(context: Context, columns: list[str]) -> pl.DataFrame:
     """Columns of all the posts, in the one order that every stage uses."""
-    from moe_core.data.loading import read_columns
-
     return read_columns(context.root, places(context), columns)
 
 
 def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Columns of all the posts a part at a time, in the one order."""
-    import polars as pl
-
     for place in places(context):
         for batch in scan_rows(context.store.layout.posts_table, place.version, place.shard, columns, BATCH):
             frame = pl.from_arrow(batch)
@@ -58,14 +47,10 @@ def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFram
 
 def splits(context: Context) -> pl.DataFrame:
     """Columns shard, position, id, group and split of all the posts, in the one order."""
-    import polars as pl
-
     return pl.read_parquet(context.need("splits").file("splits.parquet"), glob=False)
 
 
 def vocabulary(context: Context) -> Vocabulary:
-    from moe_core.data.vocabulary import load
-
     artifact = context.need("vocabulary")
     return load(artifact.file("hashtags.parquet"), artifact.file("synonyms.parquet"))
 
@@ -89,32 +74,23 @@ class Index:
 
 
 def index(context: Context) -> Index:
-    from moe_core.data.loading import read_labels
-
     split_N = splits(context)["split"].to_numpy().astype("U10")
     return Index(split_N, read_labels(context.root, places(context), vocabulary(context)))
 
 
 def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
     """Posts where `wanted_N`, one bool a post, holds; their images are read when they are wanted."""
-    from moe_core.data.loading import open_posts
-
     size = context.study.data.image_size
     return open_posts(context.root, places(context), index.labels, size, np.flatnonzero(wanted_N))
 
 
 def images_of(context: Context, shard: str, size: int) -> Images:
     """Images of all the posts of a shard."""
-    from moe_core.data.loading import open_images
-
     return open_images(context.root, [place(context, shard)], size)
 
 
 def network(context: Context, artifact: Artifact, shape: Network | None = None) -> ResNet:
     """The network of an artifact with `weights.safetensors`, of the study's shape where no other is given."""
-    from moe_core.models.resnet import build
-    from moe_core.weights import load_weights
-
     state, _ = load_weights(artifact.file("weights.safetensors"))
     model = build(shape or context.study.network, len(state["fc.bias"]), seed=0)
     model.load_state_dict(state)
@@ -141,8 +117,6 @@ def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
 
 def trained(context: Context) -> pl.DataFrame | None:
     """Columns of, key, id, mark of the posts that each expert is trained on, where the assignment does not say it."""
-    import polars as pl
-
     artifact = context.need("partition")
     there = "trained.parquet" in artifact.files
     return pl.read_parquet(artifact.file("trained.parquet"), glob=False) if there else None
@@ -161,6 +135,4 @@ def assignment(context: Context) -> pl.DataFrame:
 
     trained: a network that is kept was trained on the post; late: the post came since the gate was fitted; both bool.
     """
-    import polars as pl
-
     return pl.read_parquet(context.need("partition").file("assignment.parquet"), glob=False)

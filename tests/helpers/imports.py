@@ -27,8 +27,8 @@ class Import:
     in_function: bool
 
 
-def imports_of(module: str) -> Iterator[Import]:
-    """What a module imports of the project's own modules."""
+def imports_of(module: str, text: str) -> Iterator[Import]:
+    """What a module with this text imports of the project's own modules."""
 
     def visit(node, inside):
         for child in ast.iter_child_nodes(node):
@@ -44,12 +44,12 @@ def imports_of(module: str) -> Iterator[Import]:
                 if name in MODULES and name != module:
                     yield Import(module, name, child.lineno, inside)
 
-    yield from visit(ast.parse(MODULES[module].read_text("utf-8")), False)
+    yield from visit(ast.parse(text), False)
 
 
 @cache
 def all_imports() -> list[Import]:
-    return [found for module in MODULES for found in imports_of(module)]
+    return [found for module, path in MODULES.items() for found in imports_of(module, path.read_text("utf-8"))]
 
 
 def circles() -> list[list[str]]:

@@ -1,10 +1,13 @@
 """The device of a stage that runs a network, and its threads."""
 
-from __future__ import annotations
+import torch
 
 from moe_core import threads
 from moe_core.engine.resources import threads_for
+from moe_core.models.cost import multiply_adds
+from moe_core.models.resnet import build_on_meta
 from moe_core.settings import Study
+from moe_core.training.infer import BATCH
 
 
 def device_and_threads(study: Study, parallel: bool, hashtags: int = 1) -> str:
@@ -12,12 +15,6 @@ def device_and_threads(study: Study, parallel: bool, hashtags: int = 1) -> str:
 
     `hashtags` is the width of its last layer, where that computes too. A training sets them again for its own network.
     """
-    import torch
-
-    from moe_core.models.cost import multiply_adds
-    from moe_core.models.resnet import build_on_meta
-    from moe_core.training.infer import BATCH
-
     work = BATCH * multiply_adds(build_on_meta(study.network, hashtags), study.data.image_size)
     threads.use(work, threads_for(parallel, study.partition.experts))
     return "cuda" if torch.cuda.is_available() else "cpu"

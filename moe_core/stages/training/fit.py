@@ -1,25 +1,23 @@
 """One training inside a stage: resumed after a killed attempt, logged line by line, saved with a description."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moe_core import threads
 from moe_core.engine.context import Context
+from moe_core.models.cost import multiply_adds
+from moe_core.models.resnet import ResNet
+from moe_core.settings import Training
 from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
-
-if TYPE_CHECKING:
-    from moe_core.models.resnet import ResNet
-    from moe_core.settings import Training
-    from moe_core.training.batches import Posts
-    from moe_core.training.loop import Measurement
+from moe_core.training import loop
+from moe_core.training.batches import Posts
+from moe_core.training.loop import Measurement
+from moe_core.weights import save_weights
 
 
 def fit(
@@ -38,9 +36,6 @@ def fit(
 
     `train`, called with the model and the checkpoint's path, trains in place of the one loop: by `ranks` processes.
     """
-    from moe_core.training import loop
-    from moe_core.weights import save_weights
-
     training_threads(model, context.study.data.image_size, training, len(posts), ranks)
     work = context.store.work_folder(spec)
     work.mkdir(parents=True, exist_ok=True)
@@ -79,7 +74,5 @@ def fit(
 
 def training_threads(model: ResNet, image_size: int, training: Training, posts: int, ranks: int = 1) -> None:
     """Sets the threads of a training of a network on so many posts; with `ranks`, those of each."""
-    from moe_core.models.cost import multiply_adds
-
     batch = min(training.batch_size, max(1, posts // ranks))
     threads.use(threads.TRAINING * batch * multiply_adds(model, image_size), max(1, threads.share() // ranks))

@@ -9,7 +9,7 @@ this package is imported; what the user has set stays.
 
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 
 from moe_core.errors import BadSetting
 
@@ -33,16 +33,16 @@ _used = 0  # threads, since `begin`
 _waiting = ""
 
 
-def shorten_waits(environment: MutableMapping[str, str] = os.environ) -> None:
+def shorten_waits() -> None:
     """Lets threads sleep soon while they wait, here and in processes started from here, unless the user set it.
 
     Without effect on this process once torch is loaded.
     """
     global _waiting
     loaded = "torch" in sys.modules
-    if not loaded and not any(name in environment for name in WAITING):
-        environment.update(SHORT)
-    values = [f"{name}={environment[name]}" for name in WAITING if name in environment]
+    if not loaded and not any(name in os.environ for name in WAITING):
+        os.environ.update(SHORT)
+    values = [f"{name}={os.environ[name]}" for name in WAITING if name in os.environ]
     _waiting = " ".join(values) or "as torch was loaded"
 
 

@@ -1,9 +1,7 @@
 """What `hardmoe init` reports of a source before anything is written: from cheap counts and a sample of posts."""
 
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import islice
@@ -20,7 +18,8 @@ from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_tags
 from moe_core.errors import BadSource
 from moe_core.settings import Source
-from moe_core.text import shown
+from moe_core.text import format_duration, shown
+from moe_core.threads import cores
 
 SAMPLED_SHARDS = 3
 SAMPLED_ROWS = 1000  # of each
@@ -211,7 +210,7 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> _Picture
             return why.reason, why.detail
 
     started = time.perf_counter()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         tried = list(pool.map(try_image, chosen))
     seconds = (time.perf_counter() - started) / len(chosen)
     good = [result for result in tried if isinstance(result, bytes)]
@@ -234,17 +233,16 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> _Picture
     return _Pictures(line, seconds, stored, len(good) / len(chosen))
 
 
-def _differing(bad: list[Any]) -> Iterator[Any]:
+def _differing(bad: list[Any]) -> list[Any]:
     """The first image of each reason, EXAMPLES at most."""
-    yield from list({why[0]: (row, why) for row, why in reversed(bad)}.values())[::-1][:EXAMPLES]
+    return list({why[0]: (row, why) for row, why in reversed(bad)}.values())[::-1][:EXAMPLES]
 
 
 def _costs(total: int, seconds: float, size: float) -> str:
-    took, needs = total * seconds, total * size
-    duration = f"{took:.0f} s" if took < 120 else f"{took / 60:.0f} min" if took < 7200 else f"{took / 3600:.1f} h"
+    took, needs = format_duration(total * seconds), total * size
     disk = next(
         f"{needs / unit:.1f} {name}"
         for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
         if needs >= unit or unit == 1e6
     )
-    return f"Estimate for the ingest, from the sample: {duration} on this machine, {disk} of disk"
+    return f"Estimate for the ingest, from the sample: {took} on this machine, {disk} of disk"

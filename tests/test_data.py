@@ -177,7 +177,7 @@ def test_raw_tags_serve_where_there_are_no_tags_or_when_asked_for(tmp_path):
     assert next(read_shard(asked, find_shards(asked)[0]))["tags"].to_pylist() == [["a", "b"]]
 
 
-def test_a_shards_digest_is_of_its_content(tmp_path):
+def test_a_shards_content_hash_is_of_its_content(tmp_path):
     source = parquet(tmp_path / "x.parquet", 1)
     hashes = ContentHashes()
     (before,) = find_shards(source, hashes)

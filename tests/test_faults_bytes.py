@@ -63,11 +63,11 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
         context = open_study(copied.study, copied.root)
         wanted = copied.need(stage.name, key).content_hash
 
-        def digest_of_another(folder, stage=stage, key=key, context=context):
+        def hash_of_another(folder, stage=stage, key=key, context=context):
             plan = replace(context.spec(stage.name, key), asset="another")
             return Store(folder).make(plan, lambda inside: stage.maker()(context, key, inside)).content_hash
 
-        assert digest_of_another(tmp_path / f"a{number}") == wanted
+        assert hash_of_another(tmp_path / f"a{number}") == wanted
         mine = copied.need(stage.name, key).path
         torn = [
             artifact.path / name
@@ -80,7 +80,7 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
         kept = {path: path.read_bytes() for path in torn}
         for path in torn:
             path.write_bytes(b"torn")
-        assert digest_of_another(tmp_path / f"b{number}") == wanted, (stage.name, key)
+        assert hash_of_another(tmp_path / f"b{number}") == wanted, (stage.name, key)
         for path, data in kept.items():
             path.write_bytes(data)
 
@@ -133,10 +133,10 @@ def test_a_flipped_byte_in_posts_is_found_by_verify_which_says_what_to_do(copied
     assert damage.path.parent == copied.root / "posts" / shard
     assert f"{found[0]} is not the file that was written" in damage.why
     assert f"delete {damage.path} and run again" in damage.why
-    digest = copied.need("posts", shard).content_hash
+    content_hash = copied.need("posts", shard).content_hash
     shutil.rmtree(damage.path)
     again = open_study(copied.study, copied.root)
-    assert build(again, "posts", shard).artifact.content_hash == digest
+    assert build(again, "posts", shard).artifact.content_hash == content_hash
     assert not [one for one in verify(again) if isinstance(one, Damage)]
 
 

@@ -56,13 +56,13 @@ def begun(tmp_path_factory):
 def test_a_copy_of_the_root_goes_on_under_another_path(begun, tmp_path):
     shutil.copytree(begun.parent, tmp_path / "restored")
     file = tmp_path / "restored" / "study.toml"
-    before = digests(begun)
+    before = hashes(begun)
     assert " 6 fresh, 0 failed" in hardmoe("run", "--study", file).stdout
-    assert digests(file)[: len(before)] == before
+    assert hashes(file)[: len(before)] == before
     assert not (begun.parent / "expert").exists()
 
 
-def digests(file):
+def hashes(file):
     """Of what is made up to the partition."""
     work = opened(file)
     names = ("splits", "vocabulary", "trunk", "partition")

@@ -1,4 +1,4 @@
-"""A file or an image that is overwritten while it is read fails its shard: no post lies under another's digest."""
+"""A file or an image that is overwritten while it is read fails its shard: no post lies under another's hash."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def copy_over(new, old):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_overwritten_while_it_is_read_is_not_stored_under_the_old_digest(name, tmp_path, small_batches):
+def test_a_file_overwritten_while_it_is_read_is_not_stored_under_the_old_content_hash(name, tmp_path, small_batches):
     for which in ("old", "new"):
         (tmp_path / which).mkdir()
     source = WRITERS[name](posts("u1"), tmp_path / "old")

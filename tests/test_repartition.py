@@ -101,7 +101,7 @@ def test_a_kept_expert_whose_weights_are_gone_is_trained_on_what_it_was_trained_
     frame = pl.read_parquet(trained)
     lost = lines(3)
     with pytest.raises(ValueError, match=r"e001 was kept, but its weights are gone, and \d+ of the \d+ posts"):
-        membership.rows_of(frame, "expert", "e001", lost, "digest")
+        membership.rows_of(frame, "expert", "e001", lost, "content_hash")
 
 
 def test_weights_that_it_went_on_from_may_leave_once_it_is_trained(study_of):
@@ -240,7 +240,7 @@ def test_experts_come_and_go_by_keys_that_are_never_used_twice(study_of, fine):
 
     first = opened(*study_of()).need("mixture")
     bundles, seen = [first.path], dict(opened(*study_of()).need("partition").metadata["members"])
-    ever = {key: {digest} for key, digest in seen.items()}
+    ever = {key: {content_hash} for key, content_hash in seen.items()}
     for count, keys in (
         (4, ["e000", "e001", "e002", "e003"]),
         (2, None),
@@ -265,8 +265,8 @@ def test_experts_come_and_go_by_keys_that_are_never_used_twice(study_of, fine):
             if key in before.keys and key not in partition.metadata["trained_again"]:
                 assert members[key] == seen[key]
         seen = dict(members)
-        for key, digest in seen.items():
-            ever.setdefault(key, set()).add(digest)
+        for key, content_hash in seen.items():
+            ever.setdefault(key, set()).add(content_hash)
         assert list(Bundle(mixture.path).published) == keys
         bundles.append(mixture.path)
         assert make(study, root) == []

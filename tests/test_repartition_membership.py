@@ -12,42 +12,42 @@ from moe_core.stages.gate import current_partition, membership, retraining
 def carried(before, now, most, count=12, same_trunk=True):
     """One expert that was trained on the posts `before` and has `now`."""
     text = lines(count)
-    digest = membership.digest_of(text.of(np.array(before)))
-    old = SimpleNamespace(metadata={"members": {"e000": digest}})
+    content_hash = membership.hash_of(text.of(np.array(before)))
+    old = SimpleNamespace(metadata={"members": {"e000": content_hash}})
     frame = membership.frame_of("expert", "e000", text.ids[before], text.of(np.array(before)))
     number_N = np.full(count, 1)
     number_N[now] = 0
     found = retraining.decide("expert", ["e000"], number_N, np.ones(count, bool), text, old, frame, same_trunk, most)
-    return digest, found
+    return content_hash, found
 
 
 @pytest.mark.parametrize(("most", "kept"), [(0.2, True), (0.19, False)])
 def test_one_of_ten_posts_left_and_one_came_is_a_change_of_a_fifth(most, kept):
-    digest, found = carried(list(range(10)), [*range(9), 10], most)
+    content_hash, found = carried(list(range(10)), [*range(9), 10], most)
     assert found.changed == {"e000": 0.2}
-    assert (found.digests["e000"] == digest) is kept
+    assert (found.hashes["e000"] == content_hash) is kept
     assert found.kept == ({"e000": 0.2} if kept else {})
     assert found.frame["id"].to_list() == [f"p{n}" for n in (range(10) if kept else [*range(9), 10])]
-    assert found.lineage["e000"] == [digest] if kept else [digest, found.digests["e000"]]
+    assert found.lineage["e000"] == [content_hash] if kept else [content_hash, found.hashes["e000"]]
 
 
 def test_small_changes_add_up_until_the_expert_is_trained_again():
     """Against what it was trained on, not against the partition before: 1 of 10 is kept, the second is one too many."""
-    digest, first = carried(list(range(10)), list(range(11)), most=0.1)
-    assert first.digests["e000"] == digest
+    content_hash, first = carried(list(range(10)), list(range(11)), most=0.1)
+    assert first.hashes["e000"] == content_hash
     assert len(first.frame) == 10, "the tenth is not forgotten to be new"
     text = lines(12)
-    old = SimpleNamespace(metadata={"members": first.digests, "lineage": {"expert": first.lineage}})
+    old = SimpleNamespace(metadata={"members": first.hashes, "lineage": {"expert": first.lineage}})
     second = retraining.decide(
         "expert", ["e000"], np.zeros(12, int), np.ones(12, bool), text, old, first.frame, True, 0.1
     )
     assert second.changed == {"e000": 0.2}
-    assert second.digests["e000"] == membership.digest_of(text.of(np.arange(12)))
+    assert second.hashes["e000"] == membership.hash_of(text.of(np.arange(12)))
 
 
 def test_with_another_trunk_every_expert_starts_from_scratch():
-    digest, found = carried(list(range(10)), list(range(10)), most=1.0, same_trunk=False)
-    assert found.lineage == {"e000": [digest]}
+    content_hash, found = carried(list(range(10)), list(range(10)), most=1.0, same_trunk=False)
+    assert found.lineage == {"e000": [content_hash]}
     assert found.kept == {}
 
 

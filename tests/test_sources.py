@@ -1,4 +1,4 @@
-"""Every format gives the same posts, under a digest of what is read from its files."""
+"""Every format gives the same posts, under a content hash of what is read from its files."""
 
 import io
 import json
@@ -128,7 +128,7 @@ def test_keys_of_old_files_stay_when_new_ones_come(posts, tmp_path):
     assert before[str(tmp_path / "x.parquet")] == "x"
 
 
-def test_a_digest_is_of_content_and_of_what_is_read_from_it(posts, tmp_path):
+def test_a_content_hash_is_of_content_and_of_what_is_read_from_it(posts, tmp_path):
     source = WRITERS["folder_csv"](posts[:3], tmp_path)
     (before,) = find_shards(source)
     assert find_shards(source) == [before]
@@ -242,7 +242,7 @@ def test_init_writes_nothing_when_the_source_is_wrong(posts, tmp_path):
 
 
 @pytest.mark.parametrize("image", [{"path": "a.png"}, {"bytes": None, "path": "a.png"}])
-def test_images_that_a_struct_names_count_in_its_digest(tmp_path, image):
+def test_images_that_a_struct_names_count_in_its_content_hash(tmp_path, image):
     (tmp_path / "a.png").write_bytes(png())
     pq.write_table(pa.table({"image": [image], "tags": [["cat"]]}), tmp_path / "x.parquet")
     source = Source(format="parquet", uri=str(tmp_path))
@@ -252,7 +252,7 @@ def test_images_that_a_struct_names_count_in_its_digest(tmp_path, image):
     assert find_shards(source)[0].content_hash != before
 
 
-def test_a_row_deleted_from_a_lance_table_changes_its_digest(tmp_path):
+def test_a_row_deleted_from_a_lance_table_changes_its_content_hash(tmp_path):
     import lance
 
     table = pa.table({"id": ["a", "b"], "image": [png(), png()], "tags": [["cat"], ["cat"]]})

@@ -33,7 +33,7 @@ def test_version_depends_on_everything_it_is_made_from():
     assert len({PLAN.version, *(p.version for p in others)}) == 5
 
 
-def test_key_order_does_not_change_a_digest():
+def test_key_order_does_not_change_a_content_hash():
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
 
 

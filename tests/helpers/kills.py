@@ -63,7 +63,7 @@ class Kills:
     folder: Path
     draw: random.Random
     command: bool
-    wanted: dict = field(default_factory=dict)  # digests of an undisturbed run
+    wanted: dict = field(default_factory=dict)  # hashes of an undisturbed run
     seconds: float = 0.0  # that it took
     done: Counter = field(default_factory=Counter)
 

@@ -55,7 +55,7 @@ def check(context: Context) -> Checked:
     found.violations["ids"] = len(used) - used["id"].n_unique()
     if data.near_duplicates == "off":
         return found
-    unexplained, own = across(posts["split"], posts["given"], _digests(signature_NW))
+    unexplained, own = across(posts["split"], posts["given"], _hashes(signature_NW))
     found.violations["equal_signatures"] = unexplained
     found.given = own
     _search(context, posts, signature_NW, found)
@@ -110,7 +110,7 @@ def _signatures_of_pixels(context: Context, posts: pl.DataFrame, rows: np.ndarra
     return np.concatenate(out), np.array(exact)
 
 
-def _digests(signature_NW: np.ndarray) -> np.ndarray:
+def _hashes(signature_NW: np.ndarray) -> np.ndarray:
     """(N,) int64, equal for equal signatures: by their hashes, where `splits.make` sorts them."""
     found = (hashlib.blake2b(row, digest_size=8).digest() for row in signature_NW)
     return np.frombuffer(b"".join(found), np.int64)

@@ -57,7 +57,7 @@ def _train(context: Context, stage: str, column: str, key: str | None, folder: P
 
 
 def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[str, Posts]:
-    """Of each of these experts, as its digest names them; the column of the assignment says whose a post is.
+    """Of each of these experts, as its content hash names them; the column of the assignment says whose a post is.
 
     Raises ValueError where a kept expert is to be trained again on posts of which some are gone.
     """
@@ -68,10 +68,10 @@ def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[s
     if trained is None:
         number = {key: k for k, key in enumerate(context.experts)}
         return {key: reading.posts_where(context, index, use_N & (expert_N == number[key])) for key in keys}
-    found, digests, lines = {}, members(context, column), membership.lines(context, rows, index)
+    found, hashes, lines = {}, members(context, column), membership.lines(context, rows, index)
     for key in keys:
         mine_N = np.zeros(len(use_N), bool)
-        mine_N[membership.rows_of(trained, column, key, lines, digests[key])] = True
+        mine_N[membership.rows_of(trained, column, key, lines, hashes[key])] = True
         found[key] = reading.posts_where(context, index, mine_N)
     return found
 

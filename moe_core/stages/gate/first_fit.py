@@ -45,6 +45,6 @@ def make(context: Context, folder: Path) -> StageOutput:
         "fit": as_fitted(posts.training_N, gate.experts, placement),
     }
     for name, number_N in (("members", placement.expert_N), ("random_members", random_N)):
-        metadata[name] = membership.digests_of(context.experts, number_N, posts.training_N, lines)
+        metadata[name] = membership.hashes_of(context.experts, number_N, posts.training_N, lines)
     more = {name: np.zeros(len(random_N), bool) for name in ("trained", "late")}  # none arrived since the fit
     return write(context, folder, posts, gate, placement, random_N, more, metadata)

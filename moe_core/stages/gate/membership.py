@@ -1,8 +1,8 @@
-"""Which posts each expert is trained on, and the digest that it is known by.
+"""Which posts each expert is trained on, and the content hash that it is known by.
 
-`trained.parquet` of a partition that follows another has the members of each expert as its digest names them, which for
-an expert that is retained are those it was trained on. A partition that follows none needs no such file: its assignment
-says the same.
+`trained.parquet` of a partition that follows another has the members of each expert as its content hash names them,
+which for an expert that is retained are those it was trained on. A partition that follows none needs no such file: its
+assignment says the same.
 
 Letters: N posts, T tags.
 """
@@ -53,14 +53,14 @@ def lines(context: Context, columns: pl.DataFrame, index: reading.Index) -> Line
     return Lines(columns["id"].to_numpy(), columns["shard"].to_numpy(), index, arrived)
 
 
-def digest_of(lines: Sequence[str]) -> str:
+def hash_of(lines: Sequence[str]) -> str:
     """Of members, whatever their order."""
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:20]
 
 
-def digests_of(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray, lines: Lines) -> dict[str, str]:
+def hashes_of(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray, lines: Lines) -> dict[str, str]:
     """Digest of the training posts of each expert; `number_N` says whose a post is."""
-    return {key: digest_of(lines.of(np.flatnonzero(training_N & (number_N == k)))) for k, key in enumerate(keys)}
+    return {key: hash_of(lines.of(np.flatnonzero(training_N & (number_N == k)))) for k, key in enumerate(keys)}
 
 
 def frame_of(column: str, key: str, ids: np.ndarray, text: Sequence[str]) -> pl.DataFrame:
@@ -102,11 +102,11 @@ def positions(ids: np.ndarray) -> pl.DataFrame:
     return frame.unique("id", keep="first", maintain_order=True).with_columns(pl.col("row").cast(pl.Int64))
 
 
-def rows_of(frame: pl.DataFrame, column: str, key: str, lines: Lines, digest: str) -> np.ndarray:
+def rows_of(frame: pl.DataFrame, column: str, key: str, lines: Lines, content_hash: str) -> np.ndarray:
     """(n,) int64, rising: where the members of an expert lie. Raises MissingInput where some are gone or changed."""
     mine = frame.filter((pl.col("of") == column) & (pl.col("key") == key)).select("id")
     rows = mine.join(positions(lines.ids), on="id", how="inner")["row"].sort().to_numpy()
-    if len(rows) != mine.height or digest_of(lines.of(rows)) != digest:
+    if len(rows) != mine.height or hash_of(lines.of(rows)) != content_hash:
         raise MissingInput(
             f"{key} was kept, but its weights are gone, and {mine.height - len(rows)} of the {mine.height} posts that "
             "it was trained on are, too, or have other hashtags: set repartition.retrain_share = 0 to train it on the "

@@ -71,7 +71,7 @@ def make(context: Context, folder: Path) -> StageOutput:
     )
     metadata |= retraining.as_metadata(members, random_members) | {"how": settings["how"]}
     metadata |= {"drift": drift(posts.training_N, late_N, placement, metadata["fit"])}
-    retrained = [k for k in context.experts if members.digests[k] != previous.artifact.metadata["members"].get(k)]
+    retrained = [k for k in context.experts if members.hashes[k] != previous.artifact.metadata["members"].get(k)]
     retrained = retrained if same_trunk else list(context.experts)
     metadata |= write_churn(context, folder, posts, previous, placement.expert_N, members.changed, retrained)
     pl.concat([members.frame, random_members.frame]).write_parquet(folder / "trained.parquet", statistics=False)

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from moe_core.stages.gate.membership import Lines, digest_of, frame_of
+from moe_core.stages.gate.membership import Lines, frame_of, hash_of
 from moe_core.store.artifact import Artifact
 
-LINEAGE = 16  # digests of an expert that are remembered
+LINEAGE = 16  # hashes of an expert that are remembered
 
 
 @dataclass(frozen=True)
 class Members:
     """Of one column of a partition's assignment, by expert."""
 
-    digests: dict[str, str]
-    lineage: dict[str, list[str]]  # digests that it had since its first training, the last is that of `digests`
+    hashes: dict[str, str]
+    lineage: dict[str, list[str]]  # hashes that it had since its first training, the last is that of `hashes`
     changed: dict[str, float]  # share of its posts that were added or removed since it was trained, before this
     kept: dict[str, float]  # the same of those that are retained
-    frame: pl.DataFrame  # columns of, key, id, mark: the members that the digests name
+    frame: pl.DataFrame  # columns of, key, id, mark: the members that the hashes name
 
 
 def decide(
@@ -45,25 +45,25 @@ def decide(
     """
     name = "members" if column == "expert" else "random_members"
     before = old.metadata.get("lineage", {}).get(column, {})
-    digests, lineage, changed, kept, frames = {}, {}, {}, {}, []
+    hashes, lineage, changed, kept, frames = {}, {}, {}, {}, []
     for k, key in enumerate(keys):
         rows = np.flatnonzero(training_N & (number_N == k))
         text = lines.of(rows)
         mine = frame_of(column, key, lines.ids[rows], text)
         had = old_frame.filter((pl.col("of") == column) & (pl.col("key") == key))
-        digests[key], digest = digest_of(text), old.metadata[name].get(key)
-        if digest is None or not same_trunk:
-            lineage[key], changed[key] = [digests[key]], 1.0
+        hashes[key], content_hash = hash_of(text), old.metadata[name].get(key)
+        if content_hash is None or not same_trunk:
+            lineage[key], changed[key] = [hashes[key]], 1.0
         else:
             share = changed_share(mine, had)
-            lineage[key] = before.get(key, [digest])
+            lineage[key] = before.get(key, [content_hash])
             changed[key] = round(share, 4)
             if share <= most:
-                digests[key], mine, kept[key] = digest, had, changed[key]
+                hashes[key], mine, kept[key] = content_hash, had, changed[key]
             else:
-                lineage[key] = [*lineage[key], digests[key]][-LINEAGE:]
+                lineage[key] = [*lineage[key], hashes[key]][-LINEAGE:]
         frames.append(mine)
-    return Members(digests, lineage, changed, kept, pl.concat(frames))
+    return Members(hashes, lineage, changed, kept, pl.concat(frames))
 
 
 def changed_share(now: pl.DataFrame, trained: pl.DataFrame) -> float:
@@ -74,8 +74,8 @@ def changed_share(now: pl.DataFrame, trained: pl.DataFrame) -> float:
 
 def as_metadata(expert: Members, random: Members) -> dict[str, Any]:
     return {
-        "members": expert.digests,
-        "random_members": random.digests,
+        "members": expert.hashes,
+        "random_members": random.hashes,
         "lineage": {"expert": expert.lineage, "random": random.lineage},
         "kept_members": {"expert": expert.kept, "random": random.kept},
     }

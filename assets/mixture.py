@@ -53,16 +53,16 @@ HISTORY = 10  # decisions shown
 
 def _decided(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     mixture = artifact.inputs["mixture"]
-    said = decided(work.root, mixture)
-    newest = said.pop("newest is published")
+    decision = decided(work.root, mixture)
+    newest = decision.pop("newest is published")
     check = dg.AssetCheckResult(
         check_name=NEWEST.name,
         passed=newest,
         severity=dg.AssetCheckSeverity.WARN,
-        description=str(said["why"]),
-        metadata={"published": str(said["published"]), "newest": mixture},
+        description=str(decision["why"]),
+        metadata={"published": str(decision["published"]), "newest": mixture},
     )
-    return Shown(said | {"publish": None}, (check,))
+    return Shown(decision | {"publish": None}, (check,))
 
 
 @asset_of("published", _decided, group_name="mixture", kinds={"numpy"}, check_specs=[NEWEST])

@@ -51,7 +51,7 @@ def churn(artifact: Artifact) -> dict[str, Any]:
     """Of a partition that follows another: where training posts went, which experts are stale and which are kept."""
     if "churn.json" not in artifact.files:
         return {}
-    said = json.loads(artifact.file("churn.json").read_text("utf-8"))
+    changes = json.loads(artifact.file("churn.json").read_text("utf-8"))
     rows = [
         (
             key,
@@ -59,14 +59,16 @@ def churn(artifact: Artifact) -> dict[str, Any]:
             f"{100 * one['changed']:.1f} %",
             "trained again" if one["again"] else "kept",
         )
-        for key, one in said["experts"].items()
+        for key, one in changes["experts"].items()
     ]
     head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", " ")
     found: dict[str, Any] = {"churn": table(head, rows), "drift": None}
     found |= {f"drift: {name.replace('_', ' ')}": value for name, value in artifact.metadata["drift"].items()}
-    if max(len(said["before"]), len(said["now"])) <= ROWS:
+    if max(len(changes["before"]), len(changes["now"])) <= ROWS:
         about = "training posts, from the experts before (down) to those now"
-        found["posts moved"] = picture(matrix(said["posts"], [*said["before"], "new"], said["now"], about), about)
+        found["posts moved"] = picture(
+            matrix(changes["posts"], [*changes["before"], "new"], changes["now"], about), about
+        )
     return found
 
 

@@ -18,20 +18,20 @@ CONSERVED = dg.AssetCheckSpec(
 
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    said = artifact.metadata
+    metadata = artifact.metadata
     assert artifact.key is not None
     lance_tag = lance_tag_of(artifact.key, artifact.version)  # version numbers may be gone
     kept, refused = stored_counts(work.root, artifact.key, lance_tag, lance_tag)
-    counts = {"read": said["read"], "rows in posts.lance": kept, "rows in rejects.lance": refused}
-    conserved = (kept, refused) == (said["accepted"], said["rejected"]) and kept + refused == said["read"]
+    counts = {"read": metadata["read"], "rows in posts.lance": kept, "rows in rejects.lance": refused}
+    conserved = (kept, refused) == (metadata["accepted"], metadata["rejected"]) and kept + refused == metadata["read"]
     check = dg.AssetCheckResult(
         passed=conserved,
         check_name=CONSERVED.name,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=f"{said['read']} read, {kept} accepted + {refused} rejected are stored",
+        description=f"{metadata['read']} read, {kept} accepted + {refused} rejected are stored",
         metadata=counts,
     )
-    return Shown({"rejects by reason": dg.MetadataValue.md(_table(said)), "reasons": None}, (check,))
+    return Shown({"rejects by reason": dg.MetadataValue.md(_table(metadata)), "reasons": None}, (check,))
 
 
 @asset_of("posts", _look, checked=True, group_name="data", kinds={"lance", "pillow"}, check_specs=[CONSERVED])
@@ -40,16 +40,16 @@ def posts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResu
     return materialize(context, config)
 
 
-def _table(said: Any) -> str:
+def _table(metadata: Any) -> str:
     """Rejects by reason, most frequent first, with a few examples each.
 
     Rows are named by their place in the shard alone: Dagster keeps what it is told, and a detail may quote an id that a
     takedown must not leave here. rejects.lance has both.
     """
-    if not said["reasons"]:
-        return f"None of {said['read']} rows were rejected."
+    if not metadata["reasons"]:
+        return f"None of {metadata['read']} rows were rejected."
     lines = ["| reason | rows | for example |", "| --- | --- | --- |"]
-    for reason, rows in sorted(said["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
-        named = [f"row {row}" for row in said["examples"].get(reason, ())]
+    for reason, rows in sorted(metadata["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
+        named = [f"row {row}" for row in metadata["examples"].get(reason, ())]
         lines.append(f"| {cell(reason)} | {rows} | {cell('; '.join(named))} |")
     return "\n".join(lines)

@@ -12,17 +12,17 @@ CHECK = dg.AssetCheckSpec("no_picture_in_two_splits", asset="splits", blocking=T
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     found = resolve_name("moe_core.stages.data.split_check:check")(work)  # it loads polars
-    said = (
+    description = (
         f"{found.given} pictures lie in several splits as the source gives them: leaks.parquet names them, "
         'data.leaks = "remove" drops them'
     )
     if not found.good:
-        said = "; ".join([json.dumps(found.violations), *found.examples])
+        description = "; ".join([json.dumps(found.violations), *found.examples])
     checked = dg.AssetCheckResult(
         check_name=CHECK.name,
         passed=found.good and not found.given,
         severity=dg.AssetCheckSeverity.WARN if found.good else dg.AssetCheckSeverity.ERROR,  # a warning blocks nothing
-        description=said if found.given or not found.good else None,
+        description=description if found.given or not found.good else None,
         metadata={
             "violations": dg.MetadataValue.json(found.violations),
             "given by the source": found.given,

@@ -17,7 +17,7 @@ SUFFICE = dg.AssetCheckSpec(
 
 
 def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    said, doubts = artifact.metadata, warnings_of(work)
+    metadata, doubts = artifact.metadata, warnings_of(work)
     check = dg.AssetCheckResult(
         check_name=SUFFICE.name,
         passed=not doubts,
@@ -25,8 +25,8 @@ def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sh
         description="; ".join(doubts) or None,
     )
     shown = {
-        "kept": dg.MetadataValue.md(kept_table(said)),
-        "left out": dg.MetadataValue.md(dropped_table(said)),
+        "kept": dg.MetadataValue.md(kept_table(metadata)),
+        "left out": dg.MetadataValue.md(dropped_table(metadata)),
         "most frequent": None,
         "dropped by reason": None,
     }
@@ -39,17 +39,17 @@ def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.Materializ
     return materialize(context, config)
 
 
-def kept_table(said: Mapping[str, Any]) -> str:
+def kept_table(metadata: Mapping[str, Any]) -> str:
     """Markdown: the most frequent hashtags that stayed."""
     lines = ["| hashtag | posts | users |", "| --- | --- | --- |"]
-    lines += [f"| {cell(tag)} | {posts:,} | {users:,} |" for tag, posts, users in said["kept_examples"]]
+    lines += [f"| {cell(tag)} | {posts:,} | {users:,} |" for tag, posts, users in metadata["kept_examples"]]
     return "\n".join(lines)
 
 
-def dropped_table(said: Mapping[str, Any]) -> str:
+def dropped_table(metadata: Mapping[str, Any]) -> str:
     """Markdown: how many tags left for each reason, and the most frequent of them with their posts and users."""
     lines = ["| reason | tags | most frequent (posts, users) |", "| --- | --- | --- |"]
-    for reason, count in said["dropped_by_reason"].items():
-        some = [f"{cell(tag)} ({posts:,}, {users:,})" for tag, posts, users in said["dropped_examples"][reason]]
+    for reason, count in metadata["dropped_by_reason"].items():
+        some = [f"{cell(tag)} ({posts:,}, {users:,})" for tag, posts, users in metadata["dropped_examples"][reason]]
         lines.append(f"| {cell(reason)} | {count:,} | {', '.join(some)} |")
     return "\n".join(lines)

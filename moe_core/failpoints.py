@@ -24,11 +24,11 @@ class Fault:
     about: str = ""
 
 
-def parse(said: str) -> Fault:
+def parse(value: str) -> Fault:
     """Of `action point [pass [part of the path]]`. Raises BadSetting."""
-    words = said.split()
+    words = value.split()
     if not 2 <= len(words) <= 4 or words[0] not in ACTIONS or not all(word.isdigit() for word in words[2:3]):
-        raise BadSetting(f"HARDMOE_FAULT is {said!r}: wanted `{'|'.join(ACTIONS)} point [pass [part of the path]]`")
+        raise BadSetting(f"HARDMOE_FAULT is {value!r}: wanted `{'|'.join(ACTIONS)} point [pass [part of the path]]`")
     return Fault(words[0], words[1], int([*words, "1"][2]), "".join(words[3:]))
 
 

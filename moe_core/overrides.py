@@ -45,23 +45,23 @@ class Overridden:
             write_text(self.path, self.text)
 
 
-def override(path: Path, said: Sequence[str]) -> Overridden:
+def override(path: Path, assignments: Sequence[str]) -> Overridden:
     """Raises BadSetting for what is not table.key=value, for an unknown key and for a value that is refused."""
     before = load_study(path)
     document = tomlkit.parse(text_of(path))
-    names = [_set(document, one) for one in said]
+    names = [_set(document, one) for one in assignments]
     text = tomlkit.dumps(document)
     after = study_of(text, path)
     changes = [Change(name, _value(before, name), _value(after, name)) for name in dict.fromkeys(names)]
     return Overridden(path, text, after, [one for one in changes if one.before != one.after])
 
 
-def _set(document: tomlkit.TOMLDocument, said: str) -> str:
+def _set(document: tomlkit.TOMLDocument, assignment: str) -> str:
     """Sets it in the document and returns its name; a value that is no TOML is text."""
-    name, equals, text = said.partition("=")
+    name, equals, text = assignment.partition("=")
     keys = [key.strip() for key in name.split(".")]
     if not equals or not all(keys) or len(keys) > 2:
-        raise BadSetting(f"--set {said}: wanted table.key=value, such as expert_training.epochs=3")
+        raise BadSetting(f"--set {assignment}: wanted table.key=value, such as expert_training.epochs=3")
     try:
         value = tomlkit.value(text.strip())
     except TOMLKitError:

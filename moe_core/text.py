@@ -12,12 +12,12 @@ ZWJ = "\u200d"  # joins emoji and is harmless
 
 def shown(text: object, most: int | None = MOST) -> str:
     """On one line, without control characters or marks that turn the line around, of at most `most` characters."""
-    said = str(text)
-    if most is not None and len(said) > most:
-        said = said[: most - 1] + "…"
-    if said.isprintable():
-        return said
-    return "".join(c if c.isprintable() or c == ZWJ else c.encode("unicode_escape").decode() for c in said)
+    line = str(text)
+    if most is not None and len(line) > most:
+        line = line[: most - 1] + "…"
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() or c == ZWJ else c.encode("unicode_escape").decode() for c in line)
 
 
 def utf8(name: str) -> str:

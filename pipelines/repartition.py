@@ -94,21 +94,21 @@ def drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     work = open_study(study(), root())
     now = current_of(work.planner.state)
     there = work.store.get("partition", None, now.version) if now else None
-    said = there.metadata.get("drift") if there else None
-    if now is None or said is None:
+    drifted = there.metadata.get("drift") if there else None
+    if now is None or drifted is None:
         return dg.SensorResult(skip_reason="no shard came since the gate was fitted")
     limits = work.study.repartition
     over = [
-        f"{name} {said[name]:.3f}, more than {limit}"
+        f"{name} {drifted[name]:.3f}, more than {limit}"
         for name, limit in (
             ("far", limits.drift_far),
             ("ambiguous", limits.drift_ambiguous),
             ("imbalance", limits.drift_imbalance),
         )
-        if said[name] > limit
+        if drifted[name] > limit
     ]
     if not over:
-        return dg.SensorResult(skip_reason=f"no drift: {said}")
+        return dg.SensorResult(skip_reason=f"no drift: {drifted}")
     context.log.info("; ".join(over))
     return dg.SensorResult(
         run_requests=[dg.RunRequest(f"drift-{now.version}", tags={"hardmoe/drift": "; ".join(over)})]

@@ -88,10 +88,10 @@ def posts_of(context: Context) -> dict[str, Any]:
     total: dict[str, Any] = {"read": 0, "accepted": 0, "rejected": 0, "rejects_by_reason": {}}
     for shard in context.shards:
         artifact = context.find("posts", shard.key)
-        said = artifact.metadata if artifact else _without_forgotten(context, shard.key)
+        counts = artifact.metadata if artifact else _without_forgotten(context, shard.key)
         for name in ("read", "accepted", "rejected"):
-            total[name] += said.get(name, 0)
-        for reason, count in said.get("reasons", {}).items():
+            total[name] += counts.get(name, 0)
+        for reason, count in counts.get("reasons", {}).items():
             total["rejects_by_reason"][reason] = total["rejects_by_reason"].get(reason, 0) + count
     return total
 

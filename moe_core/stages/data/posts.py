@@ -46,7 +46,7 @@ def make(context: Context, key: str | None, folder: Path) -> StageOutput:
             f"shard {key}: {count.accepted} accepted and {count.rejected} rejected, but posts.lance and rejects.lance "
             f"hold {stored[0]} and {stored[1]}: a row was lost"
         )
-    said = {
+    counts = {
         "read": count.read,
         "accepted": count.accepted,
         "rejected": count.rejected,
@@ -55,5 +55,5 @@ def make(context: Context, key: str | None, folder: Path) -> StageOutput:
         # rows alone: ids and details, which may quote them, are in rejects.lance, where a takedown finds them
         "examples": {reason: [one.position for one in named] for reason, named in sorted(count.examples.items())},
     }
-    (folder / "counts.json").write_text(json.dumps(said, indent=1))
-    return StageOutput(said)
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+    return StageOutput(counts)

@@ -78,9 +78,9 @@ def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, fou
     found.violations["stale_signatures"] = int(stale_Q.sum())
     code_NB = codes(signature_NW)
     busy = np.flatnonzero(~is_plain(code_NB) & (split_N != "dropped"))
-    asked = sample[~is_plain(code_NB[sample])]
-    query, row = pairs_by_scan(code_NB[asked], code_NB[busy], RADIUS)
-    one, other = asked[query], busy[row]
+    sampled = sample[~is_plain(code_NB[sample])]
+    query, row = pairs_by_scan(code_NB[sampled], code_NB[busy], RADIUS)
+    one, other = sampled[query], busy[row]
     apart = split_N[one] != split_N[other]
     one, other = one[apart], other[apart]
     same = same_picture(signature_NW[one], signature_NW[other], levels * 0.999)  # as near as rounding lets be sure

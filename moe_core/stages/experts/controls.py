@@ -61,8 +61,8 @@ def make_dense_same_cost(context: Context, key: str | None, folder: Path) -> Sta
     costs = {"parameters": parameters(model), "multiply_adds": multiply_adds(model, size)}
     training = training_of(study, costs["multiply_adds"] / multiply_adds(build(study.network, hashtags, 0), size))
     written = fit(context, context.spec("dense_same_cost"), folder, model, posts, training, device)
-    said = {"network": network.model_dump(mode="json"), "epochs": round(training.epochs, 3)}
-    return StageOutput(dict(written.metadata) | costs | said, written.content)
+    shape = {"network": network.model_dump(mode="json"), "epochs": round(training.epochs, 3)}
+    return StageOutput(dict(written.metadata) | costs | shape, written.content)
 
 
 def make_trunk_same_budget(context: Context, key: str | None, folder: Path) -> StageOutput:

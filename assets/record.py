@@ -17,15 +17,20 @@ from moe_core.engine.context import Context
 from moe_core.engine.planner import PlannedTask
 
 PARTITIONS = "partitions"  # version of an input that is many partitions: Dagster compares these by event pointers
+READ_AT_ONCE = 500  # events a query
 UNSEEN = (None, "INITIAL")  # the latter is Dagster's word for an input of which it has no record
 
 
 class Recorder:
-    """Compares artifacts with the latest materializations in one instance, and records what is missing there."""
+    """Compares artifacts with the latest materializations in one instance, and records what is missing there.
+
+    It reads Dagster's record of an asset once, of all partitions: one that is to see later events is made anew.
+    """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
         self._known: dict[dg.AssetKey, bool] = {}
+        self._latest: dict[str, dict[str | None, Mapping[str, str]]] = {}  # by stage and key
 
     def is_recorded(self, context: Context, planned: PlannedTask) -> bool:
         """Whether Dagster's latest record is of this artifact, made from what is there now."""
@@ -48,11 +53,12 @@ class Recorder:
     def wants_run(self, planned: PlannedTask) -> bool:
         """Whether checks are due that only a run makes, such as of an artifact whose run was killed before them."""
         assert planned.spec
-        recorded = self._latest_tags(planned.stage, planned.key).get(DATA_VERSION_TAG)
-        return ASSETS[planned.stage].checked and recorded != planned.spec.version
+        if not ASSETS[planned.stage].checked:
+            return False
+        return self._latest_tags(planned.stage, planned.key).get(DATA_VERSION_TAG) != planned.spec.version
 
     def record(self, context: Context, planned: PlannedTask) -> None:
-        """Reports the artifact as materialized, with what a run that finds it would show."""
+        """Reports the artifact as materialized, with what a run that finds it would show, results of its checks too."""
         assert planned.spec
         assert planned.artifact
         stage = context.planner.graph[planned.stage]
@@ -70,6 +76,9 @@ class Recorder:
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization(key_of(planned.stage), partition=planned.key, metadata=metadata, tags=tags)
         )
+        if planned.stage in self._latest:
+            self._latest[planned.stage][planned.key] = tags
+        blocking = {spec.name: spec.blocking for spec in ASSETS[planned.stage].checks}
         for check in checks:
             self.instance.report_runless_asset_event(
                 dg.AssetCheckEvaluation(
@@ -78,6 +87,7 @@ class Recorder:
                     passed=check.passed,
                     severity=check.severity,
                     description=check.description,
+                    blocking=blocking.get(str(check.check_name)),
                     metadata=check.metadata or {},
                 )
             )
@@ -96,7 +106,23 @@ class Recorder:
 
     def _latest_tags(self, stage: str, key: str | None) -> Mapping[str, str]:
         """Tags of the latest materialization."""
-        which = dg.AssetRecordsFilter(asset_key=key_of(stage), asset_partitions=None if key is None else [key])
-        records = self.instance.fetch_materializations(which, limit=1).records
-        found = records[0].asset_materialization if records else None
-        return found.tags or {} if found else {}
+        if stage not in self._latest:
+            self._latest[stage] = self._read(key_of(stage), key is not None)
+        return self._latest[stage].get(key, {})
+
+    def _read(self, asset: dg.AssetKey, partitioned: bool) -> dict[str | None, Mapping[str, str]]:
+        """Tags of the latest materialization of each partition, by its key; a query for each would take 7 ms."""
+        if not partitioned:
+            records = self.instance.fetch_materializations(asset, limit=1).records
+        else:
+            kind = dg.DagsterEventType.ASSET_MATERIALIZATION
+            ids = list(self.instance.event_log_storage.get_latest_storage_id_by_partition(asset, kind).values())
+            records = [
+                record
+                for begin in range(0, len(ids), READ_AT_ONCE)
+                for record in self.instance.fetch_materializations(
+                    dg.AssetRecordsFilter(asset, storage_ids=ids[begin : begin + READ_AT_ONCE]), limit=READ_AT_ONCE
+                ).records
+            ]
+        events = [event for record in records if (event := record.asset_materialization)]
+        return {event.partition if partitioned else None: event.tags or {} for event in events}

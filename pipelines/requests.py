@@ -7,6 +7,7 @@ source has by now, nor the experts that the partition turns out to have. `launch
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,15 +20,19 @@ from assets.record import Recorder
 from assets.study import STUDY, experts, key_of, root, shards, study
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
+from moe_core.processes import this_process
 from moe_core.store import pointer
 from moe_core.store.artifact import name_of
+from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
+from moe_core.workspace import token
 from pipelines.jobs import JOBS, RUN_JOBS, job_of
 from pipelines.run.dag import Dag
 from pipelines.run.plan import tasks_until
 from pipelines.sensors import opened_in_time
 
 TICK_SECONDS = 5
+REPLAN_SECONDS = 60  # a tick plans after so long anyway: new files of the source change nothing that is cheap to see
 REQUEST_TAG = "hardmoe/request"  # of a run: which request it belongs to
 ACTIVE = [dg.DagsterRunStatus[name] for name in ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")]
 
@@ -61,25 +66,45 @@ def read_request(root: Path) -> RunRequested | None:
     description="Launches the runs that the jobs `everything` and `repartition` request, as they become ready.",
 )
 def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """One tick: plans, records what exists, and launches what is ready and does not run yet."""
+    """One tick: plans, records what exists, and launches what is ready and does not run yet.
+
+    Where the tick before found nothing to launch and nothing changed since, it waits for the runs without planning.
+    """
     request = read_request(root())
     if request is None:
         return dg.SensorResult(skip_reason="nothing is requested")
+    now = _now(context.instance, request)
+    if _waits(context.cursor, now):
+        return dg.SensorResult(skip_reason="nothing changed; runs are under way", cursor=context.cursor)
     work = opened_in_time()
     if work is None:
-        return dg.SensorResult(skip_reason="new or changed files of the source are read")
+        return dg.SensorResult(skip_reason="new or changed files of the source are read", cursor="")
     tick = _Tick(work, context.instance, request)
     for line in tick.failed.values():
         context.log.warning(line)
     if not (tick.ready or tick.active):
         pointer.remove(work.store.layout.run_request)
         failed = f"failed: {', '.join(name_of(*name) for name in tick.failed)}" if tick.failed else "all of it is made"
-        return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {failed}")
+        return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {failed}", cursor="")
     return dg.SensorResult(
         run_requests=[tick.run_of(name) for name in tick.ready],
         dynamic_partitions_requests=list(tick.new_keys()),
         skip_reason=None if tick.ready else f"{len(tick.active)} runs are under way",
+        cursor="" if tick.ready else json.dumps({"now": now, "planned at": time.time()}),
     )
+
+
+def _now(instance: dg.DagsterInstance, request: RunRequested) -> str:
+    """Changes once a run starts or ends, the study or its state changes, or another process, such as of newer code,
+    takes the sensor over. Costs two queries at most, however large the study is."""
+    active = sorted(instance.get_run_ids(dg.RunsFilter(statuses=ACTIVE)))
+    return content_hash([request.id, token(study(), root()), this_process(), active])
+
+
+def _waits(cursor: str | None, now: str) -> bool:
+    """Whether the tick before, which left the cursor, planned the same not long ago and found nothing to launch."""
+    before = json.loads(cursor) if cursor else {}
+    return before.get("now") == now and time.time() - before["planned at"] < REPLAN_SECONDS
 
 
 class _Tick:

@@ -75,3 +75,58 @@ def test_a_request_ends_with_what_failed_and_tries_nothing_twice(tmp_path):
     launched, end = carry_out(environment)
     assert [key.split("-")[1] for key in launched] == ["posts:s0000", "posts:s0001", "splits", "vocabulary"]
     assert end.endswith("failed: vocabulary")
+
+
+WAITING = """
+import json, sys
+import dagster as dg
+from assets.study import root, study
+from moe_core.store.layout import MANIFEST
+from moe_core.workspace import open_study
+from pipelines.definitions import defs
+from pipelines.requests import launch_requested
+if __name__ == "__main__":
+    opened, ticks, cursor = [], [], None
+    sys.addaudithook(lambda event, said: event == "open" and str(said[0]).endswith(MANIFEST) and opened.append(said[0]))
+
+    def tick():
+        global cursor
+        opened.clear()
+        done = launch_requested(dg.build_sensor_context(instance=instance, cursor=cursor))
+        cursor = done.cursor
+        for keys in done.dynamic_partitions_requests or ():
+            instance.add_dynamic_partitions(keys.partitions_def_name, keys.partition_keys)
+        said = done.skip_reason.skip_message if done.skip_reason else None
+        ticks.append([len(set(opened)), said, [run.run_key.split("-")[1] for run in done.run_requests or ()]])
+        return done.run_requests or ()
+
+    def launch(request):
+        job = defs.resolve_job_def(request.job_name)
+        return instance.create_run_for_job(
+            job.get_subset(asset_selection=set(request.asset_selection)), tags=request.tags | {
+            "dagster/partition": request.partition_key}, asset_selection=frozenset(request.asset_selection),
+            status=dg.DagsterRunStatus.STARTED)
+
+    with dg.DagsterInstance.get() as instance:
+        first, second = tick()
+        defs.resolve_job_def(first.job_name).execute_in_process(
+            instance=instance, partition_key=first.partition_key, asset_selection=first.asset_selection,
+            tags=first.tags)
+        run = launch(second)  # a run of the other shard that goes on
+        tick(), tick(), tick()
+        instance.report_run_canceled(run)
+        tick()
+    print(json.dumps(ticks))
+"""
+
+
+def test_a_tick_that_only_waits_for_runs_plans_nothing(tmp_path):
+    file = write(tmp_path / "cats", small_study())
+    assert everything(file, "splits")["success"]
+    environment = os.environ | {"HARDMOE_STUDY": str(file), "DAGSTER_HOME": str(file.parent / "dagster")}
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    read, said, launched = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
+    assert [bool(files) for files in read] == [True, True, False, False, True]  # manifests that it looked for
+    assert said[1:4] == ("1 runs are under way", *["nothing changed; runs are under way"] * 2)
+    assert launched == (["posts:s0000", "posts:s0001"], [], [], [], ["posts:s0001"])

@@ -134,7 +134,6 @@ class _Loop:
         self.running: dict[Future[TaskResult], Running] = {}
         self.complete: dict[Name, str] = {}  # version
         self.lost: set[Name] = set()  # failed, and what depends on it
-        self.recorder = Recorder(instance)
         self.study_stamp = _stamp(study_file_of(context.root))
         self.outdated: list[Name] = []  # tasks whose run found that its inputs changed
         self._plan()
@@ -142,6 +141,7 @@ class _Loop:
     def _plan(self) -> None:
         """Plans what is left, by the state as it is now."""
         planned = self._planned()
+        self.recorder = Recorder(self.instance)  # what ran since the last plan is recorded
         study, experts = self.context.study, list(self.context.experts)
         project_keys(self.instance, study.name, [shard.key for shard in self.context.shards], experts)
         due = [p for p in planned if p.name not in self.lost and not self._is_complete(p)]

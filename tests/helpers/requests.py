@@ -10,10 +10,11 @@ from assets.study import root
 from pipelines.definitions import defs
 from pipelines.requests import launch_requested, read_request
 if __name__ == "__main__":
-    launched = []
+    launched, cursor = [], None
     with dg.DagsterInstance.get() as instance:
         for _ in range(60):
-            tick = launch_requested(dg.build_sensor_context(instance=instance))
+            tick = launch_requested(dg.build_sensor_context(instance=instance, cursor=cursor))
+            cursor = tick.cursor
             for request in tick.dynamic_partitions_requests or ():
                 instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
             for run in tick.run_requests or ():

@@ -6,7 +6,9 @@ is built is Blocked on it. It is linear in shards and experts: each Spec is comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -194,7 +196,8 @@ class Planner:
     def tasks(self, names: Iterable[str] | None = None) -> list[PlannedTask]:
         """All artifacts of some stages, or of all, in the order of the graph."""
         wanted = set(self.graph if names is None else names)
-        return [self.task(name, key) for name in self.graph if name in wanted for key in self.keys(name)]
+        with _nothing_collected():
+            return [self.task(name, key) for name in self.graph if name in wanted for key in self.keys(name)]
 
     def pinned(self, artifacts: Iterable[Artifact]) -> Planner:
         """The same with these artifacts as they are, whatever the study says now."""
@@ -202,6 +205,21 @@ class Planner:
         for artifact in artifacts:
             planner._specs[artifact.asset, artifact.key] = artifact.spec
         return planner
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Looks for no garbage in circles meanwhile: planning leaves none, and each look walks all that is planned so far.
+
+    With 10,000 experts these looks took a quarter of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def missing(name: str, key: str | None, blocked: Blocked) -> Exception:

@@ -19,4 +19,4 @@ def tasks_until(context: Context, until: str | None) -> list[PlannedTask]:
         stage = graph[name]
         return stage.control, not (stage.trains and stage.keys is None), order[name]
 
-    return [planner.task(name, key) for name in sorted(wanted, key=rank) for key in planner.keys(name)]
+    return sorted(planner.tasks(wanted), key=lambda task: rank(task.stage))

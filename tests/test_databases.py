@@ -125,22 +125,27 @@ def test_an_error_that_has_nothing_to_do_with_databases_is_left_as_it_is(home):
 @pytest.mark.slow
 def test_run_records_what_exists_again_and_makes_nothing(tmp_path):
     file = write(tmp_path / "cats", small_study())
-    hardmoe("run", "--study", file, "--until", "splits")
+    hardmoe("run", "--study", file, "--until", "vocabulary")
     made = {path: path.stat().st_mtime_ns for path in file.parent.rglob("artifact.json")}
     index = file.parent / "dagster" / "history" / "runs" / "index.db"
     for spoil in (os.unlink, garbage):
         settle(index)
         spoil(index)
         if spoil is garbage:
-            for command in (["run", "--until", "splits"], ["ui", "--port", "0"]):
+            for command in (["run", "--until", "vocabulary"], ["ui", "--port", "0"]):
                 done = hardmoe(*command, "--study", file, check=False)
                 assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
                 assert f"Error: Dagster's database {index} is damaged" in done.stderr
             index.unlink()
-        assert " 0 failed" in hardmoe("run", "--study", file, "--until", "splits").stdout
+        assert " 0 failed" in hardmoe("run", "--study", file, "--until", "vocabulary").stdout
         assert {path: path.stat().st_mtime_ns for path in file.parent.rglob("artifact.json")} == made
         with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as recorded:
             assert recorded.fetch_materializations(dg.AssetKey("splits"), limit=1).records
+            for asset, name in (("posts", "conserved"), ("vocabulary", "posts_suffice")):  # by a run, and without one
+                check = dg.AssetCheckKey(dg.AssetKey(asset), name)
+                (latest,) = recorded.event_log_storage.get_asset_check_execution_history(check, limit=1)
+                assert latest.event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION"
+                assert bool(latest.run_id) == (asset == "posts")
             assert recorded.get_dynamic_partitions("tiny_shards") == ["s0000", "s0001"]
 
 

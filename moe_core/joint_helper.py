@@ -18,10 +18,11 @@ from moe_core.workspace import open_study
 def main(work: Path) -> None:
     job = json.loads((work / JOB).read_text("utf-8"))
     context = open_study(Study.model_validate(job["study"]), Path(job["root"]))
-    if context.version(job["name"]) != job["version"]:
+    spec = context.spec(job["name"])
+    if spec.version != job["version"]:
         raise HardmoeError(f"{work} is for {job['name']} {job['version']}, whose inputs changed since: run again")
     device = device_and_threads(context.study, parallel=True)
-    for _ in train_part(context, open_joint(context, job["name"], job["column"]), device):
+    for _ in train_part(context, open_joint(context, spec), device):
         pass
 
 

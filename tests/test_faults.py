@@ -240,10 +240,9 @@ def test_after_a_failure_at_each_asset_in_turn_nothing_finished_is_made_again(tm
     wanted = {}
 
     def fails(stage, key):
-        def make(context, key, folder):
-            written = stage.maker()(context, key, folder)
-            plan = context.spec(stage.name, key)
-            wanted[stage.name, key] = Store(tmp_path / "aside").make(plan, lambda there: _moved(folder, there, written))
+        def make(context, spec, folder):
+            written = stage.maker()(context, spec, folder)
+            wanted[stage.name, key] = Store(tmp_path / "aside").make(spec, lambda there: _moved(folder, there, written))
             raise ValueError("the lights went out")
 
         return Graph([*GRAPH.values(), replace(stage, make=make)], GRAPH.aliases)

@@ -64,8 +64,9 @@ def test_every_stage_checks_each_file_that_it_reads(copied, tmp_path, monkeypatc
         wanted = copied.need(stage.name, key).content_hash
 
         def hash_of_another(folder, stage=stage, key=key, context=context):
-            plan = replace(context.spec(stage.name, key), asset="another")
-            return Store(folder).make(plan, lambda inside: stage.maker()(context, key, inside)).content_hash
+            spec = context.spec(stage.name, key)
+            made = Store(folder).make(replace(spec, asset="another"), lambda there: stage.maker()(context, spec, there))
+            return made.content_hash
 
         assert hash_of_another(tmp_path / f"a{number}") == wanted
         mine = copied.need(stage.name, key).path

@@ -187,7 +187,7 @@ def test_short_trainings_do_not_starve_one_that_needs_every_gpu(holder):
 
 
 def a_stage(seen):
-    def make(context, key, folder):
+    def make(context, spec, folder):
         seen.append(sorted(path.name for path in Path(os.environ["TMPDIR"]).glob("hardmoe-gpus-*/*")))
         (folder / "a").write_text("a")
         return StageOutput({})

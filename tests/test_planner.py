@@ -18,7 +18,7 @@ from moe_core.workspace import open_study
 
 
 def stage(name, inputs, reads=(), **more):
-    def make(context, key, folder):
+    def make(context, spec, folder):
         (folder / "a").write_text(name)
         return StageOutput({"number": f"{name} says 7"})
 

@@ -18,7 +18,7 @@ from pipelines.run.task import Task
 
 
 def make_slowly(begun, go):
-    def make(context, key, folder):
+    def make(context, spec, folder):
         begun.set()
         assert go.wait(30)
         (folder / "a").write_text("a")

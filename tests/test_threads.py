@@ -247,7 +247,7 @@ def helper(context, environment, monkeypatch):
     """One that helps with the generation, as its maker starts it; it makes all of it, as its maker has ended."""
     work = context.store.work_folder(context.spec("joint_experts"))
     work.mkdir(parents=True)
-    job = {"root": str(context.root), "name": "joint_experts", "column": "expert"}
+    job = {"root": str(context.root), "name": "joint_experts"}
     job |= {"study": context.study.model_dump(mode="json"), "version": context.version("joint_experts")}
     (work / JOB).write_text(json.dumps(job))
     monkeypatch.setattr(os, "environ", environment)

@@ -13,9 +13,7 @@ from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context
 from moe_core.engine.stage import Stage
 from moe_core.errors import HardmoeError
-from moe_core.store.artifact import Artifact, StageOutput
-
-WAIT_SECONDS = 0.2  # between two tries of a lock that another process holds
+from moe_core.store.artifact import Artifact, Spec, StageOutput
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def build(
         if found and not force:
             return _committed(context, stage, Built(found, reused=True))
         view = context.frozen if stage.frozen else context
-        made = context.store.make(spec, lambda folder: _make(stage, view, key, folder, around), replace=force)
+        made = context.store.make(spec, lambda folder: _make(stage, view, spec, folder, around), replace=force)
     return _committed(context, stage, Built(made, reused=False))
 
 
@@ -64,14 +62,14 @@ def build_all(context: Context, names: Iterable[str] | None = None) -> None:
 def _make(
     stage: Stage,
     context: Context,
-    key: str | None,
+    spec: Spec,
     folder: Path,
     around: Callable[[Context], AbstractContextManager[Any]],
 ) -> StageOutput:
     """The work, with the threads that it took in its metadata: sums in floating point follow from them."""
     threads.begin()
     with around(context):
-        output = stage.maker()(context, key, folder)
+        output = stage.maker()(context, spec, folder)
     return StageOutput(dict(output.metadata) | threads.used(), output.content)
 
 

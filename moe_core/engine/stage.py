@@ -32,7 +32,7 @@ class Recorded:
 
 
 Input = str | Ref | Recorded  # a string stands for itself, such as the hash of a file
-Make = Callable[[Any, str | None, Path], StageOutput]  # (Context, key, an empty folder)
+Make = Callable[[Any, Spec, Path], StageOutput]  # (Context, what to make, an empty folder)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from moe_core.engine.context import Context
 from moe_core.engine.resources import threads_for
 from moe_core.errors import BadSource, HardmoeError
 from moe_core.stages.data.rows import stored_counts
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import lance_tag_of
 from moe_core.text import utf8
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    key = spec.key
     assert key is not None
     shard = context.planner.state.shard(key)
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once

@@ -14,11 +14,11 @@ from moe_core.data.splits import ALONE, SPLITS, assign, first_of_each_id, leaks,
 from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.data.rows import remove_gone_shards
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import advance_lance_tags, read_rows
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     tables = context.store.layout.tables
     remove_gone_shards(tables, [shard.key for shard in context.shards])
     for table in tables:  # all shards at one version: each reader opens one

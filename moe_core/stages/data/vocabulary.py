@@ -10,7 +10,7 @@ import polars as pl
 from moe_core.data.vocabulary import Vocabulary, choose_from, reasons, save
 from moe_core.engine.context import Context
 from moe_core.stages import reading
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for each reason
 
@@ -44,7 +44,7 @@ def _tagged(context: Context, vocabulary: Vocabulary) -> int:
     return sum(int((np.diff(starts_N1) > 0).sum()) for starts_N1 in starts)
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     kept, dropped, synonyms, read = choose(context, folder)
     save(folder, kept, dropped, synonyms)
     tagged = _tagged(context, Vocabulary(kept["tag"].to_list(), synonyms))

@@ -29,10 +29,10 @@ from moe_core.stages.evaluation.score import (
 )
 from moe_core.stages.mixture.routed_posts import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     device = device_and_threads(context.study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
     bundle = Bundle(context.need("mixture").path)
     test = read_routed_posts(context, "test")

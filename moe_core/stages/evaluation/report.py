@@ -10,14 +10,14 @@ from moe_core.engine.context import Context
 from moe_core.evaluation.page import render
 from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.log import log_of
-from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.hashing import content_hash
 
 SHEETS = ("typical", "ambiguous")
 PICTURES_OF = 64  # experts at most: their pictures take some 2 MB of the page
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     evaluation, partition = context.need("evaluation"), context.need("partition")
     table = json.loads(evaluation.file("table.json").read_text("utf-8"))
     posts = [context.need("posts", shard.key).metadata for shard in context.shards]

@@ -16,7 +16,7 @@ from moe_core.settings import Network, Study, Training
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 
 HALVINGS = 20  # of the interval of factors: finer than a channel in half a million
 
@@ -50,7 +50,7 @@ def training_of(study: Study, times: float) -> Training:
     return study.trunk.model_copy(update={"epochs": epochs, "accumulate": together})
 
 
-def make_dense_same_cost(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make_dense_same_cost(context: Context, spec: Spec, folder: Path) -> StageOutput:
     study = context.study
     device = device_and_threads(study, parallel=True)
     index = reading.index(context)
@@ -60,14 +60,14 @@ def make_dense_same_cost(context: Context, key: str | None, folder: Path) -> Sta
     model = build(network, hashtags, study.trunk.seed)
     costs = {"parameters": parameters(model), "multiply_adds": multiply_adds(model, size)}
     training = training_of(study, costs["multiply_adds"] / multiply_adds(build(study.network, hashtags, 0), size))
-    written = fit(context, context.spec("dense_same_cost"), folder, model, posts, training, device)
+    written = fit(context, spec, folder, model, posts, training, device)
     shape = {"network": network.model_dump(mode="json"), "epochs": round(training.epochs, 3)}
     return StageOutput(dict(written.metadata) | costs | shape, written.content)
 
 
-def make_trunk_same_budget(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make_trunk_same_budget(context: Context, spec: Spec, folder: Path) -> StageOutput:
     device = device_and_threads(context.study, parallel=True)
     index = reading.index(context)
     posts = reading.posts_where(context, index, index.use("train"))
     model = reading.network(context, context.need("trunk"))
-    return fit(context, context.spec("trunk_same_budget"), folder, model, posts, context.study.expert_training, device)
+    return fit(context, spec, folder, model, posts, context.study.expert_training, device)

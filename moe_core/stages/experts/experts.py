@@ -11,7 +11,7 @@ from moe_core.errors import MissingInput
 from moe_core.models.resnet import ResNet, build
 from moe_core.stages import reading
 from moe_core.stages.experts.modes import mode_of
-from moe_core.stages.experts.stages import CLUSTERED, MEMBERS, RANDOM, Group
+from moe_core.stages.experts.stages import MEMBERS, Group, group_of
 from moe_core.stages.gate import membership
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
@@ -21,34 +21,25 @@ from moe_core.training.batches import Posts
 from moe_core.weights import load_weights, save_weights
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    return _expert_of(CLUSTERED, context, key, folder)
-
-
-def make_random(context: Context, key: str | None, folder: Path) -> StageOutput:
-    return _expert_of(RANDOM, context, key, folder)
-
-
-def make_separate(context: Context, key: str | None, folder: Path) -> StageOutput:
-    return _train(context, "separate_expert", "expert", key, folder, own_decoder=True)
-
-
-def _expert_of(group: Group, context: Context, key: str | None, folder: Path) -> StageOutput:
-    assert key is not None
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    group = group_of(spec.asset)
     if mode_of(context.study).joint:
-        return _extract(context, group, key, folder)
-    return _train(context, group.stage, group.column, key, folder, own_decoder=False)
+        return _extract(context, spec, group, folder)
+    return _train(context, spec, group.column, folder, own_decoder=False)
 
 
-def _train(context: Context, stage: str, column: str, key: str | None, folder: Path, own_decoder: bool) -> StageOutput:
+def make_separate(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    return _train(context, spec, "expert", folder, own_decoder=True)
+
+
+def _train(context: Context, spec: Spec, column: str, folder: Path, own_decoder: bool) -> StageOutput:
     """`column` of the assignment says whose posts it is trained on."""
-    assert key is not None
-    study = context.study
-    device = device_and_threads(study, parallel=True)
-    posts = training_posts(context, column, [key])[key]
-    spec, training = context.spec(stage, key), study.expert_training
+    assert spec.key is not None
+    device = device_and_threads(context.study, parallel=True)
+    posts = training_posts(context, column, [spec.key])[spec.key]
     before = _before(context, spec)
-    model = start(context, key, own_decoder, before)
+    model = start(context, spec.key, own_decoder, before)
+    training = context.study.expert_training
     done = fit(context, spec, folder, model, posts, training, device, train_decoder=own_decoder)
     if before is None:
         return done
@@ -119,12 +110,13 @@ def members(context: Context, column: str) -> Mapping[str, str]:
     return found
 
 
-def _extract(context: Context, group: Group, key: str, folder: Path) -> StageOutput:
+def _extract(context: Context, spec: Spec, group: Group, folder: Path) -> StageOutput:
     """One expert of a generation, under its own name."""
-    artifact = context.need(group.generation)
+    assert spec.key is not None
+    artifact, key = context.need(group.generation), spec.key
     state, _ = load_weights(artifact.file(f"experts/{key}.safetensors"))
     weights = folder / "weights.safetensors"
-    about = {"asset": group.stage, "key": key, "version": context.version(group.stage, key)}
+    about = {"asset": group.stage, "key": key, "version": spec.version}
     save_weights(weights, state, about | {"generation": artifact.version})
     shutil.copyfile(artifact.file(f"logs/{key}.jsonl"), folder / "log.jsonl")
     return StageOutput(

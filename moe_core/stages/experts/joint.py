@@ -23,11 +23,11 @@ from moe_core.engine.resources import workers_for
 from moe_core.processes import Child, start_child
 from moe_core.settings import Study
 from moe_core.stages.experts.experts import start, training_posts
-from moe_core.stages.experts.stages import CLUSTERED, RANDOM, Group
+from moe_core.stages.experts.stages import group_of
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import training_threads
 from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash
 from moe_core.training.joint import Joint, take_part, trained_decoder, trained_expert
@@ -37,27 +37,18 @@ JOB = "job.json"  # in the work folder: what a worker is to train
 MOST_KILLED = 20  # then there is a reason, such as too little memory: this process trains on alone
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    return _generation_of(CLUSTERED, context, folder)
-
-
-def make_random(context: Context, key: str | None, folder: Path) -> StageOutput:
-    return _generation_of(RANDOM, context, folder)
-
-
-def _generation_of(group: Group, context: Context, folder: Path) -> StageOutput:
-    began = time.monotonic()
-    study, spec = context.study, context.spec(group.generation)
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    began, study = time.monotonic(), context.study
     device = device_and_threads(study, parallel=True)
-    joint = open_joint(context, group.generation, group.column)
-    job = {"root": str(context.root), "name": group.generation, "column": group.column, "version": spec.version}
+    joint = open_joint(context, spec)
+    job = {"root": str(context.root), "name": spec.asset, "version": spec.version}
     write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
     with _helpers(joint.folder, study) as helpers:
         for _ in train_part(context, joint, device):
             helpers.replace_killed()
     (folder / "experts").mkdir()
     (folder / "logs").mkdir()
-    about = {"asset": group.generation, "version": spec.version, "trunk": context.version("trunk")}
+    about = {"asset": spec.asset, "version": spec.version, "trunk": context.version("trunk")}
     save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
     trained: dict[str, dict[str, Any]] = {}
     for k in context.experts:
@@ -84,13 +75,13 @@ def _generation_of(group: Group, context: Context, folder: Path) -> StageOutput:
     )
 
 
-def open_joint(context: Context, name: str, column: str) -> Joint:
-    """The joint training of a stage as every process sees it; its folder is there."""
-    work = context.store.work_folder(context.spec(name))
+def open_joint(context: Context, spec: Spec) -> Joint:
+    """The joint training of a generation as every process sees it; its folder is there."""
+    work = context.store.work_folder(spec)
     work.mkdir(parents=True, exist_ok=True)
     return Joint(
         work,
-        posts=training_posts(context, column, context.experts),
+        posts=training_posts(context, group_of(spec.asset).column, context.experts),
         network=lambda key: start(context, key, own_decoder=False),
         training=context.study.expert_training,
         decoder=context.study.decoder,

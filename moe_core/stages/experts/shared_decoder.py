@@ -17,9 +17,9 @@ from moe_core import threads
 from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.experts.modes import mode_of
-from moe_core.stages.experts.stages import CLUSTERED, RANDOM, Group
+from moe_core.stages.experts.stages import RANDOM, Group, group_of
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
 from moe_core.training.batches import ImagesInMemory, augment
 from moe_core.training.infer import BATCH, features_of
@@ -31,16 +31,8 @@ Fit = Callable[[Context, nn.Linear, Group, str], dict[str, Any]]
 """Sets the weights of a last layer, which is the trunk's so far, on a device; returns what is recorded about it."""
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    return _decoder_of(CLUSTERED, context, folder)
-
-
-def make_random(context: Context, key: str | None, folder: Path) -> StageOutput:
-    return _decoder_of(RANDOM, context, folder)
-
-
-def _decoder_of(group: Group, context: Context, folder: Path) -> StageOutput:
-    study = context.study
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    study, group = context.study, group_of(spec.asset)
     device = device_and_threads(study, parallel=group is RANDOM)
     for expert in context.experts:
         context.need(group.stage, expert)  # complete, and of one partition
@@ -48,7 +40,7 @@ def _decoder_of(group: Group, context: Context, folder: Path) -> StageOutput:
     fit: Fit = resolve_name(mode_of(study).fit)
     recorded = fit(context, trunk.fc, group, device)
     path = folder / "decoder.safetensors"
-    about = {"asset": group.decoder, "version": context.version(group.decoder), "trunk": context.version("trunk")}
+    about = {"asset": spec.asset, "version": spec.version, "trunk": context.version("trunk")}
     about |= {"generation": recorded["generation"]} if "generation" in recorded else {}
     save_weights(path, {"weight": trunk.fc.weight, "bias": trunk.fc.bias}, about)
     metadata = {"mode": study.decoder.mode, "experts": len(context.experts), "width": trunk.width}

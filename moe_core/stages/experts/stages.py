@@ -34,6 +34,11 @@ CLUSTERED = Group("expert", "expert", "shared_decoder", "joint_experts")
 RANDOM = Group("random_expert", "random", "random_decoder", "random_joint_experts")
 
 
+def group_of(stage: str) -> Group:
+    """The group that a stage trains, or whose decoder it makes."""
+    return RANDOM if stage in (RANDOM.stage, RANDOM.decoder, RANDOM.generation) else CLUSTERED
+
+
 def _expert_settings(study: Study) -> dict[str, Any]:
     found = {
         "network": study.network.model_dump(),
@@ -43,7 +48,7 @@ def _expert_settings(study: Study) -> dict[str, Any]:
     return found | ({"branch_at": study.expert.branch_at} if study.expert.branch_at else {})
 
 
-def _expert(name: str, column: str, generation: str | None, make: str, control: str = "") -> Stage:
+def _expert(name: str, column: str, generation: str | None, make: str = "make", control: str = "") -> Stage:
     """`generation` is the stage that trains it where the decoder is trained jointly; `control` describes a control."""
 
     def joint(study: Study) -> str | None:
@@ -66,7 +71,7 @@ def _expert(name: str, column: str, generation: str | None, make: str, control: 
         reads=(f"{column}_shard", "trunk", *([generation] if generation else [])),
         settings=settings,
         inputs=inputs,
-        make=make,
+        make=f"moe_core.stages.experts.experts:{make}",
         control=bool(control),
         description=control,
         trains=True,
@@ -74,7 +79,7 @@ def _expert(name: str, column: str, generation: str | None, make: str, control: 
     )
 
 
-def _generation(group: Group, make: str, control: str = "") -> Stage:
+def _generation(group: Group, control: str = "") -> Stage:
     def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
         def hash_of(expert: str) -> Recorded:
             return Recorded("partition", lambda a: a.metadata[MEMBERS[group.column]][expert])
@@ -92,7 +97,7 @@ def _generation(group: Group, make: str, control: str = "") -> Stage:
         reads=("partition", "trunk"),
         settings=settings,
         inputs=inputs,
-        make=make,
+        make="moe_core.stages.experts.joint:make",
         control=bool(control),
         when=lambda study: mode_of(study).joint,
         description=control,
@@ -101,7 +106,7 @@ def _generation(group: Group, make: str, control: str = "") -> Stage:
     )
 
 
-def _decoder(group: Group, make: str, control: str = "") -> Stage:
+def _decoder(group: Group, control: str = "") -> Stage:
     def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
         found = {"trunk": Ref("trunk")} | {k: Ref(group.stage, k) for k in planner.state.experts}
         if mode_of(planner.state.study).reads_posts:
@@ -117,7 +122,7 @@ def _decoder(group: Group, make: str, control: str = "") -> Stage:
         reads=(group.stage, group.generation, "partition", "trunk"),
         settings=lambda study: study.decoder.model_dump(include={"mode", *mode_of(study).settings}),
         inputs=inputs,
-        make=make,
+        make="moe_core.stages.experts.shared_decoder:make",
         control=bool(control),
         description=control,
     )
@@ -134,25 +139,22 @@ def _dense_settings(study: Study) -> dict[str, Any]:
 
 
 STAGES = (
-    _generation(CLUSTERED, make="moe_core.stages.experts.joint:make"),
+    _generation(CLUSTERED),
     _generation(
-        RANDOM,
-        make="moe_core.stages.experts.joint:make_random",
-        control="the experts of the random partition and their decoder, trained together as `joint_experts` are",
+        RANDOM, "the experts of the random partition and their decoder, trained together as `joint_experts` are"
     ),
-    _expert("expert", "expert", CLUSTERED.generation, make="moe_core.stages.experts.experts:make"),
+    _expert("expert", "expert", CLUSTERED.generation),
     _expert(
         "random_expert",
         "random",
         RANDOM.generation,
-        make="moe_core.stages.experts.experts:make_random",
         control="an expert of a random partition of the same sizes; all else as for `expert`",
     ),
     _expert(
         "separate_expert",
         "expert",
         None,
-        make="moe_core.stages.experts.experts:make_separate",
+        make="make_separate",
         control="an expert with a decoder of its own; all else as for `expert`",
     ),
     Stage(
@@ -185,10 +187,6 @@ STAGES = (
         frozen=True,
         trains=True,
     ),
-    _decoder(CLUSTERED, make="moe_core.stages.experts.shared_decoder:make"),
-    _decoder(
-        RANDOM,
-        make="moe_core.stages.experts.shared_decoder:make_random",
-        control="the shared decoder of the random partition's experts, built as `shared_decoder` is",
-    ),
+    _decoder(CLUSTERED),
+    _decoder(RANDOM, "the shared decoder of the random partition's experts, built as `shared_decoder` is"),
 )

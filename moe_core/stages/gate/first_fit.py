@@ -17,10 +17,10 @@ from moe_core.stages.gate import membership
 from moe_core.stages.gate.drift import as_fitted
 from moe_core.stages.gate.output import write
 from moe_core.stages.gate.posts import placed, post_table, sample, sizes_of, whitening_of
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 
 
-def make(context: Context, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     settings, posts = context.study.partition, post_table(context)
     whitening = whitening_of(context, posts)
     fitted_NP = whitening.apply(
@@ -47,4 +47,4 @@ def make(context: Context, folder: Path) -> StageOutput:
     for name, number_N in (("members", placement.expert_N), ("random_members", random_N)):
         metadata[name] = membership.hashes_of(context.experts, number_N, posts.training_N, lines)
     more = {name: np.zeros(len(random_N), bool) for name in ("trained", "late")}  # none arrived since the fit
-    return write(context, folder, posts, gate, placement, random_N, more, metadata)
+    return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)

@@ -15,12 +15,13 @@ from moe_core.stages.gate.contact_sheets import top_hashtags, write_sheets
 from moe_core.stages.gate.drift import imbalance
 from moe_core.stages.gate.posts import Placement, PostTable
 from moe_core.stages.trunk.frozen import pointer_file
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
 
 
 def write(
     context: Context,
+    spec: Spec,
     folder: Path,
     posts: PostTable,
     gate: Gate,
@@ -41,7 +42,7 @@ def write(
     assignment.write_parquet(folder / "assignment.parquet", statistics=False)
     gate.save(
         folder / "gate.safetensors",
-        {"asset": "partition", "version": context.version("partition"), "trunk": context.version("trunk")},
+        {"asset": "partition", "version": spec.version, "trunk": context.version("trunk")},
     )
     members = {"expert": metadata["members"], "random": metadata["random_members"]}
     (folder / "members.json").write_text(json.dumps(members, indent=1, sort_keys=True))

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from moe_core.engine.context import Context
 from moe_core.stages.gate import first_fit, refit
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
-    follows = "previous" in context.spec("partition").inputs
-    return refit.make(context, folder) if follows else first_fit.make(context, folder)
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    return (refit if "previous" in spec.inputs else first_fit).make(context, spec, folder)

@@ -12,7 +12,7 @@ from moe_core.clustering.gate import Gate, load_gate
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
 from moe_core.stages.gate.posts import PostTable
-from moe_core.store.artifact import Artifact
+from moe_core.store.artifact import Artifact, Spec
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class PreviousPartition:
     unchanged_N: np.ndarray  # bool: the post has an expert, and its shard is as the partition saw it
 
 
-def previous_partition(context: Context, posts: PostTable) -> PreviousPartition:
+def previous_partition(context: Context, spec: Spec, posts: PostTable) -> PreviousPartition:
     """Raises MissingInput where it is gone."""
-    version = context.spec("partition").inputs["previous"]
+    version = spec.inputs["previous"]
     artifact = context.store.get("partition", None, version)
     if artifact is None:
         raise MissingInput(

@@ -29,13 +29,13 @@ from moe_core.stages.gate.drift import as_fitted, drift
 from moe_core.stages.gate.output import write
 from moe_core.stages.gate.posts import PostTable, placed, post_table, sample, sizes_of, whitening_of
 from moe_core.stages.gate.previous import PreviousPartition, previous_partition
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 
 
-def make(context: Context, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     """Raises MissingInput where the partition that is continued is gone."""
-    settings, posts = context.spec("partition").settings, post_table(context)
-    previous = previous_partition(context, posts)
+    settings, posts = spec.settings, post_table(context)
+    previous = previous_partition(context, spec, posts)
     same_trunk = previous.trunk == context.version("trunk")
     metadata: dict[str, Any]
     if settings["how"] == "refit":
@@ -76,7 +76,7 @@ def make(context: Context, folder: Path) -> StageOutput:
     metadata |= write_churn(context, folder, posts, previous, placement.expert_N, members.changed, retrained)
     pl.concat([members.frame, random_members.frame]).write_parquet(folder / "trained.parquet", statistics=False)
     more = {"trained": previous.trained_N if same_trunk else np.zeros(len(random_N), bool), "late": late_N}
-    return write(context, folder, posts, gate, placement, random_N, more, metadata)
+    return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)
 
 
 def preview(context: Context) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def preview(context: Context) -> dict[str, Any]:
     if current_of(context.planner.state) is None:
         raise MissingInput(NO_PARTITION, "partition")
     with tempfile.TemporaryDirectory() as folder:
-        metadata = make(context, Path(folder)).metadata
+        metadata = make(context, context.spec("partition"), Path(folder)).metadata
         return {**metadata, **json.loads((Path(folder) / "churn.json").read_text("utf-8"))}
 
 

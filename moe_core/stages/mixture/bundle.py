@@ -16,13 +16,13 @@ from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.artifact import Artifact, StageOutput
+from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.training.batches import Images
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
 from moe_core.weights import load_weights
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     study = context.study
     trunk, partition, decoder = (context.need(name) for name in ("trunk", "partition", "shared_decoder"))
     experts = {k: context.need("expert", k) for k in context.experts}

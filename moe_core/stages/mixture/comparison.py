@@ -27,16 +27,16 @@ from moe_core.serving.routed import routed
 from moe_core.stages import reading
 from moe_core.stages.mixture.promotion import NONE, Judgment
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.training.batches import Posts
 
 MOST_POSTS = 100_000  # validation posts compared, drawn where there are more: a difference of 0.001 shows
 BATCH = 256
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     read_log(context.root)  # a damaged one is reported here
-    inputs = context.spec("published").inputs
+    inputs = spec.inputs
     context.need("mixture")
     mixture, baseline = inputs["mixture"], UNPUBLISHED if inputs["baseline"] == NONE else inputs["baseline"]
     judgment = judge(context, mixture, baseline)

@@ -15,13 +15,14 @@ from moe_core.engine.context import Context
 from moe_core.serving.bundle import Bundle
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import write_vectors
 
 CHUNK = 4_096  # posts embedded at a time
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    key = spec.key
     assert key is not None
     device = device_and_threads(context.study, parallel=True)
     bundle = Bundle(context.need("mixture").path)

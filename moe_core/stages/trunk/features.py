@@ -10,12 +10,13 @@ import pyarrow as pa
 from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import write_vectors
 from moe_core.training.infer import features_in_parts
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    key = spec.key
     assert key is not None
     device = device_and_threads(context.study, parallel=True)
     model = reading.network(context, context.need("trunk"))

@@ -11,16 +11,16 @@ from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
 from moe_core.stages.trunk import frozen
 from moe_core.stages.trunk.ranks import train_in_ranks
-from moe_core.store.artifact import StageOutput
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.training.batches import Posts
 
 
-def make(context: Context, key: str | None, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     study, ranks = context.study, context.study.trunk_setup.ranks
     device = device_and_threads(study, parallel=False)
     model, posts = trunk_start(context)
     train = partial(train_in_ranks, context, ranks) if ranks > 1 else None
-    output = fit(context, context.spec("trunk"), folder, model, posts, study.trunk, device, train=train, ranks=ranks)
+    output = fit(context, spec, folder, model, posts, study.trunk, device, train=train, ranks=ranks)
     pointer = frozen.pointer_file(context.planner.graph, study, context.root, "trunk").name
     return StageOutput(dict(output.metadata) | {"pointer": pointer}, output.content)
 

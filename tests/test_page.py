@@ -13,7 +13,7 @@ from moe_core.evaluation import page, plots
 from moe_core.evaluation.measures import MEASURES, PAIRED
 from moe_core.recipes import demo
 from moe_core.stages.evaluation.score import TagCounts
-from moe_core.stages.gate.contact_sheets import top_hashtags
+from moe_core.stages.gate.output import top_hashtags
 from moe_core.stages.training.cost import TrainingCost
 from moe_core.text import format_duration
 

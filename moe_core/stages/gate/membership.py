@@ -20,8 +20,6 @@ from moe_core.errors import MissingInput
 from moe_core.stages import reading
 from moe_core.store.artifact import Artifact
 
-COLUMNS = ("expert", "random")  # of the assignment: the partition, and its control
-
 
 @dataclass(frozen=True)
 class Lines:
@@ -37,13 +35,11 @@ class Lines:
         """Of some posts, in their order."""
         mine = self.index.labels.where(rows)
         text = mine.tags_T.astype(str)
+        versions = {shard: f" {version}" for shard, version in self.arrived.items()}
         return [
-            f"{self.ids[row]} {','.join(text[a:b])}" + self._version(self.shards[row])
+            f"{self.ids[row]} {','.join(text[a:b])}" + versions.get(self.shards[row], "")
             for row, (a, b) in zip(rows.tolist(), pairwise(mine.starts_N1), strict=True)
         ]
-
-    def _version(self, shard: str) -> str:
-        return f" {self.arrived[shard]}" if shard in self.arrived else ""
 
 
 def lines(context: Context, columns: pl.DataFrame, index: reading.Index) -> Lines:
@@ -63,9 +59,11 @@ def hashes_of(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray,
     return {key: hash_of(lines.of(np.flatnonzero(training_N & (number_N == k)))) for k, key in enumerate(keys)}
 
 
-def frame_of(column: str, key: str, ids: np.ndarray, text: Sequence[str]) -> pl.DataFrame:
+def frame_of(column: str, key: str, ids: np.ndarray, text: Sequence[str], gone: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of, key, id, mark of an expert's members; the mark of those that are `gone` is 0."""
     marks = [int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest()) for line in text]
-    return pl.DataFrame({"id": ids.tolist(), "mark": marks}, schema={"id": pl.String, "mark": pl.UInt64}).select(
+    columns = {"id": [*ids.tolist(), *gone], "mark": marks + [0] * len(gone)}
+    return pl.DataFrame(columns, schema={"id": pl.String, "mark": pl.UInt64}).select(
         pl.lit(column).alias("of"), pl.lit(key).alias("key"), "id", "mark"
     )
 
@@ -82,17 +80,13 @@ def trained_of(old: Artifact, lines: Lines) -> pl.DataFrame:
     now = positions(lines.ids)
     keys = list(old.metadata["members"])
     frames = []
-    for column in COLUMNS:
+    for column in ("expert", "random"):  # the partition, and its control
         for k, key in enumerate(keys):
             mine = rows.filter(pl.col(column) == k).select("id").join(now, on="id", how="left", maintain_order="left")
             there = mine["row"].drop_nulls().to_numpy()
             there = there[lines.index.labels.tagged_N[there]]
             gone = mine.filter(pl.col("row").is_null())["id"].to_list()
-            known = frame_of(column, key, lines.ids[there], lines.of(there))
-            lost = pl.DataFrame({"id": gone}, schema={"id": pl.String}).select(
-                pl.lit(column).alias("of"), pl.lit(key).alias("key"), "id", pl.lit(0, pl.UInt64).alias("mark")
-            )
-            frames += [known, lost]
+            frames.append(frame_of(column, key, lines.ids[there], lines.of(there), gone))
     return pl.concat(frames)
 
 
@@ -112,5 +106,4 @@ def rows_of(frame: pl.DataFrame, column: str, key: str, lines: Lines, content_ha
             "it was trained on are, too, or have other hashtags: set repartition.retrain_share = 0 to train it on the "
             "posts that it has now"
         )
-    found: np.ndarray = rows
-    return found
+    return np.asarray(rows)

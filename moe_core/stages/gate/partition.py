@@ -1,11 +1,50 @@
-"""partition: PCA-whitening and k-means on the trunk's features of the training posts; every post gets one expert."""
+"""partition: PCA-whitening and k-means on the trunk's features of the training posts; every post gets one expert.
+
+Fitted here from scratch; `refit` makes one that continues another.
+
+Letters: N posts, P whitened dimensions, M centroids, K experts.
+"""
 
 from pathlib import Path
 
+import numpy as np
+
+from moe_core.clustering.balance import pack
+from moe_core.clustering.gate import Gate
+from moe_core.clustering.kmeans import fit_kmeans
 from moe_core.engine.context import Context
-from moe_core.stages.gate import first_fit, refit
+from moe_core.stages import reading
+from moe_core.stages.gate import membership, refit
+from moe_core.stages.gate.drift import as_fitted
+from moe_core.stages.gate.output import write
+from moe_core.stages.gate.posts import dealt_at_random, placed, post_table, sample, sizes_of, whitening_of
 from moe_core.store.artifact import Spec, StageOutput
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
-    return (refit if "previous" in spec.inputs else first_fit).make(context, spec, folder)
+    if "previous" in spec.inputs:
+        return refit.make(context, spec, folder)
+    settings, posts = context.study.partition, post_table(context)
+    whitening = whitening_of(context, posts)
+    fitted_NP = whitening.apply(
+        reading.trunk_features_where(context, sample(posts.training_N, settings.max_fit_posts, settings.seed))
+    )
+    clusters = settings.fine or settings.experts
+    found = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
+    expert_M = np.arange(clusters)
+    if settings.fine:
+        sizes_M = sizes_of(context, posts, whitening, found.centroids_KP)
+        expert_M = pack(sizes_M, found.centroids_KP, settings.experts)
+    gate = Gate(whitening, found.centroids_KP, expert_M)
+    placement = placed(context, gate)
+    random_N = dealt_at_random(posts, placement.expert_N, np.full(len(posts.ids), -1), settings)
+    lines = membership.lines(context, posts.columns, posts.index)
+    metadata = {
+        "fitted_on": len(fitted_NP),
+        "objective": float(found.objective),
+        "fit": as_fitted(posts.training_N, gate.experts, placement),
+    }
+    for name, number_N in (("members", placement.expert_N), ("random_members", random_N)):
+        metadata[name] = membership.hashes_of(context.experts, number_N, posts.training_N, lines)
+    more = {name: np.zeros(len(random_N), bool) for name in ("trained", "late")}  # none arrived since the fit
+    return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)

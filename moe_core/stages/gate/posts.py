@@ -11,10 +11,12 @@ import polars as pl
 
 from moe_core.clustering.assign import assign
 from moe_core.clustering.gate import Gate
+from moe_core.clustering.random_partition import reshuffled
 from moe_core.clustering.whitening import Moments, Whitening, whiten
 from moe_core.data.splits import SPLITS
 from moe_core.engine.context import Context
 from moe_core.errors import TooFewPosts
+from moe_core.settings import Partition
 from moe_core.stages import reading
 
 
@@ -30,10 +32,6 @@ class PostTable:
     def ids(self) -> np.ndarray:
         found: np.ndarray = self.columns["id"].to_numpy()
         return found
-
-    def groups(self) -> list[np.ndarray]:
-        """(N,) bool each: training posts, and the others of each split, within which random sizes are those of K."""
-        return [self.training_N, *(~self.training_N & (self.index.split_N == split) for split in SPLITS)]
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,16 @@ def placed(context: Context, gate: Gate) -> Placement:
     """Each post at its nearest expert."""
     found = [gate.nearest(part_BD) for part_BD, _ in parts(context)]
     return Placement(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def dealt_at_random(posts: PostTable, expert_N: np.ndarray, old_N: np.ndarray, settings: Partition) -> np.ndarray:
+    """(N,) int64: the control's expert of each post. Among the training posts, and among the others of each split, its
+    experts have as many as those of `expert_N`; as few posts leave `old_N` (-1: none) as that takes."""
+    random_N = np.empty_like(expert_N)
+    for rows_N in (posts.training_N, *(~posts.training_N & (posts.index.split_N == split) for split in SPLITS)):
+        sizes_K = np.bincount(expert_N[rows_N], minlength=settings.experts)
+        random_N[rows_N] = reshuffled(posts.ids[rows_N].tolist(), old_N[rows_N], sizes_K, settings.seed)
+    return random_N
 
 
 def sample(wanted_N: np.ndarray, most: int, seed: int) -> np.ndarray:

@@ -17,17 +17,15 @@ from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import fit_kmeans, starts
 from moe_core.clustering.matching import continued_by, overlap
-from moe_core.clustering.random_partition import reshuffled
 from moe_core.clustering.whitening import Whitening
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
 from moe_core.stages import reading
 from moe_core.stages.gate import membership, retraining
-from moe_core.stages.gate.churn import write_churn
 from moe_core.stages.gate.current_partition import NO_PARTITION, current_of
-from moe_core.stages.gate.drift import as_fitted, drift
+from moe_core.stages.gate.drift import as_fitted, drift, write_churn
 from moe_core.stages.gate.output import write
-from moe_core.stages.gate.posts import PostTable, placed, post_table, sample, sizes_of, whitening_of
+from moe_core.stages.gate.posts import PostTable, dealt_at_random, placed, post_table, sample, sizes_of, whitening_of
 from moe_core.stages.gate.previous import PreviousPartition, previous_partition
 from moe_core.store.artifact import Spec, StageOutput
 
@@ -49,10 +47,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         placement = placed(context, gate)
         expert_N = np.where(previous.unchanged_N, previous.expert_N, placement.expert_N)  # to the bit
         placement, late_N = replace(placement, expert_N=expert_N), previous.late_N
-    random_N, seed = np.empty_like(placement.expert_N), context.study.partition.seed
-    for rows_N in posts.groups():
-        sizes_K = np.bincount(placement.expert_N[rows_N], minlength=len(context.experts))
-        random_N[rows_N] = reshuffled(posts.ids[rows_N].tolist(), previous.random_N[rows_N], sizes_K, seed)
+    random_N = dealt_at_random(posts, placement.expert_N, previous.random_N, context.study.partition)
     lines = membership.lines(context, posts.columns, posts.index)
     trained = membership.trained_of(previous.artifact, lines)
     members, random_members = (

@@ -29,7 +29,7 @@ from moe_core.settings import Source, Study
 from moe_core.stages.evaluation.predictions import open_control
 from moe_core.stages.evaluation.rows import controls_of
 from moe_core.stages.evaluation.score import gains_over_rows, measure_posts, score
-from moe_core.stages.mixture.routed_posts import read_routed_posts
+from moe_core.stages.reading import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.files import write_text
 from moe_core.workspace import open_study

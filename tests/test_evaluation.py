@@ -19,7 +19,7 @@ from moe_core.stages.experts.controls import training_of, widened
 from moe_core.stages.experts.modes import MODES
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture import calibrate
-from moe_core.stages.mixture.routed_posts import RoutedPosts
+from moe_core.stages.reading import RoutedPosts
 from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import mixed
 

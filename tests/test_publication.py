@@ -15,8 +15,7 @@ from moe_core.serving.publication import Decision, PublicationLog, published_bun
 from moe_core.serving.routed import predict
 from moe_core.settings import Data, Publish
 from moe_core.stages.mixture import bundle, comparison, promotion
-from moe_core.stages.mixture.by_hand import force, roll_back
-from moe_core.stages.mixture.comparison import judge
+from moe_core.stages.mixture.comparison import force, judge, roll_back
 from moe_core.stages.mixture.promotion import Judgment, decide
 from moe_core.store.layout import Layout
 from moe_core.workspace import open_study

@@ -1,6 +1,9 @@
-"""What several stages read: posts, the vocabulary, networks, features and the partition, each from its artifact."""
+"""What several stages read: posts, the vocabulary, networks, features and the partition, each from its artifact.
 
-from collections.abc import Iterator
+Letters: N posts, B of a part, D embedding width.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,3 +139,39 @@ def assignment(context: Context) -> pl.DataFrame:
     trained: a network that is kept was trained on the post; late: the post came since the gate was fitted; both bool.
     """
     return pl.read_parquet(context.need("partition").file("assignment.parquet"), glob=False)
+
+
+@dataclass(frozen=True)
+class RoutedPosts:
+    """N posts, their features by the trunk, and their experts by each partition."""
+
+    posts: Posts
+    features_ND: np.ndarray
+    expert_N: np.ndarray
+    random_N: np.ndarray  # by the random partition, the control
+
+    def __len__(self) -> int:
+        return len(self.posts)
+
+    def expert_by(self, column: str) -> np.ndarray:
+        """(N,) int64: the expert of each post by a column of the assignment, `expert` or `random`."""
+        columns: Mapping[str, np.ndarray] = {"expert": self.expert_N, "random": self.random_N}
+        return columns[column]
+
+    def rows(self, rows_M: np.ndarray) -> "RoutedPosts":
+        """The posts at these places; images are not read yet."""
+        features_MD = self.features_ND[rows_M]
+        return RoutedPosts(self.posts.subset(rows_M), features_MD, self.expert_N[rows_M], self.random_N[rows_M])
+
+
+def read_routed_posts(context: Context, split: str) -> RoutedPosts:
+    """Posts of a split that have a hashtag to predict and that no network was trained on; there may be none."""
+    posts = index(context)
+    use_N = held_out(context, posts, split)
+    rows = assignment(context)
+    return RoutedPosts(
+        posts_where(context, posts, use_N),
+        trunk_features_where(context, use_N),
+        rows["expert"].to_numpy()[use_N],
+        rows["random"].to_numpy()[use_N],
+    )

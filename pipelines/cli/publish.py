@@ -11,7 +11,7 @@ from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.serving.publication import PublicationLog, read_log
-from moe_core.stages.mixture import by_hand, comparison, promotion
+from moe_core.stages.mixture import comparison, promotion
 from moe_core.store.artifact import Spec, full_version
 from pipelines.cli.common import study_at
 from pipelines.cli.options import JSON, STUDY_OPTION
@@ -59,14 +59,14 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
 
 def _decide(context: Context, version: str | None, force: bool, rollback: bool) -> PublicationLog:
     if rollback:
-        return by_hand.roll_back(context)
+        return comparison.roll_back(context)
     if version is None:
         mixture = context.need("mixture").version
     else:
         there = (artifact.version for artifact in context.store.versions("mixture", None))
         mixture = full_version(version, there, f"mixture in {context.root}")
     if force:
-        return by_hand.force(context, mixture)
+        return comparison.force(context, mixture)
     baseline = read_log(context.root).published
     if baseline == mixture:
         return read_log(context.root)

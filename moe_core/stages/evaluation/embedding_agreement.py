@@ -17,10 +17,10 @@ from moe_core.evaluation.embedding_agreement import tag_agreement
 from moe_core.evaluation.metrics import bootstrap
 from moe_core.models.resnet import ResNet
 from moe_core.serving.bundle import Bundle
-from moe_core.stages.evaluation.predictions import Control
+from moe_core.stages.evaluation.predictions import Control, by_expert
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.evaluation.score import as_json
-from moe_core.stages.mixture.routed_posts import RoutedPosts
+from moe_core.stages.reading import RoutedPosts
 from moe_core.training.batches import Images
 from moe_core.training.infer import features_of
 
@@ -40,14 +40,9 @@ def embedding_agreement(
     starts = posts.starts_N1.tolist()
     tags_N = [set(posts.tags_T[a:b].tolist()) for a, b in pairwise(starts)]
 
-    def by_expert(features: Callable[[int, Images], Tensor]) -> Tensor:
+    def space(features: Callable[[int, Images], Tensor]) -> Tensor:
         """(N, D): features of each post by its own expert."""
-        features_ND = torch.zeros(len(rows), bundle.router.width)
-        for number in range(len(bundle.published)):
-            of_expert = np.flatnonzero(expert_N == number)
-            if len(of_expert):
-                features_ND[of_expert] = features(number, posts.images.subset(of_expert))
-        return features_ND
+        return by_expert(expert_N, posts.images, bundle.router.width, features)
 
     def features_by(networks: Sequence[ResNet], number: int, images: Images) -> Tensor:
         return features_of(networks[number], images, context.study.expert_training.precision, device)
@@ -55,12 +50,12 @@ def embedding_agreement(
     keys = list(bundle.published)
     spaces = {
         "trunk": torch.from_numpy(test.features_ND[rows]),
-        "mixture": by_expert(lambda number, images: bundle.expert_features(keys[number], images, device)),
+        "mixture": space(lambda number, images: bundle.expert_features(keys[number], images, device)),
     }
     for name, control in controls.items():
         networks = ROWS[name].networks
         if networks and networks.space:
-            spaces[networks.space] = by_expert(partial(features_by, control.networks))
+            spaces[networks.space] = space(partial(features_by, control.networks))
     table: dict[str, Any] = {"n": len(rows), "neighbors": NEIGHBORS, "rows": []}
     for name, features_ND in spaces.items():
         row: dict[str, Any] = {"name": name}

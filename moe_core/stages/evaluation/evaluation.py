@@ -27,7 +27,7 @@ from moe_core.stages.evaluation.score import (
     row_of,
     score,
 )
-from moe_core.stages.mixture.routed_posts import read_routed_posts
+from moe_core.stages.reading import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 

@@ -3,7 +3,7 @@
 Letters: N posts, D embedding width, V hashtags.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from moe_core.settings import Network
 from moe_core.stages import reading
 from moe_core.stages.evaluation.rows import Networks, controls_of
 from moe_core.stages.mixture.calibrate import router_weight
-from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
+from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.training.batches import Images
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
 from moe_core.weights import load_weights
@@ -35,9 +35,15 @@ class Control:
 
     def logits(self, posts: RoutedPosts, precision: str, device: str) -> Tensor:
         """(N, V): logits of each post by its own network."""
+
+        def own(number: int, images: Images) -> Tensor:
+            network = self.networks[number]
+            return logits_of(features_of(network, images, precision, device), network.fc)
+
+        images = posts.posts.images
         if self.routed_by is None:
-            return own_logits(self.networks[0], posts.posts.images, precision, device)
-        return routed_logits(self.networks, posts.expert_by(self.routed_by), posts.posts.images, precision, device)
+            return own(0, images)
+        return by_expert(posts.expert_by(self.routed_by), images, self.networks[0].fc.out_features, own)
 
 
 def open_controls(context: Context, bundle: Bundle, device: str) -> dict[str, Control]:
@@ -123,18 +129,10 @@ def hashtag_frequency(context: Context) -> np.ndarray:
     return (posts_V / posts_V.sum()).astype(np.float32)
 
 
-def own_logits(network: ResNet, images: Images, precision: str, device: str) -> Tensor:
-    """(N, V): logits of a network through its own last layer."""
-    return logits_of(features_of(network, images, precision, device), network.fc)
-
-
-def routed_logits(
-    networks: Sequence[ResNet], expert_N: np.ndarray, images: Images, precision: str, device: str
-) -> Tensor:
-    """(N, V): logits of each image by its own network."""
-    out_NV = torch.empty(len(images), networks[0].fc.out_features)
-    for number, network in enumerate(networks):
+def by_expert(expert_N: np.ndarray, images: Images, width: int, compute: Callable[[int, Images], Tensor]) -> Tensor:
+    """(N, width): what `compute(number, images)` gives of each image by its own expert."""
+    out_NW = torch.zeros(len(images), width)
+    for number in np.unique(expert_N).tolist():
         rows = np.flatnonzero(expert_N == number)
-        if len(rows):
-            out_NV[rows] = own_logits(network, images.subset(rows), precision, device)
-    return out_NV
+        out_NW[rows] = compute(number, images.subset(rows))
+    return out_NW

@@ -14,7 +14,7 @@ from moe_core.evaluation.metrics import per_post
 from moe_core.serving.bundle import Bundle, BundlePart, decoder_of, write_bundle
 from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
-from moe_core.stages.mixture.routed_posts import RoutedPosts, read_routed_posts
+from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.training.batches import Images

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_core.clustering.gate import Gate
 from moe_core.evaluation.metrics import SMALLEST, per_post
-from moe_core.stages.mixture.routed_posts import RoutedPosts
+from moe_core.stages.reading import RoutedPosts
 from moe_core.training.batches import Posts
 from moe_core.training.infer import mixed
 

@@ -1,4 +1,5 @@
-"""published: the comparison of a new mixture with the published one, on the validation posts as they are now.
+"""published: the comparison of a new mixture with the published one, on the validation posts as they are now; and
+publication by hand, without one.
 
 Letters: N validation posts, B of a batch, V hashtags that both know, T tags of all posts.
 """
@@ -22,12 +23,13 @@ from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
 from moe_core.evaluation.metrics import paired_difference, per_post, tag_statistics
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.publication import UNPUBLISHED, read_log
+from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog, deciding, read_log, save
 from moe_core.serving.routed import routed
 from moe_core.stages import reading
 from moe_core.stages.mixture.promotion import NONE, Judgment
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.locks import shared
 from moe_core.training.batches import Posts
 
 MOST_POSTS = 100_000  # validation posts compared, drawn where there are more: a difference of 0.001 shows
@@ -178,3 +180,23 @@ def judgment_of(margin: float, baseline: str, scores: dict[str, Any]) -> Judgmen
     if publish and entropy is not None and entropy > other:
         why += f"; its cross-entropy is higher, {entropy:.4f} against {other:.4f}"
     return Judgment(publish, why, scores | {"margin": margin})
+
+
+def force(context: Context, mixture: str) -> PublicationLog:
+    """Publishes a version by hand, whatever it scores. Raises HardmoeError for an incomplete bundle."""
+    with shared(context.store.layout.in_use), deciding(context.root) as log:
+        open_mixture(context, mixture)
+        if log.published != mixture:
+            why = "by hand, without a comparison"
+            log = log.adding(Decision("forced", mixture, log.published, mixture, why, context.by))
+            save(context.root, log)
+        return log
+
+
+def roll_back(context: Context) -> PublicationLog:
+    """Publishes what was published before. Raises HardmoeError where there is none, or its bundle is incomplete."""
+    with shared(context.store.layout.in_use), deciding(context.root) as log:
+        after = log.rolled_back(context.by)
+        open_mixture(context, after.published)
+        save(context.root, after)
+        return after

@@ -10,7 +10,7 @@ from moe_core.stages.graph import GRAPH
 def control_asset(stage: Stage) -> StageAsset:
     """The asset of a control; its description is the stage's."""
 
-    @asset_of(stage.name, group_name="controls", kinds={"pytorch"}, description=f"Control: {stage.description}.")
+    @asset_of(stage.name, group_name="controls", kinds={"pytorch"}, description=f"Control: {stage.control}.")
     def control(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
         return materialize(context, config)
 

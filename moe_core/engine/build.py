@@ -11,9 +11,8 @@ from typing import Any
 from moe_core import threads
 from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context
-from moe_core.engine.stage import Stage
 from moe_core.errors import HardmoeError
-from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.artifact import Artifact, StageOutput
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,30 @@ def build(
     Raises MissingInput where something upstream must be built first, and what the stage's `make` raises.
     """
     stage, spec = context.planner.stage(name), context.spec(name, key)
-    found = context.store.find(spec)
-    if found and not force:
-        return _committed(context, stage, Built(found, reused=True))
-    with context.store.building(spec, lambda pid: context.report({"waits_for": pid})):
-        if Takedowns.load(context.root) != context.takedowns:
-            raise HardmoeError(f"{spec.name}: posts were taken down after this was planned: run again")
+    view = context.frozen if stage.frozen else context
+
+    def existing() -> Artifact | None:
         found = context.store.find(spec)
-        if found and not force:
-            return _committed(context, stage, Built(found, reused=True))
-        view = context.frozen if stage.frozen else context
-        made = context.store.make(spec, lambda folder: _make(stage, view, spec, folder, around), replace=force)
-    return _committed(context, stage, Built(made, reused=False))
+        return None if force else found
+
+    def write(folder: Path) -> StageOutput:
+        """The work, with the threads that it took in its metadata: sums in floating point follow from them."""
+        threads.begin()
+        with around(view):
+            output = stage.maker()(view, spec, folder)
+        return StageOutput(dict(output.metadata) | threads.used(), output.content)
+
+    artifact, reused = existing(), True
+    if artifact is None:
+        with context.store.building(spec, lambda pid: context.report({"waits_for": pid})):
+            if Takedowns.load(context.root) != context.takedowns:
+                raise HardmoeError(f"{spec.name}: posts were taken down after this was planned: run again")
+            artifact = existing()
+            if artifact is None:
+                artifact, reused = context.store.make(spec, write, replace=force), False
+    if stage.on_commit:
+        stage.on_commit(context, artifact)
+    return Built(artifact, reused)
 
 
 def build_all(context: Context, names: Iterable[str] | None = None) -> None:
@@ -57,23 +68,3 @@ def build_all(context: Context, names: Iterable[str] | None = None) -> None:
     for name in context.planner.graph if names is None else names:
         for key in context.planner.keys(name):
             build(context, name, key)
-
-
-def _make(
-    stage: Stage,
-    context: Context,
-    spec: Spec,
-    folder: Path,
-    around: Callable[[Context], AbstractContextManager[Any]],
-) -> StageOutput:
-    """The work, with the threads that it took in its metadata: sums in floating point follow from them."""
-    threads.begin()
-    with around(context):
-        output = stage.maker()(context, spec, folder)
-    return StageOutput(dict(output.metadata) | threads.used(), output.content)
-
-
-def _committed(context: Context, stage: Stage, built: Built) -> Built:
-    if stage.on_commit:
-        stage.on_commit(context, built.artifact)
-    return built

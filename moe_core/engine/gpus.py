@@ -40,9 +40,8 @@ def one_gpu(names: Sequence[str], sharers: int, first: int, waits: Waits) -> Ite
 
     A GPU has `sharers` places. `waits` is called once, with what is waited for, if none is free.
     """
-    order = sorted(range(len(names)), key=lambda index: (index - first) % len(names))
     with ExitStack() as held:
-        while (index := _place(names, order, sharers, held)) is None:
+        while (index := _place(names, first, sharers, held)) is None:
             waits(f"a GPU: {', '.join(names)} in use")
             waits = _silent
             time.sleep(WAIT_SECONDS)
@@ -63,14 +62,13 @@ def all_gpus(names: Sequence[str], waits: Waits) -> Iterator[int]:
 
 def free_gpu(names: Sequence[str], first: int) -> int:
     """Index of a GPU for a step that trains nothing and so holds none: `first`, or another where that is in use."""
-    order = sorted(range(len(names)), key=lambda index: (index - first) % len(names))
     with ExitStack() as held:
-        index = _place(names, order, 1, held)
+        index = _place(names, first, 1, held)
     return first % len(names) if index is None else index
 
 
-def _place(names: Sequence[str], order: Sequence[int], sharers: int, held: ExitStack) -> int | None:
-    folder = _folder()
+def _place(names: Sequence[str], first: int, sharers: int, held: ExitStack) -> int | None:
+    folder, order = _folder(), sorted(range(len(names)), key=lambda index: (index - first) % len(names))
     for place in range(sharers):  # the second of a GPU only where no GPU has its first free
         for index in order:
             name = _safe(names[index])

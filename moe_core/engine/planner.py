@@ -7,11 +7,11 @@ is built is Blocked on it. It is linear in shards and experts: each Spec is comp
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from moe_core.engine.stage import Graph, Recorded, Ref, Stage
 from moe_core.engine.state import StudyState
@@ -21,6 +21,7 @@ from moe_core.store.hashing import content_hash
 from moe_core.store.store import Store
 
 Name = tuple[str, str | None]  # of an artifact: stage and key
+Found = TypeVar("Found", Spec, Artifact)
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,18 @@ class Planner:
         return content_hash([[key, spec.version] for key, spec in versions if isinstance(spec, Spec)])
 
     @cached_property
-    def _keys(self) -> Mapping[str | None, Mapping[str | None, int]]:
-        shards: dict[str | None, int] = {shard.key: number for number, shard in enumerate(self.state.shards)}
-        return {None: {None: 0}, "shards": shards, "experts": self._experts}
+    def _shards(self) -> dict[str, None]:
+        return dict.fromkeys(shard.key for shard in self.state.shards)
 
     @cached_property
-    def _experts(self) -> Mapping[str | None, int]:
-        return {key: number for number, key in enumerate(self.state.experts)}
+    def _experts(self) -> dict[str, None]:
+        return dict.fromkeys(self.state.experts)
+
+    def _keys(self, stage: Stage) -> Collection[str | None]:
+        """In their order, and quick to look one up."""
+        if stage.keys == "shards":
+            return self._shards
+        return self._experts if stage.keys == "experts" else (None,)
 
     def stage(self, name: str) -> Stage:
         """Raises BadSetting where the study has no such stage."""
@@ -100,8 +106,7 @@ class Planner:
 
     def keys(self, name: str) -> tuple[str | None, ...]:
         """Partition keys of a stage; (None,) where it has no partitions."""
-        keys = self.stage(name).keys
-        return tuple(self._experts if keys == "experts" else self._keys[keys])
+        return tuple(self._keys(self.stage(name)))
 
     def settings(self, name: str) -> Any:
         """The part of the study that changes the result of a stage."""
@@ -126,7 +131,7 @@ class Planner:
         return spec
 
     def _check_key(self, stage: Stage, key: str | None) -> None:
-        if key not in (self._experts if stage.keys == "experts" else self._keys[stage.keys]):
+        if key not in self._keys(stage):
             has = "no partitions" if stage.keys is None else ", ".join(map(str, self.keys(stage.name))) or "none"
             raise BadSetting(f"{stage.name} has no partition {key!r}: it has {has}")
 
@@ -163,10 +168,7 @@ class Planner:
 
     def recorded(self, name: str, key: str | None = None) -> Artifact:
         """An artifact that many others are planned by, read once. Raises MissingInput where it is not built."""
-        found = self._read_once(name, key)
-        if isinstance(found, Blocked):
-            raise missing(name, key, found)
-        return found
+        return _unless_blocked(self._read_once(name, key), name, key)
 
     def find(self, name: str, key: str | None = None) -> Artifact | None:
         """The artifact; None where it is not built, or not known yet."""
@@ -175,17 +177,11 @@ class Planner:
 
     def need(self, name: str, key: str | None = None) -> Artifact:
         """The artifact. Raises MissingInput, which names what to build first."""
-        found = self.artifact(name, key)
-        if isinstance(found, Blocked):
-            raise missing(name, key, found)
-        return found
+        return _unless_blocked(self.artifact(name, key), name, key)
 
     def known(self, name: str, key: str | None = None) -> Spec:
         """The spec. Raises MissingInput where something must be built to know it."""
-        spec = self.spec(name, key)
-        if isinstance(spec, Blocked):
-            raise missing(name, key, spec)
-        return spec
+        return _unless_blocked(self.spec(name, key), name, key)
 
     def task(self, name: str, key: str | None = None) -> PlannedTask:
         spec = self.spec(name, key)
@@ -220,6 +216,12 @@ def _nothing_collected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _unless_blocked(found: Found | Blocked, name: str, key: str | None) -> Found:
+    if isinstance(found, Blocked):
+        raise missing(name, key, found)
+    return found
 
 
 def missing(name: str, key: str | None, blocked: Blocked) -> Exception:

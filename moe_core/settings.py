@@ -192,6 +192,10 @@ class Training(Strict):
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(20.0, description="A resumable checkpoint this often.")
     seed: Seed = Field(0, description="Seed of weights, batch order and augmentation.")
 
+    def counted(self) -> dict[str, Any]:
+        """The settings that change the weights: not how often it can be resumed, nor where its images lie."""
+        return self.model_dump(exclude={"checkpoint_seconds", "device_mib"})
+
 
 class TrunkSetup(Strict):
     """How the trunk starts and on how many devices; how it trains is `trunk`."""

@@ -14,13 +14,8 @@ from collections.abc import Mapping
 from moe_core.errors import BadSetting
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # how threads wait
-VARIABLES = (
-    *WAITING,
-    "OMP_NUM_THREADS",
-    "OMP_THREAD_LIMIT",
-    "HARDMOE_THREADS",
-    "HARDMOE_SHARE",
-)  # all that this module reads
+SHARE = "HARDMOE_SHARE"  # cores of one worker, set by --workers for the processes that it starts
+VARIABLES = (*WAITING, "OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "HARDMOE_THREADS", SHARE)  # all that this module reads
 # Some 750 microseconds: longer than the gaps between two layers, and little of the milliseconds for which another
 # program holds a thread up; the runtime's own is 300,000. PASSIVE, which is 0, loses a tenth on an idle machine
 # (docs/explanation/performance.md). The second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
@@ -88,6 +83,21 @@ def threads_of(work: int, share: int) -> int:
     """
     limit = _number("OMP_THREAD_LIMIT", os.environ) or share
     return chosen_threads() or max(1, min(share, limit, work // WORK_A_THREAD))
+
+
+def threads_for(parallel: bool, experts: int) -> int:
+    """Cores of one stage, from the machine and the study alone, or HARDMOE_THREADS, or --workers.
+
+    A stage that runs beside others of its kind gets its share of the cores; one that runs alone gets all.
+    """
+    if chosen := whole_number("HARDMOE_THREADS") or whole_number(SHARE):
+        return chosen
+    return max(1, cores() // min(max(experts, 2), cores())) if parallel else cores()
+
+
+def workers_for(experts: int) -> int:
+    """Processes that work beside each other on the cores there are."""
+    return max(1, cores() // (chosen_threads() or threads_for(True, experts)))
 
 
 def use(work: int, share: int | None = None) -> int:

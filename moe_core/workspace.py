@@ -26,7 +26,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
-from moe_core.store.opening import open_store
+from moe_core.store.protocols import open_store
 from moe_core.store.store import Store
 
 Source = tuple[Shard, ...] | HardmoeError | OSError

@@ -118,7 +118,7 @@ def test_only_the_store_joins_paths_of_a_study():
 
 
 def test_only_the_store_chooses_its_implementation():
-    """Everything else opens it by moe_core/store/opening.py."""
+    """Everything else opens it by moe_core/store/protocols.py."""
     calls = [(name, node) for name, tree in modules().items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert any(called(call) == "open_store" for _, call in calls)
     assert [f"{name}:{call.lineno}" for name, call in calls if called(call) == "Store"] == []

@@ -16,7 +16,6 @@ from helpers.growing import QUICK, add_shard, growing_study, make, opened
 from helpers.processes import until
 from helpers.ui import free_port, launch, started_ui
 from moe_core import threads
-from moe_core.engine.resources import SHARE, threads_for, workers_for
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Decoder, Network, TrunkSetup
@@ -24,7 +23,16 @@ from moe_core.stages.experts.joint import JOB, Helpers
 from moe_core.stages.training import fit
 from moe_core.stages.training.device import device_and_threads
 from moe_core.study_file import load_study
-from moe_core.threads import SHORT, VARIABLES, WORK_A_THREAD, chosen_threads, threads_of
+from moe_core.threads import (
+    SHARE,
+    SHORT,
+    VARIABLES,
+    WORK_A_THREAD,
+    chosen_threads,
+    threads_for,
+    threads_of,
+    workers_for,
+)
 from moe_core.workspace import open_study
 
 
@@ -86,7 +94,7 @@ def test_a_number_of_threads_that_is_none_is_refused(said):
 
 
 def test_workers_that_the_command_was_told_divide_the_cores_and_leave_the_work_to_decide(monkeypatch):
-    monkeypatch.setattr("moe_core.engine.resources.cores", lambda: 16)
+    monkeypatch.setattr("moe_core.threads.cores", lambda: 16)
     assert (threads_for(True, 4), threads_for(False, 4), workers_for(4)) == (4, 16, 4)
     monkeypatch.setenv(SHARE, "8")
     assert (threads_for(True, 4), workers_for(4)) == (8, 2)

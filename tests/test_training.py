@@ -17,8 +17,7 @@ from moe_core.training.batches import (
     rows_of_step,
     shuffled,
 )
-from moe_core.training.loop import hashtag_loss, steps_of, train
-from moe_core.training.schedule import learning_rate
+from moe_core.training.loop import hashtag_loss, learning_rate, steps_of, train
 from moe_core.weights import load_weights, save_weights
 
 NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))

@@ -57,8 +57,8 @@ class Artifact:
     content_hash: str  # of its content, without logs and times: equal for equal results
     metadata: Mapping[str, Json]
     files: Mapping[str, str] = field(repr=False)
-    code: str = ""  # version of the code that made it
-    settings: Json = None  # those that it was made with
+    code: str  # version of the code that made it
+    settings: Json  # those that it was made with
 
     @property
     def spec(self) -> Spec:

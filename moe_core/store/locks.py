@@ -1,6 +1,7 @@
 """Locks among the processes of one machine; each ends with the process that holds it."""
 
 import errno
+import fcntl
 import os
 import time
 import weakref
@@ -17,8 +18,6 @@ WAIT_SECONDS = 0.2  # between two tries of a lock that another process holds
 @contextmanager
 def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
     """Holds a lock alone among the processes of this machine. Raises LockHeld when it is held and `wait` is False."""
-    import fcntl
-
     with _held(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
         yield
 
@@ -26,16 +25,12 @@ def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
 @contextmanager
 def shared(path: Path) -> Iterator[None]:
     """Holds a lock together with others; waits while a process holds it exclusively."""
-    import fcntl
-
     with _held(path, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def _held(path: Path, how: int) -> Iterator[None]:
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:
@@ -101,8 +96,6 @@ def hold_open(path: Path, owner: object) -> None:
 
     Raises FileNotFoundError where the file was removed.
     """
-    import fcntl
-
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     weakref.finalize(owner, os.close, handle)
     with suppress(OSError):
@@ -113,8 +106,6 @@ def hold_open(path: Path, owner: object) -> None:
 
 def not_open(path: Path, until: ExitStack) -> bool:
     """Whether no process of this machine holds the file open, nor can before the end of `until`."""
-    import fcntl
-
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,4 +1,5 @@
 """What a store must give, wherever its bytes lie: the folder of `Store` today, an object store next.
+`open_store` alone chooses which one it is.
 
 A second implementation keeps four promises. An artifact is complete or invisible. The first commit of a version wins.
 A file is read at a local path, its bytes checked. A pointer is replaced whole. Who builds what is only advice that
@@ -98,3 +99,8 @@ def local(root: Path) -> tuple[ArtifactStore, Pointers]:
 def files_of(artifact: Artifact) -> ArtifactFiles:
     """An artifact of the local store as the protocol has it."""
     return artifact
+
+
+def open_store(root: Path) -> Store:
+    """The artifacts under `root`; nothing is read or written before something is asked of them."""
+    return Store(root)

@@ -60,19 +60,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            manifest = without_checksum(json.loads(text))
-            return Artifact(
-                path=path,
-                asset=manifest["asset"],
-                key=manifest["key"],
-                version=manifest["version"],
-                inputs=manifest["inputs"],
-                content_hash=manifest["content_hash"],
-                metadata=manifest["metadata"],
-                files=manifest["files"],
-                code=manifest["code"],
-                settings=manifest["settings"],
-            )
+            return Artifact(path, **without_checksum(json.loads(text)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptArtifact(
                 f"{path / MANIFEST} is damaged ({error}): delete {path} and run again", path

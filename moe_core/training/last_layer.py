@@ -3,15 +3,13 @@
 Letters: N posts, B posts in the batch, D embedding width, V hashtags.
 """
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_core.errors import NotFinite
 from moe_core.training.batches import Posts, rows_of_step
-from moe_core.training.loop import hashtag_loss
+from moe_core.training.loop import hashtag_loss, learning_rate
 
 BATCH = 512
 
@@ -30,7 +28,7 @@ def refit(
     for step in range(steps):
         rows_B = rows_of_step(count, batch, seed, step)
         for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = learning_rate("cosine", lr, 0, step, steps)
         value = hashtag_loss(decoder(features_ND[rows_B]), posts.targets(rows_B, decoder.out_features), loss)
         if not torch.isfinite(value):
             raise NotFinite(f"loss is {float(value)} at step {step} of the refit: lower decoder.refit_lr")

@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from moe_core.errors import NotFinite, TooFewPosts
 from moe_core.training.batches import Posts, batches, normalize
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
-from moe_core.training.schedule import learning_rate
 
 if TYPE_CHECKING:
     from moe_core.models.resnet import ResNet
@@ -46,6 +45,20 @@ def steps_of(posts: int, training: Training, ranks: int = 1) -> int:
     """Steps of a whole run over `posts` posts by `ranks` processes together."""
     batches_an_epoch = posts // (min(training.batch_size, posts // ranks) * ranks)
     return max(1, round(training.epochs * batches_an_epoch / training.accumulate))
+
+
+def learning_rate(kind: str, peak: float, warmup: float, step: int, steps: int) -> float:
+    """Learning rate of the step numbered `step` of `steps`.
+
+    one-cycle climbs from a tenth of the peak during the first `warmup` share of the steps and falls to zero on a
+    straight line; cosine falls from the peak along half a cosine.
+    """
+    if kind == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+    up = warmup * steps
+    if step < up:
+        return peak * (0.1 + 0.9 * step / up)
+    return peak * (steps - step) / max(steps - up, 1)
 
 
 def train(

@@ -21,7 +21,6 @@ from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.engine.gpus import gpu_names
 from moe_core.engine.planner import Name, PlannedTask
-from moe_core.engine.resources import SHARE, workers_for
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy
 from moe_core.settings import Study
@@ -29,7 +28,7 @@ from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, name_of
 from moe_core.store.layout import STUDY, Layout
 from moe_core.study_file import load_study
-from moe_core.threads import cores
+from moe_core.threads import SHARE, cores, workers_for
 from moe_core.workspace import reopened, token
 from pipelines.instance.home import prepare_home
 from pipelines.instance.keys import project_keys

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from moe_core.errors import HardmoeError
-from moe_core.store.opening import open_store
+from moe_core.store.protocols import open_store
 
 PATH = "/hardmoe/report"
 # The page has no script and loads nothing: a fault in it must not reach the UI, whose origin it shares.

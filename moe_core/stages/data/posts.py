@@ -7,12 +7,12 @@ from moe_core.data.ingest import ingest
 from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import read_shard
 from moe_core.engine.context import Context
-from moe_core.engine.resources import threads_for
 from moe_core.errors import BadSource, HardmoeError
 from moe_core.stages.data.rows import stored_counts
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables import lance_tag_of
 from moe_core.text import utf8
+from moe_core.threads import threads_for
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:

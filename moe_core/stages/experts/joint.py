@@ -19,7 +19,6 @@ import torch
 
 from moe_core import threads
 from moe_core.engine.context import Context
-from moe_core.engine.resources import workers_for
 from moe_core.processes import Child, start_child
 from moe_core.settings import Study
 from moe_core.stages.experts.experts import start, training_posts
@@ -30,6 +29,7 @@ from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash
+from moe_core.threads import workers_for
 from moe_core.training.joint import Joint, take_part, trained_decoder, trained_expert
 from moe_core.weights import save_weights
 

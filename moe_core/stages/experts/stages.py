@@ -14,7 +14,6 @@ from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.settings import Study
 from moe_core.stages.experts.continued import continued
 from moe_core.stages.experts.modes import mode_of
-from moe_core.stages.training.settings import training_settings
 from moe_core.store.artifact import Spec
 
 MEMBERS = {"expert": "members", "random": "random_members"}  # column of the assignment -> metadata of the partition
@@ -42,7 +41,7 @@ def group_of(stage: str) -> Group:
 def _expert_settings(study: Study) -> dict[str, Any]:
     found = {
         "network": study.network.model_dump(),
-        "training": training_settings(study, "expert_training"),
+        "training": study.expert_training.counted(),
         "start": study.expert.start,
     }
     return found | ({"branch_at": study.expert.branch_at} if study.expert.branch_at else {})
@@ -128,7 +127,7 @@ def _decoder(group: Group, control: str = "") -> Stage:
 def _dense_settings(study: Study) -> dict[str, Any]:
     return {
         "network": study.network.model_dump(),
-        "training": training_settings(study, "trunk"),
+        "training": study.trunk.counted(),
         "ranks": study.trunk_setup.ranks,
         "expert_epochs": study.expert_training.epochs,
         "image_size": study.data.image_size,
@@ -161,7 +160,7 @@ STAGES = (
         reads=("trunk", "posts", "splits", "vocabulary"),
         settings=lambda study: {
             "network": study.network.model_dump(),
-            "training": training_settings(study, "expert_training"),
+            "training": study.expert_training.counted(),
         },
         inputs=lambda planner, key: {"trunk": Ref("trunk")},
         make="moe_core.stages.experts.controls:make_trunk_same_budget",

@@ -3,10 +3,10 @@
 import torch
 
 from moe_core import threads
-from moe_core.engine.resources import threads_for
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build_on_meta
 from moe_core.settings import Study
+from moe_core.threads import threads_for
 from moe_core.training.infer import BATCH
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
 from moe_core.errors import MissingInput
-from moe_core.stages.training.settings import training_settings
 from moe_core.stages.trunk import frozen
 from moe_core.store.hashing import file_hash
 from moe_core.store.layout import Layout
@@ -31,7 +30,7 @@ TRUNK = Stage(
     reads=("posts", "splits", "vocabulary"),
     settings=lambda study: {
         "network": study.network.model_dump(),
-        "training": training_settings(study, "trunk"),
+        "training": study.trunk.counted(),
         "ranks": study.trunk_setup.ranks,
     },
     inputs=_trunk_inputs,

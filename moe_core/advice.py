@@ -67,13 +67,11 @@ class Proposal:
 
     def apply(self, study: Study) -> Study:
         """The study with these settings."""
-        return study.model_copy(
-            update={
-                "partition": study.partition.model_copy(update={"experts": self.experts}),
-                "trunk": study.trunk.model_copy(update={"loss": self.loss}),
-                "expert_training": study.expert_training.model_copy(update={"loss": self.loss}),
-                "data": study.data.model_copy(update={"validation": self.validation}),
-            }
+        return study.changed(
+            partition={"experts": self.experts},
+            trunk={"loss": self.loss},
+            expert_training={"loss": self.loss},
+            data={"validation": self.validation},
         )
 
 

@@ -49,30 +49,21 @@ def small() -> Study:
 
 def small_long() -> Study:
     """`small` with 40+30 epochs: the trunk is saturated, the experts go on. Cost and score not measured."""
-    base = small()
-    return base.model_copy(
-        update={
-            "name": "small_long",
-            "recipe": "small_long",
-            "trunk": base.trunk.model_copy(update={"epochs": 40.0}),
-            "expert_training": base.expert_training.model_copy(update={"epochs": 30.0}),
-        }
+    return small().changed(
+        name="small_long", recipe="small_long", trunk={"epochs": 40.0}, expert_training={"epochs": 30.0}
     )
 
 
 def small_wide() -> Study:
     """Twice as wide, four experts, 10+6 epochs. Cost and score not measured."""
-    base = small()
-    return base.model_copy(
-        update={
-            "name": "small_wide",
-            "recipe": "small_wide",
-            "network": Network(widths=(16, 32, 64), depths=(1, 1, 1), embedding=128),
-            "trunk": base.trunk.model_copy(update={"epochs": 10.0}),
-            "expert_training": base.expert_training.model_copy(update={"epochs": 6.0}),
-            "partition": base.partition.model_copy(update={"experts": 4}),
-            "evaluation": Evaluation(topk=4),
-        }
+    return small().changed(
+        name="small_wide",
+        recipe="small_wide",
+        network={"widths": (16, 32, 64)},
+        trunk={"epochs": 10.0},
+        expert_training={"epochs": 6.0},
+        partition={"experts": 4},
+        evaluation={"topk": 4},
     )
 
 
@@ -95,16 +86,11 @@ def resnet18_k16() -> Study:
 
 def resnet50_k32() -> Study:
     """ResNet-50 at 224x224, 32 experts: for GPUs. Score not measured; 4.1 G multiply-adds an image and network."""
-    base = resnet18_k16()
-    return base.model_copy(
-        update={
-            "name": "resnet50_k32",
-            "recipe": "resnet50_k32",
-            "network": Network(
-                block="bottleneck", stem="imagenet", widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), embedding=0
-            ),
-            "partition": Partition(experts=32, pca=256, fine=1024),
-        }
+    return resnet18_k16().changed(
+        name="resnet50_k32",
+        recipe="resnet50_k32",
+        network={"block": "bottleneck", "depths": (3, 4, 6, 3)},
+        partition={"experts": 32, "fine": 1024},
     )
 
 
@@ -113,14 +99,10 @@ def quick(base: Study) -> Study:
 
     Whether the mixture is better than another use of the same training cannot be told without controls.
     """
-    return base.model_copy(
-        update={
-            "trunk": base.trunk.model_copy(update={"epochs": max(1.0, round(base.trunk.epochs / 4))}),
-            "expert_training": base.expert_training.model_copy(
-                update={"epochs": max(1.0, round(base.expert_training.epochs / 3))}
-            ),
-            "evaluation": base.evaluation.model_copy(update={"controls": False}),
-        }
+    return base.changed(
+        trunk={"epochs": max(1.0, round(base.trunk.epochs / 4))},
+        expert_training={"epochs": max(1.0, round(base.expert_training.epochs / 3))},
+        evaluation={"controls": False},
     )
 
 

@@ -378,6 +378,14 @@ class Study(Strict):
     evaluation: Evaluation = Evaluation()
     alerts: Alerts = Alerts()
 
+    def changed(self, **settings: Any) -> "Study":
+        """With other settings, unchecked: a dict names those of a table that change, such as trunk={"epochs": 3.0}."""
+        update = {
+            name: getattr(self, name).model_copy(update=value) if isinstance(value, dict) else value
+            for name, value in settings.items()
+        }
+        return self.model_copy(update=update)
+
     @model_validator(mode="after")
     def _losses_agree(self) -> "Study":
         if self.trunk.loss != self.expert_training.loss:

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from moe_core.clustering.assign import assign
 from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate, load_gate
-from moe_core.clustering.kmeans import fit_kmeans, starts
+from moe_core.clustering.kmeans import assign, fit_kmeans, starts
 from moe_core.clustering.matching import continued_by, overlap
 from moe_core.clustering.random_partition import random_partition, reshuffled
 from moe_core.clustering.whitening import Moments, Whitening, whiten

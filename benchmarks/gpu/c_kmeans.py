@@ -248,7 +248,7 @@ def project_fit(results: Results, x_NP: Tensor) -> None:
 
 def project_assign(results: Results, x_NP: Tensor) -> None:
     """The project's assignment on the CPU, of half a million posts at most."""
-    from moe_core.clustering.assign import assign as assign_on_cpu
+    from moe_core.clustering.kmeans import assign as assign_on_cpu
 
     x, k = x_NP[:500_000].cpu().numpy(), KS[-1]
     centroids = x[:k].copy()

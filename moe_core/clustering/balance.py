@@ -25,9 +25,7 @@ def pack(sizes_M: np.ndarray, centroids_MP: np.ndarray, experts: int) -> np.ndar
     for _ in range(ROUNDS):
         expert_M = _fill(sizes_M, centroids_MP @ centers_KP.T, capacity)
         for expert in range(experts):
-            members = expert_M == expert
-            center_P = (sizes_M[members, None] * centroids_MP[members]).sum(0)
-            centers_KP[expert] = center_P / max(float(np.linalg.norm(center_P)), 1e-12)
+            centers_KP[expert] = _center(sizes_M, centroids_MP, expert_M, expert)
     return expert_M
 
 

@@ -133,12 +133,7 @@ def matrix(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequen
 
 def sparkline(points: Sequence[tuple[float, float]], about: str) -> str:
     """A curve without axes, to stand in a line of text."""
-    points = thinned(points, 40)
-    (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in points]) for axis in (0, 1))
-    path = " ".join(
-        f"{1 + 78 * (x - x_low) / (x_high - x_low):.1f},{19 - 18 * (y - y_low) / (y_high - y_low):.1f}"
-        for x, y in points
-    )
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in _placed(thinned(points, 40), 1, 78, 19, 18))
     line = f'<polyline points="{path}" fill="none" stroke="{BLUE}" stroke-width="1.5" stroke-linejoin="round"/>'
     return _svg(80, 20, about, [line])
 
@@ -146,11 +141,7 @@ def sparkline(points: Sequence[tuple[float, float]], about: str) -> str:
 def glance(points: Sequence[tuple[float, float]], about: str) -> str:
     """A curve with its first and last value and no axes, in so few characters that its data URI has less than 1,000."""
     points = thinned(points, 36)
-    (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in points]) for axis in (0, 1))
-    path = " ".join(
-        f"{50 + 190 * (x - x_low) / (x_high - x_low):.0f} {66 - 62 * (y - y_low) / (y_high - y_low):.0f}"
-        for x, y in points
-    )
+    path = " ".join(f"{x:.0f} {y:.0f}" for x, y in _placed(points, 50, 190, 66, 62))
     first, last = short(points[0][1]), short(points[-1][1])
     return (
         "<svg xmlns='http://www.w3.org/2000/svg' width='300' height='70' font-size='12' font-family='sans-serif' "
@@ -188,6 +179,17 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.3g}"
+
+
+def _placed(
+    points: Sequence[tuple[float, float]], left: int, width: int, bottom: int, height: int
+) -> list[tuple[float, float]]:
+    """The points of one curve in a box of the plot, which they fill."""
+    (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in points]) for axis in (0, 1))
+    return [
+        (left + width * (x - x_low) / (x_high - x_low), bottom - height * (y - y_low) / (y_high - y_low))
+        for x, y in points
+    ]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -37,7 +37,7 @@ from moe_core.serving.manifest import (
 from moe_core.serving.publication import MANIFEST
 from moe_core.settings import Study
 from moe_core.store.files import write_text
-from moe_core.store.hashing import content_hash, file_hash
+from moe_core.store.hashing import file_hash, with_checksum
 from moe_core.store.locks import hold_open
 from moe_core.text import shown
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
@@ -99,7 +99,7 @@ def write_bundle(
         "precision": study.expert_training.precision,
         "vocabulary": {"file": "hashtags.json", "sha256": file_hash(folder / "hashtags.json")},
     }
-    write_text(folder / "manifest.json", json.dumps(manifest | {"checksum": content_hash(manifest)}, indent=1))
+    write_text(folder / "manifest.json", json.dumps(with_checksum(manifest), indent=1))
 
 
 def _copy(

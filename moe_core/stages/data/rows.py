@@ -7,18 +7,14 @@ from moe_core.store.layout import Layout
 from moe_core.tables import count_rows, gather, shards_in
 
 
-def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> list[str]:
+def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> None:
     """Removes rows of other shards than `shards`, those of the source, from the latest version of each table.
 
     Their artifacts stay and keep the rows in older versions: a source that is only away for an hour costs nothing.
-    Returns the shards that were removed.
     """
-    removed: set[str] = set()
     for table in tables:
         if gone := gone_shards(table, shards):
             gather(table, [(shard, None) for shard in gone])
-            removed |= set(gone)
-    return sorted(removed)
 
 
 def gone_shards(table: Path, shards: Collection[str]) -> list[str]:

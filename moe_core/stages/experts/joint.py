@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     joint = open_joint(context, spec)
     job = {"root": str(context.root), "name": spec.asset, "version": spec.version}
     write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
-    with _helpers(joint.folder, study) as helpers:
+    with closing(Helpers(joint.folder, devices(study)[1:])) as helpers:
+        for number in range(len(helpers.devices)):
+            helpers.start(number)
         for _ in train_part(context, joint, device):
             helpers.replace_killed()
     (folder / "experts").mkdir()
@@ -67,7 +69,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             "loss": round(sum(one["loss"] for one in trained.values()) / len(trained), 4),
             "rounds": study.decoder.rounds,
             "seconds": round(time.monotonic() - began, 1),
-            "processes": helpers.count + 1,
+            "processes": len(helpers.devices) + 1,
             "killed": helpers.killed,
             "device": device,
         },
@@ -113,10 +115,6 @@ class Helpers:
     children: dict[int, Child] = field(default_factory=dict)
     killed: int = 0
 
-    @property
-    def count(self) -> int:
-        return len(self.devices)
-
     def start(self, number: int) -> None:
         environment = {"CUDA_VISIBLE_DEVICES": self.devices[number]} if self.devices[number] else {}
         self.children[number] = start_child(
@@ -134,17 +132,6 @@ class Helpers:
     def close(self) -> None:
         for child in self.children.values():
             child.close()
-
-
-@contextmanager
-def _helpers(work: Path, study: Study) -> Iterator[Helpers]:
-    helpers = Helpers(work, devices(study)[1:])
-    try:
-        for number in range(helpers.count):
-            helpers.start(number)
-        yield helpers
-    finally:
-        helpers.close()
 
 
 def devices(study: Study) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from moe_core.clustering.assign import assign
 from moe_core.clustering.gate import Gate
+from moe_core.clustering.kmeans import assign
 from moe_core.clustering.random_partition import reshuffled
 from moe_core.clustering.whitening import Moments, Whitening, whiten
 from moe_core.data.splits import SPLITS

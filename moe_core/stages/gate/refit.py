@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from moe_core.clustering.assign import assign
 from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate
-from moe_core.clustering.kmeans import fit_kmeans, starts
+from moe_core.clustering.kmeans import assign, fit_kmeans, starts
 from moe_core.clustering.matching import continued_by, overlap
 from moe_core.clustering.whitening import Whitening
 from moe_core.engine.context import Context

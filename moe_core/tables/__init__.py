@@ -8,14 +8,14 @@ Fragments are 65,536 rows (or 1 GiB): best or near it at taking random rows and 
 rows of raw pixels (docs/explanation/performance.md has the figures, benchmarks/fragment_size.py makes them).
 """
 
-from moe_core.tables.checking import damage
 from moe_core.tables.cleaning import Freed, clean, release, search
-from moe_core.tables.copying import copied
 from moe_core.tables.foreign import TableInfo, scan_table, table_info
 from moe_core.tables.lance_tags import advance_lance_tags, delete_lance_tag, lance_tag_of, lance_tags, parse_lance_tag
+from moe_core.tables.memory import copied
 from moe_core.tables.reading import count_rows, read_positions, read_rows, scan_rows, take_rows
 from moe_core.tables.shards import Located, gather, locate, replace_rows, rewrite, scattered, shards_in, values_in
 from moe_core.tables.vectors import ids_in, vectors_in, write_vectors
+from moe_core.tables.versions import damage
 
 __all__ = [
     "Freed",

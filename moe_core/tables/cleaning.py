@@ -10,9 +10,8 @@ import pyarrow as pa
 
 from moe_core.store.locks import exclusive
 from moe_core.tables.lance_tags import advance_lance_tags, delete_lance_tag, lance_tags, parse_lance_tag
-from moe_core.tables.paths import lance_path
 from moe_core.tables.shards import gather, outdated
-from moe_core.tables.versions import at, commit_lock, contents, exists, forget_opened, pieces_of, writers_lock
+from moe_core.tables.versions import at, commit_lock, contents, exists, forget_opened, latest, pieces_of, writers_lock
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,10 @@ class Freed:
 
 def search(path: Path, columns: list[str]) -> Iterator[tuple[str, str, pa.RecordBatch]]:
     """(data file, shard, rows) of every version, each data file once."""
-    import lance
-
     if not exists(path):
         return
     files: dict[int, set[str]] = {}
-    for row in lance.dataset(lance_path(path)).tracked_files().read_all().to_pylist():
+    for row in latest(path).tracked_files().read_all().to_pylist():
         if row["type"] == "data file":
             files.setdefault(row["version"], set()).add(Path(row["path"]).name)
     seen: set[str] = set()
@@ -53,12 +50,10 @@ def release(path: Path, files: set[str]) -> list[str]:
 
     Returns the names of the deleted tags. `clean` then removes the files.
     """
-    import lance
-
     advance_lance_tags(path)
-    latest, deleted = lance.dataset(lance_path(path)).version, []
+    newest, deleted = latest(path).version, []
     for lance_tag, version in sorted(lance_tags(path).items(), key=lambda item: item[1]):  # each version is opened once
-        if version != latest and any(p.file in files for of_shard in at(path, version)[1].values() for p in of_shard):
+        if version != newest and any(p.file in files for of_shard in at(path, version)[1].values() for p in of_shard):
             delete_lance_tag(path, lance_tag)
             deleted.append(lance_tag)
     return deleted
@@ -74,12 +69,10 @@ def clean(
 
     First the rows of `places` are gathered and the tags `without` deleted; a dry run only takes that into account.
     """
-    import lance
-
     if not exists(path):
         return Freed()
     with exclusive(writers_lock(path), wait=False):
-        freed = _unneeded(path, lance.dataset(lance_path(path)), places, without)
+        freed = _unneeded(path, latest(path), places, without)
     if dry_run or not (freed.versions or freed.files or without):
         return freed
     gather(path, places)
@@ -87,7 +80,7 @@ def clean(
         delete_lance_tag(path, lance_tag)
     advance_lance_tags(path)
     with exclusive(writers_lock(path), wait=False), exclusive(commit_lock(path)):
-        lance.dataset(lance_path(path)).cleanup_old_versions(
+        latest(path).cleanup_old_versions(
             older_than=timedelta(microseconds=1),  # 0 would mean two weeks
             delete_unverified=True,  # no process writes: we hold the lock of the writers
             error_if_tagged_old_versions=False,

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.store.locks import exclusive
-from moe_core.tables.paths import lance_path
-from moe_core.tables.versions import commit_lock, content_of, contents, exists, pieces_of
+from moe_core.tables.versions import commit_lock, content_of, contents, exists, latest, pieces_of
 
 
 def lance_tag_of(shard: str, version: str) -> str:
@@ -26,11 +25,9 @@ def parse_lance_tag(name: str) -> tuple[str, str] | None:
 
 def lance_tags(path: Path) -> dict[str, int]:
     """Number of the version that each tag names."""
-    import lance
-
     if not exists(path):
         return {}
-    return {name: int(tag["version"]) for name, tag in lance.dataset(lance_path(path)).tags.list().items()}
+    return {name: int(tag["version"]) for name, tag in latest(path).tags.list().items()}
 
 
 def put_lance_tag(table: Any, lance_tag: str, files: Sequence[str]) -> None:
@@ -46,18 +43,14 @@ def put_lance_tag(table: Any, lance_tag: str, files: Sequence[str]) -> None:
 
 
 def delete_lance_tag(path: Path, lance_tag: str) -> None:
-    import lance
-
     with exclusive(commit_lock(path)), suppress(ValueError):
-        lance.dataset(lance_path(path)).tags.delete(lance_tag)
+        latest(path).tags.delete(lance_tag)
 
 
 def advance_lance_tags(path: Path) -> None:
     """Moves each tag to the latest version where that still holds its rows, so that fewer versions are kept."""
-    import lance
-
     with exclusive(commit_lock(path)):
-        table = lance.dataset(lance_path(path))
+        table = latest(path)
         pieces = pieces_of(table)
         for lance_tag, tag in table.tags.list().items():
             named = parse_lance_tag(lance_tag)

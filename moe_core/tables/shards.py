@@ -13,9 +13,8 @@ from moe_core.errors import LockHeld, MissingInput
 from moe_core.failpoints import failpoint
 from moe_core.store.files import fsync
 from moe_core.store.locks import exclusive, shared
-from moe_core.tables.copying import copied
 from moe_core.tables.lance_tags import put_lance_tag
-from moe_core.tables.memory import passed_on
+from moe_core.tables.memory import copied, passed_on
 from moe_core.tables.paths import lance_path
 from moe_core.tables.versions import (
     Pieces,
@@ -24,6 +23,8 @@ from moe_core.tables.versions import (
     contents,
     exists,
     fragments,
+    latest,
+    latest_pieces,
     name_of,
     pieces_of,
     writers_lock,
@@ -61,7 +62,7 @@ def _create(path: Path, schema: pa.Schema) -> None:
     with exclusive(commit_lock(path)):
         if not exists(path):
             lance.write_dataset(schema.empty_table(), lance_path(path), mode="create", data_storage_version="stable")
-        elif lance.dataset(lance_path(path)).schema != schema:
+        elif latest(path).schema != schema:
             lance.LanceDataset.commit(lance_path(path), lance.LanceOperation.Overwrite(schema, []))
 
 
@@ -116,7 +117,7 @@ def swap(path: Path, new: Mapping[str, list[Any]], lance_tags: Mapping[str, str]
     failpoint("rows.written", path)
     with exclusive(commit_lock(path)):
         for attempt in range(RETRIES):
-            table = lance.dataset(lance_path(path))
+            table = latest(path)
             pieces = pieces_of(table)
             old = [piece.fragment for shard in new for piece in pieces.get(shard, ())]
             if not old and not any(new.values()):
@@ -139,22 +140,14 @@ def swap(path: Path, new: Mapping[str, list[Any]], lance_tags: Mapping[str, str]
 
 def shards_in(path: Path) -> dict[str, int]:
     """Rows of each shard in the latest version."""
-    import lance
-
-    if not exists(path):
-        return {}
-    return {
-        shard: sum(p.rows for p in of_shard) for shard, of_shard in pieces_of(lance.dataset(lance_path(path))).items()
-    }
+    return {shard: sum(piece.rows for piece in of_shard) for shard, of_shard in latest_pieces(path).items()}
 
 
 def values_in(path: Path, shard: str, column: str) -> dict[str, int]:
     """Rows of a shard in the latest version, by the value of a column of texts."""
-    import lance
-
     if not exists(path):
         return {}
-    table = lance.dataset(str(path))
+    table = latest(path)
     of_shard = fragments(table, pieces_of(table), shard)
     if not of_shard:
         return {}
@@ -182,11 +175,9 @@ def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
 
 def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:
     """Number of the latest version, after restoring to it the rows of all the places; a shard at None has no rows."""
-    import lance
-
     with shared(writers_lock(path)):
         for _ in range(RETRIES):  # another process may commit meanwhile: compare again with what it made
-            table = lance.dataset(lance_path(path))
+            table = latest(path)
             older = outdated(path, table, places)
             if not older:
                 return int(table.version)
@@ -217,14 +208,10 @@ def outdated(path: Path, table: Any, places: Iterable[tuple[str, int | str | Non
 
 def scattered(path: Path) -> list[str]:
     """Shards in more fragments than they need."""
-    import lance
-
-    if not exists(path):
-        return []
     # files are cut by bytes too: only shards with files far below the limit in rows are worth rewriting
     return [
         shard
-        for shard, of_shard in pieces_of(lance.dataset(lance_path(path))).items()
+        for shard, of_shard in latest_pieces(path).items()
         if len(of_shard) > 1 and sum(p.rows for p in of_shard) / len(of_shard) < ROWS / 4
     ]
 
@@ -234,9 +221,7 @@ def rewrite(path: Path, shard: str, keep: Callable[[pa.RecordBatch], np.ndarray]
 
     With `keep`, only the rows that it marks; tags then stay where they are, since the rows are others.
     """
-    import lance
-
-    table = lance.dataset(lance_path(path))
+    table = latest(path)
     pieces = pieces_of(table)
     of_shard = fragments(table, pieces, shard)
     content = contents(pieces, shard)

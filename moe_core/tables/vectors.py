@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from moe_core.tables.copying import copied
+from moe_core.tables.memory import copied
 from moe_core.tables.paths import open_path
 
-PART = 16_384  # vectors read at once
+PART = 16_384  # rows read at once
 INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
 
 
@@ -45,18 +45,19 @@ def _with_vectors(columns: dict[str, pa.Array], name: str, vectors_BD: np.ndarra
 
 def vectors_in(path: Path, name: str) -> Iterator[np.ndarray]:
     """(B, D) float32, part by part in the order they were written."""
-    import lance
-
-    with open_path(path) as openable:
-        for batch in lance.dataset(openable).to_batches(columns=[name], batch_size=PART):
-            column = batch[name]
-            yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    for column in _column(path, name):
+        yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
 def ids_in(path: Path) -> Iterator[str]:
     """The column `id` of a data set that was written once."""
+    for column in _column(path, "id"):
+        yield from column.to_pylist()
+
+
+def _column(path: Path, name: str) -> Iterator[pa.Array]:
     import lance
 
     with open_path(path) as openable:
-        for batch in lance.dataset(openable).to_batches(columns=["id"]):
-            yield from batch["id"].to_pylist()
+        for batch in lance.dataset(openable).to_batches(columns=[name], batch_size=PART):
+            yield batch[name]

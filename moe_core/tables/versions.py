@@ -41,12 +41,6 @@ def name_of(shard: str, file: Path) -> str:
     return f"{shard}.{file_hash(file)[:NAME_CHARACTERS]}.lance"
 
 
-def matches_its_name(file: Path) -> bool:
-    """Whether a data file holds the bytes whose hash is in its name."""
-    shard = file.name.removesuffix(".lance").rpartition(".")[0]
-    return file.is_file() and file.name == name_of(shard, file)
-
-
 def pieces_of(table: Any) -> Pieces:
     """The fragments of a version. Raises CorruptArtifact for a data file that is named otherwise."""
     pieces: Pieces = {}
@@ -79,6 +73,18 @@ def fragments(table: Any, pieces: Pieces, shard: str) -> list[Any]:
     return [table.get_fragment(piece.fragment) for piece in pieces.get(shard, ())]
 
 
+def latest(path: Path) -> Any:
+    """The latest version of a data set."""
+    import lance
+
+    return lance.dataset(lance_path(path))
+
+
+def latest_pieces(path: Path) -> Pieces:
+    """The fragments of the latest version; none where there is no data set."""
+    return pieces_of(latest(path)) if exists(path) else {}
+
+
 @lru_cache(maxsize=8)
 def _opened(path: str, version: int) -> tuple[Any, Pieces]:
     import lance
@@ -88,22 +94,44 @@ def _opened(path: str, version: int) -> tuple[Any, Pieces]:
 
 
 @lru_cache(maxsize=8)
-def _tags(path: str) -> Any:
+def _tags(path: Path) -> Any:
     """Tags of a data set, from any version: lance reads them again each time."""
-    import lance
-
-    return lance.dataset(path).tags
+    return latest(path).tags
 
 
 def at(path: Path, version: int | str) -> tuple[Any, Pieces]:
     """A version by its number or Lance tag, and its fragments. Raises CorruptArtifact where there is none."""
     try:
         if isinstance(version, str):
-            version = int(_tags(lance_path(path)).get_version(version))
+            version = int(_tags(path).get_version(version))
         return _opened(lance_path(path), version)
     except (ValueError, OSError) as error:
         what = f"Lance tag {version}" if isinstance(version, str) else f"version {version}"
         raise CorruptArtifact(f"{path} has no {what} (was it cleaned up?): ingest again; {error}", path) from None
+
+
+def damage(path: Path, lance_tag: str, shard: str, rows: int, checked: dict[str, bool]) -> list[str]:
+    """Lines on what is wrong with the rows of a shard at a Lance tag, of which `rows` were written. Reads data files.
+
+    Lance itself does not notice a flipped byte in a pixel. `checked` remembers files from one call to the next, since
+    tags share them.
+    """
+    try:
+        table, pieces = at(path, lance_tag)
+        tagged = table.tags.list()[lance_tag]["metadata"].get("rows")
+    except (ValueError, OSError, KeyError) as error:
+        return [f"{path}: {error}"]
+    problems = []
+    of_shard = pieces.get(shard, [])
+    if tagged != contents(pieces, shard) or sum(piece.rows for piece in of_shard) != rows:
+        problems.append(f"{path} has not the {rows} rows of {shard} that Lance tag {lance_tag} was put on")
+    for piece in of_shard:
+        file = path / "data" / piece.file
+        if piece.file not in checked:
+            checked[piece.file] = file.is_file() and name_of(shard, file) == piece.file
+        if not checked[piece.file]:
+            problems.append(f"{file} is not the file that was written (its name tells another SHA-256)")
+    return problems
 
 
 def forget_opened() -> None:

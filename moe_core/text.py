@@ -20,6 +20,11 @@ def shown(text: object, most: int | None = MOST) -> str:
     return "".join(c if c.isprintable() or c == ZWJ else c.encode("unicode_escape").decode() for c in line)
 
 
+def one_line(error: Exception, most: int = 200) -> str:
+    """The text of an error on one line, of at most `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def utf8(name: str) -> str:
     """The name of a file as text that can be stored: bytes that are not UTF-8 are escaped."""
     return name.encode(errors="backslashreplace").decode()

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from moe_core.errors import BadSource
 from moe_core.tables.paths import open_path
+from moe_core.text import one_line
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ def table_info(uri: str) -> TableInfo:
             table = lance.dataset(path)
             return TableInfo(table.schema, table.count_rows(), table.version)
     except (ValueError, OSError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise BadSource(f"{uri} is not a readable Lance table: {why}; damaged, or still being copied?") from None
+        raise BadSource(
+            f"{uri} is not a readable Lance table: {one_line(error)}; damaged, or still being copied?"
+        ) from None
 
 
 def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[pa.RecordBatch]:
@@ -53,8 +55,7 @@ def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[p
                 blob_handling="all_binary",  # else a column of blobs is their places, not their bytes
             ).to_batches()
     except (ValueError, OSError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise BadSource(f"{uri} is damaged: {why}; copy it again, or take it away") from None
+        raise BadSource(f"{uri} is damaged: {one_line(error)}; copy it again, or take it away") from None
 
 
 def _path_of(uri: str) -> AbstractContextManager[str]:

@@ -24,6 +24,7 @@ from moe_core.data.sources.arrow_values import (
 )
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
 from moe_core.data.sources.declared import RATIO
+from moe_core.data.sources.files import damaged
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable
@@ -209,8 +210,7 @@ def _damage(where: str, row: int) -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:  # such as an index beyond the end of a dictionary
-        why = " ".join(str(error).split())[:200]
-        raise BadSource(f"{where} is damaged after row {row}: {why}; copy it again, or remove it") from None
+        raise damaged(where, error, f"damaged after row {row}") from None
 
 
 def _text_columns(

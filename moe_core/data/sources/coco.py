@@ -22,6 +22,7 @@ from moe_core.data.sources.scan import Scan, Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
+from moe_core.text import one_line
 
 FORMAT = FORMATS["coco"]
 KINDS = ("instances", "labels", "captions")  # read together where they are of one split
@@ -59,8 +60,6 @@ def find(source: Source, scan: Scan) -> list[Shard]:
 
 def _files(source: Source) -> list[File]:
     """The COCO files of the source. Raises BadSource where there is none."""
-    if not source.uri:
-        raise BadSource(f"source.uri is empty: wanted {FORMAT.what}; `hardmoe init DIR --source ...` sets it")
     path = local(source.uri)
     if path.is_file():
         candidates = [file_of(path, path.parent)]
@@ -216,7 +215,7 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
                     reason = error
                 more = file.read(BLOCK) if len(text) - at < MAX_LINE else ""
                 if not more:
-                    raise BadSource(f"{path} is no COCO JSON: {' '.join(str(reason).split())[:100]}")
+                    raise BadSource(f"{path} is no COCO JSON: {one_line(reason, 100)}")
                 text, at = text[at:] + more, 0
 
         if peek() != "{":

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from moe_core.errors import BadSource
+from moe_core.text import one_line
 
 WILDCARD = re.compile(r"[*?\[]")
 
@@ -40,10 +41,17 @@ NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 def unreachable(path: object, error: OSError) -> BadSource:
     """The error for a file or folder that cannot be read now, though it may be good."""
-    why = error.strerror or _one_line(error)
+    why = error.strerror or one_line(error)
     return BadSource(
         f"{path} cannot be read: {why}; check the disk, the share or the permissions, then run the same command again"
     )
+
+
+def damaged(path: object, error: Exception, how: str, remedy: str = "copy it again, or remove it") -> BadSource:
+    """The error for a file whose content cannot be read; where its disk or share failed, that it cannot be reached."""
+    if isinstance(error, OSError) and error.errno in LOST:
+        return unreachable(path, error)
+    return BadSource(f"{path} is {how}: {one_line(error)}; {remedy}")
 
 
 def is_remote(uri: str) -> bool:
@@ -62,8 +70,6 @@ def files_at(uri: str, suffixes: Sequence[str], what: str) -> list[File]:
 
     In a folder only the suffixes count, and what starts with '.' or '_' does not.
     """
-    if not uri:
-        raise BadSource(f"source.uri is empty: wanted {what}; `hardmoe init DIR --source ...` sets it")
     files = _remote(uri, suffixes) if is_remote(uri) else _local(local(uri), suffixes)
     if not files:
         raise BadSource(f"no {what.split(',')[0].split(' ', 1)[1]} at {uri}: wanted {what}")
@@ -162,17 +168,16 @@ def file_system(uri: str) -> tuple[Any, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass  # a scheme that pyarrow does not know
     except OSError as error:
-        raise BadSource(f"{uri} cannot be reached: {_one_line(error)}") from None
+        raise BadSource(f"{uri} cannot be reached: {one_line(error, 300)}") from None
     try:
         import fsspec
 
         system, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
-        raise BadSource(
-            f"{uri}: pyarrow does not know this scheme, and fsspec cannot help: {_one_line(error)}"
-        ) from None
+        why = one_line(error, 300)
+        raise BadSource(f"{uri}: pyarrow does not know this scheme, and fsspec cannot help: {why}") from None
     except (ValueError, OSError) as error:
-        raise BadSource(f"{uri}: no file system for it: {_one_line(error)}") from None
+        raise BadSource(f"{uri}: no file system for it: {one_line(error, 300)}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(system)), path
 
 
@@ -190,7 +195,7 @@ def _remote(uri: str, suffixes: Sequence[str]) -> list[File]:
             return [_info(info_of_base, uri, PurePosixPath(path).name)]
         below = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except OSError as error:
-        raise BadSource(f"{uri} cannot be reached: {_one_line(error)}") from None
+        raise BadSource(f"{uri} cannot be reached: {one_line(error, 300)}") from None
     files = []
     for info in below:
         name = info.path.removeprefix(path).lstrip("/")
@@ -226,13 +231,9 @@ def opened(path: str, mapped: bool = False) -> Iterator[Any]:
             # an empty file cannot be mapped
             file = pa.memory_map(encoded) if mapped and os.path.getsize(encoded) else pa.OSFile(encoded)
     except OSError as error:
-        raise BadSource(f"{path} cannot be opened: {_one_line(error)}") from None
+        raise BadSource(f"{path} cannot be opened: {one_line(error, 300)}") from None
     with file:
         yield file
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def key_of(name: str, suffixes: Sequence[str]) -> str:

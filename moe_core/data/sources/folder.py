@@ -59,8 +59,6 @@ def _check(table: Path, source: Source) -> None:
 
 def _tables(source: Source) -> tuple[Path, list[Any]]:
     """The folder of images, and its tables."""
-    if not source.uri:
-        raise BadSource("source.uri is empty: wanted a folder of images; `hardmoe init DIR --source ...` sets it")
     folder = local(source.uri)
     if folder.is_file():
         if refusal := foreign(folder):

@@ -36,8 +36,6 @@ def find(source: Source, scan: Scan) -> list[Shard]:
 
 
 def _root(source: Source) -> Path:
-    if not source.uri:
-        raise BadSource(f"source.uri is empty: wanted {WHAT}; `hardmoe init DIR --source ...` sets it")
     root = local(source.uri)
     if not root.is_dir():
         raise BadSource(f"no folder at {root}: wanted {WHAT}")

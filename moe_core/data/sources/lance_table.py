@@ -22,8 +22,6 @@ FORMAT = FORMATS["lance"]
 
 
 def find(source: Source, scan: Scan) -> list[Shard]:
-    if not source.uri:
-        raise BadSource(f"source.uri is empty: wanted {FORMAT.what}; `hardmoe init DIR --source ...` sets it")
     if is_remote(source.uri):
         info = table_info(source.uri)
         columns_of(info.schema, source, source.uri)

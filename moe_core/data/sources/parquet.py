@@ -13,9 +13,9 @@ from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.byproducts import of_saved_datasets, refuse_tables
 from moe_core.data.sources.declared import RATIO, SMALL, Absurd, check_arrow, rows_at_once
 from moe_core.data.sources.files import (
-    LOST,
     WILDCARD,
     File,
+    damaged,
     files_at,
     fixed_part,
     is_remote,
@@ -23,7 +23,6 @@ from moe_core.data.sources.files import (
     listing,
     local,
     opened,
-    unreachable,
 )
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
@@ -166,12 +165,8 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
         except Absurd as error:
             raise BadSource(f"{path} is refused: {error}") from None
         except BROKEN as error:
-            if isinstance(error, OSError) and error.errno in LOST:
-                raise unreachable(path, error) from None
-            why = " ".join(str(error).split())[:200]
-            raise BadSource(
-                f"{path} is not a readable {what} file: {why}; damaged, still being copied, or another format?"
-            ) from None
+            remedy = "damaged, still being copied, or another format?"
+            raise damaged(path, error, f"not a readable {what} file", remedy) from None
         yield raw, schema, file
 
 
@@ -224,13 +219,10 @@ def _one_line_errors(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[p
             rows += len(batch)
     except Absurd as error:
         raise BadSource(f"{path} is refused after row {rows}: {error}") from None
+    except MemoryError:
+        raise
     except BROKEN as error:
-        if isinstance(error, MemoryError):
-            raise
-        if isinstance(error, OSError) and error.errno in LOST:
-            raise unreachable(path, error) from None
-        why = " ".join(str(error).split())[:200]
-        raise BadSource(f"{path} is damaged after row {rows}: {why}; copy it again, or remove it") from None
+        raise damaged(path, error, f"damaged after row {rows}") from None
 
 
 READERS = dict.fromkeys(("parquet", "arrow"), Reader(find, read, count, columns))

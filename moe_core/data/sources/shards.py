@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from moe_core.data.sources.files import is_remote, local, unreachable
 from moe_core.data.sources.path_splits import split_of_path
-from moe_core.data.sources.raw import RAW
 from moe_core.data.sources.reader import reader_of
+from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import ContentHashes, Scan, Shard, Unready
 from moe_core.errors import BadSource
 from moe_core.settings import Source
@@ -82,6 +82,9 @@ def split_by_name(source: Source, path: str) -> str | None:
 
 def _find(source: Source, scan: Scan) -> Iterator[Shard]:
     """Shards whose hash is that of their content and of what is read from it."""
+    if not source.uri and source.format != "synthetic":
+        what = FORMATS[source.format].what
+        raise BadSource(f"source.uri is empty: wanted {what}; `hardmoe init DIR --source ...` sets it")
     try:
         shards = reader_of(source.format).find(source, scan)
     except OSError as error:
@@ -113,5 +116,5 @@ def _reading(source: Source, path: str) -> dict[str, Any]:
 
 
 def _with_split(batch: pa.RecordBatch, split: str) -> pa.RecordBatch:
-    column = RAW.get_field_index("split")
-    return batch.set_column(column, RAW.field(column), pc.fill_null(batch["split"], split))
+    column = batch.schema.get_field_index("split")
+    return batch.set_column(column, batch.schema.field(column), pc.fill_null(batch["split"], split))

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from moe_core.data.sources.declared import Absurd
-from moe_core.data.sources.files import LOST, File, opened, unreachable
+from moe_core.data.sources.files import File, damaged, opened
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, MAX_LINE, Unusable
 from moe_core.errors import BadSource
 from moe_core.store.locks import exclusive
@@ -75,12 +75,7 @@ def members(path: str, contents: bool = True) -> Iterator[Member]:
         except Absurd as error:
             raise BadSource(f"{path} is refused after {seen} members: {error}") from None
         except BROKEN as error:
-            if isinstance(error, OSError) and error.errno in LOST:
-                raise unreachable(path, error) from None
-            raise BadSource(
-                f"{path} is damaged or cut short after {seen} members: {' '.join(str(error).split())[:200]}; copy it "
-                "again, or remove it"
-            ) from None
+            raise damaged(path, error, f"damaged or cut short after {seen} members") from None
 
 
 def _problem(info: tarfile.TarInfo) -> Unusable | None:

@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 
 import pyarrow as pa
 
-from moe_core.data.sources.files import LOST, files_at, key_of, listing, local, unreachable
+from moe_core.data.sources.files import damaged, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
 from moe_core.data.sources.reader import Contents, Reader
@@ -58,7 +58,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
         images_hash = content_hash([[tar.name, tar.size, tar.changed] for tar in images.tars])
     else:
         images_hash = listing(local(source.images), IMAGE_SUFFIXES, hidden=True)
-    files = files_at(str(local(source.uri)) if source.uri else "", FORMAT.suffixes, FORMAT.what)
+    files = files_at(str(local(source.uri)), FORMAT.suffixes, FORMAT.what)
     if not local(source.uri).is_file():
         files = [file for file in files if not COMPANION.search(file.name)]
     if local(source.uri).is_dir():
@@ -147,9 +147,7 @@ def _lines(path: Path) -> Iterator[bytes | Unusable]:
                 if line.strip(b"\r\n"):
                     yield line.rstrip(b"\r\n") if whole else too_long(f"line {number}")
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno in LOST:
-            raise unreachable(path, error) from None
-        raise BadSource(f"{path} is damaged or cut short after line {number}: {error}; copy it again") from None
+        raise damaged(path, error, f"damaged or cut short after line {number}") from None
 
 
 def _plain(path: Path, raw: BinaryIO) -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from moe_core.data.sources.files import WILDCARD, File, file_of, files_at, key_of, listing, local, walk
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, Unusable, in_batches, text_of, time_of
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, in_batches, reasons_noted, text_of, time_of
 from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
@@ -147,7 +147,7 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
         seen |= here
     for number, name, own, taken in pictures:
         row: Row = {"id": None, "taken_at": time_of(taken)}
-        try:
+        with reasons_noted(row):
             file = text_of(name, "file_name") or ""
             row["id"] = (
                 text_of(own, source.id_column) if source.id_column else os.path.join(within, file) if file else None
@@ -155,8 +155,6 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
             of_image = tags.get(number, {})
             row["tags"] = [tag if isinstance(tag, str) else names.get(tag[0], str(tag[0])) for tag in of_image]
             row["image"] = images.read(file)
-        except Unusable as why:
-            row |= {"reason": why.reason, "detail": why.detail}
         yield row
 
 

@@ -23,6 +23,7 @@ from moe_core.data.sources.raw import (
     Unusable,
     in_batches,
     lines_of,
+    reasons_noted,
     tags_of,
     text_of,
     time_of,
@@ -89,7 +90,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
     below = table.parent.resolve().is_relative_to(folder.resolve())
     images = ImageFolder(folder, table.parent) if below else ImageFolder(folder)
     within = table.parent.relative_to(folder).as_posix() + "/" if below and table.parent != folder else ""
-    return images.watching(in_batches(_posts(table, source, images, shard.key, within)))
+    return images.watching(in_batches(_posts(source, shard, images, within)))
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
@@ -119,40 +120,38 @@ def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     return rows, exact
 
 
-def _posts(table: Path, source: Source, images: ImageFolder, key: str, within: str) -> Iterator[Row]:
+def _posts(source: Source, shard: Shard, images: ImageFolder, within: str) -> Iterator[Row]:
     """Rows that agree on id and picture are one post with the tags of all: some tables have a row a tag.
 
     `within` is the table's folder in the source's, so that 0.jpg of train/ and of test/ have ids of their own.
     """
 
     def texts() -> Iterator[tuple[Row, RowText]]:
-        for number, (where, values, columns) in enumerate(_rows(table, source)):
+        for number, (where, values, columns) in enumerate(_rows(Path(shard.path), source)):
             if isinstance(values, Unusable):
                 yield {"id": where, "reason": values.reason, "detail": values.detail}, (None, [], None)
                 continue
-            row = _text(values, columns, f"{key}/{number}", within)
+            row = _text(values, columns, f"{shard.key}/{number}", within)
             post = None if row.get("reason") else _key(values, columns)
             yield row, (post, row.get("tags") or [], row.get("caption"))
 
-    joined = Joined(keys(table, source))
+    joined = Joined(row_keys(source, shard))
     with joined.opened(text for _, text in texts()) as joined:
         for number, (row, text) in enumerate(texts()):
             together = joined.post_of(number, text)
             if together is None:
                 continue
+            name = row.pop("name", "")
             if not row.get("reason"):
                 row["tags"], row["caption"] = together
-                try:
-                    row["image"] = images.read(row.pop("name"))
-                except Unusable as why:
-                    row |= {"reason": why.reason, "detail": why.detail}
-            row.pop("name", None)
+                with reasons_noted(row):
+                    row["image"] = images.read(name)
             yield row
 
 
-def keys(table: Path, source: Source) -> Iterator[str | None]:
+def row_keys(source: Source, shard: Shard) -> Iterator[str | None]:
     """For each row what rows of one post agree on; None for a row that is joined with no other."""
-    for _, values, columns in _rows(table, source):
+    for _, values, columns in _rows(Path(shard.path), source):
         yield None if isinstance(values, Unusable) else _key(values, columns)
 
 
@@ -170,12 +169,14 @@ def _key(values: dict[str, Any], columns: dict[str, str]) -> str | None:
 
 def _text(values: dict[str, Any], columns: dict[str, str], number: str, within: str) -> Row:
     """A row of RAW without the image, whose `name` it has; `within` is the folder of the table."""
-    row: Row = {"name": ""}
-    try:
+    row: Row = {"name": "", "id": None}
+    with reasons_noted(row):
         row["name"] = text_of(values.get(columns["image"]), columns["image"]) or ""
-        row["id"] = number if columns.get("id") == BY_ROW else within + row["name"] if row["name"] else None
-        if "id" in columns and columns["id"] != BY_ROW:
-            row["id"] = None
+        if "id" not in columns:
+            row["id"] = within + row["name"] if row["name"] else None
+        elif columns["id"] == BY_ROW:
+            row["id"] = number
+        else:
             row["id"] = text_of(values.get(columns["id"]), columns["id"])
         for ours in ("user", "split", "caption"):
             if ours in columns:
@@ -184,9 +185,8 @@ def _text(values: dict[str, Any], columns: dict[str, str], number: str, within: 
             row["tags"] = tags_of(values.get(columns["tags"]))
         if "taken_at" in columns:
             row["taken_at"] = time_of(values.get(columns["taken_at"]))
-    except Unusable as why:
-        row |= {"reason": why.reason, "detail": why.detail}
-        row["id"] = row.get("id") or row["name"] or None
+    if row.get("reason"):
+        row["id"] = row["id"] or row["name"] or None
     return row
 
 
@@ -325,10 +325,6 @@ def _objects(file: IO[str]) -> Iterator[tuple[str, dict[str, Any] | Unusable, in
 
 def _escaped(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text)
-
-
-def row_keys(source: Source, shard: Shard) -> Iterator[str | None]:
-    return keys(Path(shard.path), source)
 
 
 READERS = {"folder": Reader(find, read, count, columns, row_keys)}

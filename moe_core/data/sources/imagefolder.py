@@ -12,7 +12,7 @@ import pyarrow as pa
 from moe_core.data.sources.files import key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.path_splits import split_of_word
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, in_batches, reasons_noted
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
@@ -102,10 +102,8 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
 def _post(path: str, above: list[str], root: Path, images: ImageFolder, split: str | None) -> Row:
     name = os.path.relpath(path, root)
     row: Row = {"id": name, "tags": above, "split": split}
-    try:
+    with reasons_noted(row):
         row["image"] = images.read(name)
-    except Unusable as why:
-        row |= {"reason": why.reason, "detail": why.detail}
     return row
 
 

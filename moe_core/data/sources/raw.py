@@ -7,18 +7,20 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, AnyStr
 
 import pyarrow as pa
 
-from moe_core.data.captions import hashtags_in
+from moe_core.data.tags import hashtags_in
 
+TAGS = pa.list_(pa.string())
 RAW = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.binary()),
-        ("tags", pa.list_(pa.string())),
+        ("tags", TAGS),
         ("user", pa.string()),
         ("taken_at", pa.timestamp("us")),
         ("split", pa.string()),
@@ -58,6 +60,15 @@ class Unusable(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason, self.detail = reason, detail
+
+
+@contextmanager
+def reasons_noted(row: Row) -> Iterator[None]:
+    """Notes in a row why it cannot be used."""
+    try:
+        yield
+    except Unusable as why:
+        row |= {"reason": why.reason, "detail": why.detail}
 
 
 def lines_of(file: IO[AnyStr]) -> Iterator[tuple[AnyStr, bool]]:

@@ -206,7 +206,8 @@ class TarImages:
 
     def watching(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The batches, which `read` fills. Raises BadSource behind the last where a tar was changed meanwhile."""
-        yield from batches
+        with self.open():
+            yield from batches
         for tar in self.tars:
             status = os.stat(tar.path)
             if (status.st_size, status.st_ctime_ns) != (tar.size, tar.touched):

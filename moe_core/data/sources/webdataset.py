@@ -22,6 +22,7 @@ from moe_core.data.sources.raw import (
     Row,
     Unusable,
     in_batches,
+    reasons_noted,
     tags_of,
     tags_of_text,
     text_of,
@@ -206,7 +207,7 @@ def _post(sample: Sample, source: Source, number: str) -> Row:
     problem = next((member.problem for member in parts.values() if member.problem), None)
     if problem:
         return row | {"reason": problem.reason, "detail": problem.detail}
-    try:
+    with reasons_noted(row):
         document = _best(parts, ("json",))
         description = _json(document) if document else None
         _add_text(row, description, parts, source)
@@ -221,8 +222,6 @@ def _post(sample: Sample, source: Source, number: str) -> Row:
         if image is None:
             raise Unusable("no_image_file", f"sample {key} has {', '.join(sorted(parts))}, no image")
         row["image"] = image.data
-    except Unusable as why:
-        row |= {"reason": why.reason, "detail": why.detail}
     return row
 
 

@@ -20,7 +20,16 @@ import pyarrow as pa
 
 from moe_core.data.sources.files import damaged, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, lines_of, time_of, too_long
+from moe_core.data.sources.raw import (
+    IMAGE_SUFFIXES,
+    Row,
+    Unusable,
+    in_batches,
+    lines_of,
+    reasons_noted,
+    time_of,
+    too_long,
+)
 from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
@@ -81,7 +90,7 @@ def _check(path: Path) -> None:
         deque(_lines(path), maxlen=0)
 
 
-def _images(source: Source) -> ImageFolder | TarImages:
+def _images(source: Source, cache: Path | None = None) -> ImageFolder | TarImages:
     what = "the folder of the images, or a glob of tars of them (source.images, or `hardmoe init --images`)"
     if not source.images:
         raise BadSource(f"source.images is empty: YFCC100M's metadata hold no pictures, wanted {what}")
@@ -90,20 +99,15 @@ def _images(source: Source) -> ImageFolder | TarImages:
         return ImageFolder(path)
     if not path.is_dir() and not path.exists() and not re.search(r"[*?\[]", source.images):
         raise BadSource(f"no folder at {source.images}: wanted {what}")
-    return TarImages(files_at(str(path), (".tar",), what), None)
+    return TarImages(files_at(str(path), (".tar",), what), cache)
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
     path = Path(shard.path)
     layout = layout_of(path)
-    images = _images(source)
+    images = _images(source, cache)
     rows = (_post(line, number, layout, images) for number, line in enumerate(_lines(path), 1))
-    if isinstance(images, ImageFolder):
-        yield from images.watching(in_batches(rows))
-        return
-    images.cache = cache
-    with images.open():
-        yield from images.watching(in_batches(rows))
+    return images.watching(in_batches(rows))
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
@@ -178,7 +182,7 @@ def _post(line: bytes | Unusable, number: int, layout: Layout, images: ImageFold
         "tags": [unquote_plus(tag) for tag in tags if tag],
         "taken_at": time_of(unquote_plus(taken)),
     }
-    try:
+    with reasons_noted(row):
         if fields[layout.marker].strip() == "1":
             raise Unusable("video", "marker 1")
         if fields[layout.marker].strip() != "0":
@@ -187,8 +191,6 @@ def _post(line: bytes | Unusable, number: int, layout: Layout, images: ImageFold
             raise Unusable("bad_row", f"row {number}: {photo!r} is not a photo id")
         hashed = fields[layout.hash].strip() if layout.hash >= 0 else ""
         row["image"] = _image(images, photo, hashed if re.fullmatch(r"[0-9a-fA-F]{8,64}", hashed) else "")
-    except Unusable as why:
-        row |= {"reason": why.reason, "detail": why.detail}
     return row
 
 

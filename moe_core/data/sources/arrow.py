@@ -12,6 +12,7 @@ import pyarrow.types as pt
 from moe_core.data.sources.arrow_values import (
     class_tags,
     decoded,
+    has_field,
     is_bytes,
     is_list,
     is_text,
@@ -26,7 +27,7 @@ from moe_core.data.sources.declared import RATIO
 from moe_core.data.sources.files import damaged
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, Unusable
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, TAGS, Unusable
 from moe_core.data.tags import hashtags_in
 from moe_core.errors import BadSource
 from moe_core.settings import Source
@@ -38,8 +39,11 @@ TEXT_BYTES = 4 * BATCH_BYTES  # of a row, as _sizes counts them: more than a mil
 
 def names_images(schema: pa.Schema, source: Source, where: str) -> bool:
     """Whether the image column may name files beside the table."""
-    image = plain(schema.field(columns_of(schema, source, where)["image"]).type)
-    return is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
+    return _is_name(plain(schema.field(columns_of(schema, source, where)["image"]).type))
+
+
+def _is_name(image: pa.DataType) -> bool:
+    return is_text(image) or has_field(image, "path")
 
 
 def class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
@@ -60,13 +64,12 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
         if schema.names.count(name) > 1:
             raise BadSource(f"{where} has two columns {name}: rename one")
     image = plain(schema.field(columns["image"]).type)
-    named = is_text(image) or (pt.is_struct(image) and image.get_field_index("path") >= 0)
-    if not (named or is_bytes(image) or (pt.is_struct(image) and image.get_field_index("bytes") >= 0)):
+    if not (_is_name(image) or is_bytes(image) or has_field(image, "bytes")):
         raise BadSource(
             f"{where}: column {columns['image']} is {image}, wanted binary (an encoded file), a struct with `bytes` "
             "or `path`, or text (a file name)"
         )
-    if "id" not in columns and not named:
+    if "id" not in columns and not _is_name(image):
         raise BadSource(
             f"{where} has no column id: it has {', '.join(map(shown, schema.names[:NAMED]))}; "
             f'name it in source.id_column, or set source.id_column = "{BY_ROW}" to number the rows'
@@ -136,7 +139,7 @@ def to_raw(
                 together = [joined.post_of(row + n, next(posts)) for n in range(len(piece))]
                 kept = pa.array([n for n, post in enumerate(together) if post is not None], pa.int64())
                 text = {name: column.take(kept) for name, column in text.items()}
-                text["tags"] = pa.array([post[0] for post in together if post is not None], RAW.field("tags").type)
+                text["tags"] = pa.array([post[0] for post in together if post is not None], TAGS)
                 image = image.take(kept)
             with _damage(where, row):
                 yield from _with_images(text, image, where, folder, "id" not in columns)
@@ -182,6 +185,8 @@ def _sizes(column: pa.Array) -> np.ndarray:
         )
     elif is_list(kind):
         return _list_sizes(column)
+    elif isinstance(kind, pa.BaseExtensionType):
+        return _sizes(column.storage)
     else:
         return np.full(len(column), 8)
     size_N = pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -226,8 +231,7 @@ def _text_columns(
             out[ours] = texts_of(batch[columns[ours]], f"{where}: column {columns[ours]}", reasons)
         else:
             out[ours] = pa.nulls(len(batch), pa.string())
-    empty = pa.nulls(len(batch), RAW.field("tags").type)
-    tags = empty
+    tags = pa.nulls(len(batch), TAGS)
     if "tags" in columns and classes is not None:
         tags = class_tags(batch[columns["tags"]], classes, reasons)
     elif "tags" in columns:
@@ -236,7 +240,7 @@ def _text_columns(
         texts = texts_of(batch[columns["caption"]], f"{where}: column {columns['caption']}", reasons)
         hashtags = hashtags_in(texts.to_pylist())
         written = tags.to_pylist()
-        tags = pa.array([[*(a or ()), *b] for a, b in zip(written, hashtags, strict=True)], RAW.field("tags").type)
+        tags = pa.array([[*(a or ()), *b] for a, b in zip(written, hashtags, strict=True)], TAGS)
     out["tags"] = tags
     taken = batch[columns["taken_at"]] if "taken_at" in columns else pa.nulls(len(batch), pa.timestamp("us"))
     out["taken_at"] = times_of(taken)
@@ -248,29 +252,24 @@ def _text_columns(
 def _with_images(
     text: dict[str, pa.Array], image: pa.Array, where: str, folder: ImageFolder | None, name_is_id: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of as many rows as have BATCH_BYTES together, and one more row."""
+    """Batches of a piece: one, or, where files are read, of as many rows as have BATCH_BYTES, and one more row."""
     image = decoded(image)
     paths = None
     if pt.is_struct(image.type):
-        if image.type.get_field_index("path") >= 0:
+        if has_field(image.type, "path"):
             paths = names_of(pc.struct_field(image, "path"))
-        held = image.type.get_field_index("bytes") >= 0
+        held = has_field(image.type, "bytes")
         image = decoded(pc.struct_field(image, "bytes")) if held else pa.nulls(len(image), pa.binary())
-        if pt.is_null(image.type):
-            image = image.cast(pa.binary())
     elif is_text(image.type):
         paths = names_of(image)
         image = pa.nulls(len(image), pa.binary())
+    image = image.cast(pa.binary())
     if name_is_id and paths is not None:
         text = text | {"id": pa.array(paths, pa.string())}
-    if paths is None or image.null_count == 0 or (image.null_count and not any(paths)):
-        if pt.is_binary_view(image.type) or pt.is_fixed_size_binary(image.type):
-            image = image.cast(pa.binary())
-        sizes = pc.fill_null(pc.binary_length(image), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        for start, stop in _cuts(sizes):
-            yield _raw(text, image.slice(start, stop - start).cast(pa.binary()), start, stop)
-        return
-    yield from _read_images(text, image, paths, where, folder)
+    if paths is not None and image.null_count and any(paths):
+        yield from _read_images(text, image, paths, where, folder)
+    elif len(image):
+        yield _raw(text, image, 0, len(image))
 
 
 def _read_images(

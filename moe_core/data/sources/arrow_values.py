@@ -1,6 +1,6 @@
 """Values of one column of Arrow, whatever its type: text, names of files, tags, times."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from moe_core.data.sources.raw import RAW, Unusable, tags_of_text, time_of
+from moe_core.data.sources.raw import TAGS, Unusable, tags_of_text, time_of
 from moe_core.errors import BadSource
 
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
@@ -32,6 +32,10 @@ def is_list(kind: pa.DataType) -> bool:
         or pt.is_list_view(kind)
         or pt.is_large_list_view(kind)
     )
+
+
+def has_field(kind: pa.DataType, name: str) -> bool:
+    return bool(pt.is_struct(kind)) and kind.get_field_index(name) >= 0
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -85,59 +89,54 @@ def names_of(column: pa.Array) -> list[str | None]:
 
 def tags_of(column: pa.Array, where: str, reasons: list[str | None]) -> pa.Array:
     column = decoded(column)
-    wanted = RAW.field("tags").type
     kind = column.type
     if not is_list(kind):
-        texts = texts_of(column, where, reasons).to_pylist()
-        split = is_text(kind)
-        if not split:
-            return pa.array([None if text is None else [text] for text in texts], wanted)
-        split_texts: list[list[str] | None] = []
-        for row, text in enumerate(texts):
-            try:
-                split_texts.append(None if text is None else tags_of_text(text))
-            except Unusable as why:
-                split_texts.append(None)
-                reasons[row] = why.detail
-        return pa.array(split_texts, wanted)
+        split = tags_of_text if is_text(kind) else lambda text: [text]
+        return _each(texts_of(column, where, reasons).to_pylist(), split, reasons)
     if pt.is_list(kind) or pt.is_large_list(kind):
         try:
-            plain = column.cast(wanted)
+            plain = column.cast(TAGS)
             plain.validate(full=True)
             return plain
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             pass
-    lists = []
-    for row, value in enumerate(column):
-        try:
-            tags = value.as_py()
-            lists.append(None if tags is None else [None if tag is None else str(tag) for tag in tags])
-        except UnicodeDecodeError:
-            lists.append(None)
-            reasons[row] = "tags that are not UTF-8"
-    return pa.array(lists, wanted)
+    return _each(column, _texts_in, reasons)
+
+
+def _texts_in(value: pa.Scalar) -> list[str | None] | None:
+    try:
+        tags = value.as_py()
+    except UnicodeDecodeError:
+        raise Unusable("bad_row", "tags that are not UTF-8") from None
+    return None if tags is None else [None if tag is None else str(tag) for tag in tags]
 
 
 def class_tags(column: pa.Array, classes: Sequence[str], reasons: list[str | None]) -> pa.Array:
     """Tags by the numbers of their classes; -1 is none, as Hugging Face writes it."""
-    lists: list[list[str] | None] = []
-    for row, value in enumerate(decoded(column).to_pylist()):
+
+    def is_known(number: object) -> bool:
+        return isinstance(number, str) or (isinstance(number, int) and 0 <= number < len(classes))
+
+    def named(value: object) -> list[str]:
         values = value if isinstance(value, list) else [value]
         numbers = [number for number in values if number is not None and number != -1]
+        if not all(map(is_known, numbers)):
+            raise Unusable("bad_row", f"class {numbers}, of {len(classes)} named ones")
+        return [number if isinstance(number, str) else classes[number] for number in numbers]
+
+    return _each(decoded(column).to_pylist(), named, reasons)
+
+
+def _each(values: Iterable[Any], tags: Callable[[Any], Any], reasons: list[str | None]) -> pa.Array:
+    """The tags of each value; none of what is null, or for which `tags` raises Unusable."""
+    lists = []
+    for row, value in enumerate(values):
         try:
-            lists.append(None if value is None else [_class(number, classes) for number in numbers])
-        except LookupError:
+            lists.append(None if value is None else tags(value))
+        except Unusable as why:
             lists.append(None)
-            reasons[row] = f"class {numbers}, of {len(classes)} named ones"
-    return pa.array(lists, RAW.field("tags").type)
-
-
-def _class(number: object, classes: Sequence[str]) -> str:
-    if isinstance(number, str):
-        return number
-    if not isinstance(number, int) or not 0 <= number < len(classes):
-        raise LookupError
-    return classes[number]
+            reasons[row] = why.detail
+    return pa.array(lists, TAGS)
 
 
 def times_of(column: pa.Array) -> pa.Array:

@@ -7,6 +7,7 @@ What is stored is pixels and nothing but pixels: EXIF (with its places and names
 import io
 import threading
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,10 +122,7 @@ def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = Fal
         width, height = image.size
         if kind == "JPEG" and min(width, height) >= 2 * size:
             image.draft("RGB", (size, size))  # decodes at a half, a quarter or an eighth, which is enough
-        if image.width * image.height >= LARGE:
-            with _large:
-                square = _square(_load(image), size)
-        else:
+        with _large if image.width * image.height >= LARGE else nullcontext():
             square = _square(_load(image), size)
         turn = _TURNS.get(_orientation(image))
         if turn is not None:
@@ -294,13 +292,11 @@ def _unidentified(data: bytes) -> Rejected:
         if brand in ("avif", "avis"):
             return Rejected("broken", "its header cannot be read")
         name = "HEIC" if brand in HEIC else "a video (MP4, MOV)"
-        return Rejected(
-            "not_an_image", f"looks like {name}" + ", which is not read: convert it to JPEG" * (brand in HEIC)
-        )
+        remedy = ", which is not read: convert it to JPEG" if brand in HEIC else ""
+        return Rejected("not_an_image", f"looks like {name}{remedy}")
     if data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return Rejected(
-            "not_an_image", "looks like SVG" if b"<svg" in data[:4096].lower() else "looks like HTML or XML"
-        )
+        kind = "SVG" if b"<svg" in data[:4096].lower() else "HTML or XML"
+        return Rejected("not_an_image", f"looks like {kind}")
     return Rejected("not_an_image")
 
 

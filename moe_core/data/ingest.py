@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -116,17 +117,14 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
         )
 
 
-@dataclass(frozen=True)
-class Converted:
-    """For each row of a chunk the stored image and what its file was, or why there is none."""
+class Converted(NamedTuple):
+    """A row's stored image and what its file was, or why there is none."""
 
-    image: list[bytes | None]
-    width: list[int]
-    height: list[int]
-    format: list[str]
-    signature: list[bytes]
-    reason: list[str | None]
-    detail: list[str]
+    image: bytes | None
+    picture: images.Picture
+    signature: bytes
+    reason: str | None
+    detail: str
 
 
 def _accept(
@@ -140,7 +138,7 @@ def _accept(
 ) -> Iterator[pa.RecordBatch]:
     """Accepted posts in their order; rejected ones go to `rejects`, and all are counted."""
     seen, reported = _Seen(), 0
-    waiting: deque[tuple[Chunk, Future[Converted]]] = deque()
+    waiting: deque[tuple[Chunk, Future[list[Converted]]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         for chunk in _ahead(chunks):
@@ -170,46 +168,40 @@ def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
             yield chunk
 
 
-def convert(chunk: Chunk, data: Data) -> Converted:
-    """Decodes the rows that have no reason yet. A bug of ours on one file costs that row, and is counted."""
-    converted = Converted([], [], [], [], [], [], [])
-    pixels, black = [], bytes(3 * data.image_size**2)
-    for number, before in enumerate(chunk.text["reason"]):
-        stored, picture, reason, detail = None, _NOTHING, None, ""
-        if before is None:
-            try:
-                file = chunk.files[number].as_py() or b""
-                picture = images.decode(file, data.image_size, data.min_side, data.reject_uniform)
-                stored = images.encode(picture.pixels, data.image_size, data.store)
-            except images.Rejected as why:
-                reason, detail = why.reason, why.detail
-            except MemoryError:
-                raise
-            except Exception as error:
-                reason, detail = "internal_error", f"{type(error).__name__}: {error}"[:MAX_DETAIL]
-        converted.image.append(stored)
-        converted.width.append(picture.width)
-        converted.height.append(picture.height)
-        converted.format.append(picture.format)
-        pixels.append(picture.pixels or black)
-        converted.reason.append(reason)
-        converted.detail.append(detail)
-    signature_BW = signature(np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, data.image_size, data.image_size, 3))
-    converted.signature.extend(row.tobytes() for row in signature_BW)
-    return converted
+def convert(chunk: Chunk, data: Data) -> list[Converted]:
+    """Decodes the rows that have no reason yet."""
+    size = data.image_size
+    nothing = Converted(None, images.Picture(bytes(3 * size**2), 0, 0, ""), b"", None, "")
+    rows = [
+        nothing if reason else _converted(file.as_py() or b"", nothing, data)
+        for file, reason in zip(chunk.files, chunk.text["reason"], strict=True)
+    ]
+    pixels = np.frombuffer(b"".join(row.picture.pixels for row in rows), np.uint8)
+    signature_BW = signature(pixels.reshape(-1, size, size, 3))
+    return [row._replace(signature=one_W.tobytes()) for row, one_W in zip(rows, signature_BW, strict=True)]
 
 
-_NOTHING = images.Picture(b"", 0, 0, "")
+def _converted(file: bytes, nothing: Converted, data: Data) -> Converted:
+    """A bug of ours on one file costs that row, and is counted."""
+    try:
+        picture = images.decode(file, data.image_size, data.min_side, data.reject_uniform)
+        return nothing._replace(image=images.encode(picture.pixels, data.image_size, data.store), picture=picture)
+    except images.Rejected as why:
+        return nothing._replace(reason=why.reason, detail=why.detail)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return nothing._replace(reason="internal_error", detail=f"{type(error).__name__}: {error}"[:MAX_DETAIL])
 
 
 def _sorted_out(
-    shard: str, chunk: Chunk, future: "Future[Converted]", seen: "_Seen", count: Count, rejects: Rejects
+    shard: str, chunk: Chunk, future: "Future[list[Converted]]", seen: "_Seen", count: Count, rejects: Rejects
 ) -> Iterator[pa.RecordBatch]:
     """The accepted posts of a chunk, counted; the others are passed to `rejects`."""
     converted = future.result()
     rows = chunk.text.with_columns(
-        pl.coalesce("reason", pl.Series(converted.reason, dtype=pl.String)).alias("reason"),
-        pl.coalesce("detail", pl.Series(converted.detail, dtype=pl.String)).alias("detail"),
+        pl.coalesce("reason", pl.Series([row.reason for row in converted], dtype=pl.String)).alias("reason"),
+        pl.coalesce("detail", pl.Series([row.detail for row in converted], dtype=pl.String)).alias("detail"),
     )
     good_N = rows["reason"].is_null().to_numpy()
     good_N[good_N] = seen.add(rows["id"].filter(good_N))
@@ -223,11 +215,16 @@ def _sorted_out(
     kept = rows.filter(good_N)
     for split, number in kept["given"].fill_null("none").value_counts().iter_rows():
         count.splits[split] += number
-    mask = pa.array(good_N)
+    good = [row for row, is_good in zip(converted, good_N, strict=True) if is_good]
     columns = {name: plain(kept[name]) for name in ("position", "id", "written", "tags", "user", "taken_at", "given")}
-    columns |= {"shard": pa.repeat(shard, len(kept))}
-    for name in ("image", "width", "height", "format", "signature"):
-        columns[name] = pa.array(getattr(converted, name), POSTS.field(name).type).filter(mask)
+    columns |= {
+        "shard": pa.repeat(shard, len(kept)),
+        "image": pa.array([row.image for row in good], pa.binary()),
+        "width": pa.array([row.picture.width for row in good]),
+        "height": pa.array([row.picture.height for row in good]),
+        "format": pa.array([row.picture.format for row in good]),
+        "signature": pa.array([row.signature for row in good], pa.binary(SIGNATURE_BYTES)),
+    }
     count.accepted += len(kept)
     yield pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in POSTS], schema=POSTS)
 

@@ -17,12 +17,8 @@ GIVEN |= {"val": "validation", "valid": "validation"}
 USED = ("train", "validation", "test", "router")
 SPLITS = (*USED, "dropped")
 ALONE = -1  # group of a post that is dropped because its id came before
-_RANK = {
-    "train": 0,
-    "router": 1,
-    "validation": 2,
-    "test": 3,
-}  # a picture in two given splits stays in the higher
+# a picture in two given splits stays in the higher
+_RANK = {"train": 0, "router": 1, "validation": 2, "test": 3}
 
 
 def place_of(unit: str) -> float:

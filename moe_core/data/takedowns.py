@@ -4,8 +4,8 @@ The list has no names: it holds SHA-256 of salt and id or user. With the file, a
 """
 
 import hashlib
+import io
 import json
-import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -13,8 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from moe_core.errors import BadSetting, CorruptArtifact
-from moe_core.store.files import fsync, part_of
+from moe_core.store.files import fsync, write_bytes
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
@@ -34,6 +37,10 @@ class Entry:
     saw: tuple[str, ...] = ()  # networks trained on them: "expert:e003 <version>"
     done: bool = False  # nothing of it is left in the stores
 
+    def adding(self, shards: Iterable[str], saw: Iterable[str]) -> "Entry":
+        """The entry with more shards and networks."""
+        return replace(self, shards=tuple(sorted({*self.shards, *shards})), saw=tuple(sorted({*self.saw, *saw})))
+
 
 @dataclass(frozen=True)
 class Takedowns:
@@ -48,9 +55,6 @@ class Takedowns:
         path = Layout(root).takedowns
         if not path.exists():
             return cls()
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             table = pq.read_table(path)
             salt = table.schema.metadata[b"salt"].decode()
@@ -77,15 +81,11 @@ class Takedowns:
             entries = dict(Takedowns.load(root).entries)
             for key, entry in self.entries.items():
                 on_disk = entries.get(key, entry)
-                shards, saw = {*on_disk.shards, *entry.shards}, {*on_disk.saw, *entry.saw}
-                entries[key] = replace(entry, shards=tuple(sorted(shards)), saw=tuple(sorted(saw)))
+                entries[key] = entry.adding(on_disk.shards, on_disk.saw)
             replace(self, entries=entries)._write(root)
 
     def _write(self, root: Path) -> None:
         """Replaces the file in one move, on the disk before this returns."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         schema = pa.schema(
             [
                 ("kind", pa.string()),
@@ -97,14 +97,10 @@ class Takedowns:
             ],
             metadata={"salt": self.salt},
         )
-        path = Layout(root).takedowns
-        part = part_of(path)
-        with open(part, "wb") as file:
-            rows = [vars(self.entries[key]) for key in sorted(self.entries)]
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        rows = [vars(self.entries[key]) for key in sorted(self.entries)]
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+        write_bytes(Layout(root).takedowns, file.getvalue())
         fsync(root)
 
     def hash(self, kind: Kind, text: str) -> str:
@@ -133,12 +129,7 @@ class Takedowns:
         """Adds to an entry where its posts lie and what was trained on them; it is not done until that is cleared."""
         key = (kind, self.hash(kind, text))
         entry = self.entries.get(key) or Entry(kind, key[1], datetime.now(UTC))
-        self.entries[key] = replace(
-            entry,
-            shards=tuple(sorted({*entry.shards, *shards})),
-            saw=tuple(sorted({*entry.saw, *saw})),
-            done=False,
-        )
+        self.entries[key] = replace(entry.adding(shards, saw), done=False)
 
     def shards_of(self, kind: Kind, text: str) -> tuple[str, ...]:
         """Where posts of an entry lay."""

@@ -15,6 +15,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -56,7 +57,8 @@ class Traces:
         self.telling = {text for text in texts if telling(text)}
         self.short = texts - self.telling
         self._exact = {_bytes(text) for text in texts}
-        self._forms = [_Needles(self.telling, form) for form in (lambda data: data, _as_points, _as_bytes)]
+        forms = (lambda data: data, partial(_unescaped, by_bytes=False), partial(_unescaped, by_bytes=True))
+        self._forms = [_Needles(self.telling, form) for form in forms]
         self._longest = max((len(_bytes(text)) for text in self.telling), default=0)
 
     def __bool__(self) -> bool:
@@ -72,7 +74,7 @@ class Traces:
             return True
         if not (b"\\" in data or b"%" in data or b"&" in data):
             return False
-        return points.within(_as_points(data)) or (b"\\x" in data and by_bytes.within(_as_bytes(data)))
+        return points.within(data) or (b"\\x" in data and by_bytes.within(data))
 
     def occur_in(self, path: Path) -> bool:
         """Whether a file holds an id. A database of SQLite is searched by its cells, and by its bytes.
@@ -119,6 +121,7 @@ class _Needles:
     for in one pass."""
 
     def __init__(self, texts: Collection[str], form: Callable[[bytes], bytes]) -> None:
+        self.form = form
         self.by_run: dict[bytes, list[bytes]] = {}
         self.others: list[bytes] = []
         for text in texts:
@@ -131,6 +134,7 @@ class _Needles:
                     self.others.append(needle)
 
     def within(self, data: bytes) -> bool:
+        data = self.form(data)
         if any(_found(needle, data) for needle in self.others):
             return True
         runs = {run for run in _RUN.findall(data) if run in self.by_run} if self.by_run else ()
@@ -190,18 +194,11 @@ def _continues(neighbors: str, number: bool) -> bool:
     return number and nearest in (".", ",") and next_one.isdigit()
 
 
-def _as_points(data: bytes) -> bytes:
-    r"""Without escapes; \xe9 is U+00E9, as Python's repr of a text has it."""
-    return _undone(data, by_bytes=False)
+def _unescaped(data: bytes, by_bytes: bool) -> bytes:
+    r"""Without escapes: until nothing changes, as an escaped text may have been escaped by another encoder.
 
-
-def _as_bytes(data: bytes) -> bytes:
-    r"""Without escapes; \xe9 is a byte, as Python's repr of bytes has it."""
-    return _undone(data, by_bytes=True)
-
-
-def _undone(data: bytes, by_bytes: bool) -> bytes:
-    """Until nothing changes: an escaped text may have been escaped by another encoder."""
+    `by_bytes`: \xe9 is a byte, as Python's repr of bytes has it, else U+00E9, as that of a text has it.
+    """
     for _ in range(NESTED):
         before, data = data, _ESCAPE.sub(lambda escape: _plain(escape, by_bytes), data)
         if data == before:

@@ -10,22 +10,17 @@ from moe_core.data.sources.files import File, file_system, is_remote, local, ope
 from moe_core.errors import BadSource
 
 ABOVE = 3  # folders above a source that are searched: a part of a table, or its data/, may be given
-CACHE = re.compile(
-    r"cache-[0-9a-z]+(_\d+_of_\d+)?\.arrow|indices.*\.arrow", re.IGNORECASE
-)  # of Hugging Face's datasets
+# of Hugging Face's datasets
+CACHE = re.compile(r"cache-[0-9a-z]+(_\d+_of_\d+)?\.arrow|indices.*\.arrow", re.IGNORECASE)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+TO_LINES = "`jq -c '.[]' posts.json > posts.jsonl`"
 UNPACK = "unpack it and give the folder or file that comes out"
 FOREIGN = {
     (".zip", ".7z", ".rar"): ("an archive", UNPACK),
     tuple(f".tar{suffix}" for suffix in COMPRESSED[1:]): ("a compressed tar", "unpack it to a .tar or .tar.gz"),
-    tuple(kind + suffix for kind in (".csv", ".tsv", ".jsonl", ".ndjson", ".json") for suffix in COMPRESSED): (
-        "a compressed table",
-        UNPACK,
-    ),
-    (".json",): (
-        "one JSON document",
-        "write one object a line, for example with `jq -c '.[]' posts.json > posts.jsonl`",
-    ),
+    tuple(table + suffix for table in TABLES for suffix in COMPRESSED): ("a compressed table", UNPACK),
+    (".json",): ("one JSON document", f"write one object a line, for example with {TO_LINES}"),
     (".xlsx", ".xls", ".ods"): ("a spreadsheet", "save it as CSV"),
     (".sqlite", ".sqlite3", ".db", ".duckdb"): ("a database", "export its table to Parquet or CSV"),
     (".h5", ".hdf5", ".npz", ".npy", ".mat", ".pkl", ".pickle", ".pt"): ("an array file", "export it to Parquet"),

@@ -42,9 +42,8 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
         elif ours == "tags" and source.caption_column:
             continue
         else:
-            others = [
-                name for other, name in chosen.items() if (other, ours) != ("id", "image")
-            ]  # a file name may be the id
+            # a file name may be the id
+            others = [name for other, name in chosen.items() if (other, ours) != ("id", "image")]
             first = next((lower[name] for name in usual if name in lower and lower[name] not in others), None)
             if first is not None:
                 chosen[ours] = first

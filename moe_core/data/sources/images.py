@@ -21,12 +21,8 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 ROOTED = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 UP = re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
 ABSENT = {errno.ENOENT, errno.ENOTDIR}
-NO_NAME = {
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EILSEQ,
-    errno.EINVAL,
-}  # no file can have such a name, or links are a ring
+# no file can have such a name, or links are a ring
+NO_NAME = {errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
 HELD = 1 << 20  # bytes of names of absent files that stay in memory
 
 

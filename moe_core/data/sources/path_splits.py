@@ -5,9 +5,8 @@ import re
 from moe_core.data.sources.files import WILDCARD, is_remote, local
 from moe_core.data.sources.registry import FORMATS
 
-SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(
-    ("test", "testing", "eval", "evaluation"), "test"
-)
+SPLITS = dict.fromkeys(("train", "training"), "train")
+SPLITS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SUFFIXES = sorted({suffix for format in FORMATS.values() for suffix in format.suffixes}, key=len, reverse=True)
 

@@ -94,16 +94,18 @@ def _opened(path: str, version: int) -> tuple[Any, Pieces]:
 
 
 @lru_cache(maxsize=8)
-def _tags(path: Path) -> Any:
+def _tags(path: str) -> Any:
     """Tags of a data set, from any version: lance reads them again each time."""
-    return latest(path).tags
+    import lance
+
+    return lance.dataset(path).tags
 
 
 def at(path: Path, version: int | str) -> tuple[Any, Pieces]:
     """A version by its number or Lance tag, and its fragments. Raises CorruptArtifact where there is none."""
     try:
         if isinstance(version, str):
-            version = int(_tags(path).get_version(version))
+            version = int(_tags(lance_path(path)).get_version(version))
         return _opened(lance_path(path), version)
     except (ValueError, OSError) as error:
         what = f"Lance tag {version}" if isinstance(version, str) else f"version {version}"

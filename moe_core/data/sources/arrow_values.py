@@ -114,10 +114,10 @@ def _texts_in(value: pa.Scalar) -> list[str | None] | None:
 def class_tags(column: pa.Array, classes: Sequence[str], reasons: list[str | None]) -> pa.Array:
     """Tags by the numbers of their classes; -1 is none, as Hugging Face writes it."""
 
-    def is_known(number: object) -> bool:
+    def is_known(number: Any) -> bool:
         return isinstance(number, str) or (isinstance(number, int) and 0 <= number < len(classes))
 
-    def named(value: object) -> list[str]:
+    def named(value: Any) -> list[str]:
         values = value if isinstance(value, list) else [value]
         numbers = [number for number in values if number is not None and number != -1]
         if not all(map(is_known, numbers)):

@@ -4,7 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from assets.showing import table
+import dagster as dg
+
+from assets.partition import seen
+from assets.showing import Shown, table
 from moe_core.engine.context import Context
 from moe_core.store.artifact import Artifact
 
@@ -44,7 +47,11 @@ def of_expert(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def known(work: Context, expert: Artifact) -> dict[str, Any]:
+def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+    return Shown(seen(work.need("partition"), str(artifact.key)) | _known(work, artifact))
+
+
+def _known(work: Context, expert: Artifact) -> dict[str, Any]:
     """Results of the newest mixture with exactly this expert, and of its newest evaluation; empty before there is one.
 
     A materialization that finds its expert in the store takes the place of earlier ones in the UI: it shows this again.

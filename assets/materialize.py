@@ -1,18 +1,18 @@
 """From a stage of moe_core to a Dagster asset: what all the assets here have in common."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 
 from assets.gpu import KEY
+from assets.graph import ASSETS
 from assets.progress import Progress
 from assets.runs import claim
 from assets.showing import about, curves, origin
-from assets.study import experts, key_of, root, shards, study
+from assets.study import OWNERS, experts, key_of, root, shards, study
 from moe_core.engine.build import build
 from moe_core.engine.context import Context, Report
 from moe_core.errors import HardmoeError
@@ -21,77 +21,31 @@ from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.workspace import open_study, token
 
-OWNERS = ["team:hardmoe"]
 TRAINER = "trainer"  # the pool of all that train a network
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What an asset shows beside its artifact's own metadata, where None hides an entry; and results of its checks."""
-
-    metadata: Mapping[str, Any]
-    checks: tuple[dg.AssetCheckResult, ...] = ()
-
-
-Look = Callable[[Context, Artifact, dg.DagsterInstance], Shown]
-
-
-@dataclass(frozen=True)
-class StageAsset:
-    """The asset of a stage, whichever study it is of. `look` says what more is shown of an artifact; where `checked`,
-    its checks read much, so that only a run makes them."""
-
-    name: str
-    compute: Callable[..., dg.MaterializeResult]
-    look: Look | None
-    checked: bool
-    checks: tuple[dg.AssetCheckSpec, ...]
-    options: Mapping[str, Any]  # of `dg.asset`
-
-    def definition(self) -> dg.AssetsDefinition:
-        """That of the study which HARDMOE_STUDY names."""
-        stage, graph = GRAPH[self.name], GRAPH.for_study(study())
-        asset = dg.asset(
-            key=key_of(self.name),
-            deps=[key_of(read) for read in stage.reads if GRAPH.aliases.get(read, read) in graph],
-            partitions_def={None: None, "shards": shards(), "experts": experts()}[stage.keys],
-            code_version=stage.code_version(study()),
-            owners=OWNERS,
-            pool=TRAINER if stage.trains else None,
-            required_resource_keys={KEY} if stage.uses_gpu else None,
-            check_specs=[spec.replace_key(spec.key.replace_asset_key(key_of(self.name))) for spec in self.checks],
-            **self.options,
-        )
-        return asset(self.compute)
-
-
-ASSETS: dict[str, StageAsset] = {}  # by name
-
-
-def asset_of(
-    name: str,
-    look: Look | None = None,
-    checked: bool = False,
-    check_specs: Sequence[dg.AssetCheckSpec] = (),
-    **options: Any,
-) -> Callable[[Callable[..., dg.MaterializeResult]], StageAsset]:
-    """Declares the asset of a stage, as `dg.asset` does; what follows from the stage and the study is added later.
-
-    When a check fails that blocks, the artifact is removed: the next run makes it again, and nothing reads it until
-    then.
-    """
-
-    def declared(compute: Callable[..., dg.MaterializeResult]) -> StageAsset:
-        ASSETS[name] = StageAsset(name, compute, look, checked, tuple(check_specs), options)
-        return ASSETS[name]
-
-    return declared
 
 
 class Work(dg.Config):
     """What can be chosen when an asset is materialized."""
 
     force: bool = False  # build it again where it exists
+
+
+def definition(name: str) -> dg.AssetsDefinition:
+    """The asset of a stage, of the study which HARDMOE_STUDY names."""
+    asset, stage, graph = ASSETS[name], GRAPH[name], GRAPH.for_study(study())
+    return dg.asset(
+        key=key_of(name),
+        deps=[key_of(read) for read in stage.reads if GRAPH.aliases.get(read, read) in graph],
+        description=stage.description,
+        group_name=asset.group,
+        kinds=asset.kinds,
+        owners=OWNERS,
+        partitions_def={None: None, "shards": shards(), "experts": experts()}[stage.keys],
+        code_version=stage.code_version(study()),
+        pool=TRAINER if stage.trains else None,
+        required_resource_keys={KEY} if stage.uses_gpu else None,
+        check_specs=[spec.replace_key(spec.key.replace_asset_key(key_of(name))) for spec in asset.checks],
+    )(materialize)
 
 
 def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
@@ -123,8 +77,7 @@ def describe(
     work: Context, artifact: Artifact, instance: dg.DagsterInstance
 ) -> tuple[dict[str, Any], tuple[dg.AssetCheckResult, ...]]:
     """(metadata, results of checks) of an artifact, as Dagster shows them."""
-    look = ASSETS[artifact.asset].look
-    shown = look(work, artifact, instance) if look else Shown({})
+    shown = ASSETS[artifact.asset].look(work, artifact, instance)
     drawn = curves(artifact) if GRAPH[artifact.asset].trains and "log.jsonl" in artifact.files else {}
     metadata = about(artifact) | drawn | dict(shown.metadata) | origin(artifact, work)
     return {name: value for name, value in metadata.items() if value is not None}, shown.checks

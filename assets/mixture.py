@@ -1,34 +1,23 @@
+"""What Dagster shows of `mixture` and of `published`."""
+
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from assets.gains import who_answers
-from assets.materialize import Shown, Work, asset_of, materialize
-from assets.showing import plot_of_bars, table
+from assets.showing import Shown, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.serving.publication import read_log
 from moe_core.store.artifact import Artifact
 
 
-@asset_of("shared_decoder", group_name="mixture", kinds={"pytorch"})
-def shared_decoder(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """One last layer for all the experts: one embedding space. Needs every expert of the current partition."""
-    return materialize(context, config)
-
-
-def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     for key in artifact.metadata["published"]:
         observation = dg.AssetObservation(key_of("expert"), partition=key, metadata=who_answers(artifact, key))
         instance.report_runless_asset_event(observation)
     return Shown(_answers(artifact))
-
-
-@asset_of("mixture", _look, group_name="mixture", kinds={"pytorch"})
-def mixture(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """The bundle: router, gate, experts, decoder and vocabulary under one manifest; `hardmoe predict` reads it."""
-    return materialize(context, config)
 
 
 def _answers(artifact: Artifact) -> dict[str, Any]:
@@ -51,7 +40,7 @@ NEWEST = dg.AssetCheckSpec(
 HISTORY = 10  # decisions shown
 
 
-def _decided(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look_published(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     mixture = artifact.inputs["mixture"]
     decision = decided(work.root, mixture)
     newest = decision.pop("newest is published")
@@ -63,12 +52,6 @@ def _decided(work: Context, artifact: Artifact, instance: dg.DagsterInstance) ->
         metadata={"published": str(decision["published"]), "newest": mixture},
     )
     return Shown(decision | {"publish": None}, (check,))
-
-
-@asset_of("published", _decided, group_name="mixture", kinds={"numpy"}, check_specs=[NEWEST])
-def published(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Which mixture is answered with: a new one only if it is whole and not worse on the validation posts."""
-    return materialize(context, config)
 
 
 def decided(root: Path, mixture: str) -> dict[str, Any]:
@@ -83,10 +66,3 @@ def decided(root: Path, mixture: str) -> dict[str, Any]:
         "why": why if log.published == mixture else f"not published: {why}",
         "history": table(("at", "what", "mixture", "published then", "by", "why"), rows),
     }
-
-
-@asset_of("embeddings", group_name="results", kinds={"lance"})
-def embeddings(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """Every post of a shard in the one embedding space, by its own expert, published or not; with a vector index where
-    posts are many."""
-    return materialize(context, config)

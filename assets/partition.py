@@ -1,12 +1,13 @@
+"""What Dagster shows of `partition`, and the clusters of its experts, which are assets that nothing executes."""
+
 import json
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from assets.materialize import OWNERS, Shown, Work, asset_of, materialize
-from assets.showing import ROWS, bar, picture, plot_of_bars, table
-from assets.study import experts, key_of
+from assets.showing import ROWS, Shown, bar, picture, plot_of_bars, table
+from assets.study import OWNERS, experts, key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.plots import matrix
 from moe_core.store.artifact import Artifact
@@ -72,7 +73,7 @@ def churn(artifact: Artifact) -> dict[str, Any]:
     return found
 
 
-def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     members = artifact.metadata["members"]
     sizes = dict(zip(members, artifact.metadata["sizes"], strict=True))
     names = str(experts().name)
@@ -100,9 +101,3 @@ def _cluster(asset: str, key: str, members: str, about: dict[str, Any]) -> dg.As
     """The posts of one expert, by which Dagster tells whether it is stale."""
     metadata = about | {"members": members}
     return dg.AssetObservation(key_of(asset), partition=key, metadata=metadata, tags={DATA_VERSION_TAG: members})
-
-
-@asset_of("partition", _look, group_name="gate", kinds={"faiss"})
-def partition(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """The gate: PCA-whitening and k-means on the trunk's features; each post belongs to exactly one expert."""
-    return materialize(context, config)

@@ -1,9 +1,10 @@
+"""What Dagster shows of `posts`."""
+
 from typing import Any
 
 import dagster as dg
 
-from assets.materialize import Shown, Work, asset_of, materialize
-from assets.showing import cell
+from assets.showing import Shown, table
 from moe_core.engine.context import Context
 from moe_core.stages.data.rows import stored_counts
 from moe_core.store.artifact import Artifact
@@ -17,7 +18,7 @@ CONSERVED = dg.AssetCheckSpec(
 )
 
 
-def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     metadata = artifact.metadata
     assert artifact.key is not None
     lance_tag = lance_tag_of(artifact.key, artifact.version)  # version numbers may be gone
@@ -31,25 +32,19 @@ def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sh
         description=f"{metadata['read']} read, {kept} accepted + {refused} rejected are stored",
         metadata=counts,
     )
-    return Shown({"rejects by reason": dg.MetadataValue.md(_table(metadata)), "reasons": None}, (check,))
+    return Shown({"rejects by reason": _rejects(metadata), "reasons": None}, (check,))
 
 
-@asset_of("posts", _look, checked=True, group_name="data", kinds={"lance", "pillow"}, check_specs=[CONSERVED])
-def posts(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """One shard of the source: accepted posts in posts.lance, rejected ones with a reason in rejects.lance."""
-    return materialize(context, config)
-
-
-def _table(metadata: Any) -> str:
+def _rejects(metadata: Any) -> dg.MetadataValue:
     """Rejects by reason, most frequent first, with a few examples each.
 
     Rows are named by their place in the shard alone: Dagster keeps what it is told, and a detail may quote an id that a
     takedown must not leave here. rejects.lance has both.
     """
     if not metadata["reasons"]:
-        return f"None of {metadata['read']} rows were rejected."
-    lines = ["| reason | rows | for example |", "| --- | --- | --- |"]
-    for reason, rows in sorted(metadata["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
-        named = [f"row {row}" for row in metadata["examples"].get(reason, ())]
-        lines.append(f"| {cell(reason)} | {rows} | {cell('; '.join(named))} |")
-    return "\n".join(lines)
+        return dg.MetadataValue.md(f"None of {metadata['read']} rows were rejected.")
+    rows = []
+    for reason, count in sorted(metadata["reasons"].items(), key=lambda pair: (-pair[1], pair[0])):
+        examples = "; ".join(f"row {row}" for row in metadata["examples"].get(reason, ()))
+        rows.append((reason, count, examples))
+    return table(("reason", "rows", "for example"), rows)

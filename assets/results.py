@@ -1,11 +1,12 @@
+"""What Dagster shows of `evaluation` and of `report`."""
+
 import json
 from typing import Any
 
 import dagster as dg
 
 from assets.gains import of_expert
-from assets.materialize import Shown, Work, asset_of, materialize
-from assets.showing import cost_so_far, picture, plot_of_bars, table
+from assets.showing import Shown, cost_so_far, picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import compare
@@ -14,19 +15,13 @@ from moe_core.evaluation.plots import around, intervals
 from moe_core.store.artifact import Artifact
 
 
-def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look_evaluation(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     comparison = json.loads(artifact.file("table.json").read_text("utf-8"))
     for row in comparison["per_expert"]:
         if row["n"]:
             observation = dg.AssetObservation(key_of("expert"), partition=row["expert"], metadata=of_expert(row))
             instance.report_runless_asset_event(observation)
     return Shown(_comparison(comparison) | _experts(comparison) | cost_so_far(work))
-
-
-@asset_of("evaluation", _look, group_name="results", kinds={"numpy"})
-def evaluation(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """The mixture against its controls on held-out posts, each figure with a 95 % bootstrap interval."""
-    return materialize(context, config)
 
 
 def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -87,16 +82,10 @@ def _experts(comparison: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _page(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look_report(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     page = artifact.file("report.html")
     links = {
         "open": dg.MetadataValue.url(f"/hardmoe/report/{artifact.version}"),  # pipelines/ui/report_page.py serves it
         "page": dg.MetadataValue.path(str(page)),
     }
     return Shown(links)
-
-
-@asset_of("report", _page, group_name="results", kinds={"html"})
-def report(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """One self-contained HTML page: the table, and what each expert sees. `hardmoe report --open` opens it."""
-    return materialize(context, config)

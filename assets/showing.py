@@ -6,7 +6,8 @@ sheets are files of the artifact, named by their paths, and parts of the report.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -28,16 +29,29 @@ MOST_ROWS = 100  # of a table of lineage
 INLINE = 1000  # characters of Markdown from which Dagster's UI shows a link to it in its place
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What an asset shows beside its artifact's own metadata, where None hides an entry; and results of its checks."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[dg.AssetCheckResult, ...] = ()
+
+
 def cell(text: object) -> str:
     """Text of users made safe for Markdown: it stays the text that it is, on one line."""
     plain = _ADDRESS.sub(lambda begun: begun[0] + "\u2060", shown(" ".join(str(text).split()), 200))
     return _MARKUP.sub(lambda mark: f"&#{ord(mark[0])};", plain)
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> dg.MetadataValue:
     """A table of cells that are text: in Markdown, which looks better, as long as the UI shows that at once."""
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    text = markdown(head, ([cell(value) for value in row] for row in rows))
     if len(text) < INLINE:
         return dg.MetadataValue.md(text)
     records = [dg.TableRecord({name: shown(value, 200) for name, value in zip(head, row, strict=True)}) for row in rows]

@@ -1,16 +1,18 @@
+"""What Dagster shows of `splits`."""
+
 import json
 from pkgutil import resolve_name
 
 import dagster as dg
 
-from assets.materialize import Shown, Work, asset_of, materialize
+from assets.showing import Shown
 from moe_core.engine.context import Context
 from moe_core.store.artifact import Artifact
 
 CHECK = dg.AssetCheckSpec("no_picture_in_two_splits", asset="splits", blocking=True)
 
 
-def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     found = resolve_name("moe_core.stages.data.split_check:check")(work)  # it loads polars
     description = (
         f"{found.given} pictures lie in several splits as the source gives them: leaks.parquet names them, "
@@ -30,9 +32,3 @@ def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sh
         },
     )
     return Shown({"snapshot": None}, (checked,))  # with the lineage
-
-
-@asset_of("splits", _look, checked=True, group_name="data", kinds={"faiss", "polars"}, check_specs=[CHECK])
-def splits(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """The split of every post, with near-duplicates of all shards on one side; leaks of given splits by name."""
-    return materialize(context, config)

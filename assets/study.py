@@ -12,6 +12,7 @@ from moe_core.store.files import write_text
 from moe_core.store.layout import Layout
 from moe_core.study_file import dump_study, load_study
 
+OWNERS = ["team:hardmoe"]
 STUDY = "hardmoe/study"  # tag of a run: one instance may serve several studies
 DEFAULT = Path("studies/demo/study.toml")
 

@@ -1,10 +1,11 @@
+"""What Dagster shows of `vocabulary`."""
+
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
-from assets.materialize import Shown, Work, asset_of, materialize
-from assets.showing import cell
+from assets.showing import Shown, cell, markdown
 from moe_core.engine.context import Context
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.store.artifact import Artifact
@@ -16,7 +17,7 @@ SUFFICE = dg.AssetCheckSpec(
 )
 
 
-def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     metadata, doubts = artifact.metadata, warnings_of(work)
     check = dg.AssetCheckResult(
         check_name=SUFFICE.name,
@@ -33,23 +34,16 @@ def _look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sh
     return Shown(shown, (check,))
 
 
-@asset_of("vocabulary", _look, group_name="data", kinds={"polars"}, check_specs=[SUFFICE])
-def vocabulary(context: dg.AssetExecutionContext, config: Work) -> dg.MaterializeResult:
-    """The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why."""
-    return materialize(context, config)
-
-
 def kept_table(metadata: Mapping[str, Any]) -> str:
     """Markdown: the most frequent hashtags that stayed."""
-    lines = ["| hashtag | posts | users |", "| --- | --- | --- |"]
-    lines += [f"| {cell(tag)} | {posts:,} | {users:,} |" for tag, posts, users in metadata["kept_examples"]]
-    return "\n".join(lines)
+    rows = [(cell(tag), f"{posts:,}", f"{users:,}") for tag, posts, users in metadata["kept_examples"]]
+    return markdown(("hashtag", "posts", "users"), rows)
 
 
 def dropped_table(metadata: Mapping[str, Any]) -> str:
     """Markdown: how many tags left for each reason, and the most frequent of them with their posts and users."""
-    lines = ["| reason | tags | most frequent (posts, users) |", "| --- | --- | --- |"]
+    rows = []
     for reason, count in metadata["dropped_by_reason"].items():
         some = [f"{cell(tag)} ({posts:,}, {users:,})" for tag, posts, users in metadata["dropped_examples"][reason]]
-        lines.append(f"| {cell(reason)} | {count:,} | {', '.join(some)} |")
-    return "\n".join(lines)
+        rows.append((cell(reason), f"{count:,}", ", ".join(some)))
+    return markdown(("reason", "tags", "most frequent (posts, users)"), rows)

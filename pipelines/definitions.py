@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.gpu import GPUS, KEY
-from assets.graph import ASSETS
+from assets.materialize import definition
 from assets.partition import expert_shards
 from assets.study import study
 from moe_core.stages.graph import GRAPH
@@ -18,7 +18,7 @@ MINE = GRAPH.for_study(study())  # stages that the study has
 READ = {read for stage in MINE.values() for read in stage.reads}  # by these names, some for a part of a stage
 
 defs = dg.Definitions(
-    assets=[*(ASSETS[name].definition() for name in MINE), *(s for s in expert_shards() if s.key.path[-1] in READ)],
+    assets=[*(definition(name) for name in MINE), *(s for s in expert_shards() if s.key.path[-1] in READ)],
     jobs=[*JOBS, *RUN_JOBS, everything, repartition],
     resources={KEY: GPUS},
     schedules=[weekly_repartition],

@@ -15,11 +15,11 @@ SCRIPT = """
 import json
 import dagster as dg
 from assets import posts as asset
-from assets.posts import posts
+from assets.materialize import definition
 from assets.study import shards
 
 def run(instance):
-    done = dg.materialize([posts.definition()], instance=instance, partition_key="s0000", raise_on_error=False)
+    done = dg.materialize([definition("posts")], instance=instance, partition_key="s0000", raise_on_error=False)
     checks = [e.asset_check_evaluation_data for e in done.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
     made = done.asset_materializations_for_node("posts")
     errors = [e.step_failure_data.error.message for e in done.all_events if e.is_step_failure]

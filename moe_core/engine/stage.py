@@ -46,8 +46,9 @@ class Stage:
     settings: Callable[[Study], Any]
     inputs: Callable[[Any, str | None], Mapping[str, Any]]  # (Planner, key) -> an Input of each name
     make: str | Make  # "module:function" where the module loads torch or polars, which planning does without
-    control: str = ""  # what is trained only to compare with, as Dagster describes it; "": no control
+    control: bool = False  # trained only to compare with
     when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
+    description: str = ""  # as Dagster shows it
     uses_gpu: bool = True  # it computes on a GPU where there is one
     trains: bool = False  # it trains networks: it wants a GPU of its own, and its cost is counted
     all_gpus: Callable[[Study], bool] = lambda study: False  # it starts processes of its own, one a GPU

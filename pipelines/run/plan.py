@@ -17,6 +17,6 @@ def tasks_until(context: Context, until: str | None) -> list[PlannedTask]:
 
     def rank(name: str) -> tuple[bool, bool, int]:
         stage = graph[name]
-        return bool(stage.control), not (stage.trains and stage.keys is None), order[name]
+        return stage.control, not (stage.trains and stage.keys is None), order[name]
 
     return sorted(planner.tasks(wanted), key=lambda task: rank(task.stage))

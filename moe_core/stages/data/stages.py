@@ -42,6 +42,7 @@ POSTS = Stage(
     settings=lambda study: study.data.settings_of("posts"),
     inputs=_posts_inputs,
     make="moe_core.stages.data.posts:make",
+    description="One shard of the source: accepted posts in posts.lance, rejected ones with a reason in rejects.lance.",
     uses_gpu=False,
     post_ids=lambda artifact: (),  # its manifest numbers rows; the tables, which have the posts, are searched apart
 )
@@ -54,6 +55,8 @@ SPLITS = Stage(
     settings=lambda study: study.data.settings_of("splits"),
     inputs=lambda planner, key: {"posts": planner.posts_snapshot},
     make="moe_core.stages.data.splits:make",
+    description="The split of every post, with near-duplicates of all shards on one side; leaks of given splits by "
+    "name.",
     uses_gpu=False,
     post_ids=_ids_of_splits,
 )
@@ -66,6 +69,7 @@ VOCABULARY = Stage(
     settings=_vocabulary_settings,
     inputs=lambda planner, key: {"splits": Ref("splits")},
     make="moe_core.stages.data.vocabulary:make",
+    description="The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why.",
     uses_gpu=False,
     frozen=True,
     post_ids="unknown",  # tags that one user alone wrote

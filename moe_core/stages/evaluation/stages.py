@@ -29,6 +29,7 @@ EVALUATION = Stage(
     settings=_evaluation_settings,
     inputs=_evaluation_inputs,
     make="moe_core.stages.evaluation.evaluation:make",
+    description="The mixture against its controls on held-out posts, each figure with a 95 % bootstrap interval.",
 )
 
 REPORT = Stage(
@@ -39,6 +40,7 @@ REPORT = Stage(
     settings=lambda study: {},
     inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},
     make="moe_core.stages.evaluation.report:make",
+    description="One self-contained HTML page: the table, and what each expert sees. `hardmoe report --open` opens it.",
     uses_gpu=False,
     post_ids="unknown",  # pictures
 )

@@ -47,8 +47,10 @@ def _expert_settings(study: Study) -> dict[str, Any]:
     return found | ({"branch_at": study.expert.branch_at} if study.expert.branch_at else {})
 
 
-def _expert(name: str, column: str, generation: str | None, make: str = "make", control: str = "") -> Stage:
-    """`generation` is the stage that trains it where the decoder is trained jointly; `control` describes a control."""
+def _expert(
+    name: str, column: str, generation: str | None, description: str, make: str = "make", control: bool = False
+) -> Stage:
+    """`generation` is the stage that trains it where the decoder is trained jointly."""
 
     def joint(study: Study) -> str | None:
         return generation if mode_of(study).joint else None
@@ -71,13 +73,14 @@ def _expert(name: str, column: str, generation: str | None, make: str = "make", 
         settings=settings,
         inputs=inputs,
         make=f"moe_core.stages.experts.experts:{make}",
+        description=description,
         control=control,
         trains=True,
         resolve=resolve,
     )
 
 
-def _generation(group: Group, control: str = "") -> Stage:
+def _generation(group: Group, description: str, control: bool = False) -> Stage:
     def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
         def hash_of(expert: str) -> Recorded:
             return Recorded("partition", lambda a: a.metadata[MEMBERS[group.column]][expert])
@@ -96,6 +99,7 @@ def _generation(group: Group, control: str = "") -> Stage:
         settings=settings,
         inputs=inputs,
         make="moe_core.stages.experts.joint:make",
+        description=description,
         control=control,
         when=lambda study: mode_of(study).joint,
         trains=True,
@@ -103,7 +107,7 @@ def _generation(group: Group, control: str = "") -> Stage:
     )
 
 
-def _decoder(group: Group, control: str = "") -> Stage:
+def _decoder(group: Group, description: str, control: bool = False) -> Stage:
     def inputs(planner: Planner, key: str | None) -> dict[str, Any]:
         found = {"trunk": Ref("trunk")} | {k: Ref(group.stage, k) for k in planner.state.experts}
         if mode_of(planner.state.study).reads_posts:
@@ -120,6 +124,7 @@ def _decoder(group: Group, control: str = "") -> Stage:
         settings=lambda study: study.decoder.model_dump(include={"mode", *mode_of(study).settings}),
         inputs=inputs,
         make="moe_core.stages.experts.shared_decoder:make",
+        description=description,
         control=control,
     )
 
@@ -135,23 +140,34 @@ def _dense_settings(study: Study) -> dict[str, Any]:
 
 
 STAGES = (
-    _generation(CLUSTERED),
     _generation(
-        RANDOM, "the experts of the random partition and their decoder, trained together as `joint_experts` are"
+        CLUSTERED, "All the experts and their one decoder, trained together: one generation. `expert` is drawn from it."
     ),
-    _expert("expert", "expert", CLUSTERED.generation),
+    _generation(
+        RANDOM,
+        "Control: the experts of the random partition and their decoder, trained together as `joint_experts` are.",
+        control=True,
+    ),
+    _expert(
+        "expert",
+        "expert",
+        CLUSTERED.generation,
+        "One network trained on one cluster alone, against the trunk's decoder held fixed or one trained jointly.",
+    ),
     _expert(
         "random_expert",
         "random",
         RANDOM.generation,
-        control="an expert of a random partition of the same sizes; all else as for `expert`",
+        "Control: an expert of a random partition of the same sizes; all else as for `expert`.",
+        control=True,
     ),
     _expert(
         "separate_expert",
         "expert",
         None,
+        "Control: an expert with a decoder of its own; all else as for `expert`.",
         make="make_separate",
-        control="an expert with a decoder of its own; all else as for `expert`",
+        control=True,
     ),
     Stage(
         name="trunk_same_budget",
@@ -164,7 +180,8 @@ STAGES = (
         },
         inputs=lambda planner, key: {"trunk": Ref("trunk")},
         make="moe_core.stages.experts.controls:make_trunk_same_budget",
-        control="the trunk trained on for as many images as all the experts together",
+        description="Control: the trunk trained on for as many images as all the experts together.",
+        control=True,
         trains=True,
         frozen=True,
     ),
@@ -176,11 +193,19 @@ STAGES = (
         settings=_dense_settings,
         inputs=lambda planner, key: {name: Ref(name) for name in ("splits", "vocabulary")},
         make="moe_core.stages.experts.controls:make_dense_same_cost",
-        control="one wider network that costs an image and in training what the mixture costs",
+        description="Control: one wider network that costs an image and in training what the mixture costs.",
+        control=True,
         when=lambda study: study.evaluation.dense_control,
         frozen=True,
         trains=True,
     ),
-    _decoder(CLUSTERED),
-    _decoder(RANDOM, "the shared decoder of the random partition's experts, built as `shared_decoder` is"),
+    _decoder(
+        CLUSTERED,
+        "One last layer for all the experts: one embedding space. Needs every expert of the current partition.",
+    ),
+    _decoder(
+        RANDOM,
+        "Control: the shared decoder of the random partition's experts, built as `shared_decoder` is.",
+        control=True,
+    ),
 )

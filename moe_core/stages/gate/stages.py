@@ -30,6 +30,7 @@ PARTITION = Stage(
     settings=lambda study: study.partition.model_dump(),
     inputs=_inputs,
     make="moe_core.stages.gate.partition:make",
+    description="The gate: PCA-whitening and k-means on the trunk's features; each post belongs to exactly one expert.",
     resolve=current_partition.resolve,
     on_commit=current_partition.on_commit,
     post_ids=_ids,

@@ -32,6 +32,8 @@ MIXTURE = Stage(
         | {k: Ref("expert", k) for k in planner.state.experts}
     ),
     make="moe_core.stages.mixture.bundle:make",
+    description="The bundle: router, gate, experts, decoder and vocabulary under one manifest; `hardmoe predict` reads "
+    "it.",
 )
 
 PUBLISHED = Stage(
@@ -42,6 +44,7 @@ PUBLISHED = Stage(
     settings=lambda study: study.publish.model_dump(),
     inputs=lambda planner, key: {"mixture": Ref("mixture"), "splits": Ref("splits")},
     make="moe_core.stages.mixture.comparison:make",
+    description="Which mixture is answered with: a new one only if it is whole and not worse on the validation posts.",
     resolve=promotion.resolve,
     on_commit=promotion.on_commit,
 )
@@ -54,5 +57,7 @@ EMBEDDINGS = Stage(
     settings=lambda study: {},
     inputs=lambda planner, key: {"mixture": Ref("mixture"), "posts": Ref("posts", key)},
     make="moe_core.stages.mixture.embeddings:make",
+    description="Every post of a shard in the one embedding space, by its own expert, published or not; with a vector "
+    "index where posts are many.",
     post_ids=lambda artifact: ids_in(artifact.folder("embeddings.lance")),
 )

@@ -35,6 +35,7 @@ TRUNK = Stage(
     },
     inputs=_trunk_inputs,
     make="moe_core.stages.trunk.trunk:make",
+    description="One network trained on all the posts, with its decoder: the router, and the start of every expert.",
     trains=True,
     all_gpus=lambda study: study.trunk_setup.ranks > 1,
     frozen=True,
@@ -50,5 +51,6 @@ TRUNK_FEATURES = Stage(
     settings=lambda study: {},
     inputs=lambda planner, key: {"trunk": Ref("trunk"), "posts": Ref("posts", key)},
     make="moe_core.stages.trunk.features:make",
+    description="The trunk's last hidden layer for every post of a shard.",
     post_ids=lambda artifact: ids_in(artifact.folder("features.lance")),
 )

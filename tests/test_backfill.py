@@ -13,9 +13,8 @@ from helpers.command import write
 from helpers.partitioned import hardmoe
 from helpers.processes import mentions, until
 from helpers.with_controls import small_study
-from moe_core.overrides import override
 from moe_core.store.layout import Layout
-from moe_core.study_file import load_study
+from moe_core.study_file import load_study, override
 
 
 def runs_of(file):

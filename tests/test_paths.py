@@ -24,7 +24,7 @@ TAKERS = {"str", "fspath", "Path", "walk", "fsync", "relative_to"}  # not ours: 
 KEYWORDS = {"root", "cwd", "dir"}  # a process or a nameless temporary file is started there
 BELOW = {"joinpath", "glob", "rglob", "iterdir", "with_name"}  # methods that lead from an artifact's folder to a file
 ALSO_WORDS = {"logs", "dagster", "table.html"}  # names of the layout that mean something else, too
-PATHS = [getattr(Layout(Path("/study")), name) for name, p in vars(Layout).items() if isinstance(p, property)]
+PATHS = [path for name, path in vars(Layout(Path("/study"))).items() if name != "root"]
 NAMES = {path.name for path in PATHS if isinstance(path, Path)} | {MANIFEST, "request.json"}
 NAMES -= ALSO_WORDS
 

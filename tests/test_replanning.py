@@ -13,9 +13,8 @@ from helpers.command import write
 from helpers.partitioned import hardmoe
 from helpers.processes import until
 from helpers.with_controls import small_study
-from moe_core.overrides import override
 from moe_core.stages.gate import current_partition
-from moe_core.study_file import load_study
+from moe_core.study_file import load_study, override
 from moe_core.workspace import open_study
 
 
@@ -94,7 +93,7 @@ def test_settings_that_change_nothing_that_is_to_be_made_train_nothing_twice(fil
 STARTING = """
 import sys
 from pathlib import Path
-from moe_core.overrides import override
+from moe_core.study_file import override
 from pipelines.cli.common import study_at
 from pipelines.run.scheduler import run_study
 

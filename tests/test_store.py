@@ -147,8 +147,7 @@ def test_the_layout_joins_paths_and_touches_nothing(tmp_path):
 def test_every_name_of_the_layout_is_another(tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", "/elsewhere")
     layout = Layout(tmp_path)
-    names = [getattr(layout, name) for name, value in vars(Layout).items() if isinstance(value, property)]
-    paths = [path for path in names if isinstance(path, Path)]
+    paths = [path for path in (*vars(layout).values(), layout.used_dagster_home) if isinstance(path, Path)]
     assert len(set(paths)) == len(paths) > 9
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.evaluation.embedding_agreement import tag_agreement
+from moe_core.evaluation.metrics import tag_agreement
 
 LINE = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [1.0, 0.3]])  # the nearer on the line, the nearer by cosine
 EXPERTS = np.array([0, 0, 1, 1])

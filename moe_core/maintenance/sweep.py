@@ -55,9 +55,20 @@ def sweep(
             remove_atomically(path)
         for artifact in removed:
             store.remove(artifact)
-    tags = _tags_of_posts(store, {artifact.path for artifact in removed})
+    tags, current = _tags_of_posts(store, {artifact.path for artifact in removed}), list(current)
     for table in store.layout.tables:
-        _sweep_rows(table, tags, list(current), shards, dry_run, freed)
+        there = lance_tags(table)
+        for shard in scattered(table):  # they are written again in whole fragments
+            freed.rewritten.append(f"{table.name} {shard}")
+            if not dry_run:
+                rewrite(table, shard)
+        places: list[tuple[str, str | None]] = [(shard, tag) for shard, tag in current if tag in there]
+        places += [(shard, None) for shard in gone_shards(table, shards)]
+        lost = [tag for tag in there if tag.startswith("posts.") and tag not in tags]
+        cleaned = clean(table, dry_run, places, lost)
+        freed.versions += cleaned.versions
+        freed.files += cleaned.files
+        freed.bytes += cleaned.bytes
     return freed
 
 
@@ -68,26 +79,3 @@ def _tags_of_posts(store: Store, removed: set[Path]) -> set[str]:
         for artifact in store.everything("posts")
         if artifact.key is not None and artifact.path not in removed
     }
-
-
-def _sweep_rows(
-    table: Path,
-    tags: set[str],
-    current: list[tuple[str, str]],
-    shards: Collection[str],
-    dry_run: bool,
-    freed: Freed,
-) -> None:
-    """Writes scattered shards again in whole fragments; removes versions and files that no tag in `tags` needs."""
-    there = lance_tags(table)
-    lost = [tag for tag in there if tag.startswith("posts.") and tag not in tags]
-    for shard in scattered(table):
-        freed.rewritten.append(f"{table.name} {shard}")
-        if not dry_run:
-            rewrite(table, shard)
-    places: list[tuple[str, str | None]] = [(shard, tag) for shard, tag in current if tag in there]
-    places += [(shard, None) for shard in gone_shards(table, shards)]
-    cleaned = clean(table, dry_run, places, lost)
-    freed.versions += cleaned.versions
-    freed.files += cleaned.files
-    freed.bytes += cleaned.bytes

@@ -12,7 +12,6 @@ Names are hidden (".") where a user has nothing to read in them.
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "artifact.json"  # of an artifact: written last, so that its folder is complete
@@ -21,59 +20,44 @@ DAGSTER_SETTINGS = "dagster.yaml"
 WORK, LOCK = ".work-", ".lock-"  # before a version
 
 
-@dataclass(frozen=True)
 class Layout:
     """Paths under `root`. Joins names and reads nothing, but for methods that say that they list."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.study_file = root / STUDY  # the usual name of the study's settings; a user may have given them another
+        self.owner = root / ".study"  # the name of the study file that the root belongs to
 
-    # The study
+        self.posts_table, self.rejects_table = root / "posts.lance", root / "rejects.lance"
+        self.tables = self.posts_table, self.rejects_table  # replaced shard by shard, always both
+        self.content_hashes = root / ".content_hashes.json"  # of the source's files: an unchanged one is not read again
+        self.source_cache = root / ".sources"  # what readers of a source keep, such as indices of tars
+
+        self.in_use = root / ".in-use.lock"  # of the whole store: shared while building, exclusive while deleting
+        self.run_request = root / "run-request.json"  # what Dagster's jobs ask the sensor to launch
+        self.publication = root / "published.json"  # the mixture that answers, with all decisions about it
+        self.publication_lock = root / ".publishing.lock"
+        self.takedowns = root / "takedowns.parquet"  # salted hashes of what was taken down
+        self.takedowns_lock = root / ".takedowns.lock"
+
+        self.progress_folder = root / ".progress"
+        self.logs = root / "logs"
+        self.dagster_home = root / "dagster"  # Dagster's instance where DAGSTER_HOME names no other
+        self.report_page = root / "report" / "table.html"  # shows the latest table
 
     @property
-    def study_file(self) -> Path:
-        """The usual name of the study's settings; a user may have given them another."""
-        return self.root / STUDY
-
-    @property
-    def owner(self) -> Path:
-        """Holds the name of the study file that the root belongs to."""
-        return self.root / ".study"
-
-    def named(self, name: str) -> Path:
-        """A file that a setting of the study names, relative to its folder: a user's own."""
-        return self.root / name
+    def used_dagster_home(self) -> Path:
+        """Dagster's instance: the folder that DAGSTER_HOME names, or the study's own."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.dagster_home)
 
     @staticmethod
     def study_lock(study_file: Path) -> Path:
         """Held while a command changes settings."""
         return study_file.with_name(f".{study_file.name}.lock")
 
-    # Rows
-
-    @property
-    def posts_table(self) -> Path:
-        return self.root / "posts.lance"
-
-    @property
-    def rejects_table(self) -> Path:
-        return self.root / "rejects.lance"
-
-    @property
-    def tables(self) -> tuple[Path, Path]:
-        """Accepted posts, rejected posts: replaced shard by shard, always both."""
-        return self.posts_table, self.rejects_table
-
-    @property
-    def content_hashes(self) -> Path:
-        """Hashes of the source's files, so that a file which did not change is not read again."""
-        return self.root / ".content_hashes.json"
-
-    @property
-    def source_cache(self) -> Path:
-        """What readers of a source keep, such as indices of tars."""
-        return self.root / ".sources"
-
-    # Artifacts
+    def named(self, name: str) -> Path:
+        """A file that a setting of the study names, relative to its folder: a user's own."""
+        return self.root / name
 
     def asset(self, asset: str) -> Path:
         return self.root / asset
@@ -97,13 +81,6 @@ class Layout:
         """Held by the process that builds an artifact, whose number is in it."""
         return self.partition(asset, key) / f"{LOCK}{version}"
 
-    @property
-    def in_use(self) -> Path:
-        """Lock of the whole store: shared while building, exclusive while deleting."""
-        return self.root / ".in-use.lock"
-
-    # Pointers and requests
-
     def current(self, asset: str, line: str) -> Path:
         """Pointer to the current artifact of an asset; `line` is a hash of the settings that it belongs to."""
         return self.root / asset / f"current.{line}.json"
@@ -116,35 +93,6 @@ class Layout:
         """Pointer to the artifact that a user asked to replace."""
         return self.root / asset / "request.json"
 
-    @property
-    def run_request(self) -> Path:
-        """What Dagster's jobs ask the sensor to launch."""
-        return self.root / "run-request.json"
-
-    @property
-    def publication(self) -> Path:
-        """Pointer to the mixture that answers, with all decisions about it."""
-        return self.root / "published.json"
-
-    @property
-    def publication_lock(self) -> Path:
-        return self.root / ".publishing.lock"
-
-    @property
-    def takedowns(self) -> Path:
-        """Salted hashes of what was taken down."""
-        return self.root / "takedowns.parquet"
-
-    @property
-    def takedowns_lock(self) -> Path:
-        return self.root / ".takedowns.lock"
-
-    # Runs
-
-    @property
-    def progress_folder(self) -> Path:
-        return self.root / ".progress"
-
     def progress(self, asset: str, key: str | None) -> Path:
         """What a running step reports last."""
         return self.progress_folder / (f"{asset}.json" if key is None else f"{asset}.{key}.json")
@@ -154,25 +102,6 @@ class Layout:
         names = ((path.name.removesuffix(".json").partition("."), path) for path in self.progress_folder.glob("*.json"))
         return [(asset, key or None, path) for (asset, _, key), path in names]
 
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
     def log(self, asset: str, key: str | None) -> Path:
         """Output of the process that builds an artifact."""
         return self.logs / (f"{asset}.log" if key is None else f"{asset}.{key}.log")
-
-    @property
-    def dagster_home(self) -> Path:
-        """Dagster's instance where DAGSTER_HOME names no other."""
-        return self.root / "dagster"
-
-    @property
-    def used_dagster_home(self) -> Path:
-        """Dagster's instance: the folder that DAGSTER_HOME names, or the study's own."""
-        return Path(os.environ.get("DAGSTER_HOME") or self.dagster_home)
-
-    @property
-    def report_page(self) -> Path:
-        """A page that shows the latest table."""
-        return self.root / "report" / "table.html"

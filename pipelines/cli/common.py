@@ -16,14 +16,13 @@ from moe_core.errors import BadSource, LockHeld
 from moe_core.maintenance import takedown
 from moe_core.maintenance.takedown import Takedown
 from moe_core.maintenance.verify import damaged_pointers
-from moe_core.overrides import override
 from moe_core.serving.publication import read_log
 from moe_core.settings import Study
 from moe_core.store.files import write_text
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 from moe_core.store.owner import check_owner, claim
-from moe_core.study_file import dump_study, load_study
+from moe_core.study_file import dump_study, load_study, override
 from moe_core.text import refuse_bytes, shown
 from moe_core.workspace import open_study, reopened
 from pipelines.cli.errors import interrupt_once

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_core.engine.context import Context
-from moe_core.evaluation.embedding_agreement import tag_agreement
-from moe_core.evaluation.metrics import bootstrap
+from moe_core.evaluation.metrics import bootstrap, tag_agreement
 from moe_core.models.resnet import ResNet
 from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation.predictions import Control, by_expert

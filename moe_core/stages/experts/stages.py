@@ -6,15 +6,14 @@ generation. The experts of the random partition have a decoder and generation to
 gate.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.settings import Study
-from moe_core.stages.experts.continued import continued
 from moe_core.stages.experts.modes import mode_of
-from moe_core.store.artifact import Spec
+from moe_core.store.artifact import Artifact, Spec
 
 MEMBERS = {"expert": "members", "random": "random_members"}  # column of the assignment -> metadata of the partition
 
@@ -78,6 +77,30 @@ def _expert(
         trains=True,
         resolve=resolve,
     )
+
+
+def continued(planner: Planner, spec: Spec, column: str) -> Spec:
+    """With the input "from", the version of the expert whose weights it continues from, where there is one.
+
+    An expert goes on from the last one of its lineage that was trained with the same settings and trunk, as long as the
+    store has it. Which one that was stays an input of what was made: it is found again when the older is gone.
+    """
+    lineage = planner.recorded("partition").metadata.get("lineage", {}).get(column, {}).get(spec.key, [])
+    if len(lineage) < 2:
+        return spec
+    trained: dict[str, list[Artifact]] = {}
+    for artifact in planner.store.versions(spec.asset, spec.key):
+        same = replace(spec, inputs=artifact.inputs)
+        if artifact.inputs.get("trunk") == spec.inputs["trunk"] and same.version == artifact.version:
+            trained.setdefault(artifact.inputs["members"], []).append(artifact)
+    for artifact in trained.get(lineage[-1], []):
+        return artifact.spec
+    if planner.state.study.repartition.start == "usual":
+        return spec
+    for older_members in reversed(lineage[:-1]):
+        for older in trained.get(older_members, []):
+            return replace(spec, inputs={**spec.inputs, "from": older.version})
+    return spec
 
 
 def _generation(group: Group, description: str, control: bool = False) -> Stage:

@@ -22,25 +22,21 @@ SMOOTH = 10  # measurements whose mean is a point of a loss curve
 def render(
     study: Study,
     table: Mapping[str, Any],
-    posts: Mapping[str, int],
-    reasons: Mapping[str, int],
-    vocabulary: Mapping[str, Any],
-    partition: Mapping[str, Any],
     experts: Sequence[Mapping[str, Any]],
     logs: Mapping[str, Sequence[Mapping[str, float]]],
-    lineage: Sequence[tuple[str, str, str]],
     spending: Sequence[Any],
+    **shown: Any,
 ) -> str:
-    """One HTML page with everything in it; it needs no other file and no network. `logs`: of the trunk and experts."""
+    """One HTML page with everything in it; it needs no other file and no network. `logs`: of the trunk and experts.
+
+    `shown`: posts, reasons, vocabulary, partition and lineage, which the template takes as they are.
+    """
     losses = {name: smoothed([(line["images_seen"], line["loss"]) for line in log]) for name, log in logs.items()}
     rates = {name: [(line["images_seen"], line["lr"]) for line in log] for name, log in logs.items()}
     sizes = bars([(e["key"], e["size"]) for e in experts], "training posts") if len(experts) <= SIZES_OF else ""
     return _template().render(
         **_of_table(study, table),
-        posts=posts,
-        reasons=reasons,
-        vocabulary=vocabulary,
-        partition=partition,
+        **shown,
         experts=experts,
         loss=Markup(lines(_curves(losses), "images seen", "loss")),
         rate=Markup(lines(_curves(rates), "images seen", "learning rate")),
@@ -50,7 +46,6 @@ def render(
         spending=spending,
         seconds=sum(cost.seconds for cost in spending),
         images=sum(cost.training_images for cost in spending),
-        lineage=lineage,
         settings=dump_study(study),
     )
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     evaluation, partition = context.need("evaluation"), context.need("partition")
     table = json.loads(evaluation.file("table.json").read_text("utf-8"))
     posts = [context.need("posts", shard.key).metadata for shard in context.shards]
-    reasons: dict[str, int] = {}
+    reasons = Counter[str]()
     for shard in posts:
-        for reason, count in shard["reasons"].items():
-            reasons[reason] = reasons.get(reason, 0) + count
+        reasons.update(shard["reasons"])
     networks = {"trunk": context.need("trunk"), **{k: context.need("expert", k) for k in context.experts}}
     shown: dict[str, Any] = {
         "study": context.study,

@@ -25,7 +25,7 @@ from moe_core.stages.experts.experts import start, training_posts
 from moe_core.stages.experts.stages import group_of
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import training_threads
-from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log
+from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log, recorded
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash
@@ -56,12 +56,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     for k in context.experts:
         save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
         end = copy_log(joint.folder / f"{k}.jsonl", folder / "logs" / f"{k}.jsonl")
-        trained[k] = {
-            "training_posts": len(joint.posts[k]),
-            "training_images": end["images_seen"],
-            "steps": end["steps"],
-            "loss": round(end["loss"], 4),
-        } | threads.used()
+        trained[k] = recorded(len(joint.posts[k]), end) | threads.used()
     return StageOutput(
         metadata={
             "trained": trained,

@@ -138,15 +138,13 @@ def resolve(planner: Planner, spec: Spec) -> Spec:
     refit, gate = "refit" in planner.state.requests, dict(spec.settings)
     built = planner.store.get("partition", None, current.version)
     trunk = planner.known("trunk").version
-    same_gate = current.code == spec.code and _of_gate(current.settings) == gate
+    of_gate = {name: value for name, value in current.settings.items() if name not in ABOUT_HISTORY}
+    same_gate = current.code == spec.code and of_gate == gate
     if not refit and same_gate and _is_made_from(planner, current, spec, built is not None):
         return current.spec
     if built is None:  # such as after a takedown
-        keys = (
-            {}
-            if planner.state.experts == keys_for(None, len(planner.state.experts))
-            else {"keys": list(planner.state.experts)}
-        )
+        experts = planner.state.experts
+        keys = {"keys": list(experts)} if experts != keys_for(None, len(experts)) else {}
         return Spec("partition", None, spec.code, gate | keys, spec.inputs)
     how = "assign" if same_gate and current.trunk == trunk and not refit else "refit"
     settings = gate | {"how": how, "retrain_share": study.repartition.retrain_share}
@@ -160,10 +158,6 @@ def _is_made_from(planner: Planner, current: CurrentPartition, spec: Spec, built
     if read != dict(spec.inputs) or current.settings.get("retrain_share", share) != share:
         return False
     return built or previous is None or planner.store.get("partition", None, previous) is not None
-
-
-def _of_gate(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in ABOUT_HISTORY}
 
 
 def on_commit(context: Context, artifact: Artifact) -> None:

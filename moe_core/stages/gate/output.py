@@ -59,7 +59,7 @@ def write(
     if min(sizes) == 0:
         empty = [key for key, n in zip(context.experts, sizes, strict=True) if n == 0]
         raise TooFewPosts(f"{', '.join(empty)} got no training post: lower partition.experts")
-    write_sheets(context, folder, posts.index, expert_N, placement.distance_N, placement.gap_N)
+    write_sheets(context, folder, posts, placement)
     hashtags = reading.vocabulary(context).hashtags
     top = top_hashtags(hashtags, posts.index.labels, posts.training_N, expert_N, experts)
     return StageOutput(
@@ -79,29 +79,20 @@ def write(
     )
 
 
-def write_sheets(
-    context: Context,
-    folder: Path,
-    index: reading.Index,
-    expert_N: np.ndarray,
-    distance_N: np.ndarray,
-    gap_N: np.ndarray,
-) -> None:
-    """Two contact sheets a cluster, of its training posts: `sheets/e000.typical.png` of those nearest to its centroid
-    (`distance_N`), `sheets/e000.ambiguous.png` of those that another expert almost got (`gap_N`, infinite where there
-    is no other)."""
+def write_sheets(context: Context, folder: Path, posts: PostTable, placement: Placement) -> None:
+    """Two contact sheets a cluster, of its training posts: `sheets/e000.typical.png` of those nearest to its centroid,
+    `sheets/e000.ambiguous.png` of those that another expert almost got."""
     (folder / "sheets").mkdir()
     chosen = {}
-    training_N = index.use("train")
     for number, key in enumerate(context.experts):
-        mine = np.flatnonzero(training_N & (expert_N == number))
-        for name, measure_N in (("typical", distance_N), ("ambiguous", gap_N)):
+        mine = np.flatnonzero(posts.training_N & (placement.expert_N == number))
+        for name, measure_N in (("typical", placement.distance_N), ("ambiguous", placement.gap_N)):
             rows = mine[np.argsort(measure_N[mine], kind="stable")[:PICTURES]]
-            chosen[f"{key}.{name}"] = rows[np.isfinite(measure_N[rows])]
-    wanted_N = np.zeros(len(expert_N), bool)
+            chosen[f"{key}.{name}"] = rows[np.isfinite(measure_N[rows])]  # no other expert is infinitely far
+    wanted_N = np.zeros(len(posts.training_N), bool)
     wanted_N[np.concatenate(list(chosen.values()))] = True
     place_N = np.cumsum(wanted_N) - 1
-    images = reading.posts_where(context, index, wanted_N).images
+    images = reading.posts_where(context, posts.index, wanted_N).images
     for name, rows in chosen.items():
         if len(rows):
             sheet = contact_sheet(images.read(place_N[rows]), COLUMNS, SIDE)

@@ -81,15 +81,15 @@ def choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappin
         "mixture_top1": probabilities_of(top1_NV, loss),
         "mixture_top1_router": mixed(top1_NV, router_NV, weight, loss),
     }
-    trunk_scores = per_post(trunk_NV, posts.tags_T, posts.starts_N1)
+    trunk_loss_N = per_post(trunk_NV, posts.tags_T, posts.starts_N1)["cross_entropy"]
     scores, gains = {}, {name: dict[str, float]() for name in candidates}
     for name, answer_NV in candidates.items():
-        answer_scores = per_post(answer_NV, posts.tags_T, posts.starts_N1)
+        loss_N = per_post(answer_NV, posts.tags_T, posts.starts_N1)["cross_entropy"]
         for number, k in enumerate(experts):
             rows = np.flatnonzero(validation.expert_N == number)
             if not len(rows):
                 continue
-            gains[name][k] = _mean(trunk_scores, "cross_entropy", rows) - _mean(answer_scores, "cross_entropy", rows)
+            gains[name][k] = float(trunk_loss_N[rows].mean()) - float(loss_N[rows].mean())
             if study.expert.use_trunk_where_better and gains[name][k] <= 0:
                 answer_NV[rows] = trunk_NV[rows]
         scores[name] = per_post(answer_NV, posts.tags_T, posts.starts_N1)
@@ -113,7 +113,3 @@ def choose(context: Context, trunk: Artifact, decoder: Artifact, experts: Mappin
         "validation_cross_entropy": {name: round(float(s["cross_entropy"].mean()), 4) for name, s in scores.items()},
         "validation_gain": {k: round(gain, 4) for k, gain in gains[answer].items()},
     }
-
-
-def _mean(scores: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> float:
-    return float(scores[name][rows].mean())

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from moe_core.advice import measure_for
 from moe_core.data.images import resized
-from moe_core.data.loading import Labels
 from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact, HardmoeError, MissingInput
 from moe_core.evaluation.comparison import posts_to_decide
@@ -26,6 +25,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog, deciding, read_log, save
 from moe_core.serving.routed import routed
 from moe_core.stages import reading
+from moe_core.stages.gate.posts import sample
 from moe_core.stages.mixture.promotion import NONE, Judgment
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
@@ -91,11 +91,7 @@ def open_mixture(context: Context, version: str) -> Bundle:
 def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts, list[str]]:
     """Posts that carry a hashtag which both know, with those hashtags only, and the hashtags."""
     index = reading.index(context)
-    rows_N = np.flatnonzero(reading.held_out(context, index, "validation"))
-    if len(rows_N) > MOST_POSTS:
-        rows_N = np.sort(np.random.default_rng(0).choice(rows_N, MOST_POSTS, replace=False))
-    wanted_N = np.zeros(len(index.split_N), bool)
-    wanted_N[rows_N] = True
+    wanted_N = sample(reading.held_out(context, index, "validation"), MOST_POSTS, seed=0)
     posts = reading.posts_where(context, index, wanted_N)
     both = set(new.hashtags) & set(old.hashtags)
     current = reading.vocabulary(context).hashtags
@@ -105,11 +101,9 @@ def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts
     tags_T = place_of[posts.tags_T.numpy()]
     owner_T = np.repeat(np.arange(len(posts)), np.diff(posts.starts_N1.numpy()))[tags_T >= 0]
     counts_N = np.bincount(owner_T, minlength=len(posts))
-    labels = Labels(tags_T[tags_T >= 0], np.concatenate([[0], counts_N.cumsum()]).astype(np.int64))
-    kept_M = np.flatnonzero(counts_N)
-    mine = labels.where(kept_M)
-    images = posts.images.subset(kept_M)
-    return Posts(images, torch.from_numpy(mine.tags_T), torch.from_numpy(mine.starts_N1)), hashtags
+    starts_N1 = np.concatenate([[0], counts_N.cumsum()]).astype(np.int64)
+    posts = Posts(posts.images, torch.from_numpy(tags_T[tags_T >= 0]), torch.from_numpy(starts_N1))
+    return posts.subset(np.flatnonzero(counts_N)), hashtags
 
 
 def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, old: Bundle) -> dict[str, Any]:

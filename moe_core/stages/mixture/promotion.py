@@ -11,7 +11,7 @@ from typing import Any
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.errors import HardmoeError
-from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog, deciding, save
+from moe_core.serving.publication import UNPUBLISHED, Action, Decision, PublicationLog, deciding, save
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.locks import shared
 
@@ -45,22 +45,11 @@ def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, ar
             )
         publish, why = judgment.publish, judgment.why
         if artifact and publish and (taken_back := log.withdrawn(mixture)):
-            publish, why = (
-                False,
-                f"it was rolled back on {taken_back.at}: only `hardmoe publish --version` brings it back",
-            )
-        log = log.adding(
-            Decision(
-                "published" if publish else "refused",
-                mixture,
-                baseline,
-                mixture if publish else baseline,
-                why,
-                context.by,
-                artifact,
-                judgment.scores,
-            )
-        )
+            publish = False
+            why = f"it was rolled back on {taken_back.at}: only `hardmoe publish --version` brings it back"
+        action: Action = "published" if publish else "refused"
+        published = mixture if publish else baseline
+        log = log.adding(Decision(action, mixture, baseline, published, why, context.by, artifact, judgment.scores))
         save(context.root, log)
         return log
 

@@ -11,7 +11,7 @@ from moe_core.engine.context import Context
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import ResNet
 from moe_core.settings import Training
-from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log
+from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log, recorded
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
 from moe_core.training import loop
@@ -60,14 +60,7 @@ def fit(
     weights = folder / "weights.safetensors"
     save_weights(weights, model.state_dict(), {"asset": spec.asset, "key": spec.key or "", "version": spec.version})
     return StageOutput(
-        metadata={
-            "training_posts": len(posts),
-            "training_images": end["images_seen"],
-            "steps": end["steps"],
-            "loss": round(end["loss"], 4),
-            "seconds": round(time.monotonic() - started, 1),
-            "device": device,
-        },
+        recorded(len(posts), end) | {"seconds": round(time.monotonic() - started, 1), "device": device},
         content={"weights": file_hash(weights)},
     )
 

@@ -62,6 +62,12 @@ def copy_log(log: Path, to: Path) -> dict[str, float]:
     return kept[max(kept)]
 
 
+def recorded(posts: int, end: Mapping[str, float]) -> dict[str, Any]:
+    """What an artifact records of a training on so many posts, from the last line of its log."""
+    loss = round(end["loss"], 4)
+    return {"training_posts": posts, "training_images": end["images_seen"], "steps": end["steps"], "loss": loss}
+
+
 def _lines(path: Path) -> list[dict[str, float]]:
     """Measurements in a log, whose last line may be incomplete."""
     measurements = []

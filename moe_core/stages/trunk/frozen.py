@@ -15,7 +15,6 @@ from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Graph
-from moe_core.engine.state import StudyState
 from moe_core.errors import CorruptArtifact
 from moe_core.settings import Study
 from moe_core.store import pointer
@@ -89,7 +88,7 @@ def freeze(planner: Planner, growth: float) -> Planner:
     state, store = planner.state, planner.store
     snapshot = state.pointers["trunk"]
     known = isinstance(snapshot, Snapshot) and not isinstance(state.source, Exception)
-    if not known or "renew" in state.requests or not _is_part(snapshot, state):
+    if not known or "renew" in state.requests or not set(snapshot.shards) < {shard.key for shard in state.shards}:
         return planner
     frozen = Planner(planner.graph, state.restricted(frozenset(snapshot.shards)), store)
     trunk = frozen.spec("trunk")
@@ -103,11 +102,6 @@ def freeze(planner: Planner, growth: float) -> Planner:
     if splits.metadata["splits"]["train"] >= growth * max(snapshot.train, 1):
         return planner
     return Planner(planner.graph, state, store, frozen)
-
-
-def _is_part(snapshot: Snapshot, state: StudyState) -> bool:
-    """Whether all its shards are there, and others."""
-    return set(snapshot.shards) < {shard.key for shard in state.shards}
 
 
 def on_commit(context: Context, trunk: Artifact) -> None:

@@ -24,10 +24,11 @@ from moe_core.data.sources.arrow_values import (
 )
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
 from moe_core.data.sources.declared import RATIO
-from moe_core.data.sources.files import damaged
+from moe_core.data.sources.files import damaged, is_remote, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, TAGS, Unusable
+from moe_core.data.sources.scan import Shard
 from moe_core.data.tags import hashtags_in
 from moe_core.errors import BadSource
 from moe_core.settings import Source
@@ -89,30 +90,32 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
 
 
 def to_raw(
-    read: Callable[[], Iterable[pa.RecordBatch]],
-    columns: dict[str, str],
-    where: str,
-    folder: ImageFolder | None,
-    key: str,
+    read: Callable[[list[str]], Iterable[pa.RecordBatch]],
+    source: Source,
+    shard: Shard,
     schema: pa.Schema,
     limit: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Small batches of RAW. `folder` is where files that the image column names are looked up.
+    """Small batches of RAW. Files that the image column names are looked up beside the table.
 
-    `read` gives batches with these columns, which are of `schema`. It is called again where images are named by text:
-    rows that agree on id and picture are one post, with the tags of all. Raises BadSource for more than `limit`
-    bytes in all of the rows.
+    `read` gives batches with some columns of `schema`. It is called again where images are named by text: rows that
+    agree on id and picture are one post, with the tags of all. Raises BadSource for more than `limit` bytes in all of
+    the rows.
     """
+    where = shard.path
+    folder = None if is_remote(where) else ImageFolder(local(where).parent)
+    columns = columns_of(schema, source, where)
+    names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
     classes = class_names(schema, columns.get("tags"))
     named = is_text(plain(schema.field(columns["image"]).type)) and columns.get("id") != BY_ROW
 
     def pieces() -> Iterator[tuple[int, pa.RecordBatch]]:
-        return _pieces(read(), columns["image"], where, limit)
+        return _pieces(read(names), columns["image"], where, limit)
 
     def texts() -> Iterator[tuple[int, pa.RecordBatch, dict[str, pa.Array]]]:
         for row, piece in pieces():
             with _damage(where, row):
-                text = _text_columns(piece, columns, where, key, row, classes)
+                text = _text_columns(piece, columns, shard, row, classes)
             yield row, piece, text
 
     def keys() -> Iterator[str | None]:
@@ -130,19 +133,22 @@ def to_raw(
                 post = next(posts_of_rows)
                 yield (None if reason else post), tags or [], None
 
-    joined = Joined(keys())
-    with joined.opened(rows()):
-        posts = rows() if joined else iter(())
-        for row, piece, text in texts():
-            image = piece[columns["image"]]
-            if joined:
-                together = [joined.post_of(row + n, next(posts)) for n in range(len(piece))]
-                kept = pa.array([n for n, post in enumerate(together) if post is not None], pa.int64())
-                text = {name: column.take(kept) for name, column in text.items()}
-                text["tags"] = pa.array([post[0] for post in together if post is not None], TAGS)
-                image = image.take(kept)
-            with _damage(where, row):
-                yield from _with_images(text, image, where, folder, "id" not in columns)
+    def batches() -> Iterator[pa.RecordBatch]:
+        joined = Joined(keys())
+        with joined.opened(rows()):
+            posts = rows() if joined else iter(())
+            for row, piece, text in texts():
+                image = piece[columns["image"]]
+                if joined:
+                    together = [joined.post_of(row + n, next(posts)) for n in range(len(piece))]
+                    kept = pa.array([n for n, post in enumerate(together) if post is not None], pa.int64())
+                    text = {name: column.take(kept) for name, column in text.items()}
+                    text["tags"] = pa.array([post[0] for post in together if post is not None], TAGS)
+                    image = image.take(kept)
+                with _damage(where, row):
+                    yield from _with_images(text, image, where, folder, "id" not in columns)
+
+    return folder.watching(batches()) if folder else batches()
 
 
 def _pieces(
@@ -219,25 +225,25 @@ def _damage(where: str, row: int) -> Iterator[None]:
 
 
 def _text_columns(
-    batch: pa.RecordBatch, columns: dict[str, str], where: str, key: str, row: int, classes: Sequence[str] | None
+    batch: pa.RecordBatch, columns: dict[str, str], shard: Shard, row: int, classes: Sequence[str] | None
 ) -> dict[str, pa.Array]:
     """All columns of RAW but the image; `reason` where text is not UTF-8."""
     reasons: list[str | None] = [None] * len(batch)
     out: dict[str, pa.Array] = {}
     for ours in ("id", "user", "split"):
         if columns.get(ours) == BY_ROW:
-            out[ours] = pa.array([f"{key}/{row + n}" for n in range(len(batch))])
+            out[ours] = pa.array([f"{shard.key}/{row + n}" for n in range(len(batch))])
         elif ours in columns:
-            out[ours] = texts_of(batch[columns[ours]], f"{where}: column {columns[ours]}", reasons)
+            out[ours] = texts_of(batch[columns[ours]], f"{shard.path}: column {columns[ours]}", reasons)
         else:
             out[ours] = pa.nulls(len(batch), pa.string())
     tags = pa.nulls(len(batch), TAGS)
     if "tags" in columns and classes is not None:
         tags = class_tags(batch[columns["tags"]], classes, reasons)
     elif "tags" in columns:
-        tags = tags_of(batch[columns["tags"]], f"{where}: column {columns['tags']}", reasons)
+        tags = tags_of(batch[columns["tags"]], f"{shard.path}: column {columns['tags']}", reasons)
     if "caption" in columns:
-        texts = texts_of(batch[columns["caption"]], f"{where}: column {columns['caption']}", reasons)
+        texts = texts_of(batch[columns["caption"]], f"{shard.path}: column {columns['caption']}", reasons)
         hashtags = hashtags_in(texts.to_pylist())
         written = tags.to_pylist()
         tags = pa.array([[*(a or ()), *b] for a, b in zip(written, hashtags, strict=True)], TAGS)

@@ -6,9 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from moe_core.data.sources.arrow import columns_of, names_images, to_raw
-from moe_core.data.sources.columns import BY_ROW
 from moe_core.data.sources.files import File, is_remote, key_of, listing, local
-from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
@@ -53,16 +51,10 @@ def is_table(path: Path) -> bool:
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
-    info = table_info(shard.path)
-    columns = columns_of(info.schema, source, shard.path)
-    names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
-    folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
-
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
         return scan_table(shard.path, names, BATCH, BATCH_BYTES)
 
-    rows = to_raw(batches, columns, shard.path, folder, shard.key, info.schema)
-    yield from folder.watching(rows) if folder else rows
+    return to_raw(batches, source, shard, table_info(shard.path).schema)
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,7 +25,6 @@ from moe_core.data.sources.files import (
     local,
     opened,
 )
-from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
@@ -51,14 +51,11 @@ def find(source: Source, scan: Scan) -> list[Shard]:
             raise BadSource(f"no Arrow file at {source.uri} but caches: wanted {format.what}")
     files = scan.readable(files, lambda file: _check(file, source))
     named = names_images(schema_of(files[0], source), source, files[0].path)
-    images: dict[Path, str] = {}
+    images_in = cache(partial(listing, suffixes=IMAGE_SUFFIXES, hidden=True))
     for file in files:
         content = scan.hash_of(file)
         if named and not is_remote(file.path):  # the images lie beside the file, and count too
-            folder = local(file.path).parent
-            if folder not in images:
-                images[folder] = listing(folder, IMAGE_SUFFIXES, hidden=True)
-            content = content_hash([content, images[folder]])
+            content = content_hash([content, images_in(local(file.path).parent)])
         if by_folder := hive_of(file.path, source):
             content = content_hash([content, by_folder])
         shards.append(Shard(key_of(file.name, format.suffixes), file.path, content))
@@ -106,23 +103,17 @@ def _filled(batch: pa.RecordBatch, values: dict[str, str | None]) -> pa.RecordBa
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
-    folder = None if is_remote(shard.path) else ImageFolder(local(shard.path).parent)
     with _readable(shard.path, source.format) as (raw, schema, _):
         by_folder = {name: value for name, value in hive_of(shard.path, source).items() if name not in schema.names}
         limit = max(SMALL, RATIO * raw.size())
-        whole = _with_folders(schema, by_folder)
-        columns = columns_of(whole, source, shard.path)
-        names = list(dict.fromkeys(name for name in columns.values() if name in schema.names))
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
         with _readable(shard.path, source.format) as (raw, _, file):
             batches_of = _parquet if source.format == "parquet" else _arrow
-            yield from (
-                _filled(batch, by_folder) for batch in _one_line_errors(batches_of(raw, file, names), shard.path)
-            )
+            own = batches_of(raw, file, [name for name in names if name not in by_folder])
+            yield from (_filled(batch, by_folder) for batch in _one_line_errors(own, shard.path))
 
-    rows = to_raw(batches, columns, shard.path, folder, shard.key, whole, limit)
-    yield from folder.watching(rows) if folder else rows
+    return to_raw(batches, source, shard, _with_folders(schema, by_folder), limit)
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:

@@ -7,7 +7,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, AnyStr
 
@@ -201,40 +201,28 @@ def time_of(value: object) -> datetime | None:
     """
     if value is None or isinstance(value, bool):
         return None
-    if isinstance(value, datetime):
-        moment = value
-    elif isinstance(value, int | float):
+    if isinstance(value, int | float):
         return _since_1970(value)
-    else:
-        text = str(value).strip()
-        if re.fullmatch(r"\d{9,19}(\.\d*)?", text, re.ASCII):
-            return _since_1970(float(text))
-        parsed = _parsed(text)
-        if parsed is None:
-            return None
-        moment = parsed
-    try:
-        return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
-    except OverflowError:
-        return None
+    text = str(value).strip()
+    if re.fullmatch(r"\d{9,19}(\.\d*)?", text, re.ASCII):
+        return _since_1970(float(text))
+    moment = value if isinstance(value, datetime) else _parsed(text)
+    with suppress(OverflowError):
+        return moment.astimezone(UTC).replace(tzinfo=None) if moment and moment.tzinfo else moment
+    return None
 
 
 def _parsed(text: str) -> datetime | None:
-    try:
+    with suppress(ValueError):
         return datetime.fromisoformat(text)
-    except ValueError:
-        pass
     for form in ("%Y:%m:%d %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%a %b %d %H:%M:%S %z %Y"):
-        try:
+        with suppress(ValueError):
             return datetime.strptime(text, form)
-        except ValueError:
-            continue
     return None
 
 
 def _since_1970(number: float) -> datetime | None:
     scale = next((unit for limit, unit in ((1e11, 1), (1e14, 10**3), (1e17, 10**6)) if abs(number) < limit), 10**9)
-    try:
+    with suppress(OverflowError, ValueError):
         return datetime(1970, 1, 1) + timedelta(microseconds=round(number * 10**6 / scale))
-    except (OverflowError, ValueError):
-        return None
+    return None

@@ -51,13 +51,14 @@ def preview(source: Source, shards: list[Shard], image_size: int = 32) -> Previe
     split = any(row["split"] is not None for row in rows)
     tagged = sum(t > 0 for t in tags)
     joined, share = _joined(source, shards[0])
+    given = Counter(GIVEN.get((row["split"] or "").strip().lower()) for row in rows)
     seen = Seen(
         posts=int(total * share * pictures.usable * tagged / len(rows)),
         tags_a_post=sum(tags) / max(1, tagged),
         distinct_tags=len(counts),
         users=len(users),
         top_share=frequent[0][1] / tagged if frequent else 0.0,
-        given={name: count / len(rows) for name, count in _given(rows).items()},
+        given={name: count / len(rows) for name, count in given.items() if name},
     )
     first = f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
     lines = [
@@ -75,12 +76,6 @@ def preview(source: Source, shards: list[Shard], image_size: int = 32) -> Previe
         _split(source, shards, split),
     ]
     return Preview(lines, seen)
-
-
-def _given(rows: list[dict[str, Any]]) -> Counter[str]:
-    """Posts of each split that the source gives, by our names for them."""
-    names = (GIVEN.get((row["split"] or "").strip().lower()) for row in rows)
-    return Counter(name for name in names if name)
 
 
 def _columns(source: Source, shard: Shard) -> list[str]:
@@ -220,9 +215,10 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> _Picture
     if not bad:
         return _Pictures(f"Problems: none in {len(chosen)} images decoded", seconds, stored, 1.0)
     reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(why[0] for _, why in bad).most_common())
+    first_of_each = list({result[0]: (row, result) for row, result in reversed(bad)}.values())[::-1]
     examples = "; ".join(
         f"{shown(row['id'] or 'no id')}: {shown(f'{why}: {detail}' if detail else why, 120)}"
-        for row, (why, detail) in _differing(bad)
+        for row, (why, detail) in first_of_each[:EXAMPLES]
     )
     if not good and not any(isinstance(try_image(row), bytes) for row in rows):
         raise BadSource(
@@ -233,16 +229,7 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> _Picture
     return _Pictures(line, seconds, stored, len(good) / len(chosen))
 
 
-def _differing(bad: list[Any]) -> list[Any]:
-    """The first image of each reason, EXAMPLES at most."""
-    return list({why[0]: (row, why) for row, why in reversed(bad)}.values())[::-1][:EXAMPLES]
-
-
 def _costs(total: int, seconds: float, size: float) -> str:
     took, needs = format_duration(total * seconds), total * size
-    disk = next(
-        f"{needs / unit:.1f} {name}"
-        for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
-        if needs >= unit or unit == 1e6
-    )
-    return f"Estimate for the ingest, from the sample: {took} on this machine, {disk} of disk"
+    unit, name = (1e12, "TB") if needs >= 1e12 else (1e9, "GB") if needs >= 1e9 else (1e6, "MB")
+    return f"Estimate for the ingest, from the sample: {took} on this machine, {needs / unit:.1f} {name} of disk"

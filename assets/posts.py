@@ -8,7 +8,7 @@ from assets.showing import Shown, table
 from moe_core.engine.context import Context
 from moe_core.stages.data.rows import stored_counts
 from moe_core.store.artifact import Artifact
-from moe_core.tables import lance_tag_of
+from moe_core.tables.lance_tags import lance_tag_of
 
 CONSERVED = dg.AssetCheckSpec(
     "conserved",

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from moe_core.tables import advance_lance_tags, lance_tag_of, read_rows, replace_rows
+from moe_core.tables.lance_tags import advance_lance_tags, lance_tag_of
+from moe_core.tables.reading import read_rows
+from moe_core.tables.shards import replace_rows
 
 SCHEMA = pa.schema([("shard", pa.string()), ("position", pa.int64()), ("id", pa.string())])
 

@@ -21,7 +21,7 @@ from moe_core.data.images import encode
 from moe_core.data.ingest import POSTS
 from moe_core.data.loading import Place, open_images
 from moe_core.data.synthetic import synthetic_posts
-from moe_core.tables import replace_rows
+from moe_core.tables.shards import replace_rows
 
 
 def pictures(count: int, size: int) -> list[bytes]:

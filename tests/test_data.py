@@ -17,7 +17,7 @@ from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.errors import BadSource, CorruptArtifact
 from moe_core.settings import Data, Source
-from moe_core.tables import read_rows
+from moe_core.tables.reading import read_rows
 
 
 def chosen(posts, data):

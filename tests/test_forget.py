@@ -28,7 +28,8 @@ from moe_core.maintenance.verify import Damage, verify
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
 from moe_core.study_file import dump_study, load_study
-from moe_core.tables import delete_lance_tag, lance_tag_of, lance_tags, read_rows
+from moe_core.tables.lance_tags import delete_lance_tag, lance_tag_of, lance_tags
+from moe_core.tables.reading import read_rows
 from moe_core.workspace import open_study
 
 

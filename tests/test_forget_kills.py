@@ -26,13 +26,13 @@ def _die(*_, **__):
 
 
 def _killed_at(study, root, point):
-    from moe_core import tables
     from moe_core.maintenance import takedown
+    from moe_core.tables import shards
 
     if point == "after the logs":
         takedown.clear_tables = _die
     elif point == "before the commit":
-        tables.shards.swap = _die
+        shards.swap = _die
     elif point == "between posts and rejects":
         clean, calls = takedown.clean, []
 

@@ -18,7 +18,7 @@ from moe_core.data.rejects import REASONS, REJECTS, Rejects
 from moe_core.data.sources.raw import RAW
 from moe_core.settings import Data
 from moe_core.stages.data.rows import stored_counts
-from moe_core.tables import read_rows
+from moe_core.tables.reading import read_rows
 
 SECONDS, MEGABYTES = 5, 1000  # at most, for any file
 ALL = Data(image_size=16, max_reject_rate=1)

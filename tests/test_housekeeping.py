@@ -20,7 +20,9 @@ from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import size_of
 from moe_core.store.locks import shared
 from moe_core.study_file import dump_study
-from moe_core.tables import lance_tag_of, lance_tags, read_rows, shards_in
+from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.reading import read_rows
+from moe_core.tables.shards import shards_in
 from moe_core.workspace import open_study
 
 

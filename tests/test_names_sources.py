@@ -17,7 +17,10 @@ from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.engine.build import build
 from moe_core.settings import Source
-from moe_core.tables import ids_in, lance_tag_of, lance_tags, read_rows, replace_rows, vectors_in, write_vectors
+from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.reading import read_rows
+from moe_core.tables.shards import replace_rows
+from moe_core.tables.vectors import ids_in, vectors_in, write_vectors
 
 # what a name may hold, and each library reads otherwise than a file system does
 NAMES = [

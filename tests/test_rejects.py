@@ -15,7 +15,10 @@ from moe_core.data.sources.raw import RAW
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
 from moe_core.stages.data.rows import stored_counts
-from moe_core.tables import copied, read_rows, replace_rows, vectors_in, write_vectors
+from moe_core.tables.memory import copied
+from moe_core.tables.reading import read_rows
+from moe_core.tables.shards import replace_rows
+from moe_core.tables.vectors import vectors_in, write_vectors
 
 CHUNK, ROWS = 8, 24
 PLACES = {

@@ -22,7 +22,7 @@ from moe_core.data.sources.raw import RAW, in_batches
 from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Source
-from moe_core.tables import read_rows
+from moe_core.tables.reading import read_rows
 from moe_core.text import shown
 
 KEPT = ["id", "image", "tags", "user", "taken_at", "given"]

@@ -10,20 +10,11 @@ import pyarrow as pa
 import pytest
 from lance.dataset import Tags
 
-from moe_core.tables import (
-    Freed,
-    advance_lance_tags,
-    clean,
-    gather,
-    lance_tags,
-    locate,
-    read_rows,
-    replace_rows,
-    rewrite,
-    scattered,
-    shards,
-    shards_in,
-)
+from moe_core.tables import shards
+from moe_core.tables.cleaning import Freed, clean
+from moe_core.tables.lance_tags import advance_lance_tags, lance_tags
+from moe_core.tables.reading import read_rows
+from moe_core.tables.shards import gather, locate, replace_rows, rewrite, scattered, shards_in
 from moe_core.tables.versions import pieces_of
 
 SCHEMA = pa.schema([("shard", pa.string()), ("position", pa.int64()), ("id", pa.string())])
@@ -319,7 +310,7 @@ def test_a_commit_between_look_and_commit_is_looked_at_again(path, monkeypatch):
 
 
 def test_vectors_of_no_rows_are_an_empty_data_set(path):
-    from moe_core.tables import vectors_in, write_vectors
+    from moe_core.tables.vectors import vectors_in, write_vectors
 
     assert write_vectors(path, {"id": pa.string()}, "feature", 4, iter(()), index=True) == 0
     assert list(vectors_in(path, "feature")) == []

@@ -23,7 +23,7 @@ from moe_core.data.rejects import EXAMPLES, MAX_DETAIL, REJECTS, Count, Rejects,
 from moe_core.errors import BadSource
 from moe_core.settings import Data
 from moe_core.store.layout import Layout
-from moe_core.tables import replace_rows
+from moe_core.tables.shards import replace_rows
 
 POSTS = pa.schema(
     [

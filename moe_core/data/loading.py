@@ -17,7 +17,8 @@ from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.errors import CorruptArtifact
 from moe_core.store.layout import Layout
-from moe_core.tables import locate, read_rows, scan_rows, take_rows
+from moe_core.tables.reading import read_rows, scan_rows, take_rows
+from moe_core.tables.shards import locate
 from moe_core.training.batches import Posts
 
 PART = 65_536  # posts whose hashtags are looked up at once

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from moe_core.data import images
-from moe_core.tables import copied
+from moe_core.tables.memory import copied
 
 REJECTS = pa.schema(
     [

@@ -19,7 +19,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.leftovers import leftovers, work_folders
 from moe_core.store.locks import exclusive, not_open
-from moe_core.tables import lance_tag_of
+from moe_core.tables.lance_tags import lance_tag_of
 
 
 def collect(context: Context, superseded: bool = False, keep: int | None = None, *, dry_run: bool = False) -> Freed:

@@ -13,7 +13,9 @@ from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import size_of
 from moe_core.store.store import Store
-from moe_core.tables import clean, lance_tag_of, lance_tags, rewrite, scattered
+from moe_core.tables.cleaning import clean
+from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.shards import rewrite, scattered
 
 
 @dataclass

@@ -26,7 +26,9 @@ from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import leftovers, size_of
 from moe_core.store.locks import exclusive
 from moe_core.store.store import Store
-from moe_core.tables import clean, gather, lance_tag_of, lance_tags, release, rewrite, search, shards_in
+from moe_core.tables.cleaning import clean, release, search
+from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.shards import gather, rewrite, shards_in
 
 if TYPE_CHECKING:
     import numpy as np

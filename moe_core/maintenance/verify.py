@@ -11,7 +11,8 @@ from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.artifact import Artifact
-from moe_core.tables import damage, lance_tag_of
+from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.versions import damage
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from moe_core.errors import CorruptArtifact
 from moe_core.models.resnet import ResNet, build
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
-from moe_core.tables import lance_tag_of, read_rows, scan_rows, vectors_in
+from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.reading import read_rows, scan_rows
+from moe_core.tables.vectors import vectors_in
 from moe_core.training.batches import Images, Posts
 from moe_core.weights import load_weights
 

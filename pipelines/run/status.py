@@ -15,7 +15,7 @@ from moe_core.stages.training.cost import MEMBERS_KEPT
 from moe_core.store.artifact import Spec
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
-from moe_core.tables import shards_in, values_in
+from moe_core.tables.shards import shards_in, values_in
 from pipelines.instance.opening import opened_if_there
 from pipelines.run.reasons import why_stale
 

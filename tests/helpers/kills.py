@@ -124,7 +124,8 @@ class Kills:
 
     def results(self):
         """Digest of every artifact, and of the rows that posts name."""
-        from moe_core.tables import lance_tag_of, read_rows
+        from moe_core.tables.lance_tags import lance_tag_of
+        from moe_core.tables.reading import read_rows
 
         context = self.context()
         wanted = [stage for stage in context.planner.graph.values() if not stage.control]

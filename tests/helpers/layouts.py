@@ -15,7 +15,7 @@ from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data, Source
-from moe_core.tables import read_rows
+from moe_core.tables.reading import read_rows
 
 ANYTHING = Data(image_size=16, max_reject_rate=1)
 

@@ -11,7 +11,7 @@ from moe_core.engine.build import build
 from moe_core.settings import Data, Source
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.study_file import dump_study
-from moe_core.tables import write_vectors
+from moe_core.tables.vectors import write_vectors
 from moe_core.workspace import open_study
 
 SIZE = 16

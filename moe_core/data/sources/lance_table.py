@@ -14,7 +14,7 @@ from moe_core.data.sources.scan import Scan, Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
-from moe_core.tables import scan_table, table_info
+from moe_core.tables.foreign import scan_table, table_info
 
 FORMAT = FORMATS["lance"]
 

@@ -10,7 +10,7 @@ from moe_core.engine.context import Context
 from moe_core.errors import BadSource, HardmoeError
 from moe_core.stages.data.rows import stored_counts
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.tables import lance_tag_of
+from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.text import utf8
 from moe_core.threads import threads_for
 

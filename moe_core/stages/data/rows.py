@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from moe_core.store.layout import Layout
-from moe_core.tables import count_rows, gather, shards_in
+from moe_core.tables.reading import count_rows
+from moe_core.tables.shards import gather, shards_in
 
 
 def remove_gone_shards(tables: Iterable[Path], shards: Collection[str]) -> None:

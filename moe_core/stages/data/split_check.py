@@ -13,7 +13,7 @@ from moe_core.data.splits import USED, across
 from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.data.splits import read_signed
-from moe_core.tables import read_positions
+from moe_core.tables.reading import read_positions
 
 SAMPLE = 1000  # held-out posts that the check searches again among all others, one by one
 

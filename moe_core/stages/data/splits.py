@@ -15,7 +15,8 @@ from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.tables import advance_lance_tags, read_rows
+from moe_core.tables.lance_tags import advance_lance_tags
+from moe_core.tables.reading import read_rows
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:

@@ -16,7 +16,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.tables import write_vectors
+from moe_core.tables.vectors import write_vectors
 
 CHUNK = 4_096  # posts embedded at a time
 

@@ -5,7 +5,7 @@ from typing import Any
 from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Study
 from moe_core.stages.mixture import promotion
-from moe_core.tables import ids_in
+from moe_core.tables.vectors import ids_in
 
 
 def _settings(study: Study) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.tables import write_vectors
+from moe_core.tables.vectors import write_vectors
 from moe_core.training.infer import features_in_parts
 
 

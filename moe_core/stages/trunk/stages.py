@@ -10,7 +10,7 @@ from moe_core.errors import MissingInput
 from moe_core.stages.trunk import frozen
 from moe_core.store.hashing import file_hash
 from moe_core.store.layout import Layout
-from moe_core.tables import ids_in
+from moe_core.tables.vectors import ids_in
 
 
 def _trunk_inputs(planner: Planner, key: str | None) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 The only place that composes them. It reads the study's files once and writes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path

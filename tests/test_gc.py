@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from moe_core.stages.mixture.by_hand import force, roll_back
 
 from helpers.two_mixtures import BAD, GOOD, make, tiny_study
 from moe_core.engine.build import build
@@ -24,6 +23,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import published_bundle
 from moe_core.serving.routed import predict
 from moe_core.settings import Partition
+from moe_core.stages.mixture.comparison import force, roll_back
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.layout import Layout
 from moe_core.store.locks import not_open, shared

@@ -15,8 +15,7 @@ from moe_core.data.takedowns import Entry, Takedowns
 from moe_core.serving import publication
 from moe_core.serving.publication import published_bundle
 from moe_core.stages.mixture import comparison
-from moe_core.stages.mixture.by_hand import force, roll_back
-from moe_core.stages.mixture.comparison import judge
+from moe_core.stages.mixture.comparison import force, judge, roll_back
 from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 from pipelines.cli.common import publication_of, show_publication

@@ -14,7 +14,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import published_bundle
 from moe_core.serving.routed import predict
 from moe_core.stages.mixture import bundle
-from moe_core.stages.mixture.by_hand import force, roll_back
+from moe_core.stages.mixture.comparison import force, roll_back
 from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 

@@ -46,11 +46,6 @@ def test_what_was_made_is_found(tmp_path):
     assert made.file("hello.txt").read_text() == "hello"
 
 
-def test_a_missing_input_names_the_asset_to_make(tmp_path):
-    with pytest.raises(ValueError, match="materialize trunk first"):
-        Store(tmp_path).need(PLAN)
-
-
 def test_a_failing_writer_leaves_nothing(tmp_path):
     def fail(folder):
         write_hello(folder)

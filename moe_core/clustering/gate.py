@@ -3,8 +3,6 @@
 Letters: N images, D embedding width, P whitened dimensions, M centroids, K experts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

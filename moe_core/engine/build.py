@@ -1,7 +1,5 @@
 """How one artifact comes to be: found, or made by one process alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which networks were trained on given posts, by what the artifacts in the store record. In doubt, one was."""
 
-from __future__ import annotations
-
 from moe_core.store.artifact import Artifact
 from moe_core.store.store import Store
 

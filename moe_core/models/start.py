@@ -1,19 +1,15 @@
 """Initial weights of a network from a torchvision or timm ResNet, matched by name, without the last layer."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_core.errors import BadSetting, NotFinite
+from moe_core.models.resnet import ResNet
 from moe_core.text import shown
-
-if TYPE_CHECKING:
-    from moe_core.models.resnet import ResNet
 
 FIRST = "conv1.weight"  # every such network has it; the last part of no other name but those of the blocks
 UNDER = ("state_dict", "model_state_dict", "model", "ema", "model_ema")  # the first of these is taken

@@ -2,12 +2,9 @@
 with each batch norm taken into the convolution before it, which changes answers by rounding only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from moe_core.errors import CorruptArtifact
 from moe_core.models.resnet import ResNet, shared_layer_names
+from moe_core.settings import Network
 from moe_core.weights import Shapes, load_weights, save_weights
-
-if TYPE_CHECKING:
-    from moe_core.settings import Network
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = nn.BatchNorm2d(1).eps

@@ -4,8 +4,6 @@ hash. What does not belong together is refused when the bundle is opened, not di
 Letters: N images, D embedding width, V hashtags, K experts.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import threading
@@ -14,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,11 +38,9 @@ from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash, with_checksum
 from moe_core.store.locks import hold_open
 from moe_core.text import shown
+from moe_core.training.batches import Images
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
 from moe_core.weights import Shapes, read_header, read_weights
-
-if TYPE_CHECKING:
-    from moe_core.training.batches import Images
 
 EXPERT_BYTES = 4 << 30  # of experts that are held at once
 

@@ -1,7 +1,5 @@
 """Experts in memory under one bound for all threads: read on demand, evicted least recently used first."""
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping

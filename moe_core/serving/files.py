@@ -3,8 +3,6 @@
 Letters: B images of a batch, H W pixels, C channels.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

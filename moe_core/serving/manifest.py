@@ -9,20 +9,17 @@ import json
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
 
 from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.serving.publication import MANIFEST
 from moe_core.settings import MAX_EXPERTS, Fraction, Network
 from moe_core.store.hashing import content_hash
 from moe_core.text import shown
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe_core.weights import Shape, Shapes
+from moe_core.weights import Shape, Shapes
 
 FORMAT = "hardmoe bundle 2"
 MANIFEST_BYTES = 16 << 20  # 10,000 experts take 6 MB

@@ -9,8 +9,6 @@ Letters: B images of a batch, M images of an expert, H W pixels, C channels, D e
 S experts of an image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

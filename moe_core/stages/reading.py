@@ -130,9 +130,7 @@ def trained(context: Context) -> pl.DataFrame | None:
 def held_out(context: Context, index: Index, split: str) -> np.ndarray:
     """(N,) bool: posts of a split to judge by, without those that a network that is kept was trained on: a shard that
     arrives can put an old post into another split, where it joins two groups of near-duplicates."""
-    use_N = index.use(split)
-    trained_N: np.ndarray = assignment(context)["trained"].to_numpy()
-    return use_N & ~trained_N
+    return index.use(split) & ~np.asarray(assignment(context)["trained"].to_numpy())
 
 
 def assignment(context: Context) -> pl.DataFrame:

@@ -23,9 +23,6 @@ class Artifacts(Protocol):
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built."""
 
-    def need(self, spec: Spec) -> Artifact:
-        """The artifact of `spec`. Raises MissingInput where it has not been built."""
-
     def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
         """One version of an asset's partition; None where it is not there."""
 

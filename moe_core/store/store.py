@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from moe_core.errors import CorruptArtifact, MissingInput
+from moe_core.errors import CorruptArtifact
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.files import (
@@ -44,14 +44,6 @@ class Store:
     def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
         """One version of an asset's partition; None where it is not there, or `version` is empty."""
         return self.read(self.layout.artifact(asset, key, version)) if version else None
-
-    def need(self, spec: Spec) -> Artifact:
-        """The artifact of `spec`. Raises MissingInput, which names the asset to build first."""
-        artifact = self.find(spec)
-        if artifact is None:
-            why = f"{spec.name} {spec.version} is missing: materialize {spec.asset} first (`hardmoe run`)"
-            raise MissingInput(why, spec.asset, spec.key)
-        return artifact
 
     def read(self, path: Path) -> Artifact | None:
         """The artifact in a folder; None where there is none. Raises CorruptArtifact for a damaged manifest."""

@@ -3,22 +3,17 @@
 Letters: N posts, B posts in the batch, D embedding width, V hashtags.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_core.errors import NotFinite
+from moe_core.models.resnet import ResNet
 from moe_core.training.batches import Images, ahead, as_tensor, normalize
 from moe_core.training.loop import uses_bfloat16
-
-if TYPE_CHECKING:
-    from moe_core.models.resnet import ResNet
 
 BATCH = 256
 

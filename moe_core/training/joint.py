@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import LockHeld
+from moe_core.models.resnet import ResNet
 from moe_core.store.files import fsync
 from moe_core.store.locks import exclusive
 from moe_core.training.batches import Posts
@@ -35,7 +36,6 @@ from moe_core.training.loop import Measurement, steps_of, train
 from moe_core.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
-    from moe_core.models.resnet import ResNet
     from moe_core.settings import Decoder, Training
 
 POLL_SECONDS = 0.1  # while others train the rest of a round

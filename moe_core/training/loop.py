@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_core.errors import NotFinite, TooFewPosts
+from moe_core.models.resnet import ResNet
 from moe_core.training.batches import Posts, batches, normalize
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
-    from moe_core.models.resnet import ResNet
     from moe_core.settings import Training
 
 CHECK_EVERY = 10  # steps between readings of the loss: on a GPU each waits for the device

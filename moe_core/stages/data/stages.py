@@ -1,7 +1,5 @@
 """What the stages of the data depend on: posts, their splits, and the vocabulary of hashtags."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

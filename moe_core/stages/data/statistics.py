@@ -1,7 +1,5 @@
 """What is known of the study's posts once splits and vocabulary are there, for advice before anything is trained."""
 
-from __future__ import annotations
-
 from moe_core.advice import Seen, warnings
 from moe_core.engine.context import Context
 from moe_core.errors import HardmoeError

@@ -82,8 +82,7 @@ def _before(context: Context, spec: Spec) -> Artifact | None:
 
 def images_of(artifact: Artifact) -> int:
     """Images that an expert was trained on in its life."""
-    found: int = artifact.metadata["training_images"] + artifact.metadata.get("images_before", 0)
-    return found
+    return int(artifact.metadata["training_images"] + artifact.metadata.get("images_before", 0))
 
 
 def start(context: Context, key: str, own_decoder: bool, before: Artifact | None = None) -> ResNet:
@@ -106,8 +105,7 @@ def start(context: Context, key: str, own_decoder: bool, before: Artifact | None
 
 def members(context: Context, column: str) -> Mapping[str, str]:
     """Hash of the training posts of each expert."""
-    found: Mapping[str, str] = context.need("partition").metadata[MEMBERS[column]]
-    return found
+    return dict(context.need("partition").metadata[MEMBERS[column]])
 
 
 def _extract(context: Context, spec: Spec, group: Group, folder: Path) -> StageOutput:

@@ -30,8 +30,7 @@ class PostTable:
 
     @property
     def ids(self) -> np.ndarray:
-        found: np.ndarray = self.columns["id"].to_numpy()
-        return found
+        return np.asarray(self.columns["id"].to_numpy())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """What the trunk's stages depend on: the network trained on all the posts, and its features of every post."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from moe_core.engine.planner import Planner

@@ -10,8 +10,8 @@ import pytest
 
 from helpers.reading import png, reasons, rows_of
 from moe_core.data.sources.columns import choose
-from moe_core.data.sources.raw import tags_of_text, time_of
 from moe_core.data.sources.shards import find_shards
+from moe_core.data.sources.text_values import tags_of_text, time_of
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 

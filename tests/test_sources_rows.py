@@ -13,7 +13,7 @@ import pytest
 from helpers.formats import WRITERS, random_posts, tar_of, yfcc_line
 from helpers.reading import png, reasons, rows_of, said
 from moe_core.data.sources.guessing import guess_format
-from moe_core.data.sources.raw import MAX_LINE
+from moe_core.data.sources.text_values import MAX_LINE
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 

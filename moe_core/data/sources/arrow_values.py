@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from moe_core.data.sources.raw import TAGS, Unusable, tags_of_text, time_of
+from moe_core.data.sources.raw import TAGS, Unusable
+from moe_core.data.sources.text_values import tags_of_text, time_of
 from moe_core.errors import BadSource
 
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970

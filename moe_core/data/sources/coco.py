@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from moe_core.data.sources.files import WILDCARD, File, file_of, files_at, key_of, listing, local, walk
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_LINE, Row, in_batches, reasons_noted, text_of, time_of
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, in_batches, reasons_noted
 from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
+from moe_core.data.sources.text_values import MAX_LINE, text_of, time_of
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash

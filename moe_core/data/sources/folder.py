@@ -15,23 +15,11 @@ from moe_core.data.sources.columns import BY_ROW, choose
 from moe_core.data.sources.files import file_of, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
-from moe_core.data.sources.raw import (
-    BATCH_BYTES,
-    IMAGE_SUFFIXES,
-    MAX_LINE,
-    Row,
-    Unusable,
-    in_batches,
-    lines_of,
-    reasons_noted,
-    tags_of,
-    text_of,
-    time_of,
-    too_long,
-)
+from moe_core.data.sources.raw import BATCH_BYTES, IMAGE_SUFFIXES, Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
+from moe_core.data.sources.text_values import MAX_LINE, lines_of, tags_of, text_of, time_of, too_long
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash

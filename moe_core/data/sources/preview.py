@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from moe_core.advice import Seen
 from moe_core.data.images import Rejected, decode, encode
 from moe_core.data.sources.columns import NAMED
-from moe_core.data.sources.raw import holds_separator
 from moe_core.data.sources.reader import reader_of
 from moe_core.data.sources.scan import Shard
 from moe_core.data.sources.shards import count_rows, read_shard, split_by_name
+from moe_core.data.sources.text_values import holds_separator
 from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_tags
 from moe_core.errors import BadSource

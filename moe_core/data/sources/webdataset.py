@@ -16,22 +16,12 @@ import pyarrow as pa
 
 from moe_core.data.sources.columns import BY_ROW, USUAL
 from moe_core.data.sources.files import File, files_at, is_remote, key_of
-from moe_core.data.sources.raw import (
-    IMAGE_SUFFIXES,
-    MAX_FILE_BYTES,
-    Row,
-    Unusable,
-    in_batches,
-    reasons_noted,
-    tags_of,
-    tags_of_text,
-    text_of,
-    time_of,
-)
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
 from moe_core.data.sources.tars import Member, members
+from moe_core.data.sources.text_values import tags_of, tags_of_text, text_of, time_of
 from moe_core.settings import Source
 
 FORMAT = FORMATS["webdataset"]

@@ -20,20 +20,12 @@ import pyarrow as pa
 
 from moe_core.data.sources.files import damaged, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import (
-    IMAGE_SUFFIXES,
-    Row,
-    Unusable,
-    in_batches,
-    lines_of,
-    reasons_noted,
-    time_of,
-    too_long,
-)
+from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
 from moe_core.data.sources.tars import RATIO, UNFOLDED, TarImages
+from moe_core.data.sources.text_values import lines_of, time_of, too_long
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.store.hashing import content_hash

@@ -60,7 +60,10 @@ class TagCounter:
         lengths_N = np.diff(starts_N1)
         named_T = np.repeat(table["named"].to_numpy(), lengths_N)
         hash_T = np.repeat(table["hash"].to_numpy(), lengths_N)
-        self._add_alone(code_T[~named_T])
+        if not named_T.all():
+            alone_T = code_T[~named_T]
+            self._grow(int(alone_T.max()) + 1)
+            np.add.at(self._alone_V, alone_T, 1)
         code_T, hash_T = code_T[named_T], hash_T[named_T]
         keys_T = code_T.astype(np.uint64) << np.uint64(32) | hash_T >> np.uint64(32)
         self._pairs.append((keys_T, hash_T.astype(np.uint8)))
@@ -86,11 +89,6 @@ class TagCounter:
             most_V[code_W] = np.maximum(most_V[code_W], np.maximum.reduceat(times_U, first_W))
         totals = pl.DataFrame({"tag": words, "posts": posts_V, "users": users_V, "most_by_one_user": most_V})
         return totals.filter(pl.col("posts") > 0)  # a tag that means another has none
-
-    def _add_alone(self, code_T: np.ndarray) -> None:
-        if len(code_T):
-            self._grow(int(code_T.max()) + 1)
-            np.add.at(self._alone_V, code_T, 1)
 
     def _grow(self, size: int) -> None:
         if size > len(self._alone_V):

@@ -109,12 +109,8 @@ class Takedowns:
 
     def holds(self, post_id: str | None, user: str | None = None) -> bool:
         """Whether a post was taken down, by its id or its user."""
-        if not self.entries:
-            return False
-        return self._holds("id", post_id) or self._holds("user", user)
-
-    def _holds(self, kind: Kind, text: str | None) -> bool:
-        return bool(text) and (kind, self.hash(kind, str(text))) in self.entries
+        named: dict[Kind, str | None] = {"id": post_id, "user": user} if self.entries else {}
+        return any(text and (kind, self.hash(kind, text)) in self.entries for kind, text in named.items())
 
     def adding(self, kind: Kind, texts: Iterable[str]) -> "Takedowns":
         """The list with more ids or users."""

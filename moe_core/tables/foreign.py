@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import lance
 import pyarrow as pa
 
 from moe_core.errors import BadSource
@@ -23,8 +24,6 @@ class TableInfo:
 
 def table_info(uri: str) -> TableInfo:
     """Raises BadSource where there is no readable table."""
-    import lance
-
     try:
         with _path_of(uri) as path:
             table = lance.dataset(path)
@@ -37,8 +36,6 @@ def table_info(uri: str) -> TableInfo:
 
 def scan_table(uri: str, columns: list[str], rows: int, size: int) -> Iterator[pa.RecordBatch]:
     """Batches in the order of the table, of at most `rows` rows and `size` bytes on average. BadSource for damage."""
-    import lance
-
     try:
         with _path_of(uri) as path:
             table = lance.dataset(path)

@@ -53,14 +53,10 @@ def rows_at_once(raw: Any, file: Any, group: int, names: list[str]) -> int:
             longest = file.schema.column(number).length
         elif column.physical_type == "BYTE_ARRAY" and "DELTA_BYTE_ARRAY" in column.encodings:
             longest = unfolded
-        elif column.physical_type == "BYTE_ARRAY" and not is_list(file, number):
+        elif column.physical_type == "BYTE_ARRAY" and not file.schema.column(number).max_repetition_level:
             longest = min(unfolded, dictionary_bytes(raw, column))
         row += longest * -(-column.num_values // max(1, metadata.num_rows))
     return max(1, BATCH_LIMIT // row)
-
-
-def is_list(file: Any, number: int) -> bool:
-    return int(file.schema.column(number).max_repetition_level) > 0
 
 
 def dictionary_bytes(raw: Any, column: Any) -> int:

@@ -37,13 +37,8 @@ def find(source: Source, scan: Scan) -> list[Shard]:
     # a changed picture changes every table of its folder: which table names it is not known without reading them
     return [
         Shard(key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([scan.hash_of(table), images]))
-        for table in scan.readable(tables, lambda table: _check(Path(table.path), source))
+        for table in scan.readable(tables, lambda table: next(_rows(Path(table.path), source), None))
     ]
-
-
-def _check(table: Path, source: Source) -> None:
-    """Raises BadSource for a table that is empty, or without the columns that are wanted."""
-    next(_rows(table, source), None)
 
 
 def _tables(source: Source) -> tuple[Path, list[Any]]:

@@ -32,7 +32,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
     names = {str(t): t.name if t == root else t.relative_to(root).as_posix() for t in tables}
     files = [File(path, name, 0, 0) for path, name in names.items()]
     shards = []
-    for file in scan.readable(files, lambda file: _check(file, source)):
+    for file in scan.readable(files, lambda file: columns_of(table_info(file.path).schema, source, file.path)):
         table, info = Path(file.path), table_info(file.path)
         scan.hashes.remember(file)
         content: list[object] = [info.version, listing(table, ("",))]
@@ -40,10 +40,6 @@ def find(source: Source, scan: Scan) -> list[Shard]:
             content.append(listing(table.parent, IMAGE_SUFFIXES, hidden=True))
         shards.append(Shard(key_of(file.name, FORMAT.suffixes), file.path, content_hash(content)))
     return shards
-
-
-def _check(file: File, source: Source) -> None:
-    columns_of(table_info(file.path).schema, source, file.path)
 
 
 def is_table(path: Path) -> bool:

@@ -119,7 +119,7 @@ class Scan:
         self.unready = unready
         self.only = only
 
-    def readable(self, files: Sequence[File], check: Callable[[File], None]) -> list[File]:
+    def readable(self, files: Sequence[File], check: Callable[[File], object]) -> list[File]:
         """The files that can be read. `check` is called for new and changed ones, and raises BadSource for others.
 
         Raises that error for a file that could be read before, since its posts would leave the study, and where no file

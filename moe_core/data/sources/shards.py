@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -89,9 +88,12 @@ def _find(source: Source, scan: Scan) -> Iterator[Shard]:
         shards = reader_of(source.format).find(source, scan)
     except OSError as error:
         raise unreachable(source.uri, error) from None
+    settings = source.model_dump(exclude=WHERE | SYNTHETIC)
     for shard in shards:
-        named = {"content": shard.content_hash} | _reading(source, shard.path)
-        yield replace(shard, content_hash=content_hash(named))
+        read = {"content": shard.content_hash, "version": VERSION, "settings": settings}
+        if split := split_by_name(source, shard.path):
+            read["split"] = split
+        yield replace(shard, content_hash=content_hash(read))
 
 
 def _state_of(shard: Shard) -> tuple[int, int, int] | None:
@@ -106,13 +108,6 @@ def _hash_now(source: Source, shard: Shard, hashes: ContentHashes | None) -> str
     """Content hash of the shard as it is now, "" where it is gone; no other new file is read."""
     shards = _find(source, Scan(hashes or ContentHashes(), [], only=shard.path))
     return next((now.content_hash for now in shards if now.key == shard.key), "")
-
-
-def _reading(source: Source, path: str) -> dict[str, Any]:
-    """What is read from a file: it changes the shard as its content does."""
-    split = split_by_name(source, path)
-    reading = {"version": VERSION, "settings": source.model_dump(exclude=WHERE | SYNTHETIC)}
-    return reading | ({"split": split} if split else {})
 
 
 def _with_split(batch: pa.RecordBatch, split: str) -> pa.RecordBatch:

@@ -175,11 +175,6 @@ def _ends_well(tar: tarfile.TarFile, limit: int) -> None:
             raise tarfile.ReadError("there is more after the end-of-archive mark (two tars joined by cat?)")
 
 
-def is_compressed(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-
-
 class TarImages:
     """Images in tars by the stem of their names. One pass indexes where each lies; the index is kept on the disk."""
 
@@ -227,7 +222,9 @@ class TarImages:
             path = _sql(tar.path)
             if indexed.get(path) == (tar.size, tar.touched):
                 continue
-            if is_compressed(Path(tar.path)):
+            with open(tar.path, "rb") as file:
+                compressed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+            if compressed:
                 raise BadSource(f"{tar.path} is compressed: its images cannot be picked out, so unpack it to a .tar")
             with self.index:  # one tar is one transaction
                 self.index.execute("DELETE FROM members WHERE path = ?", (path,))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,8 +25,7 @@ from moe_core.training.batches import Posts
 PART = 65_536  # posts whose hashtags are looked up at once
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a shard's posts lie: a version of posts.lance, by its Lance tag or its number."""
 
     shard: str
@@ -94,7 +94,7 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
 def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
     """The images of all the posts, in the study's order; none is read yet."""
     path = Layout(root).posts_table
-    located = locate(path, [(place.shard, place.version) for place in places])
+    located = locate(path, places)
     return StoredImages(path, located.version, located.offsets_N, size)
 
 

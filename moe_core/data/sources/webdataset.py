@@ -194,19 +194,16 @@ def _best(parts: dict[str, Member], suffixes: Sequence[str]) -> Member | None:
 def _post(sample: Sample, source: Source, number: str) -> Row:
     key, parts = sample
     row: Row = {"id": key}
-    problem = next((member.problem for member in parts.values() if member.problem), None)
-    if problem:
-        return row | {"reason": problem.reason, "detail": problem.detail}
     with reasons_noted(row):
+        if problem := next((member.problem for member in parts.values() if member.problem), None):
+            raise problem
         document = _best(parts, ("json",))
         description = _json(document) if document else None
         _add_text(row, description, parts, source)
         if source.id_column == BY_ROW:
             row["id"] = number
-        elif source.id_column:
-            row["id"] = (
-                text_of(description.get(source.id_column), source.id_column) if isinstance(description, dict) else None
-            )
+        elif name := source.id_column:
+            row["id"] = text_of(description.get(name), name) if isinstance(description, dict) else None
         wanted = source.image_column.lower()
         image = parts.get(wanted) or _best(parts, (wanted,) if wanted else [suffix[1:] for suffix in IMAGE_SUFFIXES])
         if image is None:

@@ -155,26 +155,26 @@ def _plain(path: Path, raw: BinaryIO) -> Any:
 
 
 def _post(line: bytes | Unusable, number: int, layout: Layout, images: ImageFolder | TarImages) -> Row:
-    if isinstance(line, Unusable):
-        return {"id": None, "reason": line.reason, "detail": line.detail}
-    try:
-        fields = line.decode().split("\t")
-    except UnicodeDecodeError:
-        return {"id": None, "reason": "bad_row", "detail": f"row {number}: text that is not UTF-8"}
-    if len(fields) != layout.fields:
-        detail = f"row {number}: {len(fields)} fields, wanted {layout.fields}"
-        return {"id": fields[0] or None, "reason": "bad_row", "detail": detail}
-    photo = fields[layout.id].strip()
-    # what Flickr calls machine tags is kept as written; the canonical form leaves ns:pred=value out
-    tags = [*fields[layout.tags].split(","), *fields[layout.machine_tags].split(",")]
-    taken = fields[layout.taken]
-    row: Row = {
-        "id": photo or None,
-        "user": unquote_plus(fields[layout.user]) or None,
-        "tags": [unquote_plus(tag) for tag in tags if tag],
-        "taken_at": time_of(unquote_plus(taken)),
-    }
+    row: Row = {"id": None}
     with reasons_noted(row):
+        if isinstance(line, Unusable):
+            raise line
+        try:
+            fields = line.decode().split("\t")
+        except UnicodeDecodeError:
+            raise Unusable("bad_row", f"row {number}: text that is not UTF-8") from None
+        if len(fields) != layout.fields:
+            row["id"] = fields[0] or None
+            raise Unusable("bad_row", f"row {number}: {len(fields)} fields, wanted {layout.fields}")
+        photo = fields[layout.id].strip()
+        # what Flickr calls machine tags is kept as written; the canonical form leaves ns:pred=value out
+        tags = [*fields[layout.tags].split(","), *fields[layout.machine_tags].split(",")]
+        row |= {
+            "id": photo or None,
+            "user": unquote_plus(fields[layout.user]) or None,
+            "tags": [unquote_plus(tag) for tag in tags if tag],
+            "taken_at": time_of(unquote_plus(fields[layout.taken])),
+        }
         if fields[layout.marker].strip() == "1":
             raise Unusable("video", "marker 1")
         if fields[layout.marker].strip() != "0":

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_core.data.captions import hashtags_of_text
 from moe_core.data.tags import (
     MAX_TAG_CHARACTERS,
     Spellings,
@@ -15,7 +16,6 @@ from moe_core.data.tags import (
     canonical_tag,
     canonical_tags,
     flattened,
-    hashtags_of_text,
 )
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

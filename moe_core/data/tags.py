@@ -1,11 +1,10 @@
-"""Canonical hashtags: one spelling for each tag, whatever was written; and those in texts below a picture.
+"""Canonical hashtags: one spelling for each tag, whatever was written.
 
 "New York", "#new-york" and "newyork" are one tag. Letters, digits and combining marks of every script stay, emoji stay
 without what modifies them, everything else goes. Machine tags (`ns:pred=value`) are no hashtags. All of it is polars
 expressions; `canonical_lists` makes one pass over the distinct spellings of a column of posts, not over its tags.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -31,10 +30,6 @@ _MACHINE_TAG = rf"(?s)^{_SPACES}{_WORD}:{_SPACES}{_WORD}=.*"
 # U+FFFC and U+FFFD stand for what was lost.
 _NO_TAG = r"[^\p{L}\p{M}\p{N}[\p{So}--[\x{FFFC}\x{FFFD}]]]+\p{M}*|^\p{M}+"
 _NOT_EMPTY = rf"(?s)^(.{{1,{MAX_TAG_CHARACTERS}}})$"
-
-_TAG_CHARACTER = r"[\p{L}\p{M}\p{N}_\p{So}\x{1F3FB}-\x{1F3FF}\x{200C}\x{200D}\x{B7}\x{30FB}]"
-# "C#", "page#part", "/#part" and "&#39;" are no hashtags; "#a#b" are two.
-_HASHTAGS = rf"(?:^|[^\p{{L}}\p{{M}}\p{{N}}_&/#＃])(?:[#＃]+{_TAG_CHARACTER}+)+"
 
 # Characters that full case folding maps elsewhere than lower case does, after NFKD: sharp s, final sigma, the iota
 # subscript, old Cyrillic letter forms, and Cherokee, whose folded form is its upper case.
@@ -81,19 +76,6 @@ def canonical_tag(written: str, accents: Accents = "keep") -> str | None:
 def canonical_tags(written: list[str], accents: Accents = "keep") -> list[str]:
     """Canonical forms in the order of first appearance, each once. For single posts: a column is faster."""
     return list(dict.fromkeys(tag for text in written if (tag := canonical_tag(text, accents)) is not None))
-
-
-def hashtags_in(captions: Sequence[str | None]) -> list[list[str]]:
-    """The '#words' of each text; what is no Unicode in it is read as '?'."""
-    texts = [text.encode("utf-8", "replace").decode() if text else None for text in captions]
-    return pl.select(hashtags_of_text(pl.lit(pl.Series(texts, dtype=pl.String)))).to_series().to_list()
-
-
-def hashtags_of_text(column: pl.Expr) -> pl.Expr:
-    """The '#words' of each text in their order, as written but for the '#'; [] where there is none."""
-    chains = column.str.extract_all(_HASHTAGS).list.join(" ")
-    hashtags = chains.str.extract_all(rf"[#＃]{_TAG_CHARACTER}+").list.eval(pl.element().str.strip_chars_start("#＃"))
-    return hashtags.fill_null([])
 
 
 def flattened(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:

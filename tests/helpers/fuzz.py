@@ -18,9 +18,10 @@ with atheris.instrument_imports(include=["moe_core", "tomllib", "PIL"]):
     import polars as pl
     from PIL import Image
 
+    from moe_core.data.captions import hashtags_of_text
     from moe_core.data.images import REASONS, Rejected, decode
     from moe_core.data.sources.text_values import tags_of_text
-    from moe_core.data.tags import canonical, hashtags_of_text
+    from moe_core.data.tags import canonical
     from moe_core.recipes import demo
     from moe_core.serving.manifest import read_manifest
     from moe_core.store.artifact import Spec, StageOutput

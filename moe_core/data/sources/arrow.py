@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from moe_core.data.captions import hashtags_in
 from moe_core.data.sources.arrow_values import (
     class_tags,
     decoded,
@@ -29,7 +30,6 @@ from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, TAGS, Unusable
 from moe_core.data.sources.scan import Shard
-from moe_core.data.tags import hashtags_in
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.text import shown

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_core.data.tags import hashtags_in
+from moe_core.data.captions import hashtags_in
 
 TAGS = pa.list_(pa.string())
 RAW = pa.schema(

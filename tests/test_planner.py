@@ -73,9 +73,9 @@ def test_the_graph_of_a_study_leaves_out_what_its_settings_leave_out():
     assert every <= set(GRAPH.for_study(with_controls))
     without = GRAPH.for_study(GOOD)
     assert not every & set(without)
-    assert without.upstream("evaluation") == ("mixture", "posts", "splits")
-    assert without.upstream("expert") == ("partition", "trunk"), "the name of its part stands for the partition"
-    assert without.above("expert") == {"posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"}
+    assert without.upstream["evaluation"] == ("mixture", "posts", "splits")
+    assert without.upstream["expert"] == ("partition", "trunk"), "the name of its part stands for the partition"
+    assert without.above["expert"] == {"posts", "splits", "vocabulary", "trunk", "trunk_features", "partition"}
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ class Planner:
         self.frozen, self.provisional = frozen, provisional
         self._specs: dict[Name, Spec] = {}
         self._settings: dict[str, Any] = {}
-        self._recorded: dict[Name, Artifact] = {}
+        self._recorded: dict[str, Artifact] = {}
 
     @cached_property
     def posts_snapshot(self) -> str:
@@ -143,7 +143,7 @@ class Planner:
                 spec = self.spec(given.stage, given.key)
                 value = spec.version if isinstance(spec, Spec) else spec
             elif isinstance(given, Recorded):
-                built = self._read_once(given.stage, given.key)
+                built = self._read_once(given.stage)
                 value = given.read(built) if isinstance(built, Artifact) else built
             if isinstance(value, Blocked):
                 return value
@@ -158,17 +158,17 @@ class Planner:
             return spec
         return self.store.find(spec) or Blocked((name, key))
 
-    def _read_once(self, name: str, key: str | None) -> Artifact | Blocked:
-        if (name, key) not in self._recorded:
-            found = self.artifact(name, key)
+    def _read_once(self, name: str) -> Artifact | Blocked:
+        if name not in self._recorded:
+            found = self.artifact(name)
             if isinstance(found, Blocked):
                 return found
-            self._recorded[name, key] = found
-        return self._recorded[name, key]
+            self._recorded[name] = found
+        return self._recorded[name]
 
-    def recorded(self, name: str, key: str | None = None) -> Artifact:
+    def recorded(self, name: str) -> Artifact:
         """An artifact that many others are planned by, read once. Raises MissingInput where it is not built."""
-        return _unless_blocked(self._read_once(name, key), name, key)
+        return _unless_blocked(self._read_once(name), name, None)
 
     def find(self, name: str, key: str | None = None) -> Artifact | None:
         """The artifact; None where it is not built, or not known yet."""

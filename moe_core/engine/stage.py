@@ -28,7 +28,6 @@ class Recorded:
 
     stage: str
     read: Callable[[Artifact], str]
-    key: str | None = None
 
 
 Input = str | Ref | Recorded  # a string stands for itself, such as the hash of a file
@@ -92,23 +91,17 @@ class Graph(Mapping[str, Stage]):
         wanted = (s for s in self.values() if s.when(study) and (study.evaluation.controls or not s.control))
         return Graph(wanted, self.aliases)
 
-    def upstream(self, name: str) -> tuple[str, ...]:
-        """Stages of this graph that a stage reads."""
-        return self._upstream[name]
-
     @cached_property
-    def _upstream(self) -> dict[str, tuple[str, ...]]:
+    def upstream(self) -> Mapping[str, tuple[str, ...]]:
+        """Of each stage, those of this graph that it reads."""
         names = {n: dict.fromkeys(self.aliases.get(read, read) for read in s.reads) for n, s in self.items()}
         return {name: tuple(read for read in reads if read in self) for name, reads in names.items()}
 
-    def above(self, name: str) -> frozenset[str]:
-        """All stages of this graph upstream of one, near and far."""
-        return self._above[name]
-
     @cached_property
-    def _above(self) -> dict[str, frozenset[str]]:
+    def above(self) -> Mapping[str, frozenset[str]]:
+        """Of each stage, all of this graph upstream of it, near and far."""
         found: dict[str, frozenset[str]] = {}
         for name in self:
-            near = self.upstream(name)
+            near = self.upstream[name]
             found[name] = frozenset(near).union(*(found[read] for read in near))
         return found

@@ -91,9 +91,9 @@ def routed(
         yield from _predict(bundle, waiting, topk == 1, device)
 
 
-def predict(bundle: Bundle, images_NHWC: np.ndarray, device: str = "cpu") -> tuple[Tensor, list[str]]:
+def predict(bundle: Bundle, images_NHWC: np.ndarray) -> tuple[Tensor, list[str]]:
     """(probabilities (N, V), expert of each image) of uint8 images of the bundle's size; `routed` takes a stream."""
-    (answer,) = routed(bundle, [images_NHWC], device=device)
+    (answer,) = routed(bundle, [images_NHWC])
     return answer.probabilities_BV, answer.experts
 
 

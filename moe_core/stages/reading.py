@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from moe_core.data.loading import Labels, Place, open_images, open_posts, read_columns, read_labels
+from moe_core.data.loading import Labels, Place, open_images, open_posts, read_labels
 from moe_core.data.vocabulary import Vocabulary, load
 from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact
@@ -34,11 +34,6 @@ def place(context: Context, shard: str) -> Place:
 def places(context: Context) -> list[Place]:
     """Where the posts of all the shards lie, in the one order."""
     return [place(context, shard.key) for shard in context.shards]
-
-
-def all_columns(context: Context, columns: list[str]) -> pl.DataFrame:
-    """Columns of all the posts, in the one order that every stage uses."""
-    return read_columns(context.root, places(context), columns)
 
 
 def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:

@@ -33,7 +33,7 @@ class Dag:
     def _reads(self, task: Name, pending: set[Name]) -> Iterable[object]:
         """What must be done first: a task, or a whole stage by its name."""
         stage, key = task
-        for upstream in self._graph.upstream(stage):
+        for upstream in self._graph.upstream[stage]:
             same_shard = self._graph[upstream].keys == self._graph[stage].keys == "shards"
             if same_shard and (upstream, key) in pending:
                 yield upstream, key
@@ -76,7 +76,7 @@ class Dag:
 
     def give_up(self, task: Name) -> list[Name]:
         """A started task failed. Returns what depends on it and cannot start any more."""
-        lost = [other for other in self.left if task[0] in self._graph.above(other[0])]
+        lost = [other for other in self.left if task[0] in self._graph.above[other[0]]]
         if lost:
             for other in lost:
                 del self._needs[other]

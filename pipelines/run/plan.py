@@ -12,7 +12,7 @@ def tasks_until(context: Context, until: str | None) -> list[PlannedTask]:
     Raises BadSetting for an asset that the study has not.
     """
     planner, graph = context.planner, context.planner.graph
-    wanted = set(graph) if until is None else {planner.stage(until).name, *graph.above(until)}
+    wanted = set(graph) if until is None else {planner.stage(until).name, *graph.above[until]}
     order = {name: number for number, name in enumerate(graph)}
 
     def rank(name: str) -> tuple[bool, bool, int]:

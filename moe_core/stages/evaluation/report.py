@@ -62,7 +62,7 @@ def _experts(partition: Artifact, per_expert: list[dict[str, Any]]) -> list[dict
 def _lineage(context: Context) -> list[tuple[str, str, str]]:
     """(artifact, version, content hash) of all that the page is built from, in the graph's order."""
     planner = context.planner
-    above = planner.graph.above("report")
+    above = planner.graph.above["report"]
     needed = [planner.need(name, key) for name in planner.graph if name in above for key in planner.keys(name)]
     return [(a.spec.name, a.version, a.content_hash) for a in needed]
 

@@ -1,7 +1,7 @@
 """expert: one network trained on one cluster alone. random_expert and separate_expert are its controls."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,8 @@ def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[s
     if trained is None:
         number = {key: k for k, key in enumerate(context.experts)}
         return {key: reading.posts_where(context, index, use_N & (expert_N == number[key])) for key in keys}
-    found, hashes, lines = {}, members(context, column), membership.lines(context, rows, index)
+    lines = membership.lines(context, rows, index)
+    found, hashes = {}, context.need("partition").metadata[MEMBERS[column]]
     for key in keys:
         mine_N = np.zeros(len(use_N), bool)
         mine_N[membership.rows_of(trained, column, key, lines, hashes[key])] = True
@@ -101,11 +102,6 @@ def start(context: Context, key: str, own_decoder: bool, before: Artifact | None
             model.fc.load_state_dict(decoder)
     model.freeze_stages(study.expert.branch_at)
     return model
-
-
-def members(context: Context, column: str) -> Mapping[str, str]:
-    """Hash of the training posts of each expert."""
-    return dict(context.need("partition").metadata[MEMBERS[column]])
 
 
 def _extract(context: Context, spec: Spec, group: Group, folder: Path) -> StageOutput:

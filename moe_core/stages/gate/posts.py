@@ -13,6 +13,7 @@ from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import assign
 from moe_core.clustering.random_partition import reshuffled
 from moe_core.clustering.whitening import Moments, Whitening, whiten
+from moe_core.data.loading import read_columns
 from moe_core.data.splits import SPLITS
 from moe_core.engine.context import Context
 from moe_core.errors import TooFewPosts
@@ -44,7 +45,7 @@ class Placement:
 
 def post_table(context: Context) -> PostTable:
     """Raises TooFewPosts where training posts are fewer than experts."""
-    columns = reading.all_columns(context, ["shard", "id"])
+    columns = read_columns(context.root, reading.places(context), ["shard", "id"])
     index = reading.index(context)
     posts = PostTable(columns, index, index.use("train"))
     experts, count = context.study.partition.experts, int(posts.training_N.sum())

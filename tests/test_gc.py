@@ -261,7 +261,9 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
         old = artifact is not partitions[-1] and artifact is not experts[-1]
         os.utime(artifact.path / "artifact.json", (1, 1) if old else (2, 2))
     context = open_study(GOOD, tmp_path)
-    named = [Artifact(tmp_path, a, k, "", {}, "", {}, {}) for a, k in (("partition", None), ("expert", "e000"))]
+    named = [
+        Artifact(tmp_path, a, k, "", {}, "", {}, {}, "", None) for a, k in (("partition", None), ("expert", "e000"))
+    ]
     context = replace(context, planner=context.planner.pinned(named))  # what the study names now is none of these
     assert collect(context, keep=1, dry_run=True).removed == [f"expert/e000/{alone.version}"]
 

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from moe_core.errors import LockHeld
@@ -15,18 +15,14 @@ from moe_core.store.files import errors_with_path
 WAIT_SECONDS = 0.2  # between two tries of a lock that another process holds
 
 
-@contextmanager
-def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
+def exclusive(path: Path, wait: bool = True) -> AbstractContextManager[None]:
     """Holds a lock alone among the processes of this machine. Raises LockHeld when it is held and `wait` is False."""
-    with _held(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
-        yield
+    return _held(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
-@contextmanager
-def shared(path: Path) -> Iterator[None]:
+def shared(path: Path) -> AbstractContextManager[None]:
     """Holds a lock together with others; waits while a process holds it exclusively."""
-    with _held(path, fcntl.LOCK_SH):
-        yield
+    return _held(path, fcntl.LOCK_SH)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def read(path: Path, fields: Collection[str] | None = None) -> dict[str, Json] |
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptArtifact(f"{path} is damaged ({_reason(error)})", path) from None
+        why = f"it has no field {error}" if isinstance(error, KeyError) else error
+        raise CorruptArtifact(f"{path} is damaged ({why})", path) from None
     return value
 
 
@@ -49,7 +50,3 @@ def write(path: Path, value: Mapping[str, Json]) -> bool:
 def remove(path: Path) -> None:
     """Removes a pointer, such as a request that was answered; a missing one is no error."""
     path.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    return f"it has no field {error}" if isinstance(error, KeyError) else str(error)

@@ -92,19 +92,15 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
         read = 0
         for path, above in _images(start):
             read += 1
-            yield _post(path, above, root, images, split)
+            name = os.path.relpath(path, root)
+            row: Row = {"id": name, "tags": above, "split": split}
+            with reasons_noted(row):
+                row["image"] = images.read(name)
+            yield row
         if read != sum(1 for _ in _images(start)):  # a mount that went away and came back leaves an empty folder
             raise BadSource(f"{start} was changed while it was read: run the same command again")
 
     return images.watching(in_batches(posts()))
-
-
-def _post(path: str, above: list[str], root: Path, images: ImageFolder, split: str | None) -> Row:
-    name = os.path.relpath(path, root)
-    row: Row = {"id": name, "tags": above, "split": split}
-    with reasons_noted(row):
-        row["image"] = images.read(name)
-    return row
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:

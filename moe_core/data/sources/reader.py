@@ -43,5 +43,5 @@ class Reader:
 
 def reader_of(format: str) -> Reader:
     """The Reader of a format, from the module that its row of FORMATS names."""
-    reader: Reader = import_module(f"{__package__}.{FORMATS[format].module}").READERS[format]
+    reader: Reader = import_module(f"{__package__}.{FORMATS[format].module or format}").READERS[format]
     return reader

@@ -12,7 +12,6 @@ class Format:
     """What is known of a format before any data are opened; `shards` to `tags` are columns of the docs' table."""
 
     name: str
-    module: str  # of this folder
     what: str  # what source.uri may be
     shards: str
     id: str
@@ -20,6 +19,7 @@ class Format:
     tags: str
     suffixes: tuple[str, ...] = ()  # of its files, the usual one first
     told_by_suffix: bool = True  # a file with such a suffix is of this format
+    module: str = ""  # of this folder, where it has another name
     marker: str = ""  # beginning of a file's name that tells the format of its folder
 
 
@@ -28,7 +28,6 @@ FORMATS = {
     format.name: format
     for format in (
         Format(
-            "parquet",
             "parquet",
             "a Parquet file, a folder of them (*.parquet), a glob or a URI",
             "each file",
@@ -39,26 +38,25 @@ FORMATS = {
         ),
         Format(
             "arrow",
-            "parquet",
             "an Arrow file, a folder of them (*.arrow, *.feather, *.ipc), a glob or a URI",
             "each file (or stream)",
             "as parquet",
             "as parquet",
             "as parquet",
             (".arrow", ".feather", ".ipc"),
+            module="parquet",
         ),
         Format(
             "lance",
-            "lance_table",
             "a Lance table, a folder of them (*.lance) or the URI of one",
             "each table",
             "as parquet",
             "as parquet",
             "as parquet",
             (".lance",),
+            module="lance_table",
         ),
         Format(
-            "folder",
             "folder",
             "a folder of images with a CSV, TSV or JSON-lines table, or that table",
             "each `.csv`, `.tsv`, `.jsonl`, `.ndjson` (`source.table`, which may be a glob)",
@@ -69,7 +67,6 @@ FORMATS = {
         ),
         Format(
             "webdataset",
-            "webdataset",
             "a tar of samples, a folder of them (*.tar, *.tar.gz), a glob or a URI",
             "each tar",
             "member's name up to the first dot of its last part, or more of it (below)",
@@ -78,7 +75,6 @@ FORMATS = {
             (".tar", ".tar.gz", ".tgz"),
         ),
         Format(
-            "coco",
             "coco",
             "a COCO JSON file (with images and annotations), a folder of them or a glob",
             "each split",
@@ -90,7 +86,6 @@ FORMATS = {
         ),
         Format(
             "imagefolder",
-            "imagefolder",
             "a folder of class folders with images (cat/1.jpg), or of train/, val/ and test/ with class folders",
             "each split, or one",
             "path in the folder",
@@ -98,7 +93,6 @@ FORMATS = {
             "names of the folders above it",
         ),
         Format(
-            "yfcc",
             "yfcc",
             "a YFCC100M metadata file, a folder of them (yfcc100m_dataset*), or a glob; plain, .bz2 or .gz",
             "each file",
@@ -110,7 +104,6 @@ FORMATS = {
             marker="yfcc100m_dataset",
         ),
         Format(
-            "synthetic",
             "synthetic",
             "the word synthetic, for posts that a seed makes",
             "`source.shards` of `source.posts`",

@@ -105,11 +105,7 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
         )
     if count.rejected - count.reasons["taken_down"] > data.max_reject_rate * count.read:
         why = ", ".join(f"{reason} {n}" for reason, n in count.reasons.most_common())
-        named = [
-            f"row {example.position}: {reason}"
-            for reason, _ in count.reasons.most_common(EXAMPLES)
-            for example in count.examples[reason][:1]
-        ]
+        named = [f"row {count.examples[reason][0]}: {reason}" for reason, _ in count.reasons.most_common(EXAMPLES)]
         raise TooManyRejected(
             f"shard {shard}: {count.rejected} of {count.read} posts rejected ({why}; for example "
             f"{'; '.join(named)}), more than data.max_reject_rate = {data.max_reject_rate}: "

@@ -38,15 +38,6 @@ MAX_DETAIL = 200  # characters
 EXAMPLES = 3  # rejects of each reason that are named
 
 
-@dataclass(frozen=True)
-class Example:
-    """A rejected row."""
-
-    position: int
-    id: str
-    detail: str
-
-
 @dataclass
 class Count:
     """Counts of one shard: read = accepted + the sum of the reasons."""
@@ -55,7 +46,7 @@ class Count:
     accepted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[Example]] = field(default_factory=dict)
+    examples: dict[str, list[int]] = field(default_factory=dict)  # positions of some rows of each reason
 
     @property
     def rejected(self) -> int:
@@ -74,21 +65,16 @@ class Rejects:
         columns |= {"shard": pa.repeat(self.shard, len(rows)), "source": pa.repeat(self.source, len(rows))}
         arrays = [columns[f.name].cast(f.type) for f in REJECTS]
         self.writer.write_batch(copied(pa.RecordBatch.from_arrays(arrays, schema=REJECTS)))
-        for reason, position, name, detail in rows.select("reason", "position", "id", "detail").iter_rows():
+        for reason, position in rows.select("reason", "position").iter_rows():
             self.count.reasons[reason] += 1
-            named = self.count.examples.setdefault(reason, [])
-            if len(named) < EXAMPLES:
-                named.append(Example(position, _shown(name or f"row {position}"), _shown(detail)))
+            examples = self.count.examples.setdefault(reason, [])
+            if len(examples) < EXAMPLES:
+                examples.append(position)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         self.writer.close()
         self.file.seek(0)
         yield from pa.ipc.open_stream(self.file)
-
-
-def _shown(text: str) -> str:
-    """Text for a terminal or a page: short, without control characters. The table keeps it as it was."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:80])
 
 
 def plain(column: pl.Series) -> pa.Array:

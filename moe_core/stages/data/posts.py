@@ -54,7 +54,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         "reasons": dict(sorted(count.reasons.items())),
         "given_splits": dict(sorted(count.splits.items())),
         # rows alone: ids and details, which may quote them, are in rejects.lance, where a takedown finds them
-        "examples": {reason: [one.position for one in named] for reason, named in sorted(count.examples.items())},
+        "examples": dict(sorted(count.examples.items())),
     }
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
     return StageOutput(counts)

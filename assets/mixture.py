@@ -41,28 +41,26 @@ HISTORY = 10  # decisions shown
 
 
 def look_published(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    mixture = artifact.inputs["mixture"]
-    decision = decided(work.root, mixture)
-    newest = decision.pop("newest is published")
+    metadata, check = decided(work.root, artifact.inputs["mixture"])
+    return Shown(metadata | {"publish": None}, (check,))
+
+
+def decided(root: Path, mixture: str) -> tuple[dict[str, Any], dg.AssetCheckResult]:
+    """What is published, why `mixture` is or is not, and the latest decisions; and the check."""
+    log = read_log(root)
+    last = log.last(mixture)
+    rows = [(d.at, d.action, d.mixture, d.published, d.by, d.why) for d in reversed(log.history[-HISTORY:])]
+    newest, why = log.published == mixture, last.why if last else "not decided yet"
+    metadata = {
+        "published": log.published or "nothing",
+        "why": why if newest else f"not published: {why}",
+        "history": table(("at", "what", "mixture", "published then", "by", "why"), rows),
+    }
     check = dg.AssetCheckResult(
         check_name=NEWEST.name,
         passed=newest,
         severity=dg.AssetCheckSeverity.WARN,
-        description=str(decision["why"]),
-        metadata={"published": str(decision["published"]), "newest": mixture},
+        description=str(metadata["why"]),
+        metadata={"published": str(metadata["published"]), "newest": mixture},
     )
-    return Shown(decision | {"publish": None}, (check,))
-
-
-def decided(root: Path, mixture: str) -> dict[str, Any]:
-    """What is published, whether that is `mixture`, why, and the latest decisions, as Dagster shows them."""
-    log = read_log(root)
-    last = log.last(mixture)
-    rows = [(d.at, d.action, d.mixture, d.published, d.by, d.why) for d in reversed(log.history[-HISTORY:])]
-    why = last.why if last else "not decided yet"
-    return {
-        "published": log.published or "nothing",
-        "newest is published": log.published == mixture,
-        "why": why if log.published == mixture else f"not published: {why}",
-        "history": table(("at", "what", "mixture", "published then", "by", "why"), rows),
-    }
+    return metadata, check

@@ -1,6 +1,7 @@
 """What Dagster shows of `partition`, and the clusters of its experts, which are assets that nothing executes."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -48,22 +49,24 @@ def seen(artifact: Artifact, key: str) -> dict[str, Any]:
     return {"hashtags that set it apart": table(("hashtag", "posts", "times its share among all posts"), rows)} | sheets
 
 
+CHURN = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", " ")
+
+
+def churn_rows(changes: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of CHURN for each expert, from what a fit says of its changes."""
+    rows = []
+    for key, expert in changes["experts"].items():
+        counts = [f"{expert[name]:,}" for name in ("now", *CHURN[2:7])]
+        rows.append((key, *counts, f"{100 * expert['changed']:.1f} %", "trained again" if expert["again"] else "kept"))
+    return rows
+
+
 def churn(artifact: Artifact) -> dict[str, Any]:
     """Of a partition that follows another: where training posts went, which experts are stale and which are kept."""
     if "churn.json" not in artifact.files:
         return {}
     changes = json.loads(artifact.file("churn.json").read_text("utf-8"))
-    rows = [
-        (
-            key,
-            *(f"{one[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")),
-            f"{100 * one['changed']:.1f} %",
-            "trained again" if one["again"] else "kept",
-        )
-        for key, one in changes["experts"].items()
-    ]
-    head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", " ")
-    found: dict[str, Any] = {"churn": table(head, rows), "drift": None}
+    found: dict[str, Any] = {"churn": table(CHURN, churn_rows(changes)), "drift": None}
     found |= {f"drift: {name.replace('_', ' ')}": value for name, value in artifact.metadata["drift"].items()}
     if max(len(changes["before"]), len(changes["now"])) <= ROWS:
         about = "training posts, from the experts before (down) to those now"

@@ -1,6 +1,6 @@
 """Records artifacts that exist in Dagster's event log without a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import dagster as dg
 from dagster._core.definitions.data_version import (
@@ -78,19 +78,7 @@ class Recorder:
         )
         if planned.stage in self._latest:
             self._latest[planned.stage][planned.key] = tags
-        blocking = {spec.name: spec.blocking for spec in ASSETS[planned.stage].checks}
-        for check in checks:
-            self.instance.report_runless_asset_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=key_of(planned.stage),
-                    check_name=str(check.check_name),
-                    passed=check.passed,
-                    severity=check.severity,
-                    description=check.description,
-                    blocking=blocking.get(str(check.check_name)),
-                    metadata=check.metadata or {},
-                )
-            )
+        report_checks(self.instance, planned.stage, checks)
 
     def _inputs(self, context: Context, planned: PlannedTask) -> Iterator[tuple[dg.AssetKey, str, str]]:
         """(asset, tag, version) of each one upstream, as a run notes them; version "" for one of many partitions."""
@@ -126,3 +114,20 @@ class Recorder:
             ]
         events = [event for record in records if (event := record.asset_materialization)]
         return {event.partition if partitioned else None: event.tags or {} for event in events}
+
+
+def report_checks(instance: dg.DagsterInstance, stage: str, checks: Iterable[dg.AssetCheckResult]) -> None:
+    """Records results of checks without a run."""
+    blocking = {spec.name: spec.blocking for spec in ASSETS[stage].checks}
+    for check in checks:
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=key_of(stage),
+                check_name=str(check.check_name),
+                passed=check.passed,
+                severity=check.severity,
+                description=check.description,
+                blocking=blocking.get(str(check.check_name)),
+                metadata=check.metadata or {},
+            )
+        )

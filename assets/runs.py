@@ -1,4 +1,4 @@
-"""Tags of a Dagster run that say which process carries it out: what a dead process left is found by them."""
+"""Which process carries out a Dagster run, by its tags; and the end of a run whose process is gone."""
 
 import socket
 
@@ -27,3 +27,9 @@ def process_of(run: dg.DagsterRun) -> str | None:
 def claim(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Says in the run's tags that this process carries it out, and for which study."""
     instance.add_run_tags(run.run_id, {STUDY: study().name, **identity(run.run_id)})
+
+
+def end_run(instance: dg.DagsterInstance, run: dg.DagsterRun, why: str, failed: bool) -> None:
+    """Ends a run in Dagster's record, as failed or as canceled, and frees its pool slots."""
+    (instance.report_run_failed if failed else instance.report_run_canceled)(run, message=why)
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from assets.record import Recorder
 from assets.study import STUDY, experts, key_of, root, shards, study
@@ -34,7 +35,6 @@ from pipelines.sensors import opened_in_time
 TICK_SECONDS = 5
 REPLAN_SECONDS = 60  # a tick plans after so long anyway: new files of the source change nothing that is cheap to see
 REQUEST_TAG = "hardmoe/request"  # of a run: which request it belongs to
-ACTIVE = [dg.DagsterRunStatus[name] for name in ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 def _now(instance: dg.DagsterInstance, request: RunRequested) -> str:
     """Changes once a run starts or ends, the study or its state changes, or another process, such as of newer code,
     takes the sensor over. Costs two queries at most, however large the study is."""
-    active = sorted(instance.get_run_ids(dg.RunsFilter(statuses=ACTIVE)))
+    active = sorted(instance.get_run_ids(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)))
     return content_hash([request.id, token(study(), root()), this_process(), active])
 
 
@@ -136,7 +136,7 @@ class _Tick:
                     yield (asset.path[-1], run.tags.get("dagster/partition")), run
 
     def _active(self) -> set[Name]:
-        return {name for name, _ in self._runs(dg.RunsFilter(statuses=ACTIVE))}
+        return {name for name, _ in self._runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))}
 
     def _failed(self) -> dict[Name, str]:
         """Tasks that are due and whose run failed since the request: they are not tried again."""

@@ -32,7 +32,7 @@ from pipelines.instance.home import prepare_home
 from pipelines.instance.keys import project_keys
 from pipelines.instance.opening import opened
 from pipelines.run.estimate import run_plan
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 from pipelines.run.reasons import older_than
 from pipelines.run.scheduler import checked_workers, default_workers, run_study, study_file_of, use_workers
 from pipelines.run.status import states
@@ -104,8 +104,8 @@ def run_shown(context: Context, **options: Any) -> Summary:
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
     signal.signal(signal.SIGTERM, interrupt_once)  # SIGTERM behaves like Ctrl-C
     try:
-        now, only = finish_takedown(context), options.get("only")
-        planned = tasks_until(now, options.get("until")) if only is None else [now.planner.task(*t) for t in only]
+        now = finish_takedown(context)
+        planned = planned_tasks(now, options.get("until"), options.get("only"))
         with Display(now, planned, use_workers(options.get("workers"), now.study.partition.experts)) as display:
             summary = run_study(now, on_event=display.event, on_poll=display.poll, **options)
     except KeyboardInterrupt:  # before or after runs are under way

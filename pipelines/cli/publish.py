@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 import dagster as dg
 
-from assets.mixture import NEWEST, decided
+from assets.mixture import decided
+from assets.record import report_checks
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.errors import BadSetting, HardmoeError
@@ -87,16 +88,6 @@ def _show_dagster(context: Context, log: PublicationLog) -> None:
         spec = context.planner.spec("mixture")
         # where another artifact is to be built to know it, nothing is newest
         mixture = spec.version if isinstance(spec, Spec) else log.history[-1].mixture
-        metadata = decided(context.root, mixture)
-        newest = metadata.pop("newest is published")
+        metadata, check = decided(context.root, mixture)
         instance.report_runless_asset_event(dg.AssetObservation(key_of("published"), metadata=metadata))
-        instance.report_runless_asset_event(
-            dg.AssetCheckEvaluation(
-                asset_key=key_of("published"),
-                check_name=NEWEST.name,
-                passed=newest,
-                metadata={"published": dg.MetadataValue.text(log.published)},
-                severity=dg.AssetCheckSeverity.WARN,
-                description=str(metadata["why"]),
-            )
-        )
+        report_checks(instance, "published", [check])

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from assets.partition import CHURN, churn_rows
 from moe_core.errors import BadSetting
 from moe_core.stages.gate import current_partition, refit
 from moe_core.stages.trunk import frozen
 from moe_core.store import pointer
-from moe_core.store.artifact import Artifact
 from pipelines.cli.common import finish, run_shown, study_at
 from pipelines.cli.options import JSON, STUDY_OPTION, WORKERS
 from pipelines.run.summary import Summary
@@ -20,11 +20,7 @@ from pipelines.terminal import echo, echo_json
 
 @click.command()
 @STUDY_OPTION
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Show what would move and be trained again; make no changes.",
-)
+@click.option("--dry-run", is_flag=True, help="Show what would move and be trained again; make no changes.")
 @click.option("--renew-trunk", "renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
 @click.option("--until", default="partition", show_default=True, help="Go on to this asset and what it needs.")
 @WORKERS
@@ -56,14 +52,8 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
                 pointer.remove(context.store.layout.request(asset))
     if not (summary.failed or summary.interrupted):
         partition = study_at(study_file).need("partition")
-        show_churn(dict(partition.metadata) | churn_of(partition))
+        show_churn(dict(partition.metadata) | json.loads(partition.file("churn.json").read_text("utf-8")))
     finish(summary)
-
-
-def churn_of(partition: Artifact) -> dict[str, Any]:
-    """Which posts moved from the partition before."""
-    churn: dict[str, Any] = json.loads(partition.file("churn.json").read_text("utf-8"))
-    return churn
 
 
 def show_churn(churn: dict[str, Any], as_json: bool = False) -> None:
@@ -73,10 +63,5 @@ def show_churn(churn: dict[str, Any], as_json: bool = False) -> None:
         echo_json({name: churn[name] for name in names})
         return
     echo(f"training posts: {churn['moved']:,} moved, {churn['new']:,} new, {churn['gone']:,} gone")
-    head = ("expert", "posts", "stayed", "came", "left", "new", "gone", "changed", "")
-    rows = [head]
-    for key, expert in churn["experts"].items():
-        counts = [f"{expert[name]:,}" for name in ("now", "stayed", "came", "left", "new", "gone")]
-        rows.append((key, *counts, f"{100 * expert['changed']:.1f} %", "trained again" if expert["again"] else "kept"))
-    for row in rows:
+    for row in (CHURN, *churn_rows(churn)):
         echo("  ".join(f"{text:>8}" for text in row).rstrip())

@@ -6,12 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 
-from assets.runs import HOST, process_of
+from assets.runs import HOST, end_run, process_of
 from moe_core.processes import is_dead, pid_of
 from pipelines.aliases import socket_prefix
 
 GRPC_INFO = ".dagster/grpc_info"  # Dagster's tag: the code server that starts the run
+BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
 
 
 def reap(instance: dg.DagsterInstance) -> list[str]:
@@ -19,25 +21,11 @@ def reap(instance: dg.DagsterInstance) -> list[str]:
 
     A run that waits in the queue is left to the next daemon.
     """
-    status = dg.DagsterRunStatus
-    states = [status.QUEUED, status.NOT_STARTED, status.STARTING, status.STARTED, status.CANCELING]
-    runs = instance.get_runs(dg.RunsFilter(statuses=states))
-    return [run.run_id for run in runs if _end_if_dead(instance, run)]
-
-
-def _end_if_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    if not (why := _why_dead(run)):
-        return False
-    if run.status in (
-        dg.DagsterRunStatus.QUEUED,
-        dg.DagsterRunStatus.NOT_STARTED,
-        dg.DagsterRunStatus.CANCELING,
-    ):
-        instance.report_run_canceled(run, message=why)
-    else:
-        instance.report_run_failed(run, message=why)
-    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-    return True
+    runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    dead = [(run, why) for run in runs if (why := _why_dead(run))]
+    for run, why in dead:
+        end_run(instance, run, why, failed=run.status in BEGUN)
+    return [run.run_id for run, _ in dead]
 
 
 def _why_dead(run: dg.DagsterRun) -> str:
@@ -48,7 +36,7 @@ def _why_dead(run: dg.DagsterRun) -> str:
         return ""
     if run.parent_run_id:  # has the tags of the run that it repeats, until its own are written
         return ""
-    if run.status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING):
+    if run.status in ACTIVE_RUN_STATUSES:
         code_server = _code_server_socket(run)
         if Path(code_server).parent.name.startswith(socket_prefix()) and not _answers(code_server):
             return "the code server that was to start it is gone"

@@ -5,6 +5,7 @@ A duration is the seconds of the last run of the same asset partition in Dagster
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 import dagster as dg
@@ -80,15 +81,16 @@ def run_plan(context: Context, planned: Sequence[PlannedTask], force: bool, work
     steps, warned = list[Step](), False
     with opened_if_there(context.root) as instance:
         recorder = Recorder(instance) if instance else None
-        durations = _Durations(instance)
-        for task, state in zip(
-            in_order, states(context, in_order, failed_runs(instance, context.study.name)), strict=True
-        ):
+        last_seconds = cache(partial(_last_seconds, instance))
+        failed = failed_runs(instance, context.study.name)
+        for task, state in zip(in_order, states(context, in_order, failed), strict=True):
             if task.artifact and not force:
                 if recorder and not recorder.is_recorded(context, task):
                     steps.append(Step(task.stage, task.key, UNRECORDED, 0.0))
                 continue
-            steps.append(Step(task.stage, task.key, _why(task, state, force), durations.of(task)))
+            seconds = last_seconds(task.stage)
+            took = seconds.get(task.key, next(iter(seconds.values()), None))
+            steps.append(Step(task.stage, task.key, _why(task, state, force), took))
             warned |= context.planner.graph[task.stage].trains
     doubts = warnings_of(context) if warned else []
     return RunPlan(steps, len(in_order) - len(steps), workers, tuple(doubts))
@@ -105,29 +107,12 @@ def _why(task: PlannedTask, state: State, force: bool) -> str:
     return f"failed before: {state.why}" if state.state == "failed" else state.why or state.state
 
 
-class _Durations:
-    """Seconds of the last runs, read once an asset."""
-
-    def __init__(self, instance: dg.DagsterInstance | None) -> None:
-        self.instance = instance
-        self.known: dict[str, dict[str | None, float]] = {}
-
-    def of(self, task: PlannedTask) -> float | None:
-        seconds = self._of_asset(task.stage)
-        return seconds.get(task.key, next(iter(seconds.values()), None))
-
-    def _of_asset(self, stage: str) -> dict[str | None, float]:
-        if stage not in self.known:
-            self.known[stage] = dict(self._records(stage))
-        return self.known[stage]
-
-    def _records(self, stage: str) -> Iterator[tuple[str | None, float]]:
-        """(partition, seconds) of runs that built something, the latest last."""
-        if self.instance is None:
-            return
-        records = self.instance.fetch_materializations(key_of(stage), limit=RECORDS).records
-        for record in reversed(records):
-            event = record.asset_materialization
-            took, reused = (event.metadata.get(name) for name in ("step seconds", "reused")) if event else (None, None)
-            if event and took and reused and not reused.value:
-                yield event.partition, float(str(took.value))
+def _last_seconds(instance: dg.DagsterInstance | None, stage: str) -> dict[str | None, float]:
+    """Seconds of the last run of each partition that built something."""
+    seconds: dict[str | None, float] = {}
+    records = instance.fetch_materializations(key_of(stage), limit=RECORDS).records if instance else []
+    for event in (record.asset_materialization for record in reversed(records)):
+        took, reused = (event.metadata.get(name) for name in ("step seconds", "reused")) if event else (None, None)
+        if event and took and reused and not reused.value:
+            seconds[event.partition] = float(str(took.value))
+    return seconds

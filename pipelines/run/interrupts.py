@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def signals_ignored() -> Iterator[None]:
     """What was started is ended in order."""
-    with _handled(signal.SIG_IGN):
+    with handled(signal.SIG_IGN):
         yield
 
 
@@ -22,14 +22,15 @@ def signals_ignored() -> Iterator[None]:
 def signals_deferred() -> Iterator[None]:
     """A signal takes effect at the end: what was begun is noted by then."""
     received: list[int] = []
-    with _handled(lambda number, _: received.append(number)):
+    with handled(lambda number, _: received.append(number)):
         yield
     if received:
         signal.raise_signal(received[0])
 
 
 @contextmanager
-def _handled(handler: Any) -> Iterator[None]:
+def handled(handler: Any) -> Iterator[None]:
+    """Both signals go to the handler, in the main thread; elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

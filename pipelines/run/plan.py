@@ -1,9 +1,9 @@
 """The tasks of a command, in the order in which they are worth starting."""
 
-from __future__ import annotations
+from collections.abc import Iterable
 
 from moe_core.engine.context import Context
-from moe_core.engine.planner import PlannedTask
+from moe_core.engine.planner import Name, PlannedTask
 
 
 def tasks_until(context: Context, until: str | None) -> list[PlannedTask]:
@@ -20,3 +20,10 @@ def tasks_until(context: Context, until: str | None) -> list[PlannedTask]:
         return stage.control, not (stage.trains and stage.keys is None), order[name]
 
     return sorted(planner.tasks(wanted), key=lambda task: rank(task.stage))
+
+
+def planned_tasks(context: Context, until: str | None, only: Iterable[Name] | None) -> list[PlannedTask]:
+    """The tasks of `only`, where that is given, else those up to `until`."""
+    if only is None:
+        return tasks_until(context, until)
+    return [context.planner.task(*name) for name in only]

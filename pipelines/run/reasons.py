@@ -143,12 +143,11 @@ def _posts(context: Context, splits: Artifact) -> Iterator[str]:
     now = {shard.key: context.version("posts", shard.key) for shard in context.shards}
     if not seen:
         yield "posts changed"
-    for what, keys in (
-        ("added", [key for key in now if key not in seen]),
-        ("removed", [key for key in seen if key not in now]),
-    ):
-        if seen and keys:
-            yield f"{_shards(keys)} {what}"
+        return
+    if added := [key for key in now if key not in seen]:
+        yield f"{_shards(added)} added"
+    if removed := [key for key in seen if key not in now]:
+        yield f"{_shards(removed)} removed"
     taken_down, changed, otherwise = list[str](), list[str](), list[str]()
     for key in (key for key in now if seen.get(key, now[key]) != now[key]):
         before = context.store.get("posts", key, seen[key])

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
 
 from assets.record import Recorder
+from assets.runs import end_run
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.engine.gpus import gpu_names
@@ -36,7 +37,7 @@ from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap
 from pipelines.run.dag import Dag
 from pipelines.run.interrupts import signals_deferred, signals_ignored
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 from pipelines.run.pool import Pool
 from pipelines.run.pools.local import LocalPool, load_ahead
 from pipelines.run.summary import Summary
@@ -53,6 +54,10 @@ class Running:
     run_id: str
     started: float
     version: str  # of the artifact that it was submitted for
+
+    @property
+    def name(self) -> Name:
+        return self.task.asset, self.task.key
 
 
 Event = Callable[[str, str, str], None]  # ("started" | "done" | "fresh" | "failed" | "replanned", task's name, why)
@@ -114,32 +119,30 @@ def run_study(
     return summary
 
 
+@dataclass
 class _Loop:
     """One run of the scheduler."""
 
-    def __init__(
-        self,
-        context: Context,
-        instance: dg.DagsterInstance,
-        until: str | None,
-        only: list[Name] | None,
-        force: bool,
-        on_event: Event,
-        on_poll: Poll,
-    ) -> None:
-        self.context, self.instance, self.until, self.only, self.force = context, instance, until, only, force
-        self.on_event, self.on_poll = on_event, on_poll
-        self.summary = Summary()
-        self.running: dict[Future[TaskResult], Running] = {}
-        self.complete: dict[Name, str] = {}  # version
-        self.lost: set[Name] = set()  # failed, and what depends on it
-        self.study_stamp = _stamp(study_file_of(context.root))
-        self.outdated: list[Name] = []  # tasks whose run found that its inputs changed
+    context: Context
+    instance: dg.DagsterInstance
+    until: str | None
+    only: list[Name] | None
+    force: bool
+    on_event: Event
+    on_poll: Poll
+    summary: Summary = field(default_factory=Summary)
+    running: dict[Future[TaskResult], Running] = field(default_factory=dict)
+    complete: dict[Name, str] = field(default_factory=dict)  # version
+    lost: set[Name] = field(default_factory=set)  # failed, and what depends on it
+    outdated: list[Name] = field(default_factory=list)  # tasks whose run found that its inputs changed
+
+    def __post_init__(self) -> None:
+        self.study_stamp = _stamp(study_file_of(self.context.root))
         self._plan()
 
     def _plan(self) -> None:
         """Plans what is left, by the state as it is now."""
-        planned = self._planned()
+        planned = planned_tasks(self.context, self.until, self.only)
         self.recorder = Recorder(self.instance)  # what ran since the last plan is recorded
         study, experts = self.context.study, list(self.context.experts)
         project_keys(self.instance, study.name, [shard.key for shard in self.context.shards], experts)
@@ -147,14 +150,8 @@ class _Loop:
         self.tasks = {p.name: p for p in due}
         self.dag = Dag(self.context.planner.graph, self.tasks, edges=self.only is None)
         for running in self.running.values():
-            name = (running.task.asset, running.task.key)
-            if name in self.tasks:
-                self.dag.start(name)
-
-    def _planned(self) -> list[PlannedTask]:
-        if self.only is None:
-            return tasks_until(self.context, self.until)
-        return [self.context.planner.task(*name) for name in self.only]
+            if running.name in self.tasks:
+                self.dag.start(running.name)
 
     def _is_complete(self, planned: PlannedTask) -> bool:
         return planned.spec is not None and self.complete.get(planned.name) == planned.spec.version
@@ -206,7 +203,7 @@ class _Loop:
                     version = planned.spec.version if planned.spec else ""
                     running = Running(task, make_new_run_id(), time.monotonic(), version)
                     self.dag.start(name)
-                    log = log_of(self.context.root, task)
+                    log = self.context.store.layout.log(*name)
                     self.running[pool.submit(task, running.run_id, log, self.context.study)] = running
                     self.on_event("started", task.name, "")
         return waiting
@@ -231,7 +228,7 @@ class _Loop:
 
     def _note(self, result: TaskResult, running: Running) -> None:
         """Enters how a run ended, and tells it. One that failed since its inputs changed is planned again."""
-        name = running.task.asset, running.task.key
+        name = running.name
         if result.died:
             self._close_run(running, result.error, failed=True)
         if not result.error:
@@ -256,10 +253,9 @@ class _Loop:
     def _inputs_changed(self, running: Running) -> bool:
         """Whether the study, opened again, asks for another artifact than was submitted."""
         with suppress(HardmoeError, OSError):  # the source cannot be read: the task itself says so
-            spec = self._reopened().planner.spec(running.task.asset, running.task.key)
-            if isinstance(spec, Spec):
-                return bool(running.version) and spec.version != running.version
-            return bool(running.version) and spec.on is not None
+            spec = self._reopened().planner.spec(*running.name)
+            changed = spec.version != running.version if isinstance(spec, Spec) else spec.on is not None
+            return bool(running.version) and changed
         return False
 
     def _reopened(self) -> Context:
@@ -312,11 +308,9 @@ class _Loop:
         self.summary.left = [name_of(*name) for name in self.dag.left]
 
     def _close_run(self, running: Running, why: str, failed: bool) -> None:
-        """Ends the run of a process that is gone in Dagster's record, and frees what it held."""
         run = self.instance.get_run_by_id(running.run_id)
         if run and (not run.is_finished or not failed):
-            (self.instance.report_run_failed if failed else self.instance.report_run_canceled)(run, message=why)
-            self.instance.event_log_storage.free_concurrency_slots_for_run(running.run_id)
+            end_run(self.instance, run, why, failed)
 
 
 def _what_changed(before: Context, now: Context) -> str:
@@ -345,8 +339,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_ino
-
-
-def log_of(root: Path, task: Task) -> Path:
-    """File with the output of a task's runs."""
-    return Layout(root).log(task.asset, task.key)

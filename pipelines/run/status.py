@@ -12,7 +12,7 @@ from assets.study import STUDY
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.stages.training.cost import MEMBERS_KEPT
-from moe_core.store.artifact import Spec
+from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
 from moe_core.tables.shards import shards_in, values_in
@@ -99,11 +99,11 @@ def posts_of(context: Context) -> dict[str, Any]:
 def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     """Counts of a shard that was ingested, and differs from what is wanted in nothing but a takedown since; else {}."""
     spec = context.spec("posts", shard)
-    before = [
-        old
-        for old in context.store.versions("posts", shard)
-        if old.inputs["shard"] == spec.inputs["shard"] and (old.code, content_hash(old.settings)) == _made_by(spec)
-    ]
+
+    def made_by(of: Artifact | Spec) -> tuple[str, str, str]:
+        return of.inputs["shard"], of.code, content_hash(of.settings)
+
+    before = [old for old in context.store.versions("posts", shard) if made_by(old) == made_by(spec)]
     if not before:
         return {}
     read = max(before, key=lambda old: old.made_at).metadata["read"]
@@ -111,10 +111,6 @@ def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     reasons = values_in(context.store.layout.rejects_table, shard, "reason")
     reasons["taken_down"] = reasons.get("taken_down", 0) + read - accepted - sum(reasons.values())
     return {"read": read, "accepted": accepted, "rejected": read - accepted, "reasons": dict(sorted(reasons.items()))}
-
-
-def _made_by(spec: Spec) -> tuple[str, str]:
-    return spec.code, content_hash(spec.settings)
 
 
 def _running(root: Path) -> set[Name]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from moe_core.processes import die_with_parent
+from pipelines.run.interrupts import handled
 
 PR_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 POLL_SECONDS = 0.2
@@ -47,12 +48,8 @@ def run_together(commands: Sequence[Sequence[str]], ready: Path | None = None, l
         pass_fds=() if lock is None else [lock],
         start_new_session=True,
     )
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(end):
         code = watchdog.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     _signal(watchdog.pid, signal.SIGKILL)  # the rest of the group, where the watchdog was killed
     return 0 if signals else code or 1
 

@@ -6,7 +6,6 @@ What runs inside a worker is pipelines.run.worker. Torch and Dagster are loaded 
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pkgutil import resolve_name
 from moe_core.engine.gpus import gpu_names
 from moe_core.processes import CHECK_SECONDS, Heartbeat, exit_reason, own_modules_first
 from moe_core.settings import Study
+from pipelines.run.interrupts import signals_ignored
 from pipelines.run.task import Task, TaskResult
 
 WORKER = "pipelines.run.worker"  # it loads torch and Dagster, which the fork server does
@@ -172,24 +172,13 @@ def load_ahead() -> None:
     before = {name: os.environ.get(name) for name in own_modules_first()}
     os.environ.update(own_modules_first())
     try:
-        _ensure_running()
+        with signals_ignored():
+            multiprocessing.forkserver.ensure_running()
     finally:
         for name, value in before.items():
             del os.environ[name]
             if value is not None:
                 os.environ[name] = value
-
-
-def _ensure_running() -> None:
-    if threading.current_thread() is not threading.main_thread():
-        multiprocessing.forkserver.ensure_running()
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        for number, its in before.items():
-            signal.signal(number, its)
 
 
 def _forks() -> "multiprocessing.context.ForkServerContext":

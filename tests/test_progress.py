@@ -11,10 +11,9 @@ from moe_core.engine.stage import Graph, Stage
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
 from moe_core.workspace import open_study
-from pipelines.cli.progress import Display, results_of
+from pipelines.cli.progress import Display, result_line
 from pipelines.run.scheduler import Running
-from pipelines.run.summary import Summary
-from pipelines.run.task import Task
+from pipelines.run.task import Summary, Task
 
 
 def make_slowly(begun, go):
@@ -75,7 +74,7 @@ def test_the_result_of_each_expert_is_a_line(tmp_path):
     slow, other, last = Task("slow", None), Task("expert", "e000"), Task("expert", "e001")
     summary = Summary(failed={other.name: "broken"})
     summary.note(slow.name, reused=True)
-    assert results_of(context, [slow, other, last], summary) == [
+    assert [result_line(context, task, summary) for task in (slow, other, last)] == [
         f"{'slow':24} fresh    loss 1.500  2 s  150 images/s",
         f"{'expert:e000':24} failed   broken",
         f"{'expert:e001':24} not started",

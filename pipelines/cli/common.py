@@ -26,7 +26,7 @@ from moe_core.study_file import dump_study, load_study, override
 from moe_core.text import refuse_bytes, shown
 from moe_core.workspace import open_study, reopened
 from pipelines.cli.errors import interrupt_once
-from pipelines.cli.progress import Display, results_of
+from pipelines.cli.progress import Display, result_line
 from pipelines.cli.table import print_table
 from pipelines.instance.home import prepare_home
 from pipelines.instance.keys import project_keys
@@ -36,8 +36,7 @@ from pipelines.run.plan import planned_tasks
 from pipelines.run.reasons import older_than
 from pipelines.run.scheduler import checked_workers, default_workers, run_study, study_file_of, use_workers
 from pipelines.run.status import states
-from pipelines.run.summary import Summary
-from pipelines.run.task import Task
+from pipelines.run.task import Summary, Task
 from pipelines.terminal import echo, echo_json
 
 
@@ -98,7 +97,7 @@ def run_shown(context: Context, **options: Any) -> Summary:
     """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
     claim(study_file_of(context.root))
     warn_damaged(context)
-    warn_unready(context)
+    warn_unready(context.planner.state.unready)
     _ = context.shards  # a source that is not there is an error before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
@@ -122,12 +121,8 @@ def warn_damaged(context: Context) -> None:
         echo(f"Damaged: {damage.why}", err=True)
 
 
-def warn_unready(context: Context) -> None:
+def warn_unready(unready: Iterable[Unready]) -> None:
     """Names new files of the source that cannot be read as they are now."""
-    warn_unready_files(context.planner.state.unready)
-
-
-def warn_unready_files(unready: Iterable[Unready]) -> None:
     for file in unready:
         echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
 
@@ -223,8 +218,8 @@ def show_takedown(done: Takedown, dry_run: bool = False) -> None:
 def show_results(context: Context, tasks: list[tuple[str, str | None]], summary: Summary) -> None:
     """One line per requested network."""
     now = finish_takedown(context)  # as it is since the run, which may have waited for one
-    for line in results_of(now, [Task(*task) for task in tasks], summary):
-        echo(line)
+    for task in tasks:
+        echo(result_line(now, Task(*task), summary))
 
 
 def finish(summary: Summary) -> None:

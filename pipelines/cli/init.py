@@ -22,7 +22,7 @@ from moe_core.store.owner import check_owner
 from moe_core.study_file import dump_study, study_of
 from moe_core.text import format_duration, refuse_bytes
 from moe_core.training.trial import images_per_second
-from pipelines.cli.common import show_keys, study_at, warn_unready_files, write_study
+from pipelines.cli.common import show_keys, study_at, warn_unready, write_study
 from pipelines.instance.home import checked_home
 from pipelines.terminal import echo
 
@@ -107,7 +107,7 @@ def init(
     lines, seen = preview(given, find_shards(given, unready=unready), base.data.image_size)
     for line in lines:
         echo(line)
-    warn_unready_files(unready)
+    warn_unready(unready)
     study = base.model_copy(update={"name": name or plain, "source": given})
     if kind != "synthetic":
         study = _as_proposed(study, seen, by_name)

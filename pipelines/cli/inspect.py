@@ -55,7 +55,7 @@ def status(study_file: Path, as_json: bool) -> None:
         f"posts: {posts['read']:,} read, {posts['accepted']:,} accepted, {posts['rejected']:,} rejected"
         + (f" ({reasons})" if reasons else "")
     )
-    warn_unready(context)
+    warn_unready(context.planner.state.unready)
     if context.takedowns.pending:
         echo(f"A takedown is not finished: hardmoe forget --study {quote(str(study_file))} --apply")
     colors = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}

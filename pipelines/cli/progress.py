@@ -16,8 +16,8 @@ from moe_core.stages.data.statistics import warnings_of
 from moe_core.stages.training.log import seconds_left
 from moe_core.text import format_duration, shown
 from pipelines.run.forecast import Forecast
-from pipelines.run.scheduler import Running, Summary
-from pipelines.run.task import Task
+from pipelines.run.scheduler import Running
+from pipelines.run.task import Summary, Task
 from pipelines.terminal import echo
 
 UPDATE_SECONDS = 0.25  # between updates of the live lines
@@ -108,12 +108,8 @@ def _line(run: Running, report: dict[str, Any], width: int) -> str:
     return "  ".join(parts)
 
 
-def results_of(context: Context, tasks: list[Task], summary: Summary) -> list[str]:
-    """One line per requested network: how it ended, its time, loss and speed."""
-    return [_result(context, task, summary) for task in tasks]
-
-
-def _result(context: Context, task: Task, summary: Summary) -> str:
+def result_line(context: Context, task: Task, summary: Summary) -> str:
+    """How a requested network ended, its time, loss and speed."""
     if task.name in summary.failed:
         return f"{task.name:24} failed   {shown(summary.failed[task.name], 4000)}"
     kinds = {"made": summary.made, "fresh": summary.fresh, "stopped": summary.stopped}

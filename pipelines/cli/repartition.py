@@ -14,7 +14,7 @@ from moe_core.stages.trunk import frozen
 from moe_core.store import pointer
 from pipelines.cli.common import finish, run_shown, study_at
 from pipelines.cli.options import JSON, STUDY_OPTION, WORKERS
-from pipelines.run.summary import Summary
+from pipelines.run.task import Summary
 from pipelines.terminal import echo, echo_json
 
 

@@ -38,10 +38,8 @@ from pipelines.instance.reap import reap
 from pipelines.run.dag import Dag
 from pipelines.run.interrupts import signals_deferred, signals_ignored
 from pipelines.run.plan import planned_tasks
-from pipelines.run.pool import Pool
 from pipelines.run.pools.local import LocalPool, load_ahead
-from pipelines.run.summary import Summary
-from pipelines.run.task import Task, TaskResult
+from pipelines.run.task import Pool, Summary, Task, TaskResult
 
 POLL_SECONDS = 0.25  # the display is told at least so often
 

@@ -1,7 +1,11 @@
-"""One task of `hardmoe run`, and how it ended."""
+"""Tasks of `hardmoe run`, where they run, and how they ended."""
 
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
+from moe_core.settings import Study
 from moe_core.store.artifact import name_of
 
 SETTINGS = "study.toml changed"
@@ -28,3 +32,47 @@ class TaskResult:
     reused: bool = False  # the artifact existed
     died: bool = False  # its process ended without an answer, so Dagster's record of the run is still open
     inputs_changed: bool = False  # not begun: what it was planned from is no longer so; `error` says what changed
+
+
+class Pool(Protocol):
+    """Where tasks run: processes of this machine (pools/local.py), or a cluster.
+
+    Runs at most `capacity` at once; what is submitted beyond that waits in order.
+    """
+
+    capacity: int
+
+    def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
+        """Starts the task as the Dagster run `run_id`, with its output appended to the file `log`.
+
+        `study` is what the task was planned from: where study.toml says something else by then, nothing runs and the
+        result has `inputs_changed`. A process that dies or hangs is a result with `died`, not an exception.
+        """
+        ...
+
+    def close(self) -> None:
+        """Kills what runs and returns when all processes are gone; open futures are canceled or end in an error."""
+        ...
+
+
+@dataclass
+class Summary:
+    """What a run did: names of tasks, each in one list, by the last thing that happened to it."""
+
+    made: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)  # for want of one that failed
+    blocked: dict[str, str] = field(default_factory=dict)  # since their inputs changed: what they wait for
+    stopped: list[str] = field(default_factory=list)  # under way when it was interrupted
+    left: list[str] = field(default_factory=list)  # not begun when it was interrupted
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    def note(self, name: str, reused: bool) -> None:
+        """A task is complete; one that is built again for changed inputs counts once."""
+        self.failed.pop(name, None)
+        if name not in self.made:
+            if name in self.fresh:
+                self.fresh.remove(name)
+            (self.fresh if reused else self.made).append(name)

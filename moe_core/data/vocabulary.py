@@ -25,11 +25,6 @@ class Vocabulary:
     hashtags: list[str]
     synonyms: Mapping[str, str]  # canonical spelling -> canonical spelling that is meant
 
-    def lookup(self) -> dict[str, int]:
-        """Id of each canonical spelling, synonyms included."""
-        ids = {tag: number for number, tag in enumerate(self.hashtags)}
-        return ids | {written: ids[meant] for written, meant in self.synonyms.items() if meant in ids}
-
     def compressed_rows(self, tags: pl.Series) -> tuple[np.ndarray, np.ndarray]:
         """(ids_T, starts_N1) of a column of lists of canonical tags; unknown tags left out, each id once a post.
 
@@ -54,8 +49,10 @@ class Vocabulary:
 
     @cached_property
     def _spellings(self) -> tuple[pl.Enum, np.ndarray]:
-        lookup = self.lookup()
-        return pl.Enum(list(lookup)), np.fromiter(lookup.values(), np.int64, len(lookup))
+        """All canonical spellings, synonyms included, and the id of each."""
+        ids = {tag: number for number, tag in enumerate(self.hashtags)}
+        ids |= {written: ids[meant] for written, meant in self.synonyms.items() if meant in ids}
+        return pl.Enum(list(ids)), np.fromiter(ids.values(), np.int64, len(ids))
 
 
 def choose_from(

@@ -107,6 +107,7 @@ class ContentHashes:
             self._learned, self._unsaved = {}, 0
 
 
+@dataclass(frozen=True)
 class Scan:
     """One scan of a source's files: which can be read, and the content hash of each.
 
@@ -114,10 +115,9 @@ class Scan:
     path `only`, all other new files are left out unread.
     """
 
-    def __init__(self, hashes: ContentHashes, unready: list[Unready] | None = None, only: str = "") -> None:
-        self.hashes = hashes
-        self.unready = unready
-        self.only = only
+    hashes: ContentHashes
+    unready: list[Unready] | None = None
+    only: str = ""
 
     def readable(self, files: Sequence[File], check: Callable[[File], object]) -> list[File]:
         """The files that can be read. `check` is called for new and changed ones, and raises BadSource for others.

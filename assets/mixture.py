@@ -17,19 +17,13 @@ def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Sho
     for key in artifact.metadata["published"]:
         observation = dg.AssetObservation(key_of("expert"), partition=key, metadata=who_answers(artifact, key))
         instance.report_runless_asset_event(observation)
-    return Shown(_answers(artifact))
-
-
-def _answers(artifact: Artifact) -> dict[str, Any]:
-    """Gain of each expert, and whether it or the trunk answers."""
     gains = artifact.metadata.get("validation_gain", {})  # none without validation posts
     answers = {key: "expert" if good else "trunk" for key, good in artifact.metadata["published"].items()}
     rows = [(key, f"{gains[key]:+.4f}" if key in gains else "", answer) for key, answer in answers.items()]
     name = "gain of each expert on validation posts (cross-entropy)"
-    return plot_of_bars(list(gains.items()), name, "{:+.4f}") | {
-        "published": table(("expert", "gain in cross-entropy", "answers"), rows),
-        "validation gain": None,
-    }
+    answered = table(("expert", "gain in cross-entropy", "answers"), rows)
+    plot = plot_of_bars(list(gains.items()), name, "{:+.4f}")
+    return Shown(plot | {"published": answered, "validation gain": None})
 
 
 NEWEST = dg.AssetCheckSpec(

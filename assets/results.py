@@ -10,7 +10,7 @@ from assets.showing import Shown, cost_so_far, picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import compare
-from moe_core.evaluation.measures import HEADLINE, MEASURES, PAIRED
+from moe_core.evaluation.measures import HEADLINE, MEASURES, PAIRED, gain_text
 from moe_core.evaluation.plots import around, intervals
 from moe_core.store.artifact import Artifact
 
@@ -38,6 +38,8 @@ def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
     ]
     head = ("row", "95 %: from", HEADLINE[0].title, "to", *(measure.title for measure in HEADLINE[1:]))
     over = ("row", *(measure.title for measure in PAIRED))
+    pairs = comparison["published_gains"].items()
+    gains = [(row, *(gain_text(pair, measure) for measure in PAIRED)) for row, pair in pairs]
     best = next(row for row in rows if row["name"] == marked)
     words = compare(comparison)
     return {
@@ -46,19 +48,9 @@ def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
         "warnings": "; ".join(comparison["warnings"]) or None,
         "P@1 against the controls": picture(intervals(measured, "P@1 with 95 % intervals"), "P@1 with 95 % intervals"),
         "table": table(head, lines),
-        "published less each other row, on the same posts": table(over, _gains(comparison)),
+        "published less each other row, on the same posts": table(over, gains),
         "p at 1": None,
     } | {f"published {measure.title}": best[measure.name] for measure in MEASURES.values()}
-
-
-def _gains(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
-    gains = comparison["published_gains"].items()
-    return [(row, *(_gain(pair, measure.name) for measure in PAIRED)) for row, pair in gains]
-
-
-def _gain(pair: dict[str, Any], measure: str) -> str:
-    low, high = pair[f"{measure}_gain_ci95"]
-    return f"{pair[f'{measure}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _experts(comparison: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pipelines.instance.home import warn_of_telemetry
 from pipelines.jobs import JOBS, RUN_JOBS
 from pipelines.repartition import drift, everything, repartition, weekly_repartition
 from pipelines.requests import launch_requested
-from pipelines.sensors import SENSORS
+from pipelines.sensors import alert, new_shards
 
 warn_of_telemetry()
 MINE = GRAPH.for_study(study())  # stages that the study has
@@ -22,7 +22,7 @@ defs = dg.Definitions(
     jobs=[*JOBS, *RUN_JOBS, everything, repartition],
     resources={KEY: GPUS},
     schedules=[weekly_repartition],
-    sensors=[*SENSORS, drift, launch_requested],
+    sensors=[new_shards, alert, drift, launch_requested],
     # A step is minutes to days of work in one process: a process of its own inside the run would only be one more
     # that can be orphaned. Parallelism is one run an expert.
     executor=dg.in_process_executor,

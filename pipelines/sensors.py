@@ -120,6 +120,3 @@ def alert(context: dg.RunFailureSensorContext) -> None:
         raise dg.Failure(f"alerts.command {list(command)}: {error}") from error
     if done.returncode:
         raise dg.Failure(f"alerts.command {list(command)} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-
-
-SENSORS = [new_shards, alert]

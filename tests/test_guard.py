@@ -19,7 +19,7 @@ from helpers.ui import free_port
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.store import Store
 from pipelines.instance.home import SETTINGS
-from pipelines.ui.addresses import checked_host, checked_prefix
+from pipelines.ui.commands import checked_host, checked_prefix
 
 QUERY = "{ version }"
 MUTATION = 'mutation { setConcurrencyLimit(concurrencyKey: "%s", limit: 7) }'

@@ -4,7 +4,9 @@ The table, the report, the terminal, Dagster and publication choose their column
 here and by the values that `metrics.per_post` gives under that name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,9 @@ COSTS = (
     Cost("multiply_adds", "multiply-adds", per_image=True),
     Cost("training_images", "images trained on"),
 )
+
+
+def gain_text(pair: Mapping[str, Any], measure: Measure) -> str:
+    """The published row less another by a measure, with its 95 % interval."""
+    low, high = pair[f"{measure.name}_gain_ci95"]
+    return f"{pair[f'{measure.name}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"

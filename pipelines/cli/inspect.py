@@ -1,6 +1,7 @@
 """Commands that only read: status, results, report, ui."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 
@@ -30,8 +31,7 @@ from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
 from pipelines.run.scheduler import default_workers
 from pipelines.run.status import posts_of, states_of
 from pipelines.terminal import Colored, echo, echo_json
-from pipelines.ui.addresses import checked_host, checked_prefix
-from pipelines.ui.commands import dagster_commands
+from pipelines.ui.commands import checked_host, checked_prefix, dagster_commands
 from pipelines.ui.supervisor import run_together
 
 
@@ -48,7 +48,7 @@ def status(study_file: Path, as_json: bool) -> None:
     posts = posts_of(context)
     if as_json:
         unready = {file.path: file.why for file in context.planner.state.unready}
-        echo_json({"posts": posts, "unready": unready, "assets": [state.as_json() for state in states]})
+        echo_json({"posts": posts, "unready": unready, "assets": [asdict(state) for state in states]})
         return
     reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
     echo(

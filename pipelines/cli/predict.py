@@ -77,7 +77,9 @@ def predict(
         raise BadSetting(f"--temperature {temperature}: wanted a number above 0")
     if bundle is not None and ctx.get_parameter_source("study_file") == ParameterSource.COMMANDLINE:
         raise BadSetting("--bundle and --study exclude one another: give one")
-    opened = Bundle(bundle_at(bundle or _study(study_file), version), expert_bytes=memory << 20)
+    if bundle is None and not study_file.is_file():
+        load_study(study_file)  # raises BadSetting, as in every command
+    opened = Bundle(bundle_at(bundle or study_file, version), expert_bytes=memory << 20)
     chosen = files_of(images)
     _show_skipped(chosen.skipped)
     failed, separator = False, "["
@@ -100,13 +102,6 @@ def predict(
         echo("]")
     if failed:
         sys.exit(1)
-
-
-def _study(study_file: Path) -> Path:
-    """Raises BadSetting where there is none, as every command does."""
-    if not study_file.is_file():
-        load_study(study_file)
-    return study_file
 
 
 def _show_skipped(skipped: list[tuple[Path, str]]) -> None:

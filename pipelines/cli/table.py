@@ -6,15 +6,15 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_core.evaluation.comparison import compare
-from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED
+from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED, gain_text
 from moe_core.text import shown
 
 
 def print_table(table: dict[str, Any]) -> None:
     """Rows of the comparison, the published one marked; intervals are of 95 %."""
     console = Console(highlight=False)
-    width = {} if console.is_terminal else {"width": 200}
-    console = Console(highlight=False, **width)  # type: ignore[arg-type]
+    if not console.is_terminal:
+        console.width = 200
     title = f"{table['n']:,} held-out posts, {table['hashtags']:,} hashtags; 95 % intervals"
     for columns in _side_by_side(_columns(table["rows"]), _names(table), console.width):
         lines = Table(title=title, box=None)
@@ -31,12 +31,8 @@ def print_table(table: dict[str, Any]) -> None:
         console.print("most_frequent: every image is answered with the most frequent training hashtags")
     console.print("It gains, on the same posts:")
     for name, pair in table["published_gains"].items():
-        gains = [
-            f"{measure.title} {pair[f'{measure.name}_gain']:+.3f} ({low:+.3f} to {high:+.3f})"
-            for measure in PAIRED
-            for low, high in [pair[f"{measure.name}_gain_ci95"]]
-        ]
-        console.print(f"  over {name:30} " + ", ".join(gains))
+        gains = ", ".join(f"{measure.title} {gain_text(pair, measure)}" for measure in PAIRED)
+        console.print(f"  over {name:30} {gains}")
     agreement = table["embedding_agreement"]
     console.print(
         f"Overlap of a post's hashtags with those of its {agreement['neighbors']} nearest neighbors in the embedding, "

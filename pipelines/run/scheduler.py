@@ -24,7 +24,6 @@ from moe_core.engine.gpus import gpu_names
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy
-from moe_core.settings import Study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, name_of
 from moe_core.store.layout import STUDY, Layout
@@ -257,13 +256,11 @@ class _Loop:
         return False
 
     def _reopened(self) -> Context:
-        return reopened(self.context, self._study_now())
-
-    def _study_now(self) -> Study:
-        """By study.toml; as it was while that cannot be read."""
+        """By study.toml; by the study as it was while that cannot be read."""
+        study = self.context.study
         with suppress(HardmoeError, OSError):
-            return load_study(study_file_of(self.context.root))
-        return self.context.study
+            study = load_study(study_file_of(self.context.root))
+        return reopened(self.context, study)
 
     def _replan_if_changed(self) -> None:
         """Reads the state again where a file tells that it changed, or where the plan waited for what is complete."""

@@ -1,7 +1,7 @@
 """What is fresh, stale, missing, failed or running, and why."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,6 @@ class State:
     state: str
     why: str
     version: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def states_of(context: Context, only: str | None = None) -> list[State]:

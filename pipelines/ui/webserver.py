@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe_core.text import shown
 from pipelines.ui import report_page
-from pipelines.ui.addresses import checked_host, checked_prefix
+from pipelines.ui.commands import checked_host, checked_prefix
 
 OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 POLL_MILLISECONDS = 2000  # between two updates of running assets on an open page: Dagster's own value

@@ -37,12 +37,12 @@ def search(path: Path, columns: list[str]) -> Iterator[tuple[str, str, pa.Record
             continue
         table, pieces = at(path, version)
         present = [name for name in columns if name in table.schema.names]
-        for piece in (piece for of_shard in pieces.values() for piece in of_shard):
+        for shard, piece in ((shard, piece) for shard, of_shard in pieces.items() for piece in of_shard):
             if piece.file in seen:
                 continue
             seen.add(piece.file)
             for batch in table.scanner(columns=present, fragments=[table.get_fragment(piece.fragment)]).to_batches():
-                yield piece.file, piece.shard, batch
+                yield piece.file, shard, batch
 
 
 def release(path: Path, files: set[str]) -> list[str]:

@@ -19,9 +19,8 @@ NAME_CHARACTERS = 40  # of the SHA-256 in a data file's name
 
 @dataclass(frozen=True)
 class Piece:
-    """A fragment of one version: whose rows it holds, and where they lie among all of that version."""
+    """A fragment of one version, and where its rows lie among all of that version."""
 
-    shard: str
     fragment: int
     file: str  # name of its data file, which tells its bytes: equal names are equal rows
     first: int
@@ -54,7 +53,7 @@ def pieces_of(table: Any) -> Pieces:
                 f"{table.uri} has the data file {file}, wanted <shard>.<SHA-256>.lance: it was written by another "
                 "program. Delete posts.lance and rejects.lance and ingest again"
             )
-        pieces.setdefault(shard, []).append(Piece(shard, fragment.fragment_id, file, first, metadata.num_rows))
+        pieces.setdefault(shard, []).append(Piece(fragment.fragment_id, file, first, metadata.num_rows))
         first += metadata.num_rows
     return pieces
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-MEBIBYTE = 1 << 20
-SMALL = 256 * MEBIBYTE  # what any file may unfold to at once
+SMALL = 256 << 20  # what any file may unfold to at once
 RATIO = 1000  # of unfolded to stored bytes: about 1 for pictures, dozens for repeated words
 BATCH_LIMIT = 1 << 30  # bytes of a batch of Parquet if all its values were of the greatest possible length
 VALUES = 100_000_000  # of one column of a row group: ten tags a post in groups of ten million posts

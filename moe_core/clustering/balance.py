@@ -46,9 +46,8 @@ def repack(sizes_M: np.ndarray, centroids_MP: np.ndarray, expert_M: np.ndarray, 
             counts_K = np.bincount(expert_M, minlength=experts)
             giver = int(np.where(counts_K > 1, _loads(sizes_M, expert_M, experts), -1).argmax())
             members = np.flatnonzero(expert_M == giver)
-            expert_M[members[(centroids_MP[members] @ _center(sizes_M, centroids_MP, expert_M, giver)).argmin()]] = (
-                expert
-            )
+            similarity_m = centroids_MP[members] @ _center(sizes_M, centroids_MP, expert_M, giver)
+            expert_M[members[similarity_m.argmin()]] = expert
     for _ in range(len(sizes_M)):
         load_K = _loads(sizes_M, expert_M, experts)
         giver = int(load_K.argmax())

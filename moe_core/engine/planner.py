@@ -82,17 +82,13 @@ class Planner:
         return content_hash([[key, spec.version] for key, spec in versions if isinstance(spec, Spec)])
 
     @cached_property
-    def _shards(self) -> dict[str, None]:
-        return dict.fromkeys(shard.key for shard in self.state.shards)
-
-    @cached_property
     def _experts(self) -> dict[str, None]:
         return dict.fromkeys(self.state.experts)
 
     def _keys(self, stage: Stage) -> Collection[str | None]:
         """In their order, and quick to look one up."""
         if stage.keys == "shards":
-            return self._shards
+            return self.state.by_key
         return self._experts if stage.keys == "experts" else (None,)
 
     def stage(self, name: str) -> Stage:

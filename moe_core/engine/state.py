@@ -39,12 +39,9 @@ class StudyState:
         return self.source
 
     @cached_property
-    def _by_key(self) -> Mapping[str, Shard]:
+    def by_key(self) -> Mapping[str, Shard]:
+        """The same by their keys."""
         return {shard.key: shard for shard in self.shards}
-
-    def shard(self, key: str) -> Shard:
-        """One shard of the source by its key."""
-        return self._by_key[key]
 
     def pointer(self, name: str) -> Any:
         """What is current of an asset, None where nothing is yet. Raises CorruptArtifact where that is damaged."""

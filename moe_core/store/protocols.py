@@ -17,8 +17,9 @@ from moe_core.store.hashing import Json
 from moe_core.store.store import Store
 
 
-class Artifacts(Protocol):
-    """Finds, lists, commits and removes artifacts. Reads raise CorruptArtifact for a manifest that is damaged."""
+class ArtifactStore(Protocol):
+    """Finds, lists, commits and removes artifacts, and knows which are being built, on this machine or on another one
+    that shares the store. Reads raise CorruptArtifact for a manifest that is damaged."""
 
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built."""
@@ -44,6 +45,15 @@ class Artifacts(Protocol):
     def remove(self, artifact: Artifact) -> None:
         """Removes an artifact: a reader finds all of it or nothing."""
 
+    def building(self, spec: Spec, on_wait: Callable[[int], None] = ...) -> AbstractContextManager[None]:
+        """Keeps others from building this artifact and from deleting any; waits while another process builds it.
+
+        Calls `on_wait` with the pid of each process that is waited for, 0 where it is not known.
+        """
+
+    def builder_pid(self, spec: Spec) -> int | None:
+        """The process that builds an artifact now, 0 where it is not known; None where none does."""
+
 
 class ArtifactFiles(Protocol):
     """Reads files of one artifact at local paths: the file itself, or a copy in the machine's cache."""
@@ -53,19 +63,6 @@ class ArtifactFiles(Protocol):
 
     def folder(self, name: str) -> Path:
         """A folder, all its files checked. Raises CorruptArtifact as `file` does."""
-
-
-class Builds(Protocol):
-    """Knows which artifacts are being built, on this machine or on another one that shares the store."""
-
-    def building(self, spec: Spec, on_wait: Callable[[int], None] = ...) -> AbstractContextManager[None]:
-        """Keeps others from building this artifact and from deleting any; waits while another process builds it.
-
-        Calls `on_wait` with the pid of each process that is waited for, 0 where it is not known.
-        """
-
-    def builder_pid(self, spec: Spec) -> int | None:
-        """The process that builds an artifact now, 0 where it is not known; None where none does."""
 
 
 class Pointers(Protocol):
@@ -82,10 +79,6 @@ class Pointers(Protocol):
 
     def remove(self, path: Path) -> None:
         """Removes a pointer; a missing one is no error."""
-
-
-class ArtifactStore(Artifacts, Builds, Protocol):
-    """All that stages and the engine ask of a store."""
 
 
 def local(root: Path) -> tuple[ArtifactStore, Pointers]:

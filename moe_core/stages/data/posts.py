@@ -18,7 +18,7 @@ from moe_core.threads import threads_for
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     key = spec.key
     assert key is not None
-    shard = context.planner.state.shard(key)
+    shard = context.planner.state.by_key[key]
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
     hashes = ContentHashes(context.store.layout.content_hashes)
     try:

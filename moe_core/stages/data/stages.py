@@ -13,7 +13,7 @@ from moe_core.store.hashing import file_hash
 def _posts_inputs(planner: Planner, key: str | None) -> dict[str, str]:
     assert key is not None
     taken_down = planner.state.takedowns.hash_of(key)
-    inputs = {"shard": planner.state.shard(key).content_hash}
+    inputs = {"shard": planner.state.by_key[key].content_hash}
     return inputs | ({"takedowns": taken_down} if taken_down else {})
 
 

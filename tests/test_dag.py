@@ -5,7 +5,7 @@ from pipelines.run.dag import Dag
 
 
 def stage(name, keys, *reads):
-    return Stage(name, keys, "1", reads, lambda study: {}, lambda planner, key: {}, lambda context, key, folder: None)
+    return Stage(name, "1", reads, lambda study: {}, lambda planner, key: {}, lambda context, spec, folder: None, keys)
 
 
 GRAPH = Graph(

@@ -192,7 +192,7 @@ def a_stage(seen):
         (folder / "a").write_text("a")
         return StageOutput({})
 
-    return Stage("expert", None, "1", (), lambda study: {}, lambda planner, key: {}, make, trains=True)
+    return Stage("expert", "1", (), lambda study: {}, lambda planner, key: {}, make, trains=True)
 
 
 def test_nothing_is_leased_for_what_exists_nor_where_there_are_no_gpus(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def stage(name, inputs, reads=(), **more):
         (folder / "a").write_text(name)
         return StageOutput({"number": f"{name} says 7"})
 
-    return Stage(name, None, "1", reads, lambda study: {}, lambda planner, key: inputs, make, **more)
+    return Stage(name, "1", reads, lambda study: {}, lambda planner, key: inputs, make, **more)
 
 
 def with_stages(*stages):

@@ -23,7 +23,7 @@ def make_slowly(begun, go):
         (folder / "a").write_text("a")
         return StageOutput({"loss": 1.5, "seconds": 2.0, "training_images": 300})
 
-    stage = Stage("slow", None, "1", (), lambda study: {}, lambda planner, key: {}, make)
+    stage = Stage("slow", "1", (), lambda study: {}, lambda planner, key: {}, make)
     return Graph([*GRAPH.values(), stage], GRAPH.aliases)
 
 

@@ -39,12 +39,12 @@ class Stage:
     """`settings` is the part of the study that changes the result; `inputs` names all that is read."""
 
     name: str
-    keys: Literal["shards", "experts"] | None  # its partitions, one artifact each; None: one artifact
     code: str  # raised when the same inputs give another result
     reads: tuple[str, ...]  # stages upstream, as Dagster shows them
     settings: Callable[[Study], Any]
     inputs: Callable[[Any, str | None], Mapping[str, Any]]  # (Planner, key) -> an Input of each name
     make: str | Make  # "module:function" where the module loads torch or polars, which planning does without
+    keys: Literal["shards", "experts"] | None = None  # its partitions, one artifact each; None: one artifact
     control: bool = False  # trained only to compare with
     when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
     description: str = ""  # as Dagster shows it

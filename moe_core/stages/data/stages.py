@@ -47,7 +47,6 @@ POSTS = Stage(
 
 SPLITS = Stage(
     name="splits",
-    keys=None,
     code="2",
     reads=("posts",),
     settings=lambda study: study.data.settings_of("splits"),
@@ -61,7 +60,6 @@ SPLITS = Stage(
 
 VOCABULARY = Stage(
     name="vocabulary",
-    keys=None,
     code="2",
     reads=("posts", "splits"),
     settings=_vocabulary_settings,

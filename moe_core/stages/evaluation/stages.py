@@ -23,7 +23,6 @@ def _evaluation_settings(study: Study) -> Any:
 
 EVALUATION = Stage(
     name="evaluation",
-    keys=None,
     code="5",
     reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
     settings=_evaluation_settings,
@@ -34,7 +33,6 @@ EVALUATION = Stage(
 
 REPORT = Stage(
     name="report",
-    keys=None,
     code="3",
     reads=("evaluation", "partition"),
     settings=lambda study: {},

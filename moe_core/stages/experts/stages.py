@@ -116,7 +116,6 @@ def _generation(group: Group, description: str, control: bool = False) -> Stage:
 
     return Stage(
         name=group.generation,
-        keys=None,
         code="1",
         reads=("partition", "trunk"),
         settings=settings,
@@ -141,7 +140,6 @@ def _decoder(group: Group, description: str, control: bool = False) -> Stage:
 
     return Stage(
         name=group.decoder,
-        keys=None,
         code="1",
         reads=(group.stage, group.generation, "partition", "trunk"),
         settings=lambda study: study.decoder.model_dump(include={"mode", *mode_of(study).settings}),
@@ -194,7 +192,6 @@ STAGES = (
     ),
     Stage(
         name="trunk_same_budget",
-        keys=None,
         code="1",
         reads=("trunk", "posts", "splits", "vocabulary"),
         settings=lambda study: {
@@ -210,7 +207,6 @@ STAGES = (
     ),
     Stage(
         name="dense_same_cost",
-        keys=None,
         code="1",
         reads=("posts", "splits", "vocabulary"),
         settings=_dense_settings,

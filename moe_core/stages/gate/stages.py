@@ -24,7 +24,6 @@ def _ids(artifact: Artifact) -> list[str]:
 
 PARTITION = Stage(
     name="partition",
-    keys=None,
     code="4",
     reads=("trunk_features", "vocabulary", "posts"),
     settings=lambda study: study.partition.model_dump(),

@@ -23,7 +23,6 @@ def _settings(study: Study) -> dict[str, Any]:
 
 MIXTURE = Stage(
     name="mixture",
-    keys=None,
     code="5",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=_settings,
@@ -38,7 +37,6 @@ MIXTURE = Stage(
 
 PUBLISHED = Stage(
     name="published",
-    keys=None,
     code="2",
     reads=("mixture", "splits", "vocabulary", "posts"),
     settings=lambda study: study.publish.model_dump(),

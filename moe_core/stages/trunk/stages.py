@@ -23,7 +23,6 @@ def _trunk_inputs(planner: Planner, key: str | None) -> dict[str, Any]:
 
 TRUNK = Stage(
     name="trunk",
-    keys=None,
     code="1",
     reads=("posts", "splits", "vocabulary"),
     settings=lambda study: {

@@ -90,12 +90,8 @@ def start(context: Context, key: str, own_decoder: bool, before: Artifact | None
     """An expert before its first step: as `before` ended, or with the trunk's decoder unless it starts from scratch
     with one of its own."""
     study = context.study
-    if before is not None:
-        model = reading.network(context, before)
-        model.freeze_stages(study.expert.branch_at)
-        return model
-    model = reading.network(context, context.need("trunk"))
-    if study.expert.start == "scratch":
+    model = reading.network(context, before or context.need("trunk"))
+    if before is None and study.expert.start == "scratch":
         decoder = model.fc.state_dict()
         model = build(study.network, model.fc.out_features, study.expert_training.seed + 1 + int(key[1:]))
         if not own_decoder:

@@ -48,10 +48,8 @@ def write(
         *(pl.Series(name, column_N) for name, column_N in columns.items()),
     )
     assignment.write_parquet(folder / "assignment.parquet", statistics=False)
-    gate.save(
-        folder / "gate.safetensors",
-        {"asset": "partition", "version": spec.version, "trunk": context.version("trunk")},
-    )
+    about = {"asset": spec.asset, "version": spec.version, "trunk": context.version("trunk")}
+    gate.save(folder / "gate.safetensors", about)
     members = {"expert": metadata["members"], "random": metadata["random_members"]}
     (folder / "members.json").write_text(json.dumps(members, indent=1, sort_keys=True))
     experts = len(context.experts)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.imports import MODULES, PACKAGES
+from moe_core.data.sources.registry import FORMATS
 
 
 def loaded_by(module):
@@ -19,6 +20,11 @@ def loaded_by(module):
 
 def test_definitions_load_neither_torch_nor_faiss():
     assert not loaded_by("pipelines.definitions") & {"torch", "faiss", "lance", "polars", "PIL"}
+
+
+def test_readers_of_sources_load_nothing_heavy_since_every_plan_loads_one():
+    readers = [f"moe_core.data.sources.{row.module or row.name}" for row in FORMATS.values() if row.name != "lance"]
+    assert not loaded_by(", ".join(readers)) & {"torch", "lance", "polars", "PIL"}
 
 
 @pytest.mark.parametrize("module", ["moe_core.stages.graph", "moe_core.recipes", "moe_core.serving.bundle"])

@@ -185,9 +185,8 @@ def _rows(table: Path, source: Source) -> Iterator[TableRow]:
             raise BadSource(f"{table} is UTF-16, wanted UTF-8: save it as that")
         if not start:
             raise BadSource(f"{table} is empty (0 bytes), wanted {WHAT}")
-        yield from (
-            _json(table, file, source) if table.suffix.lower() in (".jsonl", ".ndjson") else _csv(table, file, source)
-        )
+        rows_of = _json if table.suffix.lower() in (".jsonl", ".ndjson") else _csv
+        yield from rows_of(table, file, source)
 
 
 class _Cut(str):

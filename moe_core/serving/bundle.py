@@ -114,11 +114,11 @@ class Bundle:
 
     def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
         self.folder = folder
-        read_manifest(folder)  # before it is held open: the folder may be no bundle
         try:
+            read_manifest(folder)  # before it is held open: the folder may be no bundle
             hold_open(folder / MANIFEST, self)
-        except OSError as error:
-            message = f"no bundle at {folder}: it was removed while it was opened ({error.strerror})"
+        except FileNotFoundError:
+            message = f"no bundle at {folder}: it was removed while it was opened"
             raise MissingInput(message, "mixture") from None
         manifest = self._manifest = read_manifest(folder)
         self.answer = manifest.answer

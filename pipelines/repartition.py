@@ -98,18 +98,10 @@ def drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     if now is None or drifted is None:
         return dg.SensorResult(skip_reason="no shard came since the gate was fitted")
     limits = work.study.repartition
-    over = [
-        f"{name} {drifted[name]:.3f}, more than {limit}"
-        for name, limit in (
-            ("far", limits.drift_far),
-            ("ambiguous", limits.drift_ambiguous),
-            ("imbalance", limits.drift_imbalance),
-        )
-        if drifted[name] > limit
-    ]
+    allowed = {"far": limits.drift_far, "ambiguous": limits.drift_ambiguous, "imbalance": limits.drift_imbalance}
+    over = [f"{name} {drifted[name]:.3f}, more than {most}" for name, most in allowed.items() if drifted[name] > most]
     if not over:
         return dg.SensorResult(skip_reason=f"no drift: {drifted}")
-    context.log.info("; ".join(over))
-    return dg.SensorResult(
-        run_requests=[dg.RunRequest(f"drift-{now.version}", tags={"hardmoe/drift": "; ".join(over)})]
-    )
+    why = "; ".join(over)
+    context.log.info(why)
+    return dg.SensorResult(run_requests=[dg.RunRequest(f"drift-{now.version}", tags={"hardmoe/drift": why})])

@@ -1,6 +1,7 @@
 """Where an artifact or a figure comes from, and what depends on it: lineage."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _tree(
 
 def inputs_of(nodes: dict[str, Any], files: dict[str, str], node: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
     """(version of an artifact, "") or (None, what else it is) of each input; many of one asset are counted."""
-    shown_of: dict[str, int] = {}
+    shown_of = Counter[str]()
     versions = set()  # the members of all clusters of a generation stand for one partition
     for given in node["inputs"]:
         for version in given["of"]:
@@ -106,7 +107,7 @@ def inputs_of(nodes: dict[str, Any], files: dict[str, str], node: dict[str, Any]
                 yield None, f"{given['name']} {version}  (no longer in the store)"
                 continue
             asset = nodes[version]["asset"]
-            shown_of[asset] = shown_of.get(asset, 0) + 1
+            shown_of[asset] += 1
             if shown_of[asset] <= SIBLINGS:
                 yield version, ""
         if given["kind"] == "gone":

@@ -4,6 +4,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,9 @@ def predict(
     opened = Bundle(bundle_at(bundle or study_file, version), expert_bytes=memory << 20)
     chosen = files_of(images)
     _show_skipped(chosen.skipped)
+    skipped = [{"image": str(path), "skipped": why} for path, why in chosen.skipped] if as_json else []
     failed, separator = False, "["
-    if as_json:
-        for skipped, why in chosen.skipped:
-            echo_json({"image": str(skipped), "skipped": why}, before=separator, end="")
-            separator = ",\n"
-    for answer in _predictions(opened, chosen.files, top, topk, temperature, window << 20):
+    for answer in chain(skipped, _predictions(opened, chosen.files, top, topk, temperature, window << 20)):
         failed |= "error" in answer
         if as_json:
             echo_json(answer, before=separator, end="")

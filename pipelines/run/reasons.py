@@ -103,11 +103,8 @@ def _inputs(context: Context, old: Artifact, spec: Spec, different: list[str]) -
         else:
             yield f"{name} changed"
     for asset, keys in parts.items():
-        yield (
-            f"{asset}s {', '.join(keys)} retrained"
-            if 1 < len(keys) <= MOST
-            else (f"{len(keys)} {asset}s retrained" if len(keys) > MOST else f"{asset} {keys[0]} retrained")
-        )
+        several = f"{len(keys)} {asset}s" if len(keys) > MOST else f"{asset}s {', '.join(keys)}"
+        yield f"{several if len(keys) > 1 else f'{asset} {keys[0]}'} retrained"
 
 
 def _part(asset: str) -> str:

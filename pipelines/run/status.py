@@ -1,5 +1,6 @@
 """What is fresh, stale, missing, failed or running, and why."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,15 +83,13 @@ def posts_of(context: Context) -> dict[str, Any]:
 
     One whose posts were taken down since is counted as its tables are now, as it will be once it is ingested again.
     """
-    total: dict[str, Any] = {"read": 0, "accepted": 0, "rejected": 0, "rejects_by_reason": {}}
+    total, reasons = Counter(read=0, accepted=0, rejected=0), Counter[str]()
     for shard in context.shards:
         artifact = context.find("posts", shard.key)
         counts = artifact.metadata if artifact else _without_forgotten(context, shard.key)
-        for name in ("read", "accepted", "rejected"):
-            total[name] += counts.get(name, 0)
-        for reason, count in counts.get("reasons", {}).items():
-            total["rejects_by_reason"][reason] = total["rejects_by_reason"].get(reason, 0) + count
-    return total
+        total.update({name: counts.get(name, 0) for name in total})
+        reasons.update(counts.get("reasons", {}))
+    return {**total, "rejects_by_reason": dict(reasons)}
 
 
 def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:

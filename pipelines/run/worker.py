@@ -103,12 +103,10 @@ def materialize(task: Task, run_id: str, instance: dg.DagsterInstance, sharers: 
         tags={STUDY: study().name, REPOSITORY: f"__repository__@{LOCATION}", **identity(run_id)},
     )
     failpoint("event.recorded", task.name)
-    return TaskResult(reused=_reused(result, key)) if result.success else TaskResult(_why(result))
-
-
-def _reused(result: dg.ExecuteInProcessResult, key: dg.AssetKey) -> bool:
+    if not result.success:
+        return TaskResult(_why(result))
     (made,) = result.asset_materializations_for_node(key.to_python_identifier())
-    return bool(made.metadata["reused"].value)
+    return TaskResult(reused=bool(made.metadata["reused"].value))
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:

@@ -69,6 +69,15 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else():
     assert dag.left == [("trunk", None)]
 
 
+def test_a_task_that_failed_before_it_was_ready_is_not_left():
+    dag = Dag(GRAPH, ALL)
+    assert dag.waits(EXPERTS[0])
+    assert dag.give_up(EXPERTS[0]) == [("decoder", None)]
+    assert not dag.waits(EXPERTS[0])
+    finish(dag, *POSTS, ("trunk", None), *FEATURES, ("gate", None))
+    assert dag.ready == dag.left == EXPERTS[1:]
+
+
 def test_ten_thousand_experts_are_no_work():
     experts = [("expert", f"e{n}") for n in range(10_000)]
     dag = Dag(GRAPH, [*experts, ("decoder", None)])

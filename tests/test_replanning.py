@@ -34,11 +34,11 @@ def forget_a_post(file):
     assert "the takedown is recorded" in done.output, done.output
 
 
-def changed_meanwhile(file, started, change, *command):
-    """(exit code, output, errors) of a command while whose first expert trains something changes."""
+def changed_meanwhile(file, started, change, *command, workers=1):
+    """(exit code, output, errors) of a command while whose first experts train something changes."""
     settings = ("--set", "expert_training.epochs=40")
-    process = started(*command, "--study", file, "--workers", "1", *settings)
-    until(lambda: len(list(file.parent.glob("expert/*/.work-*/checkpoint.safetensors"))) == 1, process)
+    process = started(*command, "--study", file, "--workers", workers, *settings)
+    until(lambda: len(list(file.parent.glob("expert/*/.work-*/checkpoint.safetensors"))) == workers, process)
     change(file)
     out, errors = process.communicate(timeout=500)
     with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as instance:
@@ -47,9 +47,13 @@ def changed_meanwhile(file, started, change, *command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("change", "what"), [(request_refit, "request to refit"), (forget_a_post, "takedown")])
-def test_a_request_or_a_takedown_is_planned_for_again(file, started, change, what):
-    code, out, errors = changed_meanwhile(file, started, change, "run", "--until", "expert")
+@pytest.mark.parametrize(
+    ("change", "what", "workers"),
+    [(request_refit, "request to refit", 1), (forget_a_post, "takedown", 1), (forget_a_post, "takedown", 2)],
+)
+def test_a_request_or_a_takedown_is_planned_for_again(file, started, change, what, workers):
+    """With two at once the other expert still trains when the rest is planned again."""
+    code, out, errors = changed_meanwhile(file, started, change, "run", "--until", "expert", workers=workers)
     assert (code, f"Inputs changed ({what}); replanning the remaining tasks" in errors) == (0, True), out + errors
     assert " 0 failed, 0 not started" in out
     states = json.loads(hardmoe("status", "--json", "--study", file).output)["assets"]

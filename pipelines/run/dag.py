@@ -64,10 +64,14 @@ class Dag:
         self._sorter.done(task)
         self._release()
 
+    def waits(self, task: Name) -> bool:
+        """Whether a task is neither started nor given up."""
+        return task in self._waiting
+
     def give_up(self, task: Name) -> list[Name]:
-        """A started task failed. Returns what depends on it and cannot start any more."""
+        """A task failed. Returns what depends on it and cannot start any more."""
         lost = [other for other in self._waiting if task[0] in self._graph.above[other[0]]]
-        for other in lost:
-            del self._waiting[other]
+        for other in [task, *lost]:
+            self._waiting.pop(other, None)
             self._ready.pop(other, None)
         return lost

@@ -146,9 +146,11 @@ class _Loop:
         due = [p for p in planned if p.name not in self.lost and not self._is_complete(p)]
         self.tasks = {p.name: p for p in due}
         self.dag = Dag(self.context.planner.graph, self.tasks, edges=self.only is None)
-        for running in self.running.values():
-            if running.name in self.tasks:
-                self.dag.start(running.name)
+        for name in self._busy() & set(self.dag.ready):  # others that run were submitted by an older plan
+            self.dag.start(name)
+
+    def _busy(self) -> set[Name]:
+        return {running.name for running in self.running.values()}
 
     def _is_complete(self, planned: PlannedTask) -> bool:
         return planned.spec is not None and self.complete.get(planned.name) == planned.spec.version
@@ -186,7 +188,10 @@ class _Loop:
         progress = True
         while progress:  # what is fresh sets others free at once
             progress = False
+            busy = self._busy()
             for name in self.dag.ready:
+                if name in busy:  # by an older plan: what it leaves is looked at once it has ended
+                    continue
                 planned = self.context.planner.task(*name)
                 if planned.artifact and not self.force and not self.recorder.wants_run(planned):
                     self._note_fresh(planned)
@@ -220,7 +225,7 @@ class _Loop:
     def _complete(self, name: Name, version: str, reused: bool) -> None:
         self.complete[name] = version
         self.summary.note(name_of(*name), reused)
-        if name in self.tasks:
+        if name in self.tasks and not self.dag.waits(name):
             self.dag.done(name)
 
     def _note(self, result: TaskResult, running: Running) -> None:

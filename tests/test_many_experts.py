@@ -135,7 +135,7 @@ def repartition_one(old, new, key):
         members = {**before.metadata["members"], key: "another cluster"}
         return StageOutput(before.metadata | {"members": members}, content={"members": content_hash(members)})
 
-    new.store.make(new.plan("partition"), write)
+    new.store.make(new.spec("partition"), write)
 
 
 def staleness(file, *places):

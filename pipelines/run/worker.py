@@ -30,10 +30,12 @@ from moe_core.processes import die_with_parent, leave_signals_to_parent, send_he
 from moe_core.stages.graph import GRAPH
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
+from pipelines.run.mirror import mirror_by_tail_alone
 from pipelines.run.status import step_error
 from pipelines.run.task import SETTINGS, Task, TaskResult
 from pipelines.ui.commands import LOCATION
 
+mirror_by_tail_alone()
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
 

@@ -122,12 +122,9 @@ class _Tick:
         self.active = self._active()
         self.failed = self._failed()
         dag = Dag(work.planner.graph, self.due)
-        for name in [*self.active, *self.failed]:
-            if name in self.due:
-                dag.start(name)
         for name in self.failed:
             dag.give_up(name)
-        self.ready = dag.ready
+        self.ready = [name for name in dag.ready if name not in self.active]
 
     def _runs(self, filters: dg.RunsFilter) -> Iterator[tuple[Name, dg.DagsterRun]]:
         for run in self.instance.get_runs(filters):
@@ -139,10 +136,11 @@ class _Tick:
         return {name for name, _ in self._runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))}
 
     def _failed(self) -> dict[Name, str]:
-        """Tasks that are due and whose run failed since the request: they are not tried again."""
-        filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={REQUEST_TAG: self.request.id})
+        """Tasks that are due and whose run failed or was canceled since the request: they are not tried again."""
+        ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+        filters = dg.RunsFilter(statuses=ended, tags={REQUEST_TAG: self.request.id})
         failed = (pair for pair in self._runs(filters) if pair[0] in self.due)
-        return {name: f"{name_of(*name)} failed: run {run.run_id}" for name, run in failed}
+        return {name: f"{name_of(*name)}: run {run.run_id} ended as {run.status.value}" for name, run in failed}
 
     def run_of(self, name: Name) -> dg.RunRequest:
         stage, key = name

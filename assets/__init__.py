@@ -1,3 +1,3 @@
-"""The Dagster assets, one file a stage. Each reads, calls moe_core, and reports; the work itself knows no Dagster."""
+"""The Dagster assets: a row for each stage in graph.py, and what is shown of each. The work knows no Dagster."""
 
 import moe_core  # noqa: F401  # before torch: it sets how threads wait

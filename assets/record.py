@@ -24,7 +24,7 @@ UNSEEN = (None, "INITIAL")  # the latter is Dagster's word for an input of which
 class Recorder:
     """Compares artifacts with the latest materializations in one instance, and records what is missing there.
 
-    It reads Dagster's record of an asset once, of all partitions: one that is to see later events is made anew.
+    It reads Dagster's record of an asset once, of all partitions: create another one to see later events.
     """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:

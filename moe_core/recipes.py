@@ -48,7 +48,7 @@ def small() -> Study:
 
 
 def small_long() -> Study:
-    """`small` with 40+30 epochs: the trunk is saturated, the experts go on. Cost and score not measured."""
+    """`small` with 40+30 epochs: the trunk is saturated, the experts still gain. Cost and score not measured."""
     return small().changed(
         name="small_long", recipe="small_long", trunk={"epochs": 40.0}, expert_training={"epochs": 30.0}
     )

@@ -79,6 +79,11 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     work = opened_in_time()
     if work is None:
         return dg.SensorResult(skip_reason="new or changed files of the source are read", cursor="")
+    if request.until and request.until not in work.planner.graph:  # settings changed since
+        pointer.remove(work.store.layout.run_request)
+        return dg.SensorResult(
+            skip_reason=f"request {request.id} is dropped: the study has no {request.until} any more"
+        )
     tick = _Tick(work, context.instance, request)
     for line in tick.failed.values():
         context.log.warning(line)

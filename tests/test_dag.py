@@ -71,11 +71,26 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else():
 
 def test_a_task_that_failed_before_it_was_ready_is_not_left():
     dag = Dag(GRAPH, ALL)
-    assert dag.waits(EXPERTS[0])
     assert dag.give_up(EXPERTS[0]) == [("decoder", None)]
-    assert not dag.waits(EXPERTS[0])
     finish(dag, *POSTS, ("trunk", None), *FEATURES, ("gate", None))
     assert dag.ready == dag.left == EXPERTS[1:]
+
+
+def test_what_another_plan_started_frees_nothing_when_it_ends():
+    dag = Dag(GRAPH, ALL)
+    dag.done(POSTS[0])
+    assert dag.ready == POSTS
+    dag.give_up(POSTS[0])
+    dag.done(POSTS[0])
+    assert dag.ready == POSTS[1:]
+
+
+def test_what_is_ready_is_in_the_order_of_the_plan_not_of_its_release():
+    plan = [("trunk", None), FEATURES[0], ("gate", None), ("control", None)]
+    dag = Dag(Graph([*GRAPH.values(), stage("control", None)], {}), plan)
+    assert dag.ready == [("trunk", None), ("control", None)]
+    finish(dag, ("trunk", None))
+    assert dag.ready == [FEATURES[0], ("control", None)]
 
 
 def test_ten_thousand_experts_are_no_work():

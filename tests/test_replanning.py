@@ -4,18 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
 
 from helpers.command import write
+from helpers.formats import WRITERS, random_posts
 from helpers.partitioned import hardmoe
 from helpers.processes import until
 from helpers.with_controls import small_study
 from moe_core.stages.gate import current_partition
 from moe_core.study_file import load_study, override
 from moe_core.workspace import open_study
+from pipelines.run.scheduler import run_study
+from pipelines.run.task import TaskResult
 
 
 def opened(file):
@@ -78,9 +83,12 @@ def set_to(*settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["run", "--until", "expert"], ["backfill", "--all"]])
-def test_other_settings_are_planned_for_again(file, started, command):
-    code, out, errors = changed_meanwhile(file, started, set_to("expert_training.lr=0.07"), *command)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("command", [["run", "--until", "shared_decoder"], ["backfill", "--all"]])
+def test_other_settings_are_planned_for_again(file, started, command, workers):
+    """With two at once the other expert, which trains as planned before, is trained again."""
+    change = set_to("expert_training.lr=0.07")
+    code, out, errors = changed_meanwhile(file, started, change, *command, workers=workers)
     assert code == 0, out + errors
     assert "Inputs changed (settings); replanning the remaining tasks" in errors
     assert " 0 failed, 0 not started" in out
@@ -92,6 +100,36 @@ def test_settings_that_change_nothing_that_is_to_be_made_train_nothing_twice(fil
     code, out, errors = changed_meanwhile(file, started, set_to("evaluation.bootstrap=7"), "run", "--until", "expert")
     assert code == 0, out + errors
     assert out.count("done    expert:") == len(opened(file).experts)
+
+
+class SourceGoes:
+    """A pool whose first task finds that its inputs changed, when the source has gone away for good."""
+
+    capacity = 2
+
+    def __init__(self, source):
+        self.source = source
+
+    def submit(self, task, run_id, log, study):
+        self.source.unlink()
+        future = Future()
+        future.set_result(TaskResult("its input changed", inputs_changed=True))
+        return future
+
+    def close(self):
+        pass
+
+
+def test_a_source_that_goes_away_ends_what_cannot_be_planned_again(tmp_path, monkeypatch):
+    source = WRITERS["parquet"](random_posts(20), tmp_path)
+    file = write(tmp_path / "study", small_study(source=source))
+    monkeypatch.setenv("HARDMOE_STUDY", str(file))
+    monkeypatch.setenv("DAGSTER_HOME", str(file.parent / "dagster"))
+    monkeypatch.setattr("pipelines.run.scheduler.load_ahead", lambda: None)
+    done = run_study(opened(file), until="splits", workers=1, pool=SourceGoes(Path(source.uri)))
+    (failed,) = done.failed
+    assert failed.startswith("posts:")
+    assert (done.skipped, done.made) == (["splits"], [])
 
 
 STARTING = """

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,6 @@ def last_built(context: Context, asset: str) -> tuple[Context, list[str] | None]
 
     What changed is printed. Raises MissingInput where it was never built.
     """
-    from datetime import UTC, datetime
-
     if isinstance(context.planner.state.source, Exception):
         return with_source(context, (asset, None)), ["the source cannot be read"]
     wanted = context.planner.artifact(asset)

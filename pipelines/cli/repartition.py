@@ -22,7 +22,7 @@ from pipelines.terminal import echo, echo_json
 @STUDY_OPTION
 @click.option("--dry-run", is_flag=True, help="Show what would move and be trained again; make no changes.")
 @click.option("--renew-trunk", "renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
-@click.option("--until", default="partition", show_default=True, help="Go on to this asset and what it needs.")
+@click.option("--until", default="partition", show_default=True, help="Continue to this asset and what it needs.")
 @WORKERS
 @JSON
 def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, workers: int | None, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """Which tasks are ready: pure bookkeeping of what waits for what. Knows no process and no store."""
 
+from bisect import insort
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 
@@ -13,10 +14,12 @@ class Dag:
 
     def __init__(self, graph: Graph, tasks: Iterable[Name], edges: bool = True) -> None:
         self._graph = graph
-        self._waiting = dict.fromkeys(tasks)
-        self._ready: dict[Name, None] = {}
+        self._tasks = list(dict.fromkeys(tasks))
+        self._waiting = {task: place for place, task in enumerate(self._tasks)}  # neither started nor given up
+        self._started: set[Name] = set()  # and not done
+        self._ready: list[int] = []  # places, in their order
         self._sorter = TopologicalSorter[Name | str]()  # of tasks, and of whole stages by their names
-        for task in self._waiting:
+        for task in self._tasks:
             self._sorter.add(task, *(self._reads(task) if edges else ()))
             self._sorter.add(task[0], task)
         self._sorter.prepare()
@@ -38,12 +41,12 @@ class Dag:
                 if isinstance(node, str):
                     self._sorter.done(node)
                 elif node in self._waiting:  # not given up
-                    self._ready[node] = None
+                    insort(self._ready, self._waiting[node])
 
     @property
     def ready(self) -> list[Name]:
         """Tasks that may start, in the order of the plan."""
-        return list(self._ready)
+        return [self._tasks[place] for place in self._ready]
 
     @property
     def left(self) -> list[Name]:
@@ -57,21 +60,21 @@ class Dag:
 
     def start(self, task: Name) -> None:
         """A ready task begins."""
-        del self._ready[task], self._waiting[task]
+        self._ready.remove(self._waiting.pop(task))
+        self._started.add(task)
 
     def done(self, task: Name) -> None:
-        """A started task is complete: what waited for it may become ready."""
-        self._sorter.done(task)
-        self._release()
-
-    def waits(self, task: Name) -> bool:
-        """Whether a task is neither started nor given up."""
-        return task in self._waiting
+        """A task is complete: what waited for it may become ready. One that was not started here stays as it is."""
+        if task in self._started:
+            self._started.remove(task)
+            self._sorter.done(task)
+            self._release()
 
     def give_up(self, task: Name) -> list[Name]:
         """A task failed. Returns what depends on it and cannot start any more."""
         lost = [other for other in self._waiting if task[0] in self._graph.above[other[0]]]
         for other in [task, *lost]:
-            self._waiting.pop(other, None)
-            self._ready.pop(other, None)
+            place = self._waiting.pop(other, None)
+            if place in self._ready:
+                self._ready.remove(place)
         return lost

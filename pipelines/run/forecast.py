@@ -15,6 +15,7 @@ from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import HardmoeError
 from moe_core.stages.data.statistics import seen
+from moe_core.stages.experts.groups import CLUSTERED, RANDOM
 from moe_core.stages.experts.modes import mode_of
 from moe_core.stages.training.log import seconds_left
 from moe_core.text import format_duration
@@ -77,7 +78,7 @@ class Forecast:
         stage, _ = task
         if took := self.took.get(stage):
             return sum(took) / len(took)
-        extracted = stage == "expert" and mode_of(self.context.study).joint
+        extracted = stage in (CLUSTERED.stage, RANDOM.stage) and mode_of(self.context.study).joint
         if not self.context.planner.graph[stage].trains or extracted:
             return STEP_SECONDS
         if (before := self._last_seconds(task)) is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from moe_core.engine.context import Context
+from moe_core.errors import BadSource, MissingInput
 from moe_core.maintenance.lineage import Lineage
 from moe_core.settings import Study
 from moe_core.stages.graph import GRAPH
@@ -16,8 +17,8 @@ from moe_core.text import shown
 
 MOST = 4  # reasons of one artifact that are named, and shards of a reason
 OF_TRUNK = ("trunk", "dense_same_cost")  # whose `training` is the study's [trunk]; the others' is [expert_training]
-RETRAINED = ("trunk", "trunk_same_budget", "dense_same_cost", "joint_experts", "random_joint_experts")
-PARTS = ("expert", "random_expert", "separate_expert")  # of which an artifact names several
+RETRAINED = {name for name, stage in GRAPH.items() if stage.trains and not stage.keys}
+PARTS = {name for name, stage in GRAPH.items() if stage.trains and stage.keys}  # of which an artifact names several
 TABLES = {  # of the study, looked through in this order for a setting of a stage
     "posts": ("data",),
     "splits": ("data",),
@@ -113,7 +114,7 @@ def _part(asset: str) -> str:
 
 def _members(context: Context, spec: Spec) -> str:
     """By how much the posts of an expert changed since it was trained, where the partition knows it."""
-    with suppress(ValueError, KeyError, OSError):
+    with suppress(MissingInput, KeyError):  # built without a partition before it
         if spec.asset in ("expert", "separate_expert"):
             churn = json.loads(context.need("partition").file("churn.json").read_text("utf-8"))
             return f"{100 * churn['experts'][spec.key]['changed']:.1f} % of its posts changed"
@@ -127,7 +128,7 @@ def _features(context: Context, old: Artifact, spec: Spec, shard: str) -> Iterat
         yield f"shard {shown(shard)} removed"
     else:
         before = context.store.get("trunk_features", shard, old.inputs[f"features {shard}"])
-        with suppress(ValueError):
+        with suppress(MissingInput):
             if before and before.inputs.get("trunk") != context.version("trunk"):
                 yield "trunk retrained"
                 return
@@ -211,7 +212,7 @@ def older_than(context: Context, artifact: Artifact) -> list[str]:
         found.append(f"{_shards(new)} added")
     for name, stage in GRAPH.items():
         for old in above.get(name, []):
-            with suppress(ValueError, OSError):
+            with suppress(MissingInput, BadSource, OSError):  # the source is away
                 if name == "splits" and old.inputs.get("posts") != context.planner.posts_snapshot:
                     found += _posts(context, old)
                 now = json.loads(json.dumps(stage.settings(context.study)))

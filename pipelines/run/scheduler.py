@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.utils import make_new_run_id
 
 from assets.record import Recorder
 from assets.runs import end_run
@@ -146,11 +147,11 @@ class _Loop:
         due = [p for p in planned if p.name not in self.lost and not self._is_complete(p)]
         self.tasks = {p.name: p for p in due}
         self.dag = Dag(self.context.planner.graph, self.tasks, edges=self.only is None)
-        for name in self._busy() & set(self.dag.ready):  # others that run were submitted by an older plan
-            self.dag.start(name)
-
-    def _busy(self) -> set[Name]:
-        return {running.name for running in self.running.values()}
+        busy = {running.name: running for running in self.running.values()}
+        for name in [name for name in self.dag.ready if name in busy]:
+            spec = self.tasks[name].spec
+            if not busy[name].version or (spec and busy[name].version == spec.version):  # else it makes an old one
+                self.dag.start(name)
 
     def _is_complete(self, planned: PlannedTask) -> bool:
         return planned.spec is not None and self.complete.get(planned.name) == planned.spec.version
@@ -182,13 +183,11 @@ class _Loop:
 
     def _submit_ready(self, pool: Pool) -> dict[str, str]:
         """Submits what is ready, as far as the pool has room. Returns what waits for another process, and why."""
-        from dagster._core.utils import make_new_run_id
-
         waiting: dict[str, str] = {}
         progress = True
         while progress:  # what is fresh sets others free at once
             progress = False
-            busy = self._busy()
+            busy = {running.name for running in self.running.values()}
             for name in self.dag.ready:
                 if name in busy:  # by an older plan: what it leaves is looked at once it has ended
                     continue
@@ -225,8 +224,7 @@ class _Loop:
     def _complete(self, name: Name, version: str, reused: bool) -> None:
         self.complete[name] = version
         self.summary.note(name_of(*name), reused)
-        if name in self.tasks and not self.dag.waits(name):
-            self.dag.done(name)
+        self.dag.done(name)
 
     def _note(self, result: TaskResult, running: Running) -> None:
         """Enters how a run ended, and tells it. One that failed since its inputs changed is planned again."""
@@ -241,11 +239,15 @@ class _Loop:
             self._close_run(running, f"inputs changed: {result.error}", failed=False)
             self.outdated.append(name)
         else:
-            self.summary.failed[running.task.name] = result.error
-            lost = self.dag.give_up(name) if name in self.tasks else []
-            self.lost |= {name, *lost}
-            self.summary.skipped += [name_of(*other) for other in lost]
+            self._give_up(name, result.error)
             self.on_event("failed", running.task.name, result.error)
+
+    def _give_up(self, name: Name, why: str) -> None:
+        """A task failed, and what depends on it is not started."""
+        self.summary.failed[name_of(*name)] = why
+        lost = self.dag.give_up(name) if name in self.tasks else []
+        self.lost |= {name, *lost}
+        self.summary.skipped += [name_of(*other) for other in lost]
 
     def _version_now(self, name: Name) -> str:
         """Of a task that was submitted before its inputs were known."""
@@ -282,7 +284,8 @@ class _Loop:
             self._plan()
         except (HardmoeError, OSError) as error:  # the source cannot be read now: what is planned goes on
             self.context = before
-            self.summary.failed |= {name_of(*name): str(error) for name in self.outdated}
+            for name in self.outdated:
+                self._give_up(name, str(error))
             self.outdated = []
             return
         self.outdated = []

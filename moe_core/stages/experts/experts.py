@@ -10,8 +10,8 @@ from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
 from moe_core.models.resnet import ResNet, build
 from moe_core.stages import reading
+from moe_core.stages.experts.groups import MEMBERS, Group, group_of
 from moe_core.stages.experts.modes import mode_of
-from moe_core.stages.experts.stages import MEMBERS, Group, group_of
 from moe_core.stages.gate import membership
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
@@ -69,7 +69,7 @@ def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[s
 
 
 def _before(context: Context, spec: Spec) -> Artifact | None:
-    """The expert that it goes on from. Raises ValueError where that is gone."""
+    """The expert that it continues from. Raises ValueError where that is gone."""
     if "from" not in spec.inputs:
         return None
     found = context.store.get(spec.asset, spec.key, spec.inputs["from"])

@@ -22,7 +22,7 @@ from moe_core.engine.context import Context
 from moe_core.processes import Child, start_child
 from moe_core.settings import Study
 from moe_core.stages.experts.experts import start, training_posts
-from moe_core.stages.experts.stages import group_of
+from moe_core.stages.experts.groups import group_of
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import training_threads
 from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log, recorded

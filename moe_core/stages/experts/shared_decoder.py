@@ -16,8 +16,8 @@ from torch import nn
 from moe_core import threads
 from moe_core.engine.context import Context
 from moe_core.stages import reading
+from moe_core.stages.experts.groups import RANDOM, Group, group_of
 from moe_core.stages.experts.modes import mode_of
-from moe_core.stages.experts.stages import RANDOM, Group, group_of
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash

@@ -6,35 +6,15 @@ generation. The experts of the random partition have a decoder and generation to
 gate.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Recorded, Ref, Stage
 from moe_core.settings import Study
+from moe_core.stages.experts.groups import CLUSTERED, MEMBERS, RANDOM, Group
 from moe_core.stages.experts.modes import mode_of
 from moe_core.store.artifact import Artifact, Spec
-
-MEMBERS = {"expert": "members", "random": "random_members"}  # column of the assignment -> metadata of the partition
-
-
-@dataclass(frozen=True)
-class Group:
-    """Experts that share a decoder."""
-
-    stage: str  # that trains them
-    column: str  # of the assignment, which says whose a post is
-    decoder: str  # the stage of their decoder
-    generation: str  # the stage that trains them together with their decoder, in a joint mode
-
-
-CLUSTERED = Group("expert", "expert", "shared_decoder", "joint_experts")
-RANDOM = Group("random_expert", "random", "random_decoder", "random_joint_experts")
-
-
-def group_of(stage: str) -> Group:
-    """The group that a stage trains, or whose decoder it makes."""
-    return RANDOM if stage in (RANDOM.stage, RANDOM.decoder, RANDOM.generation) else CLUSTERED
 
 
 def _expert_settings(study: Study) -> dict[str, Any]:
@@ -82,8 +62,8 @@ def _expert(
 def continued(planner: Planner, spec: Spec, column: str) -> Spec:
     """With the input "from", the version of the expert whose weights it continues from, where there is one.
 
-    An expert goes on from the last one of its lineage that was trained with the same settings and trunk, as long as the
-    store has it. Which one that was stays an input of what was made: it is found again when the older is gone.
+    An expert continues from the last one of its lineage that was trained with the same settings and trunk, as long as
+    the store has it. Which one that was stays an input of what was made: it is found again when the older is gone.
     """
     lineage = planner.recorded("partition").metadata.get("lineage", {}).get(column, {}).get(spec.key, [])
     if len(lineage) < 2:
@@ -162,7 +142,8 @@ def _dense_settings(study: Study) -> dict[str, Any]:
 
 STAGES = (
     _generation(
-        CLUSTERED, "All the experts and their one decoder, trained together: one generation. `expert` is drawn from it."
+        CLUSTERED,
+        "All the experts and their one decoder, trained together: one generation. `expert` is extracted from it.",
     ),
     _generation(
         RANDOM,

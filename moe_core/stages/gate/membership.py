@@ -50,12 +50,12 @@ def lines(context: Context, columns: pl.DataFrame, index: reading.Index) -> Line
 
 
 def hash_of(lines: Sequence[str]) -> str:
-    """Of members, whatever their order."""
+    """Content hash of members, whatever their order."""
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:20]
 
 
 def hashes_of(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray, lines: Lines) -> dict[str, str]:
-    """Digest of the training posts of each expert; `number_N` says whose a post is."""
+    """Content hash of the training posts of each expert; `number_N` says whose a post is."""
     return {key: hash_of(lines.of(np.flatnonzero(training_N & (number_N == k)))) for k, key in enumerate(keys)}
 
 

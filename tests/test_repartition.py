@@ -42,7 +42,7 @@ def test_a_new_shard_costs_its_own_features_and_the_experts_that_it_changed(stud
     same = rows.filter(pl.col("shard") != "s3")
     was = pl.read_parquet(old.file("assignment.parquet"))
     assert same.select("id", "expert").equals(was.select("id", "expert"))
-    assert rows.filter("late")["shard"].unique().to_list() == ["s3"]
+    assert rows.filter("new_since_fit")["shard"].unique().to_list() == ["s3"]
     assert (found.metadata["moved"], found.metadata["gone"]) == (0, 0)
     assert found.metadata["new"] == found.metadata["training_posts"] - old.metadata["training_posts"] > 0
     assert make(study, root) == []

@@ -129,9 +129,9 @@ def held_out(context: Context, index: Index, split: str) -> np.ndarray:
 
 
 def assignment(context: Context) -> pl.DataFrame:
-    """Columns shard, id, split, expert, random, trained and late of all the posts, in the one order.
+    """Columns shard, id, split, expert, random, trained and new_since_fit of all the posts, in the one order.
 
-    trained: a network that is kept was trained on the post; late: the post came since the gate was fitted; both bool.
+    trained: a network that is kept was trained on the post; new_since_fit: it came since the gate was fitted.
     """
     return pl.read_parquet(context.need("partition").file("assignment.parquet"), glob=False)
 

@@ -30,14 +30,16 @@ def as_fitted(training_N: np.ndarray, experts: int, placement: Placement) -> dic
     }
 
 
-def drift(training_N: np.ndarray, late_N: np.ndarray, placement: Placement, fitted: dict[str, Any]) -> dict[str, float]:
+def drift(
+    training_N: np.ndarray, new_since_fit_N: np.ndarray, placement: Placement, fitted: dict[str, Any]
+) -> dict[str, float]:
     """Of the posts that arrived since the fit: how many, and the shares that are far or ambiguous by what was usual
     then; and how much more unequal experts are than then."""
-    far_N = placement.distance_N[late_N] > np.array(fitted["far_beyond"])[placement.expert_N[late_N]]
-    ambiguous_N = placement.gap_N[late_N] < fitted["ambiguous_below"]
+    far_N = placement.distance_N[new_since_fit_N] > np.array(fitted["far_beyond"])[placement.expert_N[new_since_fit_N]]
+    ambiguous_N = placement.gap_N[new_since_fit_N] < fitted["ambiguous_below"]
     sizes = np.bincount(placement.expert_N[training_N], minlength=len(fitted["far_beyond"])).tolist()
     return {
-        "posts_since_fit": int(late_N.sum()),
+        "posts_since_fit": int(new_since_fit_N.sum()),
         "far": round(float(far_N.mean()), 4) if len(far_N) else 0.0,
         "ambiguous": round(float(ambiguous_N.mean()), 4) if len(far_N) else 0.0,
         "imbalance": round(imbalance(sizes) / fitted["imbalance"], 3),

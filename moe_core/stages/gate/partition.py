@@ -46,5 +46,5 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     }
     for name, number_N in (("members", placement.expert_N), ("random_members", random_N)):
         metadata[name] = membership.hashes_of(context.experts, number_N, posts.training_N, lines)
-    more = {name: np.zeros(len(random_N), bool) for name in ("trained", "late")}  # none arrived since the fit
+    more = {name: np.zeros(len(random_N), bool) for name in ("trained", "new_since_fit")}  # none arrived since the fit
     return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)

@@ -27,7 +27,7 @@ class PreviousPartition:
     expert_N: np.ndarray  # the number of the expert that continues that one, -1 where there is none
     random_N: np.ndarray  # the same of the control
     trained_N: np.ndarray  # bool: a network was trained on the post
-    late_N: np.ndarray  # bool: the post came since the gate was fitted
+    new_since_fit_N: np.ndarray  # bool: the post came since the gate was fitted
     unchanged_N: np.ndarray  # bool: the post has an expert, and its shard is as the partition saw it
 
 
@@ -67,6 +67,6 @@ def previous_partition(context: Context, spec: Spec, posts: PostTable) -> Previo
         expert_N,
         np.append(number, -1)[random_N],
         trained_N=(mine["trained"].fill_null(False) | (mine["split"] == "train").fill_null(False)).to_numpy(),
-        late_N=mine["late"].fill_null(True).to_numpy(),
+        new_since_fit_N=mine["new_since_fit"].fill_null(True).to_numpy(),
         unchanged_N=posts.columns["shard"].is_in(same).to_numpy() & (expert_N >= 0),
     )

@@ -39,13 +39,13 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         gate, metadata = _fit(context, posts, previous, same_trunk)
         placement = placed(context, gate)
         metadata["fit"] = as_fitted(posts.training_N, gate.experts, placement)
-        late_N = np.zeros(len(placement.expert_N), bool)
+        new_since_fit_N = np.zeros(len(placement.expert_N), bool)
     else:
         gate = previous.gate
         metadata = {name: previous.artifact.metadata[name] for name in ("fitted_on", "objective", "fit")}
         placement = placed(context, gate)
         expert_N = np.where(previous.unchanged_N, previous.expert_N, placement.expert_N)  # to the bit
-        placement, late_N = replace(placement, expert_N=expert_N), previous.late_N
+        placement, new_since_fit_N = replace(placement, expert_N=expert_N), previous.new_since_fit_N
     random_N = dealt_at_random(posts, placement.expert_N, previous.random_N, context.study.partition)
     lines = membership.lines(context, posts.columns, posts.index)
     trained = membership.trained_of(previous.artifact, lines)
@@ -64,12 +64,13 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         for column, number_N in (("expert", placement.expert_N), ("random", random_N))
     )
     metadata |= retraining.as_metadata(members, random_members) | {"how": settings["how"]}
-    metadata |= {"drift": drift(posts.training_N, late_N, placement, metadata["fit"])}
+    metadata |= {"drift": drift(posts.training_N, new_since_fit_N, placement, metadata["fit"])}
     retrained = [k for k in context.experts if members.hashes[k] != previous.artifact.metadata["members"].get(k)]
     retrained = retrained if same_trunk else list(context.experts)
     metadata |= write_churn(context, folder, posts, previous, placement.expert_N, members.changed, retrained)
     pl.concat([members.frame, random_members.frame]).write_parquet(folder / "trained.parquet", statistics=False)
-    more = {"trained": previous.trained_N if same_trunk else np.zeros(len(random_N), bool), "late": late_N}
+    trained_N = previous.trained_N if same_trunk else np.zeros(len(random_N), bool)
+    more = {"trained": trained_N, "new_since_fit": new_since_fit_N}
     return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)
 
 

@@ -39,7 +39,7 @@ def expert_shards() -> list[dg.AssetSpec]:
 
 
 def seen(artifact: Artifact, key: str) -> dict[str, Any]:
-    """Of one expert's cluster, from the partition: its hashtags, and where the contact sheets lie."""
+    """One expert's cluster, from the partition: its hashtags, and where the contact sheets lie."""
     sheets = {
         f"{name} posts": dg.MetadataValue.path(str(artifact.unchecked(f"sheets/{key}.{name}.png")))
         for name in ("typical", "ambiguous")
@@ -62,7 +62,7 @@ def churn_rows(changes: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def churn(artifact: Artifact) -> dict[str, Any]:
-    """Of a partition that follows another: where training posts went, which experts are stale and which are kept."""
+    """What a partition that follows another changed: where training posts went, and which experts are stale."""
     if "churn.json" not in artifact.files:
         return {}
     changes = json.loads(artifact.file("churn.json").read_text("utf-8"))

@@ -11,7 +11,7 @@ PROCESS, HOST = "hardmoe/process", "hardmoe/host"
 
 
 def identity(run_id: str) -> dict[str, str]:
-    """Of this process as the one that carries out the run.
+    """Tags of this process as the one that carries out the run.
 
     The run is named too: who runs something again gives the new run all tags of the old one.
     """

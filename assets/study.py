@@ -52,5 +52,5 @@ def experts() -> dg.DynamicPartitionsDefinition:
 
 
 def key_of(stage: str) -> dg.AssetKey:
-    """Of a stage's asset, in an instance that several studies may share."""
+    """Key of a stage's asset, in an instance that several studies may share."""
     return dg.AssetKey([part for part in (study().asset_prefix, stage) if part])

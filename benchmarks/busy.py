@@ -101,7 +101,7 @@ class Trainer:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("a training ended: what it said last is above")
+            raise RuntimeError("a training ended: what it args last is above")
         return line
 
 
@@ -151,20 +151,20 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=128)
     options.add_argument("--posts", type=int, default=4_000)
     options.add_argument("--spins", type=int, nargs="*", default=[], help="more ways: all the cores, GOMP_SPINCOUNT")
-    said = options.parse_args()
-    ways = WAYS | {f"spins {count}": {"GOMP_SPINCOUNT": str(count)} for count in said.spins}
-    print(f"{cores()} cores, load average {os.getloadavg()[0]:.2f} before, {said.rounds} rounds", flush=True)
+    args = options.parse_args()
+    ways = WAYS | {f"spins {count}": {"GOMP_SPINCOUNT": str(count)} for count in args.spins}
+    print(f"{cores()} cores, load average {os.getloadavg()[0]:.2f} before, {args.rounds} rounds", flush=True)
     with hogs() as running:
-        for name in said.networks:
+        for name in args.networks:
             trainers: dict[str, Trainer] = {}
             try:
                 for way, environment in ways.items():
-                    trainers[way] = Trainer(way, NETWORKS[name], said.posts, said.batch, environment)
-                for number in range(said.rounds):
+                    trainers[way] = Trainer(way, NETWORKS[name], args.posts, args.batch, environment)
+                for number in range(args.rounds):
                     for state, signal_ in (("idle", signal.SIGSTOP), ("hogs", signal.SIGCONT)):
                         let(running, signal_)
                         for way in list(trainers)[:: 1 if number % 2 else -1]:
-                            trainers[way].turn(state, said.seconds)
+                            trainers[way].turn(state, args.seconds)
                     let(running, signal.SIGSTOP)
                 print("\n".join(said_of(name, trainers)), flush=True)
             finally:

@@ -62,7 +62,7 @@ def measured(load: Callable[[], float]) -> tuple[float, float]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--repeats", type=int, default=3)
-    said = options.parse_args()
+    args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HARDMOE_STUDY"] = f"{folder}/study.toml"
         Path(folder, "study.toml").write_text("")
@@ -72,7 +72,7 @@ def main() -> None:
             "code server": (lambda: served("-m", "pipelines.definitions"), lambda: served("-f", f"{folder}/one.py")),
         }
         for name, (ours, least) in pairs.items():
-            times = [(*measured(ours), *measured(least)) for _ in range(said.repeats + 1)][
+            times = [(*measured(ours), *measured(least)) for _ in range(args.repeats + 1)][
                 1:
             ]  # the first fills the cache
             wall, work, bare_wall, bare_work = (statistics.median(column) for column in zip(*times, strict=True))

@@ -74,8 +74,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--photos", help="Parquet file; shown at 64 pixels")
     options.add_argument("--emoji", help="Parquet file; shown at 64 pixels")
-    said = options.parse_args()
-    sets = {name: Source(format="parquet", uri=uri) for name, uri in vars(said).items() if uri}
+    args = options.parse_args()
+    sets = {name: Source(format="parquet", uri=uri) for name, uri in vars(args).items() if uri}
     columns = {f"{name} 64 px": list(islice(pictures(source, 64), PICTURES)) for name, source in sets.items()}
     columns["synthetic 32 px"] = list(islice(pictures(Source(format="synthetic", posts=2000, shards=1), 32), PICTURES))
     print("| a copy that was | " + " | ".join(f"found, {name}" for name in columns) + " |")

@@ -25,10 +25,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--repeats", type=int, default=1)
     options.add_argument("--epochs", type=float, default=9.0, help="of the trunk; experts train a third of it")
-    said = options.parse_args()
+    args = options.parse_args()
     seconds: dict[str, list[float]] = {"plain": [], "dagster": []}
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(said.repeats):
+        for repeat in range(args.repeats):
             for kind in seconds:
                 study = Path(folder) / f"{kind}{repeat}" / "study.toml"
                 study.parent.mkdir()
@@ -38,8 +38,8 @@ def main() -> None:
                         base.model_copy(
                             update={
                                 "source": Source(format="synthetic", posts=20_000, shards=2),
-                                "trunk": base.trunk.model_copy(update={"epochs": said.epochs}),
-                                "expert_training": base.expert_training.model_copy(update={"epochs": said.epochs / 3}),
+                                "trunk": base.trunk.model_copy(update={"epochs": args.epochs}),
+                                "expert_training": base.expert_training.model_copy(update={"epochs": args.epochs / 3}),
                             }
                         )
                     )

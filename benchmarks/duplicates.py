@@ -54,17 +54,17 @@ def main() -> None:
     options.add_argument("--posts", type=int, default=1_000_000)
     options.add_argument("--queries", type=int, default=2_000, help="of the comparison with all against all")
     options.add_argument("--crowd", type=int, default=0, help="only: so many different pictures that share one code")
-    said = options.parse_args()
-    if said.crowd:
-        return crowd(said.crowd)
-    signatures = drawn(said.posts)
+    args = options.parse_args()
+    if args.crowd:
+        return crowd(args.crowd)
+    signatures = drawn(args.posts)
     before = _peak()
     began, worked = time.monotonic(), time.process_time()
     found = group(signatures, LEVELS, near_pairs)
     seconds = time.monotonic() - began
     _, sizes = np.unique(found, return_counts=True)
     worked = time.process_time() - worked
-    print(f"group: {said.posts:,} signatures in {seconds:.1f} s and {worked:.1f} s of processor time")
+    print(f"group: {args.posts:,} signatures in {seconds:.1f} s and {worked:.1f} s of processor time")
     print(f"memory: {_peak():.2f} GiB at the peak, {before:.2f} GiB of it before")
     print(
         f"groups of several: {(sizes > 1).sum():,} with {sizes[sizes > 1].sum():,} posts, the largest {sizes.max():,}"
@@ -75,10 +75,10 @@ def main() -> None:
     fast = len(code) / (time.monotonic() - began)
     i_P, j_P = (np.concatenate(part) for part in zip(*pairs, strict=True))
     began = time.monotonic()
-    query, row = pairs_by_scan(code[: said.queries], code, RADIUS)
-    slow = said.queries / (time.monotonic() - began)
+    query, row = pairs_by_scan(code[: args.queries], code, RADIUS)
+    slow = args.queries / (time.monotonic() - began)
     known = {(a, b) for a, b in zip(query.tolist(), row.tolist(), strict=True) if a < b}
-    some = i_P < said.queries
+    some = i_P < args.queries
     got = set(zip(i_P[some].tolist(), j_P[some].tolist(), strict=True))
     print(
         f"search: {fast:,.0f} codes/s among {len(code):,}, {fast * len(code):.3g} pairs/s; by scan {slow:,.0f} codes/s"

@@ -167,13 +167,13 @@ def main() -> None:
     options.add_argument("--experts", type=int, nargs="+", default=EXPERTS)
     options.add_argument("--test", type=int, default=TEST)
     options.add_argument("--plot", type=Path, help="folder for two SVG")
-    said = options.parse_args()
-    cells = measure(said.root, said.posts, said.experts, said.test)
+    args = options.parse_args()
+    cells = measure(args.root, args.posts, args.experts, args.test)
     print(table_of(cells))
-    if said.plot:
-        said.plot.mkdir(parents=True, exist_ok=True)
+    if args.plot:
+        args.plot.mkdir(parents=True, exist_ok=True)
         for control in CONTROLS:
-            (said.plot / f"fragmentation-{control}.svg").write_text(plot(cells, control))
+            (args.plot / f"fragmentation-{control}.svg").write_text(plot(cells, control))
 
 
 if __name__ == "__main__":

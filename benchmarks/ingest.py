@@ -86,24 +86,24 @@ def main() -> None:
     options.add_argument("--sides", type=int, nargs="+", default=[64, 96, 128, 192, 256], help="of the JPEGs")
     options.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128], help="of the study")
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    said = options.parse_args()
+    args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "posts.parquet"
-        realistic(said.images, tuple(said.sides), path)
+        realistic(args.images, tuple(args.sides), path)
         files = pq.read_table(path, columns=["image"])["image"].to_pylist()
         source = Source(format="parquet", uri=str(path))
         print(
-            f"{len(files)} JPEGs, sides {said.sides}, {np.mean([len(f) for f in files]):.0f} bytes each; "
-            f"{said.threads} threads; medians of {said.repeats}, in turn"
+            f"{len(files)} JPEGs, sides {args.sides}, {np.mean([len(f) for f in files]):.0f} bytes each; "
+            f"{args.threads} threads; medians of {args.repeats}, in turn"
         )
-        for size in said.sizes:
+        for size in args.sizes:
             kinds: dict[str, Callable[[], None]] = {
-                "bare": partial(bare, files, size, said.threads, draft=False),
-                "bare+draft": partial(bare, files, size, said.threads, draft=True),
-                "ingest": partial(ours, source, size, said.threads),
+                "bare": partial(bare, files, size, args.threads, draft=False),
+                "bare+draft": partial(bare, files, size, args.threads, draft=True),
+                "ingest": partial(ours, source, size, args.threads),
             }
             rates: dict[str, list[float]] = {name: [] for name in kinds}
-            for _ in range(said.repeats):
+            for _ in range(args.repeats):
                 for name, run in kinds.items():
                     began = time.monotonic()
                     run()

@@ -175,19 +175,19 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--posts", type=int, default=8000)
     options.add_argument("--repeats", type=int, default=3)
-    said = options.parse_args()
+    args = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        found = medians(dict(contestants(root, jpegs(said.posts, SIDE))), said.repeats)
-        print(f"decoded, augmented {SIDE} px batches of {BATCH}, {said.posts} images, median of {said.repeats} passes")
+        found = medians(dict(contestants(root, jpegs(args.posts, SIDE))), args.repeats)
+        print(f"decoded, augmented {SIDE} px batches of {BATCH}, {args.posts} images, median of {args.repeats} passes")
         for contestant, rate in found.items():
             print(f"  {contestant:45} {rate:10,.0f} images/s")
         first, *others = found.values()
         print(f"loader against the best other: {first / max(others):.2f} (target 2)")
     with tempfile.TemporaryDirectory() as name:
-        lazy = stored(Path(name), jpegs(said.posts, 32), 32)
+        lazy = stored(Path(name), jpegs(args.posts, 32), 32)
         memory = Posts(ImagesInMemory(lazy.images.read(np.arange(len(lazy)))), lazy.tags_T, lazy.starts_N1)
-        found = medians({"posts.lance": steps(lazy), "tensors in memory": steps(memory)}, said.repeats)
+        found = medians({"posts.lance": steps(lazy), "tensors in memory": steps(memory)}, args.repeats)
         print(
             "training step, tiny ResNet (8, 16, 32), 32 px: "
             + ", ".join(f"{k} {v:,.0f} images/s" for k, v in found.items())

@@ -47,20 +47,20 @@ def peak(part: str, posts: int) -> float:
         subprocess.run([sys.executable, "-c", before, str(posts), folder], check=True, cwd=here)
         command = [sys.executable, "-c", program + PEAK, str(posts), folder]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=here)
-    said = re.search(r"peak (\d+)", done.stdout)
-    assert said
-    return int(said[1]) / 1024
+    args = re.search(r"peak (\d+)", done.stdout)
+    assert args
+    return int(args[1]) / 1024
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all of them where none is named")
     options.add_argument("--posts", type=int, default=5000)
-    said = options.parse_args()
-    for part in said.parts or PARTS:
-        once, ten = peak(part, said.posts), peak(part, 10 * said.posts)
+    args = options.parse_args()
+    for part in args.parts or PARTS:
+        once, ten = peak(part, args.posts), peak(part, 10 * args.posts)
         print(
-            f"{part}: {once:.0f} MiB with {said.posts} posts, {ten:.0f} MiB with {10 * said.posts}: "
+            f"{part}: {once:.0f} MiB with {args.posts} posts, {ten:.0f} MiB with {10 * args.posts}: "
             f"ratio {ten / once:.3f} (target {TARGET})",
             flush=True,
         )

@@ -24,16 +24,16 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--posts", type=int, default=1_000_000)
     options.add_argument("--shards", type=int, default=20)
-    said = options.parse_args()
+    args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root, base = Path(folder), demo()
-        source = Source(format="synthetic", posts=said.posts, shards=said.shards)
+        source = Source(format="synthetic", posts=args.posts, shards=args.shards)
         trunk = base.trunk.model_copy(update={"epochs": 1.0})
         (root / "study.toml").write_text(dump_study(base.model_copy(update={"source": source, "trunk": trunk})))
         command = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(root / "study.toml")]
         environment = {k: v for k, v in os.environ.items() if k not in ("DAGSTER_HOME", "HARDMOE_STUDY")}
         began, peak, largest = time.monotonic(), 0.0, 0.0
-        with open(root / "said", "w") as file:
+        with open(root / "args", "w") as file:
             process = subprocess.Popen([*command, "--until", "partition"], stdout=file, env=environment)
             while process.poll() is None:
                 shares = [share(pid) for pid in family(process.pid)]
@@ -43,13 +43,13 @@ def main() -> None:
         if process.returncode:
             sys.exit(f"hardmoe run ended with {process.returncode}")
         stages: dict[str, list[float]] = {}
-        for name, took in LINE.findall((root / "said").read_text()):
+        for name, took in LINE.findall((root / "args").read_text()):
             stages.setdefault(name, []).append(float(took))
         for name, times in stages.items():
             print(f"{name:16} {sum(times):7.1f} s in {len(times)} runs")
         disk = sum(file.stat().st_blocks * 512 for file in root.rglob("*") if file.is_file())
     print(
-        f"{said.posts:,} posts: {seconds:.0f} s in all; {disk / 2**20:,.0f} MiB on disk; "
+        f"{args.posts:,} posts: {seconds:.0f} s in all; {disk / 2**20:,.0f} MiB on disk; "
         f"{peak:,.0f} MiB at the peak, the largest process {largest:,.0f} MiB"
     )
 
@@ -72,10 +72,10 @@ def family(pid: int) -> list[int]:
 def share(pid: int) -> float:
     """MiB."""
     try:
-        said = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        args = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    found = re.search(r"^Pss:\s+(\d+) kB", said, re.MULTILINE)
+    found = re.search(r"^Pss:\s+(\d+) kB", args, re.MULTILINE)
     return int(found[1]) / 1024 if found else 0.0
 
 

@@ -111,21 +111,21 @@ def peak_mib() -> float:
     return int(text.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure(name: str, branch_at: int, said: argparse.Namespace) -> None:
+def measure(name: str, branch_at: int, args: argparse.Namespace) -> None:
     network, side = NETWORKS[name]
     with tempfile.TemporaryDirectory() as root:
-        bundle_of(Path(root), network, side, said.experts, branch_at)
-        bundle = Bundle(Path(root) / "bundle", most_experts=said.held)
-        images = drawn(said.images, side, 2)
-        batches = [images[first : first + said.batch] for first in range(0, len(images), said.batch)]
+        bundle_of(Path(root), network, side, args.experts, branch_at)
+        bundle = Bundle(Path(root) / "bundle", most_experts=args.held)
+        images = drawn(args.images, side, 2)
+        batches = [images[first : first + args.batch] for first in range(0, len(images), args.batch)]
         expert_N = bundle.gate.assign(features_of(bundle.router, ImagesInMemory(images[:4096])).numpy())
-        share = np.bincount(expert_N, minlength=said.experts) / len(expert_N)
+        share = np.bincount(expert_N, minlength=args.experts) / len(expert_N)
         file = (Path(root) / "bundle" / "experts" / "e000.safetensors").stat().st_size
         mine = Bundle(Path(root) / "bundle", most_experts=2)
-        windows = [batches[first : first + said.window] for first in range(0, len(batches), said.window)]
+        windows = [batches[first : first + args.window] for first in range(0, len(batches), args.window)]
 
         def many(window: list[np.ndarray]) -> None:
-            for _ in routed(bundle, window, window=said.window, window_bytes=said.window_mib << 20):
+            for _ in routed(bundle, window, window=args.window, window_bytes=args.window_mib << 20):
                 pass
 
         turns = {"trunk + one expert": lambda window: [len(p_BV) for p_BV in alone(mine, window)], "routed": many}
@@ -134,26 +134,26 @@ def measure(name: str, branch_at: int, said: argparse.Namespace) -> None:
         for turn in turns.values():
             turn(windows[0])
         before, reads = peak_mib(), bundle.experts.reads
-        wall = {who: np.zeros(said.repeats) for who in turns}
-        busy = {who: np.zeros(said.repeats) for who in turns}
-        for repeat in range(said.repeats):
+        wall = {who: np.zeros(args.repeats) for who in turns}
+        busy = {who: np.zeros(args.repeats) for who in turns}
+        for repeat in range(args.repeats):
             for number, window in enumerate(windows):
                 for who in list(turns) if (repeat + number) % 2 else list(turns)[::-1]:
                     began, began_busy = time.perf_counter(), time.process_time()
                     turns[who](window)
                     wall[who][repeat] += time.perf_counter() - began
                     busy[who][repeat] += time.process_time() - began_busy
-        reads = (bundle.experts.reads - reads) / said.repeats
+        reads = (bundle.experts.reads - reads) / args.repeats
         whole, rest = (multiply_adds(bundle.router, side, after) / 1e6 for after in (0, branch_at))
         print(
             f"{name}, branch_at {branch_at}: {side} px, {whole:,.1f} M multiply-adds a network, {rest:,.1f} M after "
-            f"the shared stages, {said.experts} experts of {file / 2**20:.2f} MiB, memory for {said.held}; "
-            f"{said.images} images in batches of {said.batch}, at most {said.window} and {said.window_mib} MiB looked "
+            f"the shared stages, {args.experts} experts of {file / 2**20:.2f} MiB, memory for {args.held}; "
+            f"{args.images} images in batches of {args.batch}, at most {args.window} and {args.window_mib} MiB looked "
             f"at together; an expert gets {share.min():.1%} to {share.max():.1%} of the images; "
             f"{torch.get_num_threads()} threads"
         )
         for who in turns:
-            speed, busy_speed = (said.images * said.repeats / times[who].sum() for times in (wall, busy))
+            speed, busy_speed = (args.images * args.repeats / times[who].sum() for times in (wall, busy))
             print(f"  {who:18} {speed:10,.0f} images/s, {busy_speed:10,.0f} a second of processor time")
         print(f"  {reads:,.0f} experts read in a pass of {len(windows)} windows")
         for who in turns:
@@ -162,7 +162,7 @@ def measure(name: str, branch_at: int, said: argparse.Namespace) -> None:
                 print(", ".join(f"{ratio:.3f}" for ratio in wall[who] / wall["routed"]), end="; ")
                 print(f"of processor time {busy[who].sum() / busy['routed'].sum():.3f} (target 0.90)")
         print(
-            f"  held at most {bundle.experts.most_held_bytes / 2**20:.1f} of {said.experts * file / 2**20:.1f} MiB of "
+            f"  held at most {bundle.experts.most_held_bytes / 2**20:.1f} of {args.experts * file / 2**20:.1f} MiB of "
             f"experts; peak of the process {peak_mib():,.0f} MiB, before the passes {before:,.0f} MiB"
         )
 
@@ -178,10 +178,10 @@ def main() -> None:
     options.add_argument("--window-mib", type=int, default=WINDOW_BYTES >> 20)
     options.add_argument("--images", type=int, default=8192)
     options.add_argument("--repeats", type=int, default=3)
-    said = options.parse_args()
-    for name in said.networks:
-        for branch_at in said.branch_at:
-            measure(name, branch_at, said)
+    args = options.parse_args()
+    for name in args.networks:
+        for branch_at in args.branch_at:
+            measure(name, branch_at, args)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,9 @@ def read(kind: str, uri: str) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
-    said = options.parse_args()
-    if said.read:
-        return read(*said.read)
+    args = options.parse_args()
+    if args.read:
+        return read(*args.read)
     print("| source | image, KiB | rows | peak above the start, MiB |\n| --- | ---: | ---: | ---: |")
     for name, kind, write, size, counts in CASES:
         for rows in counts:

@@ -96,27 +96,27 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=128)
     options.add_argument("--steps", type=int, default=40, help="a turn, a multiple of 10")
     options.add_argument("--turns", type=int, default=10)
-    said = options.parse_args()
+    args = options.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name in said.networks:
+    for name in args.networks:
         network, side = NETWORKS[name]
         images, tags = drawn(side)
-        training = Training(epochs=1e5, batch_size=said.batch, lr=1e-3, crop=CROP)
+        training = Training(epochs=1e5, batch_size=args.batch, lr=1e-3, crop=CROP)
         mine, other = ours(network, images, tags, training, device), bare(network, images, tags, training, device)
         turns = (
-            lambda other=other: [next(other) for _ in range(said.steps)],
-            lambda mine=mine: [next(mine) for _ in range(said.steps // 10)],
+            lambda other=other: [next(other) for _ in range(args.steps)],
+            lambda mine=mine: [next(mine) for _ in range(args.steps // 10)],
         )
-        seconds, busy = np.zeros((2, said.turns)), np.zeros((2, said.turns))
-        for turn in range(said.turns + 1):  # the first warms up
+        seconds, busy = np.zeros((2, args.turns)), np.zeros((2, args.turns))
+        for turn in range(args.turns + 1):  # the first warms up
             for who in (0, 1) if turn % 2 else (1, 0):
                 took = timed(turns[who], device)
                 if turn:
                     seconds[who, turn - 1], busy[who, turn - 1] = took
         mine.close()
-        bare_rate, our_rate = said.turns * said.steps * said.batch / seconds.sum(1)
+        bare_rate, our_rate = args.turns * args.steps * args.batch / seconds.sum(1)
         print(
-            f"{name}, {side} px, batch {said.batch}, {device}, {torch.get_num_threads()} threads: bare loop "
+            f"{name}, {side} px, batch {args.batch}, {device}, {torch.get_num_threads()} threads: bare loop "
             f"{bare_rate:,.0f} images/s, hardmoe {our_rate:,.0f} images/s, ratio {our_rate / bare_rate:.3f} (target "
             f"0.95), of processor time {busy[0].sum() / busy[1].sum():.3f}"
         )

@@ -46,12 +46,12 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 224])
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    said = options.parse_args()
-    torch.set_num_threads(said.threads)
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
     print("| side | stored as | bytes a picture | encoded, pictures/s a thread | loaded, pictures/s | against raw |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for size in said.sizes:
-        raw = pictures(said.images, size)
+    for size in args.sizes:
+        raw = pictures(args.images, size)
         kinds = ("raw", "jpeg", "png", "webp")
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}
         with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def main() -> None:
                 root = Path(folder) / kind
                 root.mkdir()
                 places[kind] = Place(kind, replace_rows(root / "posts.lance", POSTS, kind, [rows]))
-            for _ in range(said.repeats):
+            for _ in range(args.repeats):
                 for kind in kinds:
                     began = time.monotonic()
                     open_images(Path(folder) / kind, [places[kind]], size).read(np.arange(len(raw)))

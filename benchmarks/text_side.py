@@ -41,16 +41,16 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=65_536, help="posts canonicalized at a time")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the fresh process
-    said = options.parse_args()
-    if said.measure:
-        print(json.dumps(measure(said.measure, said.batch)))
+    args = options.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.batch)))
         return
     if not HASHTAGS.is_file():
         print(f"skipped: no hashtags to draw from at {HASHTAGS}")
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder), said.posts, said.seed)
-        command = [sys.executable, __file__, "--measure", folder, "--batch", str(said.batch)]
+        write_shards(Path(folder), args.posts, args.seed)
+        command = [sys.executable, __file__, "--measure", folder, "--batch", str(args.batch)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": folder})
     found = json.loads(done.stdout)
     rate = found["posts"] / found["seconds"]

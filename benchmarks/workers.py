@@ -64,12 +64,12 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=2)
     options.add_argument("--epochs", type=float, default=15, help="of the 8 experts")
     options.add_argument("--posts", type=int, default=8_000, help="of the 8 experts, together")
-    said = options.parse_args()
+    args = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        training = demo().expert_training.model_copy(update={"epochs": said.epochs})
-        study = prepared(Path(folder) / "eight", 8, said.posts, training, demo().network)
+        training = demo().expert_training.model_copy(update={"epochs": args.epochs})
+        study = prepared(Path(folder) / "eight", 8, args.posts, training, demo().network)
         took: dict[int, float] = {WORKERS: 0.0, 1: 0.0}
-        for _ in range(said.repeats):
+        for _ in range(args.repeats):
             for workers in took:
                 seconds, trained = backfill(study, workers)
                 took[workers] += seconds

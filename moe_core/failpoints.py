@@ -25,7 +25,7 @@ class Fault:
 
 
 def parse(value: str) -> Fault:
-    """Of `action point [pass [part of the path]]`. Raises BadSetting."""
+    """Reads `action point [pass [part of the path]]`. Raises BadSetting."""
     words = value.split()
     if not 2 <= len(words) <= 4 or words[0] not in ACTIONS or not all(word.isdigit() for word in words[2:3]):
         raise BadSetting(f"HARDMOE_FAULT is {value!r}: wanted `{'|'.join(ACTIONS)} point [pass [part of the path]]`")

@@ -105,7 +105,7 @@ def dump_study(study: Study) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """Of one setting."""
+    """One setting that is changed."""
 
     name: str  # such as expert_training.epochs
     before: Any

@@ -93,13 +93,13 @@ class Graph(Mapping[str, Stage]):
 
     @cached_property
     def upstream(self) -> Mapping[str, tuple[str, ...]]:
-        """Of each stage, those of this graph that it reads."""
+        """The stages of this graph that each stage reads."""
         names = {n: dict.fromkeys(self.aliases.get(read, read) for read in s.reads) for n, s in self.items()}
         return {name: tuple(read for read in reads if read in self) for name, reads in names.items()}
 
     @cached_property
     def above(self) -> Mapping[str, frozenset[str]]:
-        """Of each stage, all of this graph upstream of it, near and far."""
+        """All stages of this graph upstream of each stage, near and far."""
         found: dict[str, frozenset[str]] = {}
         for name in self:
             near = self.upstream[name]

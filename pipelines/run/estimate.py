@@ -45,7 +45,7 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
-        """Of all steps that ran before, one after the other."""
+        """Sum over all steps that ran before, one after the other."""
         return sum(step.seconds or 0 for step in self.steps)
 
     @property

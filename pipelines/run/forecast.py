@@ -74,7 +74,7 @@ class Forecast:
         return None if seconds is None else max(STEP_SECONDS / 2, seconds - (time.monotonic() - run.started))
 
     def _seconds(self, task: Name) -> float | None:
-        """Of a task that is to come."""
+        """Expected duration of a task that is to come."""
         stage, _ = task
         if took := self.took.get(stage):
             return sum(took) / len(took)

@@ -250,7 +250,7 @@ class _Loop:
         self.summary.skipped += [name_of(*other) for other in lost]
 
     def _version_now(self, name: Name) -> str:
-        """Of a task that was submitted before its inputs were known."""
+        """Version of a task that was submitted before its inputs were known."""
         spec = self._reopened().planner.spec(*name)
         return spec.version if isinstance(spec, Spec) else ""
 
@@ -295,7 +295,7 @@ class _Loop:
             self.on_event("replanned", "", why)
 
     def _leave_what_waits_for_others(self) -> None:
-        """Of tasks that were asked for by name: those that wait now for one which was not."""
+        """Drops tasks that were requested by name and wait now for one that was not."""
         for name in self.dag.ready:
             blocked = self.tasks[name].blocked
             if blocked and blocked.on and blocked.on not in self.tasks:

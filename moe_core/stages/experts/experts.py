@@ -48,7 +48,7 @@ def _train(context: Context, spec: Spec, column: str, folder: Path, own_decoder:
 
 
 def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[str, Posts]:
-    """Of each of these experts, as its content hash names them; the column of the assignment says whose a post is.
+    """Training posts by expert, as its content hash names them; the column of the assignment says whose a post is.
 
     Raises ValueError where a kept expert is to be trained again on posts of which some are gone.
     """

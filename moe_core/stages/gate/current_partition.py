@@ -79,7 +79,7 @@ def load(path: Path, store: Store) -> CurrentPartition | None:
 
 
 def _newest(store: Store, file: str) -> CurrentPartition | None:
-    """Of the newest partition that was built with these settings and that none follows."""
+    """The newest partition that was built with these settings and that none follows."""
     partitions = store.everything("partition")
     followed = {artifact.inputs.get("previous") for artifact in partitions}
     last = [a for a in partitions if a.metadata.get("pointer") == file and a.version not in followed]

@@ -33,7 +33,7 @@ def as_fitted(training_N: np.ndarray, experts: int, placement: Placement) -> dic
 def drift(
     training_N: np.ndarray, new_since_fit_N: np.ndarray, placement: Placement, fitted: dict[str, Any]
 ) -> dict[str, float]:
-    """Of the posts that arrived since the fit: how many, and the shares that are far or ambiguous by what was usual
+    """How many posts arrived since the fit, and the shares of them that are far or ambiguous by what was usual
     then; and how much more unequal experts are than then."""
     far_N = placement.distance_N[new_since_fit_N] > np.array(fitted["far_beyond"])[placement.expert_N[new_since_fit_N]]
     ambiguous_N = placement.gap_N[new_since_fit_N] < fitted["ambiguous_below"]

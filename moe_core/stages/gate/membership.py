@@ -32,7 +32,7 @@ class Lines:
     arrived: Mapping[str, str]  # shard that the trunk has not seen -> version of its posts
 
     def of(self, rows: np.ndarray) -> list[str]:
-        """Of some posts, in their order."""
+        """Lines of some posts, in their order."""
         mine = self.index.labels.where(rows)
         text = mine.tags_T.astype(str)
         versions = {shard: f" {version}" for shard, version in self.arrived.items()}

@@ -100,7 +100,7 @@ def write_sheets(context: Context, folder: Path, posts: PostTable, placement: Pl
 def top_hashtags(
     hashtags: list[str], labels: Labels, training_N: np.ndarray, expert_N: np.ndarray, experts: int
 ) -> list[list[list[Any]]]:
-    """Of each cluster, [hashtag, posts of the cluster with it, times its share among all posts] of those that set it
+    """By cluster, [hashtag, posts of the cluster with it, times its share among all posts] of those that set it
     apart: by posts x log(times), the cluster's part of the mutual information of hashtag and cluster."""
     owner_T = np.repeat(np.arange(len(training_N)), np.diff(labels.starts_N1))
     use_T = training_N[owner_T]

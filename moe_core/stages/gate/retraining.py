@@ -19,7 +19,7 @@ LINEAGE = 16  # hashes of an expert that are remembered
 
 @dataclass(frozen=True)
 class Members:
-    """Of one column of a partition's assignment, by expert."""
+    """Members by expert, for one column of a partition's assignment."""
 
     hashes: dict[str, str]
     lineage: dict[str, list[str]]  # hashes that it had since its first training, the last is that of `hashes`

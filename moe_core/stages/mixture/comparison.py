@@ -107,8 +107,8 @@ def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts
 
 
 def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, old: Bundle) -> dict[str, Any]:
-    """Of both among the hashtags that both know: P@1 and the measure that suits the tags a post, each with its paired
-    difference, and the cross-entropy where both know the same hashtags."""
+    """Measures of both among the hashtags that both know: P@1 and the one that suits the tags a post, each with its
+    paired difference, and the cross-entropy where both know the same hashtags."""
     tags_a_post, top_share = tag_statistics(posts.tags_T, len(posts))
     measure = measure_for(tags_a_post, top_share)
     compared = dict.fromkeys(("p_at_1", measure))

@@ -116,11 +116,13 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
 class Converted(NamedTuple):
     """A row's stored image and what its file was, or why there is none."""
 
-    image: bytes | None
-    picture: images.Picture
-    signature: bytes
-    reason: str | None
-    detail: str
+    image: bytes | None = None
+    width: int = 0
+    height: int = 0
+    format: str = ""
+    signature: bytes = b""
+    reason: str | None = None
+    detail: str = ""
 
 
 def _accept(
@@ -165,29 +167,26 @@ def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def convert(chunk: Chunk, data: Data) -> list[Converted]:
-    """Decodes the rows that have no reason yet."""
-    size = data.image_size
-    nothing = Converted(None, images.Picture(bytes(3 * size**2), 0, 0, ""), b"", None, "")
-    rows = [
-        nothing if reason else _converted(file.as_py() or b"", nothing, data)
-        for file, reason in zip(chunk.files, chunk.text["reason"], strict=True)
-    ]
-    pixels = np.frombuffer(b"".join(row.picture.pixels for row in rows), np.uint8)
-    signature_BW = signature(pixels.reshape(-1, size, size, 3))
+    """Decodes the rows that have no reason yet. A bug of ours on one file costs that row, and is counted."""
+    rows, pixels, black = list[Converted](), [], bytes(3 * data.image_size**2)
+    for number, before in enumerate(chunk.text["reason"]):
+        row, seen = Converted(), black
+        if before is None:
+            try:  # in this one frame: an error may keep its frames, and their files, until the next collection
+                file = chunk.files[number].as_py() or b""
+                picture = images.decode(file, data.image_size, data.min_side, data.reject_uniform)
+                stored = images.encode(picture.pixels, data.image_size, data.store)
+                row, seen = Converted(stored, picture.width, picture.height, picture.format), picture.pixels
+            except images.Rejected as why:
+                row = Converted(reason=why.reason, detail=why.detail)
+            except MemoryError:
+                raise
+            except Exception as error:
+                row = Converted(reason="internal_error", detail=f"{type(error).__name__}: {error}"[:MAX_DETAIL])
+        rows.append(row)
+        pixels.append(seen)
+    signature_BW = signature(np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, data.image_size, data.image_size, 3))
     return [row._replace(signature=one_W.tobytes()) for row, one_W in zip(rows, signature_BW, strict=True)]
-
-
-def _converted(file: bytes, nothing: Converted, data: Data) -> Converted:
-    """A bug of ours on one file costs that row, and is counted."""
-    try:
-        picture = images.decode(file, data.image_size, data.min_side, data.reject_uniform)
-        return nothing._replace(image=images.encode(picture.pixels, data.image_size, data.store), picture=picture)
-    except images.Rejected as why:
-        return nothing._replace(reason=why.reason, detail=why.detail)
-    except MemoryError:
-        raise
-    except Exception as error:
-        return nothing._replace(reason="internal_error", detail=f"{type(error).__name__}: {error}"[:MAX_DETAIL])
 
 
 def _sorted_out(
@@ -216,9 +215,9 @@ def _sorted_out(
     columns |= {
         "shard": pa.repeat(shard, len(kept)),
         "image": pa.array([row.image for row in good], pa.binary()),
-        "width": pa.array([row.picture.width for row in good]),
-        "height": pa.array([row.picture.height for row in good]),
-        "format": pa.array([row.picture.format for row in good]),
+        "width": pa.array([row.width for row in good]),
+        "height": pa.array([row.height for row in good]),
+        "format": pa.array([row.format for row in good]),
         "signature": pa.array([row.signature for row in good], pa.binary(SIGNATURE_BYTES)),
     }
     count.accepted += len(kept)

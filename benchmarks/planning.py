@@ -23,6 +23,9 @@ from moe_core.store import files, store
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
+from pipelines.run.estimate import run_plan
+from pipelines.run.plan import tasks_until
+from pipelines.run.status import states_of
 
 
 def study_of(experts: int) -> Study:
@@ -62,10 +65,6 @@ def fill(study: Study, root: Path) -> int:
 
 def seconds_of(root: Path) -> tuple[float, float]:
     """(seconds of status, seconds of the plan of a run), of processor time, the study read from its file."""
-    from pipelines.run.estimate import run_plan
-    from pipelines.run.plan import tasks_until
-    from pipelines.run.status import states_of
-
     started = time.process_time()
     context = open_study(load_study(root / "study.toml"), root)
     states = states_of(context)

@@ -11,6 +11,7 @@ import pytest
 from helpers.command import write
 from helpers.requests import carry_out
 from helpers.with_controls import small_study
+from moe_core.settings import Evaluation
 from moe_core.stages.graph import GRAPH
 
 SCRIPT = """
@@ -75,6 +76,16 @@ def test_a_request_ends_with_what_failed_and_tries_nothing_twice(tmp_path):
     launched, end = carry_out(environment)
     assert [key.split("-")[1] for key in launched] == ["posts:s0000", "posts:s0001", "splits", "vocabulary"]
     assert end.endswith("failed: vocabulary")
+
+
+def test_a_request_for_an_asset_that_the_settings_have_left_out_since_is_dropped(tmp_path):
+    study = small_study()
+    file = write(tmp_path / "cats", study)
+    assert everything(file, "random_expert")["success"]
+    write(file.parent, study.model_copy(update={"evaluation": Evaluation(controls=False)}))
+    environment = os.environ | {"HARDMOE_STUDY": str(file), "DAGSTER_HOME": str(file.parent / "dagster")}
+    launched, end = carry_out(environment)
+    assert (launched, end.partition(" is ")[2]) == ([], "dropped: the study has no random_expert any more")
 
 
 WAITING = """

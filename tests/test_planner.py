@@ -112,6 +112,29 @@ def test_the_token_tells_a_request_a_takedown_and_a_decision_from_nothing(finish
     assert token(GOOD, finished) == state.token
 
 
+@pytest.mark.parametrize("setting", ["stop_tags", "synonyms"])
+def test_the_token_tells_that_a_file_of_tags_was_edited(finished, tmp_path, setting):
+    from moe_core.workspace import token
+
+    file = tmp_path / "tags.txt"
+    file.write_text("cat = dog\n")
+    study = GOOD.model_copy(update={"data": GOOD.data.model_copy(update={setting: str(file)})})
+    before = token(study, finished)
+    assert token(study, finished) == before
+    file.write_text("cat = bird\n")
+    assert token(study, finished) != before
+
+
+def test_the_token_tells_that_the_weights_to_start_from_were_replaced(finished, tmp_path):
+    from moe_core.workspace import token
+
+    file = tmp_path / "start.safetensors"
+    study = GOOD.model_copy(update={"trunk_setup": GOOD.trunk_setup.model_copy(update={"start": str(file)})})
+    before = token(study, finished)
+    file.write_bytes(b"weights")
+    assert token(study, finished) != before
+
+
 def test_a_study_whose_source_is_away_is_opened_and_says_so_where_the_source_is_needed(finished):
     away = GOOD.model_copy(
         update={"source": GOOD.source.model_copy(update={"format": "parquet", "uri": str(finished / "gone.parquet")})}

@@ -292,7 +292,7 @@ said = {"cell": dg.MetadataValue.md("\\n\\n".join(map(cell, wicked)))}
 said |= {"short": table(("tag",), [(tag,) for tag in wicked]), "long": table(("tag",), [(tag,) for tag in wicked * 9])}
 said |= {"bars": picture(bars([(tag, 1) for tag in wicked], wicked[0]), wicked[2])}
 with dg.DagsterInstance.get() as instance:
-    instance.report_runless_asset_event(dg.AssetMaterialization("random_decoder", metadata=said))
+    instance.report_runless_asset_event(dg.AssetMaterialization("evaluation", metadata=said))
 """
 
 
@@ -300,7 +300,7 @@ def test_wicked_text_stays_text_in_the_ui(ui, study, watched):
     variables = environment() | {"HARDMOE_STUDY": str(study), "DAGSTER_HOME": str(study.parent / "dagster")}
     subprocess.run([sys.executable, "-c", WRITE, json.dumps(WICKED)], env=variables, check=True)
     page = watched.page
-    page.goto(f"{ui}/assets/random_decoder")  # a control, which this study does not make
+    page.goto(f"{ui}/assets/evaluation")
     shown = page.locator("table").filter(has_text="short").first
     shown.get_by_text("_cell_").nth(10).wait_for()  # Markdown comes later than tables
     text = shown.inner_text().replace("\u2060", "")  # which keeps the UI from making links

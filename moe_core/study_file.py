@@ -5,6 +5,7 @@ that the study calls stale. `--set table.key=value` is therefore written to stud
 `hardmoe status` and the next run see it.
 """
 
+import os
 import reprlib
 import tomllib
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from moe_core.text import refuse_bytes, shown
 
 MAX_BYTES = 1 << 20  # of a study.toml
 MAX_MISTAKES = 8  # named in an error
+PATHS = {"source": ("uri", "images"), "data": ("stop_tags", "synonyms"), "trunk_setup": ("start",)}  # of settings
 
 
 def load_study(path: Path) -> Study:
@@ -49,15 +51,25 @@ def text_of(path: Path) -> str:
 
 
 def study_of(text: str, path: Path) -> Study:
-    """The study that the text of a study.toml says; errors name `path`."""
+    """The study that the text of a study.toml says; errors name `path`, and relative paths begin in its folder."""
     try:
-        return Study.model_validate(tomllib.loads(text))
+        return _with_absolute_paths(Study.model_validate(tomllib.loads(text)), path.absolute().parent)
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors()]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if len(mistakes) > MAX_MISTAKES else []
         raise BadSetting(f"{path}: " + "; ".join(mistakes[:MAX_MISTAKES] + more)) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's
         raise BadSetting(f"{path} is not valid TOML: {error}") from None
+
+
+def _with_absolute_paths(study: Study, folder: Path) -> Study:
+    """The same files wherever the process stands: the daemon has another working folder than a shell."""
+    found = {}
+    for table, settings in PATHS.items():
+        values = {name: getattr(getattr(study, table), name) for name in settings}
+        local = {name: os.path.join(folder, value) for name, value in values.items() if value and "://" not in value}
+        found[table] = getattr(study, table).model_copy(update=local)
+    return study.model_copy(update=found)
 
 
 _SHORT = reprlib.Repr()  # of values however deep

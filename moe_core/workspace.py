@@ -90,8 +90,7 @@ def token(study: Study, root: Path, graph: Graph = GRAPH) -> str:
     layout = Layout(root)
     files = [layout.takedowns, layout.request("trunk"), layout.request("partition"), layout.publication]
     files += [frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")]
-    files += [Path(name) for name in (study.data.stop_tags, study.data.synonyms) if name]
-    files += [layout.named(study.trunk_setup.start)] if study.trunk_setup.start else []
+    files += [Path(name) for name in (study.data.stop_tags, study.data.synonyms, study.trunk_setup.start) if name]
     return content_hash([_stamp(path) for path in files])
 
 

@@ -176,6 +176,22 @@ def test_each_of_several_changes_is_told_also_where_what_follows_must_wait(root)
     assert reasons(root, smaller)["splits", None] == "posts of shards s0, s1 changed"
 
 
+@pytest.mark.parametrize("name", ["stop_tags", "synonyms"])
+def test_a_file_of_words_counts_by_its_content_and_a_missing_one_is_said(root, name):
+    study = study_of(root)
+    file = root / "words.txt"
+    named = study.model_copy(update={"data": study.data.model_copy(update={name: str(file)})})
+    context = opened(named, root)
+    with pytest.raises(ValueError, match=rf"^data\.{name}: no file {file}: wanted a text file$"):
+        context.spec("vocabulary")
+    assert reasons(root, named)["vocabulary", None].startswith(f"data.{name}: no file")
+    file.write_text("sunset = evening\n")
+    assert reasons(root, named)["vocabulary", None] == f"the file of data.{name} changed"
+    before = opened(named, root).version("vocabulary")
+    file.write_text("sunset = night\n")
+    assert opened(named, root).version("vocabulary") != before
+
+
 def test_a_takedown_of_a_user_and_a_new_file_and_a_renamed_one(root):
     source = root.parent / "source"
     (root.parent / "users").write_text(pl.read_parquet(source / "s0.parquet")["user"][0] + "\n")

@@ -146,13 +146,14 @@ def _runs(pid):
 
 
 def test_the_trunk_starts_from_the_file_that_is_named_and_its_bytes_count(tmp_path):
-    context = context_of(tmp_path, TRUNK.model_copy(update={"lr": 1e-30}), start="w.pth")
+    start = str(tmp_path / "w.pth")
+    context = context_of(tmp_path, TRUNK.model_copy(update={"lr": 1e-30}), start=start)
     upstream(context)
     with pytest.raises(ValueError, match=r"trunk_setup.start: no file .*w\.pth"):
         build(context, "trunk")
     file = build_network(context.study.network, 7, seed=5)
-    torch.save(file.state_dict(), tmp_path / "w.pth")
+    torch.save(file.state_dict(), start)
     made = build(context, "trunk").artifact
     assert torch.equal(weights(made)["conv1.weight"], file.conv1.weight)
-    torch.save(build_network(context.study.network, 7, seed=6).state_dict(), tmp_path / "w.pth")
-    assert context_of(tmp_path, context.study.trunk, start="w.pth").version("trunk") != made.version
+    torch.save(build_network(context.study.network, 7, seed=6).state_dict(), start)
+    assert context_of(tmp_path, context.study.trunk, start=start).version("trunk") != made.version

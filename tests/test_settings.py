@@ -1,7 +1,11 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from moe_core.data.sources.shards import find_shards
 from moe_core.settings import Data, Network, Source, Study
+from moe_core.stages.data.stages import FILES_OF_WORDS
 from moe_core.stages.graph import GRAPH
 from moe_core.study_file import dump_study, load_study
 
@@ -121,7 +125,7 @@ def test_a_mark_of_byte_order_before_the_settings_is_no_mistake(tmp_path):
 DATA_STAGES = ("posts", "splits", "vocabulary")
 
 
-@pytest.mark.parametrize("name", Data.model_fields)
+@pytest.mark.parametrize("name", sorted(Data.model_fields.keys() - set(FILES_OF_WORDS)))  # whose content is an input
 def test_a_field_of_data_counts_for_the_stages_that_it_is_listed_for(name):
     counts = {stage for stage in DATA_STAGES if name in GRAPH[stage].settings(Study())}
     assert counts == {stage for stage in DATA_STAGES if name in Data.FIELDS_OF[stage]} != set()
@@ -146,3 +150,24 @@ def test_a_field_of_source_that_says_how_a_file_is_read_changes_its_shards(tmp_p
     (tmp_path / "posts.csv").write_text("file,tags\na.jpg,cat\n")
     before, after = (Newer(format="folder", uri=str(tmp_path), sheet=sheet) for sheet in ("", "two"))
     assert find_shards(before)[0].content_hash != find_shards(after)[0].content_hash
+
+
+def test_relative_paths_begin_in_the_folder_of_the_study_wherever_the_process_stands(tmp_path, monkeypatch):
+    (tmp_path / "study.toml").write_text(
+        '[source]\nuri = "photos/*.parquet"\nimages = "../images"\n'
+        '[data]\nstop_tags = "stop.txt"\nsynonyms = "/same.txt"\n[trunk_setup]\nstart = "start.pth"\n'
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in (tmp_path / "study.toml", Path("../study.toml")):
+        study = load_study(name)
+        found = (study.source.uri, study.source.images, study.data.stop_tags, study.data.synonyms)
+        assert [os.path.normpath(path) for path in (*found, study.trunk_setup.start)] == [
+            f"{tmp_path}/photos/*.parquet",
+            f"{tmp_path.parent}/images",
+            f"{tmp_path}/stop.txt",
+            "/same.txt",
+            f"{tmp_path}/start.pth",
+        ]
+    (tmp_path / "study.toml").write_text('[source]\nuri = "s3://bucket/photos"\n')
+    assert load_study(tmp_path / "study.toml").source.uri == "s3://bucket/photos"

@@ -24,7 +24,8 @@ from moe_core.store.artifact import Artifact, full_version, name_of
 from moe_core.store.store import Store
 
 Kind = Literal["artifact", "members", "snapshot", "shard", "takedowns", "file", "nothing", "gone"]
-LEAVES: dict[str, Kind] = {"shard": "shard", "takedowns": "takedowns", "start": "file"}  # inputs that are no artifacts
+FILES: dict[str, Kind] = dict.fromkeys(("start", "stop_tags", "synonyms"), "file")
+LEAVES: dict[str, Kind] = {"shard": "shard", "takedowns": "takedowns"} | FILES  # inputs that are no artifacts
 EXPERT = re.compile(r"e\d+")
 
 

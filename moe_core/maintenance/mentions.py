@@ -79,7 +79,8 @@ def _compact(path: Path, traces: Traces) -> None:
 def _searched(context: Context) -> Iterator[Path]:
     """Files under the root that no other step of a takedown searched."""
     source, store = context.study.source, context.store
-    theirs = [Path(text).resolve() for text in (source.uri, source.images, source.table) if text]
+    table = os.path.join(source.uri, source.table) if source.table else ""
+    theirs = [Path(text).resolve() for text in (source.uri, source.images, table) if text]
     # hashtags, which may be names, are not looked for: so artifacts that hold nothing of single posts are not searched
     skipped = {a.path for name, stage in GRAPH.items() if stage.post_ids is None for a in store.everything(name)}
     skipped |= {store.layout.dagster_home}

@@ -55,10 +55,6 @@ class Layout:
         """Held while a command changes settings."""
         return study_file.with_name(f".{study_file.name}.lock")
 
-    def named(self, name: str) -> Path:
-        """A file that a setting of the study names, relative to its folder: a user's own."""
-        return self.root / name
-
     def asset(self, asset: str) -> Path:
         return self.root / asset
 

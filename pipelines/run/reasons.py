@@ -37,6 +37,8 @@ OTHERS = {
     "previous": "it follows another partition",
     "baseline": "another mixture was published since",
     "start": "the file of trunk_setup.start changed",
+    "stop_tags": "the file of data.stop_tags changed",
+    "synonyms": "the file of data.synonyms changed",
     "from": "it continues from other weights",
     "vocabulary": "vocabulary changed",
     "splits": "splits changed",

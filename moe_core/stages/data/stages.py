@@ -5,9 +5,11 @@ from typing import Any
 
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
-from moe_core.settings import Study
+from moe_core.errors import BadSetting
 from moe_core.store.artifact import Artifact
 from moe_core.store.hashing import file_hash
+
+FILES_OF_WORDS = ("stop_tags", "synonyms")
 
 
 def _posts_inputs(planner: Planner, key: str | None) -> dict[str, str]:
@@ -23,13 +25,19 @@ def _ids_of_splits(artifact: Artifact) -> list[str]:
     return pl.read_parquet(artifact.file("splits.parquet"), columns=["id"], glob=False)["id"].to_list()
 
 
-def _vocabulary_settings(study: Study) -> Any:
-    """The files of stop tags and synonyms count by their content."""
-    settings = study.data.settings_of("vocabulary")
-    for name in ("stop_tags", "synonyms"):
-        path = Path(getattr(study.data, name) or ".")
-        settings[name] = file_hash(path) if path.is_file() else ""
-    return settings
+def _vocabulary_inputs(planner: Planner, key: str | None) -> dict[str, Any]:
+    """The user's files of words count by their content."""
+    data = planner.state.study.data
+    files = {name: path for name in FILES_OF_WORDS if (path := getattr(data, name))}
+    words = {name: hash_of_named(f"data.{name}", path, "a text file") for name, path in files.items()}
+    return {"splits": Ref("splits")} | words
+
+
+def hash_of_named(setting: str, path: str, wanted: str) -> str:
+    """Hash of the file that a setting names. Raises BadSetting where it is not there."""
+    if not Path(path).is_file():
+        raise BadSetting(f"{setting}: no file {path}: wanted {wanted}")
+    return file_hash(Path(path))
 
 
 POSTS = Stage(
@@ -62,8 +70,8 @@ VOCABULARY = Stage(
     name="vocabulary",
     code="2",
     reads=("posts", "splits"),
-    settings=_vocabulary_settings,
-    inputs=lambda planner, key: {"splits": Ref("splits")},
+    settings=lambda study: {n: v for n, v in study.data.settings_of("vocabulary").items() if n not in FILES_OF_WORDS},
+    inputs=_vocabulary_inputs,
     make="moe_core.stages.data.vocabulary:make",
     description="The hashtags that are predicted, by number of posts and of distinct users; what was dropped, and why.",
     uses_gpu=False,

@@ -4,21 +4,16 @@ from typing import Any
 
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
-from moe_core.errors import MissingInput
+from moe_core.stages.data.stages import hash_of_named
 from moe_core.stages.trunk import frozen
-from moe_core.store.hashing import file_hash
-from moe_core.store.layout import Layout
 from moe_core.tables.vectors import ids_in
 
 
 def _trunk_inputs(planner: Planner, key: str | None) -> dict[str, Any]:
     inputs: dict[str, Any] = {name: Ref(name) for name in ("splits", "vocabulary")}
-    if not planner.state.study.trunk_setup.start:
-        return inputs
-    start = Layout(planner.store.root).named(planner.state.study.trunk_setup.start)
-    if not start.is_file():
-        raise MissingInput(f"trunk_setup.start: no file {start}: wanted weights, .safetensors or .pth")
-    return inputs | {"start": file_hash(start)}
+    if start := planner.state.study.trunk_setup.start:
+        inputs["start"] = hash_of_named("trunk_setup.start", start, "weights, .safetensors or .pth")
+    return inputs
 
 
 TRUNK = Stage(

@@ -32,5 +32,5 @@ def trunk_start(context: Context) -> tuple[ResNet, Posts]:
     posts = reading.posts_where(context, index, index.use("train"))
     model = build(context.study.network, len(reading.vocabulary(context).hashtags), context.study.trunk.seed)
     if start := context.study.trunk_setup.start:
-        load_start(model, context.store.layout.named(start))
+        load_start(model, Path(start))
     return model, posts

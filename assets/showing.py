@@ -86,8 +86,8 @@ def about(artifact: Artifact) -> dict[str, Any]:
 
 def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
     """Version, path and lineage: exact versions, shards and settings, as many as a table can show."""
-    lineage = Lineage(context.store)
-    above = [lineage.artifact(version) for version in lineage.above(artifact.version)]
+    lineage = Lineage(context.store, {artifact.version: artifact})
+    above = [lineage.artifact(version) for version in lineage.above(artifact.version, most=MOST_ROWS + 1)]
     shards = [(a.key, a.inputs["shard"]) for a in above if a.asset == "posts"]
     settings = {(a.asset, name): json.dumps(value) for a in reversed(above) for name, value in flat(a.settings)}
     return {
@@ -107,10 +107,10 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
 
 
 def _at_most(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The first rows, and the number of the rest: Dagster's event log is no place for a thousand."""
+    """The first rows, and that there are more: Dagster's event log is no place for a thousand."""
     if len(rows) <= MOST_ROWS:
         return list(rows)
-    more = (f"and {len(rows) - MOST_ROWS} more", "hardmoe lineage has all")
+    more = ("and more", "hardmoe lineage has all")
     return [*rows[:MOST_ROWS], (*more, *[""] * len(rows[0]))[: len(rows[0])]]
 
 

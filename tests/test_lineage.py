@@ -178,6 +178,21 @@ def test_an_expert_that_goes_on_from_another_has_it_in_its_lineage(tmp_path):
     assert [(i.kind, i.version) for i in lineage.inputs(trunk)] == [("file", "f" * 64)]
 
 
+def test_what_names_tell_is_found_without_listing_the_store_and_many_shards_are_cut(both, monkeypatch):
+    context = open_study(GOOD, both)
+    expert = context.need("expert", "e001")
+    whole = Lineage(context.store, {expert.version: expert}).above(expert.version)
+
+    listed = []
+    folders = Store.folders
+    monkeypatch.setattr(Store, "folders", lambda store, asset: listed.append(asset) or folders(store, asset))
+    assert Lineage(context.store, {expert.version: expert}).above(expert.version) == whole
+    assert set(listed) == {"partition"}, "which says whose members they are"
+    lineage = Lineage(context.store, {expert.version: expert})
+    assets = [lineage.artifact(version).asset for version in lineage.above(expert.version, most=1)]
+    assert sorted(assets) == sorted(["expert", "partition", "trunk_features", "trunk", "vocabulary", "splits", "posts"])
+
+
 def test_a_generation_trained_jointly_names_the_partition_of_its_clusters(tmp_path):
     store = Store(tmp_path)
 

@@ -102,7 +102,7 @@ def _old(context: Context, keep: int, removing: ExitStack) -> tuple[list[Artifac
         if mixture.version not in roots and not not_open(mixture.unchecked(MANIFEST), removing)
     ]
     start = [version for version in [*roots, *in_use] if version in lineage.places]
-    kept = {version for first in start for version in lineage.above(first)}
+    kept = set(lineage.above(*start))
     return [lineage.artifact(version) for version in lineage.places if version not in kept], in_use
 
 

@@ -7,6 +7,8 @@ hashes of what an artifact records: members of a cluster (in a partition), and a
 
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,8 +26,10 @@ from moe_core.store.artifact import Artifact, full_version, name_of
 from moe_core.store.store import Store
 
 Kind = Literal["artifact", "members", "snapshot", "shard", "takedowns", "file", "nothing", "gone"]
-FILES: dict[str, Kind] = dict.fromkeys(("start", "stop_tags", "synonyms"), "file")
-LEAVES: dict[str, Kind] = {"shard": "shard", "takedowns": "takedowns"} | FILES  # inputs that are no artifacts
+LEAVES: dict[str, Kind] = {  # inputs that are no artifacts
+    **{"shard": "shard", "takedowns": "takedowns"},
+    **dict.fromkeys(("start", "stop_tags", "synonyms"), "file"),
+}
 EXPERT = re.compile(r"e\d+")
 
 
@@ -44,25 +48,38 @@ class Input:
 
 @dataclass
 class Lineage:
-    """The manifests of a store, read when they are needed."""
+    """The manifests of a store, read when they are needed.
+
+    Most inputs tell by their names where their artifacts lie; all folders are listed only for the others.
+    """
 
     store: Store
-    _read: dict[str, Artifact] = field(default_factory=dict)
+    read: dict[str, Artifact] = field(default_factory=dict)  # by version
     _inputs: dict[str, list[Input]] = field(default_factory=dict)
+    _named: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # asset and key of a version, built or gone
 
     @cached_property
     def places(self) -> dict[str, Path]:
         """Folder of each version, by names alone: a manifest may be damaged."""
         return {folder.name: folder for name in GRAPH for folder in self.store.folders(name)}
 
+    def exists(self, version: str) -> bool:
+        """Whether the store has an artifact of that version; its manifest may be damaged."""
+        if version in self._named:
+            return self.store.layout.manifest(*self._named[version], version).is_file()
+        return version in self.read or version in self.places
+
     def artifact(self, version: str) -> Artifact:
         """Raises MissingInput where it is not in the store, CorruptArtifact where it is damaged."""
-        if version not in self._read:
-            artifact = self.store.read(self.places[version]) if version in self.places else None
+        if version not in self.read:
+            if version in self._named:
+                artifact = self.store.get(*self._named[version], version)
+            else:
+                artifact = self.store.read(self.places[version]) if version in self.places else None
             if artifact is None:
                 raise MissingInput(f"no artifact of version {version} in {self.store.root}")
-            self._read[version] = artifact
-        return self._read[version]
+            self.read[version] = artifact
+        return self.read[version]
 
     def inputs(self, version: str) -> list[Input]:
         """Inputs of an artifact, in the order of its manifest."""
@@ -73,23 +90,33 @@ class Lineage:
 
     def parents(self, version: str) -> list[str]:
         """Versions that it was made from, as far as they are in the store."""
-        named = (parent for each in self.inputs(version) for parent in each.of)
-        return [parent for parent in dict.fromkeys(named) if parent in self.places]
+        return [parent for parent in self._inputs_of(version) if self.exists(parent)]
 
-    def above(self, version: str) -> list[str]:
-        """It and all that it was made from, each before what it was made from where an order exists."""
+    def _inputs_of(self, version: str) -> list[str]:
+        return list(dict.fromkeys(parent for each in self.inputs(version) for parent in each.of))
+
+    def above(self, *versions: str, most: int = sys.maxsize) -> list[str]:
+        """They and all that they were made from, each before what it was made from where an order exists.
+
+        `most`: of each asset, for who reads only the first of what may be 10,000 shards.
+        """
         order: list[str] = []
         seen: set[str] = set()
-        waiting = [(version, False)]
+        of_asset = Counter[str]()
+        waiting = [(version, False) for version in versions]
         while waiting:
             current, expanded = waiting.pop()
             if expanded:
                 order.append(current)
-            elif current not in seen:
+            elif current not in seen and of_asset[self._asset(current)] < most and self.exists(current):
                 seen.add(current)
+                of_asset[self._asset(current)] += 1
                 waiting.append((current, True))
-                waiting += [(parent, False) for parent in self.parents(current) if parent not in seen]
+                waiting += [(parent, False) for parent in self._inputs_of(current) if parent not in seen]
         return order[::-1]
+
+    def _asset(self, version: str) -> str:
+        return self._named[version][0] if version in self._named else self.artifact(version).asset
 
     def below(self, version: str) -> list[tuple[str, bool]]:
         """(version, whether this is a direct input of it) of all in the store that was made from it, in graph order.
@@ -111,11 +138,11 @@ class Lineage:
     @cached_property
     def _partitions(self) -> list[Artifact]:
         """The oldest first."""
-        return sorted(self.store.everything("partition"), key=lambda partition: partition.made_at)
+        found = sorted(self.store.everything("partition"), key=lambda partition: partition.made_at)
+        self.read |= {partition.version: partition for partition in found}
+        return found
 
     def _input(self, artifact: Artifact, name: str, given: str) -> Input:
-        if given in self.places and given != artifact.version:
-            return Input(name, "artifact", given, (given,))
         if given == NONE:
             return Input(name, "nothing", given)
         if name in LEAVES:
@@ -125,21 +152,40 @@ class Lineage:
             key = artifact.key if name == "members" else name
             return Input(name, "members", given, self._with_members(artifact, str(key), given))
         if artifact.asset == "splits" and name == "posts":
-            return Input(name, "snapshot", given, tuple(artifact.metadata["snapshot"].values()))
+            snapshot = artifact.metadata["snapshot"]
+            self._named |= {version: ("posts", key) for key, version in snapshot.items()}
+            return Input(name, "snapshot", given, tuple(snapshot.values()))
+        if self._is_built(artifact, name, given):
+            return Input(name, "artifact", given, (given,))
         return Input(name, "gone", given)
+
+    def _is_built(self, artifact: Artifact, name: str, given: str) -> bool:
+        """Looks first where the name tells, such as "trunk", "features s0", or "posts" of the same shard."""
+        prefix, _, key = name.rpartition(" ")
+        asset = {"features": "trunk_features", "from": artifact.asset, "previous": "partition"}.get(prefix or name)
+        asset = asset or prefix or name
+        if asset in GRAPH:
+            own = artifact.key if GRAPH[asset].keys else None
+            self._named[given] = asset, key if prefix else own
+            if self.exists(given):
+                return True
+            del self._named[given]
+        return given in self.places and given != artifact.version
 
     def _with_members(self, artifact: Artifact, key: str, members: str) -> tuple[str, ...]:
         """The partition that has the cluster. Of several, the first one on the artifact's own trunk: the expert was
         trained before the others existed."""
         where = "random_members" if artifact.asset.startswith("random") else "members"
         holding = [p for p in self._partitions if p.metadata.get(where, {}).get(key) == members]
-        trunk = artifact.inputs.get("trunk", "")
-        own = [p for p in holding if trunk in self._trunks_of(p)]
-        return tuple(p.version for p in (own or holding)[:1])
+        if len(holding) > 1:
+            trunk = artifact.inputs.get("trunk", "")
+            holding = [p for p in holding if self._trunk_of(p) == trunk] or holding
+        return tuple(p.version for p in holding[:1])
 
-    def _trunks_of(self, partition: Artifact) -> set[str]:
-        features = (v for v in partition.inputs.values() if v in self.places)
-        return {self.artifact(v).inputs.get("trunk", "") for v in features}
+    def _trunk_of(self, partition: Artifact) -> str:
+        """Of its features, which all have the same; "" where none is left."""
+        parents = map(self.artifact, self.parents(partition.version))
+        return next((p.inputs["trunk"] for p in parents if p.asset == "trunk_features"), "")
 
 
 @dataclass(frozen=True)

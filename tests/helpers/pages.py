@@ -24,7 +24,12 @@ def settings_and_recipes() -> str:
 
 def _settings() -> str:
     """Every table of study.toml with its settings, defaults and descriptions."""
-    lines = ["# Settings of study.toml", "", "Every key may be left out; an unknown one is refused. Relative paths begin in the folder of study.toml.", ""]
+    lines = [
+        "# Settings of study.toml",
+        "",
+        "Every key may be left out; an unknown one is refused. Relative paths begin in the folder of study.toml.",
+        "",
+    ]
     for name, field in Study.model_fields.items():
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             lines.append(f"- `{name}` (default `{field.default!r}`): {field.description}")

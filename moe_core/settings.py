@@ -4,6 +4,7 @@ The same models are the recipes' return type, the source of the artifacts' hashe
 """
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 from zoneinfo import ZoneInfo
 
@@ -132,9 +133,10 @@ class Data(Strict):
             )
         return self
 
-    def settings_of(self, stage: str) -> dict[str, Any]:
+    def settings_of(self, stage: str, without: Iterable[str] = ()) -> dict[str, Any]:
         """The fields that a stage's version is a hash of: its own, and those that are listed for no stage."""
-        return self.model_dump(exclude=set().union(*self.FIELDS_OF.values()) - self.FIELDS_OF[stage])
+        of_others = set().union(*self.FIELDS_OF.values()) - self.FIELDS_OF[stage]
+        return self.model_dump(exclude=of_others.union(without))
 
 
 class Network(Strict):

@@ -51,7 +51,7 @@ def test_an_expert_came_from_these_versions_down_to_shards_and_settings(both):
         asset, _, key = name.partition(":")
         assert node["version"] == context.version(asset, key or None)
         assert node["content_hash"] == context.need(asset, key or None).content_hash
-    assert nodes["expert:e001"]["settings"]["training"]["lr"] == 0.2
+    assert nodes["expert:e001"]["settings"]["expert_training"]["lr"] == 0.2
     assert nodes["trunk"]["settings"]["network"]["widths"] == [4, 8]
     for shard in context.shards:
         assert nodes[f"posts:{shard.key}"]["inputs"] == [
@@ -112,7 +112,7 @@ def test_old_versions_by_their_beginning(root):
     old = open_study(BAD, root).version("expert", "e000")
     said = traced(root, "expert:e000", old[:6])
     assert said["requested"]["version"] == old
-    assert said["nodes"][0]["settings"]["training"]["lr"] == 1e-9
+    assert said["nodes"][0]["settings"]["expert_training"]["lr"] == 1e-9
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_the_command_prints_a_tree_with_each_node_once(both):
     assert len(splits) > 1
     shard = context.shards[0]
     assert any(f"content of the shard {shard.content_hash}" in line for line in tree)
-    assert any("expert (2): code 1, " in line and "training.lr=0.2" in line for line in text)
+    assert any("expert (2): code 1, " in line and "expert_training.lr=0.2" in line for line in text)
     assert f"  evaluation {context.version('evaluation')}" in text
     said = json.loads(hardmoe(both, "mixture", "--json").output)
     assert said["study"] == "two"

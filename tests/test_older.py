@@ -14,7 +14,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
-from pipelines.run.reasons import setting_name, why_stale
+from pipelines.run.reasons import why_stale
 from pipelines.run.status import posts_of, states_of
 
 
@@ -176,6 +176,14 @@ def test_each_of_several_changes_is_told_also_where_what_follows_must_wait(root)
     assert reasons(root, smaller)["splits", None] == "posts of shards s0, s1 changed"
 
 
+def test_a_setting_that_takes_another_along_is_told_alone(root):
+    """The mixture's `topk` counts only while its temperature is chosen."""
+    study = study_of(root)
+    fixed = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"temperature": 0.5})})
+    changed = f"setting evaluation.temperature changed from {json.dumps(study.evaluation.temperature)} to 0.5"
+    assert reasons(root, fixed)["mixture", None] == changed
+
+
 @pytest.mark.parametrize("name", ["stop_tags", "synonyms"])
 def test_a_file_of_words_counts_by_its_content_and_a_missing_one_is_said(root, name):
     study = study_of(root)
@@ -211,35 +219,12 @@ def test_a_renamed_file_is_one_that_came_and_one_that_went(root):
     assert last(root, "results")[1] == "shard s9 added; shard s1 removed"
 
 
-@pytest.mark.parametrize(
-    ("asset", "path", "name"),
-    [
-        ("posts", "image_size", "data.image_size"),
-        ("trunk", "training.seed", "trunk.seed"),
-        ("separate_expert", "training.lr", "expert_training.lr"),
-        ("trunk", "network.widths", "network.widths"),
-        ("trunk", "start", "trunk_setup.start"),
-        ("expert", "start", "expert.start"),
-        ("partition", "seed", "partition.seed"),
-        ("partition", "retrain_share", "repartition.retrain_share"),
-        ("joint_experts", "outer_lr", "decoder.outer_lr"),
-        ("mixture", "use_trunk_where_better", "expert.use_trunk_where_better"),
-        ("mixture", "topk", "evaluation.topk"),
-        ("published", "margin", "publish.margin"),
-        ("evaluation", "bootstrap", "evaluation.bootstrap"),
-    ],
-)
-def test_a_setting_has_the_name_of_its_table(asset, path, name):
-    assert setting_name(asset, path) == name
-
-
-def test_every_setting_of_every_stage_has_a_name_in_study_toml(root):
-    """But `mode` of an expert that is drawn from a generation, which is decoder.mode."""
+def test_every_stage_has_its_settings_by_their_names_in_study_toml(root):
     study = study_of(root)
+    named = study.model_dump()
     for name, stage in GRAPH.items():
-        for path in stage.settings(study) if stage.when(study) else ():
-            table, _, rest = setting_name(name, path).partition(".")
-            assert path in ("training", "network") or rest in getattr(study, table).model_dump(), (name, path)
+        for table, settings in stage.settings(study).items() if stage.when(study) else ():
+            assert settings.keys() <= named[table].keys(), (name, table)
 
 
 def test_posts_that_came_to_an_expert_are_told_by_their_share(root):

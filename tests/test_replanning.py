@@ -92,7 +92,8 @@ def test_other_settings_are_planned_for_again(file, started, command, workers):
     assert code == 0, out + errors
     assert "Inputs changed (settings); replanning the remaining tasks" in errors
     assert " 0 failed, 0 not started" in out
-    assert {opened(file).need("expert", key).settings["training"]["lr"] for key in opened(file).experts} == {0.07}
+    trained = [opened(file).need("expert", key) for key in opened(file).experts]
+    assert {expert.settings["expert_training"]["lr"] for expert in trained} == {0.07}
 
 
 @pytest.mark.slow
@@ -154,4 +155,4 @@ def test_settings_that_change_while_a_run_starts_are_those_that_are_used(tmp_pat
     command = [sys.executable, str(tmp_path / "run.py"), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout == "['posts:s0000', 'posts:s0001'] []\n", done.stdout + done.stderr
-    assert {a.settings["min_side"] for a in opened(file).store.everything("posts")} == {9}
+    assert {a.settings["data"]["min_side"] for a in opened(file).store.everything("posts")} == {9}

@@ -127,7 +127,7 @@ DATA_STAGES = ("posts", "splits", "vocabulary")
 
 @pytest.mark.parametrize("name", sorted(Data.model_fields.keys() - set(FILES_OF_WORDS)))  # whose content is an input
 def test_a_field_of_data_counts_for_the_stages_that_it_is_listed_for(name):
-    counts = {stage for stage in DATA_STAGES if name in GRAPH[stage].settings(Study())}
+    counts = {stage for stage in DATA_STAGES if name in GRAPH[stage].settings(Study())["data"]}
     assert counts == {stage for stage in DATA_STAGES if name in Data.FIELDS_OF[stage]} != set()
 
 
@@ -136,7 +136,7 @@ def test_a_field_of_data_that_is_listed_for_no_stage_counts_for_all():
         sharpen: float = 0.0
 
     study = Study().model_copy(update={"data": Newer(sharpen=0.5)})
-    assert [GRAPH[stage].settings(study)["sharpen"] for stage in DATA_STAGES] == [0.5] * 3
+    assert [GRAPH[stage].settings(study)["data"]["sharpen"] for stage in DATA_STAGES] == [0.5] * 3
 
 
 def test_fields_are_listed_by_their_names():

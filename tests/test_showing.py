@@ -206,8 +206,8 @@ def test_each_asset_shows_its_lineage_down_to_shards_and_settings(metadata):
     for place in (("trunk", None), ("partition", None), ("vocabulary", None), ("posts", "s0000")):
         assert metadata[place]["version"].value in text_of(said["lineage"])
     assert "s0000" in text_of(said["lineage: shards"])
-    assert "training.epochs" in text_of(said["lineage: settings"])
-    assert "min_posts_per_tag" in text_of(said["lineage: settings"])
+    assert "expert_training.epochs" in text_of(said["lineage: settings"])
+    assert "data.min_posts_per_tag" in text_of(said["lineage: settings"])
 
 
 def test_an_expert_that_is_found_in_the_store_keeps_its_gains(events):

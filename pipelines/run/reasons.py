@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pydantic import BaseModel
-
 from moe_core.engine.context import Context
 from moe_core.errors import BadSource, MissingInput
 from moe_core.maintenance.lineage import Lineage
@@ -16,21 +14,8 @@ from moe_core.store.artifact import Artifact, Spec
 from moe_core.text import shown
 
 MOST = 4  # reasons of one artifact that are named, and shards of a reason
-OF_TRUNK = ("trunk", "dense_same_cost")  # whose `training` is the study's [trunk]; the others' is [expert_training]
 RETRAINED = {name for name, stage in GRAPH.items() if stage.trains and not stage.keys}
 PARTS = {name for name, stage in GRAPH.items() if stage.trains and stage.keys}  # of which an artifact names several
-TABLES = {  # of the study, looked through in this order for a setting of a stage
-    "posts": ("data",),
-    "splits": ("data",),
-    "vocabulary": ("data",),
-    "trunk": ("trunk_setup", "network"),
-    "partition": ("partition", "repartition"),
-    "shared_decoder": ("decoder",),
-    "random_decoder": ("decoder",),
-    "mixture": ("expert", "evaluation", "data"),
-    "published": ("publish",),
-    "evaluation": ("evaluation",),
-}
 OTHERS = {
     "takedowns": "posts taken down",
     "shard": "its source file changed",
@@ -59,19 +44,21 @@ def why_stale(context: Context, old: Artifact, spec: Spec) -> str:
 
 
 def _reasons(context: Context, old: Artifact, spec: Spec) -> Iterator[str]:
-    yield from _settings(context.study, spec.asset, old.settings, spec.settings)
+    yield from _settings(context.study, old.settings, spec.settings)
     names = sorted(set(old.inputs) | set(spec.inputs))
     yield from _inputs(context, old, spec, [n for n in names if old.inputs.get(n) != spec.inputs.get(n)])
     if old.code != spec.code:
         yield _code(old.code, spec.code)
 
 
-def _settings(study: Study, asset: str, old: Any, new: Any) -> Iterator[str]:
-    for path, before, now in _changed(old, new):
-        follows = path in ("how", "keys", "retrain_share") and None in (before, now)  # a partition that follows another
-        follows |= path == "topk" and now < study.evaluation.topk  # it is at most the number of experts
-        if not follows and path != "how":
-            yield f"setting {setting_name(asset, path)} changed{_values(before, now)}"
+def _settings(study: Study, old: Any, new: Any) -> Iterator[str]:
+    """Settings that differ, by their names in study.toml; not those that follow from others."""
+    changed = [one for one in _changed(old, new) if one[0] not in ("how", "keys")]  # of a partition, found by planning
+    with_both = [one for one in changed if None not in one]
+    came = [one for one in changed if one[0] != "repartition.retrain_share"]  # which a first partition has not
+    for name, before, now in with_both or came:
+        if name != "evaluation.topk" or now == study.evaluation.topk:  # else it follows the number of experts
+            yield f"setting {name} changed{_values(before, now)}"
 
 
 def _code(then: str, now: str) -> str:
@@ -170,26 +157,10 @@ def _shards(keys: list[str]) -> str:
     return f"shard{'s' if len(keys) > 1 else ''} {', '.join(map(shown, keys))}"
 
 
-def setting_name(asset: str, path: str) -> str:
-    """The name in study.toml of a setting as a stage's manifest has it."""
-    table, _, rest = path.partition(".")
-    if path == "expert_epochs":  # of the dense control
-        return "expert_training.epochs"
-    if table == "training":
-        return f"{'trunk' if asset in OF_TRUNK else 'expert_training'}.{rest}" if rest else table
-    if table in Study.model_fields:
-        return path
-    tables = (*TABLES.get(asset, ("expert", "decoder", "evaluation")), *Study.model_fields)
-    for name in tables:
-        model = Study.model_fields[name].annotation
-        if isinstance(model, type) and issubclass(model, BaseModel) and table in model.model_fields:
-            return f"{name}.{path}"
-    return path
-
-
 def _changed(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, value before, value now) of the settings that differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict) or isinstance(new, dict):
+        old, new = old or {}, new or {}
         names = sorted(set(old) | set(new))
         return [one for n in names for one in _changed(old.get(n), new.get(n), f"{at}.{n}" if at else n)]
     return [] if json.dumps(old) == json.dumps(new) else [(at, old, new)]
@@ -217,10 +188,9 @@ def older_than(context: Context, artifact: Artifact) -> list[str]:
             with suppress(MissingInput, BadSource, OSError):  # the source is away
                 if name == "splits" and old.inputs.get("posts") != context.planner.posts_snapshot:
                     found += _posts(context, old)
-                now = json.loads(json.dumps(stage.settings(context.study)))
-                found += _settings(
-                    context.study, name, {path: v for path, v in old.settings.items() if path in now}, now
-                )
+                now = stage.settings(context.study)
+                of_stage = {table: settings for table, settings in old.settings.items() if table in now}
+                found += _settings(context.study, of_stage, now)
                 found += [f"{name}: {_code(old.code, stage.code)}"] if old.code != stage.code else []
     return list(dict.fromkeys(found))
 

@@ -18,7 +18,7 @@ def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 
 def _evaluation_settings(study: Study) -> Any:
     settings = study.evaluation.model_dump() | {"topk": min(study.evaluation.topk, study.partition.experts)}
-    return settings if study.evaluation.controls else settings | {"dense_control": False}
+    return {"evaluation": settings if study.evaluation.controls else settings | {"dense_control": False}}
 
 
 EVALUATION = Stage(

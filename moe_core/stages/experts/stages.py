@@ -18,12 +18,11 @@ from moe_core.store.artifact import Artifact, Spec
 
 
 def _expert_settings(study: Study) -> dict[str, Any]:
-    found = {
+    return {
         "network": study.network.model_dump(),
-        "training": study.expert_training.counted(),
-        "start": study.expert.start,
+        "expert_training": study.expert_training.counted(),
+        "expert": study.expert.model_dump(include={"start", "branch_at"}),
     }
-    return found | ({"branch_at": study.expert.branch_at} if study.expert.branch_at else {})
 
 
 def _expert(
@@ -42,7 +41,7 @@ def _expert(
         return spec if joint(planner.state.study) else continued(planner, spec, column)
 
     def settings(study: Study) -> Any:
-        return _expert_settings(study) | ({"mode": "joint"} if joint(study) else {})
+        return _expert_settings(study) | ({"decoder": {"mode": "joint"}} if joint(study) else {})
 
     return Stage(
         name=name,
@@ -92,7 +91,7 @@ def _generation(group: Group, description: str, control: bool = False) -> Stage:
 
     def settings(study: Study) -> Any:
         used = {"rounds", "settle_rounds", "outer_lr", "outer_momentum"}
-        return _expert_settings(study) | study.decoder.model_dump(include=used)
+        return _expert_settings(study) | {"decoder": study.decoder.model_dump(include=used)}
 
     return Stage(
         name=group.generation,
@@ -122,7 +121,7 @@ def _decoder(group: Group, description: str, control: bool = False) -> Stage:
         name=group.decoder,
         code="1",
         reads=(group.stage, group.generation, "partition", "trunk"),
-        settings=lambda study: study.decoder.model_dump(include={"mode", *mode_of(study).settings}),
+        settings=lambda study: {"decoder": study.decoder.model_dump(include={"mode", *mode_of(study).settings})},
         inputs=inputs,
         make="moe_core.stages.experts.shared_decoder:make",
         description=description,
@@ -133,10 +132,10 @@ def _decoder(group: Group, description: str, control: bool = False) -> Stage:
 def _dense_settings(study: Study) -> dict[str, Any]:
     return {
         "network": study.network.model_dump(),
-        "training": study.trunk.counted(),
-        "ranks": study.trunk_setup.ranks,
-        "expert_epochs": study.expert_training.epochs,
-        "image_size": study.data.image_size,
+        "trunk": study.trunk.counted(),
+        "trunk_setup": {"ranks": study.trunk_setup.ranks},
+        "expert_training": {"epochs": study.expert_training.epochs},
+        "data": {"image_size": study.data.image_size},
     }
 
 
@@ -177,7 +176,7 @@ STAGES = (
         reads=("trunk", "posts", "splits", "vocabulary"),
         settings=lambda study: {
             "network": study.network.model_dump(),
-            "training": study.expert_training.counted(),
+            "expert_training": study.expert_training.counted(),
         },
         inputs=lambda planner, key: {"trunk": Ref("trunk")},
         make="moe_core.stages.experts.controls:make_trunk_same_budget",

@@ -23,7 +23,6 @@ from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.store import Store
 
-ABOUT_HISTORY = {"retrain_share", "how", "keys"}  # settings that are not those of the gate
 NO_PARTITION = "there is no partition yet to begin from: `hardmoe run` makes the first"
 
 
@@ -138,8 +137,7 @@ def resolve(planner: Planner, spec: Spec) -> Spec:
     refit, gate = "refit" in planner.state.requests, dict(spec.settings)
     built = planner.store.get("partition", None, current.version)
     trunk = planner.known("trunk").version
-    of_gate = {name: value for name, value in current.settings.items() if name not in ABOUT_HISTORY}
-    same_gate = current.code == spec.code and of_gate == gate
+    same_gate = current.code == spec.code and current.settings["partition"] == gate["partition"]
     if not refit and same_gate and _is_made_from(planner, current, spec, built is not None):
         return current.spec
     if built is None:  # such as after a takedown
@@ -147,15 +145,16 @@ def resolve(planner: Planner, spec: Spec) -> Spec:
         keys = {"keys": list(experts)} if experts != keys_for(None, len(experts)) else {}
         return Spec("partition", None, spec.code, gate | keys, spec.inputs)
     how = "assign" if same_gate and current.trunk == trunk and not refit else "refit"
-    settings = gate | {"how": how, "retrain_share": study.repartition.retrain_share}
+    settings = gate | {"how": how, "repartition": {"retrain_share": study.repartition.retrain_share}}
     return Spec("partition", None, spec.code, settings, {**spec.inputs, "previous": current.version})
 
 
 def _is_made_from(planner: Planner, current: CurrentPartition, spec: Spec, built: bool) -> bool:
     """Whether the current partition was made from just this, and is there or can be made again."""
     read = {name: version for name, version in current.inputs.items() if name != "previous"}
-    share, previous = planner.state.study.repartition.retrain_share, current.inputs.get("previous")
-    if read != dict(spec.inputs) or current.settings.get("retrain_share", share) != share:
+    share = {"retrain_share": planner.state.study.repartition.retrain_share}
+    previous = current.inputs.get("previous")
+    if read != dict(spec.inputs) or current.settings.get("repartition", share) != share:
         return False
     return built or previous is None or planner.store.get("partition", None, previous) is not None
 

@@ -59,7 +59,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             previous.artifact,
             trained,
             same_trunk,
-            settings["retrain_share"],
+            settings["repartition"]["retrain_share"],
         )
         for column, number_N in (("expert", placement.expert_N), ("random", random_N))
     )
@@ -90,7 +90,7 @@ def _fit(
     context: Context, posts: PostTable, previous: PreviousPartition, same_trunk: bool
 ) -> tuple[Gate, dict[str, Any]]:
     """From the means of the clusters that are continued, in the space of the gate before where that is still one."""
-    settings, old = context.study.partition, previous.artifact.settings
+    settings, old = context.study.partition, previous.artifact.settings["partition"]
     same_space = same_trunk and old["pca"] == settings.pca
     whitening = previous.gate.whitening if same_space else whitening_of(context, posts)
     fitted_N = sample(posts.training_N, settings.max_fit_posts, settings.seed)

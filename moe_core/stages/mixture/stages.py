@@ -9,16 +9,15 @@ from moe_core.tables.vectors import ids_in
 
 
 def _settings(study: Study) -> dict[str, Any]:
-    settings = {
-        "use_trunk_where_better": study.expert.use_trunk_where_better,
-        "router_weight": study.expert.router_weight,
-        "temperature": study.evaluation.temperature,
-        "network": study.network.model_dump(),
-        "image_size": study.data.image_size,
-    }
+    evaluation: dict[str, Any] = {"temperature": study.evaluation.temperature}
     if study.evaluation.temperature == "validation":  # chosen for so many experts
-        settings["topk"] = min(study.evaluation.topk, study.partition.experts)
-    return settings
+        evaluation["topk"] = min(study.evaluation.topk, study.partition.experts)
+    return {
+        "expert": study.expert.model_dump(include={"use_trunk_where_better", "router_weight"}),
+        "evaluation": evaluation,
+        "network": study.network.model_dump(),
+        "data": {"image_size": study.data.image_size},
+    }
 
 
 MIXTURE = Stage(
@@ -39,7 +38,7 @@ PUBLISHED = Stage(
     name="published",
     code="2",
     reads=("mixture", "splits", "vocabulary", "posts"),
-    settings=lambda study: study.publish.model_dump(),
+    settings=lambda study: {"publish": study.publish.model_dump()},
     inputs=lambda planner, key: {"mixture": Ref("mixture"), "splits": Ref("splits")},
     make="moe_core.stages.mixture.comparison:make",
     description="Which mixture is answered with: a new one only if it is whole and not worse on the validation posts.",

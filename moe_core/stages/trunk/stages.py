@@ -22,8 +22,8 @@ TRUNK = Stage(
     reads=("posts", "splits", "vocabulary"),
     settings=lambda study: {
         "network": study.network.model_dump(),
-        "training": study.trunk.counted(),
-        "ranks": study.trunk_setup.ranks,
+        "trunk": study.trunk.counted(),
+        "trunk_setup": {"ranks": study.trunk_setup.ranks},
     },
     inputs=_trunk_inputs,
     make="moe_core.stages.trunk.trunk:make",

@@ -240,6 +240,16 @@ def test_posts_that_came_to_an_expert_are_told_by_their_share(root):
         assert found["expert", key] == f"{100 * churn[key]['changed']:.1f} % of its posts changed"
 
 
+def test_a_gate_that_was_fitted_from_scratch_does_not_know_by_how_much_posts_changed(root):
+    study = study_of(root)
+    shutil.rmtree(open_study(study, root).need("partition").path)
+    other = study.model_copy(update={"partition": study.partition.model_copy(update={"seed": 5})})
+    make(other, root, "partition")
+    assert "churn.json" not in opened(other, root).need("partition").files
+    told = {why for (name, _), why in reasons(root, other).items() if name in ("expert", "separate_expert")}
+    assert told == {"its posts changed"}
+
+
 def test_code_and_another_published_mixture_are_words_too(root):
     context = open_study(study_of(root), root)
     old, plan = context.need("evaluation"), context.spec("evaluation")

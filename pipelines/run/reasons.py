@@ -103,11 +103,12 @@ def _part(asset: str) -> str:
 
 def _members(context: Context, spec: Spec) -> str:
     """By how much the posts of an expert changed since it was trained, where the partition knows it."""
-    with suppress(MissingInput, KeyError):  # built without a partition before it
-        if spec.asset in ("expert", "separate_expert"):
-            churn = json.loads(context.need("partition").file("churn.json").read_text("utf-8"))
-            return f"{100 * churn['experts'][spec.key]['changed']:.1f} % of its posts changed"
-    return "its posts changed"
+    partition = context.find("partition")
+    if partition and "churn.json" in partition.files and spec.asset in ("expert", "separate_expert"):
+        experts = json.loads(partition.file("churn.json").read_text("utf-8"))["experts"]
+        if spec.key in experts:
+            return f"{100 * experts[spec.key]['changed']:.1f} % of its posts changed"
+    return "its posts changed"  # nothing was there before that partition
 
 
 def _features(context: Context, old: Artifact, spec: Spec, shard: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from moe_core.models.resnet import ResNet
 
@@ -17,24 +18,12 @@ def multiply_adds(model: ResNet, image_size: int, after: int = 0) -> int:
     `after` leaves out the stem and the first `after` stages, which an expert shares with the trunk. A network from
     `build_on_meta` is counted without computing anything.
     """
-    total = 0
-    left_out = {layer for module in model.shared_layers(after) for layer in module.modules()}
-
-    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += output[0].numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += module.weight.numel()
-
-    counted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in left_out]
-    handles = [m.register_forward_hook(count) for m in counted]
     training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, image_size, image_size, device=model.fc.weight.device))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return total
+    image_1CHW = torch.zeros(1, 3, image_size, image_size, device=model.fc.weight.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        model.eval()(image_1CHW)
+    with torch.no_grad(), FlopCounterMode(display=False) as shared:
+        if after:
+            model.forward_stem(image_1CHW, after)
+    model.train(training)
+    return (whole.get_total_flops() - shared.get_total_flops()) // 2  # each is two operations

@@ -139,12 +139,6 @@ class Bundle:
                     f"{folder}: the {name} was made with trunk {head.about.get('trunk')}, the router is trunk "
                     f"{manifest.router.version}: materialize mixture again"
                 )
-        known = [*decoder.shapes.get("weight", ("", ()))[1], 0][0]
-        if known != len(self.hashtags):
-            raise CorruptArtifact(
-                f"{folder}: the decoder knows {known} hashtags, the vocabulary {len(self.hashtags)}: were they made by "
-                "different runs?"
-            )
         # The manifest's sizes must be those of the files: nothing is built, read or given memory before.
         if sum(self.network.depths) > len(router.shapes):
             raise CorruptArtifact(

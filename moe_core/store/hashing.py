@@ -21,10 +21,16 @@ def with_checksum(document: Mapping[str, Json]) -> dict[str, Json]:
     return {**document, "checksum": content_hash(dict(document))}
 
 
-def without_checksum(document: dict[str, Json]) -> dict[str, Json]:
-    """The document that was written. Raises ValueError where the checksum differs, KeyError where there is none."""
-    content = dict(document)
-    if content.pop("checksum") != content_hash(content):
+def without_checksum(text: bytes) -> dict[str, Json]:
+    """The document in a JSON text that was written with its checksum. Raises ValueError for any other text."""
+    try:
+        content: dict[str, Json] = json.loads(text)
+        intact = content.pop("checksum") == content_hash(content)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("it is no table with a checksum") from None
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+    if not intact:
         raise ValueError("its checksum does not match")
     return content
 

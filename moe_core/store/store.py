@@ -48,12 +48,10 @@ class Store:
     def read(self, path: Path) -> Artifact | None:
         """The artifact in a folder; None where there is none. Raises CorruptArtifact for a damaged manifest."""
         try:
-            text = (path / MANIFEST).read_text("utf-8")
+            return Artifact(path, **without_checksum((path / MANIFEST).read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        try:
-            return Artifact(path, **without_checksum(json.loads(text)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise CorruptArtifact(
                 f"{path / MANIFEST} is damaged ({error}): delete {path} and run again", path
             ) from None

@@ -177,8 +177,8 @@ def batches(
         everything_NHWC = posts.images.images_NHWC
         for step in range(first, last):
             rows_B = rows_of(step)
-            moves = moves_of(size, training.flip, training.crop, training.seed, step * ranks + rank)
-            seen_BHWC = moved_on_device(everything_NHWC, rows_B, moves, training.crop)
+            flip_B, corner_B2 = moves_of(size, training.flip, training.crop, training.seed, step * ranks + rank)
+            seen_BHWC = moved_on_device(everything_NHWC, rows_B, flip_B, corner_B2 - training.crop)
             targets_BV = posts.targets(rows_B, hashtags, everything_NHWC.device)
             yield Batch(step, seen_BHWC.permute(0, 3, 1, 2), targets_BV)
         return
@@ -274,19 +274,11 @@ def _feistel(x_B: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
     return (left_B << half) | right_B
 
 
-@dataclass(frozen=True)
-class Moves:
-    """Flips and crops of the images of a batch."""
-
-    flip_B: np.ndarray  # bool
-    corner_B2: np.ndarray  # int64: row and column, in the padded image, of the corner of the crop
-
-
-def moves_of(count: int, flip: bool, crop: int, seed: int, step: int) -> Moves:
-    """Moves of a batch, a function of (seed, step)."""
+def moves_of(count: int, flip: bool, crop: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """((B,) bool: flips; (B, 2) int64: row and column, in the padded image, of the corner of each crop) of a batch."""
     draw = np.random.default_rng([seed, step, 1])  # the trailing 1 keeps it apart from the order of an epoch
     flip_B = draw.integers(0, 2, count).astype(bool) if flip else np.zeros(count, bool)
-    return Moves(flip_B, draw.integers(0, 2 * crop + 1, (count, 2)) if crop else np.zeros((count, 2), np.int64))
+    return flip_B, draw.integers(0, 2 * crop + 1, (count, 2)) if crop else np.zeros((count, 2), np.int64)
 
 
 def augment(images_BHWC: np.ndarray, flip: bool, crop: int, seed: int, step: int) -> np.ndarray:
@@ -294,26 +286,29 @@ def augment(images_BHWC: np.ndarray, flip: bool, crop: int, seed: int, step: int
     if not flip and not crop:
         return images_BHWC
     count, height, width, _ = images_BHWC.shape
-    moves = moves_of(count, flip, crop, seed, step)
+    flip_B, corner_B2 = moves_of(count, flip, crop, seed, step)
     if crop:
         images_BHWC = np.pad(images_BHWC, ((0, 0), (crop, crop), (crop, crop), (0, 0)))
     out_BHWC = np.empty((count, height, width, images_BHWC.shape[3]), np.uint8)
-    each = zip(moves.flip_B.tolist(), moves.corner_B2.tolist(), strict=True)
+    each = zip(flip_B.tolist(), corner_B2.tolist(), strict=True)
     for n, (mirrored, (y, x)) in enumerate(each):  # slices copy faster than a gather
         window = images_BHWC[n, y : y + height, x : x + width]
         out_BHWC[n] = window[:, ::-1] if mirrored else window
     return out_BHWC
 
 
-def moved_on_device(images_NHWC: Tensor, rows_B: np.ndarray, moves: Moves, crop: int) -> Tensor:
-    """(B, H, W, C) uint8: as `augment` of the images at these places, by one gather on their device."""
+def moved_on_device(images_NHWC: Tensor, rows_B: np.ndarray, flip_B: np.ndarray, corner_B2: np.ndarray) -> Tensor:
+    """(B, H, W, C) uint8: as `augment` of the images at these places, by one gather on their device.
+
+    The corners of the crops are those in the image itself; beyond it all is black.
+    """
     device, (_, height, width, _) = images_NHWC.device, images_NHWC.shape
     rows_B11 = torch.from_numpy(rows_B).to(device)[:, None, None]
-    corner_B2 = torch.from_numpy(moves.corner_B2).to(device) - crop
-    flip_B1 = torch.from_numpy(moves.flip_B).to(device)[:, None]
-    y_BH = corner_B2[:, :1] + torch.arange(height, device=device)
+    top_B1, left_B1 = torch.from_numpy(corner_B2).to(device).split(1, dim=1)
+    flip_B1 = torch.from_numpy(flip_B).to(device)[:, None]
+    y_BH = top_B1 + torch.arange(height, device=device)
     across_W = torch.arange(width, device=device)
-    x_BW = corner_B2[:, 1:] + torch.where(flip_B1, width - 1 - across_W, across_W)
+    x_BW = left_B1 + torch.where(flip_B1, width - 1 - across_W, across_W)
     inside_BHW = ((y_BH >= 0) & (y_BH < height))[:, :, None] & ((x_BW >= 0) & (x_BW < width))[:, None, :]
     y_BH1, x_B1W = y_BH.clamp(0, height - 1)[:, :, None], x_BW.clamp(0, width - 1)[:, None, :]
     return images_NHWC[rows_B11, y_BH1, x_B1W] * inside_BHW[..., None]

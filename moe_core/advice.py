@@ -42,18 +42,16 @@ class Seen:
         """Share of posts that the source does not hold out itself: splits are taken from them by hash."""
         return 1 - sum(self.given.get(name, 0.0) for name in ("test", "validation", "router"))
 
-    def train_of(self, study: Study, validation: float | None = None) -> int:
+    def train_of(self, study: Study) -> int:
         if self.train is not None:
             return self.train
         test = 0.0 if self.given.get("test") else study.data.test
-        share = study.data.validation if validation is None else validation
-        return int(self.posts * self.divided * (1 - test - study.data.router - share))
+        return int(self.posts * self.divided * (1 - test - study.data.router - study.data.validation))
 
-    def validation_of(self, study: Study, validation: float | None = None) -> int:
+    def validation_of(self, study: Study) -> int:
         if self.validation is not None:
             return self.validation
-        share = study.data.validation if validation is None else validation
-        return int(self.posts * (self.given.get("validation", 0.0) + self.divided * share))
+        return int(self.posts * (self.given.get("validation", 0.0) + self.divided * study.data.validation))
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,11 @@ def propose(seen: Seen, study: Study) -> Proposal:
     why = []
     validation = _validation(seen, study)
     if validation != study.data.validation:
-        why.append(
-            f"data.validation {validation:g}: {seen.validation_of(study, validation):,} validation posts to choose by"
-        )
-    experts = _experts(seen, study, validation)
+        study = study.changed(data={"validation": validation})
+        why.append(f"data.validation {validation:g}: {seen.validation_of(study):,} validation posts to choose by")
+    experts = _experts(seen, study)
     if experts != study.partition.experts:
-        train = seen.train_of(study, validation)
+        train = seen.train_of(study)
         why.append(f"partition.experts {experts}: about {train // experts:,} training posts an expert")
     loss = study.trunk.loss
     if _wants_sigmoid(seen, study):
@@ -107,9 +104,9 @@ def _validation(seen: Seen, study: Study) -> float:
     return max(study.data.validation, min(MOST_VALIDATION, wanted))
 
 
-def _experts(seen: Seen, study: Study, validation: float) -> int:
+def _experts(seen: Seen, study: Study) -> int:
     most = min(study.partition.experts, max(seen.distinct_tags, 1))
-    train = seen.train_of(study, validation)
+    train = seen.train_of(study)
     if train >= most * POSTS_AN_EXPERT:
         return most
     return min(most, max(2, 2 ** int(math.log2(max(train // POSTS_AN_EXPERT, 1)))))

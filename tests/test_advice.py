@@ -56,7 +56,8 @@ def test_posts_that_the_source_holds_out_are_not_divided_again():
     seen = Seen(9000, 1.0, 500, given={"test": 2 / 9, "train": 7 / 9})
     study = small()
     assert (study.data.validation, study.data.router) == (0.02, 0)
-    assert (seen.validation_of(study, 0.05), seen.train_of(study, 0.05)) == (350, 6650)
+    more = study.changed(data={"validation": 0.05})
+    assert (seen.validation_of(more), seen.train_of(more)) == (350, 6650)
     assert propose(seen, study).validation == 0.09, "three posts of 0.005 are 600 of 7,000"
     half = Seen(9000, 1.0, 500, given={"validation": 0.1, "train": 0.9})
     assert (half.validation_of(study), propose(half, study).validation) == (900 + 162, 0.02)

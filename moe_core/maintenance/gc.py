@@ -109,12 +109,12 @@ def _old(context: Context, keep: int, removing: ExitStack) -> tuple[list[Artifac
 def _abandoned(context: Context) -> Iterator[Path]:
     """Checkpoints of artifacts that the study as it is now does not make."""
     for name, stage in GRAPH.items():
-        for work in work_folders(context.store.layout, name):
-            if (work.key is None) != (stage.keys is None):
+        for path, key, version in work_folders(context.store.layout, name):
+            if (key is None) != (stage.keys is None):
                 continue
-            finished = context.store.layout.manifest(name, work.key, work.version).exists()  # then it is a leftover
-            if not finished and _version_now(context, name, work.key) not in (None, work.version):
-                yield work.path
+            finished = context.store.layout.manifest(name, key, version).exists()  # then it is a leftover
+            if not finished and _version_now(context, name, key) not in (None, version):
+                yield path
 
 
 def _followed(context: Context) -> set[str]:

@@ -6,12 +6,13 @@ shards again; then tags and versions that still hold them; then artifacts of sin
 left is searched for what names the posts. Networks that saw them stay, are named, and are stale.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from moe_core.data.takedowns import Takedowns
 from moe_core.data.traces import Traces
@@ -29,10 +30,6 @@ from moe_core.store.store import Store
 from moe_core.tables.cleaning import clean, release, search
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
 from moe_core.tables.shards import gather, rewrite, shards_in
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
 
 
 @dataclass
@@ -130,8 +127,6 @@ def _survey(store: Store, takedowns: Takedowns, named: tuple[list[str], list[str
 
 def _rows(store: Store, takedowns: Takedowns) -> Iterator[tuple[dict[str, Any], Path, str]]:
     """(shard, id and user of a row that was taken down; its table; its data file), in any version."""
-    import pyarrow as pa
-
     for table in store.layout.tables:
         for file, shard, batch in search(table, ["id", "user"]):
             for row in batch.filter(pa.array(_marks(takedowns, batch))).to_pylist():
@@ -140,8 +135,6 @@ def _rows(store: Store, takedowns: Takedowns) -> Iterator[tuple[dict[str, Any], 
 
 def _marks(takedowns: Takedowns, batch: pa.RecordBatch) -> np.ndarray:
     """(B,) bool: rows that were taken down."""
-    import numpy as np
-
     ids = batch["id"].to_pylist()
     users = batch["user"].to_pylist() if "user" in batch.schema.names else [None] * len(ids)
     return np.fromiter((takedowns.holds(i, user) for i, user in zip(ids, users, strict=True)), bool, len(ids))

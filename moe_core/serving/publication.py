@@ -14,6 +14,7 @@ from typing import Any, Literal
 from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
 from moe_core.store import pointer
 from moe_core.store.artifact import full_version
+from moe_core.store.files import folders_in
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 
@@ -165,9 +166,7 @@ def bundle_at(path: Path, version: str | None = None) -> Path:
 
 
 def _bundles_in(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and (p / MANIFEST).is_file())
+    return [bundle.name for bundle in folders_in(folder) if (bundle / MANIFEST).is_file()]
 
 
 def published_bundle(root: Path) -> Path:

@@ -62,6 +62,13 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def folders_in(path: Path) -> list[Path]:
+    """Visible folders in a folder, by name; none where that is missing."""
+    if not path.is_dir():
+        return []
+    return [child for child in sorted(path.iterdir()) if not child.name.startswith(".") and child.is_dir()]
+
+
 def hidden_name(parent: Path) -> Path:
     """A name that no reader sees, and that names the process."""
     return parent / f".part-{socket.gethostname()}-{this_process()}-{uuid.uuid4().hex[:8]}"

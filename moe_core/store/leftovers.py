@@ -4,21 +4,10 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from moe_core.store.files import dead_files, dead_parts
+from moe_core.store.files import dead_files, dead_parts, folders_in
 from moe_core.store.layout import LOCK, WORK, Layout
-
-
-@dataclass(frozen=True)
-class WorkFolder:
-    """Checkpoints of an artifact that is not finished."""
-
-    asset: str
-    key: str | None
-    version: str
-    path: Path
 
 
 def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False) -> Iterator[Path]:
@@ -35,18 +24,18 @@ def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False
                 if every_process or path in dead or not path.name.startswith(f".part-{socket.gethostname()}-"):
                     yield path
             yield from folder.glob(f"{LOCK}*")
-        for work in work_folders(layout, asset):
-            if layout.manifest(asset, work.key, work.version).exists():
-                yield work.path
+        for path, key, version in work_folders(layout, asset):
+            if layout.manifest(asset, key, version).exists():
+                yield path
     for folder in (layout.root, layout.progress_folder):
         yield from dead_files(folder)
 
 
-def work_folders(layout: Layout, asset: str) -> Iterator[WorkFolder]:
-    """All work folders of an asset."""
+def work_folders(layout: Layout, asset: str) -> Iterator[tuple[Path, str | None, str]]:
+    """Folders with checkpoints of an asset's artifacts, each with the key and the version of its artifact."""
     for key in _keys(layout, asset):
         for path in sorted(layout.partition(asset, key).glob(f"{WORK}*")):
-            yield WorkFolder(asset, key, path.name.removeprefix(WORK), path)
+            yield path, key, path.name.removeprefix(WORK)
 
 
 def size_of(path: Path) -> int:
@@ -62,7 +51,4 @@ def size_of(path: Path) -> int:
 def _keys(layout: Layout, asset: str) -> list[str | None]:
     """None for the asset's own folder, then the names of the folders in it: keys, or versions without anything hidden
     in them."""
-    folder = layout.asset(asset)
-    if not folder.is_dir():
-        return []
-    return [None, *(path.name for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))]
+    return [None, *(path.name for path in folders_in(layout.asset(asset)))]

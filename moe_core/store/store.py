@@ -20,6 +20,7 @@ from moe_core.store.files import (
     dead_files,
     dead_parts,
     errors_with_path,
+    folders_in,
     fsync,
     hidden_name,
     remove_atomically,
@@ -58,11 +59,11 @@ class Store:
 
     def keys(self, asset: str) -> list[str]:
         """Partition keys of an asset of which there is a folder."""
-        return [path.name for path in _folders(self.layout.asset(asset)) if not (path / MANIFEST).is_file()]
+        return [path.name for path in folders_in(self.layout.asset(asset)) if not (path / MANIFEST).is_file()]
 
     def versions(self, asset: str, key: str | None) -> list[Artifact]:
         """All complete versions of an asset's partition."""
-        found = (self.read(path) for path in _folders(self.layout.partition(asset, key)))
+        found = (self.read(path) for path in folders_in(self.layout.partition(asset, key)))
         return [artifact for artifact in found if artifact is not None]
 
     def everything(self, asset: str) -> list[Artifact]:
@@ -73,8 +74,8 @@ class Store:
     def folders(self, asset: str) -> list[Path]:
         """Folders of all complete artifacts of an asset, by names alone: their manifests may be damaged."""
         found = []
-        for path in _folders(self.layout.asset(asset)):  # a version, or a key with versions in it
-            versions = [path] if (path / MANIFEST).is_file() else _folders(path)
+        for path in folders_in(self.layout.asset(asset)):  # a version, or a key with versions in it
+            versions = [path] if (path / MANIFEST).is_file() else folders_in(path)
             found += [version for version in versions if (version / MANIFEST).is_file()]
         return found
 
@@ -140,13 +141,6 @@ class Store:
     def remove(self, artifact: Artifact) -> None:
         """Removes an artifact in one step: a reader finds all of it or nothing."""
         remove_atomically(artifact.path)
-
-
-def _folders(path: Path) -> list[Path]:
-    """Visible folders in a folder, by name; none where that is missing."""
-    if not path.is_dir():
-        return []
-    return [child for child in sorted(path.iterdir()) if not child.name.startswith(".") and child.is_dir()]
 
 
 def _write_manifest(folder: Path, spec: Spec, written: StageOutput) -> None:

@@ -228,9 +228,9 @@ def test_fitted_again_where_nothing_changed_nothing_moves_and_nothing_is_trained
 
 def test_before_there_is_a_partition_there_is_nothing_to_fit_again(tmp_path):
     context = opened(growing_study(tmp_path), tmp_path / "store")
-    with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
+    with pytest.raises(ValueError, match="`hardmoe run` fits one from scratch"):
         current_partition.request_refit(context)
-    with pytest.raises(ValueError, match="`hardmoe run` makes the first"):
+    with pytest.raises(ValueError, match="`hardmoe run` fits one from scratch"):
         preview(context)
 
 

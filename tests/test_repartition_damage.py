@@ -7,10 +7,12 @@ import polars as pl
 import pytest
 
 from helpers.arrivals import kept_at, pointer_of, shards_of
+from helpers.command import hardmoe
 from helpers.growing import add_shard, make, opened
 from moe_core.settings import Partition
 from moe_core.stages.gate import current_partition
 from moe_core.store.layout import Layout
+from moe_core.study_file import load_study
 
 # ---- pointers
 
@@ -136,3 +138,13 @@ def test_verify_looks_at_what_is_published(study_of):
     path.write_text(path.read_text().replace("the first", "the worst"))
     assert list(damages(study, root)) == [path]
     assert "its checksum does not match" in damages(study, root)[path]
+
+
+def test_a_new_fit_needs_a_partition_in_the_store_to_begin_from(file):
+    before = opened(load_study(file), file.parent).need("partition")
+    shutil.rmtree(before.path)
+    done = hardmoe("repartition", "--study", file, check=False)
+    assert done.returncode == 1
+    assert "no partition in the store to begin from: `hardmoe run` fits one from scratch" in done.stderr
+    hardmoe("run", "--study", file, "--until", "partition", "--workers", "1")
+    assert opened(load_study(file), file.parent).need("partition").version == before.version

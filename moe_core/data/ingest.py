@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,7 @@ import pyarrow as pa
 from moe_core.data import images
 from moe_core.data.checks import Chunk, chunks_of
 from moe_core.data.duplicates import SIGNATURE_BYTES, signature
-from moe_core.data.rejects import EXAMPLES, MAX_DETAIL, REJECTS, Count, Rejects, plain
+from moe_core.data.rejects import EXAMPLES, MAX_DETAIL, REJECTS, Count, Rejects, batches_of
 from moe_core.errors import BadSource
 from moe_core.settings import Data
 from moe_core.store.layout import Layout
@@ -42,6 +42,14 @@ POSTS = pa.schema(
         ("given", pa.string()),  # split that the source gives, by our name for it
     ]
 )
+DECODED = {
+    "image": pl.Binary,
+    "width": pl.Int32,
+    "height": pl.Int32,
+    "format": pl.String,
+    "reason": pl.String,
+    "detail": pl.String,
+}
 REPORT_ROWS = 1000  # a report may cost a write to the disk
 
 
@@ -113,18 +121,6 @@ def _checked(accepted: Iterator[pa.RecordBatch], shard: str, data: Data, count: 
         )
 
 
-class Converted(NamedTuple):
-    """A row's stored image and what its file was, or why there is none."""
-
-    image: bytes | None = None
-    width: int = 0
-    height: int = 0
-    format: str = ""
-    signature: bytes = b""
-    reason: str | None = None
-    detail: str = ""
-
-
 def _accept(
     shard: str,
     chunks: Iterator[Chunk],
@@ -136,19 +132,19 @@ def _accept(
 ) -> Iterator[pa.RecordBatch]:
     """Accepted posts in their order; rejected ones go to `rejects`, and all are counted."""
     seen, reported = _Seen(), 0
-    waiting: deque[tuple[Chunk, Future[list[Converted]]]] = deque()
+    waiting: deque[Future[pl.DataFrame]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         for chunk in _ahead(chunks):
             count.read = chunk.read
-            waiting.append((chunk, pool.submit(convert, chunk, data)))
+            waiting.append(pool.submit(convert, chunk, data))
             if len(waiting) > 2 * threads:
-                yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
+                yield from _sorted_out(shard, waiting.popleft().result(), seen, count, rejects)
             if chunk.read >= reported + REPORT_ROWS:
                 reported = chunk.read
                 report(reported)
         while waiting:
-            yield from _sorted_out(shard, *waiting.popleft(), seen, count, rejects)
+            yield from _sorted_out(shard, waiting.popleft().result(), seen, count, rejects)
         report(count.read)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -166,62 +162,53 @@ def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
             yield chunk
 
 
-def convert(chunk: Chunk, data: Data) -> list[Converted]:
-    """Decodes the rows that have no reason yet. A bug of ours on one file costs that row, and is counted."""
-    rows, pixels, black = list[Converted](), [], bytes(3 * data.image_size**2)
+def convert(chunk: Chunk, data: Data) -> pl.DataFrame:
+    """The rows with what is stored of their images, decoded where there is no reason yet.
+
+    A bug of ours on one file costs that row, and is counted.
+    """
+    rows, pixels, black = list[dict[str, Any]](), [], bytes(3 * data.image_size**2)
     for number, before in enumerate(chunk.text["reason"]):
-        row, seen = Converted(), black
+        row, seen = dict[str, Any](), black
         if before is None:
             try:  # in this one frame: an error may keep its frames, and their files, until the next collection
                 file = chunk.files[number].as_py() or b""
                 picture = images.decode(file, data.image_size, data.min_side, data.reject_uniform)
                 stored = images.encode(picture.pixels, data.image_size, data.store)
-                row, seen = Converted(stored, picture.width, picture.height, picture.format), picture.pixels
+                row = {"image": stored, "width": picture.width, "height": picture.height, "format": picture.format}
+                seen = picture.pixels
             except images.Rejected as why:
-                row = Converted(reason=why.reason, detail=why.detail)
+                row = {"reason": why.reason, "detail": why.detail}
             except MemoryError:
                 raise
             except Exception as error:
-                row = Converted(reason="internal_error", detail=f"{type(error).__name__}: {error}"[:MAX_DETAIL])
+                row = {"reason": "internal_error", "detail": f"{type(error).__name__}: {error}"[:MAX_DETAIL]}
         rows.append(row)
         pixels.append(seen)
     signature_BW = signature(np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, data.image_size, data.image_size, 3))
-    return [row._replace(signature=one_W.tobytes()) for row, one_W in zip(rows, signature_BW, strict=True)]
+    decoded = pl.DataFrame(rows, schema=DECODED)
+    return chunk.text.with_columns(
+        decoded.select("image", "width", "height", "format"),
+        pl.Series("signature", [one_W.tobytes() for one_W in signature_BW], pl.Binary),
+        pl.coalesce("reason", decoded["reason"]),
+        pl.coalesce("detail", decoded["detail"]),
+    )
 
 
 def _sorted_out(
-    shard: str, chunk: Chunk, future: "Future[list[Converted]]", seen: "_Seen", count: Count, rejects: Rejects
+    shard: str, rows: pl.DataFrame, seen: "_Seen", count: Count, rejects: Rejects
 ) -> Iterator[pa.RecordBatch]:
     """The accepted posts of a chunk, counted; the others are passed to `rejects`."""
-    converted = future.result()
-    rows = chunk.text.with_columns(
-        pl.coalesce("reason", pl.Series([row.reason for row in converted], dtype=pl.String)).alias("reason"),
-        pl.coalesce("detail", pl.Series([row.detail for row in converted], dtype=pl.String)).alias("detail"),
-    )
     good_N = rows["reason"].is_null().to_numpy()
     good_N[good_N] = seen.add(rows["id"].filter(good_N))
     rows = rows.with_columns(
         pl.when(pl.Series(good_N) | pl.col("reason").is_not_null()).then("reason").otherwise(pl.lit("duplicate_id"))
     )
-    if not good_N.all():
-        rejects.add(rows.filter(~good_N))
-    if not good_N.any():
-        return
+    rejects.add(rows.filter(~good_N))
     kept = rows.filter(good_N)
-    for split, number in kept["given"].fill_null("none").value_counts().iter_rows():
-        count.splits[split] += number
-    good = [row for row, is_good in zip(converted, good_N, strict=True) if is_good]
-    columns = {name: plain(kept[name]) for name in ("position", "id", "written", "tags", "user", "taken_at", "given")}
-    columns |= {
-        "shard": pa.repeat(shard, len(kept)),
-        "image": pa.array([row.image for row in good], pa.binary()),
-        "width": pa.array([row.width for row in good]),
-        "height": pa.array([row.height for row in good]),
-        "format": pa.array([row.format for row in good]),
-        "signature": pa.array([row.signature for row in good], pa.binary(SIGNATURE_BYTES)),
-    }
+    count.splits.update(kept["given"].fill_null("none"))
     count.accepted += len(kept)
-    yield pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in POSTS], schema=POSTS)
+    yield from batches_of(kept.with_columns(pl.lit(shard).alias("shard")), POSTS)
 
 
 class _Seen:

@@ -61,10 +61,9 @@ class Rejects:
         self.writer = pa.ipc.new_stream(file, REJECTS)
 
     def add(self, rows: pl.DataFrame) -> None:
-        columns = {name: plain(rows[name]) for name in ("position", "id", "user", "written", "reason", "detail")}
-        columns |= {"shard": pa.repeat(self.shard, len(rows)), "source": pa.repeat(self.source, len(rows))}
-        arrays = [columns[f.name].cast(f.type) for f in REJECTS]
-        self.writer.write_batch(copied(pa.RecordBatch.from_arrays(arrays, schema=REJECTS)))
+        named = rows.with_columns(pl.lit(self.shard).alias("shard"), pl.lit(self.source).alias("source"))
+        for batch in batches_of(named, REJECTS):
+            self.writer.write_batch(copied(batch))
         for reason, position in rows.select("reason", "position").iter_rows():
             self.count.reasons[reason] += 1
             examples = self.count.examples.setdefault(reason, [])
@@ -77,6 +76,6 @@ class Rejects:
         yield from pa.ipc.open_stream(self.file)
 
 
-def plain(column: pl.Series) -> pa.Array:
-    """With the plain types that lance stores."""
-    return column.to_arrow(compat_level=pl.CompatLevel.oldest())
+def batches_of(rows: pl.DataFrame, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """The columns of the schema, with the plain types that lance stores."""
+    return rows.select(schema.names).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema).to_batches()

@@ -23,7 +23,7 @@ from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.store import Store
 
-NO_PARTITION = "there is no partition yet to begin from: `hardmoe run` makes the first"
+NO_PARTITION = "there is no partition in the store to begin from: `hardmoe run` fits one from scratch"
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def on_commit(context: Context, artifact: Artifact) -> None:
 
 
 def request_refit(context: Context) -> None:
-    """Requests a new fit. Raises MissingInput where there is no partition yet, so that `run` makes the first."""
+    """Requests a new fit. Raises MissingInput where no partition is there to begin from: `run` makes one."""
     current = current_of(context.planner.state)
-    if current is None:
+    if current is None or context.store.get("partition", None, current.version) is None:
         raise MissingInput(NO_PARTITION, "partition")
     pointer.write(context.store.layout.request("partition"), {"partition": current.version})

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -24,16 +23,17 @@ from moe_core.data.sources.arrow_values import (
     times_of,
 )
 from moe_core.data.sources.columns import BY_ROW, NAMED, choose
-from moe_core.data.sources.declared import RATIO
+from moe_core.data.sources.declared import RATIO, Absurd
 from moe_core.data.sources.files import damaged, is_remote, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, TAGS, Unusable
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, TAGS, Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.scan import Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.text import shown
 
+BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)
 ROW_BYTES = 1000  # of a row in Python, whatever it holds
 TEXT_BYTES = 4 * BATCH_BYTES  # of a row, as _sizes counts them: more than a million tags
 
@@ -108,22 +108,20 @@ def to_raw(
     names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
     classes = class_names(schema, columns.get("tags"))
     named = is_text(plain(schema.field(columns["image"]).type)) and columns.get("id") != BY_ROW
+    read_rows = 0  # rows of the file behind the last batch
 
     def pieces() -> Iterator[tuple[int, pa.RecordBatch]]:
         return _pieces(read(names), columns["image"], where, limit)
 
     def texts() -> Iterator[tuple[int, pa.RecordBatch, dict[str, pa.Array]]]:
         for row, piece in pieces():
-            with _damage(where, row):
-                text = _text_columns(piece, columns, shard, row, classes)
-            yield row, piece, text
+            yield row, piece, _text_columns(piece, columns, shard, row, classes)
 
     def keys() -> Iterator[str | None]:
-        for row, piece in pieces() if named else ():
-            with _damage(where, row):
-                image = piece[columns["image"]]
-                own = piece[columns["id"]] if "id" in columns else image
-                pairs = zip(names_of(own), names_of(image), strict=True)
+        for _, piece in pieces() if named else ():
+            image = piece[columns["image"]]
+            own = piece[columns["id"]] if "id" in columns else image
+            pairs = zip(names_of(own), names_of(image), strict=True)
             yield from (f"{own_id}\0{name}" if own_id and name else None for own_id, name in pairs)
 
     def rows() -> Iterator[RowText]:
@@ -133,20 +131,31 @@ def to_raw(
                 post = next(posts_of_rows)
                 yield (None if reason else post), tags or [], None
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def posts() -> Iterator[pa.RecordBatch]:
+        nonlocal read_rows
         joined = Joined(keys())
         with joined.opened(rows()):
-            posts = rows() if joined else iter(())
+            row_texts = rows() if joined else iter(())
             for row, piece, text in texts():
                 image = piece[columns["image"]]
                 if joined:
-                    together = [joined.post_of(row + n, next(posts)) for n in range(len(piece))]
+                    together = [joined.post_of(row + n, next(row_texts)) for n in range(len(piece))]
                     kept = pa.array([n for n, post in enumerate(together) if post is not None], pa.int64())
                     text = {name: column.take(kept) for name, column in text.items()}
                     text["tags"] = pa.array([post[0] for post in together if post is not None], TAGS)
                     image = image.take(kept)
-                with _damage(where, row):
-                    yield from _with_images(text, image, where, folder, "id" not in columns)
+                yield from _with_images(text, image, where, folder, "id" not in columns)
+                read_rows = row + len(piece)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from posts()
+        except Absurd as error:
+            raise BadSource(f"{where} is refused after row {read_rows}: {error}") from None
+        except MemoryError:
+            raise
+        except BROKEN as error:  # such as an index beyond the end of a dictionary
+            raise damaged(where, error, f"damaged after row {read_rows}") from None
 
     return folder.watching(batches()) if folder else batches()
 
@@ -159,10 +168,9 @@ def _pieces(
     for batch in batches:
         for start in range(0, len(batch), BATCH):
             piece = batch.slice(start, BATCH)
-            with _damage(where, row):
-                texts = [_sizes(piece[name]) for name in piece.schema.names if name != image]
-                text_N = sum(texts, np.full(len(piece), ROW_BYTES))
-                size_N = _sizes(piece[image]) + text_N
+            texts = [_sizes(piece[name]) for name in piece.schema.names if name != image]
+            text_N = sum(texts, np.full(len(piece), ROW_BYTES))
+            size_N = _sizes(piece[image]) + text_N
             if text_N.max() > TEXT_BYTES:
                 raise BadSource(f"{where}: row {row + int(text_N.argmax())} has more text than any post: take it out")
             for first, last in _cuts(size_N):
@@ -216,14 +224,6 @@ def _list_sizes(column: pa.Array) -> np.ndarray:
     return np.where(length_N > 0, end_V1[first_N + length_N - low] - end_V1[np.maximum(first_N - low, 0)], 0)
 
 
-@contextmanager
-def _damage(where: str, row: int) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowException as error:  # such as an index beyond the end of a dictionary
-        raise damaged(where, error, f"damaged after row {row}") from None
-
-
 def _text_columns(
     batch: pa.RecordBatch, columns: dict[str, str], shard: Shard, row: int, classes: Sequence[str] | None
 ) -> dict[str, pa.Array]:
@@ -272,43 +272,24 @@ def _with_images(
     image = image.cast(pa.binary())
     if name_is_id and paths is not None:
         text = text | {"id": pa.array(paths, pa.string())}
+    columns = text | {"image": image}
+    batch = pa.RecordBatch.from_arrays([columns[field.name] for field in RAW], schema=RAW)
     if paths is not None and image.null_count and any(paths):
-        yield from _read_images(text, image, paths, where, folder)
-    elif len(image):
-        yield _raw(text, image, 0, len(image))
+        yield from in_batches(_with_files(batch, paths, where, folder))
+    elif len(batch):
+        yield batch
 
 
-def _read_images(
-    text: dict[str, pa.Array], image: pa.Array, paths: list[str | None], where: str, folder: ImageFolder | None
-) -> Iterator[pa.RecordBatch]:
-    reasons, details = text["reason"].to_pylist(), text["detail"].to_pylist()
-    start, size, files = 0, 0, list[bytes | None]()
-
-    def piece(stop: int) -> pa.RecordBatch:
-        with_reasons = text | {"reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())}
-        return _raw(with_reasons, pa.array(files, pa.binary()), start, stop)
-
-    for row, path in enumerate(paths):
-        data = image[row].as_py()
-        if data is None and not reasons[row]:
-            try:
+def _with_files(
+    batch: pa.RecordBatch, paths: list[str | None], where: str, folder: ImageFolder | None
+) -> Iterator[Row]:
+    for row, path in zip(batch.to_pylist(), paths, strict=True):
+        if row["image"] is None and not row["reason"]:
+            with reasons_noted(row):
                 if folder is None:
                     raise Unusable("no_image_file", f"{where} is not on this machine: files it names are not read")
-                data = folder.read(path or "", absolute=True)
-            except Unusable as why:
-                reasons[row], details[row] = why.reason, why.detail
-        files.append(data)
-        size += len(data or b"")
-        if size >= BATCH_BYTES:
-            yield piece(row + 1)
-            start, size, files = row + 1, 0, []
-    if files:
-        yield piece(len(paths))
-
-
-def _raw(text: dict[str, pa.Array], image: pa.Array, start: int, stop: int) -> pa.RecordBatch:
-    arrays = [image if f.name == "image" else text[f.name].slice(start, stop - start) for f in RAW]
-    return pa.RecordBatch.from_arrays(arrays, schema=RAW)
+                row["image"] = folder.read(path or "", absolute=True)
+        yield row
 
 
 def _cuts(sizes: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """Values of one column of Arrow, whatever its type: text, names of files, tags, times."""
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,8 +12,6 @@ import pyarrow.types as pt
 from moe_core.data.sources.raw import TAGS, Unusable
 from moe_core.data.sources.text_values import tags_of_text, time_of
 from moe_core.errors import BadSource
-
-YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000  # in microseconds since 1970
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -143,27 +142,15 @@ def _each(values: Iterable[Any], tags: Callable[[Any], Any], reasons: list[str |
 def times_of(column: pa.Array) -> pa.Array:
     """Naive UTC in microseconds; null for what is no time."""
     column = decoded(column)
-    wanted = pa.timestamp("us")
-    try:
-        if pt.is_timestamp(column.type):
-            exact = column.type.unit != "ns"  # nanoseconds are cut off, others are refused when they do not fit
-            moved = column.cast(pa.timestamp("us", column.type.tz), safe=exact).cast(pa.int64()).cast(wanted)
-        elif pt.is_date(column.type) or is_text(column.type) or pt.is_null(column.type):
-            moved = column.cast(wanted)
-        else:
-            moved = _slow_times(column)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        moved = _slow_times(column)
-    number = moved.cast(pa.int64())
-    known = pc.and_(pc.greater_equal(number, YEAR_1), pc.less(number, YEAR_10000))
-    return pc.if_else(known, moved, pa.scalar(None, wanted))
+    if pt.is_timestamp(column.type):
+        column = column.view(pa.timestamp(column.type.unit))  # UTC, whatever time zone it is shown in
+        if column.type.unit == "ns":
+            column = column.cast(pa.timestamp("us"), safe=False)  # Python has no nanoseconds: they are cut off
 
-
-def _slow_times(column: pa.Array) -> pa.Array:
-    def parse(value: Any) -> Any:
+    def parse(value: pa.Scalar) -> datetime | None:
         try:
             return time_of(value.as_py())
-        except (ValueError, OverflowError, UnicodeDecodeError):
+        except (ValueError, OverflowError):
             return None
 
     return pa.array([parse(value) for value in column], pa.timestamp("us"))

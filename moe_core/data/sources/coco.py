@@ -171,16 +171,7 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Counts the images by their names, without parsing the file."""
-    rows = 0
-    for shard in shards:
-        with open(shard.path, "rb") as file:
-            tail = b""
-            while block := file.read(BLOCK):
-                block = tail + block
-                rows += block.count(b'"file_name"')
-                tail = block[-10:]  # shorter than the name: nothing is counted twice
-    return rows, True
+    return sum(section == "images" for shard in shards for section, _ in elements(Path(shard.path))), True
 
 
 def elements(path: Path) -> Iterator[tuple[str, Any]]:

@@ -28,7 +28,6 @@ SUFFIXES = FORMATS["folder"].suffixes
 WHAT = "a CSV, TSV or JSON-lines file of image names and tags (source.table)"
 HEAD, MAX_KEYS = 100, 10_000  # of JSON lines: rows whose keys are read first, and keys that are known
 MAX_LINES = 10_000  # of one row of a CSV: a quote that spans more was never meant as one
-COUNTED = 256 << 20  # bytes of a table whose lines are counted; more are estimated by its size
 
 
 def find(source: Source, scan: Scan) -> list[Shard]:
@@ -87,20 +86,11 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
     """Lines, without the header's: rows of a CSV with line ends in its fields are fewer."""
-    rows, exact = 0, True
+    rows = 0
     for shard in shards:
-        lines, seen, size = 0, 0, Path(shard.path).stat().st_size
-        with open(shard.path, "rb") as file:
-            while seen < COUNTED and (block := file.read(1 << 20)):
-                seen += len(block)
-                lines += block.count(b"\n")
-                last = block[-1:]
-        if seen < size:
-            lines, exact = lines * size // seen, False
-        elif seen and last != b"\n":
-            lines += 1
-        rows += lines - (not shard.path.lower().endswith((".jsonl", ".ndjson")))
-    return rows, exact
+        with open(shard.path, "rb") as table:
+            rows += sum(1 for _ in lines_of(table)) - (not shard.path.lower().endswith((".jsonl", ".ndjson")))
+    return rows, True
 
 
 def _posts(source: Source, shard: Shard, images: ImageFolder, within: str) -> Iterator[Row]:

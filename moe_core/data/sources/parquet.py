@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_core.data.sources.arrow import columns_of, names_images, to_raw
+from moe_core.data.sources.arrow import BROKEN, columns_of, names_images, to_raw
 from moe_core.data.sources.byproducts import of_saved_datasets, refuse_tables
 from moe_core.data.sources.declared import RATIO, SMALL, Absurd, check_arrow, rows_at_once
 from moe_core.data.sources.files import (
@@ -34,9 +34,7 @@ from moe_core.settings import Source
 from moe_core.store.hashing import content_hash
 from moe_core.text import utf8
 
-ROWS_COUNTED = 1000  # files whose footers are read to count rows; more are judged by their size
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)
 
 
 def find(source: Source, scan: Scan) -> list[Shard]:
@@ -111,7 +109,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
         with _readable(shard.path, source.format) as (raw, _, file):
             batches_of = _parquet if source.format == "parquet" else _arrow
             own = batches_of(raw, file, [name for name in names if name not in by_folder])
-            yield from (_filled(batch, by_folder) for batch in _one_line_errors(own, shard.path))
+            yield from (_filled(batch, by_folder) for batch in own)
 
     return to_raw(batches, source, shard, _with_folders(schema, by_folder), limit)
 
@@ -122,16 +120,13 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]]:
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Rows, and whether they were counted rather than estimated."""
     rows = 0
-    for shard in shards[:ROWS_COUNTED]:
+    for shard in shards:
         with _readable(shard.path, source.format) as (raw, _, file):
             if source.format == "parquet":
                 rows += file.metadata.num_rows
             else:
                 rows += sum(batch.num_rows for batch in _arrow(raw, file, None))
-    if len(shards) > ROWS_COUNTED:
-        return rows * len(shards) // ROWS_COUNTED, False
     return rows, True
 
 
@@ -199,21 +194,6 @@ def _arrow(raw: Any, file: Any, names: list[str] | None) -> Iterator[pa.RecordBa
 def _ends(raw: Any) -> bool:
     tail = raw.size() - len(END_OF_STREAM)
     return bool(tail >= 0 and raw.read_at(len(END_OF_STREAM), tail) == END_OF_STREAM)
-
-
-def _one_line_errors(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
-    """Turns errors of a damaged file into one line with the row at which it was met."""
-    rows = 0
-    try:
-        for batch in batches:
-            yield batch
-            rows += len(batch)
-    except Absurd as error:
-        raise BadSource(f"{path} is refused after row {rows}: {error}") from None
-    except MemoryError:
-        raise
-    except BROKEN as error:
-        raise damaged(path, error, f"damaged after row {rows}") from None
 
 
 READERS = dict.fromkeys(("parquet", "arrow"), Reader(find, read, count, columns))

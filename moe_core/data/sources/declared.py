@@ -16,8 +16,6 @@ RATIO = 1000  # of unfolded to stored bytes: about 1 for pictures, dozens for re
 BATCH_LIMIT = 1 << 30  # bytes of a batch of Parquet if all its values were of the greatest possible length
 VALUES = 100_000_000  # of one column of a row group: ten tags a post in groups of ten million posts
 DICTIONARY_PAGE = 2
-BATCHES = (2, 3)  # types of Arrow's messages: dictionary batch, record batch
-CONTINUED = b"\xff\xff\xff\xff"
 NOT_COMPRESSED = -1
 
 
@@ -80,62 +78,45 @@ def _field(header: bytes, at: int) -> tuple[int, int]:
 
 def check_arrow(raw: Any) -> None:
     """Raises Absurd for an Arrow file or stream whose compressed batches declare absurdly much."""
-    size = raw.size()
     try:
-        for at in _messages(raw, size) if raw.read_at(6, 0) != b"ARROW1" else _blocks(raw, size):
-            metadata, body = _metadata(raw, at)
-            if len(metadata) < 8:
-                break
-            stored, unfolded = _unfolded(raw, metadata, body)
+        for message in _messages(raw):
+            stored, unfolded = _unfolded(message)
             if too_much(stored, unfolded):
                 raise Absurd(f"a batch unfolds from {stored:,} bytes to {unfolded:,}")
     except (struct.error, IndexError, OverflowError) as error:
         raise pa.ArrowInvalid(f"a message is damaged: {error}") from None
 
 
-def _messages(raw: Any, size: int) -> Iterator[int]:
-    at = 0
-    while at + 8 <= size:
-        yield at
-        metadata, body = _metadata(raw, at)
-        at = body + max(0, _Table(metadata).number("<q", 3))
-
-
-def _blocks(raw: Any, size: int) -> Iterator[int]:
-    """Offsets of a file's messages, from its footer."""
+def _messages(raw: Any) -> Iterator[pa.ipc.Message]:
+    """The messages of a stream in their order, or those of a file that its footer names."""
+    if raw.read_at(6, 0) != b"ARROW1":
+        raw.seek(0)
+        yield from pa.ipc.MessageReader.open_stream(raw)
+        return
+    size = raw.size()
     (length,) = struct.unpack("<i", raw.read_at(4, size - 10))
     footer = _Table(raw.read_at(length, size - 10 - length))
     for field in (2, 3):  # dictionaries, record batches
-        for offset in footer.vector(field, 24):
-            yield struct.unpack_from("<q", footer.data, offset)[0]
+        for place in footer.vector(field, 24):
+            raw.seek(*struct.unpack_from("<q", footer.data, place))
+            yield pa.ipc.read_message(raw)
 
 
-def _metadata(raw: Any, at: int) -> tuple[bytes, int]:
-    """A message's metadata, and where its body begins."""
-    head = raw.read_at(8, at)
-    first = at + 8 if head[:4] == CONTINUED else at + 4  # no mark in files from before 2019
-    (length,) = struct.unpack("<i", head[4:] if head[:4] == CONTINUED else head[:4])
-    if length < 0 or first + length > raw.size():
-        raise pa.ArrowInvalid("a message ends behind the file: cut short?")
-    return raw.read_at(length, first), first + length
-
-
-def _unfolded(raw: Any, metadata: bytes, body: int) -> tuple[int, int]:
+def _unfolded(message: pa.ipc.Message) -> tuple[int, int]:
     """Bytes of a batch as stored and when decompressed."""
-    message = _Table(metadata)
-    if message.number("<B", 1) not in BATCHES:
+    if message.type not in ("dictionary", "record batch"):
         return 0, 0
-    batch = message.table(2)
-    if message.number("<B", 1) == BATCHES[0]:
+    batch = _Table(message.metadata.to_pybytes()).table(2)
+    if message.type == "dictionary":
         batch = batch.table(1)
-    stored = message.number("<q", 3)
+    stored = message.body.size
     if not batch.field(3):  # no compression
         return stored, 0
     unfolded = 0
     for place in batch.vector(2, 16):
         offset, length = struct.unpack_from("<qq", batch.data, place)
         if length >= 8:
-            (declared,) = struct.unpack("<q", raw.read_at(8, body + offset))
+            (declared,) = struct.unpack_from("<q", message.body, offset)
             unfolded += length if declared == NOT_COMPRESSED else declared
     return stored, unfolded
 
@@ -155,10 +136,6 @@ class _Table:
             return 0
         (offset,) = struct.unpack_from("<H", self.data, self.fields + 4 + 2 * number)
         return self.at + offset if offset else 0
-
-    def number(self, form: str, number: int) -> int:
-        at = self.field(number)
-        return int(struct.unpack_from(form, self.data, at)[0]) if at else 0
 
     def table(self, number: int) -> "_Table":
         at = self.field(number)

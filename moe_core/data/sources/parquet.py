@@ -143,10 +143,8 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
                 file: Any = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
                 schema = file.schema_arrow
             else:
-                file = _open_arrow(raw)
+                file = _open_arrow(raw, is_remote(path))
                 schema = file.schema
-                if not is_remote(path):  # where each read would be a request
-                    check_arrow(raw)
             _ = schema.names  # names that are no UTF-8 are seen here
         except Absurd as error:
             raise BadSource(f"{path} is refused: {error}") from None
@@ -156,11 +154,13 @@ def _readable(path: str, kind: str) -> Iterator[tuple[Any, pa.Schema, Any]]:
         yield raw, schema, file
 
 
-def _open_arrow(raw: Any) -> Any:
-    magic = raw.read(6)
-    raw.seek(0)
+def _open_arrow(raw: Any, remote: bool) -> Any:
+    magic = raw.read_at(6, 0)
     if magic[:4] == b"FEA1":
         raise pa.ArrowInvalid("Feather version 1: write it again as version 2")
+    if not remote:  # where each read would be a request
+        check_arrow(raw)
+        raw.seek(0)
     return pa.ipc.open_file(raw) if magic == b"ARROW1" else pa.ipc.open_stream(raw)
 
 

@@ -1,6 +1,7 @@
 """A study of one's own: init."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 
@@ -27,6 +28,15 @@ from pipelines.instance.home import checked_home
 from pipelines.terminal import echo
 
 
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for each of the other texts of [source]: columns, table, images."""
+    for name, field in reversed(Source.model_fields.items()):
+        if field.annotation is str and name not in ("format", "uri"):
+            option = click.option(f"--{name.replace('_', '-')}", default="", help=field.description)
+            command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
@@ -40,20 +50,11 @@ from pipelines.terminal import echo
     type=click.Choice(list(FORMATS)),
     help="Format of the source.  [default: by what is there]",
 )
-@click.option("--id-column", default="", help="Column of ids, or #row.  [default: by the usual names]")
-@click.option("--image-column", default="", help="Column of images or file names.  [default: by the usual names]")
-@click.option("--tags-column", default="", help="Column of tags.  [default: by the usual names]")
-@click.option("--user-column", default="", help="Column of users.  [default: by the usual names]")
-@click.option("--split-column", default="", help="Column of splits.  [default: by the usual names]")
-@click.option("--caption-column", default="", help="Column of text whose #words are the tags.")
-@click.option(
-    "--images", default="", help="yfcc: folder of the images, or glob of tars of them; coco: folder of images."
-)
-@click.option("--table", default="", help="folder: the table, or a glob of them, where there are several.")
+@source_options
 @click.option(
     "--recipe",
-    default=None,
-    help=f"Named settings as they are: {', '.join(RECIPES)}.  [default: small, with what suits the source]",
+    type=click.Choice(list(RECIPES)),
+    help="Named settings as they are.  [default: small, with what suits the source]",
 )
 @click.option("--quick", is_flag=True, help="For a first look: no controls, fewer epochs.")
 @click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
@@ -66,8 +67,6 @@ def init(
     quick: bool,
     name: str | None,
     force: bool,
-    images: str,
-    table: str,
     **settings: str,
 ) -> None:
     """Reports what is in the source and writes FOLDER/study.toml.
@@ -79,26 +78,18 @@ def init(
     """
     by_name = recipe is not None
     recipe = recipe or "small"
-    if recipe not in RECIPES:
-        raise BadSetting(f"no recipe {recipe!r}: wanted one of {', '.join(RECIPES)}")
     refuse_bytes(folder.absolute(), "the study")
     checked_home(folder.absolute())
-    for option, path in (("source", source), ("images", images), ("table", table)):
-        refuse_bytes(path, f"--{option}")
+    for option, text in {"source": source, **settings}.items():
+        refuse_bytes(text, f"--{option.replace('_', '-')}")
     study_file = Layout(folder).study_file
     if study_file.exists() and not force:
         raise BadSetting(f"{study_file} exists: edit it, or replace it with --force")
     check_owner(study_file)
     kind = kind or guess_format(source)
-    given = Source.model_validate(
-        {
-            "format": kind,
-            "uri": "" if kind == "synthetic" else absolute(source),
-            "images": absolute(images) if images else "",
-            "table": table,
-            **settings,
-        }
-    )
+    settings["images"] = settings["images"] and absolute(settings["images"])
+    uri = "" if kind == "synthetic" else absolute(source)
+    given = Source.model_validate(settings | {"format": kind, "uri": uri})
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
     base = quicker(RECIPES[recipe]()) if quick else RECIPES[recipe]()
     if kind == "synthetic":

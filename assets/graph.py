@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from assets import gains, mixture, partition, posts, results, splits, vocabulary
+from assets import data, mixture, partition, results
 from assets.showing import Shown
 from moe_core.engine.context import Context
 from moe_core.stages.graph import GRAPH
@@ -31,16 +31,16 @@ class StageAsset:
 
 
 ASSETS = {
-    "posts": StageAsset("data", {"lance", "pillow"}, posts.look, checks=(posts.CONSERVED,), checked=True),
-    "splits": StageAsset("data", {"faiss", "polars"}, splits.look, checks=(splits.CHECK,), checked=True),
-    "vocabulary": StageAsset("data", {"polars"}, vocabulary.look, checks=(vocabulary.SUFFICE,)),
+    "posts": StageAsset("data", {"lance", "pillow"}, data.look_posts, checks=(data.CONSERVED,), checked=True),
+    "splits": StageAsset("data", {"faiss", "polars"}, data.look_splits, checks=(data.LEAKS,), checked=True),
+    "vocabulary": StageAsset("data", {"polars"}, data.look_vocabulary, checks=(data.SUFFICE,)),
     "trunk": StageAsset("trunk", {"pytorch"}),
     "trunk_features": StageAsset("trunk", {"pytorch", "lance"}),
-    "partition": StageAsset("gate", {"faiss"}, partition.look),
+    "partition": StageAsset("gate", {"faiss"}, partition.look_partition),
     "joint_experts": StageAsset("experts", {"pytorch"}),
-    "expert": StageAsset("experts", {"pytorch"}, gains.look),
+    "expert": StageAsset("experts", {"pytorch"}, mixture.look_expert),
     "shared_decoder": StageAsset("mixture", {"pytorch"}),
-    "mixture": StageAsset("mixture", {"pytorch"}, mixture.look),
+    "mixture": StageAsset("mixture", {"pytorch"}, mixture.look_mixture),
     "published": StageAsset("mixture", {"numpy"}, mixture.look_published, checks=(mixture.NEWEST,)),
     "embeddings": StageAsset("results", {"lance"}),
     "evaluation": StageAsset("results", {"numpy"}, results.look_evaluation),

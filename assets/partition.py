@@ -8,7 +8,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.showing import ROWS, Shown, bar, picture, plot_of_bars, table
-from assets.study import OWNERS, experts, key_of
+from assets.study import OWNERS, experts, key_of, project_keys
 from moe_core.engine.context import Context
 from moe_core.evaluation.plots import matrix
 from moe_core.store.artifact import Artifact
@@ -76,13 +76,10 @@ def churn(artifact: Artifact) -> dict[str, Any]:
     return found
 
 
-def look(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+def look_partition(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
     members = artifact.metadata["members"]
     sizes = dict(zip(members, artifact.metadata["sizes"], strict=True))
-    names = str(experts().name)
-    instance.add_dynamic_partitions(names, list(members))
-    for gone in set(instance.get_dynamic_partitions(names)) - set(members):
-        instance.delete_dynamic_partition(names, gone)
+    project_keys(instance, work.study.name, [shard.key for shard in work.shards], list(members))
     for key, of_random in artifact.metadata["random_members"].items():
         instance.report_runless_asset_event(_cluster("random_shard", key, of_random, {}))
     for key, of_expert in members.items():

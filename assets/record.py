@@ -18,7 +18,6 @@ from moe_core.engine.planner import PlannedTask
 
 PARTITIONS = "partitions"  # version of an input that is many partitions: Dagster compares these by event pointers
 READ_AT_ONCE = 500  # events a query
-UNSEEN = (None, "INITIAL")  # the latter is Dagster's word for an input of which it has no record
 
 
 class Recorder:
@@ -29,7 +28,6 @@ class Recorder:
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
-        self._known: dict[dg.AssetKey, bool] = {}
         self._latest: dict[str, dict[str | None, Mapping[str, str]]] = {}  # by stage and key
 
     def is_recorded(self, context: Context, planned: PlannedTask) -> bool:
@@ -38,17 +36,7 @@ class Recorder:
         recorded = self._latest_tags(planned.stage, planned.key)
         if recorded.get(DATA_VERSION_TAG) != planned.spec.version:
             return False
-        return all(
-            recorded.get(tag) == version or (recorded.get(tag) in UNSEEN and not self._knows(asset))
-            for asset, tag, version in self._inputs(context, planned)
-            if version
-        )
-
-    def _knows(self, asset: dg.AssetKey) -> bool:
-        """Whether Dagster has any record of an asset: one that was built without it has none to compare with."""
-        if asset not in self._known:
-            self._known[asset] = bool(self.instance.fetch_materializations(asset, limit=1).records)
-        return self._known[asset]
+        return all(recorded.get(tag) == version for tag, version in self._inputs(context, planned) if version)
 
     def wants_run(self, planned: PlannedTask) -> bool:
         """Whether checks are due that only a run makes, such as of an artifact whose run was killed before them."""
@@ -69,8 +57,7 @@ class Recorder:
             CODE_VERSION_TAG: stage.code_version(context.study),
         }
         pointer = str(self.instance.event_log_storage.get_maximum_record_id() or "NULL")
-        self._known[key_of(planned.stage)] = True
-        for _, tag, version in self._inputs(context, planned):
+        for tag, version in self._inputs(context, planned):
             tags[tag] = version or PARTITIONS
             tags[tag.replace("input_data_version", "input_event_pointer")] = pointer
         self.instance.report_runless_asset_event(
@@ -80,8 +67,8 @@ class Recorder:
             self._latest[planned.stage][planned.key] = tags
         report_checks(self.instance, planned.stage, checks)
 
-    def _inputs(self, context: Context, planned: PlannedTask) -> Iterator[tuple[dg.AssetKey, str, str]]:
-        """(asset, tag, version) of each one upstream, as a run notes them; version "" for one of many partitions."""
+    def _inputs(self, context: Context, planned: PlannedTask) -> Iterator[tuple[str, str]]:
+        """(tag, version) of each one upstream, as a run notes them; version "" for one of many partitions."""
         graph, stage = context.planner.graph, context.planner.graph[planned.stage]
         for read in stage.reads:
             upstream = graph.aliases.get(read, read)
@@ -89,8 +76,7 @@ class Recorder:
                 continue
             single = graph[upstream].keys is None and upstream == read
             spec = context.planner.spec(upstream) if single else None
-            asset = key_of(read)
-            yield asset, get_input_data_version_tag(asset), getattr(spec, "version", "")
+            yield get_input_data_version_tag(key_of(read)), getattr(spec, "version", "")
 
     def _latest_tags(self, stage: str, key: str | None) -> Mapping[str, str]:
         """Tags of the latest materialization."""

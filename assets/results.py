@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.gains import of_expert
+from assets.mixture import of_expert
 from assets.showing import Shown, cost_so_far, picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context

@@ -1,10 +1,12 @@
 """Which process carries out a Dagster run, by its tags; and the end of a run whose process is gone."""
 
 import socket
+from collections.abc import Iterator
 
 import dagster as dg
 
 from assets.study import STUDY, study
+from moe_core.engine.planner import Name
 from moe_core.processes import this_process
 
 PROCESS, HOST = "hardmoe/process", "hardmoe/host"
@@ -27,6 +29,16 @@ def process_of(run: dg.DagsterRun) -> str | None:
 def claim(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Says in the run's tags that this process carries it out, and for which study."""
     instance.add_run_tags(run.run_id, {STUDY: study().name, **identity(run.run_id)})
+
+
+def runs_by_task(
+    instance: dg.DagsterInstance, study: str, filters: dg.RunsFilter | None = None, limit: int | None = None
+) -> Iterator[tuple[Name, dg.DagsterRun]]:
+    """((stage, key), run) of each asset in a study's runs, the newest first; the instance may have other studies'."""
+    for run in instance.get_runs(filters, limit=limit):
+        if run.tags.get(STUDY, study) == study:
+            for asset in run.asset_selection or ():
+                yield (asset.path[-1], run.tags.get("dagster/partition")), run
 
 
 def end_run(instance: dg.DagsterInstance, run: dg.DagsterRun, why: str, failed: bool) -> None:

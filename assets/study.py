@@ -1,6 +1,7 @@
 """The study that this code location serves: HARDMOE_STUDY names its study.toml or folder; without it, the demo's."""
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def shards() -> dg.DynamicPartitionsDefinition:
 def experts() -> dg.DynamicPartitionsDefinition:
     """One an expert of the partition."""
     return dg.DynamicPartitionsDefinition(name=f"{study().name}_experts")
+
+
+def project_keys(instance: dg.DagsterInstance, study: str, shards: Sequence[str], experts: Sequence[str]) -> None:
+    """Makes the instance's partition keys those of a study: the store is the truth, the keys only show it."""
+    for name, keys in ((f"{study}_shards", shards), (f"{study}_experts", experts)):
+        known = set(instance.get_dynamic_partitions(name))
+        if new := [key for key in keys if key not in known]:
+            instance.add_dynamic_partitions(name, new)
+        for gone in known - set(keys):
+            instance.delete_dynamic_partition(name, gone)
 
 
 def key_of(stage: str) -> dg.AssetKey:

@@ -32,6 +32,7 @@ from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon import sensor as sensor_daemon
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
+from assets.study import project_keys
 from moe_core.engine.context import Context
 from moe_core.recipes import demo
 from moe_core.settings import Source
@@ -39,7 +40,6 @@ from moe_core.store.artifact import StageOutput
 from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 from pipelines.instance.home import prepare_home
-from pipelines.instance.keys import project_keys
 
 QUERY = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
   assetNodes { assetKey { path } assetMaterializations(limit: 1) { timestamp } }

@@ -8,7 +8,7 @@ from assets.partition import expert_shards
 from assets.study import study
 from moe_core.stages.graph import GRAPH
 from pipelines.instance.home import warn_of_telemetry
-from pipelines.jobs import JOBS, RUN_JOBS
+from pipelines.jobs import JOBS
 from pipelines.repartition import drift, everything, repartition, weekly_repartition
 from pipelines.requests import launch_requested
 from pipelines.sensors import alert, new_shards
@@ -19,7 +19,7 @@ READ = {read for stage in MINE.values() for read in stage.reads}  # by these nam
 
 defs = dg.Definitions(
     assets=[*(definition(name) for name in MINE), *(s for s in expert_shards() if s.key.path[-1] in READ)],
-    jobs=[*JOBS, *RUN_JOBS, everything, repartition],
+    jobs=[*JOBS, everything, repartition],
     resources={KEY: GPUS},
     schedules=[weekly_repartition],
     sensors=[new_shards, alert, drift, launch_requested],

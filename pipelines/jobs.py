@@ -9,35 +9,30 @@ from assets.study import STUDY, key_of, study
 from moe_core.stages.graph import GRAPH
 
 REPOSITORY = ".dagster/repository"  # tag of a run: what the page of a job looks for
-STAGES_OF = {
-    "ingest": (["posts"], "One shard of the source; backfill over shards."),
-    "experts": (["expert"], "One expert; backfill over experts."),
-    "finish": (
-        ["shared_decoder", "mixture", "published", "evaluation", "report"],
-        "From trained experts to the table.",
-    ),
-}
+
+
+def _of(*stages: str) -> dg.AssetSelection:
+    return dg.AssetSelection.assets(*map(key_of, stages))
+
+
+FINISH = ("shared_decoder", "mixture", "published", "evaluation", "report")
+SHARDED = [name for name, stage in GRAPH.for_study(study()).items() if stage.keys == "shards"]
+LAUNCH = "Runs of `hardmoe run` and `everything`, an asset partition each. Launch `everything` instead."
 JOBS = [
     dg.define_asset_job(
         name,
-        selection=dg.AssetSelection.assets(*map(key_of, stages)),
+        selection=selection,
         description=description,
         tags={STUDY: study().name},  # also of a run that fails before its step begins
     )
-    for name, (stages, description) in STAGES_OF.items()
-]
-
-SHARDED = [name for name, stage in GRAPH.for_study(study()).items() if stage.keys == "shards"]
-BY_SHARD = dg.AssetSelection.assets(*map(key_of, SHARDED))
-# two, since the partitioned assets of a job have one set of partitions
-RUN_JOBS = [
-    dg.define_asset_job(
-        name,
-        selection=selection,
-        description="Runs of `hardmoe run` and `everything`, an asset partition each. Launch `everything` instead.",
-        tags={STUDY: study().name},
+    for name, selection, description in (
+        ("ingest", _of("posts"), "One shard of the source; backfill over shards."),
+        ("experts", _of("expert"), "One expert; backfill over experts."),
+        ("finish", _of(*FINISH), "From trained experts to the table."),
+        # two, since the partitioned assets of a job have one set of partitions
+        ("shard_assets", _of(*SHARDED), LAUNCH),
+        ("study_assets", dg.AssetSelection.all() - _of(*SHARDED), LAUNCH),
     )
-    for name, selection in (("shard_assets", BY_SHARD), ("study_assets", dg.AssetSelection.all() - BY_SHARD))
 ]
 
 

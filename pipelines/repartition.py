@@ -25,18 +25,7 @@ class Again(dg.Config):
 @dg.op(description="Requests a new fit of the gate, and the runs of what is stale then.")
 def request_refit(context: dg.OpExecutionContext, config: Again) -> None:
     """A run of the op is one request: when it is tried again after a crash, the request still stands."""
-    claim(context.instance, context.run)
-    try:
-        work = open_study(study(), root())
-        work.planner.stage(config.then)
-        if context.retry_number == 0:
-            current_partition.request_refit(work)
-            if config.renew:
-                frozen.request_renewal(work)
-    except HardmoeError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    request = request_run(root(), config.then)
-    context.add_output_metadata({"request": request.id, "until": config.then})
+    _request(context, config.then, refit=True, renew=config.renew)
 
 
 @dg.job(
@@ -55,14 +44,24 @@ class Until(dg.Config):
 
 @dg.op(description="Requests the runs of what is missing or stale.")
 def request_everything(context: dg.OpExecutionContext, config: Until) -> None:
+    _request(context, config.until)
+
+
+def _request(context: dg.OpExecutionContext, until: str, refit: bool = False, renew: bool = False) -> None:
+    """Requests the runs up to an asset, or all; a user's mistake fails the op in one line."""
     claim(context.instance, context.run)
     try:
-        if config.until:
-            open_study(study(), root()).planner.stage(config.until)
+        work = open_study(study(), root(), remember=True)
+        if until:
+            work.planner.stage(until)
+        if refit and context.retry_number == 0:
+            current_partition.request_refit(work)
+        if renew and context.retry_number == 0:
+            frozen.request_renewal(work)
     except HardmoeError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    request = request_run(root(), config.until or None)
-    context.add_output_metadata({"request": request.id, "until": config.until or "everything"})
+    request = request_run(root(), until or None)
+    context.add_output_metadata({"request": request.id, "until": until or "everything"})
 
 
 @dg.job(

@@ -7,10 +7,8 @@ source has by now, nor the experts that the partition turns out to have. `launch
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -18,7 +16,8 @@ import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from assets.record import Recorder
-from assets.study import STUDY, experts, key_of, root, shards, study
+from assets.runs import runs_by_task
+from assets.study import key_of, project_keys, root, study
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.processes import this_process
@@ -27,14 +26,16 @@ from moe_core.store.artifact import name_of
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
 from moe_core.workspace import token
-from pipelines.jobs import JOBS, RUN_JOBS, job_of
+from pipelines.jobs import JOBS, job_of
 from pipelines.run.dag import Dag
 from pipelines.run.plan import tasks_until
 from pipelines.sensors import opened_in_time
 
 TICK_SECONDS = 5
-REPLAN_SECONDS = 60  # a tick plans after so long anyway: new files of the source change nothing that is cheap to see
+REPLAN_SECONDS = 60  # a tick plans so often anyway: new files of the source change nothing that is cheap to see
 REQUEST_TAG = "hardmoe/request"  # of a run: which request it belongs to
+UNFINISHED = dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)
+FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,11 @@ class RunRequested:
 
     id: str
     until: str | None
-    at: float  # seconds since 1970
 
 
 def request_run(root: Path, until: str | None) -> RunRequested:
     """Records a request; it takes the place of an earlier one that is not carried out yet."""
-    request = RunRequested(uuid.uuid4().hex[:12], until, time.time())
+    request = RunRequested(uuid.uuid4().hex[:12], until)
     pointer.write(Layout(root).run_request, asdict(request))
     return request
 
@@ -60,7 +60,7 @@ def read_request(root: Path) -> RunRequested | None:
 
 
 @dg.sensor(
-    jobs=[*JOBS, *RUN_JOBS],
+    jobs=JOBS,
     minimum_interval_seconds=TICK_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,  # it does nothing until a job requests something
     description="Launches the runs that the jobs `everything` and `repartition` request, as they become ready.",
@@ -70,12 +70,12 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
     Where the tick before found nothing to launch and nothing changed since, it waits for the runs without planning.
     """
-    request = read_request(root())
+    request, instance = read_request(root()), context.instance
     if request is None:
         return dg.SensorResult(skip_reason="nothing is requested")
-    now = _now(context.instance, request)
-    if _waits(context.cursor, now):
-        return dg.SensorResult(skip_reason="nothing changed; runs are under way", cursor=context.cursor)
+    now = _now(instance, request)
+    if context.cursor == now:
+        return dg.SensorResult(skip_reason="nothing changed; runs are under way", cursor=now)
     work = opened_in_time()
     if work is None:
         return dg.SensorResult(skip_reason="new or changed files of the source are read", cursor="")
@@ -84,83 +84,52 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         return dg.SensorResult(
             skip_reason=f"request {request.id} is dropped: the study has no {request.until} any more"
         )
-    tick = _Tick(work, context.instance, request)
-    for line in tick.failed.values():
-        context.log.warning(line)
-    if not (tick.ready or tick.active):
+    project_keys(instance, work.study.name, [shard.key for shard in work.shards], work.experts)
+    due = _due(work, instance, request)
+    active = {name for name, _ in runs_by_task(instance, work.study.name, UNFINISHED)}
+    since = dg.RunsFilter(statuses=FAILED, tags={REQUEST_TAG: request.id})
+    failed = {name: run for name, run in runs_by_task(instance, work.study.name, since) if name in due}
+    dag = Dag(work.planner.graph, due)
+    for name, run in failed.items():  # is not tried again
+        context.log.warning(f"{name_of(*name)}: run {run.run_id} ended as {run.status.value}")
+        dag.give_up(name)
+    ready = [due[name] for name in dag.ready if name not in active]
+    if not (ready or active):
         pointer.remove(work.store.layout.run_request)
-        failed = f"failed: {', '.join(name_of(*name) for name in tick.failed)}" if tick.failed else "all of it is made"
-        return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {failed}", cursor="")
+        end = f"failed: {', '.join(name_of(*name) for name in failed)}" if failed else "all of it is made"
+        return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {end}", cursor="")
     return dg.SensorResult(
-        run_requests=[tick.run_of(name) for name in tick.ready],
-        dynamic_partitions_requests=list(tick.new_keys()),
-        skip_reason=None if tick.ready else f"{len(tick.active)} runs are under way",
-        cursor="" if tick.ready else json.dumps({"now": now, "planned at": time.time()}),
+        run_requests=[_run_of(planned, request) for planned in ready],
+        skip_reason=None if ready else f"{len(active)} runs are under way",
+        cursor="" if ready else now,
     )
 
 
 def _now(instance: dg.DagsterInstance, request: RunRequested) -> str:
     """Changes once a run starts or ends, the study or its state changes, or another process, such as of newer code,
-    takes the sensor over. Costs two queries at most, however large the study is."""
-    active = sorted(instance.get_run_ids(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)))
-    return content_hash([request.id, token(study(), root()), this_process(), active])
+    takes the sensor over; and now and then. Costs two queries at most, however large the study is."""
+    active = sorted(instance.get_run_ids(UNFINISHED))
+    period = int(time.time() // REPLAN_SECONDS)
+    return content_hash([request.id, token(study(), root()), this_process(), active, period])
 
 
-def _waits(cursor: str | None, now: str) -> bool:
-    """Whether the tick before, which left the cursor, planned the same not long ago and found nothing to launch."""
-    before = json.loads(cursor) if cursor else {}
-    return before.get("now") == now and time.time() - before["planned at"] < REPLAN_SECONDS
+def _due(work: Context, instance: dg.DagsterInstance, request: RunRequested) -> dict[Name, PlannedTask]:
+    """Tasks that want a run. Those that exist are recorded where Dagster does not know them."""
+    recorder, due = Recorder(instance), dict[Name, PlannedTask]()
+    for planned in tasks_until(work, request.until):
+        if planned.artifact is None or recorder.wants_run(planned):
+            due[planned.name] = planned
+        elif not recorder.is_recorded(work, planned):
+            recorder.record(work, planned)
+    return due
 
 
-class _Tick:
-    """What is ready, active and failed of a request."""
-
-    def __init__(self, work: Context, instance: dg.DagsterInstance, request: RunRequested) -> None:
-        self.work, self.instance, self.request = work, instance, request
-        recorder = Recorder(instance)
-        self.due: dict[Name, PlannedTask] = {}
-        for planned in tasks_until(work, request.until):
-            if planned.artifact is None or recorder.wants_run(planned):
-                self.due[planned.name] = planned
-            elif not recorder.is_recorded(work, planned):
-                recorder.record(work, planned)
-        self.active = self._active()
-        self.failed = self._failed()
-        dag = Dag(work.planner.graph, self.due)
-        for name in self.failed:
-            dag.give_up(name)
-        self.ready = [name for name in dag.ready if name not in self.active]
-
-    def _runs(self, filters: dg.RunsFilter) -> Iterator[tuple[Name, dg.DagsterRun]]:
-        for run in self.instance.get_runs(filters):
-            if run.tags.get(STUDY, study().name) == study().name:
-                for asset in run.asset_selection or ():
-                    yield (asset.path[-1], run.tags.get("dagster/partition")), run
-
-    def _active(self) -> set[Name]:
-        return {name for name, _ in self._runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))}
-
-    def _failed(self) -> dict[Name, str]:
-        """Tasks that are due and whose run failed or was canceled since the request: they are not tried again."""
-        ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-        filters = dg.RunsFilter(statuses=ended, tags={REQUEST_TAG: self.request.id})
-        failed = (pair for pair in self._runs(filters) if pair[0] in self.due)
-        return {name: f"{name_of(*name)}: run {run.run_id} ended as {run.status.value}" for name, run in failed}
-
-    def run_of(self, name: Name) -> dg.RunRequest:
-        stage, key = name
-        spec = self.due[name].spec
-        version = spec.version if spec else "unknown"  # a run key that was used is not used again
-        return dg.RunRequest(
-            run_key=f"{self.request.id}-{name_of(stage, key)}-{version}",
-            job_name=job_of(stage),
-            asset_selection=[key_of(stage)],
-            partition_key=key,
-            tags={REQUEST_TAG: self.request.id},
-        )
-
-    def new_keys(self) -> Iterator[dg.AddDynamicPartitionsRequest]:
-        for partitions, keys in ((shards(), [s.key for s in self.work.shards]), (experts(), self.work.experts)):
-            known = set(self.instance.get_dynamic_partitions(str(partitions.name)))
-            if new := [key for key in keys if key not in known]:
-                yield partitions.build_add_request(new)
+def _run_of(planned: PlannedTask, request: RunRequested) -> dg.RunRequest:
+    version = planned.spec.version if planned.spec else "unknown"  # a run key that was used is not used again
+    return dg.RunRequest(
+        run_key=f"{request.id}-{planned.label}-{version}",
+        job_name=job_of(planned.stage),
+        asset_selection=[key_of(planned.stage)],
+        partition_key=planned.key,
+        tags={REQUEST_TAG: request.id},
+    )

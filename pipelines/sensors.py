@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.study import STUDY, root, shards, study
+from assets.study import STUDY, project_keys, root, study
 from moe_core.engine.context import Context
 from moe_core.workspace import open_study
 from pipelines.run.status import error_of
@@ -34,8 +34,7 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     if work is None:
         since = time.strftime("%H:%M:%S", time.localtime(scans[root()].began))
         return dg.SensorResult(skip_reason=f"new or changed files are being read since {since}")
-    known = set(context.instance.get_dynamic_partitions(str(shards().name)))
-    new = [shard.key for shard in work.shards if shard.key not in known]
+    project_keys(context.instance, work.study.name, [shard.key for shard in work.shards], work.experts)
     missing = [shard for shard in work.shards if work.find("posts", shard.key) is None]
     waiting = [f"left out until it can be read: {file.why}" for file in work.planner.state.unready]
     for line in waiting:
@@ -46,22 +45,21 @@ def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             dg.RunRequest(f"{shard.key}-{work.version('posts', shard.key)}", partition_key=shard.key)
             for shard in missing
         ],
-        dynamic_partitions_requests=[shards().build_add_request(new)] if new else [],
         skip_reason=None if missing else "; ".join([f"all {len(work.shards)} shards are ingested", *waiting]),
     )
 
 
-class Scan:
-    """The study with the shards of its source, read in a thread."""
+class Scan(threading.Thread):
+    """Reads the study with the shards of its source."""
 
     def __init__(self) -> None:
+        super().__init__(daemon=True)
         self.began = time.time()
         self.work: Context | None = None
         self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._read, daemon=True)
-        self.thread.start()
+        self.start()
 
-    def _read(self) -> None:
+    def run(self) -> None:
         try:
             self.work = open_study(study(), root(), remember=True)
             _ = self.work.shards
@@ -79,8 +77,8 @@ def opened_in_time() -> Context | None:
         earlier = root() in scans
         scan = scans[root()] if earlier else Scan()
         scans[root()] = scan
-        scan.thread.join(max(0.0, deadline - time.monotonic()))
-        if scan.thread.is_alive():
+        scan.join(max(0.0, deadline - time.monotonic()))
+        if scan.is_alive():
             return None
         del scans[root()]
         if earlier:  # files may have changed since; their content hashes are remembered

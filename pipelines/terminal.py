@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -10,23 +9,18 @@ import click
 from moe_core.text import ZWJ, shown
 
 
-@dataclass(frozen=True)
-class Colored:
-    """A word of a line, in a color where the output is a terminal."""
-
-    text: str
-    color: str
-
-
 def echo(*parts: object, err: bool = False) -> None:
-    """One line of some parts, with control characters, line ends and marks that turn the line around escaped."""
+    """One line of some parts, with control characters, line ends and marks that turn the line around escaped.
+
+    A part may be (text, color): in that color where the output is a terminal.
+    """
     stream = sys.stderr if err else sys.stdout
     encoding = stream.encoding or "utf-8"
     line = ""
     for part in parts:
-        text = shown(part.text if isinstance(part, Colored) else part, most=None)
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
-        line += click.style(text, fg=part.color) if isinstance(part, Colored) else text
+        text, color = part if isinstance(part, tuple) else (part, None)
+        text = shown(text, most=None).encode(encoding, "backslashreplace").decode(encoding)
+        line += click.style(text, fg=color) if color else text
     click.echo(line, file=stream)
 
 

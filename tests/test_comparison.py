@@ -172,7 +172,7 @@ def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
     slower = GOOD.model_copy(update={"trunk": GOOD.trunk.model_copy(update={"epochs": 11.0})})
     for study, warned in ((GOOD, False), (slower, True)):
         context = open_study(study, both)
-        display = Display(context, tasks_until(context, None))
+        display = Display(context, tasks_until(context, None), 1)
         display.event("fresh", "vocabulary", "")
         assert ("Warning: " in capsys.readouterr().err) == warned
 

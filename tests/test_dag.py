@@ -43,9 +43,9 @@ def test_each_task_is_ready_once_what_it_reads_is_done():
     finish(dag, EXPERTS[1])
     assert dag.ready == EXPERTS[:1]
     finish(dag, EXPERTS[0])
-    assert dag.ready == dag.left == [("decoder", None)]
+    assert dag.ready == list(dag.left) == [("decoder", None)]
     finish(dag, ("decoder", None))
-    assert dag.left == []
+    assert not dag.left
 
 
 def test_a_shard_waits_for_its_own_posts_only():
@@ -57,7 +57,6 @@ def test_a_shard_waits_for_its_own_posts_only():
 def test_what_is_not_in_the_plan_is_not_waited_for():
     assert Dag(GRAPH, [FEATURES[0], ("decoder", None)]).ready == [FEATURES[0], ("decoder", None)]
     assert Dag(GRAPH, [("decoder", None)]).ready == [("decoder", None)]
-    assert Dag(GRAPH, ALL, edges=False).ready == ALL, "what was asked for by name"
 
 
 def test_a_failure_stops_what_depends_on_it_and_nothing_else():
@@ -66,14 +65,14 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else():
     assert dag.give_up(EXPERTS[0]) == [("decoder", None)]
     assert dag.ready == [("trunk", None), EXPERTS[1]]
     finish(dag, EXPERTS[1])
-    assert dag.left == [("trunk", None)]
+    assert list(dag.left) == [("trunk", None)]
 
 
 def test_a_task_that_failed_before_it_was_ready_is_not_left():
     dag = Dag(GRAPH, ALL)
     assert dag.give_up(EXPERTS[0]) == [("decoder", None)]
     finish(dag, *POSTS, ("trunk", None), *FEATURES, ("gate", None))
-    assert dag.ready == dag.left == EXPERTS[1:]
+    assert dag.ready == list(dag.left) == EXPERTS[1:]
 
 
 def test_what_another_plan_started_frees_nothing_when_it_ends():

@@ -7,11 +7,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from assets.study import project_keys
 from helpers.command import hardmoe, write
 from helpers.with_controls import small_study
 from pipelines.instance import databases
 from pipelines.instance.home import SETTINGS
-from pipelines.instance.keys import project_keys
 from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap
 

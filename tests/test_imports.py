@@ -93,5 +93,5 @@ def test_no_function_imports_a_module_of_ours():
 
 def test_an_import_inside_a_function_is_found():
     text = "import moe_core.text\nclass A:\n    def f(self):\n        from moe_core.engine import stage\n"
-    found = [(one.imported, one.line, one.in_function) for one in imports_of("assets.posts", text)]
+    found = [(one.imported, one.line, one.in_function) for one in imports_of("assets.data", text)]
     assert found == [("moe_core.text", 1, False), ("moe_core.engine.stage", 4, True)]

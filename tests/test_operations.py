@@ -176,8 +176,8 @@ def test_one_instance_has_one_ui_at_a_time(tmp_path, monkeypatch):
 
 def test_a_daemon_that_reports_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(prepare_home(tmp_path, 1)))
-    assert daemon_heartbeat_age() is None
-    for seconds, noticed in ((3600, False), (10, True)):
-        with opening.opened() as dagster:
+    with opening.opened() as dagster:
+        assert daemon_heartbeat_age(dagster) is None
+        for seconds, noticed in ((3600, False), (10, True)):
             dagster.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds, "SENSOR", "elsewhere", []))
-        assert (daemon_heartbeat_age() is not None) == noticed
+            assert (daemon_heartbeat_age(dagster) is not None) == noticed

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from assets.runs import process_of
+from assets.study import project_keys
 from helpers.command import write
 from helpers.with_controls import QUICK, small_study
 from moe_core.engine.build import build_all
@@ -19,9 +20,8 @@ from moe_core.processes import pid_of
 from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 from pipelines.instance.home import prepare_home
-from pipelines.instance.keys import project_keys
 from pipelines.instance.opening import opened
-from pipelines.run.pools.local import LocalPool
+from pipelines.run.pool import LocalPool
 from pipelines.run.task import Task, TaskResult
 
 VOCABULARY, TRUNK = Task("vocabulary", None), Task("trunk", None)

@@ -13,6 +13,7 @@ import pytest
 from assets.runs import HOST, PROCESS
 from helpers.command import hardmoe, write
 from helpers.without_controls import opened, quick_study
+from moe_core.data.traces import Traces
 from moe_core.processes import process_name
 from moe_core.settings import Partition
 from pipelines.instance import opening
@@ -78,9 +79,9 @@ def test_all_of_dagster_lies_in_postgresql_where_dagster_yaml_says_so(postgres, 
         assert reap(dagster) == [left.run_id]
         assert dagster.get_run_by_id(left.run_id).status == dg.DagsterRunStatus.FAILURE
         assert dagster.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
-        assert find_runs(dagster, {GONE}) == []
+        assert find_runs(dagster, Traces([GONE])) == []
         dagster.report_engine_event(f"{GONE}: no_tags", dagster.get_run_by_id(left.run_id))
-        assert find_runs(dagster, {GONE}) == [left.run_id]
+        assert find_runs(dagster, Traces([GONE])) == [left.run_id]
     write(file.parent, quick_study(partition=Partition(experts=5000)))
     failed = hardmoe("run", "--study", file, "--until", "partition", check=False, **variables)
     assert "Error: partition: partition.experts = 5000, but only" in failed.stderr

@@ -14,7 +14,7 @@ from moe_core.study_file import dump_study
 SCRIPT = """
 import json
 import dagster as dg
-from assets import posts as asset
+from assets import data as asset
 from assets.materialize import definition
 from assets.study import shards
 

@@ -46,7 +46,7 @@ def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path):
 
 
 def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
-    display = Display(open_study(small_study(), tmp_path))
+    display = Display(open_study(small_study(), tmp_path), (), 1)
     (tmp_path / ".progress").mkdir()
     report = {"pid": 7, "run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0}
     (tmp_path / ".progress" / "expert.e000.json").write_text(json.dumps(report | {"images_seen": 1600}))
@@ -57,7 +57,7 @@ def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
     )
     runs = [Running(Task("expert", f"e00{k}"), "mine", time.monotonic(), "v") for k in range(3)]
     runs.append(Running(Task("trunk", None), "mine", time.monotonic(), "v"))
-    one, two, three, gpu, four = display.lines(runs, {"trunk": "is made by another process (9)"})
+    _, one, two, three, gpu, four = display.lines(runs, {"trunk": "is made by another process (9)"}, 1000)
     assert one.split()[4:] == ["25", "%", "step", "50", "loss", "2.500", "100", "images/s", "48", "s", "left"]
     assert two.endswith("waits for another process (9)")
     assert three.endswith("waits for another process (8)")

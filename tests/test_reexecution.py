@@ -50,7 +50,7 @@ from assets.study import root, study
 from moe_core.workspace import open_study
 from pipelines.definitions import defs
 from pipelines.instance.home import prepare_home
-from pipelines.instance.keys import project_keys
+from assets.study import project_keys
 
 context = open_study(study(), root())
 prepare_home(context.root, 1)

@@ -17,7 +17,7 @@ from moe_core.study_file import dump_study
 CELLS = """
 import json, sys
 from types import SimpleNamespace
-from assets.gains import who_answers
+from assets.mixture import who_answers
 from assets.showing import bar, cell, numbers, table
 said = json.load(sys.stdin)
 judged = {"validation_gain": {"e000": -0.0123}, "published": {"e000": False, "e001": True}}
@@ -96,7 +96,7 @@ from assets.study import root, study
 from moe_core.workspace import open_study
 from moe_core.stages.graph import GRAPH
 from pipelines.instance.home import prepare_home
-from pipelines.instance.keys import project_keys
+from assets.study import project_keys
 from pipelines.run.worker import materialize
 from pipelines.run.task import Task
 context = open_study(study(), root())

@@ -131,17 +131,17 @@ def test_an_unknown_training_makes_the_time_left_unknown_and_a_first_report_tell
 
 
 def test_a_narrow_terminal_keeps_name_share_and_time_left(tmp_path):
-    display = Display(open_study(tiny_study(), tmp_path))
+    display = Display(open_study(tiny_study(), tmp_path), (), 1)
     (tmp_path / ".progress").mkdir()
     report = {"run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0, "images_seen": 1600}
     (tmp_path / ".progress" / "separate_expert.e000.json").write_text(json.dumps(report))
     runs = [Running(Task("separate_expert", "e000"), "mine", time.monotonic(), "version")]
-    (narrow,) = display.lines(runs, {}, 80)
+    _, narrow = display.lines(runs, {}, 80)
     assert len(narrow) <= 80
     assert narrow.split()[1] == "separate_expert:e000"
     assert narrow.endswith("48 s left")
     assert " 25 %" in narrow
-    (wide,) = display.lines(runs, {}, 160)
+    _, wide = display.lines(runs, {}, 160)
     assert "loss 2.500" in wide
     assert "step 50" in wide
 
@@ -149,7 +149,7 @@ def test_a_narrow_terminal_keeps_name_share_and_time_left(tmp_path):
 WARNS = """
 import sys
 from pipelines.cli.progress import Display
-with Display(None) as display:
+with Display(None, (), 1) as display:
     print("to standard error", file=sys.stderr)
 """
 

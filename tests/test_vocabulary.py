@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.vocabulary import dropped_table, kept_table
+from assets.data import dropped_table, kept_table
 from moe_core.data.counting import TagCounter
 from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms
 from moe_core.data.vocabulary import Vocabulary, choose_from, load, save

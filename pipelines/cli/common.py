@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from assets.study import project_keys
 from moe_core.data.sources.scan import Unready
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Blocked, Name, PlannedTask, missing
@@ -26,16 +26,14 @@ from moe_core.store.owner import check_owner, claim
 from moe_core.study_file import dump_study, load_study, override
 from moe_core.text import refuse_bytes, shown
 from moe_core.workspace import open_study, reopened
-from pipelines.cli.errors import interrupt_once
 from pipelines.cli.progress import Display, result_line
 from pipelines.cli.table import print_table
 from pipelines.instance.home import prepare_home
-from pipelines.instance.keys import project_keys
 from pipelines.instance.opening import opened
 from pipelines.run.estimate import run_plan
 from pipelines.run.plan import planned_tasks
 from pipelines.run.reasons import older_than
-from pipelines.run.scheduler import checked_workers, default_workers, run_study, study_file_of, use_workers
+from pipelines.run.scheduler import run_study, worker_count
 from pipelines.run.status import states
 from pipelines.run.task import Summary, Task
 from pipelines.terminal import echo, echo_json
@@ -73,7 +71,7 @@ def show_run_plan(
 ) -> None:
     """What a run of these tasks would do."""
     warn_damaged(context)
-    plan = run_plan(context, planned, force, checked_workers(workers, context.study.partition.experts))
+    plan = run_plan(context, planned, force, worker_count(workers, context.study.partition.experts))
     if as_json:
         echo_json(plan.as_json())
     else:
@@ -82,8 +80,10 @@ def show_run_plan(
 
 
 def show_keys(context: Context) -> None:
-    """Shows Dagster the study's partition keys."""
-    prepare_home(context.root, default_workers(context.study.partition.experts))
+    """Shows Dagster the study's partition keys, where its source can be read; its instance is created first."""
+    prepare_home(context.root, worker_count(None, context.study.partition.experts))
+    if isinstance(context.planner.state.source, Exception):
+        return
     with opened() as instance:
         project_keys(instance, context.study.name, [s.key for s in context.shards], context.experts)
 
@@ -96,17 +96,16 @@ def write_study(path: Path, study: Study) -> None:
 
 def run_shown(context: Context, **options: Any) -> Summary:
     """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
-    claim(study_file_of(context.root))
+    claim(Path(os.environ["HARDMOE_STUDY"]))
     warn_damaged(context)
     warn_unready(context.planner.state.unready)
     _ = context.shards  # a source that is not there is an error before anything starts
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
-    signal.signal(signal.SIGTERM, interrupt_once)  # SIGTERM behaves like Ctrl-C
     try:
         now = finish_takedown(context)
         planned = planned_tasks(now, options.get("until"), options.get("only"))
-        with Display(now, planned, use_workers(options.get("workers"), now.study.partition.experts)) as display:
+        with Display(now, planned, worker_count(options.get("workers"), now.study.partition.experts)) as display:
             summary = run_study(now, on_event=display.event, on_poll=display.poll, **options)
     except KeyboardInterrupt:  # before or after runs are under way
         return Summary(interrupted=True)
@@ -128,20 +127,20 @@ def warn_unready(unready: Iterable[Unready]) -> None:
         echo(f"Left out until it can be read: {shown(file.why, 4000)}", err=True)
 
 
-def with_source(context: Context, *wanted: Name) -> Context:
-    """The study. Where its source cannot be read, prints why; these assets are then as they were last built, with what
-    they were made from.
+def with_source(context: Context, wanted: Name | None = None) -> Context:
+    """The study. Where its source cannot be read, prints why; the asset that is wanted is then as it was last built,
+    with what it was made from.
 
-    Raises BadSource where one was never built.
+    Raises BadSource where it was never built.
     """
     source = context.planner.state.source
     if not isinstance(source, Exception):
         return context
     why = shown(" ".join(str(source).split()), 4000)
-    for asset, key in wanted:
-        if not context.store.versions(asset, key):
-            raise BadSource(f"the source cannot be read, and the store has no {asset} yet: {why}")
-        context = _as_last_built(context, asset, key)
+    if wanted:
+        if not context.store.versions(*wanted):
+            raise BadSource(f"the source cannot be read, and the store has no {wanted[0]} yet: {why}")
+        context = _as_last_built(context, *wanted)
     echo(f"The source cannot be read now, so this is as it was last built: {why}", err=True)
     return context
 
@@ -227,9 +226,8 @@ def finish(summary: Summary) -> None:
         f"{len(summary.made)} made, {len(summary.fresh)} fresh, {len(summary.failed)} failed, "
         f"{len(summary.skipped)} not started, in {summary.seconds:.1f} s"
     )
-    if summary.failed:
-        for name, why in summary.failed.items():
-            echo(f"Error: {name}: {shown(why, 4000)}", err=True)
+    for name, why in summary.failed.items():
+        echo(f"Error: {name}: {shown(why, 4000)}", err=True)
     if summary.interrupted:
         nothing = not (summary.made or summary.fresh or summary.stopped or summary.left)
         under_way = f"; {', '.join(summary.stopped)} stopped at the last checkpoint" if summary.stopped else ""

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +11,7 @@ import click
 
 from moe_core.errors import HardmoeError
 from moe_core.text import shown
+from pipelines.run.interrupts import SIGNALS, handled
 from pipelines.terminal import echo
 
 BUG = "This is a bug of hardmoe, not a mistake of yours: please report it, with the lines above, where you got hardmoe"
@@ -29,7 +29,7 @@ class OneLineErrors(click.Group):
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _first_interrupt_only(), _usage_errors_escaped():
+        with handled(_interrupt_once), _usage_errors_escaped():
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:
@@ -71,21 +71,8 @@ def _usage_errors_escaped() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _first_interrupt_only() -> Iterator[None]:
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is to be ignored
-    if ours:
-        signal.signal(signal.SIGINT, interrupt_once)
-    try:
-        yield
-    finally:
-        if ours and signal.getsignal(signal.SIGINT) is interrupt_once:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def interrupt_once(number: int, frame: FrameType | None) -> None:
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
     """The first Ctrl-C or SIGTERM ends the command in order; later ones are ignored, so that it can print a summary."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt

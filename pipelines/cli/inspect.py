@@ -24,13 +24,11 @@ from pipelines.cli.common import (
     with_source,
 )
 from pipelines.cli.options import JSON, STUDY_OPTION
-from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap
 from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
-from pipelines.run.scheduler import default_workers
 from pipelines.run.status import posts_of, states_of
-from pipelines.terminal import Colored, echo, echo_json
+from pipelines.terminal import echo, echo_json
 from pipelines.ui.commands import checked_host, checked_prefix, dagster_commands
 from pipelines.ui.supervisor import run_together
 
@@ -61,7 +59,7 @@ def status(study_file: Path, as_json: bool) -> None:
     colors = {"fresh": "green", "stale": "yellow", "missing": "bright_black", "failed": "red", "running": "cyan"}
     for state in states:
         name = name_of(state.asset, state.key)
-        echo(f"{name:28} ", Colored(f"{state.state:8}", colors[state.state]), f" {state.why}".rstrip())
+        echo(f"{name:28} ", (f"{state.state:8}", colors[state.state]), f" {state.why}".rstrip())
 
 
 @click.command()
@@ -141,17 +139,15 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
     """
     allowed, prefix = [checked_host(host) for host in allow_host], checked_prefix(path_prefix)
     context = study_at(study_file)
-    prepare_home(context.root, default_workers(context.study.partition.experts))
-    if not isinstance(with_source(context).planner.state.source, Exception):
-        show_keys(context)
+    show_keys(with_source(context))
     lock = lock_ui(port)
-    if (seconds := daemon_heartbeat_age()) is not None:
-        echo(
-            f"A daemon of this instance reported {seconds:.0f} s ago. Unless it was that of a `hardmoe ui` which has "
-            "ended, stop it or this command: two daemons would start each run twice",
-            err=True,
-        )
     with opened() as instance:
+        if (seconds := daemon_heartbeat_age(instance)) is not None:
+            echo(
+                f"A daemon of this instance reported {seconds:.0f} s ago. Unless it was that of a `hardmoe ui` which "
+                "has ended, stop it or this command: two daemons would start each run twice",
+                err=True,
+            )
         if ended := reap(instance):
             echo(f"Ended {len(ended)} runs whose process is gone: {', '.join(ended)}")
     echo(f"Dagster's UI: http://127.0.0.1:{port}{prefix}   (Ctrl-C ends it)")

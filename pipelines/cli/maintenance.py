@@ -20,7 +20,7 @@ from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened, opened_if_there
 from pipelines.instance.reap import reap as reap_runs
 from pipelines.instance.search import find_places
-from pipelines.run.scheduler import default_workers
+from pipelines.run.scheduler import worker_count
 from pipelines.terminal import echo, echo_json
 
 APPLY = click.option("--apply", "apply_it", is_flag=True, help="Remove it; without, only show what would be removed.")
@@ -36,7 +36,7 @@ def reap(study_file: Path) -> None:
     Example: hardmoe reap --study cats/study.toml
     """
     context = study_at(study_file)
-    prepare_home(context.root, default_workers(context.study.partition.experts))
+    prepare_home(context.root, worker_count(None, context.study.partition.experts))
     with opened() as instance:
         ended = reap_runs(instance)
     echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))

@@ -20,20 +20,19 @@ from pipelines.run.scheduler import Running
 from pipelines.run.task import Summary, Task
 from pipelines.terminal import echo
 
-UPDATE_SECONDS = 0.25  # between updates of the live lines
 LINE_SECONDS = 10.0  # between progress lines where the output is no terminal
 
 
 class Display:
     """Live lines on a terminal, a line every few seconds elsewhere. `tasks` are those of the run."""
 
-    def __init__(self, context: Context, tasks: Sequence[PlannedTask] = (), workers: int = 1) -> None:
+    def __init__(self, context: Context, tasks: Sequence[PlannedTask], workers: int) -> None:
         self.context = context
-        self.forecast = Forecast(context, tasks, workers) if tasks else None
+        self.forecast = Forecast(context, tasks, workers)
         self.console = Console(highlight=False, soft_wrap=True)
         redirect = sys.stderr.isatty()  # standard error that goes to a file stays there
         self.live = Live(console=self.console, refresh_per_second=4, transient=True, redirect_stderr=redirect)
-        self.printed = self.updated = time.monotonic()
+        self.printed = time.monotonic()
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -48,9 +47,8 @@ class Display:
         if kind == "replanned":
             echo(f"Inputs changed ({why}); replanning the remaining tasks", err=True)
             return
-        if self.forecast:
-            self.forecast.event(kind, name)
-        if name == "vocabulary" and kind in ("done", "fresh") and self.forecast and self.forecast.trains():
+        self.forecast.event(kind, name)
+        if name == "vocabulary" and kind in ("done", "fresh") and self.forecast.trains():
             for line in warnings_of(self.context):
                 echo(f"Warning: {line}", err=True)  # under Live, too, above what is live
         if kind in ("done", "failed"):
@@ -59,29 +57,25 @@ class Display:
             self.console.print(Text.assemble(colored, f" {name:24}  {shown(why, 4000)}"))
 
     def poll(self, running: list[Running], blocked: dict[str, str]) -> None:
-        now = time.monotonic()
-        if self.console.is_terminal:
-            if now - self.updated >= UPDATE_SECONDS:
-                self.updated = now
-                self.live.update(
-                    Text("\n".join(shown(line, None) for line in self.lines(running, blocked, self.console.width)))
-                )
-        elif now - self.printed >= LINE_SECONDS:
-            self.printed = now
-            for line in self.lines(running, blocked):
-                self.console.print(shown(line, None), markup=False)
+        live, now = self.console.is_terminal, time.monotonic()
+        if not live and now - self.printed < LINE_SECONDS:
+            return
+        self.printed = now
+        lines = self.lines(running, blocked, self.console.width if live else 1000)
+        text = Text("\n".join(shown(line, None) for line in lines))
+        if live:
+            self.live.update(text)
+        else:
+            self.console.print(text)
 
-    def lines(self, running: list[Running], blocked: dict[str, str], width: int = 1000) -> list[str]:
+    def lines(self, running: list[Running], blocked: dict[str, str], width: int) -> list[str]:
         """The share of the run that is done and the time left; then a line for each running task with its step, loss,
         speed and time left, as far as the width allows; then a line for each task that waits for another process."""
-        reports = {run.task.name: self._report(run) for run in running}
-        lines = [self.forecast.line(running, reports)] if self.forecast else []
-        lines += [_line(run, reports[run.task.name], width) for run in running]
-        return [*lines, *(f"waiting {name:24} {why}" for name, why in blocked.items())]
-
-    def _report(self, run: Running) -> dict[str, Any]:
-        """What the run last reported; empty before it has reported anything."""
-        return read(self.context.store.layout.progress(run.task.asset, run.task.key))
+        # empty before a run has reported anything
+        reports = {run.task.name: read(self.context.store.layout.progress(*run.name)) for run in running}
+        under_way = (_line(run, reports[run.task.name], width) for run in running)
+        waiting = (f"waiting {name:24} {why}" for name, why in blocked.items())
+        return [self.forecast.line(running, reports), *under_way, *waiting]
 
 
 def _line(run: Running, report: dict[str, Any], width: int) -> str:

@@ -1,16 +1,21 @@
 """Dagster's SQLite files in the folder of an instance: which of them is damaged, and what to do then."""
 
 import sqlite3
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
+
 AGAIN = "`hardmoe run` then records what exists again, and trains nothing"
-
-
-def files_of(home: Path) -> list[Path]:
-    """The files that Dagster opens for every command."""
-    return [home / "history" / "runs.db", home / "history" / "runs" / "index.db", home / "schedules" / "schedules.db"]
+FILES = {  # that Dagster opens for every command, with their tables
+    "history/runs.db": RunStorageSqlMetadata.tables,
+    "history/runs/index.db": SqlEventLogStorageMetadata.tables,
+    "schedules/schedules.db": ScheduleStorageSqlMetadata.tables,
+}
 
 
 def remove_empty(home: Path) -> list[Path]:
@@ -18,7 +23,8 @@ def remove_empty(home: Path) -> list[Path]:
 
     Dagster creates the tables of a file that is not there, and trusts one that is."""
     removed = []
-    for path in files_of(home):
+    for name in FILES:
+        path = home / name
         try:
             if path.is_file() and not _tables(path):
                 path.unlink()  # and SQLite drops what it kept beside it
@@ -30,11 +36,12 @@ def remove_empty(home: Path) -> list[Path]:
 
 def damage(home: Path) -> str:
     """What is wrong with the files and what to do; "" where nothing is. Reads them whole."""
-    for path in files_of(home):
+    for name, tables in FILES.items():
+        path = home / name
         if not path.exists():
             continue
         try:
-            wrong = _wrong(path)
+            wrong = _wrong(path, tables)
         except (sqlite3.Error, OSError) as error:
             if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 continue
@@ -46,25 +53,14 @@ def damage(home: Path) -> str:
     return ""
 
 
-def _wrong(path: Path) -> str:
+def _wrong(path: Path, tables: Collection[str]) -> str:
     if not path.is_file():
         return "it is not a file"
-    wanted = _wanted(path.name)
-    missing = sorted(wanted - _tables(path))
-    if missing:
+    if missing := sorted(set(tables) - _tables(path)):
         return f"it has no table {', '.join(missing)}; of an older Dagster: `dagster instance migrate`"
     with closing(_open(path)) as database:
         (result,) = database.execute("PRAGMA quick_check(1)").fetchone()
     return "" if result == "ok" else " ".join(str(result).split())
-
-
-def _wanted(name: str) -> set[str]:
-    from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
-    from dagster._core.storage.runs.schema import RunStorageSqlMetadata
-    from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
-
-    known = {"runs.db": RunStorageSqlMetadata, "index.db": SqlEventLogStorageMetadata}
-    return set(known.get(name, ScheduleStorageSqlMetadata).tables)
 
 
 def _tables(path: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from moe_core.errors import BadSetting
@@ -69,12 +70,10 @@ def leaves_telemetry_open(folder: Path) -> bool:
     """Whether the user's dagster.yaml does not mention telemetry, which Dagster takes as consent."""
     import yaml
 
-    try:
-        settings = yaml.safe_load((folder / DAGSTER_SETTINGS).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):  # `opened` reports what is wrong with it
-        return True
-    telemetry = settings.get("telemetry") if isinstance(settings, dict) else None
-    return not (isinstance(telemetry, dict) and "enabled" in telemetry)
+    # where the file is not as it should be, `opened` reports what is wrong with it
+    with suppress(OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return "enabled" not in yaml.safe_load((folder / DAGSTER_SETTINGS).read_text("utf-8"))["telemetry"]
+    return True
 
 
 def warn_of_telemetry() -> None:

@@ -33,29 +33,27 @@ def opened() -> Iterator[dg.DagsterInstance]:
     One process at a time creates its databases: Dagster does not see to that, and two that do so at once leave tables
     that nobody can open any more.
     """
+    home = Path(os.environ["DAGSTER_HOME"])
     try:
-        home = set_home(Path(os.environ["DAGSTER_HOME"]))
-        with exclusive(home / ".opening.lock"):
+        with exclusive(set_home(home) / ".opening.lock"):
             for path in remove_empty(home):
                 logging.getLogger("hardmoe").warning(
                     "Dagster's database %s was empty and has been recreated; %s", shown(path, most=None), AGAIN
                 )
             instance = dg.DagsterInstance.get()
     except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
-        if damaged := damage(Path(os.environ["DAGSTER_HOME"])):
+        if damaged := damage(home):
             raise CannotOpen(damaged) from error
         why = " ".join(str(error.__cause__ or error).split())[:600]
         hints = (f" ({hint})" for name, hint in MISSING.items() if re.search(rf"module (named )?'?{name}\b", why))
         why += next(hints, "")
-        raise CannotOpen(
-            f"Dagster's instance of {os.environ.get('DAGSTER_HOME')}/dagster.yaml cannot be opened: {why}"
-        ) from error
+        raise CannotOpen(f"Dagster's instance of {home}/dagster.yaml cannot be opened: {why}") from error
     with instance:
         try:
             yield instance
         except Exception as error:
             of_storage = type(error).__module__.startswith(("sqlalchemy", "dagster"))
-            if of_storage and (damaged := damage(Path(os.environ["DAGSTER_HOME"]))):
+            if of_storage and (damaged := damage(home)):
                 raise CannotOpen(damaged) from error
             raise
 

@@ -1,6 +1,6 @@
 """Where Dagster's storage quotes a text: takedown's search."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -29,13 +29,12 @@ def find_places(instance: dg.DagsterInstance, traces: Traces, home: Path) -> lis
     return list(dict.fromkeys(places))
 
 
-def find_runs(instance: dg.DagsterInstance, traces: Traces | Iterable[str]) -> list[str]:
+def find_runs(instance: dg.DagsterInstance, traces: Traces) -> list[str]:
     """Ids of runs, or names of tables, that quote one of the texts in a database on a server such as PostgreSQL.
 
     None where the databases are files: those are searched as files.
     """
     storage = instance.event_log_storage
-    traces = traces if isinstance(traces, Traces) else Traces(traces)
     if not traces or storage.is_run_sharded or not isinstance(storage, SqlEventLogStorage):
         return []
     known = [SqlEventLogStorageMetadata, RunStorageSqlMetadata, ScheduleStorageSqlMetadata]

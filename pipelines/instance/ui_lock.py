@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+
 from moe_core.errors import BadSetting, HardmoeError, LockHeld
 from moe_core.processes import is_dead, this_process
-from pipelines.instance.opening import opened
 
 HEARTBEAT_SECONDS = 45.0  # a running daemon reports each 30 s
 WAIT_SECONDS = 40.0  # for the daemon of a `hardmoe ui` that was killed just now; it has END_SECONDS to end
@@ -73,8 +74,7 @@ def _check_port(port: int) -> None:
             raise BadSetting(f"port {port} {why}; choose another with --port") from None
 
 
-def daemon_heartbeat_age() -> float | None:
+def daemon_heartbeat_age(instance: dg.DagsterInstance) -> float | None:
     """Seconds since a daemon of the instance last reported, on any machine; None where none can be running."""
-    with opened() as instance:
-        ages = [time.time() - heartbeat.timestamp for heartbeat in instance.get_daemon_heartbeats().values()]
+    ages = [time.time() - heartbeat.timestamp for heartbeat in instance.get_daemon_heartbeats().values()]
     return min((age for age in ages if age < HEARTBEAT_SECONDS), default=None)

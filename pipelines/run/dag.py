@@ -1,7 +1,7 @@
 """Which tasks are ready: pure bookkeeping of what waits for what. Knows no process and no store."""
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from graphlib import TopologicalSorter
 
 from moe_core.engine.planner import Name
@@ -12,7 +12,7 @@ class Dag:
     """Tasks of one plan. A task is ready when what it reads is done: the same shard of a stage upstream that has
     shards too, else all tasks of that stage. Each step costs what it sets free, not the number of tasks."""
 
-    def __init__(self, graph: Graph, tasks: Iterable[Name], edges: bool = True) -> None:
+    def __init__(self, graph: Graph, tasks: Iterable[Name]) -> None:
         self._graph = graph
         self._tasks = list(dict.fromkeys(tasks))
         self._waiting = {task: place for place, task in enumerate(self._tasks)}  # neither started nor given up
@@ -20,7 +20,7 @@ class Dag:
         self._ready: list[int] = []  # places, in their order
         self._sorter = TopologicalSorter[Name | str]()  # of tasks, and of whole stages by their names
         for task in self._tasks:
-            self._sorter.add(task, *(self._reads(task) if edges else ()))
+            self._sorter.add(task, *self._reads(task))
             self._sorter.add(task[0], task)
         self._sorter.prepare()
         self._release()
@@ -49,14 +49,9 @@ class Dag:
         return [self._tasks[place] for place in self._ready]
 
     @property
-    def left(self) -> list[Name]:
+    def left(self) -> Collection[Name]:
         """Tasks that are neither started nor given up, in the order of the plan."""
-        return list(self._waiting)
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a task is neither started nor given up."""
-        return bool(self._waiting)
+        return self._waiting.keys()
 
     def start(self, task: Name) -> None:
         """A ready task begins."""

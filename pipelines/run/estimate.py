@@ -10,7 +10,6 @@ from typing import Any
 
 import dagster as dg
 
-from assets.record import Recorder
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.engine.planner import PlannedTask
@@ -21,7 +20,6 @@ from pipelines.instance.opening import opened_if_there
 from pipelines.run.status import State, failed_runs, states
 
 RECORDS = 100  # of an asset, looked at for its last durations
-UNRECORDED = "exists, but not in Dagster's record: recorded again"
 
 
 @dataclass(frozen=True)
@@ -75,25 +73,20 @@ class RunPlan:
 
 
 def run_plan(context: Context, planned: Sequence[PlannedTask], force: bool, workers: int) -> RunPlan:
-    """What a run of these tasks would do, in the order of the graph."""
-    order = {name: number for number, name in enumerate(context.planner.graph)}
-    in_order = sorted(planned, key=lambda task: order[task.stage])
+    """What a run of these tasks would do, in the order in which they would start."""
     steps, warned = list[Step](), False
     with opened_if_there(context.root) as instance:
-        recorder = Recorder(instance) if instance else None
         last_seconds = cache(partial(_last_seconds, instance))
         failed = failed_runs(instance, context.study.name)
-        for task, state in zip(in_order, states(context, in_order, failed), strict=True):
+        for task, state in zip(planned, states(context, planned, failed), strict=True):
             if task.artifact and not force:
-                if recorder and not recorder.is_recorded(context, task):
-                    steps.append(Step(task.stage, task.key, UNRECORDED, 0.0))
                 continue
             seconds = last_seconds(task.stage)
             took = seconds.get(task.key, next(iter(seconds.values()), None))
             steps.append(Step(task.stage, task.key, _why(task, state, force), took))
             warned |= context.planner.graph[task.stage].trains
     doubts = warnings_of(context) if warned else []
-    return RunPlan(steps, len(in_order) - len(steps), workers, tuple(doubts))
+    return RunPlan(steps, len(planned) - len(steps), workers, tuple(doubts))
 
 
 def _why(task: PlannedTask, state: State, force: bool) -> str:

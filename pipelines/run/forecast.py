@@ -1,8 +1,7 @@
-"""How much of a run is done, and how long the rest takes: from what this run measured so far, and the one before.
+"""How much of a run is done, and how long the rest takes, from what the run measured so far.
 
-A training's time follows from the images that it sees and a mean speed over minutes, else from the last network of its
-kind in the store; another step's from those of the same asset that this run built. A step of which nothing is known
-counts STEP_SECONDS.
+A step's time follows from those of the same asset that this run built; that of a training, before there is one, from
+the images that it sees and a mean speed over minutes. Another step of which nothing is known counts STEP_SECONDS.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ class Forecast:
         self.begun: dict[str, float] = {}
         self.took: dict[str, list[float]] = {}  # seconds of runs, by asset
         self.speed: float | None = None  # images a second of the training that last reported
-        self.before: dict[str, float | None] = {}  # seconds of the last network of an asset
         self.posts = 0  # training posts, once they are known
 
     def event(self, kind: str, name: str) -> None:
@@ -60,7 +58,7 @@ class Forecast:
     def seconds_left(self, running: Sequence[Running], reports: Mapping[str, Mapping[str, Any]]) -> float | None:
         """Until the last step ends, where all workers have enough to do; None while a training's time is unknown."""
         under_way = {run.task.name: self._rest(run, reports.get(run.task.name, {})) for run in running}
-        to_come = [self._seconds(task) for name, task in self.left.items() if name not in under_way]
+        to_come = [self._seconds(stage) for name, (stage, _) in self.left.items() if name not in under_way]
         known = [seconds for seconds in (*under_way.values(), *to_come) if seconds is not None]
         if len(known) < len(under_way) + len(to_come):
             return None
@@ -70,33 +68,19 @@ class Forecast:
         if progress.get("steps") and progress.get("images_per_second"):
             self.speed = progress["images_per_second"]
             return seconds_left(progress)
-        seconds = self._seconds((run.task.asset, run.task.key))
+        seconds = self._seconds(run.task.asset)
         return None if seconds is None else max(STEP_SECONDS / 2, seconds - (time.monotonic() - run.started))
 
-    def _seconds(self, task: Name) -> float | None:
+    def _seconds(self, stage: str) -> float | None:
         """Expected duration of a task that is to come."""
-        stage, _ = task
         if took := self.took.get(stage):
             return sum(took) / len(took)
         extracted = stage in (CLUSTERED.stage, RANDOM.stage) and mode_of(self.context.study).joint
         if not self.context.planner.graph[stage].trains or extracted:
             return STEP_SECONDS
-        if (before := self._last_seconds(task)) is not None:
-            return before
         if self.speed is None or not self._training_posts():
             return None
         return self._images(stage) / self.speed
-
-    def _last_seconds(self, task: Name) -> float | None:
-        stage, key = task
-        if stage not in self.before:
-            try:
-                networks = [a for a in self.context.store.versions(stage, key) if "seconds" in a.metadata]
-            except HardmoeError:  # damaged
-                networks = []
-            last = max(networks, key=lambda a: a.made_at, default=None)
-            self.before[stage] = last.metadata["seconds"] if last else None
-        return self.before[stage]
 
     def _images(self, stage: str) -> float:
         """Images that a training sees; the dense control, as dear as trunk and experts, counts as both."""

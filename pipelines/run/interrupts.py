@@ -12,13 +12,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def signals_ignored() -> Iterator[None]:
-    """What was started is ended in order."""
-    with handled(signal.SIG_IGN):
-        yield
-
-
-@contextmanager
 def signals_deferred() -> Iterator[None]:
     """A signal takes effect at the end: what was begun is noted by then."""
     received: list[int] = []
@@ -30,11 +23,12 @@ def signals_deferred() -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Any) -> Iterator[None]:
-    """Both signals go to the handler, in the main thread; elsewhere nothing changes."""
+    """Both signals go to the handler, but for one that is ignored; outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:

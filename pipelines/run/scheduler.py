@@ -7,6 +7,7 @@ changed, and plan the rest again. Where tasks run is the pool's matter.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -19,27 +20,27 @@ from dagster._core.utils import make_new_run_id
 
 from assets.record import Recorder
 from assets.runs import end_run
+from assets.study import project_keys
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.engine.gpus import gpu_names
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy
+from moe_core.settings import Study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, name_of
-from moe_core.store.layout import STUDY, Layout
 from moe_core.study_file import load_study
 from moe_core.threads import SHARE, cores, workers_for
 from moe_core.workspace import reopened, token
 from pipelines.instance.home import prepare_home
-from pipelines.instance.keys import project_keys
 from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap
 from pipelines.run.dag import Dag
-from pipelines.run.interrupts import signals_deferred, signals_ignored
+from pipelines.run.interrupts import handled, signals_deferred
 from pipelines.run.plan import planned_tasks
-from pipelines.run.pools.local import LocalPool, load_ahead
-from pipelines.run.task import Pool, Summary, Task, TaskResult
+from pipelines.run.pool import LocalPool, load_ahead
+from pipelines.run.task import Summary, Task, TaskResult
 
 POLL_SECONDS = 0.25  # the display is told at least so often
 
@@ -62,24 +63,11 @@ Event = Callable[[str, str, str], None]  # ("started" | "done" | "fresh" | "fail
 Poll = Callable[[list[Running], dict[str, str]], None]  # what runs, and what waits for another process: name, why
 
 
-def default_workers(experts: int) -> int:
-    """As many as there are shares of the cores, or GPUs."""
-    return len(gpu_names()) or workers_for(experts)
-
-
-def checked_workers(workers: int | None, experts: int) -> int:
-    """Runs at once. Raises BadSetting below 1."""
+def worker_count(workers: int | None, experts: int) -> int:
+    """Runs at once: `workers`, else as many as there are GPUs, or shares of the cores. Raises BadSetting below 1."""
     if workers is not None and workers < 1:
         raise BadSetting(f"--workers {workers}: wanted at least 1")
-    return workers or default_workers(experts)
-
-
-def use_workers(workers: int | None, experts: int) -> int:
-    """Divides the cores among so many workers, for the processes started from here on. Raises BadSetting below 1."""
-    count = checked_workers(workers, experts)
-    if workers:
-        os.environ[SHARE] = str(max(1, cores() // workers))
-    return count
+    return workers or len(gpu_names()) or workers_for(experts)
 
 
 def run_study(
@@ -91,7 +79,6 @@ def run_study(
     force: bool = False,
     on_event: Event = lambda *_: None,
     on_poll: Poll = lambda *_: None,
-    pool: Pool | None = None,
 ) -> Summary:
     """Materializes what is missing or stale, up to the asset `until`, or `only` some artifacts.
 
@@ -101,13 +88,15 @@ def run_study(
     for again.
     """
     began = time.monotonic()
-    capacity = use_workers(workers, context.study.partition.experts)
+    capacity = worker_count(workers, context.study.partition.experts)
+    if workers:
+        os.environ[SHARE] = str(max(1, cores() // workers))  # of the processes started from here on
     prepare_home(context.root, capacity)
     with opened() as instance:
         reap(instance)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
         remove_gone_shards(context.store.layout.tables, [shard.key for shard in context.shards])
-        summary = loop.run(pool or LocalPool(capacity))
+        summary = loop.run(LocalPool(capacity))
     if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
         try:
             collect_unless_busy(loop.context)
@@ -135,7 +124,6 @@ class _Loop:
     outdated: list[Name] = field(default_factory=list)  # tasks whose run found that its inputs changed
 
     def __post_init__(self) -> None:
-        self.study_stamp = _stamp(study_file_of(self.context.root))
         self._plan()
 
     def _plan(self) -> None:
@@ -146,7 +134,7 @@ class _Loop:
         project_keys(self.instance, study.name, [shard.key for shard in self.context.shards], experts)
         due = [p for p in planned if p.name not in self.lost and not self._is_complete(p)]
         self.tasks = {p.name: p for p in due}
-        self.dag = Dag(self.context.planner.graph, self.tasks, edges=self.only is None)
+        self.dag = Dag(self.context.planner.graph, self.tasks)
         busy = {running.name: running for running in self.running.values()}
         for name in [name for name in self.dag.ready if name in busy]:
             spec = self.tasks[name].spec
@@ -156,11 +144,11 @@ class _Loop:
     def _is_complete(self, planned: PlannedTask) -> bool:
         return planned.spec is not None and self.complete.get(planned.name) == planned.spec.version
 
-    def run(self, pool: Pool) -> Summary:
+    def run(self, pool: LocalPool) -> Summary:
         try:
             if self.force or any(p.artifact is None for p in self.tasks.values()):
                 load_ahead()
-            while self.running or self.dag.unfinished:
+            while self.running or self.dag.left:
                 waiting = self._submit_ready(pool)
                 if self.running:
                     done, _ = wait(self.running, POLL_SECONDS, FIRST_COMPLETED)
@@ -176,12 +164,12 @@ class _Loop:
         except KeyboardInterrupt:
             self.summary.interrupted = True
         finally:
-            with signals_ignored():
+            with handled(signal.SIG_IGN):  # so that what was started is ended in order
                 pool.close()
                 self._cancel_running()
         return self.summary
 
-    def _submit_ready(self, pool: Pool) -> dict[str, str]:
+    def _submit_ready(self, pool: LocalPool) -> dict[str, str]:
         """Submits what is ready, as far as the pool has room. Returns what waits for another process, and why."""
         waiting: dict[str, str] = {}
         progress = True
@@ -232,7 +220,7 @@ class _Loop:
         if result.died:
             self._close_run(running, result.error, failed=True)
         if not result.error:
-            self._complete(name, running.version or self._version_now(name), result.reused)
+            self._complete(name, result.version, result.reused)
             took = f"{time.monotonic() - running.started:.1f} s{', it was there' if result.reused else ''}"
             self.on_event("done", running.task.name, took)
         elif result.inputs_changed or (not result.died and self._inputs_changed(running)):
@@ -249,11 +237,6 @@ class _Loop:
         self.lost |= {name, *lost}
         self.summary.skipped += [name_of(*other) for other in lost]
 
-    def _version_now(self, name: Name) -> str:
-        """Version of a task that was submitted before its inputs were known."""
-        spec = self._reopened().planner.spec(*name)
-        return spec.version if isinstance(spec, Spec) else ""
-
     def _inputs_changed(self, running: Running) -> bool:
         """Whether the study, opened again, asks for another artifact than was submitted."""
         with suppress(HardmoeError, OSError):  # the source cannot be read: the task itself says so
@@ -263,22 +246,22 @@ class _Loop:
         return False
 
     def _reopened(self) -> Context:
-        """By study.toml; by the study as it was while that cannot be read."""
-        study = self.context.study
+        return reopened(self.context, self._study_now())
+
+    def _study_now(self) -> Study:
+        """By study.toml; the study as it was while that cannot be read."""
         with suppress(HardmoeError, OSError):
-            study = load_study(study_file_of(self.context.root))
-        return reopened(self.context, study)
+            return load_study(Path(os.environ["HARDMOE_STUDY"]))
+        return self.context.study
 
     def _replan_if_changed(self) -> None:
         """Reads the state again where a file tells that it changed, or where the plan waited for what is complete."""
         before, planner = self.context, self.context.planner
-        stamp = _stamp(study_file_of(before.root))
-        changed = bool(self.outdated) or stamp != self.study_stamp
+        changed = bool(self.outdated) or self._study_now() != before.study
         changed = changed or token(before.study, before.root) != planner.state.token
         blocking = {p.blocked.on for p in self.tasks.values() if p.blocked} | planner.provisional
         if not changed and not blocking & set(self.complete):
             return
-        self.study_stamp = stamp
         try:
             self.context = self._reopened()
             self._plan()
@@ -328,17 +311,3 @@ def _what_changed(before: Context, now: Context) -> str:
     if added := new.requests - old.requests:
         return f"request to {' and '.join(sorted(added))}"
     return ""
-
-
-def study_file_of(root: Path) -> Path:
-    """The file of the study in a root: the one that HARDMOE_STUDY names, if it is there."""
-    named = Path(os.environ.get("HARDMOE_STUDY") or STUDY).absolute()
-    return named if named.parent == root.absolute() else Layout(root).study_file
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from assets import progress
-from assets.study import STUDY
+from assets.runs import runs_by_task
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.stages.training.cost import MEMBERS_KEPT
@@ -115,30 +115,23 @@ def _running(root: Path) -> set[Name]:
     return {(stage, key) for stage, key, file in reports if progress.is_written_on(progress.read(file))}
 
 
-def failed_runs(instance: dg.DagsterInstance | None, study: str) -> dict[tuple[str, str | None], str]:
+def failed_runs(instance: dg.DagsterInstance | None, study: str) -> dict[Name, str]:
     """Asset partitions whose latest run failed, with its error; one that was interrupted did not fail."""
-    latest: dict[tuple[str, str | None], str | None] = {}
-    for run in instance.get_runs(limit=500) if instance else []:
-        if run.tags.get(STUDY, study) != study:
-            continue  # of another study in the same instance
-        for asset in run.asset_selection or ():
-            place = (asset.path[-1], run.tags.get("dagster/partition"))
-            if place in latest:
-                continue
-            bad = run.status == dg.DagsterRunStatus.FAILURE
-            latest[place] = error_of(instance, run.run_id) if bad else None
-    return {place: why for place, why in latest.items() if why is not None}
+    latest: dict[Name, dg.DagsterRun] = {}
+    for name, run in runs_by_task(instance, study, limit=500) if instance else ():
+        latest.setdefault(name, run)
+    failed = ((name, run) for name, run in latest.items() if run.status == dg.DagsterRunStatus.FAILURE)
+    return {name: error_of(instance, run.run_id) for name, run in failed}
 
 
 def error_of(instance: Any, run_id: str) -> str:
     """Why a run failed, in one line: the error of its step, or else what ended it."""
-    kinds = dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE
-    events = [entry.dagster_event for entry in instance.all_logs(run_id, of_type=set(kinds))]
-    for event in sorted(events, key=lambda event: kinds.index(event.event_type)):
-        if event.event_type == dg.DagsterEventType.RUN_FAILURE:
-            return " ".join((event.message or "failed").split())[:300]
-        return step_error(event)
-    return "failed"
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    events = [entry.dagster_event for entry in instance.all_logs(run_id, of_type=kinds)]
+    for event in events:
+        if event.is_step_failure:
+            return step_error(event)
+    return " ".join((events[0].message if events else "failed").split())[:300]
 
 
 def step_error(event: Any) -> str:

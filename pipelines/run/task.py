@@ -1,11 +1,7 @@
-"""Tasks of `hardmoe run`, where they run, and how they ended."""
+"""Tasks of `hardmoe run`, and how they ended."""
 
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
-from moe_core.settings import Study
 from moe_core.store.artifact import name_of
 
 SETTINGS = "study.toml changed"
@@ -30,29 +26,9 @@ class TaskResult:
 
     error: str = ""  # "" on success
     reused: bool = False  # the artifact existed
+    version: str = field(default="", compare=False)  # of the artifact
     died: bool = False  # its process ended without an answer, so Dagster's record of the run is still open
     inputs_changed: bool = False  # not begun: what it was planned from is no longer so; `error` says what changed
-
-
-class Pool(Protocol):
-    """Where tasks run: processes of this machine (pools/local.py), or a cluster.
-
-    Runs at most `capacity` at once; what is submitted beyond that waits in order.
-    """
-
-    capacity: int
-
-    def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
-        """Starts the task as the Dagster run `run_id`, with its output appended to the file `log`.
-
-        `study` is what the task was planned from: where study.toml says something else by then, nothing runs and the
-        result has `inputs_changed`. A process that dies or hangs is a result with `died`, not an exception.
-        """
-        ...
-
-    def close(self) -> None:
-        """Kills what runs and returns when all processes are gone; open futures are canceled or end in an error."""
-        ...
 
 
 @dataclass

@@ -21,6 +21,8 @@ import dagster._core.storage.event_log
 import dagster._core.storage.runs
 import dagster._core.storage.schedules
 import torch
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 
 from assets.gpu import KEY
 from assets.runs import identity
@@ -30,12 +32,10 @@ from moe_core.processes import die_with_parent, leave_signals_to_parent, send_he
 from moe_core.stages.graph import GRAPH
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
-from pipelines.run.mirror import mirror_by_tail_alone
 from pipelines.run.status import step_error
 from pipelines.run.task import SETTINGS, Task, TaskResult
 from pipelines.ui.commands import LOCATION
 
-mirror_by_tail_alone()
 gc.freeze()  # what is loaded stays: no collection in a worker need look at it
 
 
@@ -71,7 +71,7 @@ def _answer(tasks: Connection, sharers: int) -> None:
                 os.dup2(file.fileno(), 2)
                 torch.set_num_threads(threads)  # as in a process where nothing has run
                 try:
-                    instance = instance or dg.DagsterInstance.get()
+                    instance = instance or _instance()
                     answer = materialize(task, run_id, instance, sharers)
                 except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
                     traceback.print_exc()
@@ -83,6 +83,18 @@ def _answer(tasks: Connection, sharers: int) -> None:
             tasks.send(answer)
     finally:
         _end()  # nobody else would answer
+
+
+def _instance() -> dg.DagsterInstance:
+    """Dagster's instance, which leaves what a step prints in the log of its run.
+
+    Its own manager copies that to a file in its storage and, by two processes a step, back to the log; a kill between
+    the two leaves one for good.
+    """
+    instance = dg.DagsterInstance.get()
+    if isinstance(instance.compute_log_manager, LocalComputeLogManager):
+        instance._compute_log_manager = NoOpComputeLogManager()
+    return instance
 
 
 def _end() -> None:
@@ -108,7 +120,7 @@ def materialize(task: Task, run_id: str, instance: dg.DagsterInstance, sharers: 
     if not result.success:
         return TaskResult(_why(result))
     (made,) = result.asset_materializations_for_node(key.to_python_identifier())
-    return TaskResult(reused=bool(made.metadata["reused"].value))
+    return TaskResult(reused=bool(made.metadata["reused"].value), version=str(made.metadata["version"].value))
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -72,30 +72,24 @@ def _watch(commands: list[list[str]], ready: str, lock: int | None) -> int:
             processes[process.pid] = process
         if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
             break
-        exit_code = next((code for pid, code in _exit_codes().items() if pid in processes), None)
+        exit_code = next((code for pid, code in _ended() if pid in processes), None)
     _signal(group, signal.SIGINT)
     deadline = time.monotonic() + END_SECONDS
     with suppress(ChildProcessError):  # none is left
         while time.monotonic() < deadline:
-            _exit_codes(none_left=True)
+            list(_ended())
             time.sleep(POLL_SECONDS)
         _signal(group, signal.SIGKILL)  # this process too
     return exit_code or 0
 
 
-def _exit_codes(none_left: bool = False) -> dict[int, int]:
-    """Exit codes of children that have ended. Raises ChildProcessError where there is no child, if that is asked."""
-    codes: dict[int, int] = {}
+def _ended() -> Iterator[tuple[int, int]]:
+    """(id, exit code) of the children that have ended. Raises ChildProcessError where none is left."""
     while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            if none_left and not codes:
-                raise
-            return codes
+        pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
-            return codes
-        codes[pid] = os.waitstatus_to_exitcode(status)
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
 
 
 def _signal(group: int, number: int) -> None:

@@ -37,14 +37,6 @@ CLOSE_SECONDS = 5  # for open connections, when the server ends
 FRAMES = [(b"x-frame-options", b"SAMEORIGIN"), (b"content-security-policy", b"frame-ancestors 'self'")]
 
 
-class Refused(Exception):
-    """A request that is not answered."""
-
-    def __init__(self, status: HTTPStatus, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
 class Guard:
     """An ASGI middleware around everything that the server answers: refuses what pages of other origins can send.
 
@@ -59,48 +51,42 @@ class Guard:
         self.origins = {f"http://{host}" for host in self.hosts} | {f"https://{host}" for host in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        try:
-            self.check(scope)
-        except Refused as refused:
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
-            else:
-                await _refusal(refused)(scope, receive, send)
-            return
+        refusal = None if scope["type"] == "lifespan" else self.refusal(scope)
 
         async def with_frame_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *FRAMES]
             await send(message)
 
-        await self.app(scope, receive, with_frame_headers)
+        if refusal and scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
+        else:
+            await (refusal or self.app)(scope, receive, with_frame_headers)
 
-    def check(self, scope: Scope) -> None:
-        """Raises Refused for a request that no page of this server sends."""
+    def refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that no page of this server sends; None for one that is to be answered."""
         websocket, method = scope["type"] == "websocket", scope.get("method", "GET")
         if not scope["path"].startswith("/"):
-            raise Refused(HTTPStatus.BAD_REQUEST, "the target of a request must be a path")
+            return _refused(HTTPStatus.BAD_REQUEST, "the target of a request must be a path")
         hosts, origins = _values(scope, "host"), _values(scope, "origin")
         if len(hosts) != 1 or hosts[0] not in self.hosts:
-            raise Refused(
+            return _refused(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"host {_quoted(hosts)} is not served here: wanted {' or '.join(sorted(self.hosts))}; `hardmoe ui "
                 "--allow-host NAME` adds one",
             )
         if len(origins) > 1 or (websocket and not origins) or not self.origins.issuperset(origins):
-            raise Refused(
+            return _refused(
                 HTTPStatus.FORBIDDEN,
                 f"origin {_quoted(origins)} may not use this server; `hardmoe ui --allow-host NAME` adds one",
             )
         if not _is_same_site(scope) and not (method == "GET" and not websocket and _is_navigation(scope)):
-            raise Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+            return _refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
         if method not in ("GET", "HEAD", "OPTIONS", "POST"):
-            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not used here")
+            return _refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not used here")
         if method == "POST" and not _is_json(scope):
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a POST must have Content-Type: application/json")
+            return _refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a POST must have Content-Type: application/json")
+        return None
 
 
 class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
@@ -124,15 +110,7 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
 
     async def graphql_http_endpoint(self, request: Request) -> Response:
         if not _is_same_site(request.scope):  # a link to a page of the UI is followed, one to an answer is not
-            return _refusal(Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server"))
-        if request.method == "POST":
-            try:
-                body = await request.json()  # kept by the request, whose body Dagster reads again
-            except (ValueError, RecursionError):
-                body = None
-            if not isinstance(body, dict) or not isinstance(body.get("query"), str):
-                why = "wanted one GraphQL request: a JSON object with a `query`"
-                return _refusal(Refused(HTTPStatus.BAD_REQUEST, why))
+            return _refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
         answer: Response = await super().graphql_http_endpoint(request)
         return answer
 
@@ -141,7 +119,7 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
     ) -> Any:
         if request.method != "POST" and not _only_reads(query):
             why = "GraphQL by GET is for queries: send what changes something by POST, as application/json"
-            return _refusal(Refused(HTTPStatus.METHOD_NOT_ALLOWED, why))
+            return _refused(HTTPStatus.METHOD_NOT_ALLOWED, why)
         return await super().execute_graphql_request(request, query, variables, operation_name)
 
 
@@ -179,8 +157,8 @@ def _quoted(values: Sequence[str]) -> str:
     return shown(", ".join(map(repr, values)), 200) or "(none)"
 
 
-def _refusal(refused: Refused) -> Response:
-    return PlainTextResponse(f"Refused: {refused}\n", refused.status, {"X-Content-Type-Options": "nosniff"})
+def _refused(status: HTTPStatus, why: str) -> Response:
+    return PlainTextResponse(f"Refused: {why}\n", status, {"X-Content-Type-Options": "nosniff"})
 
 
 @click.command()

@@ -15,8 +15,6 @@ if __name__ == "__main__":
         for _ in range(60):
             tick = launch_requested(dg.build_sensor_context(instance=instance, cursor=cursor))
             cursor = tick.cursor
-            for request in tick.dynamic_partitions_requests or ():
-                instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
             for run in tick.run_requests or ():
                 launched.append(run.run_key)
                 defs.resolve_job_def(run.job_name).execute_in_process(

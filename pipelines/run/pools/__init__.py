@@ -1,1 +1,0 @@
-"""Where the work of `hardmoe run` is carried out."""

@@ -63,8 +63,6 @@ class Recorder:
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization(key_of(planned.stage), partition=planned.key, metadata=metadata, tags=tags)
         )
-        if planned.stage in self._latest:
-            self._latest[planned.stage][planned.key] = tags
         report_checks(self.instance, planned.stage, checks)
 
     def _inputs(self, context: Context, planned: PlannedTask) -> Iterator[tuple[str, str]]:

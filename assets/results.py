@@ -11,7 +11,7 @@ from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.measures import HEADLINE, MEASURES, PAIRED, gain_text
-from moe_core.evaluation.plots import around, intervals
+from moe_core.evaluation.plots import intervals
 from moe_core.store.artifact import Artifact
 
 
@@ -27,11 +27,11 @@ def look_evaluation(work: Context, artifact: Artifact, instance: dg.DagsterInsta
 def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
     """Plot and table of the rows, and the published row's figures as numbers, which Dagster plots over the runs."""
     rows, marked = comparison["rows"], comparison["published"]
-    measured = [(r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == marked) for r in rows]
+    measured = [(r["name"], r["p_at_1"], r["p_at_1_ci95"], r["name"] == marked) for r in rows]
     lines = [
         (
             f"{r['name']} ✓" if r["name"] == marked else r["name"],
-            *(f"{value:.3f}" for value in around(r["p_at_1_ci95"], r["p_at_1"])),
+            *(f"{value:.3f}" for value in (r["p_at_1_ci95"][0], r["p_at_1"], r["p_at_1_ci95"][1])),
             *(f"{r[measure.name]:.3f}" for measure in HEADLINE[1:]),
         )
         for r in rows

@@ -78,7 +78,7 @@ def cell_of(context: Any) -> dict[str, Any]:
     device = device_and_threads(study, parallel=False)
     bundle = Bundle(context.need("mixture").path)
     test, validation = read_routed_posts(context, "test"), read_routed_posts(context, "validation")
-    networks = {name: controls_of(study)[name] for name in ("trunk_same_budget", "random_partition")}
+    networks = {name: controls_of(context.planner.graph)[name] for name in ("trunk_same_budget", "random_partition")}
     controls = {name: open_control(context, bundle, of, validation, device) for name, of in networks.items()}
     random_weight = controls["random_partition"].router_weight
     scores, _ = score(context, bundle, controls, test, device)

@@ -219,7 +219,7 @@ def project_fit(results: Results, x_NP: Tensor) -> None:
             seconds, objective = {}, 0.0
             for iterations in (2, 6):
                 began = time.perf_counter()
-                objective = fit_kmeans(x, k, iterations, 1, 0).objective
+                _, objective = fit_kmeans(x, k, iterations, 1, 0)
                 seconds[iterations] = time.perf_counter() - began
             kmeans = faiss.Kmeans(
                 P,

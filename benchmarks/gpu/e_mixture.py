@@ -20,7 +20,7 @@ from synthetic_posts import synthetic_posts
 from torch import Tensor
 
 from moe_core.clustering.gate import Gate
-from moe_core.clustering.whitening import Moments, whiten
+from moe_core.clustering.whitening import whiten
 from moe_core.evaluation.metrics import paired_difference, per_post
 from moe_core.models.resnet import ResNet, build
 from moe_core.settings import Network
@@ -130,10 +130,8 @@ def partition(results: Results, trunk: ResNet, train: Part, test: Part, experts:
     """The mixture by k-means of whitened features, and the random partition into clusters of the same sizes."""
     began = time.perf_counter()
     train_ND, test_ND = features_of(trunk, train.images), features_of(trunk, test.images)
-    moments = Moments(trunk.width)
     some = torch.randperm(len(train_ND), device=DEVICE)[:MOMENT_POSTS]
-    moments.add(train_ND[some].cpu().numpy())
-    whitening = whiten(moments, WHITENED)
+    whitening = whiten([train_ND[some].cpu().numpy()], WHITENED)
     mean_D = torch.from_numpy(whitening.mean_D).to(DEVICE)
     projection_DP = torch.from_numpy(whitening.projection_DP).to(DEVICE)
 

@@ -5,20 +5,9 @@ This file and neighbors.py are the home of faiss.
 Letters: N posts, P dimensions, K clusters.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from moe_core.errors import TooFewPosts
-
-
-@dataclass(frozen=True)
-class KMeansFit:
-    """Result of k-means."""
-
-    centroids_KP: np.ndarray  # float32, unit norm
-    objective: float  # sum of the inner products with the nearest centroid
-    points: int  # posts that it was fitted on: all that were given
 
 
 def fit_kmeans(
@@ -28,9 +17,10 @@ def fit_kmeans(
     restarts: int,
     seed: int,
     start_KP: np.ndarray | None = None,
-) -> KMeansFit:
-    """Fits `clusters` centroids to rows of unit norm, on the current GPU if faiss has one; a seed repeats the result.
+) -> tuple[np.ndarray, float]:
+    """(centroids (K, P) float32 of unit norm, sum of the inner products of all posts with their nearest centroid).
 
+    Fits `clusters` centroids to rows of unit norm, on the current GPU if faiss has one; a seed repeats the result.
     Starts from random posts, `restarts` times, or once from `start_KP`: then centroid k continues start k.
     Raises TooFewPosts when there are fewer posts than clusters, or a cluster stays empty.
     """
@@ -68,7 +58,7 @@ def fit_kmeans(
             f"{len(empty)} of {clusters} clusters got none of {len(x_NP)} posts: lower partition.experts "
             "(or partition.fine), or raise partition.restarts"
         )
-    return KMeansFit(centroids_KP, float(kmeans.obj[-1]), len(x_NP))
+    return centroids_KP, float(kmeans.obj[-1])
 
 
 def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, chunk: int = 65_536) -> np.ndarray:
@@ -97,7 +87,7 @@ def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, 
         far_N = np.where(old_N >= 0, 1 - (x_NP * start_KP[old_N]).sum(1), 0)
         worst = int(np.bincount(np.maximum(old_N, 0), weights=far_N, minlength=clusters).argmax())
         members = np.flatnonzero(old_N == worst)
-        halves = fit_kmeans(x_NP[members], 2, iterations, 1, seed).centroids_KP
+        halves, _ = fit_kmeans(x_NP[members], 2, iterations, 1, seed)
         stays = int((halves @ start_KP[worst]).argmax())
         old_N[members[assign(x_NP[members], halves) != stays]] = k
         start_KP[worst], start_KP[k] = halves[stays], halves[1 - stays]

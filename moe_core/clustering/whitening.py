@@ -1,8 +1,9 @@
 """PCA-whitening of features, fitted in one pass over them.
 
-Letters: N posts, D feature width, P dimensions kept.
+Letters: N posts, B of a part, D feature width, P dimensions kept.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,37 +32,31 @@ class Whitening:
         return x_NP.astype(np.float32, copy=False)
 
 
-class Moments:
-    """Sums from which mean and covariance follow; its memory is D x D however many posts are added."""
+def whiten(parts: Iterable[np.ndarray], dimensions: int) -> Whitening:
+    """Keeps the `dimensions` directions of largest variance, fewer where the features do not fill them.
 
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self.sum_D = np.zeros(width)
-        self.sum_DD = np.zeros((width, width))
-
-    def add(self, features_ND: np.ndarray) -> None:
-        """Adds features to the sums. Raises NotFinite for one that is not finite."""
-        x_ND = features_ND.astype(np.float64)
-        if not np.isfinite(x_ND).all():
+    `parts`: (B, D) features of some posts each; only sums of D x D numbers are kept of them. Raises NotFinite for a
+    feature that is not finite, and TooFewPosts where there are no posts, or all have the same features.
+    """
+    count, sum_D, sum_DD = 0, np.zeros(()), np.zeros(())
+    for part_BD in parts:
+        x_BD = part_BD.astype(np.float64)
+        if not np.isfinite(x_BD).all():
             raise NotFinite("a feature is not finite: check the trunk's weights")
-        self.count += len(x_ND)
-        self.sum_D += x_ND.sum(0)
-        self.sum_DD += x_ND.T @ x_ND
-
-
-def whiten(moments: Moments, dimensions: int) -> Whitening:
-    """Keeps the `dimensions` directions of largest variance, fewer where the features do not fill them."""
-    if moments.count == 0:
+        count += len(x_BD)
+        sum_D = sum_D + x_BD.sum(0)
+        sum_DD = sum_DD + x_BD.T @ x_BD
+    if count == 0:
         raise TooFewPosts("no posts to fit on: wanted at least one")
-    mean_D = moments.sum_D / moments.count
-    covariance_DD = moments.sum_DD / moments.count - np.outer(mean_D, mean_D)
+    mean_D = sum_D / count
+    covariance_DD = sum_DD / count - np.outer(mean_D, mean_D)
     variance_D, axes_DD = np.linalg.eigh((covariance_DD + covariance_DD.T) / 2)
     order = np.argsort(-variance_D, kind="stable")[:dimensions]
     order = order[variance_D[order] > SMALLEST * max(variance_D.max(), 0)]
-    scale = float(np.abs(moments.sum_DD).max()) / moments.count
+    scale = float(np.abs(sum_DD).max()) / count
     if not len(order) or variance_D[order[0]] <= 1e-12 * scale:
         raise TooFewPosts(
-            f"all {moments.count} posts have the same features: wanted images that differ, and a trunk that tells them "
+            f"all {count} posts have the same features: wanted images that differ, and a trunk that tells them "
             "apart (trunk.epochs, trunk.lr)"
         )
     axes_DP = axes_DD[:, order]

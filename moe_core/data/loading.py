@@ -18,7 +18,7 @@ from moe_core.data.images import pixels_of
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.errors import CorruptArtifact
 from moe_core.store.layout import Layout
-from moe_core.tables.reading import read_rows, scan_rows, take_rows
+from moe_core.tables.reading import scan_rows, take_rows
 from moe_core.tables.shards import locate
 from moe_core.training.batches import Posts
 
@@ -53,11 +53,6 @@ class StoredImages:
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
         out_BHWC[order_B] = _pixels(images, self.size)
         return out_BHWC
-
-
-def read_columns(root: Path, places: Sequence[Place], columns: list[str]) -> pl.DataFrame:
-    """Columns of all the posts, shard by shard in the order of `places`, each in the order of its source."""
-    return pl.concat([_polars(read_rows(Layout(root).posts_table, p.version, p.shard, columns)) for p in places])
 
 
 @dataclass(frozen=True)

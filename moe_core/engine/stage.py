@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,24 +67,15 @@ class Stage:
         return content_hash({"code": self.code, "settings": self.settings(study)})
 
 
-class Graph(Mapping[str, Stage]):
+class Graph(dict[str, Stage]):
     """Stages by name, each after those that it reads.
 
     `aliases`: names in `reads` that stand for another stage, such as the part of a partition that one expert reads.
     """
 
     def __init__(self, stages: Iterable[Stage], aliases: Mapping[str, str]) -> None:
-        self._stages = {stage.name: stage for stage in stages}
+        super().__init__((stage.name, stage) for stage in stages)
         self.aliases = aliases
-
-    def __getitem__(self, name: str) -> Stage:
-        return self._stages[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stages)
-
-    def __len__(self) -> int:
-        return len(self._stages)
 
     def for_study(self, study: Study) -> Graph:
         """The stages that a study has: controls only where it wants them."""

@@ -3,8 +3,8 @@
 Letters: N posts, B of them at a time, V hashtags, T tags of all posts, k of one post, R resamples, D embedding width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ class Interval:
     low: float
     high: float
     n: int
+
+    def as_json(self, name: str) -> dict[str, Any]:
+        """As tables of results have it, in two columns."""
+        return {name: round(self.mean, 5), f"{name}_ci95": [round(self.low, 5), round(self.high, 5)]}
 
 
 def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dict[str, np.ndarray]:
@@ -135,7 +139,7 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
 
 
 def tag_agreement(
-    features_ND: Tensor, expert_N: np.ndarray, tags_N: Sequence[set[int]], k: int
+    features_ND: Tensor, expert_N: np.ndarray, tags_T: Tensor, starts_N1: Tensor, k: int
 ) -> dict[str, np.ndarray]:
     """{"within": (N,), "across": (N,)} float64: mean overlap of the hashtags of a post and of its k nearest neighbors:
     do neighbors share hashtags across experts as they do within one?
@@ -143,23 +147,22 @@ def tag_agreement(
     Overlap is |both| / |either|; neighbors are by cosine, within: of the post's own expert, across: of all the others.
     Fewer than k where there are fewer posts; NaN where there is none.
     """
-    count = len(tags_N)
+    from scipy.sparse import csr_array
+
+    count, size_N = len(features_ND), starts_N1.diff()
+    tags_NV = csr_array((np.ones(len(tags_T)), tags_T.numpy(), starts_N1.numpy()))
     unit_ND = F.normalize(features_ND.float(), dim=1)
     expert = torch.from_numpy(np.asarray(expert_N))
-    agreement = {name: np.full(count, np.nan) for name in ("within", "across")}
+    parts: dict[str, list[Tensor]] = {"within": [], "across": []}
     for first in range(0, count, CHUNK):
         rows = torch.arange(first, min(first + CHUNK, count))
         near_BN = unit_ND[rows] @ unit_ND.T
         near_BN[torch.arange(len(rows)), rows] = -torch.inf  # a post is no neighbor of itself
+        both_BN = torch.from_numpy((tags_NV[rows.numpy()] @ tags_NV.T).toarray())
+        overlap_BN = both_BN / (size_N[rows, None] + size_N - both_BN)
         same_BN = expert[rows, None] == expert[None, :]
         for name, wanted_BN in (("within", same_BN), ("across", ~same_BN)):
             best = near_BN.where(wanted_BN, -torch.inf).topk(min(k, count))
-            for row, places, scores in zip(rows.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
-                overlaps = [
-                    len(tags_N[row] & tags_N[place]) / len(tags_N[row] | tags_N[place])
-                    for place, score in zip(places, scores, strict=True)
-                    if score > -np.inf
-                ]
-                if overlaps:
-                    agreement[name][row] = np.mean(overlaps)
-    return agreement
+            overlap_BK = overlap_BN.gather(1, best.indices).where(best.values > -torch.inf, torch.nan)
+            parts[name].append(overlap_BK.nanmean(1))
+    return {name: torch.cat(overlaps).numpy() for name, overlaps in parts.items()}

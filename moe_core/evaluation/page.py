@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.measures import COSTS, MEASURES, PAIRED
-from moe_core.evaluation.plots import BLUE, ORANGE, Line, around, bars, intervals, lines, short, sparkline
+from moe_core.evaluation.plots import BLUE, ORANGE, Line, bars, intervals, lines, short, sparkline
 from moe_core.settings import Study
 from moe_core.study_file import dump_study
 from moe_core.text import format_duration, shown
@@ -66,7 +66,7 @@ def _template() -> Template:
 def _of_table(study: Study, table: Mapping[str, Any]) -> dict[str, Any]:
     """Values for the part of the page about the table."""
     rows, gains = table["rows"], table["published_gains"]
-    measured = [(r["name"], *around(r["p_at_1_ci95"], r["p_at_1"]), r["name"] == table["published"]) for r in rows]
+    measured = [(r["name"], r["p_at_1"], r["p_at_1_ci95"], r["name"] == table["published"]) for r in rows]
     return {
         "study": study,
         "table": table,

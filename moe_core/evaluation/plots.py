@@ -64,21 +64,16 @@ def lines(curves: Sequence[Line], x: str, y: str, marks: Sequence[tuple[float, s
     return _svg(WIDTH, HEIGHT, f"{y} over {x}", [_text(2, TOP - 3, y, "start"), *parts])
 
 
-def around(interval: Sequence[float], value: float) -> tuple[float, float, float]:
-    """(low, value, high), as `intervals` draws them."""
-    return interval[0], value, interval[1]
-
-
-def intervals(rows: Sequence[tuple[str, float, float, float, bool]], about: str) -> str:
-    """A dot with its interval for each row (name, low, value, high, marked)."""
-    low, high = _range([n for _, low, _, high, _ in rows for n in (low, high)])
+def intervals(rows: Sequence[tuple[str, float, Sequence[float], bool]], about: str) -> str:
+    """A dot with its interval for each row (name, value, (low, high), marked)."""
+    low, high = _range([end for _, _, interval, _ in rows for end in interval])
     left, right = 14 + 6.6 * max(len(name) for name, *_ in rows), WIDTH - 46
 
     def across(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
     parts = []
-    for number, (name, least, value, most, marked) in enumerate(rows):
+    for number, (name, value, (least, most), marked) in enumerate(rows):
         at, color = 14 + number * ROW, GREEN if marked else BLUE
         weight = "bold" if marked else "normal"
         parts.append(_text(left - 10, at + 4, name, "end", size=10.5, weight=weight))

@@ -13,7 +13,6 @@ import pyarrow as pa
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_labels
 from moe_core.data.vocabulary import Vocabulary, load
 from moe_core.engine.context import Context
-from moe_core.errors import CorruptArtifact
 from moe_core.models.resnet import ResNet, build
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
@@ -97,22 +96,19 @@ def network(context: Context, artifact: Artifact, shape: Network | None = None) 
     return model
 
 
-def trunk_features(context: Context) -> Iterator[np.ndarray]:
-    """(B, D) float32 a part, of all the posts in the one order: memory does not grow with their number."""
+def trunk_features(context: Context) -> Iterator[tuple[np.ndarray, slice]]:
+    """((B, D) float32, their places in the one order) of all the posts, a part at a time."""
+    first = 0
     for shard in context.shards:
         artifact = context.need("trunk_features", shard.key)
-        yield from vectors_in(artifact.folder("features.lance"), "feature")
+        for part_BD in vectors_in(artifact.folder("features.lance"), "feature"):
+            yield part_BD, slice(first, first + len(part_BD))
+            first += len(part_BD)
 
 
 def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
     """(M, D) float32 of the posts where `wanted_N`, one bool a post, holds."""
-    found, first = [], 0
-    for part_BD in trunk_features(context):
-        found.append(part_BD[wanted_N[first : first + len(part_BD)]])
-        first += len(part_BD)
-    if first != len(wanted_N):
-        raise CorruptArtifact(f"features of {first} posts, wanted {len(wanted_N)}: materialize trunk_features again")
-    return np.concatenate(found)
+    return np.concatenate([part_BD[wanted_N[rows_B]] for part_BD, rows_B in trunk_features(context)])
 
 
 def trained(context: Context) -> pl.DataFrame | None:

@@ -3,7 +3,7 @@
 Letters: N posts, B posts in the batch, D embedding width, V hashtags.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -45,6 +45,15 @@ def features_in_parts(
             some_BD = model.features(x_BCHW).float().cpu()
         check_finite(some_BD, first, len(images))
         yield first, some_BD
+
+
+def by_expert(expert_N: np.ndarray, images: Images, width: int, compute: Callable[[int, Images], Tensor]) -> Tensor:
+    """(N, width): what `compute(number, images)` gives of each image by its own expert."""
+    out_NW = torch.zeros(len(images), width)
+    for number in np.unique(expert_N).tolist():
+        rows = np.flatnonzero(expert_N == number)
+        out_NW[rows] = compute(number, images.subset(rows))
+    return out_NW
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Letters: N test posts, D embedding width.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,11 @@ from moe_core.engine.context import Context
 from moe_core.evaluation.metrics import bootstrap, tag_agreement
 from moe_core.models.resnet import ResNet
 from moe_core.serving.bundle import Bundle
-from moe_core.stages.evaluation.predictions import Control, by_expert
+from moe_core.stages.evaluation.predictions import Control
 from moe_core.stages.evaluation.rows import ROWS
-from moe_core.stages.evaluation.score import as_json
 from moe_core.stages.reading import RoutedPosts
 from moe_core.training.batches import Images
-from moe_core.training.infer import features_of
+from moe_core.training.infer import by_expert, features_of
 
 SAMPLE, NEIGHBORS = 4_000, 10  # test posts at most, and the neighbors of each among them
 
@@ -36,8 +34,6 @@ def embedding_agreement(
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(test))[:SAMPLE])
     posts, expert_N = test.posts.subset(rows), test.expert_N[rows]
-    starts = posts.starts_N1.tolist()
-    tags_N = [set(posts.tags_T[a:b].tolist()) for a, b in pairwise(starts)]
 
     def space(features: Callable[[int, Images], Tensor]) -> Tensor:
         """(N, D): features of each post by its own expert."""
@@ -58,9 +54,10 @@ def embedding_agreement(
     table: dict[str, Any] = {"n": len(rows), "neighbors": NEIGHBORS, "rows": []}
     for name, features_ND in spaces.items():
         row: dict[str, Any] = {"name": name}
-        for where, values_N in tag_agreement(features_ND, expert_N, tags_N, NEIGHBORS).items():
+        agreement = tag_agreement(features_ND, expert_N, posts.tags_T, posts.starts_N1, NEIGHBORS)
+        for where, values_N in agreement.items():
             values_N = values_N[~np.isnan(values_N)]
             if len(values_N):  # one expert alone has nothing across
-                row |= as_json(where, bootstrap(values_N, context.study.evaluation.bootstrap, seed=0))
+                row |= bootstrap(values_N, context.study.evaluation.bootstrap, seed=0).as_json(where)
         table["rows"].append(row)
     return table

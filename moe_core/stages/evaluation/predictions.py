@@ -3,7 +3,7 @@
 Letters: N posts, D embedding width, V hashtags.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from moe_core.stages.evaluation.rows import Networks, controls_of
 from moe_core.stages.mixture.calibrate import router_weight
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.training.batches import Images
-from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
+from moe_core.training.infer import by_expert, features_of, logits_of, mixed, probabilities_of
 from moe_core.weights import load_weights
 
 
@@ -48,7 +48,7 @@ class Control:
 
 def open_controls(context: Context, bundle: Bundle, device: str) -> dict[str, Control]:
     """Controls of the study, by row; none where it has none."""
-    controls = controls_of(context.study)
+    controls = controls_of(context.planner.graph)
     if not controls:
         return {}
     validation = read_routed_posts(context, "validation")
@@ -127,12 +127,3 @@ def hashtag_frequency(context: Context) -> np.ndarray:
     vocabulary = pl.read_parquet(context.need("vocabulary").file("hashtags.parquet"), glob=False)
     posts_V = vocabulary.sort("id")["posts"].to_numpy()
     return (posts_V / posts_V.sum()).astype(np.float32)
-
-
-def by_expert(expert_N: np.ndarray, images: Images, width: int, compute: Callable[[int, Images], Tensor]) -> Tensor:
-    """(N, width): what `compute(number, images)` gives of each image by its own expert."""
-    out_NW = torch.zeros(len(images), width)
-    for number in np.unique(expert_N).tolist():
-        rows = np.flatnonzero(expert_N == number)
-        out_NW[rows] = compute(number, images.subset(rows))
-    return out_NW

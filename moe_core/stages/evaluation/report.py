@@ -25,22 +25,21 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     reasons = Counter[str]()
     for shard in posts:
         reasons.update(shard["reasons"])
-    networks = {"trunk": context.need("trunk"), **{k: context.need("expert", k) for k in context.experts}}
     shown: dict[str, Any] = {
-        "study": context.study,
         "table": table,
         "posts": {name: sum(shard[name] for shard in posts) for name in ("read", "accepted", "rejected")},
         "reasons": dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
         "vocabulary": dict(context.need("vocabulary").metadata),
         "partition": dict(partition.metadata),
         "experts": _experts(partition, table["per_expert"]),
-        "logs": {name: log_of(artifact) for name, artifact in networks.items()},
         "lineage": _lineage(context),
     }
-    page = render(**shown, spending=training_cost(context))
+    networks = {"trunk": context.need("trunk"), **{k: context.need("expert", k) for k in context.experts}}
+    logs = {name: log_of(artifact) for name, artifact in networks.items()}
+    page = render(context.study, logs=logs, spending=training_cost(context), **shown)
     (folder / "report.html").write_text(page, "utf-8")
-    # training costs are left out of its content: two machines take different times to the same result
-    return StageOutput({"bytes": len(page.encode())}, content={"page": content_hash(_without_rates(shown))})
+    # logs and costs are left out of its content: two machines take different times to the same result
+    return StageOutput({"bytes": len(page.encode())}, content={"page": content_hash(shown)})
 
 
 def _experts(partition: Artifact, per_expert: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -65,9 +64,3 @@ def _lineage(context: Context) -> list[tuple[str, str, str]]:
     above = planner.graph.above["report"]
     needed = [planner.need(name, key) for name in planner.graph if name in above for key in planner.keys(name)]
     return [(a.spec.name, a.version, a.content_hash) for a in needed]
-
-
-def _without_rates(shown: dict[str, Any]) -> Any:
-    """The page's content as JSON, without images a second."""
-    logs = {name: [[line["step"], line["loss"], line["lr"]] for line in log] for name, log in shown["logs"].items()}
-    return json.loads(json.dumps(shown | {"study": shown["study"].model_dump(mode="json"), "logs": logs}))

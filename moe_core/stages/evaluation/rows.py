@@ -6,11 +6,9 @@ reads, the costs, the order of the table, the embedding agreement and the compar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-
-from moe_core.settings import Study
 
 if TYPE_CHECKING:
     from moe_core.stages.evaluation.costs import Costs, RowCost
@@ -28,7 +26,6 @@ class Networks:
     decoder: str = ""  # the stage of the last layer through which routed ones answer; "": each through its own
     routed_by: Literal["expert", "random"] | None = None  # column of the assignment that says which one answers a post
     space: str = ""  # names their embedding where its agreement is measured
-    when: Callable[[Study], bool] = lambda study: True  # whether a study with controls has them
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -46,65 +43,58 @@ class Row:
     cost: Callable[[Costs], RowCost]
     networks: Networks | None = None  # None: the mixture's own, or none
 
-    @property
-    def with_router(self) -> Row:
-        """The same networks, with the trunk's logits mixed into theirs."""
-        role: Role = "answer" if self.role == "answer" else "variant"
-        return Row(f"{self.name}_router", f"{self.title} with the trunk's answer mixed in", role, self.cost)
 
+def with_router(row: Row) -> tuple[Row, Row]:
+    """The row, and that of the same networks with the trunk's logits mixed into theirs."""
+    role: Role = "answer" if row.role == "answer" else "variant"
+    return row, Row(f"{row.name}_router", f"{row.title} with the trunk's answer mixed in", role, row.cost)
 
-TRUNK_SAME_BUDGET = Row(
-    "trunk_same_budget",
-    "the trunk trained for the same budget",
-    "same_cost",
-    lambda costs: costs.one_network("trunk", "trunk_same_budget"),
-    Networks("trunk_same_budget"),
-)
-DENSE_SAME_COST = Row(
-    "dense_same_cost",
-    "the dense network of the same cost",
-    "same_cost",
-    lambda costs: costs.as_recorded("dense_same_cost"),
-    Networks("dense_same_cost", when=lambda study: study.evaluation.dense_control),
-)
-RANDOM_PARTITION = Row(
-    "random_partition",
-    "experts of a random partition",
-    "ablation",
-    lambda costs: costs.routed("random_expert", 1),
-    Networks("random_expert", decoder="random_decoder", routed_by="random"),
-)
-SEPARATE_DECODERS = Row(
-    "separate_decoders_top1",
-    "experts with decoders of their own",
-    "ablation",
-    lambda costs: costs.routed("separate_expert", 1, own_decoders=True),
-    Networks("separate_expert", routed_by="expert", space="separate_decoders"),
-)
-MIXTURE_TOP1 = Row("mixture_top1", "the nearest expert", "answer", lambda costs: costs.routed("expert", 1))
 
 ROWS = {
     row.name: row
     for row in (
         Row("most_frequent", "answering with the most frequent hashtags", "floor", lambda costs: costs.nothing),
         Row("trunk", "the trunk", "cheaper", lambda costs: costs.one_network("trunk")),
-        TRUNK_SAME_BUDGET,
-        DENSE_SAME_COST,
-        RANDOM_PARTITION,
-        RANDOM_PARTITION.with_router,
-        MIXTURE_TOP1,
-        MIXTURE_TOP1.with_router,
+        Row(
+            "trunk_same_budget",
+            "the trunk trained for the same budget",
+            "same_cost",
+            lambda costs: costs.one_network("trunk", "trunk_same_budget"),
+            Networks("trunk_same_budget"),
+        ),
+        Row(
+            "dense_same_cost",
+            "the dense network of the same cost",
+            "same_cost",
+            lambda costs: costs.as_recorded("dense_same_cost"),
+            Networks("dense_same_cost"),
+        ),
+        *with_router(
+            Row(
+                "random_partition",
+                "experts of a random partition",
+                "ablation",
+                lambda costs: costs.routed("random_expert", 1),
+                Networks("random_expert", decoder="random_decoder", routed_by="random"),
+            )
+        ),
+        *with_router(Row("mixture_top1", "the nearest expert", "answer", lambda costs: costs.routed("expert", 1))),
         Row("mixture_topk", "the nearest experts", "answer", lambda costs: costs.routed("expert", costs.topk)),
-        SEPARATE_DECODERS,
-        SEPARATE_DECODERS.with_router,
+        *with_router(
+            Row(
+                "separate_decoders_top1",
+                "experts with decoders of their own",
+                "ablation",
+                lambda costs: costs.routed("separate_expert", 1, own_decoders=True),
+                Networks("separate_expert", routed_by="expert", space="separate_decoders"),
+            )
+        ),
         Row("best_expert_oracle", "the best expert", "answer", lambda costs: costs.routed("expert", costs.experts)),
     )
 }
 CONTROL_STAGES = tuple(stage for row in ROWS.values() if row.networks for stage in row.networks.stages)
 
 
-def controls_of(study: Study) -> dict[str, Networks]:
-    """Networks of the controls that a study has, by row."""
-    if not study.evaluation.controls:
-        return {}
-    return {row.name: row.networks for row in ROWS.values() if row.networks and row.networks.when(study)}
+def controls_of(stages: Container[str]) -> dict[str, Networks]:
+    """Networks of the controls that a study with these stages has, by row."""
+    return {row.name: row.networks for row in ROWS.values() if row.networks and row.networks.stage in stages}

@@ -13,7 +13,6 @@ from torch import Tensor
 from moe_core.engine.context import Context
 from moe_core.evaluation.measures import MEASURES, PAIRED
 from moe_core.evaluation.metrics import (
-    Interval,
     average_precision,
     bootstrap,
     found_tags,
@@ -111,25 +110,16 @@ def measure_posts(scores: Scores, resamples: int) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for measure in MEASURES.values():
         if measure.of_posts:
-            columns |= as_json(measure.name, bootstrap(scores.measure(measure.name), resamples, seed=0))
+            columns |= bootstrap(scores.measure(measure.name), resamples, seed=0).as_json(measure.name)
     return columns
-
-
-def measure_answers(scores: Scores, relevant_NV: np.ndarray) -> dict[str, Any]:
-    """Each measure of all the answers together, with its 95 % interval and number of posts."""
-    precision = average_precision(np.concatenate(scores.scores), relevant_NV, AP_RESAMPLES, seed=0)
-    return as_json("map", precision) | {"map_n": precision.n}
 
 
 def row_of(context: Context, name: str, scores: Scores, posts: Posts, relevant_NV: np.ndarray) -> dict[str, Any]:
     """A row of the table without its costs."""
     row = {"name": name, "title": ROWS[name].title, "role": ROWS[name].role, "n": len(posts)}
-    return row | measure_posts(scores, context.study.evaluation.bootstrap) | measure_answers(scores, relevant_NV)
-
-
-def as_json(name: str, interval: Interval) -> dict[str, Any]:
-    """An interval as the table has it."""
-    return {name: round(interval.mean, 5), f"{name}_ci95": [round(interval.low, 5), round(interval.high, 5)]}
+    precision = average_precision(np.concatenate(scores.scores), relevant_NV, AP_RESAMPLES, seed=0)
+    of_posts = measure_posts(scores, context.study.evaluation.bootstrap)
+    return row | of_posts | precision.as_json("map") | {"map_n": precision.n}
 
 
 def relevant_tags(posts: Posts, frequent: list[int]) -> np.ndarray:
@@ -155,7 +145,7 @@ def per_expert(
                 "trunk_p_at_1": round(float(trunk_N[own_N].mean()), 5),
                 "mixture_p_at_1": round(float(mixture_N[own_N].mean()), 5),
             }
-            row |= as_json("p_at_1_gain", gain) | tags.changed(number, bundle.answer, bundle.hashtags)
+            row |= gain.as_json("p_at_1_gain") | tags.changed(number, bundle.answer, bundle.hashtags)
         rows.append(row)
     return rows
 
@@ -169,5 +159,5 @@ def gains_over_rows(published: str, scores: Mapping[str, Scores], resamples: int
         gains[name] = {}
         for measure in (paired.name for paired in PAIRED):
             pair = paired_difference(scores[published].measure(measure), scores[name].measure(measure), resamples, 0)
-            gains[name] |= as_json(f"{measure}_gain", pair)
+            gains[name] |= pair.as_json(f"{measure}_gain")
     return gains

@@ -10,7 +10,7 @@ from moe_core.stages.evaluation.rows import CONTROL_STAGES, controls_of
 
 def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
     inputs = {"mixture": Ref("mixture"), "splits": Ref("splits")}
-    for networks in controls_of(planner.state.study).values():
+    for networks in controls_of(planner.graph).values():
         for stage in networks.stages:
             inputs |= {f"{stage} {k}" if k else stage: Ref(stage, k) for k in planner.keys(stage)}
     return inputs

@@ -3,7 +3,6 @@
 Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from moe_core.stages.gate.drift import imbalance
 from moe_core.stages.gate.posts import Placement, PostTable
 from moe_core.stages.trunk.frozen import pointer_file
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.store.hashing import file_hash
+from moe_core.store.hashing import content_hash, file_hash
 
 COLUMNS, PICTURES = 6, 12  # of a contact sheet
 SIDE = 64  # pixels of a picture on it
@@ -50,8 +49,6 @@ def write(
     assignment.write_parquet(folder / "assignment.parquet", statistics=False)
     about = {"asset": spec.asset, "version": spec.version, "trunk": context.version("trunk")}
     gate.save(folder / "gate.safetensors", about)
-    members = {"expert": metadata["members"], "random": metadata["random_members"]}
-    (folder / "members.json").write_text(json.dumps(members, indent=1, sort_keys=True))
     experts = len(context.experts)
     sizes = [int(n) for n in np.bincount(expert_N[posts.training_N], minlength=experts)]
     if min(sizes) == 0:
@@ -73,7 +70,10 @@ def write(
             "hashtags": dict(zip(context.experts, top, strict=True)),
         }
         | metadata,
-        content={name: file_hash(folder / name) for name in ("gate.safetensors", "members.json")},
+        content={
+            "gate": file_hash(folder / "gate.safetensors"),
+            "members": content_hash([metadata["members"], metadata["random_members"]]),
+        },
     )
 
 

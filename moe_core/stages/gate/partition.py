@@ -30,18 +30,17 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         reading.trunk_features_where(context, sample(posts.training_N, settings.max_fit_posts, settings.seed))
     )
     clusters = settings.fine or settings.experts
-    found = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
+    centroids_MP, objective = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
     expert_M = np.arange(clusters)
     if settings.fine:
-        sizes_M = sizes_of(context, posts, whitening, found.centroids_KP)
-        expert_M = pack(sizes_M, found.centroids_KP, settings.experts)
-    gate = Gate(whitening, found.centroids_KP, expert_M)
+        expert_M = pack(sizes_of(context, posts, whitening, centroids_MP), centroids_MP, settings.experts)
+    gate = Gate(whitening, centroids_MP, expert_M)
     placement = placed(context, gate)
     random_N = dealt_at_random(posts, placement.expert_N, np.full(len(posts.ids), -1), settings)
     lines = membership.lines(context, posts.columns, posts.index)
     metadata = {
         "fitted_on": len(fitted_NP),
-        "objective": float(found.objective),
+        "objective": objective,
         "fit": as_fitted(posts.training_N, gate.experts, placement),
     }
     for name, number_N in (("members", placement.expert_N), ("random_members", random_N)):

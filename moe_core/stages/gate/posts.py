@@ -3,7 +3,6 @@
 Letters: N posts, B of a part, D embedding width, P whitened dimensions, M centroids, K experts.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,8 @@ import polars as pl
 
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import assign
-from moe_core.clustering.random_partition import reshuffled
-from moe_core.clustering.whitening import Moments, Whitening, whiten
-from moe_core.data.loading import read_columns
+from moe_core.clustering.random_partition import random_partition
+from moe_core.clustering.whitening import Whitening, whiten
 from moe_core.data.splits import SPLITS
 from moe_core.engine.context import Context
 from moe_core.errors import TooFewPosts
@@ -45,7 +43,7 @@ class Placement:
 
 def post_table(context: Context) -> PostTable:
     """Raises TooFewPosts where training posts are fewer than experts."""
-    columns = read_columns(context.root, reading.places(context), ["shard", "id"])
+    columns = reading.splits(context).select("shard", "id")
     index = reading.index(context)
     posts = PostTable(columns, index, index.use("train"))
     experts, count = context.study.partition.experts, int(posts.training_N.sum())
@@ -58,26 +56,14 @@ def post_table(context: Context) -> PostTable:
 
 
 def whitening_of(context: Context, posts: PostTable) -> Whitening:
-    moments: Moments | None = None
-    for part_BD, rows_B in parts(context):
-        moments = moments or Moments(part_BD.shape[1])
-        moments.add(part_BD[posts.training_N[rows_B]])
-    assert moments is not None
-    return whiten(moments, context.study.partition.pca)
-
-
-def parts(context: Context) -> Iterator[tuple[np.ndarray, slice]]:
-    """((B, D) float32 features, which posts of the one order) part by part."""
-    first = 0
-    for part_BD in reading.trunk_features(context):
-        yield part_BD, slice(first, first + len(part_BD))
-        first += len(part_BD)
+    mine = (part_BD[posts.training_N[rows_B]] for part_BD, rows_B in reading.trunk_features(context))
+    return whiten(mine, context.study.partition.pca)
 
 
 def sizes_of(context: Context, posts: PostTable, whitening: Whitening, centroids_MP: np.ndarray) -> np.ndarray:
     """(M,) int64: training posts of each centroid."""
     sizes_M = np.zeros(len(centroids_MP), np.int64)
-    for part_BD, rows_B in parts(context):
+    for part_BD, rows_B in reading.trunk_features(context):
         nearest_B = assign(whitening.apply(part_BD[posts.training_N[rows_B]]), centroids_MP)
         sizes_M += np.bincount(nearest_B, minlength=len(centroids_MP))
     return sizes_M
@@ -85,7 +71,7 @@ def sizes_of(context: Context, posts: PostTable, whitening: Whitening, centroids
 
 def placed(context: Context, gate: Gate) -> Placement:
     """Each post at its nearest expert."""
-    found = [gate.nearest(part_BD) for part_BD, _ in parts(context)]
+    found = [gate.nearest(part_BD) for part_BD, _ in reading.trunk_features(context)]
     return Placement(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
@@ -95,7 +81,7 @@ def dealt_at_random(posts: PostTable, expert_N: np.ndarray, old_N: np.ndarray, s
     random_N = np.empty_like(expert_N)
     for rows_N in (posts.training_N, *(~posts.training_N & (posts.index.split_N == split) for split in SPLITS)):
         sizes_K = np.bincount(expert_N[rows_N], minlength=settings.experts)
-        random_N[rows_N] = reshuffled(posts.ids[rows_N].tolist(), old_N[rows_N], sizes_K, settings.seed)
+        random_N[rows_N] = random_partition(posts.ids[rows_N].tolist(), sizes_K, settings.seed, old_N[rows_N])
     return random_N
 
 

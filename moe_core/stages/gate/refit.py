@@ -110,9 +110,9 @@ def _one_level(context: Context, old_F: np.ndarray, fitted_FP: np.ndarray) -> tu
     """(centroids (K, P) in the order of the keys, objective)."""
     settings = context.study.partition
     start_KP = starts(fitted_FP, old_F, settings.experts, settings.iterations, settings.seed)
-    found = fit_kmeans(fitted_FP, settings.experts, settings.iterations, 1, settings.seed, start_KP)
-    shared = overlap(assign(fitted_FP, found.centroids_KP), old_F, settings.experts)
-    return found.centroids_KP[continued_by(shared)], float(found.objective)
+    centroids_KP, objective = fit_kmeans(fitted_FP, settings.experts, settings.iterations, 1, settings.seed, start_KP)
+    shared = overlap(assign(fitted_FP, centroids_KP), old_F, settings.experts)
+    return centroids_KP[continued_by(shared)], objective
 
 
 def _same_fine(
@@ -120,10 +120,12 @@ def _same_fine(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(centroids (M, P), expert of each, objective): fine centroids go on and keep their expert where balance lets."""
     settings, gate = context.study.partition, previous.gate
-    found = fit_kmeans(fitted_FP, settings.fine, settings.iterations, 1, settings.seed, gate.centroids_MP)
-    sizes_M = sizes_of(context, posts, whitening, found.centroids_KP)
-    expert_M = repack(sizes_M, found.centroids_KP, previous.number[gate.expert_M], settings.experts)
-    return found.centroids_KP, expert_M, float(found.objective)
+    centroids_MP, objective = fit_kmeans(
+        fitted_FP, settings.fine, settings.iterations, 1, settings.seed, gate.centroids_MP
+    )
+    sizes_M = sizes_of(context, posts, whitening, centroids_MP)
+    expert_M = repack(sizes_M, centroids_MP, previous.number[gate.expert_M], settings.experts)
+    return centroids_MP, expert_M, objective
 
 
 def _other_fine(
@@ -131,8 +133,10 @@ def _other_fine(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """The same of fine centroids that nothing is continued by: experts are matched by their posts."""
     settings = context.study.partition
-    found = fit_kmeans(fitted_FP, settings.fine, settings.iterations, settings.restarts, settings.seed)
-    cluster_M = pack(sizes_of(context, posts, whitening, found.centroids_KP), found.centroids_KP, settings.experts)
-    new_F = cluster_M[assign(fitted_FP, found.centroids_KP)]
+    centroids_MP, objective = fit_kmeans(
+        fitted_FP, settings.fine, settings.iterations, settings.restarts, settings.seed
+    )
+    cluster_M = pack(sizes_of(context, posts, whitening, centroids_MP), centroids_MP, settings.experts)
+    new_F = cluster_M[assign(fitted_FP, centroids_MP)]
     expert_C = np.argsort(continued_by(overlap(new_F, old_F, settings.experts)))
-    return found.centroids_KP, expert_C[cluster_M], float(found.objective)
+    return centroids_MP, expert_C[cluster_M], objective

@@ -127,7 +127,7 @@ def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, o
         )
     for name in compared:
         gain = paired_difference(scores["new"][name], scores["old"][name], context.study.evaluation.bootstrap, seed=0)
-        found |= {f"{name}_gain": round(gain.mean, 5), f"{name}_gain_ci95": [round(gain.low, 5), round(gain.high, 5)]}
+        found |= gain.as_json(f"{name}_gain")
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from moe_core.engine.context import Context
 from moe_core.serving.bundle import Bundle
@@ -17,6 +18,8 @@ from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables.vectors import write_vectors
+from moe_core.training.batches import Images
+from moe_core.training.infer import by_expert
 
 CHUNK = 4_096  # posts embedded at a time
 
@@ -30,21 +33,20 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     rows = reading.assignment(context)
     expert_N = rows.filter(rows["shard"] == key)["expert"].to_numpy()
     ids = reading.ids_of(context, key)
-    content = hashlib.sha256()
+    content, width = hashlib.sha256(), bundle.router.width
+
+    def features(number: int, some: Images) -> Tensor:
+        return bundle.expert_features(context.experts[number], some, device)
 
     def parts() -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
         for first in range(0, len(images), CHUNK):
             expert_B = expert_N[first : first + CHUNK]
-            embedding_BD = np.empty((len(expert_B), bundle.router.width), np.float32)
-            for number in np.unique(expert_B):
-                members = np.flatnonzero(expert_B == number)
-                expert = context.experts[number]
-                embedding_BD[members] = bundle.expert_features(expert, images.subset(first + members), device).numpy()
+            some = images.subset(np.arange(first, first + len(expert_B)))
+            embedding_BD = by_expert(expert_B, some, width, features).numpy()
             content.update(embedding_BD.tobytes() + expert_B.tobytes())
             context.report({"posts": first + len(embedding_BD)})
             yield {"id": ids[first : first + CHUNK], "expert": pa.array(expert_B)}, embedding_BD
 
-    width = bundle.router.width
     columns = {"id": pa.string(), "expert": pa.int32()}
     count = write_vectors(folder / "embeddings.lance", columns, "embedding", width, parts(), index=True)
     return StageOutput({"posts": count, "width": width}, content={"embeddings": content.hexdigest()})

@@ -8,10 +8,9 @@ import json
 import os
 import subprocess
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from moe_core.stages.experts.experts import start, training_posts
 from moe_core.stages.experts.groups import group_of
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import training_threads
-from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log, recorded
+from moe_core.stages.training.log import TrainingLog, copy_log
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash
@@ -55,8 +54,8 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     trained: dict[str, dict[str, Any]] = {}
     for k in context.experts:
         save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
-        end = copy_log(joint.folder / f"{k}.jsonl", folder / "logs" / f"{k}.jsonl")
-        trained[k] = recorded(len(joint.posts[k]), end) | threads.used()
+        log = joint.folder / f"{k}.jsonl"
+        trained[k] = copy_log(log, folder / "logs" / log.name, len(joint.posts[k])) | threads.used()
     return StageOutput(
         metadata={
             "trained": trained,
@@ -89,15 +88,10 @@ def train_part(context: Context, joint: Joint, device: str) -> Iterator[None]:
     """Takes part until the last round is done, logs and reports; yields every now and then, at work and waiting."""
     study, largest = context.study, max(joint.posts, key=lambda key: len(joint.posts[key]))
     training_threads(joint.network(largest), study.data.image_size, joint.training, len(joint.posts[largest]))
-    reported, speeds = time.monotonic(), defaultdict[str, Speed](Speed)
+    logs = {key: TrainingLog(joint.folder / f"{key}.jsonl", context.report) for key in joint.posts}
     for one in take_part(joint, device):
-        if one is not None:
-            with open(joint.folder / f"{one.key}.jsonl", "a", encoding="utf-8") as lines:
-                lines.write(json.dumps(asdict(one.measurement)) + "\n")
-            averaged = speeds[one.key].averaged(one.measurement)  # waiting for the other experts counts
-            if time.monotonic() - reported >= REPORT_SECONDS:
-                reported = time.monotonic()
-                context.report(asdict(averaged) | {"round": one.number + 1, "rounds": joint.decoder.rounds})
+        if one is not None:  # in an expert's speed, waiting for the others counts
+            logs[one.key].add(one.measurement, round=one.number + 1, rounds=joint.decoder.rounds)
         yield
 
 

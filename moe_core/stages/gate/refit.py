@@ -65,8 +65,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     )
     metadata |= retraining.as_metadata(members, random_members) | {"how": settings["how"]}
     metadata |= {"drift": drift(posts.training_N, new_since_fit_N, placement, metadata["fit"])}
-    retrained = [k for k in context.experts if members.hashes[k] != previous.artifact.metadata["members"].get(k)]
-    retrained = retrained if same_trunk else list(context.experts)
+    retrained = [key for key in context.experts if key not in members.kept]
     metadata |= write_churn(context, folder, posts, previous, placement.expert_N, members.changed, retrained)
     pl.concat([members.frame, random_members.frame]).write_parquet(folder / "trained.parquet", statistics=False)
     trained_N = previous.trained_N if same_trunk else np.zeros(len(random_N), bool)

@@ -1,9 +1,7 @@
 """One training inside a stage: resumed after a killed attempt, logged line by line, saved with a description."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from moe_core import threads
@@ -11,7 +9,7 @@ from moe_core.engine.context import Context
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import ResNet
 from moe_core.settings import Training
-from moe_core.stages.training.log import REPORT_SECONDS, Speed, copy_log, recorded
+from moe_core.stages.training.log import TrainingLog, copy_log
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
 from moe_core.training import loop
@@ -39,28 +37,20 @@ def fit(
     training_threads(model, context.study.data.image_size, training, len(posts), ranks)
     work = context.store.work_folder(spec)
     work.mkdir(parents=True, exist_ok=True)
-    log = work / "log.jsonl"
-    started = reported = time.monotonic()
-    checkpoint = work / "checkpoint.safetensors"
-    speed = Speed()
-    with open(log, "a", encoding="utf-8") as lines:
-        measurements = (
-            train(model, checkpoint)
-            if train
-            else loop.train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
-        )
-        for measurement in measurements:
-            lines.write(json.dumps(asdict(measurement)) + "\n")
-            lines.flush()
-            averaged = speed.averaged(measurement)
-            if time.monotonic() - reported >= REPORT_SECONDS or measurement.step == measurement.steps:
-                reported = time.monotonic()
-                context.report(asdict(averaged))
-    end = copy_log(log, folder / "log.jsonl")
+    log, checkpoint = TrainingLog(work / "log.jsonl", context.report), work / "checkpoint.safetensors"
+    started = time.monotonic()
+    measurements = (
+        train(model, checkpoint)
+        if train
+        else loop.train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
+    )
+    for measurement in measurements:
+        log.add(measurement)
+    recorded = copy_log(log.path, folder / "log.jsonl", len(posts))
     weights = folder / "weights.safetensors"
     save_weights(weights, model.state_dict(), {"asset": spec.asset, "key": spec.key or "", "version": spec.version})
     return StageOutput(
-        recorded(len(posts), end) | {"seconds": round(time.monotonic() - started, 1), "device": device},
+        recorded | {"seconds": round(time.monotonic() - started, 1), "device": device},
         content={"weights": file_hash(weights)},
     )
 

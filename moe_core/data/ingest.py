@@ -188,7 +188,7 @@ def convert(chunk: Chunk, data: Data) -> pl.DataFrame:
     signature_BW = signature(np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, data.image_size, data.image_size, 3))
     decoded = pl.DataFrame(rows, schema=DECODED)
     return chunk.text.with_columns(
-        decoded.select("image", "width", "height", "format"),
+        *decoded.select("image", "width", "height", "format"),
         pl.Series("signature", [one_W.tobytes() for one_W in signature_BW], pl.Binary),
         pl.coalesce("reason", decoded["reason"]),
         pl.coalesce("detail", decoded["detail"]),

@@ -24,7 +24,7 @@ from moe_core.store.artifact import Spec, StageOutput
 from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 from pipelines.run.estimate import run_plan
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 from pipelines.run.status import states_of
 
 
@@ -72,7 +72,7 @@ def seconds_of(root: Path) -> tuple[float, float]:
     assert {state.state for state in states} == {"fresh"}, {(s.asset, s.state, s.why) for s in states[:3]}
     started = time.process_time()
     context = open_study(load_study(root / "study.toml"), root)
-    run_plan(context, tasks_until(context, None), force=False, workers=1)
+    run_plan(context, planned_tasks(context, None), force=False, workers=1)
     return status, time.process_time() - started
 
 

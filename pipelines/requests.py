@@ -28,7 +28,7 @@ from moe_core.store.layout import Layout
 from moe_core.workspace import token
 from pipelines.jobs import JOBS, job_of
 from pipelines.run.dag import Dag
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 from pipelines.sensors import opened_in_time
 
 TICK_SECONDS = 5
@@ -116,7 +116,7 @@ def _now(instance: dg.DagsterInstance, request: RunRequested) -> str:
 def _due(work: Context, instance: dg.DagsterInstance, request: RunRequested) -> dict[Name, PlannedTask]:
     """Tasks that want a run. Those that exist are recorded where Dagster does not know them."""
     recorder, due = Recorder(instance), dict[Name, PlannedTask]()
-    for planned in tasks_until(work, request.until):
+    for planned in planned_tasks(work, request.until):
         if planned.artifact is None or recorder.wants_run(planned):
             due[planned.name] = planned
         elif not recorder.is_recorded(work, planned):

@@ -19,7 +19,7 @@ from moe_core.stages.mixture.comparison import judge
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 from pipelines.cli.progress import Display
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 
 BASELINES = [name for name, row in ROWS.items() if row.role in ROLES]
 COSTS = {"parameters": 100, "parameters_used": 100, "multiply_adds": 10, "training_images": 1000}
@@ -172,7 +172,7 @@ def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
     slower = GOOD.model_copy(update={"trunk": GOOD.trunk.model_copy(update={"epochs": 11.0})})
     for study, warned in ((GOOD, False), (slower, True)):
         context = open_study(study, both)
-        display = Display(context, tasks_until(context, None), 1)
+        display = Display(context, planned_tasks(context, None), 1)
         display.event("fresh", "vocabulary", "")
         assert ("Warning: " in capsys.readouterr().err) == warned
 

@@ -4,7 +4,7 @@ from helpers.arrivals import shards_of, status
 from helpers.growing import add_shard, opened
 from moe_core.store.artifact import name_of
 from pipelines.run.estimate import RunPlan, Step, run_plan
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 
 WAITS = "waits for partition; runs where its inputs changed"
 
@@ -22,7 +22,7 @@ def test_a_dry_run_names_what_waits_for_the_partition_and_no_trunk_that_is_kept(
     study, root = study_of()
     add_shard(shards_of(root), 3, posts=30)
     context = opened(study, root)
-    plan = run_plan(context, tasks_until(context, None), force=False, workers=1)
+    plan = run_plan(context, planned_tasks(context, None), force=False, workers=1)
     why = {name_of(step.asset, step.key): step.why for step in plan.steps}
     assert not {"trunk", "vocabulary"} & set(why)
     assert why["posts:s3"] == "missing"

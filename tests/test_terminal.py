@@ -18,7 +18,7 @@ from moe_core.training.loop import Measurement
 from moe_core.workspace import open_study
 from pipelines.cli.progress import Display
 from pipelines.run.forecast import STEP_SECONDS, Forecast
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 from pipelines.run.scheduler import Running
 from pipelines.run.task import Task
 
@@ -43,7 +43,7 @@ def study(tmp_path_factory):
 def test_every_finished_asset_keeps_its_name_on_the_screen(study, columns, until):
     """One study, in three runs one after the other, so that each makes something."""
     context = open_study(load_study(study), study.parent)
-    due = [task.label for task in tasks_until(context, until)]
+    due = [task.label for task in planned_tasks(context, until)]
     before = [row["asset"] for row in status(study) if row["state"] == "fresh"]
     options = ["--until", until] if until else []
     code, screen = in_terminal(command("run", "--study", study, *options), columns, ENVIRONMENT)

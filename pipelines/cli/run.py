@@ -24,7 +24,7 @@ from pipelines.cli.common import (
     write_study,
 )
 from pipelines.cli.options import STUDY_OPTION, WORKERS, plans_and_runs
-from pipelines.run.plan import tasks_until
+from pipelines.run.plan import planned_tasks
 from pipelines.run.status import states_of
 from pipelines.terminal import echo
 
@@ -84,12 +84,12 @@ def run(
     renew = renew_trunk or (force and until not in ("posts", "splits"))
     context = changed_study(study_file, settings, dry_run, requests=("renew",) if renew and dry_run else ())
     if dry_run:
-        show_run_plan(context, tasks_until(context, until), force, workers, as_json)
+        show_run_plan(context, planned_tasks(context, until), force, workers, as_json)
         return
     if renew:
         request_renewal(context)
     finish(run_shown(context, until=until, workers=workers, force=force))
-    now, last = study_at(study_file), {task.stage for task in tasks_until(context, until)}
+    now, last = study_at(study_file), {task.stage for task in planned_tasks(context, until)}
     if "evaluation" in last:
         show_table(now)
     elif "published" in last:
@@ -129,7 +129,7 @@ def backfill(
     chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
     tasks: list[tuple[str, str | None]] = [("expert", key) for key in chosen]
     if dry_run:
-        show_run_plan(context, [context.planner.task(*task) for task in tasks], force, workers, as_json)
+        show_run_plan(context, planned_tasks(context, only=tasks), force, workers, as_json)
         return
     if not chosen:
         echo("No expert is to be trained: nothing to do.")

@@ -41,8 +41,9 @@ class Gpus(dg.ConfigurableResource):
             waited: list[str] = []
 
             def waits(what: str) -> None:
+                if not waited:
+                    report({"waits": what})
                 waited.append(what)
-                report({"waits": what})
 
             with all_gpus(names, waits) if every else one_gpu(names, self.sharers, _preferred(), waits) as index:
                 if waited:

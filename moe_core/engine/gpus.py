@@ -38,12 +38,11 @@ def gpu_names() -> list[str]:
 def one_gpu(names: Sequence[str], sharers: int, first: int, waits: Waits) -> Iterator[int]:
     """Waits for a place on one of the GPUs and yields its index in `names`; `first` is preferred where it is free.
 
-    A GPU has `sharers` places. `waits` is called once, with what is waited for, if none is free.
+    A GPU has `sharers` places. `waits` is called with what is waited for, again and again until one is free.
     """
     with ExitStack() as held:
         while (index := _place(names, first, sharers, held)) is None:
             waits(f"a GPU: {', '.join(names)} in use")
-            waits = _silent
             time.sleep(WAIT_SECONDS)
         yield index
 
@@ -54,9 +53,9 @@ def all_gpus(names: Sequence[str], waits: Waits) -> Iterator[int]:
     folder = _folder()
     with ExitStack() as held:
         for name in sorted(set(names)):  # in one order, so that two that want several never wait for each other
-            waits = _wait(held, folder / f"{_safe(name)}.gate", name, waits)
+            _wait(held, folder / f"{_safe(name)}.gate", name, waits)
             for place in sorted({folder / f"{_safe(name)}.0", *folder.glob(f"{_safe(name)}.[0-9]*")}):
-                waits = _wait(held, place, name, waits)
+                _wait(held, place, name, waits)
         yield 0
 
 
@@ -78,12 +77,10 @@ def _place(names: Sequence[str], first: int, sharers: int, held: ExitStack) -> i
     return None
 
 
-def _wait(held: ExitStack, lock: Path, name: str, waits: Waits) -> Waits:
+def _wait(held: ExitStack, lock: Path, name: str, waits: Waits) -> None:
     while not _take(held, lock):
         waits(f"all GPUs: {name} in use")
-        waits = _silent
         time.sleep(WAIT_SECONDS)
-    return waits
 
 
 def _take(held: ExitStack, lock: Path) -> bool:
@@ -92,10 +89,6 @@ def _take(held: ExitStack, lock: Path) -> bool:
     except LockHeld:
         return False
     return True
-
-
-def _silent(_: str) -> None:
-    """Said already."""
 
 
 def _safe(name: str) -> str:

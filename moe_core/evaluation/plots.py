@@ -5,7 +5,7 @@ Colors are of middle brightness, so that a plot can be read on a light page and 
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -39,20 +39,17 @@ def lines(curves: Sequence[Line], x: str, y: str, marks: Sequence[tuple[float, s
     (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in every]) for axis in (0, 1))
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        across = LEFT + (point[0] - x_low) / (x_high - x_low) * (right - LEFT)
-        return across, bottom - (point[1] - y_low) / (y_high - y_low) * (bottom - TOP)
-
+    across, down = _scale(x_low, x_high, LEFT, right), _scale(y_low, y_high, bottom, TOP)
     parts = []
     for value in ticks(y_low, y_high):
-        at = place((x_low, value))[1]
+        at = down(value)
         parts.append(f'<path d="M{LEFT} {at:.1f}H{right}" stroke="{GREY}" stroke-opacity=".25"/>')
         parts.append(_text(LEFT - 6, at + 4, short(value), "end"))
     marks = marks or [(value, short(value)) for value in ticks(x_low, x_high)]
-    parts += [_text(place((at, y_low))[0], bottom + 15, name, "middle") for at, name in marks]
+    parts += [_text(across(at), bottom + 15, name, "middle") for at, name in marks]
     parts.append(_text((LEFT + right) / 2, HEIGHT - 3, x, "middle"))
     for curve in curves:
-        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in map(place, curve.points))
+        path = " ".join(f"{across(x_at):.1f},{down(y_at):.1f}" for x_at, y_at in curve.points)
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{curve.color}" stroke-width="{curve.width}" '
             f'stroke-opacity="{curve.opacity}" stroke-linejoin="round"/>'
@@ -68,10 +65,7 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float], bool]], about: s
     """A dot with its interval for each row (name, value, (low, high), marked)."""
     low, high = _range([end for _, _, interval, _ in rows for end in interval])
     left, right = 14 + 6.6 * max(len(name) for name, *_ in rows), WIDTH - 46
-
-    def across(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
+    across = _scale(low, high, left, right)
     parts = []
     for number, (name, value, (least, most), marked) in enumerate(rows):
         at, color = 14 + number * ROW, GREEN if marked else BLUE
@@ -87,12 +81,8 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float], bool]], about: s
 def bars(rows: Sequence[tuple[str, float]], about: str, form: str = "{:,.0f}") -> str:
     """A bar to the right of zero, or to the left, for each row (name, value)."""
     low, high = min(0.0, *(v for _, v in rows)), max(0.0, *(v for _, v in rows))
-    span = (high - low) or 1.0
     left, right = 12 + 6.2 * max(len(name) for name, _ in rows), WIDTH - 70
-
-    def across(value: float) -> float:
-        return left + (value - low) / span * (right - left)
-
+    across = _scale(low, high if high > low else 1.0, left, right)
     parts = []
     for number, (name, value) in enumerate(rows):
         at = 4 + number * ROW
@@ -181,10 +171,13 @@ def _placed(
 ) -> list[tuple[float, float]]:
     """The points of one curve in a box of the plot, which they fill."""
     (x_low, x_high), (y_low, y_high) = (_range([p[axis] for p in points]) for axis in (0, 1))
-    return [
-        (left + width * (x - x_low) / (x_high - x_low), bottom - height * (y - y_low) / (y_high - y_low))
-        for x, y in points
-    ]
+    across, down = _scale(x_low, x_high, left, left + width), _scale(y_low, y_high, bottom, bottom - height)
+    return [(across(x), down(y)) for x, y in points]
+
+
+def _scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
+    """Where on an axis from `first` to `last` a value from `low` to `high` lies."""
+    return lambda value: first + (value - low) / (high - low) * (last - first)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

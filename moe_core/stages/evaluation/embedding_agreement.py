@@ -3,7 +3,7 @@
 Letters: N test posts, D embedding width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,22 +35,21 @@ def embedding_agreement(
     rows = np.sort(np.random.default_rng(0).permutation(len(test))[:SAMPLE])
     posts, expert_N = test.posts.subset(rows), test.expert_N[rows]
 
-    def space(features: Callable[[int, Images], Tensor]) -> Tensor:
-        """(N, D): features of each post by its own expert."""
-        return by_expert(expert_N, posts.images, bundle.router.width, features)
-
     def features_by(networks: Sequence[ResNet], number: int, images: Images) -> Tensor:
         return features_of(networks[number], images, context.study.expert_training.precision, device)
 
-    keys = list(bundle.published)
+    keys, width = list(bundle.published), bundle.router.width
     spaces = {
         "trunk": torch.from_numpy(test.features_ND[rows]),
-        "mixture": space(lambda number, images: bundle.expert_features(keys[number], images, device)),
+        "mixture": by_expert(
+            expert_N, posts.images, width, lambda number, images: bundle.expert_features(keys[number], images, device)
+        ),
     }
     for name, control in controls.items():
         networks = ROWS[name].networks
         if networks and networks.space:
-            spaces[networks.space] = space(partial(features_by, control.networks))
+            features = partial(features_by, control.networks)
+            spaces[networks.space] = by_expert(expert_N, posts.images, width, features)
     table: dict[str, Any] = {"n": len(rows), "neighbors": NEIGHBORS, "rows": []}
     for name, features_ND in spaces.items():
         row: dict[str, Any] = {"name": name}

@@ -115,13 +115,13 @@ def measure(name: str, branch_at: int, args: argparse.Namespace) -> None:
     network, side = NETWORKS[name]
     with tempfile.TemporaryDirectory() as root:
         bundle_of(Path(root), network, side, args.experts, branch_at)
-        bundle = Bundle(Path(root) / "bundle", most_experts=args.held)
+        file = (Path(root) / "bundle" / "experts" / "e000.safetensors").stat().st_size
+        bundle = Bundle(Path(root) / "bundle", args.held * file)
         images = drawn(args.images, side, 2)
         batches = [images[first : first + args.batch] for first in range(0, len(images), args.batch)]
         expert_N = bundle.gate.assign(features_of(bundle.router, ImagesInMemory(images[:4096])).numpy())
         share = np.bincount(expert_N, minlength=args.experts) / len(expert_N)
-        file = (Path(root) / "bundle" / "experts" / "e000.safetensors").stat().st_size
-        mine = Bundle(Path(root) / "bundle", most_experts=2)
+        mine = Bundle(Path(root) / "bundle", 2 * file)
         windows = [batches[first : first + args.window] for first in range(0, len(batches), args.window)]
 
         def many(window: list[np.ndarray]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.bundles import EXPERTS, NETWORK, SIDE, TAGS, bundle_at, flip, images, random_parts
+from helpers.bundles import EXPERTS, NETWORK, SIDE, TAGS, bundle_at, flip, images, random_parts, room_for
 from moe_core.data.images import REASONS
 from moe_core.errors import NotFinite
 from moe_core.models.resnet import ResNet, build
@@ -62,7 +62,8 @@ def in_batches(pictures, *sizes):
 @pytest.mark.parametrize("shared", ["parts", "branches"])
 def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, request, answer, topk, shared):
     files = request.getfixturevalue(shared)
-    bundle = Bundle(bundle_at(tmp_path / "bundle", files, answer, int(shared == "branches")), most_experts=2)
+    folder = bundle_at(tmp_path / "bundle", files, answer, int(shared == "branches"))
+    bundle = Bundle(folder, room_for(folder, 2))
     pictures = images(40, seed=1)
     batches = in_batches(pictures, 7, 0, 20, 12, 1)
     got = list(routed(bundle, batches, window=3, topk=topk, temperature=0.5))
@@ -150,7 +151,7 @@ def test_an_expert_is_read_once_for_all_the_batches_of_a_window(folder):
     batches = [images(5, seed) for seed in range(8)]
     reads = {}
     for window in (1, 4, 8):
-        bundle = Bundle(folder, most_experts=2)
+        bundle = Bundle(folder, room_for(folder, 2))
         list(routed(bundle, batches, window=window))
         reads[window] = bundle.experts.reads
     assert reads[8] == 3  # of four experts one is not published, so not read
@@ -207,13 +208,13 @@ def test_images_of_another_size_are_refused(folder):
         list(routed(Bundle(folder), [], topk=0))
 
 
-def held(most=None, most_bytes=100, sizes=None):
-    sizes = sizes or dict.fromkeys("abcdef", 10)
-    return ExpertCache(sizes, lambda key: {"weight": torch.full((1,), ord(key))}, most, most_bytes)
+def held(most_bytes):
+    sizes = dict.fromkeys("abcdef", 10)
+    return ExpertCache(sizes, lambda key: {"weight": torch.full((1,), ord(key))}, most_bytes)
 
 
 def test_the_least_recently_used_go_first():
-    experts = held(most=3)
+    experts = held(30)
     for key in "abcad":
         with experts.using(key):
             pass
@@ -221,7 +222,7 @@ def test_the_least_recently_used_go_first():
     assert experts.reads == 4
 
 
-def test_bytes_are_bounded_too_and_the_one_being_read_counts():
+def test_bytes_are_bounded_and_the_one_being_read_counts():
     sizes = {"a": 30, "b": 20, "c": 30, "d": 10}
     seen, reading = [], []
 
@@ -229,7 +230,7 @@ def test_bytes_are_bounded_too_and_the_one_being_read_counts():
         reading.append(sum(sizes[k] for k in experts.held))
         return {}
 
-    experts = ExpertCache(sizes, read, None, most_bytes=60)
+    experts = ExpertCache(sizes, read, most_bytes=60)
     experts.each("abcd", lambda key, state: seen.append(key))
     assert seen == ["a", "b", "c", "d"]
     assert all(bytes_held <= 60 for bytes_held in reading)  # the one that is being read has its place already
@@ -237,7 +238,7 @@ def test_bytes_are_bounded_too_and_the_one_being_read_counts():
 
 
 def test_those_held_come_first_and_are_not_read_again():
-    experts = held(most=3)
+    experts = held(30)
     with experts.using("d"):
         pass
     seen = []
@@ -246,10 +247,9 @@ def test_those_held_come_first_and_are_not_read_again():
     assert experts.reads == 3
 
 
-@pytest.mark.parametrize(("most", "most_bytes"), [(1, 100), (None, 19)])
-def test_memory_for_less_than_two_experts_is_refused(most, most_bytes):
-    with pytest.raises(ValueError, match="wanted room for two"):
-        held(most, most_bytes)
+def test_memory_for_less_than_two_experts_is_refused():
+    with pytest.raises(ValueError, match="memory for 19 bytes of experts: wanted room for two"):
+        held(19)
 
 
 def files_in(folder):

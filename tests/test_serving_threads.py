@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from helpers.bundles import EXPERTS, bundle_at, flip, images, random_parts
+from helpers.bundles import EXPERTS, bundle_at, flip, images, random_parts, room_for
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.cache import ExpertCache
 from moe_core.serving.routed import routed
@@ -46,18 +46,17 @@ def in_threads(work, count=THREADS):
         return [done.exception() or done.result() for done in [pool.submit(run, number) for number in range(count)]]
 
 
-@pytest.mark.parametrize("most", [2, 3, None])
+@pytest.mark.parametrize("most", [2, 3, EXPERTS])
 def test_threads_get_the_answers_of_one_thread(folder, most):
     alone = {(seed, topk): answers(Bundle(folder), seed, topk) for seed in range(3) for topk in (1, 3)}
-    bundle = Bundle(folder, most_experts=most)
+    bundle = Bundle(folder, room_for(folder, most))
 
     def work(number):
         cases = [((number + turn) % 3, (1, 3)[turn % 2]) for turn in range(ROUNDS)]
         return [same(answers(bundle, *case), alone[case]) for case in cases]
 
     assert in_threads(work) == [[True] * ROUNDS] * THREADS
-    largest = max(p.stat().st_size for p in (folder / "experts").iterdir())
-    assert bundle.experts.most_held_bytes <= (most or EXPERTS) * largest
+    assert bundle.experts.most_held_bytes <= room_for(folder, most)
 
 
 def test_a_thread_s_network_is_its_own_while_it_computes(folder):
@@ -87,7 +86,7 @@ def test_a_thread_s_network_is_its_own_while_it_computes(folder):
 
 def test_threads_may_ask_on_different_devices(folder):
     """cpu:0 is another device by its name, so it gets networks of its own, as a GPU does."""
-    bundle = Bundle(folder, most_experts=2)
+    bundle = Bundle(folder, room_for(folder, 2))
     alone = answers(Bundle(folder), 0)
 
     def work(number):
@@ -102,13 +101,13 @@ def test_threads_may_ask_on_different_devices(folder):
 def test_two_bundles_in_threads_do_not_mix(folder, tmp_path):
     other = bundle_at(tmp_path / "other", random_parts(tmp_path, 0, count=2), precision="float32")
     alone = [answers(Bundle(path), 0) for path in (folder, other)]
-    bundles = [Bundle(path, most_experts=2) for path in (folder, other)]
+    bundles = [Bundle(path, room_for(path, 2)) for path in (folder, other)]
     found = in_threads(lambda n: [same(answers(bundles[n % 2], 0), alone[n % 2]) for _ in range(ROUNDS)])
     assert found == [[True] * ROUNDS] * THREADS
 
 
 def test_a_stream_that_is_left_midway_keeps_nothing_from_others(folder):
-    bundle = Bundle(folder, most_experts=2)
+    bundle = Bundle(folder, room_for(folder, 2))
     alone = answers(Bundle(folder), 0)
     left = routed(bundle, (images(6, seed) for seed in range(100)), window=2)
     next(left)
@@ -122,7 +121,7 @@ def test_a_stream_that_is_left_midway_keeps_nothing_from_others(folder):
 
 def test_an_error_in_one_thread_leaves_the_others_their_answers(tmp_path, folder):
     copy = bundle_at(tmp_path / "copy", random_parts(tmp_path, 0), precision="float32")
-    bundle, pictures = Bundle(copy, most_experts=2), ImagesInMemory(images(5))
+    bundle, pictures = Bundle(copy, room_for(copy, 2)), ImagesInMemory(images(5))
     wanted = {key: Bundle(copy).expert_features(key, pictures) for key in ("e000", "e002")}
     flip(copy / "experts" / "e001.safetensors", -1)
 
@@ -140,7 +139,7 @@ def test_an_error_in_one_thread_leaves_the_others_their_answers(tmp_path, folder
 
 
 def test_asyncio_may_ask_through_its_threads(folder):
-    bundle = Bundle(folder, most_experts=2)
+    bundle = Bundle(folder, room_for(folder, 2))
     alone = [answers(Bundle(folder), seed) for seed in range(6)]
 
     async def all_at_once():
@@ -153,8 +152,8 @@ class Weights(dict):
     """A mapping that can be watched."""
 
 
-@pytest.mark.parametrize(("most", "most_bytes"), [(2, 1000), (3, 1000), (None, 60), (None, 75)])
-def test_what_threads_hold_together_stays_within_the_bound(most, most_bytes):
+@pytest.mark.parametrize("most_bytes", [60, 75, 1000])
+def test_what_threads_hold_together_stays_within_the_bound(most_bytes):
     sizes = {key: 10 + 5 * (number % 5) for number, key in enumerate("abcdefgh")}
     lock, alive, reading, over = threading.Lock(), [], [], []
 
@@ -162,7 +161,7 @@ def test_what_threads_hold_together_stays_within_the_bound(most, most_bytes):
         with lock:
             there = [one["key"] for ref in alive if (one := ref()) is not None]
             total = sum(sizes[key] for key in [*there, *reading])
-            if total > most_bytes or len(there) + len(reading) > (most or len(sizes)):
+            if total > most_bytes:
                 over.append((there, list(reading)))
 
     def read(key):
@@ -175,7 +174,7 @@ def test_what_threads_hold_together_stays_within_the_bound(most, most_bytes):
             alive.append(weakref.ref(state))
         return state
 
-    experts = ExpertCache(sizes, read, most, most_bytes)
+    experts = ExpertCache(sizes, read, most_bytes)
 
     def work(number):
         draw = random.Random(number)
@@ -200,7 +199,7 @@ def test_threads_that_want_the_same_expert_read_it_once():
         assert go.wait(60)
         return Weights(key=key)
 
-    experts = ExpertCache({"a": 10, "b": 10}, read, None, 100)
+    experts = ExpertCache({"a": 10, "b": 10}, read, 100)
 
     def work(number):
         if number == 3:
@@ -221,7 +220,7 @@ def test_a_failed_reading_frees_the_place_and_the_next_thread_reads_itself():
             raise OSError("gone")
         return Weights(key=key)
 
-    experts = ExpertCache(dict.fromkeys("abc", 10), read, 2, 20)
+    experts = ExpertCache(dict.fromkeys("abc", 10), read, 20)
     with pytest.raises(OSError, match="gone"), experts.using("a"):
         pass
     seen = []

@@ -108,11 +108,11 @@ class Bundle:
     """A bundle, opened and checked. Raises CorruptArtifact for one whose parts do not belong together.
 
     Every file is checked here, and an expert's again each time it is read: the mixture may be larger than memory, which
-    holds at most `most_experts` and `expert_bytes` of them. Threads may share one bundle: they share the experts in
-    memory, and each fills a network of its own. `hardmoe gc` leaves the folder alone while this object lives.
+    holds at most `expert_bytes` of them. Threads may share one bundle: they share the experts in memory, and each fills
+    a network of its own. `hardmoe gc` leaves the folder alone while this object lives.
     """
 
-    def __init__(self, folder: Path, most_experts: int | None = None, expert_bytes: int = EXPERT_BYTES) -> None:
+    def __init__(self, folder: Path, expert_bytes: int = EXPERT_BYTES) -> None:
         self.folder = folder
         try:
             read_manifest(folder)  # before it is held open: the folder may be no bundle
@@ -164,7 +164,7 @@ class Bundle:
         check_versions(folder, manifest)
         sizes = {key: path.stat().st_size for key, (path, _) in experts.items()}
         # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
-        self.experts = ExpertCache(sizes, partial(_read_expert, experts, own), most_experts, expert_bytes)
+        self.experts = ExpertCache(sizes, partial(_read_expert, experts, own), expert_bytes)
 
         self.gate = gate_of(read_weights(gate.path, manifest.gate.sha256), gate.path)
         if self.gate.experts != len(self.published):

@@ -24,25 +24,22 @@ class _Place:
 
 
 class ExpertCache:
-    """Holds at most `most` experts and `most_bytes` of their files, those in use and those being read included.
+    """Holds experts of at most `most_bytes` of files, those in use and those being read included.
 
     `sizes` has the bytes of each expert's file, `read` gives its weights. Threads share the bound: one waits for room
     only while it uses no expert itself, so none waits for ever. Raises BadSetting for a bound without room for two.
     """
 
-    def __init__(
-        self, sizes: Mapping[str, int], read: Callable[[str], State], most: int | None, most_bytes: int
-    ) -> None:
-        most = max(2, len(sizes)) if most is None else most
+    def __init__(self, sizes: Mapping[str, int], read: Callable[[str], State], most_bytes: int) -> None:
         largest = max(sizes.values())
-        if most < 2 or most_bytes < 2 * largest:
+        if most_bytes < 2 * largest:
             raise BadSetting(
-                f"memory for {most} experts and {most_bytes:,} bytes: wanted room for two, one in use and one that is "
-                f"being read, and the largest has {largest:,} bytes: raise the bound (--memory)"
+                f"memory for {most_bytes:,} bytes of experts: wanted room for two, one in use and one that is being "
+                f"read, and the largest has {largest:,} bytes: raise the bound (--memory)"
             )
         self.reads = 0  # from the disk, so far
         self.most_held_bytes = 0  # of files, at one time so far
-        self._sizes, self._read, self._most, self._most_bytes = sizes, read, most, most_bytes
+        self._sizes, self._read, self._most_bytes = sizes, read, most_bytes
         self._held: OrderedDict[str, _Place] = OrderedDict()
         self._changed = threading.Condition()  # guards all of the above
 
@@ -120,7 +117,7 @@ class ExpertCache:
 
     def _reserved(self, key: str) -> _Place | None:
         """A place, after the least recently used that no thread uses or reads were let go of; None without room."""
-        while len(self._held) >= self._most or self._bytes() + self._sizes[key] > self._most_bytes:
+        while self._bytes() + self._sizes[key] > self._most_bytes:
             free = next((k for k, place in self._held.items() if place.state is not None and not place.users), None)
             if free is None:
                 return None

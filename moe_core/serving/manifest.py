@@ -9,7 +9,7 @@ import json
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
@@ -204,16 +204,12 @@ def check_gate_shapes(path: Path, found: Shapes, width: int) -> None:
 
 def check_versions(folder: Path, manifest: Manifest) -> None:
     """Raises CorruptArtifact for a part that was made from another version than the one that is in the bundle."""
-    trunk, members = manifest.router.version, manifest.gate.made_from
-    wanted: list[tuple[str, PartEntry, Mapping[str, Any]]] = [
-        ("the decoder", manifest.decoder, {"trunk": trunk} | {k: p.version for k, p in manifest.experts.items()})
-    ]
-    for key, part in manifest.experts.items():
-        wanted.append((f"expert {key}", part, {"trunk": trunk} | ({"members": members[key]} if key in members else {})))
-    for name, made, versions in wanted:
-        for what, version in versions.items():
-            came = made.made_from.get(what, version)  # a bundle by another hand need not say
-            if came != version:
+    versions = {"trunk": manifest.router.version} | {key: part.version for key, part in manifest.experts.items()}
+    for key, part in (("", manifest.decoder), *manifest.experts.items()):
+        for what, came in part.made_from.items():
+            version = manifest.gate.made_from.get(key) if what == "members" else versions.get(what)
+            if version not in (None, came):
+                name = f"expert {key}" if key else "the decoder"
                 raise CorruptArtifact(
                     f"{folder}: {name} was made from {what} {came}, here is {what} {version}: they are not of one "
                     "generation; materialize mixture again"

@@ -67,6 +67,11 @@ def bundle_at(folder, parts, answer="mixture_top1", branch_at=0, precision="auto
     return folder
 
 
+def room_for(folder, experts):
+    """Bytes of memory for so many experts of a bundle."""
+    return experts * max(path.stat().st_size for path in (folder / "experts").iterdir())
+
+
 def flip(path, place):
     data = bytearray(path.read_bytes())
     data[place] ^= 1

@@ -317,16 +317,16 @@ def test_folders_are_searched_and_what_is_no_image_is_named(tmp_path):
         Image.fromarray(images(1)[0]).save(tmp_path / name, "PNG")
     (tmp_path / "in" / "notes.txt").write_text("no image")
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no")
-    found = files_of([tmp_path / "b.png", tmp_path / "in", tmp_path / "none.png"])
-    assert [p.name for p in found.files] == ["b.png", "bad.jpg", "c.PNG", "a.png", "none.png"]
-    assert found.skipped == [
+    files, skipped = files_of([tmp_path / "b.png", tmp_path / "in", tmp_path / "none.png"])
+    assert [p.name for p in files] == ["b.png", "bad.jpg", "c.PNG", "a.png", "none.png"]
+    assert skipped == [
         (tmp_path / "in" / ".hidden.png", "hidden"),
         (tmp_path / "in" / "notes.txt", "no image by its name"),
     ]
-    (part,) = decoded(found.files, SIDE, threads=2)
-    assert [error for _, error in part.files][:4] == ["", f"not_an_image: {REASONS['not_an_image']}", "", ""]
-    assert "No such file" in part.files[4][1]
-    assert np.array_equal(part.images_BHWC, images(1).repeat(3, 0))
+    ((read, images_BHWC),) = decoded(files, SIDE, threads=2)
+    assert [error for _, error in read][:4] == ["", f"not_an_image: {REASONS['not_an_image']}", "", ""]
+    assert "No such file" in read[4][1]
+    assert np.array_equal(images_BHWC, images(1).repeat(3, 0))
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):

@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,42 +22,22 @@ TOGETHER = 16  # files that a thread decodes in one go
 NO_IMAGE, HIDDEN = "no image by its name", "hidden"
 
 
-@dataclass(frozen=True)
-class DecodedFiles:
-    """Some files in order, each with its error or "", and the pixels of the good ones."""
-
-    files: list[tuple[Path, str]]
-    images_BHWC: np.ndarray  # uint8
-
-
-@dataclass(frozen=True)
-class FoundFiles:
-    """Image files, and the other entries of their folders, each with the reason to leave it out."""
-
-    files: list[Path]
-    skipped: list[tuple[Path, str]]
-
-
-def files_of(paths: Iterable[Path]) -> FoundFiles:
-    """The files themselves, and of each folder the image files in it and below, sorted. Links to folders are not
-    followed, links to files are.
+def files_of(paths: Iterable[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """(files, what was left out of their folders, each with the reason): the files themselves, and of each folder the
+    image files in it and below, sorted. Links to folders are not followed, links to files are.
 
     Raises BadSource for a folder without any.
     """
-    result = FoundFiles([], [])
+    files: list[Path] = []
+    skipped: list[tuple[Path, str]] = []
     for path in paths:
-        if not os.path.isdir(path):
-            result.files.append(path)
-            continue
-        count = len(result.files)
-        for each, why in sorted(_below(path)):
-            if why:
-                result.skipped.append((each, why))
-            else:
-                result.files.append(each)
-        if len(result.files) == count:
+        entries = sorted(_below(path)) if os.path.isdir(path) else [(path, "")]
+        images = [each for each, why in entries if not why]
+        if not images:
             raise BadSource(f"{path} holds no image file: wanted names that end in {', '.join(IMAGE_SUFFIXES)}")
-    return result
+        files += images
+        skipped += [(each, why) for each, why in entries if why]
+    return files, skipped
 
 
 def _below(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -85,8 +64,9 @@ def _below(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield each, ""
 
 
-def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[DecodedFiles]:
-    """The files BATCH at a time, resized to `size` squared pixels as posts are at ingest."""
+def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[tuple[list[tuple[Path, str]], np.ndarray]]:
+    """(some files in order, each with its error or ""; (B, H, W, C) uint8 of the good ones), BATCH files at a time,
+    resized to `size` squared pixels as posts are at ingest."""
 
     def read(some: list[Path]) -> list[tuple[Path, str, bytes]]:
         return [_read(path, size) for path in some]
@@ -96,7 +76,7 @@ def decoded(paths: Iterable[Path], size: int, threads: int) -> Iterator[DecodedF
         groups = [batch[first : first + TOGETHER] for first in range(0, len(batch), TOGETHER)]
         read_files = [file for group in ahead(read, groups, threads) for file in group]
         pixels = np.frombuffer(bytearray().join(data for _, _, data in read_files), np.uint8)
-        yield DecodedFiles([(path, error) for path, error, _ in read_files], pixels.reshape(-1, size, size, 3))
+        yield [(path, error) for path, error, _ in read_files], pixels.reshape(-1, size, size, 3)
 
 
 def _read(path: Path, size: int) -> tuple[Path, str, bytes]:

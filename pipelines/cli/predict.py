@@ -81,11 +81,11 @@ def predict(
     if bundle is None and not study_file.is_file():
         load_study(study_file)  # raises BadSetting, as in every command
     opened = Bundle(bundle_at(bundle or study_file, version), expert_bytes=memory << 20)
-    chosen = files_of(images)
-    _show_skipped(chosen.skipped)
-    skipped = [{"image": str(path), "skipped": why} for path, why in chosen.skipped] if as_json else []
+    paths, left_out = files_of(images)
+    _show_skipped(left_out)
+    skipped = [{"image": str(path), "skipped": why} for path, why in left_out] if as_json else []
     failed, separator = False, "["
-    for answer in chain(skipped, _predictions(opened, chosen.files, top, topk, temperature, window << 20)):
+    for answer in chain(skipped, _predictions(opened, paths, top, topk, temperature, window << 20)):
         failed |= "error" in answer
         if as_json:
             echo_json(answer, before=separator, end="")
@@ -122,9 +122,9 @@ def _predictions(
     parts: deque[list[tuple[Path, str]]] = deque()  # read, not yet answered
 
     def batches() -> Iterator[np.ndarray]:
-        for part in decoded(paths, bundle.image_size, threads.share()):
-            parts.append(part.files)
-            yield part.images_BHWC
+        for files, images_BHWC in decoded(paths, bundle.image_size, threads.share()):
+            parts.append(files)
+            yield images_BHWC
 
     answers = routed(bundle, batches(), window_bytes=window_bytes, topk=topk, temperature=temperature, device=device)
     for answer in answers:

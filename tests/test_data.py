@@ -85,10 +85,11 @@ def test_a_shard_ingested_again_replaces_its_rows_and_the_old_version_stays(tmp_
 def test_posts_come_back_in_their_order_whatever_was_ingested_first(tmp_path):
     for key in ("b", "a"):
         shard = Shard(key, str(tmp_path / f"{key}.parquet"), "")
-        source = parquet(shard.path, 2, id=[f"{key}0", f"{key}1"])
+        source = parquet(shard.path, 2, tags=[[f"{key}0"], [f"{key}1"]])
         done = ingest(tmp_path, key, read_shard(source, shard), Data(image_size=8), lambda _: None)
-    rows = [read_rows(tmp_path / "posts.lance", done.posts_version, key, ["id"]) for key in ("a", "b")]
-    assert [found["id"].to_pylist() for found in rows] == [["a0", "a1"], ["b0", "b1"]]
+    places = [Place("a", done.posts_version), Place("b", done.posts_version)]
+    labels = read_labels(tmp_path, places, Vocabulary(["a0", "a1", "b0", "b1"], {}))
+    assert labels.tags_T.tolist() == [0, 1, 2, 3]
 
 
 def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):

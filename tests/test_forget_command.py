@@ -53,12 +53,12 @@ def test_ids_with_line_ends_come_from_json(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
-        ("ids.json", '{"a": 1}', "wanted a JSON list of strings"),
-        ("ids.json", "[true]", "wanted a JSON list of strings"),
-        ("ids.json", "[[1]]", "wanted a JSON list of strings"),
-        ("ids.json", "a\nb", "is not a readable JSON list"),
-        ("ids.json", "[" * 100_000, "is not a readable JSON list"),
-        ("ids.jsonl", "a\n", "is not a readable file of JSON strings"),
+        ("ids.json", '{"a": 1}', "does not hold strings: wanted one id"),
+        ("ids.json", "[true]", "does not hold strings: wanted one id"),
+        ("ids.json", "[[1]]", "does not hold strings: wanted one id"),
+        ("ids.json", "a\nb", "is not readable .* wanted .*a list of strings"),
+        ("ids.json", "[" * 100_000, "is not readable .* wanted .*a list of strings"),
+        ("ids.jsonl", "a\n", "is not readable .* wanted .*as a JSON string"),
         ("ids.json", "[]", "is empty: wanted"),
         ("ids.txt", "\n \n", "is empty: wanted"),
     ],

@@ -135,11 +135,6 @@ def test_a_clock_that_cannot_be_right_says_nothing(tmp_path):
     assert taken == [None, datetime(2020, 2, 2), None, None]
 
 
-def test_batches_without_reason_and_detail_are_read(tmp_path):
-    plain = batch([{"id": "a"}]).select([f.name for f in SCHEMA][:-2])
-    assert ingest.ingest(tmp_path, "s", [plain], ALL, lambda _: None).count.accepted == 1
-
-
 def test_an_error_names_reasons_and_rows_and_the_rejects_can_be_read(tmp_path):
     rows = [{"id": "a\x1b[31m", "image": b""}, {"id": "b", "image": b"%PDF-1.7"}, {"id": "c"}]
     with pytest.raises(ValueError, match="posts rejected") as why:

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from moe_core.data.splits import ALONE, across, assign, first_of_each_id, leaks, place_of
+from moe_core.data.splits import ALONE, across, assign, leaks, place_of
 from moe_core.engine.build import build_all
 from moe_core.settings import Data, Source, Study
 from moe_core.stages.data.split_check import check
@@ -111,7 +111,6 @@ def test_leaks_are_listed_with_their_posts():
 
 
 def test_of_equal_ids_the_first_stays():
-    assert first_of_each_id(pl.Series(["a", "b", "a"])).tolist() == [True, True, False]
     assert splits_of([named("train")] * 2, groups=[0, ALONE]) == ["train", "dropped"]
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.canonical import canonical_tags
 from moe_core.data.sources.raw import RAW
 from moe_core.data.synthetic import GENERIC_TAGS, SCENES, synthetic_posts
-from moe_core.data.tags import canonical_tags
 
 SIZE = 16
 

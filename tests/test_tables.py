@@ -115,7 +115,8 @@ def test_other_columns_begin_the_data_set_again_and_tags_keep_the_old_one(path):
 
 
 def taken(path, located):
-    return lance.dataset(str(path), version=located.version).take(located.offsets_N, columns=["id"])["id"].to_pylist()
+    version, offsets_N = located
+    return lance.dataset(str(path), version=version).take(offsets_N, columns=["id"])["id"].to_pylist()
 
 
 def test_posts_are_located_in_the_one_order(path, small_fragments):
@@ -123,8 +124,9 @@ def test_posts_are_located_in_the_one_order(path, small_fragments):
     put(path, "a", "xyz", "posts.a.1")
     found = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
     assert taken(path, found) == list("xyzuvw")
-    assert found.version == lance.dataset(str(path)).version
-    assert found.offsets_N.dtype == np.int64
+    version, offsets_N = found
+    assert version == lance.dataset(str(path)).version
+    assert offsets_N.dtype == np.int64
 
 
 def test_rows_that_were_replaced_since_are_put_back_when_they_are_asked_for(path, small_fragments):
@@ -135,9 +137,9 @@ def test_rows_that_were_replaced_since_are_put_back_when_they_are_asked_for(path
     found = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
     assert taken(path, found) == list("xyzuvw")
     assert set(os.listdir(path / "data")) == files, "no row is written again"
-    assert lance_tags(path)["posts.a.1"] == found.version
+    assert lance_tags(path)["posts.a.1"] == found[0]
     assert ids(path, "posts.a.2", "a") == ["k"]
-    assert gather(path, [("a", "posts.a.1")]) == found.version
+    assert gather(path, [("a", "posts.a.1")]) == found[0]
     clean(path)
     assert taken(path, locate(path, [("a", "posts.a.2"), ("b", "posts.b.1")])) == list("kuvw")
 
@@ -304,9 +306,9 @@ def test_a_commit_between_look_and_commit_is_looked_at_again(path, monkeypatch):
         return found
 
     monkeypatch.setattr(shards, "outdated", late)
-    found = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
-    assert ids(path, found.version, "a") == ["old"]
-    assert ids(path, found.version, "b") == ["kept"]
+    version, _ = locate(path, [("a", "posts.a.1"), ("b", "posts.b.1")])
+    assert ids(path, version, "a") == ["old"]
+    assert ids(path, version, "b") == ["kept"]
 
 
 def test_vectors_of_no_rows_are_an_empty_data_set(path):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.canonical import canonical_tag, canonical_tags
 from moe_core.data.captions import hashtags_of_text
 from moe_core.data.tags import (
     MAX_TAG_CHARACTERS,
@@ -13,8 +14,6 @@ from moe_core.data.tags import (
     as_lists,
     canonical,
     canonical_lists,
-    canonical_tag,
-    canonical_tags,
     flattened,
 )
 

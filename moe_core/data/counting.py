@@ -8,11 +8,8 @@ user are in one part, so each part is counted by itself (a sort and the lengths 
 add up. Forty bits of hash tell users apart: of a million users of one tag, half a pair is not told apart.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import polars as pl
@@ -26,25 +23,15 @@ PARTS = 256
 class TagCounter:
     """Counts canonical tags, each once a post. A post without a user counts as a user of its own."""
 
-    def __init__(
-        self, synonyms: Mapping[str, str] | None = None, scratch: Path | None = None, limit: int = PAIRS_IN_MEMORY
-    ) -> None:
+    def __init__(self, scratch: Path, synonyms: Mapping[str, str], limit: int = PAIRS_IN_MEMORY) -> None:
+        """`scratch`: an empty folder, for what does not fit into memory."""
         self.posts = 0
-        self._synonyms = dict(synonyms or {})
-        self._limit, self._scratch = limit, scratch
+        self._synonyms, self._scratch, self._limit = synonyms, scratch, limit
         self._spellings = Spellings()
         self._meant = pl.Series([], dtype=pl.UInt32)  # code of a tag -> code of the tag that is meant
         self._alone_V = np.zeros(1, np.int64)  # posts without a user
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []  # keys and parts of the posts with a user
         self._held = 0
-        self._folder: Path | None = None
-
-    def __enter__(self) -> "TagCounter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, why: BaseException | None, at: TracebackType | None) -> None:
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, tags: pl.Series, users: pl.Series) -> None:
         """Posts: lists of canonical tags, each once, and their users (null or empty: unknown)."""
@@ -102,19 +89,16 @@ class TagCounter:
 
     def _parts(self) -> Iterator[np.ndarray]:
         """The keys of each part that has any, in an order of its own."""
-        if self._folder is None:
+        if not any(self._scratch.iterdir()):
             yield from (keys for _, keys in self._by_part())
             return
         self._spill()
-        for file in sorted(self._folder.iterdir()):
+        for file in sorted(self._scratch.iterdir()):
             yield np.fromfile(file, np.uint64)
-            file.unlink()
 
     def _spill(self) -> None:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="pairs-", dir=self._scratch))
         for part, keys in self._by_part():
-            with open(self._folder / f"{part:03d}", "ab") as file:
+            with open(self._scratch / f"{part:03d}", "ab") as file:
                 keys.tofile(file)
 
     def _by_part(self) -> Iterator[tuple[int, np.ndarray]]:

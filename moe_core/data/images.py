@@ -9,7 +9,6 @@ import threading
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -63,6 +62,9 @@ _OTHERS = {
 }
 HEIC = ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs", "mif1", "msf1")
 _large = threading.Lock()
+# Of pictures of strangers, Pillow warns of much that is no concern of ours. The filter is the process's: one a call
+# would be undone by other threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Rejected(Exception):
@@ -84,32 +86,6 @@ class Picture:
     format: str
 
 
-class Quiet:
-    """Ignores Pillow's warnings inside. Warning filters belong to the process, so threads share one change."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.before: Any = None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if self.inside == 0:
-                self.before = warnings.catch_warnings()
-                self.before.__enter__()
-                warnings.simplefilter("ignore")
-            self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
-                self.before.__exit__(None, None, None)
-
-
-quiet = Quiet()
-
-
 def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = False) -> Picture:
     """The middle square of an image, `size` pixels a side, the right way up, on white. Raises Rejected for a bad file.
 
@@ -117,16 +93,15 @@ def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = Fal
     """
     if not data:
         raise Rejected("empty")
-    with quiet:
-        image, kind = _open(data, min_side)
-        width, height = image.size
-        if kind == "JPEG" and min(width, height) >= 2 * size:
-            image.draft("RGB", (size, size))  # decodes at a half, a quarter or an eighth, which is enough
-        with _large if image.width * image.height >= LARGE else nullcontext():
-            square = _square(_load(image), size)
-        turn = _TURNS.get(_orientation(image))
-        if turn is not None:
-            square = square.transpose(turn)
+    image, kind = _open(data, min_side)
+    width, height = image.size
+    if kind == "JPEG" and min(width, height) >= 2 * size:
+        image.draft("RGB", (size, size))  # decodes at a half, a quarter or an eighth, which is enough
+    with _large if image.width * image.height >= LARGE else nullcontext():
+        square = _square(_load(image), size)
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        square = square.transpose(turn)
     pixels = square.tobytes()
     if reject_uniform and pixels == pixels[:3] * (size * size):
         raise Rejected("uniform", f"#{pixels[:3].hex()}")

@@ -83,7 +83,7 @@ def ingest(
     """
     count, layout = Count(), Layout(root)
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=root) as spilled, images.quiet:
+    with tempfile.TemporaryFile(dir=root) as spilled:
         rejects = Rejects(spilled, shard, source, count)
         accepted = _accept(shard, chunks_of(batches, data, taken_down), count, rejects, report, data, threads)
         try:

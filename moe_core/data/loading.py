@@ -80,7 +80,7 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
     ids, counts = [np.empty(0, np.int64)], [np.zeros(1, np.int64)]
     for place in places:
         for batch in scan_rows(Layout(root).posts_table, place.version, place.shard, ["tags"], PART):
-            ids_T, starts_N1 = vocabulary.compressed_rows(_polars(pa.table(batch))["tags"])
+            ids_T, starts_N1 = vocabulary.compressed_rows(pl.Series(batch["tags"]))
             ids.append(ids_T)
             counts.append(np.diff(starts_N1))
     return Labels(np.concatenate(ids), np.concatenate(counts).cumsum())
@@ -89,8 +89,7 @@ def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> 
 def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
     """The images of all the posts, in the study's order; none is read yet."""
     path = Layout(root).posts_table
-    located = locate(path, places)
-    return StoredImages(path, located.version, located.offsets_N, size)
+    return StoredImages(path, *locate(path, places), size)
 
 
 def open_posts(
@@ -127,9 +126,3 @@ def _pixels(column: pa.ChunkedArray, size: int) -> np.ndarray:
 
 def _put(place: np.ndarray, stored: pa.BinaryScalar) -> None:
     place[:] = pixels_of(stored.as_py(), len(place))
-
-
-def _polars(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame

@@ -27,11 +27,6 @@ def place_of(unit: str) -> float:
     return int.from_bytes(digest) / 2**64
 
 
-def first_of_each_id(ids: pl.Series) -> np.ndarray:
-    """(N,) bool: whether no post before it has its id."""
-    return ids.is_first_distinct().to_numpy()
-
-
 def assign(posts: pl.DataFrame, group_N: np.ndarray, data: Data) -> pl.Series:
     """The split of each post, one of SPLITS, from columns id, user and given (a value of GIVEN, or null).
 

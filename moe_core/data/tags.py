@@ -5,7 +5,6 @@ without what modifies them, everything else goes. Machine tags (`ns:pred=value`)
 expressions; `canonical_lists` makes one pass over the distinct spellings of a column of posts, not over its tags.
 """
 
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -55,27 +54,12 @@ def canonical(column: pl.Expr, accents: Accents = "keep") -> pl.Expr:
 def canonical_lists(written: pl.Series, accents: Accents = "keep") -> pl.Series:
     """The canonical forms of each post's tags, each once, in the order of first appearance; [] where there is none."""
     written = written.cast(pl.List(pl.String))
-    spellings, forms = Spellings(), Spellings()
+    spellings = Spellings()
     starts_N1, flat = flattened(written)
     codes = spellings.codes(flat)
-    form_of_code = forms.codes(spellings.words().to_frame("tag").select(canonical(pl.col("tag"), accents)).to_series())
-    form_T = form_of_code.gather(codes)
-    left_T = form_T.is_not_null().to_numpy()
-    starts_N1 = np.concatenate([[0], left_T.cumsum()])[starts_N1]
-    lists = as_lists(starts_N1, form_T.drop_nulls()).list.unique(maintain_order=True)
-    starts_N1, flat = flattened(lists)
-    return as_lists(starts_N1, forms.words().gather(flat)).rename(written.name)
-
-
-@lru_cache(maxsize=100_000)
-def canonical_tag(written: str, accents: Accents = "keep") -> str | None:
-    """The canonical form of one tag, or None where nothing is left of it. For single values: a column is faster."""
-    return pl.select(canonical(pl.lit(written, pl.String), accents)).item()
-
-
-def canonical_tags(written: list[str], accents: Accents = "keep") -> list[str]:
-    """Canonical forms in the order of first appearance, each once. For single posts: a column is faster."""
-    return list(dict.fromkeys(tag for text in written if (tag := canonical_tag(text, accents)) is not None))
+    form_of_code = spellings.words().to_frame("tag").select(canonical(pl.col("tag"), accents)).to_series()
+    forms = as_lists(starts_N1, form_of_code.gather(codes))
+    return forms.list.drop_nulls().list.unique(maintain_order=True).rename(written.name)
 
 
 def flattened(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:
@@ -88,9 +72,7 @@ def flattened(lists: pl.Series) -> tuple[np.ndarray, pl.Series]:
 def as_lists(starts_N1: np.ndarray, values: pl.Series) -> pl.Series:
     """The inverse of `flattened`."""
     arrow = values.to_arrow(compat_level=pl.CompatLevel.newest())  # strings as views, without a copy
-    lists = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts_N1, pa.int64()), arrow))
-    assert isinstance(lists, pl.Series)
-    return lists
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(starts_N1, pa.int64()), arrow))
 
 
 class Spellings:

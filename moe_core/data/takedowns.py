@@ -23,6 +23,7 @@ from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 
 Kind = Literal["id", "user"]
+LINES = "one id or user a line (.jsonl: as a JSON string; .json: a list of strings)"
 MAX_ID = 512  # characters of an id that the store keeps: a longer one is rejected, and known by its beginning
 
 
@@ -164,12 +165,9 @@ def lines_of(path: Path) -> list[str]:
         else:
             names = [line for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
-        what = {".json": "JSON list", ".jsonl": "file of JSON strings", ".ndjson": "file of JSON strings"}.get(
-            kind, "text file of one id or user a line"
-        )
-        raise BadSetting(f"{path} is not a readable {what}: {error}") from None
+        raise BadSetting(f"{path} is not readable ({error}): wanted {LINES}") from None
     if not isinstance(names, list) or any(isinstance(name, bool) or not isinstance(name, str | int) for name in names):
-        raise BadSetting(f"{path}: wanted a JSON list of strings (.json), or one JSON string a line (.jsonl)")
+        raise BadSetting(f"{path} does not hold strings: wanted {LINES}")
     if not names:
-        raise BadSetting(f"{path} is empty: wanted one id or user a line")
+        raise BadSetting(f"{path} is empty: wanted {LINES}")
     return list(dict.fromkeys(str(name) for name in names))

@@ -1,5 +1,6 @@
 """The vocabulary: which canonical tags are predicted, by how many posts and how many distinct users carry them."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,6 @@ from moe_core.data.tags import flattened
 from moe_core.errors import TooFewPosts
 from moe_core.settings import Data
 
-CHUNK = 500_000  # posts looked up at a time
 Batches = Callable[[], Iterable[pl.DataFrame]]  # frames of `tags` and `user`; called again for each pass over the posts
 
 
@@ -30,12 +30,6 @@ class Vocabulary:
 
         Ids of a post are in rising order.
         """
-        parts = [self._rows(tags[first : first + CHUNK]) for first in range(0, len(tags), CHUNK)]
-        counts = np.concatenate([[0], *(counts for _, counts in parts)])
-        return np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in parts)]), counts.cumsum().astype(np.int64)
-
-    def _rows(self, tags: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-        """(ids_T, counts_N) of some of the posts."""
         spellings, ids_S = self._spellings
         starts_N1, flat = flattened(tags.cast(pl.List(pl.String)))
         codes = flat.cast(spellings, strict=False).to_physical()
@@ -45,7 +39,8 @@ class Vocabulary:
         # one number a tag, so that one fast sort orders by post and by id
         keys = pl.Series(post_T << bits | ids_S[codes.drop_nulls().to_numpy()]).sort().to_numpy()
         keys = keys[np.diff(keys, prepend=-1) > 0]
-        return keys & ((1 << bits) - 1), np.bincount(keys >> bits, minlength=len(tags))
+        counts_N = np.bincount(keys >> bits, minlength=len(tags))
+        return keys & ((1 << bits) - 1), np.concatenate([[0], counts_N.cumsum()])
 
     @cached_property
     def _spellings(self) -> tuple[pl.Enum, np.ndarray]:
@@ -75,7 +70,8 @@ def choose_from(
 
 
 def _counts(batches: Batches, synonyms: Mapping[str, str], scratch: Path | None) -> tuple[pl.DataFrame, int]:
-    with TagCounter(synonyms, scratch) as counter:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        counter = TagCounter(Path(folder), synonyms)
         for batch in batches():
             counter.add(batch["tags"], batch["user"])
         return counter.totals(), counter.posts

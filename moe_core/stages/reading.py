@@ -39,9 +39,7 @@ def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFram
     """Columns of all the posts a part at a time, in the one order."""
     for place in places(context):
         for batch in scan_rows(context.store.layout.posts_table, place.version, place.shard, columns, BATCH):
-            frame = pl.from_arrow(batch)
-            assert isinstance(frame, pl.DataFrame)
-            yield frame
+            yield pl.DataFrame(batch)
 
 
 def splits(context: Context) -> pl.DataFrame:

@@ -42,7 +42,7 @@ def count_rows(path: Path, version: int | str, shard: str) -> int:
 
 
 def take_rows(path: Path, version: int, rows_B: np.ndarray, columns: list[str]) -> pa.Table:
-    """Rows of a version by their number (of `locate`), in the order asked for."""
+    """Rows of a version by their number (as `locate` gives it), in the order asked for."""
     table, _ = at(path, version)
     taken: pa.Table = table.take(rows_B, columns=columns)
     passed_on(taken.nbytes)

@@ -1,8 +1,9 @@
 """Shards are written, replaced, restored and located, by any number of processes at once."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from moe_core.store.locks import exclusive, shared
 from moe_core.tables.lance_tags import put_lance_tag
 from moe_core.tables.memory import copied, passed_on
 from moe_core.tables.paths import lance_path
+from moe_core.tables.reading import read_rows
 from moe_core.tables.versions import (
     Pieces,
     at,
@@ -32,14 +34,6 @@ from moe_core.tables.versions import (
 
 ROWS, BYTES = 65_536, 1 << 30  # of a fragment, at most: lance holds narrow columns of an unfinished one in memory
 RETRIES = 20  # of a commit that a writer outside our locks preempts
-
-
-@dataclass(frozen=True)
-class Located:
-    """Rows of several shards in one version: `offsets_N[n]` is where post n lies for LanceDataset.take."""
-
-    version: int
-    offsets_N: np.ndarray  # (N,) int64: shards in the order asked for, `position` inside
 
 
 def replace_rows(
@@ -147,17 +141,13 @@ def values_in(path: Path, shard: str, column: str) -> dict[str, int]:
     """Rows of a shard in the latest version, by the value of a column of texts."""
     if not exists(path):
         return {}
-    table = latest(path)
-    of_shard = fragments(table, pieces_of(table), shard)
-    if not of_shard:
-        return {}
-    counts = table.scanner(columns=[column], fragments=of_shard).to_table()[column].value_counts()
-    return {str(pair["values"]): pair["counts"] for pair in counts.to_pylist()}
+    return Counter(read_rows(path, latest(path).version, shard, [column])[column].to_pylist())
 
 
-def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
+def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> tuple[int, np.ndarray]:
     """One version that holds the rows of all the (shard, version or Lance tag), and where each post lies in it.
 
+    Of N posts (N,) int64, for LanceDataset.take: shards in the order asked for, `position` inside.
     That is the version that they share, or the latest. Where the latest holds other rows of a shard (it was ingested
     with other settings since), the tagged ones are restored first, by a commit that names their data files again.
     """
@@ -170,7 +160,7 @@ def locate(path: Path, places: Sequence[tuple[str, int | str]]) -> Located:
     offsets = [np.zeros(0, np.int64)]
     for shard, _ in places:
         offsets += [np.arange(p.first, p.first + p.rows, dtype=np.int64) for p in pieces.get(shard, ())]
-    return Located(int(version), np.concatenate(offsets))
+    return int(version), np.concatenate(offsets)
 
 
 def gather(path: Path, places: Sequence[tuple[str, int | str | None]]) -> int:

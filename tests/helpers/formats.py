@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
+from helpers.canonical import canonical_tags
 from moe_core.data.sources.raw import RAW
 from moe_core.data.synthetic import synthetic_posts
-from moe_core.data.tags import canonical_tags
 from moe_core.settings import Source
 
 COLUMNS = ["id", "image", "tags", "user", "taken_at", "split"]

@@ -7,6 +7,8 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from moe_core.advice import Seen
 from moe_core.data.images import Rejected, decode, encode
 from moe_core.data.sources.columns import NAMED
@@ -15,7 +17,7 @@ from moe_core.data.sources.scan import Shard
 from moe_core.data.sources.shards import count_rows, read_shard, split_by_name
 from moe_core.data.sources.text_values import holds_separator
 from moe_core.data.splits import GIVEN
-from moe_core.data.tags import canonical_tags
+from moe_core.data.tags import canonical_lists
 from moe_core.errors import BadSource
 from moe_core.settings import Source
 from moe_core.text import format_duration, shown
@@ -177,7 +179,7 @@ def _sample(source: Source, shards: list[Shard]) -> list[dict[str, Any]]:
 def _tags(rows: list[dict[str, Any]]) -> tuple[list[int], Counter[str], float]:
     """Number of canonical tags of each post, posts of each tag, and seconds a post."""
     started = time.perf_counter()
-    lists = [canonical_tags([tag for tag in row["tags"] or () if tag is not None]) for row in rows]
+    lists = canonical_lists(pl.Series([row["tags"] for row in rows], dtype=pl.List(pl.String))).to_list()
     seconds = (time.perf_counter() - started) / len(rows)
     return [len(tags) for tags in lists], Counter(t for tags in lists for t in tags), seconds
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from moe_core.clustering.neighbors import near_pairs
 from moe_core.data.duplicates import SIGNATURE_BYTES, group, number_of_each
-from moe_core.data.splits import ALONE, SPLITS, assign, first_of_each_id, leaks, users_apart
+from moe_core.data.splits import ALONE, SPLITS, assign, leaks, users_apart
 from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.data.rows import remove_gone_shards
@@ -26,7 +26,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         advance_lance_tags(table)
     data = context.study.data
     posts, signature_NW = read_signed(context)
-    rows = np.flatnonzero(first_of_each_id(posts["id"]))
+    rows = np.flatnonzero(posts["id"].is_first_distinct().to_numpy())
     group_N = np.full(len(posts), ALONE)
     group_N[rows] = rows
     if data.near_duplicates == "group":
@@ -71,9 +71,7 @@ def read_signed(context: Context) -> tuple[pl.DataFrame, np.ndarray]:
             end = (chunk.offset + len(chunk)) * SIGNATURE_BYTES
             flat = np.frombuffer(chunk.buffers()[1], np.uint8, end)
             signatures.append(flat.reshape(-1, SIGNATURE_BYTES)[chunk.offset :])
-        frame = pl.from_arrow(rows.drop_columns(["signature"]))
-        assert isinstance(frame, pl.DataFrame)
-        frames.append(frame)
+        frames.append(pl.DataFrame(rows.drop_columns(["signature"])))
         context.report({"shards": number + 1})
     empty = np.zeros((0, SIGNATURE_BYTES), np.uint8)
     return pl.concat(frames), np.concatenate([empty, *signatures])

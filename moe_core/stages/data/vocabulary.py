@@ -15,21 +15,6 @@ from moe_core.store.artifact import Spec, StageOutput
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for each reason
 
 
-def choose(context: Context, scratch: Path) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str], int]:
-    """(hashtags kept, tags dropped with their reason, synonyms, training posts read) of the study's training posts."""
-    read = 0
-
-    def training() -> Iterator[pl.DataFrame]:
-        nonlocal read
-        read = 0
-        for posts in _training_posts(context, ["tags", "user"]):
-            read += posts.height
-            context.report({"posts": read})
-            yield posts
-
-    return *choose_from(training, context.study.data, scratch), read
-
-
 def _training_posts(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Columns of the training posts, a part at a time."""
     split_N, first = reading.splits(context)["split"], 0
@@ -45,14 +30,21 @@ def _tagged(context: Context, vocabulary: Vocabulary) -> int:
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
-    kept, dropped, synonyms, read = choose(context, folder)
+    def training() -> Iterator[pl.DataFrame]:
+        read = 0
+        for posts in _training_posts(context, ["tags", "user"]):
+            read += posts.height
+            context.report({"posts": read})
+            yield posts
+
+    kept, dropped, synonyms = choose_from(training, context.study.data, folder)
     save(folder, kept, dropped, synonyms)
     tagged = _tagged(context, Vocabulary(kept["tag"].to_list(), synonyms))
     return StageOutput(
         {
             "hashtags": kept.height,
             "dropped": dropped.height,
-            "training_posts": read,
+            "training_posts": context.need("splits").metadata["splits"]["train"],
             "tagged_training_posts": tagged,
             "tags_a_post": round(int(kept["posts"].sum()) / max(tagged, 1), 3),
             "synonyms": len(synonyms),

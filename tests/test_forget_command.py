@@ -19,7 +19,8 @@ def test_the_command_reports_what_is_left_and_a_file_that_is_not_there(ingested,
     study_file = ingested.root / "study.toml"
     wrong = hardmoe("forget", "--study", study_file, "--ids", tmp_path / "none", check=False)
     assert wrong.returncode == 1
-    assert "is not a readable text file of one id or user a line" in wrong.stderr
+    assert "none is not readable ([Errno 2] No such file" in wrong.stderr
+    assert "wanted one id or user a line" in wrong.stderr
     (tmp_path / "ids").write_text(GONE)
     (ingested.root / "dagster").mkdir()
     (ingested.root / "dagster" / "events").write_text(f"{GONE}: no_tags")

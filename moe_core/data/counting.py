@@ -88,27 +88,21 @@ class TagCounter:
         return self._meant.gather(codes)
 
     def _parts(self) -> Iterator[np.ndarray]:
-        """The keys of each part that has any, in an order of its own."""
-        if not any(self._scratch.iterdir()):
-            yield from (keys for _, keys in self._by_part())
-            return
-        self._spill()
-        for file in sorted(self._scratch.iterdir()):
-            yield np.fromfile(file, np.uint64)
+        """All keys, those of a user in one part."""
+        if any(self._scratch.iterdir()):
+            self._spill()
+            yield from (np.fromfile(file, np.uint64) for file in sorted(self._scratch.iterdir()))
+        elif self._held:
+            yield np.concatenate([keys for keys, _ in self._pairs])
 
     def _spill(self) -> None:
-        for part, keys in self._by_part():
-            with open(self._scratch / f"{part:03d}", "ab") as file:
-                keys.tofile(file)
-
-    def _by_part(self) -> Iterator[tuple[int, np.ndarray]]:
         if not self._held:
             return
         keys, parts = (np.concatenate(arrays) for arrays in zip(*self._pairs, strict=True))
         self._pairs, self._held = [], 0
         keys = keys[np.argsort(parts, kind="stable")]  # of bytes: one pass
-        first = 0
-        for part, count in enumerate(np.bincount(parts, minlength=PARTS)):
-            if count:
-                yield part, keys[first : first + count]
-            first += count
+        ends = np.bincount(parts, minlength=PARTS).cumsum()
+        for part, of_part in enumerate(np.split(keys, ends[:-1])):
+            if len(of_part):
+                with open(self._scratch / f"{part:03d}", "ab") as file:
+                    of_part.tofile(file)

@@ -108,12 +108,17 @@ def decode(data: bytes, size: int, min_side: int = 1, reject_uniform: bool = Fal
     return Picture(pixels, width, height, kind)
 
 
+def stored_as(size: int, store: str) -> str:
+    """How pictures are stored: raw, jpeg, png or webp; `store` is data.store."""
+    return ("raw" if size <= RAW_UP_TO else "jpeg") if store == "auto" else store
+
+
 def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
     """What is stored of `size` squared RGB pixels; `store` is data.store.
 
     What is 3 * size * size bytes long is raw pixels, anything else a file: a reader tells them apart by that.
     """
-    kind = ("raw" if size <= RAW_UP_TO else "jpeg") if store == "auto" else store
+    kind = stored_as(size, store)
     if kind == "raw":
         return pixels
     file = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,13 +68,6 @@ class Labels:
         """(N,) bool: carries a hashtag of the vocabulary."""
         return np.diff(self.starts_N1) > 0
 
-    def where(self, rows_M: np.ndarray) -> Labels:
-        """Those of the posts at these places."""
-        counts_M = np.diff(self.starts_N1)[rows_M]
-        starts_M1 = np.concatenate([[0], counts_M.cumsum()]).astype(np.int64)
-        inside = np.arange(starts_M1[-1]) - np.repeat(starts_M1[:-1], counts_M)
-        return Labels(self.tags_T[np.repeat(self.starts_N1[rows_M], counts_M) + inside], starts_M1)
-
 
 def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> Labels:
     """The hashtags of all the posts, shard by shard: only their numbers are ever all in memory."""
@@ -92,37 +86,21 @@ def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
     return StoredImages(path, *locate(path, places), size)
 
 
-def open_posts(
-    root: Path, places: Sequence[Place], labels: Labels, size: int, rows_M: np.ndarray | None = None
-) -> Posts:
-    """The posts, or those at `rows_M` of the study's order, with images that are read when they are wanted."""
+def open_posts(root: Path, places: Sequence[Place], labels: Labels, size: int) -> Posts:
+    """All the posts, with images that are read when they are wanted."""
     images = open_images(root, places, size)
     if len(images) != len(labels.starts_N1) - 1:
         raise CorruptArtifact(
             f"hashtags of {len(labels.starts_N1) - 1} posts, {images.path} holds {len(images)}: "
             "were posts ingested meanwhile?"
         )
-    if rows_M is not None:
-        images, labels = images.subset(rows_M), labels.where(rows_M)
     return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))
 
 
 def _pixels(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """(N, size, size, 3) uint8. Raw pixels are copied a chunk at a time, files decoded by a share of the cores."""
-    out = np.empty((len(column), size, size, 3), np.uint8)
-    row = 0
+    """(N, size, size, 3) uint8 of what `images.encode` made; files are decoded by a share of the cores."""
+    stored = column.to_pylist()
+    if all(len(raw) == 3 * size * size for raw in stored):
+        return np.frombuffer(b"".join(stored), np.uint8).reshape(-1, size, size, 3)
     with ThreadPoolExecutor(threads.share()) as pool:
-        for chunk in column.chunks:
-            first, last = chunk.offset, chunk.offset + len(chunk)
-            offsets = np.frombuffer(chunk.buffers()[1], np.int32)[first : last + 1]
-            if (np.diff(offsets) == 3 * size * size).all():
-                flat = np.frombuffer(chunk.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
-                out[row : row + len(chunk)] = flat.reshape(-1, size, size, 3)
-            else:
-                list(pool.map(_put, out[row : row + len(chunk)], chunk))
-            row += len(chunk)
-    return out
-
-
-def _put(place: np.ndarray, stored: pa.BinaryScalar) -> None:
-    place[:] = pixels_of(stored.as_py(), len(place))
+        return np.stack(list(pool.map(pixels_of, stored, repeat(size))))

@@ -78,7 +78,7 @@ def index(context: Context) -> Index:
 def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
     """Posts where `wanted_N`, one bool a post, holds; their images are read when they are wanted."""
     size = context.study.data.image_size
-    return open_posts(context.root, places(context), index.labels, size, np.flatnonzero(wanted_N))
+    return open_posts(context.root, places(context), index.labels, size).subset(np.flatnonzero(wanted_N))
 
 
 def images_of(context: Context, shard: str, size: int) -> Images:

@@ -28,14 +28,6 @@ def scan_rows(path: Path, version: int | str, shard: str, columns: list[str], ro
         yield from scanner.to_batches()
 
 
-def read_positions(path: Path, version: int | str, shard: str, positions: list[int], columns: list[str]) -> pa.Table:
-    """Some rows of a shard at a version, by rising position."""
-    table, pieces = at(path, version)
-    condition = f"position IN ({', '.join(map(str, positions))})"
-    of_shard = fragments(table, pieces, shard)
-    return table.scanner(columns=columns, filter=condition, fragments=of_shard, scan_in_order=True).to_table()
-
-
 def count_rows(path: Path, version: int | str, shard: str) -> int:
     """Number of rows of a shard at a version (number or Lance tag)."""
     return sum(piece.rows for piece in at(path, version)[1].get(shard, ()))

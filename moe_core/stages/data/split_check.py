@@ -8,13 +8,14 @@ import polars as pl
 
 from moe_core.clustering.neighbors import pairs_by_scan
 from moe_core.data.duplicates import RADIUS, codes, is_plain, same_picture, signature
-from moe_core.data.images import pixels_of
+from moe_core.data.images import stored_as
+from moe_core.data.loading import open_images
 from moe_core.data.splits import USED, across
 from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.data.splits import read_signed
-from moe_core.tables.reading import read_positions
 
+READ = 100  # pictures in memory at once
 SAMPLE = 1000  # held-out posts that the check searches again among all others, one by one
 
 
@@ -73,9 +74,7 @@ def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, fou
     if not len(sample):
         return
     levels = context.study.data.near_duplicate_levels
-    seen_QW, exact_Q = _signatures_of_pixels(context, posts, sample)
-    stale_Q = exact_Q & (seen_QW != signature_NW[sample]).any(axis=1)
-    found.violations["stale_signatures"] = int(stale_Q.sum())
+    found.violations["stale_signatures"] = _stale(context, signature_NW, sample)
     code_NB = codes(signature_NW)
     busy = np.flatnonzero(~is_plain(code_NB) & (split_N != "dropped"))
     sampled = sample[~is_plain(code_NB[sample])]
@@ -92,22 +91,14 @@ def _search(context: Context, posts: pl.DataFrame, signature_NW: np.ndarray, fou
     found.examples += [f"{ids[a]} in {split_N[a]} is {ids[b]} in {split_N[b]}" for a, b in bad[:3]]
 
 
-def _signatures_of_pixels(context: Context, posts: pl.DataFrame, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """((Q, W) signatures recomputed from the stored pictures of some posts, (Q,) bool: pixels are as they were signed).
-
-    JPEG and WebP move pixels, and there is no telling how far.
-    """
-    size = context.study.data.image_size
-    chosen = posts[rows].select("shard", "position")
-    out, exact = [], []
-    for place in reading.places(context):
-        positions = chosen.filter(chosen["shard"] == place.shard)["position"].to_list()
-        if positions:
-            table = read_positions(context.store.layout.posts_table, place.version, place.shard, positions, ["image"])
-            for image in table["image"]:
-                out.append(signature(pixels_of(image.as_py(), size)[None]))
-                exact.append(len(image.as_py()) == 3 * size * size)
-    return np.concatenate(out), np.array(exact)
+def _stale(context: Context, signature_NW: np.ndarray, rows: np.ndarray) -> int:
+    """Of some posts, how many have another signature than their stored pixels."""
+    data = context.study.data
+    if stored_as(data.image_size, data.store) not in ("raw", "png"):  # others move pixels, there is no telling how far
+        return 0
+    images = open_images(context.root, reading.places(context), data.image_size)
+    seen = [signature(images.read(part)) for part in np.array_split(rows, -(-len(rows) // READ))]
+    return int((np.concatenate(seen) != signature_NW[rows]).any(axis=1).sum())
 
 
 def _hashes(signature_NW: np.ndarray) -> np.ndarray:

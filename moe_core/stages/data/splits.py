@@ -67,11 +67,7 @@ def read_signed(context: Context) -> tuple[pl.DataFrame, np.ndarray]:
     for number, place in enumerate(reading.places(context)):
         columns = ["shard", "position", "id", "user", "given", "signature"]
         rows = read_rows(context.store.layout.posts_table, place.version, place.shard, columns)
-        for chunk in rows["signature"].chunks:
-            end = (chunk.offset + len(chunk)) * SIGNATURE_BYTES
-            flat = np.frombuffer(chunk.buffers()[1], np.uint8, end)
-            signatures.append(flat.reshape(-1, SIGNATURE_BYTES)[chunk.offset :])
+        signatures.append(np.frombuffer(b"".join(rows["signature"].to_pylist()), np.uint8))
         frames.append(pl.DataFrame(rows.drop_columns(["signature"])))
         context.report({"shards": number + 1})
-    empty = np.zeros((0, SIGNATURE_BYTES), np.uint8)
-    return pl.concat(frames), np.concatenate([empty, *signatures])
+    return pl.concat(frames), np.concatenate(signatures).reshape(-1, SIGNATURE_BYTES)

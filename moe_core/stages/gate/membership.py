@@ -10,7 +10,6 @@ Letters: N posts, T tags.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -33,12 +32,12 @@ class Lines:
 
     def of(self, rows: np.ndarray) -> list[str]:
         """Lines of some posts, in their order."""
-        mine = self.index.labels.where(rows)
-        text = mine.tags_T.astype(str)
+        labels = self.index.labels
+        tags = (labels.tags_T[labels.starts_N1[row] : labels.starts_N1[row + 1]].tolist() for row in rows)
         versions = {shard: f" {version}" for shard, version in self.arrived.items()}
         return [
-            f"{self.ids[row]} {','.join(text[a:b])}" + versions.get(self.shards[row], "")
-            for row, (a, b) in zip(rows.tolist(), pairwise(mine.starts_N1), strict=True)
+            f"{self.ids[row]} {','.join(map(str, tags_of_row))}" + versions.get(self.shards[row], "")
+            for row, tags_of_row in zip(rows.tolist(), tags, strict=True)
         ]
 
 

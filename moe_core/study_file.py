@@ -116,25 +116,13 @@ def dump_study(study: Study) -> str:
 
 
 @dataclass(frozen=True)
-class Change:
-    """One setting that is changed."""
-
-    name: str  # such as expert_training.epochs
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.before!r} -> {self.after!r}"
-
-
-@dataclass(frozen=True)
 class Overridden:
     """study.toml with changes that are not written yet."""
 
     path: Path
     text: str
     study: Study
-    changes: list[Change]  # of those settings only whose value is another
+    changes: list[str]  # such as expert_training.epochs 9.0 -> 3.0; only of settings whose value is another
 
     def write(self) -> None:
         if self.changes:
@@ -145,11 +133,12 @@ def override(path: Path, assignments: Sequence[str]) -> Overridden:
     """Raises BadSetting for what is not table.key=value, for an unknown key and for a value that is refused."""
     before = load_study(path)
     document = tomlkit.parse(text_of(path))
-    names = [_set(document, one) for one in assignments]
+    names = [_set(document, assignment) for assignment in assignments]
     text = tomlkit.dumps(document)
     after = study_of(text, path)
-    changes = [Change(name, _value(before, name), _value(after, name)) for name in dict.fromkeys(names)]
-    return Overridden(path, text, after, [one for one in changes if one.before != one.after])
+    values = {name: (_value(before, name), _value(after, name)) for name in names}
+    changes = [f"{name} {old!r} -> {new!r}" for name, (old, new) in values.items() if old != new]
+    return Overridden(path, text, after, changes)
 
 
 def _set(document: tomlkit.TOMLDocument, assignment: str) -> str:

@@ -92,7 +92,7 @@ def test_a_setting_is_changed_in_the_file_whose_comments_stay(tmp_path):
     text = 'name = "mine"\n[trunk]\n# tried 0.5\nlr = 0.3 # enough\n'
     file.write_text(text)
     found = override(file, ["trunk.lr=0.2", "partition.experts=4", "trunk.momentum=0.9", "name=yours"])
-    assert list(map(str, found.changes)) == [
+    assert found.changes == [
         "trunk.lr 0.3 -> 0.2",
         "partition.experts 8 -> 4",
         "name 'mine' -> 'yours'",

@@ -43,7 +43,7 @@ def source(tmp_path):
 
 def test_what_was_seen_is_counted_of_usable_posts(source):
     found = Source(format="parquet", uri=str(source))
-    seen = preview(found, find_shards(found)).seen
+    _, seen = preview(found, find_shards(found))
     assert seen == Seen(posts=4800, tags_a_post=6.0, distinct_tags=50, users=0, top_share=0.12)
 
 

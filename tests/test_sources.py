@@ -80,7 +80,7 @@ def test_every_format_is_recognized_and_described(name, posts, tmp_path):
     source = WRITERS[name](posts, tmp_path)
     if name != "folder_jsonl":  # a table that lies deeper is said
         assert guess_format(source.uri) == source.format
-    lines = preview(source, find_shards(source)).lines
+    lines, _ = preview(source, find_shards(source))
     assert lines[0].startswith(f"Found 1 shard of format {source.format} at {source.uri}")
     # a table of text has its lines counted, not its rows
     assert lines[1] == "Rows: 120" or name in ("folder_csv", "folder_tsv", "folder_jsonl")
@@ -193,7 +193,7 @@ def test_what_users_wrote_is_shown_without_control_characters(tmp_path):
     names = ["\x1b]0;pwned\x07", "b"]
     pq.write_table(pa.table({"id": names, "image": [b"", png()], "tags": [["cat"]] * 2}), tmp_path / "x.parquet")
     source = Source(format="parquet", uri=str(tmp_path))
-    lines = preview(source, find_shards(source)).lines
+    lines, _ = preview(source, find_shards(source))
     assert "for example \\x1b]0;pwned\\x07: empty" in one_line(lines, "Problems: ")
     assert "".join(lines).isprintable()
 
@@ -204,7 +204,7 @@ def test_real_data_are_read(name):
     if not path.exists():
         pytest.skip(f"no data at {path}")
     source = Source(format=guess_format(str(path)), uri=str(path))
-    lines = preview(source, find_shards(source)).lines
+    lines, _ = preview(source, find_shards(source))
     assert "Problems: none in 200 images decoded" in lines
     assert lines[-1] == "Split: the source's own"
 

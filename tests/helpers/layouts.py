@@ -45,7 +45,7 @@ def ingested(source, root):
 
 
 def described(source):
-    return preview(source, find_shards(source)).lines
+    return preview(source, find_shards(source))[0]
 
 
 def table(folder, rows, name="t.csv"):

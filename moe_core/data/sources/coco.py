@@ -54,7 +54,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
     images = listing(_images(source), IMAGE_SUFFIXES, hidden=True)
     shards = []
     for file in scan.readable([files[path] for path in first], lambda file: _check(file, files)):
-        contents = [scan.hash_of(files[path]) for path in _together(file.path, files)]
+        contents = [scan.hashes.of(files[path]) for path in _together(file.path, files)]
         shards.append(Shard(key_of(file.name, (".json",)), file.path, content_hash([*contents, images])))
     return shards
 

@@ -35,7 +35,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
     images = listing(folder, IMAGE_SUFFIXES, hidden=True)
     # a changed picture changes every table of its folder: which table names it is not known without reading them
     return [
-        Shard(key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([scan.hash_of(table), images]))
+        Shard(key_of(table.name, (Path(table.name).suffix,)), table.path, content_hash([scan.hashes.of(table), images]))
         for table in scan.readable(tables, lambda table: next(_rows(Path(table.path), source), None))
     ]
 
@@ -179,10 +179,6 @@ def _rows(table: Path, source: Source) -> Iterator[TableRow]:
         yield from rows_of(table, file, source)
 
 
-class _Cut(str):
-    """The beginning of a line that is too long."""
-
-
 class _Lines:
     """Lines of a file that can be given back: a stray quote costs the line it is in, not those it swallows.
 
@@ -190,9 +186,9 @@ class _Lines:
     """
 
     def __init__(self, file: IO[str]) -> None:
-        self._file = (line if whole else _Cut(line) for line, whole in lines_of(file))
-        self._back: deque[str] = deque()
-        self.taken: list[str] = []
+        self._file = lines_of(file)
+        self._back: deque[tuple[str, bool]] = deque()
+        self.taken: list[tuple[str, bool]] = []
         self.done = 0  # lines before those that are taken
 
     def __iter__(self) -> "_Lines":
@@ -201,9 +197,9 @@ class _Lines:
     def __next__(self) -> str:
         if len(self.taken) == MAX_LINES:
             raise csv.Error(f"a row of more than {MAX_LINES:,} lines")
-        line = self._back.popleft() if self._back else next(self._file)
-        self.taken.append(line)
-        if isinstance(line, _Cut):
+        line, whole = self._back.popleft() if self._back else next(self._file)
+        self.taken.append((line, whole))
+        if not whole:
             raise too_long(f"line {self.done + len(self.taken)}")
         return line
 

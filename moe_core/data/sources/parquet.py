@@ -51,7 +51,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
     named = names_images(schema_of(files[0], source), source, files[0].path)
     images_in = cache(partial(listing, suffixes=IMAGE_SUFFIXES, hidden=True))
     for file in files:
-        content = scan.hash_of(file)
+        content = scan.hashes.of(file)
         if named and not is_remote(file.path):  # the images lie beside the file, and count too
             content = content_hash([content, images_in(local(file.path).parent)])
         if by_folder := hive_of(file.path, source):

@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import polars as pl
+from rich.filesize import decimal
 
 from moe_core.advice import Seen
 from moe_core.data.images import Rejected, decode, encode
 from moe_core.data.sources.columns import NAMED
 from moe_core.data.sources.reader import reader_of
 from moe_core.data.sources.scan import Shard
-from moe_core.data.sources.shards import count_rows, read_shard, split_by_name
+from moe_core.data.sources.shards import read_shard, split_by_name
 from moe_core.data.sources.text_values import holds_separator
 from moe_core.data.splits import GIVEN
 from moe_core.data.tags import canonical_lists
@@ -31,21 +32,17 @@ EXAMPLES = 3
 TAGS_SHOWN = 5  # posts whose tags are shown as they are read
 
 
-class Preview(NamedTuple):
-    """Lines for the user, and what the sample suggests of the whole."""
+def preview(source: Source, shards: list[Shard], image_size: int = 32) -> tuple[list[str], Seen]:
+    """Lines for the user, and what the sample suggests of the whole.
 
-    lines: list[str]
-    seen: Seen
-
-
-def preview(source: Source, shards: list[Shard], image_size: int = 32) -> Preview:
-    """Raises BadSource for a source without a post, or without one picture that can be used."""
+    Raises BadSource for a source without a post, or without one picture that can be used.
+    """
     started = time.perf_counter()
     rows = _sample(source, shards)
     reading = (time.perf_counter() - started) / max(1, len(rows))
     if not rows:
         raise BadSource(f"{shards[0].path or 'the synthetic data'} holds no post: wanted at least one row")
-    total, exact = count_rows(source, shards)
+    total, exact = reader_of(source.format).count(source, shards)
     users = {row["user"] for row in rows if row["user"] is not None}
     tags, counts, tagging = _tags(rows)
     frequent = counts.most_common(FREQUENT)
@@ -65,7 +62,7 @@ def preview(source: Source, shards: list[Shard], image_size: int = 32) -> Previe
     first = f"Found {len(shards)} shard{'s' if len(shards) > 1 else ''} of format {source.format}"
     lines = [
         first + (f" at {shown(source.uri, 300)}" if source.uri else ""),
-        f"Rows: {total:,}" if exact else f"Rows: about {total:,} (estimated by the size of the files)",
+        f"Rows: {total:,}" if exact else f"Rows: about {total:,} (estimated from the first file)",
         *_columns(source, shards[0]),
         *joined,
         f"Of a sample of {len(rows):,} posts: {len(users):,} distinct users; {sum(tags) / len(tags):.1f} tags each, "
@@ -77,7 +74,7 @@ def preview(source: Source, shards: list[Shard], image_size: int = 32) -> Previe
         _costs(total, reading + tagging + pictures.seconds, pictures.stored_bytes),
         _split(source, shards, split),
     ]
-    return Preview(lines, seen)
+    return lines, seen
 
 
 def _columns(source: Source, shard: Shard) -> list[str]:
@@ -232,6 +229,5 @@ def _pictures(rows: list[dict[str, Any]], size: int, source: Source) -> _Picture
 
 
 def _costs(total: int, seconds: float, size: float) -> str:
-    took, needs = format_duration(total * seconds), total * size
-    unit, name = (1e12, "TB") if needs >= 1e12 else (1e9, "GB") if needs >= 1e9 else (1e6, "MB")
-    return f"Estimate for the ingest, from the sample: {took} on this machine, {needs / unit:.1f} {name} of disk"
+    took, needs = format_duration(total * seconds), decimal(int(total * size))
+    return f"Estimate for the ingest, from the sample: {took} on this machine, {needs} of disk"

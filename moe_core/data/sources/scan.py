@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,25 +69,19 @@ class ContentHashes:
 
     def of(self, file: File) -> str:
         """Hash of a file's content; of its name, size and time for a remote one, which is not fetched to be hashed."""
-        if file not in self:
-            if self.autosave and self.path and file.size >= LARGE and not is_remote(file.path):
-                with exclusive(self.path.with_suffix(".lock")):
-                    if by_another_process := self._read().get(file.path):
-                        self._known[file.path] = by_another_process
-                    self._compute(file)
-            else:
-                self._compute(file)
+        if file not in self and is_remote(file.path):
+            self._note(file, content_hash([file.name, file.size, file.changed]))
+        elif file not in self:
+            alone = self.path if self.autosave and file.size >= LARGE else None
+            with exclusive(alone.with_suffix(".lock")) if alone else nullcontext():
+                if alone:  # another process may have read it meanwhile
+                    self._known = self._known | self._read() | self._learned
+                if file not in self:
+                    self._note(file, hash_of_content(file.path, file.size, file.changed, file.touched))
+                    self._unsaved += file.size
+                if self.autosave and self._unsaved >= LARGE:
+                    self.save()
         return str(self._known[file.path][-1])
-
-    def _compute(self, file: File) -> None:
-        if file in self:
-            return
-        by_name = content_hash([file.name, file.size, file.changed]) if is_remote(file.path) else None
-        content = by_name or hash_of_content(file.path, file.size, file.changed, file.touched)
-        self._note(file, content)
-        self._unsaved += file.size
-        if self.autosave and self._unsaved >= LARGE and not by_name:
-            self.save()
 
     def _note(self, file: File, content: str) -> None:
         self._known[file.path] = self._learned[file.path] = [file.size, file.changed, file.touched, content]
@@ -141,6 +136,3 @@ class Scan:
         if errors and not good:
             raise errors[0]
         return good
-
-    def hash_of(self, file: File) -> str:
-        return self.hashes.of(file)

@@ -1,7 +1,7 @@
 """The shards of a source of any format, and the rows of one."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,11 +65,6 @@ def read_shard(
             f"{shard.path} or its images changed while they were read: run the same command again when nothing writes "
             "to them"
         )
-
-
-def count_rows(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Rows of all the shards, and whether they were counted rather than estimated by the size of the files."""
-    return reader_of(source.format).count(source, shards)
 
 
 def split_by_name(source: Source, path: str) -> str | None:

@@ -124,16 +124,15 @@ def time_of(value: object) -> datetime | None:
         return None
     if isinstance(value, int | float):
         return _since_1970(value)
-    text = str(value).strip()
-    if re.fullmatch(r"\d{9,19}(\.\d*)?", text, re.ASCII):
-        return _since_1970(float(text))
-    moment = value if isinstance(value, datetime) else _parsed(text)
+    moment = value if isinstance(value, datetime) else _parsed(str(value).strip())
     with suppress(OverflowError):
         return moment.astimezone(UTC).replace(tzinfo=None) if moment and moment.tzinfo else moment
     return None
 
 
 def _parsed(text: str) -> datetime | None:
+    if re.fullmatch(r"\d{9,19}(\.\d*)?", text, re.ASCII):
+        return _since_1970(float(text))
     with suppress(ValueError):
         return datetime.fromisoformat(text)
     for form in ("%Y:%m:%d %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%a %b %d %H:%M:%S %z %Y"):

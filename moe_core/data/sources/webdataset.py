@@ -41,7 +41,7 @@ CAPTIONS = ("caption", "text")  # of img2dataset's .json: sentences, of which th
 
 def find(source: Source, scan: Scan) -> list[Shard]:
     files = scan.readable(files_at(source.uri, FORMAT.suffixes, FORMAT.what), _check)
-    return [Shard(key_of(file.name, FORMAT.suffixes), file.path, scan.hash_of(file)) for file in files]
+    return [Shard(key_of(file.name, FORMAT.suffixes), file.path, scan.hashes.of(file)) for file in files]
 
 
 def _check(file: File) -> None:
@@ -77,11 +77,10 @@ def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | 
 
 
 def count(source: Source, shards: Sequence[Shard]) -> tuple[int, bool]:
-    """Samples of the first tar; the others are estimated by their sizes."""
-    sizes = {file.path: file.size for file in files_at(source.uri, FORMAT.suffixes, FORMAT.what)}
-    rows = sum(1 for _ in _samples(shards[0].path, contents=False))
-    total = sum(sizes.get(shard.path, 0) for shard in shards)
-    return round(rows * total / max(1, sizes.get(shards[0].path, total))), len(shards) == 1
+    """Samples of all tars; of remote ones, as many as the first has in each."""
+    counted = shards[:1] if is_remote(source.uri) else shards
+    rows = sum(1 for shard in counted for _ in _samples(shard.path, contents=False))
+    return rows * len(shards) // len(counted), len(counted) == len(shards)
 
 
 Sample = tuple[str, dict[str, Member]]  # key; members by what their names have behind it, in lower case

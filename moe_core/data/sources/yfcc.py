@@ -68,7 +68,7 @@ def find(source: Source, scan: Scan) -> list[Shard]:
         raise BadSource(f"no YFCC100M metadata file at {source.uri}: wanted {FORMAT.what}")
     files = scan.readable(files, lambda file: _check(Path(file.path)))
     return [
-        Shard(key_of(file.name, FORMAT.suffixes), file.path, content_hash([scan.hash_of(file), images_hash]))
+        Shard(key_of(file.name, FORMAT.suffixes), file.path, content_hash([scan.hashes.of(file), images_hash]))
         for file in files
     ]
 

@@ -191,7 +191,7 @@ def convert(chunk: Chunk, data: Data) -> pl.DataFrame:
         *decoded.select("image", "width", "height", "format"),
         pl.Series("signature", [one_W.tobytes() for one_W in signature_BW], pl.Binary),
         pl.coalesce("reason", decoded["reason"]),
-        pl.coalesce("detail", decoded["detail"]),
+        pl.coalesce("detail", decoded["detail"], pl.lit("")),
     )
 
 

@@ -21,7 +21,7 @@ from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
-from pipelines.run.pool import LocalPool
+from pipelines.run.pools.local import LocalPool
 from pipelines.run.task import Task, TaskResult
 
 VOCABULARY, TRUNK = Task("vocabulary", None), Task("trunk", None)

@@ -39,7 +39,8 @@ from pipelines.instance.reap import reap
 from pipelines.run.dag import Dag
 from pipelines.run.interrupts import handled, signals_deferred
 from pipelines.run.plan import planned_tasks
-from pipelines.run.pool import LocalPool, load_ahead
+from pipelines.run.pools import Pool
+from pipelines.run.pools.local import LocalPool, load_ahead
 from pipelines.run.task import Summary, Task, TaskResult
 
 POLL_SECONDS = 0.25  # the display is told at least so often
@@ -144,7 +145,7 @@ class _Loop:
     def _is_complete(self, planned: PlannedTask) -> bool:
         return planned.spec is not None and self.complete.get(planned.name) == planned.spec.version
 
-    def run(self, pool: LocalPool) -> Summary:
+    def run(self, pool: Pool) -> Summary:
         try:
             if self.force or any(p.artifact is None for p in self.tasks.values()):
                 load_ahead()
@@ -169,7 +170,7 @@ class _Loop:
                 self._cancel_running()
         return self.summary
 
-    def _submit_ready(self, pool: LocalPool) -> dict[str, str]:
+    def _submit_ready(self, pool: Pool) -> dict[str, str]:
         """Submits what is ready, as far as the pool has room. Returns what waits for another process, and why."""
         waiting: dict[str, str] = {}
         progress = True

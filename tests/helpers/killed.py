@@ -7,7 +7,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pipelines.cli.progress
-import pipelines.run.pool
+import pipelines.run.pools.local
 import pipelines.run.scheduler
 import pipelines.run.worker
 from moe_core import failpoints

@@ -1,4 +1,4 @@
-"""Where tasks run: warm worker processes of this machine, seen from the command that starts them.
+"""Warm worker processes of this machine, seen from the command that starts them.
 
 What runs inside a worker is pipelines.run.worker. Torch and Dagster are loaded once, in a fork server.
 """
@@ -28,10 +28,7 @@ _PROCESSES = threading.Lock()  # multiprocessing reads the exit status of all it
 
 
 class LocalPool:
-    """Runs at most `capacity` tasks at once; what is submitted beyond that waits in order.
-
-    An idle worker takes the next task, one that is worn or dead is replaced.
-    """
+    """Runs tasks in warm workers: an idle one takes the next task, one that is worn or dead is replaced."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -43,16 +40,10 @@ class LocalPool:
         self._fresh = False  # workers no longer come from the fork server, which knows an older study.toml
 
     def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
-        """Starts the task as the Dagster run `run_id`, with its output appended to the file `log`.
-
-        `study` is what the task was planned from: where study.toml says something else by then, nothing runs and the
-        result has `inputs_changed`. A process that dies or hangs is a result with `died`, not an exception.
-        """
         load_ahead()
         return self._threads.submit(self._run, task, run_id, log, study)
 
     def close(self) -> None:
-        """Kills what runs and returns when all processes are gone; open futures are canceled or end in an error."""
         with self._lock:
             self._closed = True
             for worker in self._busy:  # the thread of each sees its pipe close

@@ -1,0 +1,29 @@
+"""Where the tasks of `hardmoe run` are carried out: what the scheduler asks of a pool."""
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+from moe_core.settings import Study
+from pipelines.run.task import Task, TaskResult
+
+
+class Pool(Protocol):
+    """Processes of this machine (local.py), or a cluster.
+
+    Runs at most `capacity` tasks at once; what is submitted beyond that waits in order.
+    """
+
+    capacity: int
+
+    def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
+        """Starts the task as the Dagster run `run_id`, with its output appended to the file `log`.
+
+        `study` is what the task was planned from: where study.toml says something else by then, nothing runs and the
+        result has `inputs_changed`. A process that dies or hangs is a result with `died`, not an exception.
+        """
+        ...
+
+    def close(self) -> None:
+        """Kills what runs and returns when all processes are gone; open futures are canceled or end in an error."""
+        ...

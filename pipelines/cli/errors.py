@@ -29,7 +29,7 @@ class OneLineErrors(click.Group):
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with handled(_interrupt_once), _usage_errors_escaped():
+        with handled(_interrupt_once, even_ignored=False), _usage_errors_escaped():
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:

@@ -22,12 +22,15 @@ def signals_deferred() -> Iterator[None]:
 
 
 @contextmanager
-def handled(handler: Any) -> Iterator[None]:
-    """Both signals go to the handler, but for one that is ignored; outside the main thread nothing changes."""
+def handled(handler: Any, even_ignored: bool = True) -> Iterator[None]:
+    """Both signals go to the handler; outside the main thread nothing changes.
+
+    `even_ignored`: also SIGINT where a script started us in the background, for which a shell ignores it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in SIGNALS if even_ignored or signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield

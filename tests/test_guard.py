@@ -183,6 +183,13 @@ def test_other_methods_are_refused(server, method):
     assert server.ask(method, "/graphql", {"query": server.mutation()}, Content_Type="application/json")[0] == 405
 
 
+@pytest.mark.parametrize("body", [[{"query": "{ version }"}], "x", None, {"query": ["{ version }"]}, {}, b"{", b"\xff"])
+def test_a_body_that_is_not_one_request_is_refused(server, body):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    status, why = server.ask("POST", "/graphql", data, Content_Type="application/json")
+    assert (status, why) == (400, "Refused: wanted one GraphQL request: a JSON object with a `query`\n")
+
+
 LINES = {
     "no host in HTTP/1.0": "POST /graphql HTTP/1.0\nContent-Type: application/json\n",
     "no host in HTTP/1.1": "POST /graphql HTTP/1.1\nContent-Type: application/json\n",

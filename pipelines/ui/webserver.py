@@ -111,6 +111,13 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
     async def graphql_http_endpoint(self, request: Request) -> Response:
         if not _is_same_site(request.scope):  # a link to a page of the UI is followed, one to an answer is not
             return _refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+        if request.method == "POST":
+            try:
+                body = await request.json()  # kept by the request, whose body Dagster reads again
+            except (ValueError, RecursionError):
+                body = None
+            if not isinstance(body, dict) or not isinstance(body.get("query"), str):
+                return _refused(HTTPStatus.BAD_REQUEST, "wanted one GraphQL request: a JSON object with a `query`")
         answer: Response = await super().graphql_http_endpoint(request)
         return answer
 

@@ -9,12 +9,13 @@ this package is imported; what the user has set stays.
 
 import os
 import sys
+from collections.abc import Mapping
 
 from moe_core.errors import BadSetting
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # how threads wait
 SHARE = "HARDMOE_SHARE"  # cores of one worker, set by --workers for the processes that it starts
-VARIABLES = (*WAITING, "OMP_NUM_THREADS", "HARDMOE_THREADS", SHARE)  # all that this module reads
+VARIABLES = (*WAITING, "OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "HARDMOE_THREADS", SHARE)  # all that this module reads
 # Some 750 microseconds: longer than the gaps between two layers, and little of the milliseconds for which another
 # program holds a thread up; the runtime's own is 300,000. PASSIVE, which is 0, loses a tenth on an idle machine
 # (docs/explanation/performance.md). The second is that of Intel's and LLVM's runtimes, in milliseconds, 200 without it.
@@ -45,18 +46,26 @@ def waiting() -> str:
     return _waiting
 
 
-def chosen_threads() -> int | None:
+def chosen_threads(environment: Mapping[str, str] = os.environ) -> int | None:
     """Threads of one training as the user set them: HARDMOE_THREADS, else OMP_NUM_THREADS, where OpenMP would read it.
 
     Raises BadSetting for a HARDMOE_THREADS that is no number.
     """
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes the first, and no 0
-    return whole_number("HARDMOE_THREADS") or (int(first) if first.isdecimal() else 0) or None
+    if threads := whole_number("HARDMOE_THREADS", environment):
+        return threads
+    threads = _number("OMP_NUM_THREADS", environment)
+    return threads and min(threads, _number("OMP_THREAD_LIMIT", environment) or threads)
 
 
-def whole_number(name: str) -> int | None:
+def _number(name: str, environment: Mapping[str, str]) -> int | None:
+    """As OpenMP reads it: the first of several, and none where that is no number from 1 on."""
+    first = environment.get(name, "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else None
+
+
+def whole_number(name: str, environment: Mapping[str, str] = os.environ) -> int | None:
     """The number in a variable, None where it is not set. Raises BadSetting for anything but a number from 1 on."""
-    value = os.environ.get(name, "")
+    value = environment.get(name, "")
     if value and (not value.isdecimal() or int(value) < 1):
         raise BadSetting(f"{name} is {value!r}: wanted a whole number of at least 1")
     return int(value) if value else None
@@ -72,7 +81,8 @@ def threads_of(work: int, share: int) -> int:
 
     The same for the same study and machine: sums in floating point depend on it.
     """
-    return chosen_threads() or max(1, min(share, work // WORK_A_THREAD))
+    limit = _number("OMP_THREAD_LIMIT", os.environ) or share
+    return chosen_threads() or max(1, min(share, limit, work // WORK_A_THREAD))
 
 
 def threads_for(parallel: bool, experts: int) -> int:

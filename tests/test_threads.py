@@ -72,20 +72,25 @@ def test_threads_follow_from_the_work_up_to_the_share(work, share, wanted):
         ({"OMP_NUM_THREADS": "many"}, None),  # OpenMP warns and goes on without
         ({"OMP_NUM_THREADS": "0"}, None),
         ({"OMP_NUM_THREADS": "3", "HARDMOE_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "3", "OMP_THREAD_LIMIT": "2"}, 2),
     ],
 )
 def test_what_the_user_said_of_threads_comes_first(environment, wanted, monkeypatch):
+    assert chosen_threads(environment) == wanted
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert chosen_threads() == wanted
     assert threads_of(0, 8) == (wanted or 1)
 
 
+def test_a_limit_of_openmp_holds(monkeypatch):
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "2")
+    assert (threads_of(0, 8), threads_of(9 * WORK_A_THREAD, 8)) == (1, 2)
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "two", "1.5"])
-def test_a_number_of_threads_that_is_none_is_refused(said, monkeypatch):
-    monkeypatch.setenv("HARDMOE_THREADS", said)
+def test_a_number_of_threads_that_is_none_is_refused(said):
     with pytest.raises(ValueError, match=rf"HARDMOE_THREADS is '{said}': wanted a whole number of at least 1"):
-        chosen_threads()
+        chosen_threads({"HARDMOE_THREADS": said})
 
 
 def test_workers_that_the_command_was_told_divide_the_cores_and_leave_the_work_to_decide(monkeypatch):

@@ -10,15 +10,18 @@ import time
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._daemon.types import DaemonHeartbeat
 
 from helpers.command import hardmoe, write
 from helpers.without_controls import opened, quick_study
 from moe_core.errors import LockHeld
 from moe_core.settings import Alerts, Partition, Source
+from moe_core.study_file import load_study
 from pipelines.instance import opening
 from pipelines.instance.home import prepare_home
 from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
+from pipelines.run.scheduler import worker_count
 from pipelines.run.status import states_of
 
 
@@ -181,3 +184,9 @@ def test_a_daemon_that_reports_is_noticed(tmp_path, monkeypatch):
         for seconds, noticed in ((3600, False), (10, True)):
             dagster.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds, "SENSOR", "elsewhere", []))
             assert (daemon_heartbeat_age(dagster) is not None) == noticed
+
+
+def test_the_workers_of_a_command_are_no_limit_of_the_daemon(file):
+    hardmoe("run", "--study", file, "--until", "splits", "--workers", "1")
+    said = yaml.safe_load((file.parent / "dagster" / "dagster.yaml").read_text())
+    assert said["concurrency"]["pools"]["default_limit"] == worker_count(None, load_study(file).partition.experts)

@@ -90,9 +90,9 @@ def run_study(
     """
     began = time.monotonic()
     capacity = worker_count(workers, context.study.partition.experts)
+    prepare_home(context.root, worker_count(None, context.study.partition.experts))
     if workers:
         os.environ[SHARE] = str(max(1, cores() // workers))  # of the processes started from here on
-    prepare_home(context.root, capacity)
     with opened() as instance:
         reap(instance)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)

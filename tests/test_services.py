@@ -53,9 +53,9 @@ def kept(tmp_path):
     """Starts a command that keeps two services, and gives its process, the watchdog's, the services' parent's."""
     started = []
 
-    def start(service="pass", before=None):
-        command = [sys.executable, "-c", KEEP, SERVICES.format(service), str(tmp_path)]
-        started.append(subprocess.Popen(command, start_new_session=True, preexec_fn=before))
+    def start(service="pass", before=""):
+        command = [sys.executable, "-c", before + KEEP, SERVICES.format(service), str(tmp_path)]
+        started.append(subprocess.Popen(command, start_new_session=True))
         everyone = until(lambda: found if len(found := processes(tmp_path)) == 5 else None)
         (watchdog,) = [pid for pid, words in everyone.items() if "pipelines.ui.supervisor" in words]
         children = Path(f"/proc/{watchdog}/task/{watchdog}/children").read_text().split()
@@ -79,12 +79,11 @@ def test_services_end_whichever_is_killed(kept, tmp_path, killed):
     assert command.wait() != 0
 
 
-def as_in_the_background():
-    """A shell without job control ignores Ctrl-C for what a script starts with &."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# a shell without job control ignores Ctrl-C for what a script starts with &
+IN_THE_BACKGROUND = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
-@pytest.mark.parametrize("before", [None, as_in_the_background])
+@pytest.mark.parametrize("before", ["", IN_THE_BACKGROUND], ids=["", "in the background"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_services_end_in_order_at_a_signal(kept, tmp_path, number, before):
     command, *_ = kept(before=before)

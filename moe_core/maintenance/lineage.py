@@ -98,7 +98,7 @@ class Lineage:
     def above(self, *versions: str, most: int = sys.maxsize) -> list[str]:
         """They and all that they were made from, each before what it was made from where an order exists.
 
-        `most`: of each asset, for who reads only the first of what may be 10,000 shards.
+        `most`: of each asset at most, where only the first of perhaps 10,000 shards are shown.
         """
         order: list[str] = []
         seen: set[str] = set()

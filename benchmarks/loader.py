@@ -90,7 +90,7 @@ def ours(posts: Posts) -> Callable[[], int]:
 
     def run() -> int:
         steps = len(posts) // BATCH
-        return sum(len(b.images_BCHW) for b in batches(posts, training, 107, 0, steps, threads=2))
+        return sum(len(b.images_BCHW) for b in batches(posts, training, 0, steps, threads=2))
 
     return run
 

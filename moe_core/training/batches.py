@@ -3,7 +3,8 @@
 Images are read from wherever they lie, in threads that run ahead of the training, or lie on the device already; where
 they lie and which thread reads what changes nothing in the batches.
 
-Letters: N posts, B posts in the batch, C channels, H W pixels, T tags of all posts, V hashtags.
+Letters: N posts, B posts in the batch, C channels, H W pixels, T tags of all posts, M tags of the post
+that has most, V hashtags.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +28,7 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 READ_BYTES = 8 << 20  # of decoded pixels read at once: many small rows in one go are cheaper than each by itself
 READ_ROWS = 1024
+NO_TAG = -1
 ROUNDS = 6  # of the Feistel network; from four on its permutations pass for random (Luby and Rackoff 1988)
 
 Item = TypeVar("Item")
@@ -96,20 +99,28 @@ class Posts:
     def __len__(self) -> int:
         return len(self.images)
 
-    def targets(self, rows_B: np.ndarray, hashtags: int, device: torch.device | None = None) -> Tensor:
-        """(B, V) float32 with a one at each tag of each post, on `device` if given."""
-        owner, tags = self._tags_of(rows_B)
-        if device:
-            targets_BV = torch.zeros(len(rows_B), hashtags, device=device)
-            targets_BV[torch.from_numpy(owner).to(device), torch.from_numpy(tags).to(device)] = 1.0
-            return targets_BV
+    @cached_property
+    def most_tags(self) -> int:
+        """Tags of the post that has most: M."""
+        return int(self.starts_N1.diff().max()) if len(self) else 0
+
+    def tags_of(self, rows_B: np.ndarray) -> np.ndarray:
+        """(B, M) int64: the tags of each post, filled up with NO_TAG to as many as any post has."""
+        owner, place, tags = self._places_of(rows_B)
+        tags_BM = np.full((len(rows_B), self.most_tags), NO_TAG)
+        tags_BM[owner, place] = tags
+        return tags_BM
+
+    def targets(self, rows_B: np.ndarray, hashtags: int) -> Tensor:
+        """(B, V) float32 with a one at each tag of each post."""
+        owner, _, tags = self._places_of(rows_B)
         array_BV = np.zeros((len(rows_B), hashtags), np.float32)
         array_BV[owner, tags] = 1.0
         return torch.from_numpy(array_BV)
 
     def subset(self, rows_N: np.ndarray) -> Posts:
         """The posts at these places, in this order; images are not read."""
-        owner, tags = self._tags_of(rows_N)
+        owner, _, tags = self._places_of(rows_N)
         counts_N = np.bincount(owner, minlength=len(rows_N))
         starts_N1 = np.concatenate([[0], counts_N.cumsum()]).astype(np.int64)
         return Posts(self.images.subset(rows_N), torch.from_numpy(tags.copy()), torch.from_numpy(starts_N1))
@@ -129,13 +140,14 @@ class Posts:
             images_NHWC[first : first + len(rows)] = torch.from_numpy(self.images.read(rows)).to(device)
         return Posts(ImagesOnDevice(images_NHWC), self.tags_T, self.starts_N1)
 
-    def _tags_of(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(place in `rows_B`, tag) of every tag of these posts. In numpy: torch would start threads of its own here."""
+    def _places_of(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(place in `rows_B`, place among the post's tags, tag) of every tag of these posts. In numpy: torch would
+        start threads of its own here."""
         starts_N1, tags_T = self.starts_N1.numpy(), self.tags_T.numpy()
         first_B, counts_B = starts_N1[rows_B], starts_N1[rows_B + 1] - starts_N1[rows_B]
         owner = np.repeat(np.arange(len(rows_B)), counts_B)
         offset = np.arange(len(owner)) - np.repeat(counts_B.cumsum() - counts_B, counts_B)
-        return owner, tags_T[first_B[owner] + offset]
+        return owner, offset, tags_T[first_B[owner] + offset]
 
 
 @dataclass(frozen=True)
@@ -144,13 +156,12 @@ class Batch:
 
     step: int
     images_BCHW: Tensor  # uint8, augmented, channels-last in memory
-    targets_BV: Tensor  # float32
+    tags_BM: Tensor  # int64, NO_TAG where a post has fewer than M
 
 
 def batches(
     posts: Posts,
     training: Training,
-    hashtags: int,
     first: int,
     last: int,
     *,
@@ -179,8 +190,8 @@ def batches(
             rows_B = rows_of(step)
             flip_B, corner_B2 = moves_of(size, training.flip, training.crop, training.seed, step * ranks + rank)
             seen_BHWC = moved_on_device(everything_NHWC, rows_B, flip_B, corner_B2 - training.crop)
-            targets_BV = posts.targets(rows_B, hashtags, everything_NHWC.device)
-            yield Batch(step, seen_BHWC.permute(0, 3, 1, 2), targets_BV)
+            tags_BM = torch.from_numpy(posts.tags_of(rows_B)).to(everything_NHWC.device)
+            yield Batch(step, seen_BHWC.permute(0, 3, 1, 2), tags_BM)
         return
     pixels = posts.images.read(np.zeros(1, np.int64)).nbytes
     together = max(1, min(READ_ROWS, READ_BYTES // pixels) // size)  # steps read at once
@@ -195,7 +206,7 @@ def batches(
             seen_BHWC = augment(
                 images[number * size : (number + 1) * size], training.flip, training.crop, training.seed, draw
             )
-            batches_S.append(Batch(s, as_tensor(seen_BHWC), posts.targets(rows_B, hashtags)))
+            batches_S.append(Batch(s, as_tensor(seen_BHWC), torch.from_numpy(posts.tags_of(rows_B))))
         return batches_S
 
     for some in ahead(read, range(first, last, together), threads):
@@ -321,6 +332,13 @@ def as_tensor(images_BHWC: np.ndarray) -> Tensor:
 
 def normalize(images_BCHW: Tensor) -> Tensor:
     """uint8 pixels to float32 of about zero mean and unit variance, channels-last."""
-    mean_C = torch.tensor(MEAN, device=images_BCHW.device)[:, None, None]
-    std_C = torch.tensor(STD, device=images_BCHW.device)[:, None, None]
-    return ((images_BCHW.float() - mean_C) / std_C).contiguous(memory_format=torch.channels_last)
+    mean_C11, std_C11 = _pixel_moments(images_BCHW.device)
+    return ((images_BCHW.float() - mean_C11) / std_C11).contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def _pixel_moments(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation), (C, 1, 1) each: copied once a device, since every copy waits for it."""
+    with torch.inference_mode(False):  # a training may use them after an evaluation
+        mean_C, std_C = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+        return mean_C[:, None, None], std_C[:, None, None]

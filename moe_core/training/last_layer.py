@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from moe_core.errors import NotFinite
 from moe_core.training.batches import Posts, rows_of_step
-from moe_core.training.loop import hashtag_loss, learning_rate
+from moe_core.training.loop import learning_rate
+from moe_core.training.losses import hashtag_loss
 
 BATCH = 512
 
@@ -29,7 +30,7 @@ def refit(
         rows_B = rows_of_step(count, batch, seed, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate("cosine", lr, 0, step, steps)
-        value = hashtag_loss(decoder(features_ND[rows_B]), posts.targets(rows_B, decoder.out_features), loss)
+        value = hashtag_loss(decoder(features_ND[rows_B]), torch.from_numpy(posts.tags_of(rows_B)), loss)
         if not torch.isfinite(value):
             raise NotFinite(f"loss is {float(value)} at step {step} of the refit: lower decoder.refit_lr")
         optimizer.zero_grad(set_to_none=True)

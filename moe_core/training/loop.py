@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_core.errors import NotFinite, TooFewPosts
 from moe_core.models.resnet import ResNet
 from moe_core.training.batches import Posts, batches, normalize
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
+from moe_core.training.losses import hashtag_loss
 
 if TYPE_CHECKING:
     from moe_core.settings import Training
@@ -97,10 +97,10 @@ def train(
     losses_S = torch.zeros(CHECK_EVERY, device=device)  # of the steps since the last reading, each at its own place
 
     parts = (start * accumulate, stop * accumulate)
-    for batch in batches(posts, training, model.fc.out_features, *parts, rank=rank, ranks=ranks):
+    for batch in batches(posts, training, *parts, rank=rank, ranks=ranks):
         step, part = divmod(batch.step, accumulate)
         x_BCHW = normalize(batch.images_BCHW.to(device, non_blocking=True))
-        targets_BV = batch.targets_BV.to(device, non_blocking=True)
+        tags_BM = batch.tags_BM.to(device, non_blocking=True)
         if part == 0:
             lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)
             for group in optimizer.param_groups:
@@ -111,7 +111,7 @@ def train(
         with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
                 logits_BV = network(x_BCHW)
-            loss = hashtag_loss(logits_BV.float(), targets_BV, training.loss) / accumulate
+            loss = hashtag_loss(logits_BV.float(), tags_BM, training.loss) / accumulate
             loss.backward()
         losses_S[step % CHECK_EVERY] += loss.detach()
         if apart:
@@ -152,14 +152,6 @@ def _check_finite(losses: list[float], model: nn.Module, first: int, steps: int,
 def _together(model: ResNet, device: str) -> DistributedDataParallel:
     """The network with gradients averaged over the ranks of the default process group."""
     return DistributedDataParallel(model, device_ids=[device] if device.startswith("cuda") else None)
-
-
-def hashtag_loss(logits_BV: Tensor, targets_BV: Tensor, kind: str) -> Tensor:
-    """softmax: cross-entropy against 1/k on each of a post's k tags (Mahajan et al. 2018). sigmoid: binary, summed."""
-    if kind == "sigmoid":
-        return F.binary_cross_entropy_with_logits(logits_BV, targets_BV, reduction="none").sum(1).mean()
-    share_BV = targets_BV / targets_BV.sum(1, keepdim=True).clamp(min=1)
-    return F.cross_entropy(logits_BV, share_BV)
 
 
 def uses_bfloat16(precision: str, device: str) -> bool:

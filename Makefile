@@ -1,6 +1,8 @@
 # make setup | demo | test | soak | fuzz | ui | lint | docs | bench | screenshots
 PYTHON ?= python3
 BIN := .venv/bin
+# or gpu: the build of FAISS that `make setup` installs
+FAISS ?= cpu
 STUDY ?= studies/demo
 
 .PHONY: setup demo test soak fuzz ui lint docs bench screenshots
@@ -11,7 +13,7 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(FAISS),dev]'
 	touch $@
 
 test: setup

@@ -17,6 +17,10 @@ class BadSource(HardmoeError):
     """The source of a study cannot be read, or is not what its settings say."""
 
 
+class MissingLibrary(HardmoeError):
+    """A library is not installed, or its installation is broken."""
+
+
 class MissingInput(HardmoeError):
     """An artifact must be built before this can be done. `asset` and `key` name it."""
 

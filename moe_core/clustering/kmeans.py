@@ -1,12 +1,11 @@
 """Spherical k-means by FAISS, with every limit that samples silently set on purpose.
 
-This file and neighbors.py are the home of faiss.
-
 Letters: N posts, P dimensions, K clusters.
 """
 
 import numpy as np
 
+from moe_core.clustering.faiss_build import import_faiss
 from moe_core.errors import TooFewPosts
 
 
@@ -24,14 +23,12 @@ def fit_kmeans(
     Starts from random posts, `restarts` times, or once from `start_KP`: then centroid k continues start k.
     Raises TooFewPosts when there are fewer posts than clusters, or a cluster stays empty.
     """
-    import faiss
-
     if clusters > len(x_NP):
         raise TooFewPosts(
             f"wanted {clusters} clusters, got {len(x_NP)} posts to fit them on: lower partition.experts (or "
             "partition.fine), raise partition.max_fit_posts, or add posts"
         )
-    x_NP = np.ascontiguousarray(x_NP, np.float32)
+    faiss, x_NP = import_faiss(), np.ascontiguousarray(x_NP, np.float32)
     kmeans = faiss.Kmeans(
         x_NP.shape[1],
         clusters,

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from moe_core.clustering.faiss_build import import_faiss
+
 WIDEST_BLOCK = 32  # bits: already more buckets than there are codes
 FIRST_CHUNK, LARGEST_CHUNK = 1024, 1 << 16  # codes looked up at once
 FOUND_AT_ONCE = 1 << 22  # neighbors held at once, as far as the last chunk tells
@@ -18,14 +20,12 @@ def near_pairs(codes_MB: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, 
 
     Rows should differ: n equal ones are n^2 / 2 pairs. Raises ValueError for a radius that leaves blocks of no bits.
     """
-    import faiss
-
     width = codes_MB.shape[1] * 8
     blocks = max(2, radius // 2 + 1)
     if radius < 0 or blocks * 2 > width:
         raise ValueError(f"radius {radius} of codes of {width} bits: wanted 0 to {width // 2 - 1}")
     codes_MB = np.ascontiguousarray(codes_MB)
-    index = faiss.IndexBinaryMultiHash(width, blocks, min(WIDEST_BLOCK, width // blocks))
+    index = import_faiss().IndexBinaryMultiHash(width, blocks, min(WIDEST_BLOCK, width // blocks))
     index.nflip = 1
     index.add(codes_MB)
     first, chunk = 0, FIRST_CHUNK
@@ -41,9 +41,7 @@ def near_pairs(codes_MB: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, 
 
 def pairs_by_scan(queries_QB: np.ndarray, codes_MB: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
     """(query, row) of every pair within `radius`, by comparing all with all: what `near_pairs` is checked against."""
-    import faiss
-
-    index = faiss.IndexBinaryFlat(codes_MB.shape[1] * 8)
+    index = import_faiss().IndexBinaryFlat(codes_MB.shape[1] * 8)
     index.add(np.ascontiguousarray(codes_MB))
     limits, _, row_P = index.range_search(np.ascontiguousarray(queries_QB), radius + 1)
     return np.repeat(np.arange(len(queries_QB)), _steps(limits)), row_P

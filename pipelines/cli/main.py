@@ -21,6 +21,7 @@ COMMANDS = {
     "ui": ("inspect", "Dagster's UI and daemon on the study, until interrupted."),
     "predict": ("predict", "Hashtags of images."),
     "publish": ("publish", "Publish a mixture, or go back."),
+    "doctor": ("doctor", "What this machine has, and what is wrong with it."),
     "reap": ("maintenance", "End runs whose process died."),
     "gc": ("maintenance", "Free disk that nothing needs."),
     "verify": ("maintenance", "Check every byte of the store."),

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from moe_core.clustering import device_kmeans
 from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate, load_gate
-from moe_core.clustering.kmeans import assign, fit_kmeans, starts
+from moe_core.clustering.kmeans import assign, fit_kmeans, random_rows, starts
 from moe_core.clustering.matching import continued_by, overlap
 from moe_core.clustering.random_partition import random_partition
 from moe_core.clustering.whitening import Whitening, whiten
@@ -49,6 +50,32 @@ def test_kmeans_does_not_depend_on_the_threads():
 def test_every_post_is_fitted_on_where_faiss_would_sample():
     _, objective = fit_kmeans(blobs(300), 3, 10, 3, seed=0)
     assert 3 * 256 < objective <= 900, "almost one a post; by its default FAISS takes 256 a centroid"
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu:0"]], ids=len)
+def test_kmeans_in_torch_gives_the_centroids_of_faiss(monkeypatch, devices):
+    monkeypatch.setattr(device_kmeans, "PART_BYTES", 1000 * 16 * 4)  # of 3000 posts
+    monkeypatch.setattr(device_kmeans, "COMPARED_BYTES", 300 * 12 * 4)
+    x = unit(np.random.default_rng(0).normal(size=(3000, 16)))
+    for restarts in (1, 3):
+        found_KP, wanted = fit_kmeans(x, 12, 10, restarts, seed=7)
+        starts = [x[rows] for rows in random_rows(len(x), 12, restarts, seed=7)]
+        centroids, objective = device_kmeans.best_fit(x, starts, 10, devices)
+        assert np.abs(centroids - found_KP).max() < 1e-5
+        assert objective == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_empty_cluster_takes_half_of_another_as_in_faiss():
+    x = unit(np.abs(np.random.default_rng(0).normal(size=(500, 8))))
+    start = np.concatenate([x[:10], -x[10:12]])  # two that are nearest to no post
+    found_KP, _ = fit_kmeans(x, 12, 1, 1, seed=0, start_KP=start)
+    centroids, _ = device_kmeans.best_fit(x, [start], 1, ["cpu"])
+    assert np.abs(centroids - found_KP).max() < 1e-5
+    assert len(np.unique(assign(x, centroids))) == 12
 
 
 def test_the_nearest_centroid_of_each_post_whatever_the_chunk():

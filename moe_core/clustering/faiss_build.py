@@ -9,7 +9,7 @@ from types import ModuleType
 from moe_core.errors import MissingLibrary
 
 NAMES = ("faiss-cpu", "faiss-gpu")
-MEND = "pip uninstall -y faiss-cpu faiss-gpu && pip install 'hardmoe[cpu]', or 'hardmoe[gpu]' on a machine with an NVIDIA GPU"
+MEND = "pip uninstall -y faiss-cpu faiss-gpu && pip install 'hardmoe[cpu]', or 'hardmoe[gpu]' with an NVIDIA GPU"
 
 
 def gpus() -> int:

@@ -1,10 +1,12 @@
-"""Spherical k-means by FAISS, with every limit that samples silently set on purpose.
+"""Spherical k-means: by FAISS on a CPU, with every limit that samples silently set on purpose; by torch on GPUs.
 
 Letters: N posts, P dimensions, K clusters.
 """
 
 import numpy as np
+import torch
 
+from moe_core.clustering.device_kmeans import best_fit, devices_for
 from moe_core.clustering.faiss_build import import_faiss
 from moe_core.errors import TooFewPosts
 
@@ -19,7 +21,7 @@ def fit_kmeans(
 ) -> tuple[np.ndarray, float]:
     """(centroids (K, P) float32 of unit norm, sum of the inner products of all posts with their nearest centroid).
 
-    Fits `clusters` centroids to rows of unit norm, on the current GPU if faiss has one; a seed repeats the result.
+    Fits `clusters` centroids to rows of unit norm, on a GPU where torch sees one; a seed repeats the result.
     Starts from random posts, `restarts` times, or once from `start_KP`: then centroid k continues start k.
     Raises TooFewPosts when there are fewer posts than clusters, or a cluster stays empty.
     """
@@ -28,23 +30,13 @@ def fit_kmeans(
             f"wanted {clusters} clusters, got {len(x_NP)} posts to fit them on: lower partition.experts (or "
             "partition.fine), raise partition.max_fit_posts, or add posts"
         )
-    faiss, x_NP = import_faiss(), np.ascontiguousarray(x_NP, np.float32)
-    kmeans = faiss.Kmeans(
-        x_NP.shape[1],
-        clusters,
-        niter=iterations,
-        nredo=restarts if start_KP is None else 1,
-        spherical=True,
-        seed=seed,
-        max_points_per_centroid=len(x_NP),  # the default of 256 would fit on a sample without a word
-        min_points_per_centroid=1,  # only a warning otherwise
-    )
-    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
-        kmeans.index = faiss.index_cpu_to_gpus_list(kmeans.index, gpus=[_current_gpu()])
-    kmeans.train(x_NP, init_centroids=None if start_KP is None else np.ascontiguousarray(start_KP, np.float32))
-    assert kmeans.centroids is not None
-    assert kmeans.obj is not None
-    centroids_KP = kmeans.centroids.reshape(clusters, -1)
+    x_NP = np.ascontiguousarray(x_NP, np.float32)
+    given = [] if start_KP is None else [np.ascontiguousarray(start_KP, np.float32)]
+    if torch.cuda.is_available():
+        starts = given or [x_NP[rows_K] for rows_K in random_rows(len(x_NP), clusters, restarts, seed)]
+        centroids_KP, objective = best_fit(x_NP, starts, iterations, devices_for(x_NP.nbytes))
+    else:
+        centroids_KP, objective = _fit_by_faiss(x_NP, clusters, iterations, restarts, seed, *given)
     norms_K = np.linalg.norm(centroids_KP, axis=1, keepdims=True)
     if not np.isfinite(centroids_KP).all() or (norms_K == 0).any():
         raise TooFewPosts(f"k-means gave a centroid without a direction: fewer than {clusters} different features?")
@@ -55,7 +47,35 @@ def fit_kmeans(
             f"{len(empty)} of {clusters} clusters got none of {len(x_NP)} posts: lower partition.experts "
             "(or partition.fine), or raise partition.restarts"
         )
-    return centroids_KP, float(kmeans.obj[-1])
+    return centroids_KP, objective
+
+
+def _fit_by_faiss(
+    x_NP: np.ndarray, clusters: int, iterations: int, restarts: int, seed: int, start_KP: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
+    kmeans = import_faiss().Kmeans(
+        x_NP.shape[1],
+        clusters,
+        niter=iterations,
+        nredo=restarts if start_KP is None else 1,
+        spherical=True,
+        seed=seed,
+        max_points_per_centroid=len(x_NP),  # the default of 256 would fit on a sample without a word
+        min_points_per_centroid=1,  # only a warning otherwise
+        gpu=False,
+    )
+    kmeans.train(x_NP, init_centroids=start_KP)
+    return kmeans.centroids.reshape(clusters, -1), float(kmeans.obj[-1])
+
+
+def random_rows(posts: int, clusters: int, restarts: int, seed: int) -> list[np.ndarray]:
+    """(K,) posts at which each restart begins: those that FAISS begins at."""
+    faiss, rows = import_faiss(), []
+    for restart in range(restarts):
+        order_N = np.empty(posts, np.int32)
+        faiss.rand_perm(faiss.swig_ptr(order_N), posts, seed + 1 + restart * 15_486_557)
+        rows.append(order_N[:clusters].astype(np.int64))
+    return rows
 
 
 def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, chunk: int = 65_536) -> np.ndarray:
@@ -89,13 +109,6 @@ def starts(x_NP: np.ndarray, old_N: np.ndarray, clusters: int, iterations: int, 
         old_N[members[assign(x_NP[members], halves) != stays]] = k
         start_KP[worst], start_KP[k] = halves[stays], halves[1 - stays]
     return start_KP
-
-
-def _current_gpu() -> int:
-    """The GPU that torch computes on: one of several, which others may use."""
-    import torch
-
-    return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
 def _direction(x_NP: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import torch
 from moe_core.errors import NotFinite
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
+from moe_core.training import loop
 from moe_core.training.batches import (
     ImagesInMemory,
     ImagesOnDevice,
@@ -17,6 +18,7 @@ from moe_core.training.batches import (
     rows_of_step,
     shuffled,
 )
+from moe_core.training.checkpoint import load_checkpoint
 from moe_core.training.loop import learning_rate, steps_of, train
 from moe_core.training.losses import hashtag_loss
 from moe_core.weights import load_weights, save_weights
@@ -184,6 +186,31 @@ def test_gradients_of_several_batches_make_one_step():
     lr = learning_rate("one-cycle", training.lr, training.warmup, 0, 1)
     for mine, other in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(mine, other - lr * other.grad, atol=1e-6)
+
+
+def test_losses_that_are_read_by_time_are_those_read_every_ten_steps(monkeypatch):
+    def measured():
+        found = train(build(TINY, 4, seed=0), random_posts(), Training(epochs=6, batch_size=8, precision="float32"))
+        return [(m.step, m.loss, m.lr, m.images_seen) for m in found]
+
+    often = measured()
+    monkeypatch.setattr(loop, "READ_BY_TIME", ("cpu",))
+    monkeypatch.setattr(loop, "READ_SECONDS", 1e6)
+    monkeypatch.setattr(loop, "MOST_READ", 3)
+    seldom = measured()  # of 48 steps, after 10, 40 and 48
+    assert seldom == often
+    assert [step for step, *_ in often] == [10, 20, 30, 40, 48]
+
+
+def test_a_resumed_momentum_lies_in_memory_as_its_weight(tmp_path):
+    training, file = Training(epochs=4, batch_size=8, precision="float32"), tmp_path / "checkpoint.safetensors"
+    model = build(TINY, 4, seed=0)
+    list(train(model, random_posts(), training, until=3, checkpoint=file))
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    assert load_checkpoint(file, model, optimizer, steps_of(64, training)) == 3
+    strides = {tuple(w.shape): (w.stride(), optimizer.state[w]["momentum_buffer"].stride()) for w in model.parameters()}
+    assert any(len(shape) == 4 and shape[1] > 1 and shape[2] > 1 for shape in strides)  # these are channels-last
+    assert all(weight == momentum for weight, momentum in strides.values())
 
 
 def test_a_rank_beyond_the_ranks_is_an_error():

@@ -36,5 +36,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, st
             parameter = parameters.get(name.removeprefix("momentum."))
             if parameter is None:
                 raise CorruptArtifact(f"{path} holds {name!r}, which the network has not: delete it", path)
-            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+            # in the weights' layout in memory, which a file does not keep: a fused step wants the two alike
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum).detach()
     return int(about["step"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_core.errors import NotFinite, TooFewPosts
@@ -26,7 +26,11 @@ from moe_core.training.losses import hashtag_loss
 if TYPE_CHECKING:
     from moe_core.settings import Training
 
-CHECK_EVERY = 10  # steps between readings of the loss: on a GPU each waits for the device
+CHECK_EVERY = 10  # steps of a measurement
+# Each reading of the losses waits for a GPU to end all that it was given: there they are read by time, many at once.
+READ_BY_TIME = ("cuda",)
+READ_SECONDS = 1.0
+MOST_READ = 100  # measurements in one reading
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def train(
         raise TooFewPosts("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
     model.to(device).train()
     model.fc.requires_grad_(train_decoder)
-    optimizer = _optimizer(model, training)
+    optimizer = _optimizer(model, training, device)
     steps, accumulate = steps_of(len(posts), training, ranks), training.accumulate
     images_a_step = min(training.batch_size, len(posts) // ranks) * ranks * accumulate
     stop = steps if until is None else min(until, steps)
@@ -92,9 +96,9 @@ def train(
     if device.startswith("cuda"):
         posts = posts.on_device(training.device_mib << 20, device)
     network = _together(model, device) if ranks > 1 else model
-    saved_at = read_at = time.monotonic()
+    saved_at = time.monotonic()
     bfloat16 = uses_bfloat16(training.precision, device)
-    losses_S = torch.zeros(CHECK_EVERY, device=device)  # of the steps since the last reading, each at its own place
+    readings = _Readings(device, start, stop, ranks)
 
     parts = (start * accumulate, stop * accumulate)
     for batch in batches(posts, training, *parts, rank=rank, ranks=ranks):
@@ -106,34 +110,78 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            losses_S[step % CHECK_EVERY] = 0
         apart = part < accumulate - 1  # gradients of other ranks join in with the last part
         with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
                 logits_BV = network(x_BCHW)
             loss = hashtag_loss(logits_BV.float(), tags_BM, training.loss) / accumulate
             loss.backward()
-        losses_S[step % CHECK_EVERY] += loss.detach()
+        readings.add(step, part, loss.detach())
         if apart:
             continue
         optimizer.step()
 
         done = step + 1
-        if done % CHECK_EVERY == 0 or done == stop:
-            first = max(start, (done - 1) // CHECK_EVERY * CHECK_EVERY)
-            if ranks > 1:
-                torch.distributed.all_reduce(losses_S)
-            losses = (losses_S[first % CHECK_EVERY :][: done - first] / ranks).tolist()
+        if done == readings.next:
+            first, losses, seconds = readings.read()
             _check_finite(losses, model, first, steps, lr)
-            now = time.monotonic()
-            speed = (done - first) * images_a_step / (now - read_at)
-            yield Measurement(done, steps, sum(losses) / len(losses), lr, speed, done * images_a_step)
-            read_at = time.monotonic()
-            due = done < stop and read_at - saved_at >= training.checkpoint_seconds
+            speed = (done - first) * images_a_step / seconds
+            for begin, end in _measured(first, done):
+                loss_mean = sum(losses[begin - first : end - first]) / (end - begin)
+                its_lr = learning_rate(training.schedule, training.lr, training.warmup, end - 1, steps)
+                yield Measurement(end, steps, loss_mean, its_lr, speed, end * images_a_step)
+            readings.restart()
+            due = done < stop and time.monotonic() - saved_at >= training.checkpoint_seconds
             if checkpoint and rank == 0 and (due or done == until):
                 save_checkpoint(checkpoint, model, optimizer, done, steps)
-                saved_at = read_at = time.monotonic()
+                saved_at = time.monotonic()
+                readings.restart()
     model.fc.requires_grad_(True)
+
+
+class _Readings:
+    """Losses of the steps since the last reading, which lie on the device until the next one."""
+
+    def __init__(self, device: str, start: int, stop: int, ranks: int) -> None:
+        self.first, self.stop, self.ranks = start, stop, ranks
+        self.by_time = device.startswith(READ_BY_TIME)
+        # and, at the end, the seconds of rank 0, so that all ranks read after the same step
+        self.losses_S1 = torch.zeros(CHECK_EVERY * MOST_READ + 1, device=device)
+        self.next = self._after(1)
+        self.restart()
+
+    def restart(self) -> None:
+        """Time counts from now on: what the caller did with a measurement is not training."""
+        self.began = time.monotonic()
+
+    def add(self, step: int, part: int, loss: Tensor) -> None:
+        place = self.losses_S1[step - self.first]
+        place.copy_(loss) if part == 0 else place.add_(loss)
+
+    def read(self) -> tuple[int, list[float], float]:
+        """(first step, loss of each step from there to `next`, seconds that they took), of all ranks together."""
+        first, last = self.first, self.next
+        if self.ranks > 1:
+            self.losses_S1[-1] = time.monotonic() - self.began if torch.distributed.get_rank() == 0 else 0.0
+            torch.distributed.all_reduce(self.losses_S1)
+        *losses, its = torch.cat([self.losses_S1[: last - first] / self.ranks, self.losses_S1[-1:]]).tolist()
+        seconds = its if self.ranks > 1 else time.monotonic() - self.began  # the reading waited for the device
+        self.first = last
+        measurements = READ_SECONDS / seconds * (last - first) / CHECK_EVERY if self.by_time else 1
+        self.next = self._after(int(min(max(measurements, 1), MOST_READ)))
+        return first, losses, seconds
+
+    def _after(self, measurements: int) -> int:
+        """The step at the end of so many measurements."""
+        return min((self.first // CHECK_EVERY + measurements) * CHECK_EVERY, self.stop)
+
+
+def _measured(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """(first step, step after the last) of each measurement in [first, last)."""
+    while first < last:
+        end = min((first // CHECK_EVERY + 1) * CHECK_EVERY, last)
+        yield first, end
+        first = end
 
 
 def _check_finite(losses: list[float], model: nn.Module, first: int, steps: int, lr: float) -> None:
@@ -163,7 +211,7 @@ def uses_bfloat16(precision: str, device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _optimizer(model: nn.Module, training: Training) -> torch.optim.SGD:
+def _optimizer(model: nn.Module, training: Training, device: str) -> torch.optim.SGD:
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.SGD(
         [
@@ -173,4 +221,5 @@ def _optimizer(model: nn.Module, training: Training) -> torch.optim.SGD:
         lr=training.lr,
         momentum=training.momentum,
         nesterov=training.momentum > 0,
+        fused=device.startswith("cuda"),  # one kernel for all weights
     )

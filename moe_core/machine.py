@@ -9,7 +9,6 @@ import torch
 from moe_core import threads
 from moe_core.clustering import faiss_build
 from moe_core.engine.gpus import gpu_names
-from moe_core.engine.resources import workers_for
 from moe_core.errors import MissingLibrary
 from moe_core.training.loop import uses_bfloat16
 
@@ -40,7 +39,7 @@ def describe(experts: int) -> tuple[dict[str, str], list[str]]:
         "precision": f'"auto" is {"bfloat16" if uses_bfloat16("auto", device) else "float32"} on {device}',
         "FAISS": faiss,
         "cores": f"{threads.cores()}; threads follow from the work in a batch",
-        "at once": f"{_counted(seen or workers_for(experts), 'run')} of a study of {experts} experts",
+        "at once": f"{_counted(seen or threads.workers_for(experts), 'run')} of a study of {experts} experts",
         "set": " ".join(f"{name}={value}" for name, value in of_user.items()) or "nothing",
     }
     return there, problems

@@ -42,7 +42,7 @@ import torch
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
 from moe_core.stages.training.fit import training_threads
-from moe_core.training.batches import ImagesInMemory, Posts
+from moe_core.training.posts import ImagesInMemory, Posts
 from moe_core.training.loop import CHECK_EVERY, train
 
 draw = np.random.default_rng(0)

@@ -25,9 +25,9 @@ from moe_core.stages.experts.experts import start, training_posts
 from moe_core.stages.trunk.trunk import trunk_start
 from moe_core.study_file import load_study
 from moe_core.threads import cores
-from moe_core.training.batches import Posts
 from moe_core.training.infer import features_of, logits_of, probabilities_of
 from moe_core.training.loop import steps_of, train
+from moe_core.training.posts import Posts
 from moe_core.workspace import open_study
 
 SAMPLE = 4000  # training posts that are looked at

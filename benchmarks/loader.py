@@ -29,8 +29,9 @@ from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.models.resnet import build
 from moe_core.settings import Data, Network, Source, Training
-from moe_core.training.batches import ImagesInMemory, Posts, batches
+from moe_core.training.batches import batches
 from moe_core.training.loop import train
+from moe_core.training.posts import ImagesInMemory, Posts
 
 SIDE, CROP, BATCH = 64, 4, 128
 

@@ -26,8 +26,9 @@ from moe_core.models.resnet import build, shared_layer_names
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.serving.routed import WINDOW, WINDOW_BYTES, routed
 from moe_core.settings import Data, Expert, Network, Study
-from moe_core.training.batches import ImagesInMemory, as_tensor, normalize
+from moe_core.training.batches import as_tensor, normalize
 from moe_core.training.infer import features_of, inference_context
+from moe_core.training.posts import ImagesInMemory
 from moe_core.weights import save_weights
 
 HASHTAGS = 500

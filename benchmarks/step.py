@@ -18,8 +18,9 @@ import torch.nn.functional as F
 
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
-from moe_core.training.batches import MEAN, STD, ImagesInMemory, Posts
+from moe_core.training.batches import MEAN, STD
 from moe_core.training.loop import train, uses_bfloat16
+from moe_core.training.posts import ImagesInMemory, Posts
 
 HASHTAGS, POSTS, CROP = 500, 20_000, 4
 NETWORKS = {

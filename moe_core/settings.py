@@ -188,8 +188,8 @@ class Training(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it."
     )
-    device_mib: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        4096, description="GPU: images that fit into this many MiB stay on it and are augmented there; 0: never."
+    device_mib: Annotated[int, Field(ge=0, lt=2**31)] | Literal["auto"] = Field(
+        "auto", description="GPU: images that fit into this many MiB stay on it; auto: half of what is free; 0: none."
     )
     checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(20.0, description="A resumable checkpoint this often.")
     seed: Seed = Field(0, description="Seed of weights, batch order and augmentation.")

@@ -16,8 +16,9 @@ from PIL import Image
 
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
-from moe_core.training.batches import ImagesInMemory, Posts, rows_of_step
 from moe_core.training.loop import train
+from moe_core.training.order import rows_of_steps
+from moe_core.training.posts import ImagesInMemory, Posts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
 
@@ -179,7 +180,7 @@ def test_a_captured_step_trains_as_the_project_s_loop_does():
         pass
     images, tags = torch.from_numpy(some.images.images_NHWC), some.tags_T[:, None]
     step = captured_step.Step(ours, images, tags, batch=8, steps=10, lr=0.1, crop=0, bf16=False)
-    order = np.concatenate([rows_of_step(40, 8, training.seed, number) for number in range(10)])
+    order = rows_of_steps(40, 8, training.seed, range(10)).reshape(-1)
     step.order = torch.from_numpy(order)
     for _ in range(10):
         step()

@@ -20,8 +20,8 @@ from moe_core.stages.experts.modes import MODES
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture import calibrate
 from moe_core.stages.reading import RoutedPosts
-from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.infer import mixed
+from moe_core.training.posts import ImagesInMemory, Posts
 
 TWO = torch.tensor([0, 1])  # the one tag of each of two posts
 

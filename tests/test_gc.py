@@ -30,7 +30,7 @@ from moe_core.store.locks import not_open, shared
 from moe_core.store.store import Store
 from moe_core.study_file import dump_study
 from moe_core.tables.lance_tags import lance_tags
-from moe_core.training.batches import ImagesInMemory
+from moe_core.training.posts import ImagesInMemory
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from moe_core.models.resnet import build
-from moe_core.training.batches import ImagesInMemory, Posts, batches
+from moe_core.training.batches import batches
 from moe_core.training.infer import features_of
 from moe_core.training.loop import train
+from moe_core.training.posts import ImagesInMemory, Posts
 
 pytestmark = [
     pytest.mark.gpu,

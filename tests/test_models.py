@@ -11,8 +11,8 @@ from moe_core.models.resnet import build, shared_layer_names
 from moe_core.recipes import resnet18_k16, resnet50_k32
 from moe_core.serving.branches import ExpertTemplate, fused
 from moe_core.settings import Network, Training
-from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.loop import train
+from moe_core.training.posts import ImagesInMemory, Posts
 from moe_core.weights import load_weights, save_weights
 
 NETWORKS = {

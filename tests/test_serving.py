@@ -15,8 +15,8 @@ from moe_core.serving.cache import ExpertCache
 from moe_core.serving.files import decoded, files_of
 from moe_core.serving.routed import predict, routed
 from moe_core.settings import Data, Network, Study
-from moe_core.training.batches import ImagesInMemory
 from moe_core.training.infer import features_of
+from moe_core.training.posts import ImagesInMemory
 from moe_core.weights import load_weights, save_weights
 
 

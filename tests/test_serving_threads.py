@@ -13,7 +13,7 @@ from helpers.bundles import EXPERTS, bundle_at, flip, images, random_parts, room
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.cache import ExpertCache
 from moe_core.serving.routed import routed
-from moe_core.training.batches import ImagesInMemory
+from moe_core.training.posts import ImagesInMemory
 
 THREADS, ROUNDS = 4, 12
 

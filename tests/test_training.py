@@ -6,21 +6,12 @@ from moe_core.errors import NotFinite
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
 from moe_core.training import loop
-from moe_core.training.batches import (
-    ImagesInMemory,
-    ImagesOnDevice,
-    Posts,
-    ahead,
-    augment,
-    batches,
-    normalize,
-    resampled,
-    rows_of_step,
-    shuffled,
-)
+from moe_core.training.batches import ahead, augment, batches, moved, normalize
 from moe_core.training.checkpoint import load_checkpoint
 from moe_core.training.loop import learning_rate, steps_of, train
 from moe_core.training.losses import hashtag_loss
+from moe_core.training.order import moves_of, resampled, rows_of_steps, shuffled
+from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts
 from moe_core.weights import load_weights, save_weights
 
 NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))
@@ -79,16 +70,16 @@ def test_a_shuffle_looks_random():
 
 
 def test_one_pass_sees_every_post_once_and_the_next_in_another_order():
-    first = np.concatenate([rows_of_step(10, 5, 0, s) for s in (0, 1)])
-    second = np.concatenate([rows_of_step(10, 5, 0, s) for s in (2, 3)])
+    first = np.concatenate([rows_of_steps(10, 5, 0, range(s, s + 1))[0] for s in (0, 1)])
+    second = np.concatenate([rows_of_steps(10, 5, 0, range(s, s + 1))[0] for s in (2, 3)])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist()
 
 
 def test_order_depends_on_the_step_alone():
-    late = rows_of_step(10, 5, 7, 3)
-    rows_of_step(10, 5, 7, 0)
-    assert late.tolist() == rows_of_step(10, 5, 7, 3).tolist()
+    late = rows_of_steps(10, 5, 7, range(3, 4))
+    assert late.tolist() == rows_of_steps(10, 5, 7, range(8))[3:4].tolist()
+    assert late[:, 2:4].tolist() == rows_of_steps(10, 5, 7, range(3, 4), slice(2, 4)).tolist()
 
 
 def all_of(training, **more):
@@ -235,16 +226,32 @@ def test_readers_stop_when_nobody_listens():
 
 def test_augmentation_repeats_and_keeps_the_pixels():
     images = np.arange(1, 2 * 4 * 4 * 3 + 1, dtype=np.uint8).reshape(2, 4, 4, 3)
-    assert np.array_equal(augment(images, True, 2, 0, 5), augment(images, True, 2, 0, 5))
-    flipped = augment(images, True, 0, 0, 5)
-    assert all(np.array_equal(f, i) or np.array_equal(f, i[:, ::-1]) for f, i in zip(flipped, images, strict=True))
+    moves = moves_of((2,), Training(crop=2), 5)
+    assert np.array_equal(augment(images, *moves, 2), augment(images, *moves_of((2,), Training(crop=2), 5), 2))
+    flipped = augment(images, np.array([True, False]), np.zeros((2, 2), np.int64), 0)
+    assert np.array_equal(flipped, [images[0, :, ::-1], images[1]])
 
 
 def test_crops_move_the_image_by_at_most_the_padding():
     image = np.zeros((100, 5, 5, 3), np.uint8)
     image[:, 2, 2] = 255
-    where = {tuple(int(n) for n in np.argwhere(one[..., 0])[0]) for one in augment(image, False, 1, 0, 0)}
+    flips, corners = moves_of((100,), Training(flip=False, crop=1), 0)
+    where = {tuple(int(n) for n in np.argwhere(one[..., 0])[0]) for one in augment(image, flips, corners, 1)}
     assert where == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("side", [1, 6])
+@pytest.mark.parametrize(("flip", "crop"), [(True, 2), (False, 2), (True, 0), (False, 0)])
+def test_images_are_moved_alike_by_copies_and_by_one_gather(side, flip, crop):
+    images = np.random.default_rng(0).integers(0, 256, (20, side, side + 1, 3), np.uint8)
+    flips, corners = moves_of((20,), Training(flip=flip, crop=crop), 3)
+    wanted = augment(images, flips, corners, crop)
+    for image, mirrored, (y, x), seen in zip(images, flips, corners, wanted, strict=True):
+        window = np.pad(image, ((crop, crop), (crop, crop), (0, 0)))[y : y + side, x : x + side + 1]
+        assert np.array_equal(seen, window[:, ::-1] if mirrored else window)
+    moves = np.concatenate([np.arange(20)[:, None], flips[:, None], corners], 1)
+    gathered = moved(torch.from_numpy(images), torch.from_numpy(moves), crop)
+    assert np.array_equal(gathered.permute(0, 2, 3, 1).numpy(), wanted)
 
 
 def test_schedules_reach_their_peak_and_end_near_zero():

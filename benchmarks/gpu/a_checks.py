@@ -24,8 +24,8 @@ from common import CUDA, DEVICE, EPOCHS, NEEDS_CUDA, Results, parser, sync
 
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
-from moe_core.training.batches import ImagesInMemory, ImagesOnDevice, Posts
 from moe_core.training.loop import CHECK_EVERY, _together, train
+from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # helpers, test_serving
 

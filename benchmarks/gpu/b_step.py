@@ -20,8 +20,9 @@ from torch import nn
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build, build_on_meta
 from moe_core.settings import Network, Training
-from moe_core.training.batches import MEAN, STD, ImagesInMemory, ImagesOnDevice, Posts
+from moe_core.training.batches import MEAN, STD
 from moe_core.training.loop import CHECK_EVERY, train
+from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts
 
 CROP, LR = 4, 1e-3
 SECONDS, FEW = (2.0, 5) if CUDA else (0.05, 1)  # per measurement; calls that warm up and calls of a stretch

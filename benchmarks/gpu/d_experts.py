@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from moe_core.models.resnet import ResNet, build
 from moe_core.settings import Network, Training
-from moe_core.training.batches import ImagesOnDevice, Posts
 from moe_core.training.loop import CHECK_EVERY, train
+from moe_core.training.posts import ImagesOnDevice, Posts
 
 K, V, POSTS, SIDE = (16, 500, 20_000, 32) if CUDA else (3, 12, 64, 8)
 SHAPES = {"tiny": Network(), "wide": Network(widths=(32, 64, 128))}

@@ -21,7 +21,7 @@ from moe_core.errors import CorruptArtifact
 from moe_core.store.layout import Layout
 from moe_core.tables.reading import scan_rows, take_rows
 from moe_core.tables.shards import locate
-from moe_core.training.batches import Posts
+from moe_core.training.posts import Posts
 
 PART = 65_536  # posts whose hashtags are looked up at once
 

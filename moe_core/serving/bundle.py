@@ -38,8 +38,8 @@ from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash, with_checksum
 from moe_core.store.locks import hold_open
 from moe_core.text import shown
-from moe_core.training.batches import Images
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
+from moe_core.training.posts import Images
 from moe_core.weights import Shapes, read_header, read_weights
 
 EXPERT_BYTES = 4 << 30  # of experts that are held at once

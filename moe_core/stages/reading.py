@@ -19,7 +19,7 @@ from moe_core.store.artifact import Artifact
 from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.tables.reading import read_rows, scan_rows
 from moe_core.tables.vectors import vectors_in
-from moe_core.training.batches import Images, Posts
+from moe_core.training.posts import Images, Posts
 from moe_core.weights import load_weights
 
 BATCH = 65_536  # posts without their pictures, read at a time

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from moe_core.errors import NotFinite
 from moe_core.models.resnet import ResNet
-from moe_core.training.batches import Images, ahead, as_tensor, normalize
+from moe_core.training.batches import ahead, as_tensor, normalize
 from moe_core.training.loop import uses_bfloat16
+from moe_core.training.posts import Images
 
 BATCH = 256
 

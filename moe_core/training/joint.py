@@ -31,8 +31,8 @@ from moe_core.errors import LockHeld
 from moe_core.models.resnet import ResNet
 from moe_core.store.files import fsync
 from moe_core.store.locks import exclusive
-from moe_core.training.batches import Posts
 from moe_core.training.loop import Measurement, steps_of, train
+from moe_core.training.posts import Posts
 from moe_core.weights import load_weights, save_weights
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.errors import NotFinite
-from moe_core.training.batches import Posts, rows_of_step
 from moe_core.training.loop import learning_rate
 from moe_core.training.losses import hashtag_loss
+from moe_core.training.order import rows_of_steps
+from moe_core.training.posts import Posts
 
 BATCH = 512
 
@@ -27,7 +28,7 @@ def refit(
     optimizer = torch.optim.SGD(decoder.parameters(), lr=lr, momentum=0.9, nesterov=True)
     losses = []
     for step in range(steps):
-        rows_B = rows_of_step(count, batch, seed, step)
+        (rows_B,) = rows_of_steps(count, batch, seed, range(step, step + 1))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate("cosine", lr, 0, step, steps)
         value = hashtag_loss(decoder(features_ND[rows_B]), torch.from_numpy(posts.tags_of(rows_B)), loss)

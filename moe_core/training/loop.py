@@ -19,14 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moe_core.errors import NotFinite, TooFewPosts
 from moe_core.models.resnet import ResNet
-from moe_core.training.batches import Posts, batches, normalize
+from moe_core.training.batches import batches, normalize
 from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
 from moe_core.training.losses import hashtag_loss
+from moe_core.training.posts import Posts
 
 if TYPE_CHECKING:
     from moe_core.settings import Training
 
 CHECK_EVERY = 10  # steps of a measurement
+READERS = 2  # threads that read ahead; each decodes with as many as the process has cores
 # Each reading of the losses waits for a GPU to end all that it was given: there they are read by time, many at once.
 READ_BY_TIME = ("cuda",)
 READ_SECONDS = 1.0
@@ -94,17 +96,16 @@ def train(
     stop = steps if until is None else min(until, steps)
     start = load_checkpoint(checkpoint, model, optimizer, steps) if checkpoint else 0
     if device.startswith("cuda"):
-        posts = posts.on_device(training.device_mib << 20, device)
+        posts = posts.on_device(training.device_mib, device)
     network = _together(model, device) if ranks > 1 else model
     saved_at = time.monotonic()
     bfloat16 = uses_bfloat16(training.precision, device)
     readings = _Readings(device, start, stop, ranks)
 
     parts = (start * accumulate, stop * accumulate)
-    for batch in batches(posts, training, *parts, rank=rank, ranks=ranks):
+    for batch in batches(posts, training, *parts, threads=READERS, rank=rank, ranks=ranks, device=device):
         step, part = divmod(batch.step, accumulate)
-        x_BCHW = normalize(batch.images_BCHW.to(device, non_blocking=True))
-        tags_BM = batch.tags_BM.to(device, non_blocking=True)
+        x_BCHW = normalize(batch.images_BCHW)
         if part == 0:
             lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)
             for group in optimizer.param_groups:
@@ -114,7 +115,7 @@ def train(
         with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
                 logits_BV = network(x_BCHW)
-            loss = hashtag_loss(logits_BV.float(), tags_BM, training.loss) / accumulate
+            loss = hashtag_loss(logits_BV.float(), batch.tags_BM, training.loss) / accumulate
             loss.backward()
         readings.add(step, part, loss.detach())
         if apart:

@@ -11,8 +11,8 @@ import torch
 
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build
-from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.loop import CHECK_EVERY, train
+from moe_core.training.posts import ImagesInMemory, Posts
 
 if TYPE_CHECKING:
     from moe_core.settings import Network, Training

@@ -9,8 +9,9 @@ from moe_core.clustering.whitening import Whitening
 from moe_core.models.resnet import build
 from moe_core.serving.bundle import BundlePart, write_bundle
 from moe_core.settings import Data, Expert, Network, Study, Training
-from moe_core.training.batches import ImagesInMemory, as_tensor, normalize
+from moe_core.training.batches import as_tensor, normalize
 from moe_core.training.infer import features_of
+from moe_core.training.posts import ImagesInMemory
 from moe_core.weights import save_weights
 
 SIDE, TAGS, EXPERTS = 8, 5, 4

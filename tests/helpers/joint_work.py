@@ -10,8 +10,8 @@ import torch
 
 from moe_core.models.resnet import build
 from moe_core.settings import Decoder, Network, Training
-from moe_core.training.batches import ImagesInMemory, Posts
 from moe_core.training.joint import Joint, take_part, trained_expert
+from moe_core.training.posts import ImagesInMemory, Posts
 
 TINY = Network(widths=(4, 8), depths=(1, 1), embedding=8)
 TRAINING = Training(epochs=5, batch_size=8, lr=0.1, checkpoint_seconds=1e-9)

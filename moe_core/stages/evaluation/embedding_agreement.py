@@ -18,8 +18,8 @@ from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation.predictions import Control
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.reading import RoutedPosts
-from moe_core.training.batches import Images
 from moe_core.training.infer import by_expert, features_of
+from moe_core.training.posts import Images
 
 SAMPLE, NEIGHBORS = 4_000, 10  # test posts at most, and the neighbors of each among them
 

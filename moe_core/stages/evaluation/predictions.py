@@ -20,8 +20,8 @@ from moe_core.stages import reading
 from moe_core.stages.evaluation.rows import Networks, controls_of
 from moe_core.stages.mixture.calibrate import router_weight
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
-from moe_core.training.batches import Images
 from moe_core.training.infer import by_expert, features_of, logits_of, mixed, probabilities_of
+from moe_core.training.posts import Images
 from moe_core.weights import load_weights
 
 

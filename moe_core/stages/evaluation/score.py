@@ -23,7 +23,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation.predictions import Control, predictions
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.reading import RoutedPosts
-from moe_core.training.batches import Posts
+from moe_core.training.posts import Posts
 
 CHUNK = 8192  # test posts at a time: bounds the memory to CHUNK x V numbers a row of the table
 CHUNK_BYTES = 256 << 20  # of their pixels

@@ -17,7 +17,7 @@ from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.hashing import file_hash
-from moe_core.training.batches import Posts
+from moe_core.training.posts import Posts
 from moe_core.weights import load_weights, save_weights
 
 

@@ -17,8 +17,8 @@ from moe_core.stages.mixture import calibrate
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, Spec, StageOutput
-from moe_core.training.batches import Images
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
+from moe_core.training.posts import Images
 from moe_core.weights import load_weights
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from moe_core.clustering.gate import Gate
 from moe_core.evaluation.metrics import SMALLEST, per_post
 from moe_core.stages.reading import RoutedPosts
-from moe_core.training.batches import Posts
 from moe_core.training.infer import mixed
+from moe_core.training.posts import Posts
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -30,7 +30,7 @@ from moe_core.stages.mixture.promotion import NONE, Judgment
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.locks import shared
-from moe_core.training.batches import Posts
+from moe_core.training.posts import Posts
 
 MOST_POSTS = 100_000  # validation posts compared, drawn where there are more: a difference of 0.001 shows
 BATCH = 256

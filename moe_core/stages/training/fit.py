@@ -13,8 +13,8 @@ from moe_core.stages.training.log import TrainingLog, copy_log
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
 from moe_core.training import loop
-from moe_core.training.batches import Posts
 from moe_core.training.loop import Measurement
+from moe_core.training.posts import Posts
 from moe_core.weights import save_weights
 
 

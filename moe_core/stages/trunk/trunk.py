@@ -12,7 +12,7 @@ from moe_core.stages.training.fit import fit
 from moe_core.stages.trunk import frozen
 from moe_core.stages.trunk.ranks import train_in_ranks
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.training.batches import Posts
+from moe_core.training.posts import Posts
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:

@@ -1,0 +1,140 @@
+"""Posts to train on: images, wherever they lie, and their tags.
+
+Letters: N posts, B posts in the batch, C channels, H W pixels, T tags of all posts, M tags of the post that has most,
+V hashtags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+READ_ROWS = 1024  # that are copied to a device at once
+NO_TAG = -1
+
+
+class Images(Protocol):
+    """N uint8 images of one size, in memory or in a store."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows_B: np.ndarray) -> np.ndarray:
+        """(B, H, W, C) uint8: the images at these places, in this order."""
+        ...
+
+    def subset(self, rows_N: np.ndarray) -> Images:
+        """The images at these places, not yet read."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImagesInMemory:
+    """Images in memory."""
+
+    images_NHWC: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images_NHWC)
+
+    def read(self, rows_B: np.ndarray) -> np.ndarray:
+        return self.images_NHWC[rows_B]
+
+    def subset(self, rows_N: np.ndarray) -> ImagesInMemory:
+        return ImagesInMemory(self.images_NHWC[rows_N])
+
+
+@dataclass(frozen=True)
+class ImagesOnDevice:
+    """Images as one byte tensor on a device: a batch is an index, and is augmented there."""
+
+    images_NHWC: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images_NHWC)
+
+    def read(self, rows_B: np.ndarray) -> np.ndarray:
+        return self.images_NHWC[torch.from_numpy(rows_B).to(self.images_NHWC.device)].cpu().numpy()
+
+    def subset(self, rows_N: np.ndarray) -> ImagesOnDevice:
+        return ImagesOnDevice(self.images_NHWC[torch.from_numpy(rows_N).to(self.images_NHWC.device)])
+
+
+@dataclass(frozen=True)
+class Posts:
+    """Images, and their tags as positions in the vocabulary, in compressed rows."""
+
+    images: Images
+    tags_T: Tensor  # int64 in [0, V)
+    starts_N1: Tensor  # int64, post n has tags_T[starts_N1[n]:starts_N1[n + 1]]
+
+    def __post_init__(self) -> None:
+        if len(self.starts_N1) != len(self.images) + 1 or int(self.starts_N1[-1]) != len(self.tags_T):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.starts_N1)} row starts up to {int(self.starts_N1[-1])}, "
+                f"{len(self.tags_T)} tags: wanted one start more than images, the last one at the number of tags"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def most_tags(self) -> int:
+        """Tags of the post that has most: M."""
+        return int(self.starts_N1.diff().max()) if len(self) else 0
+
+    def tags_of(self, rows_B: np.ndarray) -> np.ndarray:
+        """(B, M) int64: the tags of each post, filled up with NO_TAG to as many as any post has."""
+        owner, place, tags = self._places_of(rows_B)
+        tags_BM = np.full((len(rows_B), self.most_tags), NO_TAG)
+        tags_BM[owner, place] = tags
+        return tags_BM
+
+    def targets(self, rows_B: np.ndarray, hashtags: int) -> Tensor:
+        """(B, V) float32 with a one at each tag of each post."""
+        owner, _, tags = self._places_of(rows_B)
+        array_BV = np.zeros((len(rows_B), hashtags), np.float32)
+        array_BV[owner, tags] = 1.0
+        return torch.from_numpy(array_BV)
+
+    def subset(self, rows_N: np.ndarray) -> Posts:
+        """The posts at these places, in this order; images are not read."""
+        owner, _, tags = self._places_of(rows_N)
+        counts_N = np.bincount(owner, minlength=len(rows_N))
+        starts_N1 = np.concatenate([[0], counts_N.cumsum()]).astype(np.int64)
+        return Posts(self.images.subset(rows_N), torch.from_numpy(tags.copy()), torch.from_numpy(starts_N1))
+
+    def in_memory(self) -> Posts:
+        """These posts with all images read."""
+        return Posts(ImagesInMemory(self.images.read(np.arange(len(self)))), self.tags_T, self.starts_N1)
+
+    def on_device(self, mib: int | Literal["auto"], device: str) -> Posts:
+        """These posts with all images on the device if they fit into so many MiB, else unchanged.
+
+        "auto": into half of what is free there. What another process takes meanwhile is not waited for either.
+        """
+        pixels = self.images.read(np.zeros(1, np.int64))
+        most = torch.cuda.mem_get_info(device)[0] // 2 if mib == "auto" else mib << 20
+        if isinstance(self.images, ImagesOnDevice) or pixels.nbytes * len(self) > most:
+            return self
+        try:
+            images_NHWC = torch.empty((len(self), *pixels.shape[1:]), dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:
+            return self
+        for first in range(0, len(self), READ_ROWS):
+            rows = np.arange(first, min(first + READ_ROWS, len(self)))
+            images_NHWC[first : first + len(rows)] = torch.from_numpy(self.images.read(rows)).to(device)
+        return Posts(ImagesOnDevice(images_NHWC), self.tags_T, self.starts_N1)
+
+    def _places_of(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(place in `rows_B`, place among the post's tags, tag) of every tag of these posts. In numpy: torch would
+        start threads of its own here."""
+        starts_N1, tags_T = self.starts_N1.numpy(), self.tags_T.numpy()
+        first_B, counts_B = starts_N1[rows_B], starts_N1[rows_B + 1] - starts_N1[rows_B]
+        owner = np.repeat(np.arange(len(rows_B)), counts_B)
+        offset = np.arange(len(owner)) - np.repeat(counts_B.cumsum() - counts_B, counts_B)
+        return owner, offset, tags_T[first_B[owner] + offset]

@@ -2,7 +2,8 @@
 
 1. Decoded, augmented batches of 64 px images: ours from posts.lance against torch's DataLoader over JPEG files with
    Pillow (2 workers), webdataset and Hugging Face datasets over the same JPEGs, where these are installed.
-2. A training step (tiny ResNet, 32 px) fed from posts.lance against the same step with the posts as tensors in memory.
+2. Batches of 224 px images from JPEGs in posts.lance against Pillow alone decoding the same files, in as many threads.
+3. A training step (tiny ResNet, 32 px) fed from posts.lance against the same step with the posts as tensors in memory.
 
 Each comparison alternates its contestants in one process; printed are the medians and their ratio.
 Example: pip install webdataset datasets; python benchmarks/loader.py --posts 8000 --repeats 3
@@ -15,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ import polars as pl
 import torch
 from PIL import Image
 
+from moe_core import threads
 from moe_core.data.ingest import ingest
 from moe_core.data.loading import Place, open_posts, read_labels
 from moe_core.data.sources.shards import find_shards, read_shard
@@ -29,11 +32,12 @@ from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.models.resnet import build
 from moe_core.settings import Data, Network, Source, Training
+from moe_core.tables.reading import take_rows
 from moe_core.training.batches import batches
 from moe_core.training.loop import train
 from moe_core.training.posts import ImagesInMemory, Posts
 
-SIDE, CROP, BATCH = 64, 4, 128
+SIDE, LARGE, CROP, BATCH = 64, 224, 4, 128
 
 
 def jpegs(posts: int, side: int) -> list[bytes]:
@@ -92,6 +96,21 @@ def ours(posts: Posts) -> Callable[[], int]:
     def run() -> int:
         steps = len(posts) // BATCH
         return sum(len(b.images_BCHW) for b in batches(posts, training, 0, steps, threads=2))
+
+    return run
+
+
+def pillow(files: list[bytes]) -> Callable[[], int]:
+    """Nothing but decoding, by as many threads as hardmoe decodes with."""
+
+    def decode(data: bytes) -> int:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+        return 1
+
+    def run() -> int:
+        with ThreadPoolExecutor(threads.share()) as pool:
+            return sum(pool.map(decode, files))
 
     return run
 
@@ -185,6 +204,14 @@ def main() -> None:
             print(f"  {contestant:45} {rate:10,.0f} images/s")
         first, *others = found.values()
         print(f"loader against the best other: {first / max(others):.2f} (target 2)")
+    with tempfile.TemporaryDirectory() as name:
+        posts = stored(Path(name), jpegs(args.posts // 8, LARGE), LARGE)
+        taken = take_rows(posts.images.path, posts.images.version, posts.images.offsets_N, ["image"])["image"]
+        found = medians({"ours": ours(posts), "pillow": pillow(taken.to_pylist())}, args.repeats)
+        print(f"{LARGE} px: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in found.items()))
+        print(
+            f"loader against bare Pillow decode on the same cores: {found['ours'] / found['pillow']:.2f} (target 0.90)"
+        )
     with tempfile.TemporaryDirectory() as name:
         lazy = stored(Path(name), jpegs(args.posts, 32), 32)
         memory = Posts(ImagesInMemory(lazy.images.read(np.arange(len(lazy)))), lazy.tags_T, lazy.starts_N1)

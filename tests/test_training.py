@@ -131,6 +131,22 @@ def test_posts_that_do_not_fit_on_the_device_stay_where_they_are():
     assert posts.on_device(64 * 8 * 8 * 3 - 1, "cpu") is posts
 
 
+def test_half_of_what_is_free_on_a_device_is_for_the_posts(monkeypatch):
+    posts = random_posts()
+    for free, fits in ((2 * 64 * 8 * 8 * 3, True), (2 * 64 * 8 * 8 * 3 - 1, False)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, 1 << 40))
+        assert (posts.on_device(None, "cpu") is posts) != fits
+
+
+def test_where_another_process_takes_the_memory_the_posts_stay_where_they_are(monkeypatch):
+    def taken(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    posts = random_posts()
+    monkeypatch.setattr("torch.empty", taken)
+    assert posts.on_device(1 << 30, "cpu") is posts
+
+
 def test_images_on_a_device_are_images():
     posts = random_posts()
     images = posts.on_device(1 << 20, "cpu").images

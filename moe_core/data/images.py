@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from moe_core.data.headers import TooManyParts, slim
@@ -131,22 +132,40 @@ def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
     return stored if len(stored) != len(pixels) else stored + b"\0"  # decoders stop at the end of the picture
 
 
-def pixels_of(stored: bytes, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 of what `encode` made. Raises CorruptArtifact for anything else."""
-    if len(stored) == 3 * size * size:
-        return np.frombuffer(stored, np.uint8).reshape(size, size, 3)
+def read_pixels(stored: bytes | memoryview, place_HWC: np.ndarray) -> None:
+    """Puts what `encode` made into a square uint8 array. Raises CorruptArtifact for anything else.
+
+    JPEGs are decoded there by simplejpeg, to the same pixels as Pillow's, which would copy them twice more.
+    """
+    size, data = len(place_HWC), memoryview(stored).cast("B")
+    if len(data) == place_HWC.nbytes:
+        place_HWC[:] = np.frombuffer(data, np.uint8).reshape(place_HWC.shape)
+        return
     try:
-        with Image.open(io.BytesIO(stored), formats=("JPEG", "PNG", "WEBP")) as image:
-            if image.size != (size, size):
-                raise CorruptArtifact(
-                    f"a stored picture is {image.width}x{image.height}, wanted {size}x{size}: ingest again"
-                )
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
+        if data[:2] == b"\xff\xd8":
+            _check_size(simplejpeg.decode_jpeg_header(data)[1::-1], size)
+            simplejpeg.decode_jpeg(data, "RGB", buffer=place_HWC)
+            return
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+            _check_size(image.size, size)
+            place_HWC[:] = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError) as error:
         raise CorruptArtifact(
-            f"a stored picture of {len(stored)} bytes is neither raw {size}x{size} pixels nor a file ({error}): "
+            f"a stored picture of {len(data)} bytes is neither raw {size}x{size} pixels nor a file ({error}): "
             "ingest again"
         ) from None
+
+
+def _check_size(found: tuple[int, int], size: int) -> None:
+    if found != (size, size):
+        raise CorruptArtifact(f"a stored picture is {found[0]}x{found[1]}, wanted {size}x{size}: ingest again")
+
+
+def pixels_of(stored: bytes | memoryview, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 of what `encode` made. Raises CorruptArtifact for anything else."""
+    pixels_HWC = np.empty((size, size, 3), np.uint8)
+    read_pixels(stored, pixels_HWC)
+    return pixels_HWC
 
 
 def resized(images_NHWC: np.ndarray, size: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from moe_core import threads
-from moe_core.data.images import pixels_of
+from moe_core.data.images import read_pixels
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.errors import CorruptArtifact
 from moe_core.store.layout import Layout
@@ -23,6 +23,7 @@ from moe_core.tables.reading import scan_rows, take_rows
 from moe_core.tables.shards import locate
 from moe_core.training.posts import Posts
 
+DECODED = 8  # images by one thread without a word to others
 PART = 65_536  # posts whose hashtags are looked up at once
 
 
@@ -52,7 +53,7 @@ class StoredImages:
         order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
         images = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
-        out_BHWC[order_B] = _pixels(images, self.size)
+        _put(images.to_pylist(), out_BHWC, order_B)
         return out_BHWC
 
 
@@ -97,10 +98,17 @@ def open_posts(root: Path, places: Sequence[Place], labels: Labels, size: int) -
     return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))
 
 
-def _pixels(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """(N, size, size, 3) uint8 of what `images.encode` made; files are decoded by a share of the cores."""
-    stored = column.to_pylist()
-    if all(len(raw) == 3 * size * size for raw in stored):
-        return np.frombuffer(b"".join(stored), np.uint8).reshape(-1, size, size, 3)
+def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray) -> None:
+    """What `images.encode` made into its places: raw pixels all at once, files decoded by a share of the cores."""
+    if all(len(raw) == out_NHWC[0].nbytes for raw in stored):
+        out_NHWC[places_N] = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, *out_NHWC.shape[1:])
+        return
+    files = list(zip(places_N.tolist(), stored, strict=True))
+    some = [files[first : first + DECODED] for first in range(0, len(files), DECODED)]
     with ThreadPoolExecutor(threads.share()) as pool:
-        return np.stack(list(pool.map(pixels_of, stored, repeat(size))))
+        list(pool.map(partial(_decode, out_NHWC), some))
+
+
+def _decode(out_NHWC: np.ndarray, files: list[tuple[int, bytes]]) -> None:
+    for place, stored in files:
+        read_pixels(stored, out_NHWC[place])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Of ImageNet, in [0, 255]: a torchvision checkpoint expects them, and any fixed choice serves a network from scratch.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+CACHE_BYTES = 2 << 20  # of images that are cut at once: they are in a core's cache the second time
 READ_BYTES = 8 << 20  # of decoded pixels read at once: many small rows in one go are cheaper than each by itself
 
 Item = TypeVar("Item")
@@ -164,18 +165,26 @@ def augment(images_NHWC: np.ndarray, flip_N: np.ndarray, corner_N2: np.ndarray, 
     """(N, H, W, C) uint8: images cut at these corners out of the padded ones, some of them mirrored."""
     if not crop and not flip_N.any():
         return images_NHWC
-    count, height, width, channels = images_NHWC.shape
+    out_NHWC = np.empty_like(images_NHWC)
+    together = max(1, CACHE_BYTES // images_NHWC[:1].nbytes)
+    for first in range(0, len(images_NHWC), together):
+        some = slice(first, first + together)
+        _cut(images_NHWC[some], flip_N[some], corner_N2[some], crop, out_NHWC[some])
+    return out_NHWC
+
+
+def _cut(images: np.ndarray, flip_N: np.ndarray, corner_N2: np.ndarray, crop: int, out_NHWC: np.ndarray) -> None:
+    count, height, width, channels = images.shape
     padded = np.zeros((count, height + 2 * crop, width + 2 * crop, channels), np.uint8)
-    padded[:, crop : crop + height, crop : crop + width] = images_NHWC
-    pixels = padded.view(f"V{channels}")[..., 0]  # a pixel is one number of so many bytes
-    image, down, right = pixels.strides
+    padded[:, crop : crop + height, crop : crop + width] = images
+    image, down, right, _ = padded.strides
     at_every_corner = np.lib.stride_tricks.as_strided(
-        pixels, (count, 2 * crop + 1, 2 * crop + 1, height, width), (image, down, right, down, right), writeable=False
+        padded, (count, 2 * crop + 1, 2 * crop + 1, height, width * channels), (image, down, right, down, 1)
     )
-    out_NHW = np.empty((count, height, width), pixels.dtype)
+    out_NHW = out_NHWC.view(f"V{channels}")[..., 0]  # a pixel is one number of so many bytes
     for rows, across in ((np.flatnonzero(~flip_N), slice(None)), (np.flatnonzero(flip_N), slice(None, None, -1))):
-        out_NHW[rows] = at_every_corner[rows, corner_N2[rows, 0], corner_N2[rows, 1]][:, :, across]
-    return out_NHW.view(np.uint8).reshape(images_NHWC.shape)
+        cut = at_every_corner[rows, corner_N2[rows, 0], corner_N2[rows, 1]].view(out_NHW.dtype)
+        out_NHW[rows] = cut[:, :, across]
 
 
 def moved(images_NHWC: Tensor, moves_B4: Tensor, crop: int) -> Tensor:

@@ -25,7 +25,7 @@ def refit(
     """
     count, batch = len(posts), min(BATCH, len(posts))
     steps = max(1, round(epochs * (count // batch)))
-    optimizer = torch.optim.SGD(decoder.parameters(), lr=lr, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(decoder.parameters(), lr=lr, momentum=0.9, nesterov=True, fused=True)
     losses = []
     for step in range(steps):
         (rows_B,) = rows_of_steps(count, batch, seed, range(step, step + 1))

@@ -90,13 +90,13 @@ def train(
         raise TooFewPosts("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
     model.to(device).train()
     model.fc.requires_grad_(train_decoder)
-    optimizer = _optimizer(model, training, device)
+    optimizer = _optimizer(model, training)
     steps, accumulate = steps_of(len(posts), training, ranks), training.accumulate
     images_a_step = min(training.batch_size, len(posts) // ranks) * ranks * accumulate
     stop = steps if until is None else min(until, steps)
     start = load_checkpoint(checkpoint, model, optimizer, steps) if checkpoint else 0
     if device.startswith("cuda"):
-        posts = posts.on_device(training.device_mib, device)
+        posts = posts.on_device(None if training.device_mib == "auto" else training.device_mib << 20, device)
     network = _together(model, device) if ranks > 1 else model
     saved_at = time.monotonic()
     bfloat16 = uses_bfloat16(training.precision, device)
@@ -212,7 +212,7 @@ def uses_bfloat16(precision: str, device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _optimizer(model: nn.Module, training: Training, device: str) -> torch.optim.SGD:
+def _optimizer(model: nn.Module, training: Training) -> torch.optim.SGD:
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.SGD(
         [
@@ -222,5 +222,5 @@ def _optimizer(model: nn.Module, training: Training, device: str) -> torch.optim
         lr=training.lr,
         momentum=training.momentum,
         nesterov=training.momentum > 0,
-        fused=device.startswith("cuda"),  # one kernel for all weights
+        fused=True,  # one pass over a weight, its gradient and its momentum
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -112,14 +112,14 @@ class Posts:
         """These posts with all images read."""
         return Posts(ImagesInMemory(self.images.read(np.arange(len(self)))), self.tags_T, self.starts_N1)
 
-    def on_device(self, mib: int | Literal["auto"], device: str) -> Posts:
-        """These posts with all images on the device if they fit into so many MiB, else unchanged.
+    def on_device(self, most_bytes: int | None, device: str) -> Posts:
+        """These posts with all images on the device if they fit into `most_bytes`, else unchanged.
 
-        "auto": into half of what is free there. What another process takes meanwhile is not waited for either.
+        None: into half of what is free there. Unchanged, too, where another process takes that meanwhile.
         """
         pixels = self.images.read(np.zeros(1, np.int64))
-        most = torch.cuda.mem_get_info(device)[0] // 2 if mib == "auto" else mib << 20
-        if isinstance(self.images, ImagesOnDevice) or pixels.nbytes * len(self) > most:
+        most_bytes = torch.cuda.mem_get_info(device)[0] // 2 if most_bytes is None else most_bytes
+        if isinstance(self.images, ImagesOnDevice) or pixels.nbytes * len(self) > most_bytes:
             return self
         try:
             images_NHWC = torch.empty((len(self), *pixels.shape[1:]), dtype=torch.uint8, device=device)

@@ -1,9 +1,8 @@
 """A step of the last layer with 100,000 hashtags: the loss of a post's few tags against one of dense targets.
 
-Both train the same layer on the same features from the same weights, in turn in one process: forward, loss, backward,
-and the optimizer's step. The dense step is what hardmoe had before: targets (B, V), cross-entropy against their shares, and
-an optimizer that goes over each weight several times.
-Printed are the medians, their ratio and the difference of the losses.
+Both train the same layer on the same features from the same weights, in turn in one process: forward, loss, backward and
+step. The dense step is what hardmoe had before: targets (B, V), cross-entropy against their shares, and an optimizer that
+goes over each weight several times. Printed are the medians, their ratio and the difference of the losses.
 Example: python benchmarks/loss.py --repeats 15
 """
 

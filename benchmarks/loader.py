@@ -26,7 +26,7 @@ from PIL import Image
 
 from moe_core import threads
 from moe_core.data.ingest import ingest
-from moe_core.data.loading import Place, open_posts, read_labels
+from moe_core.data.loading import Place, StoredImages, open_posts, read_labels
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.vocabulary import Vocabulary
@@ -206,7 +206,9 @@ def main() -> None:
         print(f"loader against the best other: {first / max(others):.2f} (target 2)")
     with tempfile.TemporaryDirectory() as name:
         posts = stored(Path(name), jpegs(args.posts // 8, LARGE), LARGE)
-        taken = take_rows(posts.images.path, posts.images.version, posts.images.offsets_N, ["image"])["image"]
+        images = posts.images
+        assert isinstance(images, StoredImages)
+        taken = take_rows(images.path, images.version, images.offsets_N, ["image"])["image"]
         found = medians({"ours": ours(posts), "pillow": pillow(taken.to_pylist())}, args.repeats)
         print(f"{LARGE} px: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in found.items()))
         print(

@@ -1,8 +1,8 @@
 """A step of the last layer with 100,000 hashtags: the loss of a post's few tags against one of dense targets.
 
-Both train the same layer on the same features from the same weights, in turn in one process: forward, loss, backward and
-step. The dense step is what hardmoe had before: targets (B, V), cross-entropy against their shares, and an optimizer that
-goes over each weight several times. Printed are the medians, their ratio and the difference of the losses.
+Both train the same layer on the same features from the same weights, in turn in one process: forward, loss, backward,
+step. The dense step is what hardmoe had before: targets (B, V), cross-entropy against their shares, and an optimizer
+that goes over each weight several times. Printed are the medians, their ratio and the difference of the losses.
 Example: python benchmarks/loss.py --repeats 15
 """
 
@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,14 @@ def dense_loss(logits_BV: Tensor, targets_BV: Tensor, kind: str) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits_BV, targets_BV, reduction="none").sum(1).mean()
     share_BV = targets_BV / targets_BV.sum(1, keepdim=True).clamp(min=1)
     return F.cross_entropy(logits_BV, share_BV)
+
+
+def dense(posts: Posts, kind: str, logits_BV: Tensor, rows_B: np.ndarray) -> Tensor:
+    return dense_loss(logits_BV, posts.targets(rows_B, logits_BV.shape[1]), kind)
+
+
+def few_tags(posts: Posts, kind: str, logits_BV: Tensor, rows_B: np.ndarray) -> Tensor:
+    return hashtag_loss(logits_BV, torch.from_numpy(posts.tags_of(rows_B)), kind)
 
 
 def drawn(posts: int, hashtags: int, most: int) -> Posts:
@@ -72,18 +81,8 @@ def main() -> None:
     print(f"{args.hashtags:,} hashtags, batch {args.batch}, width {args.width}, {torch.get_num_threads()} threads")
     for kind in ("softmax", "sigmoid"):
         steps = {
-            "dense": step_of(
-                lambda logits, rows, kind=kind: dense_loss(logits, posts.targets(rows, args.hashtags), kind),
-                args.hashtags,
-                args.width,
-                fused=False,
-            ),
-            "few tags": step_of(
-                lambda logits, rows, kind=kind: hashtag_loss(logits, torch.from_numpy(posts.tags_of(rows)), kind),
-                args.hashtags,
-                args.width,
-                fused=True,
-            ),
+            "dense": step_of(partial(dense, posts, kind), args.hashtags, args.width, fused=False),
+            "few tags": step_of(partial(few_tags, posts, kind), args.hashtags, args.width, fused=True),
         }
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         apart = 0.0
@@ -97,9 +96,9 @@ def main() -> None:
                 if repeat:  # the first warms up
                     seconds[name].append(time.perf_counter() - began)
             apart = max(apart, abs(losses["dense"] / losses["few tags"] - 1))
-        dense, few = (statistics.median(values) for values in seconds.values())
+        before, now = (statistics.median(values) for values in seconds.values())
         print(
-            f"{kind}: dense {1000 * dense:.0f} ms, few tags {1000 * few:.0f} ms a step; {dense / few:.2f} times as "
+            f"{kind}: dense {1000 * before:.0f} ms, few tags {1000 * now:.0f} ms a step; {before / now:.2f} times as "
             f"fast (target 1.5); losses apart by at most {apart:.1e} of themselves (target 1e-6)"
         )
 

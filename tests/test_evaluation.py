@@ -9,6 +9,7 @@ import torch
 
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.whitening import Whitening
+from moe_core.evaluation.answers import Answer
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build, build_on_meta
 from moe_core.recipes import resnet18_k16, small
@@ -24,6 +25,16 @@ from moe_core.training.infer import mixed
 from moe_core.training.posts import ImagesInMemory, Posts
 
 TWO = torch.tensor([0, 1])  # the one tag of each of two posts
+
+
+def saying(logits):
+    """An answer that has these logits."""
+    width = len(logits[0]) if len(logits) else 2
+    same = torch.nn.Linear(width, width, bias=True)
+    with torch.no_grad():
+        same.weight.copy_(torch.eye(width))
+        same.bias.zero_()
+    return Answer(torch.tensor(logits).reshape(-1, width), [same])
 
 
 def posts(tags=TWO):
@@ -54,18 +65,18 @@ def test_with_the_sigmoid_loss_the_mean_is_that_of_the_logits():
     ],
 )
 def test_the_router_weight_is_the_one_with_the_lowest_cross_entropy(expert, router, weight):
-    logits, trunk = torch.tensor(expert), torch.tensor(router)
-    assert calibrate.router_weight("validation", logits, trunk, posts(), "softmax") == weight
-    assert calibrate.router_weight(0.25, logits, trunk, posts(), "softmax") == 0.25
+    both = saying(expert), saying(router), posts(), "softmax", "cpu"
+    assert calibrate.router_weight("validation", *both) == weight
+    assert calibrate.router_weight(0.25, *both) == 0.25
 
 
 def test_without_validation_posts_weight_and_temperature_are_fixed():
     none = posts(torch.tensor([], dtype=torch.int64))
     asked = RoutedPosts(none, np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int))
-    nothing = torch.zeros(0, 2)
-    assert calibrate.router_weight("validation", nothing, nothing, none, "softmax") == calibrate.WEIGHT
-    assert calibrate.temperature("validation", None, 2, asked, []) == calibrate.TEMPERATURE
-    assert calibrate.temperature(0.4, None, 2, asked, []) == 0.4
+    nothing = saying([])
+    assert calibrate.router_weight("validation", nothing, nothing, none, "softmax", "cpu") == calibrate.WEIGHT
+    assert calibrate.temperature("validation", None, 2, asked, [], "softmax", "cpu") == calibrate.TEMPERATURE
+    assert calibrate.temperature(0.4, None, 2, asked, [], "softmax", "cpu") == 0.4
 
 
 def test_the_answer_is_chosen_by_cross_entropy_not_by_one_right_post_more():
@@ -81,16 +92,16 @@ def test_the_answer_is_chosen_by_cross_entropy_not_by_one_right_post_more():
 def test_the_temperature_trusts_the_nearest_expert_as_far_as_it_is_right(near_is_right, wanted):
     centroids_KP = np.eye(2, dtype=np.float32)
     gate = Gate(Whitening(np.zeros(2, np.float32), np.eye(2, dtype=np.float32)), centroids_KP, np.arange(2))
-    right, wrong = torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[0.1, 0.9], [0.9, 0.1]])
+    right, wrong = (saying(np.log(p).tolist()) for p in ([[0.9, 0.1], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]]))
     asked = RoutedPosts(posts(), np.array([[1, 0.5], [1, 0.5]], np.float32), np.zeros(2, int), np.zeros(2, int))
     experts = [lambda _: right, lambda _: wrong]
     answers = experts if near_is_right else experts[::-1]
-    assert calibrate.temperature("validation", gate, 2, asked, answers) == wanted
+    assert calibrate.temperature("validation", gate, 2, asked, answers, "softmax", "cpu") == wanted
 
 
 def test_paired_differences_by_hand():
     def scored(p_at_1):
-        return Scores([dict.fromkeys(("p_at_1", "r_at_5", "r_at_10"), np.array(p_at_1))])
+        return Scores(dict.fromkeys(("p_at_1", "r_at_5", "r_at_10"), np.array(p_at_1)), np.zeros((0, 0)))
 
     found = gains_over_rows(
         "best", {"best": scored([1.0, 1.0]), "half": scored([1.0, 0.0]), "same": scored([1.0, 1.0])}, 50

@@ -4,7 +4,14 @@ import torch
 from scipy import stats
 
 from moe_core.evaluation.measures import MEASURES
-from moe_core.evaluation.metrics import average_precision, bootstrap, found_tags, paired_difference, per_post
+from moe_core.evaluation.metrics import (
+    average_precision,
+    best_hashtags,
+    bootstrap,
+    found_tags,
+    paired_difference,
+    per_post,
+)
 
 ONE_TAG = (torch.tensor([0, 1]), torch.tensor([0, 1, 2]))  # two posts, the first with tag 0, the second with tag 1
 
@@ -32,10 +39,20 @@ def test_of_equal_probabilities_the_lower_id_comes_first():
 
 def test_which_tags_are_among_the_most_probable():
     """Of two posts: the first has tags 0 and 2 and its best two are 0 and 1, the second has tag 2, its best."""
-    answer = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    found = found_tags(answer, torch.tensor([0, 2, 2]), torch.tensor([0, 2, 3]), k=2)
+    best = best_hashtags(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]), 10)
+    found = found_tags(best, torch.tensor([0, 2, 2]), torch.tensor([0, 2, 3]), k=2)
     assert found.tolist() == [True, False, True]
-    assert found_tags(answer, torch.tensor([0, 2, 2]), torch.tensor([0, 2, 3])).all()  # k above the vocabulary
+    assert found_tags(best, torch.tensor([0, 2, 2]), torch.tensor([0, 2, 3])).all()  # k above the vocabulary
+
+
+@pytest.mark.parametrize("hashtags", [1, 7, 10, 11, 5000])
+def test_the_best_hashtags_are_the_first_of_a_stable_sort(hashtags):
+    draw = torch.Generator().manual_seed(hashtags)
+    alike = torch.randint(0, 4, (9, hashtags), generator=draw).float()  # many of each
+    apart = torch.rand(9, hashtags, generator=draw)
+    for p_BV in (alike, apart, alike * 1e-40, torch.zeros(9, hashtags)):  # subnormal numbers, too
+        wanted = p_BV.argsort(dim=1, descending=True, stable=True)[:, :10]
+        assert torch.equal(best_hashtags(p_BV, 10), wanted)
 
 
 def test_a_post_without_tags_is_refused():

@@ -15,6 +15,7 @@ from moe_core.errors import NotFinite, TooFewPosts
 
 SMALLEST = 1e-12  # of a probability, so that its logarithm stays finite
 CELLS = 4_000_000  # numbers held at once while resampling
+BEST = 10  # hashtags of a post that the measures look at
 CHUNK = 512  # posts whose neighbors are searched at a time
 
 
@@ -32,32 +33,58 @@ class Interval:
         return {name: round(self.mean, 5), f"{name}_ci95": [round(self.low, 5), round(self.high, 5)]}
 
 
-def per_post(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor) -> dict[str, np.ndarray]:
-    """(N,) float64 by the names of `measures.MEASURES`; cross_entropy is against 1/k on a post's k tags.
+def best_hashtags(probabilities_BV: Tensor, k: int) -> Tensor:
+    """(B, k) int64 on the CPU: the most probable hashtags, the best first; of equally probable ones the lower id.
 
-    Of equally probable hashtags the lower id comes first. Raises ValueError for a post without tags and NotFinite for
-    probabilities that are not finite.
+    Found among whole numbers that order as (probability, -id) do, without sorting all V of them.
     """
-    if not torch.isfinite(probabilities_NV).all():
+    hashtags = probabilities_BV.shape[1]
+    id_V = torch.arange(hashtags, device=probabilities_BV.device)
+    bits_BV = probabilities_BV.float().view(torch.int32).long()  # order as the probabilities, none of which is negative
+    keys_BK = (bits_BV * 2**32 + (hashtags - 1 - id_V)).topk(min(k, hashtags), dim=1).values
+    return (hashtags - 1 - keys_BK % 2**32).cpu()
+
+
+def per_post(
+    probabilities_BV: Tensor, tags_T: Tensor, starts_B1: Tensor, best_BK: Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """(B,) float64 by the names of `measures.MEASURES`; cross_entropy is against 1/k on a post's k tags.
+
+    Probabilities may lie on any device. `best_BK`: their ten best hashtags, where they are known already. Raises
+    ValueError for a post without tags and NotFinite for probabilities that are not finite.
+    """
+    if not torch.isfinite(probabilities_BV).all():
         raise NotFinite("probabilities hold a number that is not finite: check the weights that gave them")
-    count, hashtags = probabilities_NV.shape
-    k_N = starts_N1[1:] - starts_N1[:-1]
-    if count and int(k_N.min()) == 0:
-        raise ValueError(f"post {int(k_N.argmin())} has no tag: wanted at least one a post")
-    owner_T = torch.repeat_interleave(torch.arange(count), k_N)
-    relevant_NV = torch.zeros(count, hashtags, dtype=torch.bool)
-    relevant_NV[owner_T, tags_T] = True
-    order_NV = torch.argsort(probabilities_NV, dim=1, descending=True, stable=True)[:, :10]
-    hits_N10 = torch.gather(relevant_NV, 1, order_NV).double()
-    log_T = probabilities_NV[owner_T, tags_T].double().clamp(min=SMALLEST).log()
-    entropy_N = torch.zeros(count, dtype=torch.float64).index_add_(0, owner_T, -log_T) / k_N
+    count, hashtags = probabilities_BV.shape
+    k_B = starts_B1.diff()
+    if count and int(k_B.min()) == 0:
+        raise ValueError(f"post {int(k_B.argmin())} has no tag: wanted at least one a post")
+    best_BK = best_hashtags(probabilities_BV, BEST) if best_BK is None else best_BK
+    owner_T = torch.repeat_interleave(torch.arange(count), k_B)
+    found_TK = (best_BK[owner_T] == tags_T[:, None]).double()
+    hits_BK = torch.zeros(best_BK.shape, dtype=torch.float64).index_add_(0, owner_T, found_TK)
     return {
-        "p_at_1": hits_N10[:, 0].numpy(),
-        "p_at_5": (hits_N10[:, :5].sum(1) / min(5, hashtags)).numpy(),
-        "r_at_5": (hits_N10[:, :5].sum(1) / k_N).numpy(),
-        "r_at_10": (hits_N10.sum(1) / k_N).numpy(),
-        "cross_entropy": entropy_N.numpy(),
+        "p_at_1": hits_BK[:, 0].numpy(),
+        "p_at_5": (hits_BK[:, :5].sum(1) / min(5, hashtags)).numpy(),
+        "r_at_5": (hits_BK[:, :5].sum(1) / k_B).numpy(),
+        "r_at_10": (hits_BK.sum(1) / k_B).numpy(),
+        "cross_entropy": cross_entropy(probabilities_BV, tags_T, starts_B1),
     }
+
+
+def cross_entropy(probabilities_BV: Tensor, tags_T: Tensor, starts_B1: Tensor) -> np.ndarray:
+    """(B,) float64: of each post, against 1/k on its k tags; probabilities may lie on any device."""
+    k_B = starts_B1.diff()
+    owner_T = torch.repeat_interleave(torch.arange(len(k_B)), k_B)
+    log_T = tag_probabilities(probabilities_BV, tags_T, starts_B1).double().clamp(min=SMALLEST).log()
+    return (torch.zeros(len(k_B), dtype=torch.float64).index_add_(0, owner_T, -log_T) / k_B).numpy()
+
+
+def tag_probabilities(probabilities_BV: Tensor, tags_T: Tensor, starts_B1: Tensor) -> Tensor:
+    """(T,) on the CPU: the probability of each tag of each post."""
+    device = probabilities_BV.device
+    owner_T = torch.repeat_interleave(torch.arange(len(probabilities_BV)), starts_B1.diff())
+    return probabilities_BV[owner_T.to(device), tags_T.to(device)].cpu()
 
 
 def tag_statistics(tags_T: Tensor, posts: int) -> tuple[float, float]:
@@ -67,11 +94,10 @@ def tag_statistics(tags_T: Tensor, posts: int) -> tuple[float, float]:
     return len(tags_T) / posts, float(np.bincount(tags_T.numpy()).max()) / posts
 
 
-def found_tags(probabilities_NV: Tensor, tags_T: Tensor, starts_N1: Tensor, k: int = 5) -> np.ndarray:
-    """(T,) bool: whether each tag of each post is among the post's `k` most probable hashtags."""
-    best_NK = probabilities_NV.topk(min(k, probabilities_NV.shape[1]), dim=1).indices
-    owner_T = torch.repeat_interleave(torch.arange(len(best_NK)), starts_N1[1:] - starts_N1[:-1])
-    return (best_NK[owner_T] == tags_T[:, None]).any(1).numpy()
+def found_tags(best_BK: Tensor, tags_T: Tensor, starts_B1: Tensor, k: int = 5) -> np.ndarray:
+    """(T,) bool: whether each tag of each post is among the `k` best hashtags of the post."""
+    owner_T = torch.repeat_interleave(torch.arange(len(best_BK)), starts_B1.diff())
+    return (best_BK[owner_T, :k] == tags_T[:, None]).any(1).numpy()
 
 
 def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:

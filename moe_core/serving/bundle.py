@@ -14,10 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from moe_core.clustering.gate import gate_of
 from moe_core.errors import CorruptArtifact, MissingInput
+from moe_core.evaluation.answers import Answer
 from moe_core.models.resnet import ResNet, build_on_meta, channels_last
 from moe_core.serving.branches import ExpertTemplate, fused, own_shapes, shared_weights, write_branch
 from moe_core.serving.cache import ExpertCache
@@ -177,7 +180,7 @@ class Bundle:
         for path, sha256 in experts.values():
             read_weights(path, sha256)
         self._idle = {"cpu": [ExpertTemplate(self.network, self.router, self.branch_at)]}  # unused ones, by device
-        self._routers = {"cpu": self.router}  # by device
+        self._routers, self._decoders = {"cpu": self.router}, {"cpu": self.decoder}  # by device
         self._to_device = threading.Lock()
 
     @property
@@ -196,6 +199,14 @@ class Bundle:
                 self._routers[device].load_state_dict(state, assign=True)
             return self._routers[device]
 
+    def decoder_on(self, device: str) -> nn.Linear:
+        """The shared decoder on a device, where it stays."""
+        with self._to_device:
+            if device not in self._decoders:
+                state = {name: tensor.to(device) for name, tensor in self.decoder.state_dict().items()}
+                self._decoders[device] = decoder_of(state)
+            return self._decoders[device]
+
     @contextmanager
     def filled(self, state: Mapping[str, Tensor], device: str = "cpu") -> Iterator[ResNet]:
         """The network of an expert's weights on a device; this thread's alone while inside."""
@@ -210,13 +221,21 @@ class Bundle:
         finally:
             idle.append(template)
 
-    def router_logits(self, features_ND: Tensor) -> Tensor:
-        """(N, V): the router's own logits, from its features."""
-        return logits_of(features_ND, self.router.fc)
+    def router_answer(self, features_ND: np.ndarray, device: str = "cpu") -> Answer:
+        """The router's own answers, from its features (N, D)."""
+        return Answer(torch.from_numpy(features_ND), [self.router_on(device).fc])
 
-    def logits(self, features_ND: Tensor) -> Tensor:
-        """(N, V): an expert's logits by the shared decoder, from its features."""
-        return logits_of(features_ND, self.decoder)
+    def expert_answer(self, key: str, images: Images, device: str = "cpu") -> Answer:
+        """An expert's answers to images, by the shared decoder."""
+        return Answer(self.expert_features(key, images, device), [self.decoder_on(device)])
+
+    def router_logits(self, features_ND: Tensor, device: str = "cpu") -> Tensor:
+        """(N, V) on the device: the router's own logits, from its features."""
+        return logits_of(features_ND, self.router_on(device).fc, device)
+
+    def logits(self, features_ND: Tensor, device: str = "cpu") -> Tensor:
+        """(N, V) on the device: an expert's logits by the shared decoder, from its features."""
+        return logits_of(features_ND, self.decoder_on(device), device)
 
     def probabilities(self, logits_NV: Tensor) -> Tensor:
         """(N, V), rows sum to one."""
@@ -232,8 +251,8 @@ class Bundle:
             return features_of(network, images, self.precision, device)
 
     def expert_logits(self, key: str, images: Images, device: str = "cpu") -> Tensor:
-        """(N, V): an expert's logits of images, by the shared decoder."""
-        return self.logits(self.expert_features(key, images, device))
+        """(N, V) on the device: an expert's logits of images, by the shared decoder."""
+        return self.logits(self.expert_features(key, images, device), device)
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ def check_finite(rows_BD: Tensor, first: int = 0, of: int | None = None, what: s
         )
 
 
-def logits_of(features_ND: Tensor, decoder: nn.Linear) -> Tensor:
-    """(N, V) float32 on the CPU: what a last layer says of features."""
-    return features_ND @ decoder.weight.detach().cpu().T + decoder.bias.detach().cpu()
+def logits_of(features_ND: Tensor, decoder: nn.Linear, device: str = "cpu") -> Tensor:
+    """(N, V) float32 on the device: what a last layer says of features."""
+    return features_ND.to(device) @ decoder.weight.detach().to(device).T + decoder.bias.detach().to(device)
 
 
 def mixed(logits_NV: Tensor, router_NV: Tensor, router_weight: float, loss: str) -> Tensor:

@@ -103,10 +103,14 @@ class Posts:
 
     def subset(self, rows_N: np.ndarray) -> Posts:
         """The posts at these places, in this order; images are not read."""
-        owner, _, tags = self._places_of(rows_N)
-        counts_N = np.bincount(owner, minlength=len(rows_N))
-        starts_N1 = np.concatenate([[0], counts_N.cumsum()]).astype(np.int64)
-        return Posts(self.images.subset(rows_N), torch.from_numpy(tags.copy()), torch.from_numpy(starts_N1))
+        return Posts(self.images.subset(rows_N), *self.tag_rows(rows_N))
+
+    def tag_rows(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(tags_T, starts_B1) of the posts at these places, in this order."""
+        owner, _, tags = self._places_of(rows_B)
+        counts_B = np.bincount(owner, minlength=len(rows_B))
+        starts_B1 = np.concatenate([[0], counts_B.cumsum()]).astype(np.int64)
+        return torch.from_numpy(tags.copy()), torch.from_numpy(starts_B1)
 
     def in_memory(self) -> Posts:
         """These posts with all images read."""

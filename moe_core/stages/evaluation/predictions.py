@@ -1,26 +1,27 @@
 """Probabilities of each row of the table for some test posts: the mixture's, and those of its controls.
 
-Letters: N posts, D embedding width, V hashtags.
+Letters: N posts, B of a part, V hashtags.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_core.engine.context import Context
-from moe_core.evaluation.metrics import per_post
+from moe_core.evaluation.answers import Answer
+from moe_core.evaluation.metrics import cross_entropy
 from moe_core.models.resnet import ResNet
-from moe_core.serving.bundle import Bundle
+from moe_core.serving.bundle import Bundle, decoder_of
 from moe_core.settings import Network
 from moe_core.stages import reading
 from moe_core.stages.evaluation.rows import Networks, controls_of
 from moe_core.stages.mixture.calibrate import router_weight
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
-from moe_core.training.infer import by_expert, features_of, logits_of, mixed, probabilities_of
+from moe_core.training.infer import by_expert, features_of, mixed, probabilities_of
 from moe_core.training.posts import Images
 from moe_core.weights import load_weights
 
@@ -30,20 +31,22 @@ class Control:
     """Networks to compare with, in memory."""
 
     networks: Sequence[ResNet]
+    layers: Sequence[nn.Linear]  # the one that they answer through, or each its own
     routed_by: str | None  # column that says which network answers a post; None: the one answers all
     router_weight: float | None = None  # of the trunk's logits, where they are mixed in for a second row
 
-    def logits(self, posts: RoutedPosts, precision: str, device: str) -> Tensor:
-        """(N, V): logits of each post by its own network."""
+    def answer(self, posts: RoutedPosts, precision: str, device: str) -> Answer:
+        """Each post by its own network."""
 
         def own(number: int, images: Images) -> Tensor:
-            network = self.networks[number]
-            return logits_of(features_of(network, images, precision, device), network.fc)
+            return features_of(self.networks[number], images, precision, device)
 
         images = posts.posts.images
         if self.routed_by is None:
-            return own(0, images)
-        return by_expert(posts.expert_by(self.routed_by), images, self.networks[0].fc.out_features, own)
+            return Answer(own(0, images), self.layers)
+        expert_N = posts.expert_by(self.routed_by)
+        features_ND = by_expert(expert_N, images, self.networks[0].width, own)
+        return Answer(features_ND, self.layers, expert_N if len(self.layers) > 1 else None)
 
 
 def open_controls(context: Context, bundle: Bundle, device: str) -> dict[str, Control]:
@@ -57,69 +60,88 @@ def open_controls(context: Context, bundle: Bundle, device: str) -> dict[str, Co
 
 def open_control(context: Context, bundle: Bundle, networks: Networks, validation: RoutedPosts, device: str) -> Control:
     """A control; the router's weight suits its networks, chosen on validation posts as the mixture's is."""
-    control = Control(load_networks(context, networks), networks.routed_by)
+    loaded = load_networks(context, networks)
+    layers = [network.fc for network in loaded]
+    if networks.decoder:
+        layers = [decoder_of(load_weights(context.need(networks.decoder).file("decoder.safetensors"))[0]).to(device)]
+    control = Control(loaded, layers, networks.routed_by)
     if networks.routed_by is None:
         return control
-    logits_NV = control.logits(validation, context.study.expert_training.precision, device)
-    router_NV = bundle.router_logits(torch.from_numpy(validation.features_ND))
+    own = control.answer(validation, context.study.expert_training.precision, device)
+    router = bundle.router_answer(validation.features_ND, device)
     setting = context.study.expert.router_weight
-    weight = router_weight(setting, logits_NV, router_NV, validation.posts, bundle.loss)
-    return Control(control.networks, networks.routed_by, weight)
+    return replace(control, router_weight=router_weight(setting, own, router, validation.posts, bundle.loss, device))
 
 
 def load_networks(context: Context, networks: Networks) -> list[ResNet]:
-    """Networks of a control, each with the last layer that it answers through."""
+    """Networks of a control."""
     if networks.routed_by is None:
         artifact = context.need(networks.stage)
         shape = artifact.metadata.get("network")  # where it is not the trunk's
         return [reading.network(context, artifact, Network.model_validate(shape) if shape else None)]
-    experts = [reading.network(context, context.need(networks.stage, key)) for key in context.experts]
-    if networks.decoder:
-        decoder, _ = load_weights(context.need(networks.decoder).file("decoder.safetensors"))
-        for expert in experts:
-            expert.fc.load_state_dict(decoder)
-    return experts
+    return [reading.network(context, context.need(networks.stage, key)) for key in context.experts]
+
+
+Prediction = tuple[str, np.ndarray, Tensor]  # row, places of some posts (B,), probabilities (B, V) on the device
 
 
 def predictions(
     context: Context, bundle: Bundle, controls: Mapping[str, Control], some: RoutedPosts, device: str
-) -> Iterator[tuple[str, Tensor]]:
-    """(row, probabilities (N, V)) of each row of the table; one expert's predictions are in memory at a time.
+) -> Iterator[Prediction]:
+    """Predictions of each row of the table, each post once a row; what every network makes of the posts is features.
 
     A row that ends in _router mixes the trunk's logits into those of the row before. `most_frequent` predicts the same
     for every image: how often each hashtag is used.
     """
-    posts, precision = some.posts, context.study.expert_training.precision
-    router_NV = bundle.router_logits(torch.from_numpy(some.features_ND))
-    trunk_NV = bundle.probabilities(router_NV)
-    yield "most_frequent", torch.from_numpy(hashtag_frequency(context)).expand_as(trunk_NV)
-    yield "trunk", trunk_NV
-    top1_NV, topk_NV, oracle_NV = router_NV.clone(), torch.zeros_like(trunk_NV), trunk_NV.clone()
-    lowest_N = np.full(len(posts), np.inf)
-    topk = context.study.evaluation.topk
-    weight_NK = torch.from_numpy(bundle.gate.weights(some.features_ND, topk, bundle.temperature))
-    for number, key in enumerate(bundle.published):
-        logits_NV = bundle.expert_logits(key, posts.images, device)
-        each_NV = bundle.probabilities(logits_NV)
-        loss_N = per_post(each_NV, posts.tags_T, posts.starts_N1)["cross_entropy"]
-        better_N = torch.from_numpy(loss_N < lowest_N)
-        lowest_N = np.minimum(lowest_N, loss_N)
-        oracle_NV[better_N] = each_NV[better_N]
-        if not bundle.published[key]:
-            each_NV = trunk_NV
-        else:
-            routed_N = torch.from_numpy(some.expert_N == number)
-            top1_NV[routed_N] = logits_NV[routed_N]
-        topk_NV += weight_NK[:, number, None] * each_NV
-    yield "mixture_top1", bundle.probabilities(top1_NV)
-    yield "mixture_top1_router", bundle.mixed(top1_NV, router_NV)
-    yield "mixture_topk", topk_NV
-    yield "best_expert_oracle", oracle_NV
+    images, router = some.posts.images, bundle.router_answer(some.features_ND, device)
+    experts = [bundle.expert_answer(key, images, device) for key in bundle.published]
+    weight_NK = bundle.gate.weights(some.features_ND, context.study.evaluation.topk, bundle.temperature)
+    frequency_V = torch.from_numpy(hashtag_frequency(context)).to(device)
+    for rows_B in router.parts():
+        yield "most_frequent", rows_B, frequency_V.expand(len(rows_B), -1)
+        yield from _of_mixture(bundle, router, experts, weight_NK, some, rows_B, device)
     for row, control in controls.items():
-        logits_NV = control.logits(some, precision, device)
-        yield row, probabilities_of(logits_NV, bundle.loss)
-        if control.router_weight is not None:
-            yield f"{row}_router", mixed(logits_NV, router_NV, control.router_weight, bundle.loss)
+        own = control.answer(some, context.study.expert_training.precision, device)
+        for rows_B in own.parts():
+            logits_BV = own.logits(rows_B, device)
+            yield row, rows_B, probabilities_of(logits_BV, bundle.loss)
+            if control.router_weight is not None:
+                router_BV = router.logits(rows_B, device)
+                yield f"{row}_router", rows_B, mixed(logits_BV, router_BV, control.router_weight, bundle.loss)
+
+
+def _of_mixture(
+    bundle: Bundle,
+    router: Answer,
+    experts: Sequence[Answer],
+    weight_NK: np.ndarray,
+    some: RoutedPosts,
+    rows_B: np.ndarray,
+    device: str,
+) -> Iterator[Prediction]:
+    """Of the trunk, and of all that the experts answer together."""
+    tags, expert_B = some.posts.tag_rows(rows_B), torch.from_numpy(some.expert_N[rows_B]).to(device)
+    weight_BK = torch.from_numpy(weight_NK[rows_B]).to(device)
+    router_BV = router.logits(rows_B, device)
+    trunk_BV = bundle.probabilities(router_BV)
+    yield "trunk", rows_B, trunk_BV
+    top1_BV, topk_BV, oracle_BV = router_BV.clone(), torch.zeros_like(trunk_BV), trunk_BV.clone()
+    lowest_B = np.full(len(rows_B), np.inf)
+    for number, (published, expert) in enumerate(zip(bundle.published.values(), experts, strict=True)):
+        logits_BV = expert.logits(rows_B, device)
+        each_BV = bundle.probabilities(logits_BV)
+        loss_B = cross_entropy(each_BV, *tags)
+        better_B = torch.from_numpy(loss_B < lowest_B).to(device)
+        lowest_B = np.minimum(lowest_B, loss_B)
+        oracle_BV[better_B] = each_BV[better_B]
+        if published:
+            routed_B = expert_B == number
+            top1_BV[routed_B] = logits_BV[routed_B]
+        topk_BV += weight_BK[:, number, None] * (each_BV if published else trunk_BV)
+    yield "mixture_top1", rows_B, bundle.probabilities(top1_BV)
+    yield "mixture_top1_router", rows_B, bundle.mixed(top1_BV, router_BV)
+    yield "mixture_topk", rows_B, topk_BV
+    yield "best_expert_oracle", rows_B, oracle_BV
 
 
 def hashtag_frequency(context: Context) -> np.ndarray:

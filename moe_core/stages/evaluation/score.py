@@ -3,17 +3,21 @@
 Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.measures import MEASURES, PAIRED
 from moe_core.evaluation.metrics import (
+    BEST,
     average_precision,
+    best_hashtags,
     bootstrap,
     found_tags,
     paired_difference,
@@ -25,8 +29,9 @@ from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.reading import RoutedPosts
 from moe_core.training.posts import Posts
 
-CHUNK = 8192  # test posts at a time: bounds the memory to CHUNK x V numbers a row of the table
+CHUNK = 8192  # test posts at a time, at most
 CHUNK_BYTES = 256 << 20  # of their pixels
+FEATURE_BYTES = 1 << 30  # of their features by all the experts
 LIFTED = 6  # hashtags shown of each expert that gained, and that lost
 AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
 
@@ -38,13 +43,12 @@ class TagCounts:
         self.tags_KV = np.zeros((experts, hashtags), np.int32)
         self.found_KV: dict[str, np.ndarray] = {}  # by row of the table
 
-    def add(self, name: str, p_NV: Tensor, posts: Posts, expert_N: np.ndarray) -> None:
-        expert_T = np.repeat(expert_N, np.diff(posts.starts_N1.numpy()))
-        found_T = found_tags(p_NV, posts.tags_T, posts.starts_N1)
+    def add(self, name: str, tags_T: Tensor, expert_T: np.ndarray, found_T: np.ndarray) -> None:
+        """Counts tags of posts of these experts."""
         found_KV = self.found_KV.setdefault(name, np.zeros_like(self.tags_KV))
-        np.add.at(found_KV, (expert_T, posts.tags_T.numpy()), found_T)
+        np.add.at(found_KV, (expert_T, tags_T.numpy()), found_T)
         if name == "trunk":
-            np.add.at(self.tags_KV, (expert_T, posts.tags_T.numpy()), 1)
+            np.add.at(self.tags_KV, (expert_T, tags_T.numpy()), 1)
 
     def changed(self, expert: int, row: str, hashtags: list[str]) -> dict[str, list[dict[str, Any]]]:
         """Hashtags of the expert's posts that a row finds more often, and less often, than the trunk; most first."""
@@ -66,34 +70,45 @@ class TagCounts:
 
 @dataclass
 class Scores:
-    """Per-post measures of one row, chunk by chunk, and the scores that mAP needs."""
+    """Measures of one row, (N,) each, and the scores that mAP needs."""
 
-    chunks: list[dict[str, np.ndarray]] = field(default_factory=list)
-    scores: list[np.ndarray] = field(default_factory=list)
+    measures: dict[str, np.ndarray]
+    scores_NV: np.ndarray  # of the first AP_POSTS posts and the hashtags of mAP
 
     def measure(self, name: str) -> np.ndarray:
-        return np.concatenate([chunk[name] for chunk in self.chunks])
+        return self.measures[name]
 
 
 def score(
     context: Context, bundle: Bundle, controls: Mapping[str, Control], test: RoutedPosts, device: str
 ) -> tuple[dict[str, Scores], TagCounts]:
     """(scores of each row that the study has, in the order of the table; counts of the tags found)."""
-    scored: dict[str, Scores] = {}
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
+    frequent_V = torch.tensor(frequent, device=device)
+    posts_of_ap = min(len(test), AP_POSTS)
+
+    def nothing() -> Scores:
+        measures = {measure: np.full(len(test), np.nan) for measure, each in MEASURES.items() if each.of_posts}
+        return Scores(measures, np.zeros((posts_of_ap, len(frequent)), np.float32))
+
+    scored = defaultdict[str, Scores](nothing)
     tags = TagCounts(len(bundle.published), len(bundle.hashtags))
-    chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * bundle.image_size**2)))
+    pixels, features = 3 * bundle.image_size**2, 4 * bundle.router.width * (1 + len(bundle.published))
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // pixels, FEATURE_BYTES // features))
     for first in range(0, len(test), chunk):
-        some = test.rows(np.arange(len(test))[first : first + chunk])
+        some = test.rows(np.arange(first, min(first + chunk, len(test))))
         some = replace(some, posts=some.posts.in_memory())  # every network reads them
-        for name, p_NV in predictions(context, bundle, controls, some, device):
-            scores = scored.setdefault(name, Scores())
-            scores.chunks.append(per_post(p_NV, some.posts.tags_T, some.posts.starts_N1))
+        for name, rows_B, p_BV in predictions(context, bundle, controls, some, device):
+            tags_T, starts_B1 = some.posts.tag_rows(rows_B)
+            best_BK, places_B = best_hashtags(p_BV, BEST), first + rows_B
+            for measure, values_B in per_post(p_BV, tags_T, starts_B1, best_BK).items():
+                scored[name].measures[measure][places_B] = values_B
             if name in ("trunk", bundle.answer):
-                tags.add(name, p_NV, some.posts, some.expert_N)
-            if first < AP_POSTS:
-                scores.scores.append(p_NV[: AP_POSTS - first, frequent].numpy().astype(np.float32))
-        context.report({"posts": min(first + chunk, len(test)), "of": len(test)})
+                expert_T = np.repeat(some.expert_N[rows_B], starts_B1.diff().numpy())
+                tags.add(name, tags_T, expert_T, found_tags(best_BK, tags_T, starts_B1))
+            if (of_ap := np.flatnonzero(places_B < posts_of_ap)).size:
+                scored[name].scores_NV[places_B[of_ap]] = p_BV[of_ap][:, frequent_V].cpu().numpy()
+        context.report({"posts": first + len(some), "of": len(test)})
     return {name: scored[name] for name in ROWS if name in scored}, tags
 
 
@@ -117,7 +132,7 @@ def measure_posts(scores: Scores, resamples: int) -> dict[str, Any]:
 def row_of(context: Context, name: str, scores: Scores, posts: Posts, relevant_NV: np.ndarray) -> dict[str, Any]:
     """A row of the table without its costs."""
     row = {"name": name, "title": ROWS[name].title, "role": ROWS[name].role, "n": len(posts)}
-    precision = average_precision(np.concatenate(scores.scores), relevant_NV, AP_RESAMPLES, seed=0)
+    precision = average_precision(scores.scores_NV, relevant_NV, AP_RESAMPLES, seed=0)
     of_posts = measure_posts(scores, context.study.evaluation.bootstrap)
     return row | of_posts | precision.as_json("map") | {"map_n": precision.n}
 
@@ -125,8 +140,13 @@ def row_of(context: Context, name: str, scores: Scores, posts: Posts, relevant_N
 def relevant_tags(posts: Posts, frequent: list[int]) -> np.ndarray:
     """(N, V) bool: which of the posts of mAP carry which of its hashtags."""
     count = min(len(posts), AP_POSTS)
-    wanted = int(posts.tags_T.max()) + 1
-    return posts.targets(np.arange(count), wanted)[:, frequent].numpy() > 0
+    tags_T, starts_N1 = posts.tag_rows(np.arange(count))
+    place_V = np.full(int(posts.tags_T.max()) + 1, -1)
+    place_V[frequent] = np.arange(len(frequent))
+    place_T, owner_T = place_V[tags_T.numpy()], np.repeat(np.arange(count), starts_N1.diff().numpy())
+    relevant_NV = np.zeros((count, len(frequent)), bool)
+    relevant_NV[owner_T[place_T >= 0], place_T[place_T >= 0]] = True
+    return relevant_NV
 
 
 def per_expert(

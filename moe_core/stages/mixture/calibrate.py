@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from moe_core.clustering.gate import Gate
-from moe_core.evaluation.metrics import SMALLEST, per_post
+from moe_core.evaluation.answers import Answer
+from moe_core.evaluation.metrics import SMALLEST, cross_entropy, per_post, tag_probabilities
 from moe_core.stages.reading import RoutedPosts
-from moe_core.training.infer import mixed
+from moe_core.training.infer import mixed, probabilities_of
 from moe_core.training.posts import Posts
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -28,15 +29,29 @@ def fixed(setting: float | str, default: float) -> float:
     return default if isinstance(setting, str) else setting
 
 
-def router_weight(setting: float | str, logits_NV: Tensor, router_NV: Tensor, posts: Posts, loss: str) -> float:
-    """The weight in the settings, or the best of WEIGHTS; the smallest of equally good ones."""
+def router_weight(setting: float | str, own: Answer, router: Answer, posts: Posts, loss: str, device: str) -> float:
+    """The weight in the settings, or the best of WEIGHTS beside `own`; the smallest of equally good ones."""
     if not isinstance(setting, str) or not len(posts):
         return fixed(setting, WEIGHT)
-    entropies = [
-        per_post(mixed(logits_NV, router_NV, weight, loss), posts.tags_T, posts.starts_N1)["cross_entropy"].mean()
-        for weight in WEIGHTS
-    ]
-    return WEIGHTS[int(np.argmin(entropies))]
+    entropy_WN = np.zeros((len(WEIGHTS), len(posts)))
+    for rows_B in own.parts():
+        logits_BV, router_BV, tags = own.logits(rows_B, device), router.logits(rows_B, device), posts.tag_rows(rows_B)
+        for number, weight in enumerate(WEIGHTS):
+            entropy_WN[number, rows_B] = cross_entropy(mixed(logits_BV, router_BV, weight, loss), *tags)
+    return WEIGHTS[int(np.argmin(entropy_WN.mean(1)))]
+
+
+def measures(
+    own: Answer, router: Answer, weight: float, posts: Posts, loss: str, device: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """The (N,) measures of each answer that may be published, and of the trunk's."""
+    found: dict[str, list[dict[str, np.ndarray]]] = {}
+    for rows_B in own.parts():  # one layer: in order
+        logits_BV, router_BV, tags = own.logits(rows_B, device), router.logits(rows_B, device), posts.tag_rows(rows_B)
+        found.setdefault("trunk", []).append(per_post(probabilities_of(router_BV, loss), *tags))
+        found.setdefault("mixture_top1", []).append(per_post(probabilities_of(logits_BV, loss), *tags))
+        found.setdefault("mixture_top1_router", []).append(per_post(mixed(logits_BV, router_BV, weight, loss), *tags))
+    return {name: {m: np.concatenate([part[m] for part in parts]) for m in parts[0]} for name, parts in found.items()}
 
 
 def answer(scores: Mapping[str, Mapping[str, np.ndarray]]) -> str:
@@ -49,18 +64,20 @@ def temperature(
     gate: Gate,
     topk: int,
     validation: RoutedPosts,
-    experts: Sequence[Callable[[RoutedPosts], Tensor]],
+    experts: Sequence[Callable[[RoutedPosts], Answer]],
+    loss: str,
+    device: str,
 ) -> float:
     """The temperature in the settings, or the best of TEMPERATURES for the mean of the `topk` nearest experts.
 
-    Each of `experts` gives probabilities (N, V) of some posts; in place of one that is not published, the router does.
+    Each of `experts` answers some posts; in place of one that is not published, the router does.
     """
     if not isinstance(setting, str) or not len(validation):
         return fixed(setting, TEMPERATURE)
     sample = validation.rows(np.sort(np.random.default_rng(0).permutation(len(validation))[:POSTS]))
     counts_N = sample.posts.starts_N1.diff()
     owner_T = torch.repeat_interleave(torch.arange(len(sample)), counts_N)
-    tags_TK = torch.stack([expert(sample)[owner_T, sample.posts.tags_T] for expert in experts], dim=1)
+    tags_TK = torch.stack([_of_tags(expert(sample), sample.posts, loss, device) for expert in experts], dim=1)
 
     def entropy(at: float) -> float:
         weight_TK = torch.from_numpy(gate.weights(sample.features_ND, topk, at))[owner_T]
@@ -68,3 +85,12 @@ def temperature(
         return float(-(log_T / counts_N[owner_T]).sum())
 
     return min(TEMPERATURES, key=entropy)
+
+
+def _of_tags(answer: Answer, posts: Posts, loss: str, device: str) -> Tensor:
+    """(T,): the probability of each tag of each post; the answer has one layer, so that its parts are in order."""
+    parts = (
+        tag_probabilities(probabilities_of(answer.logits(rows_B, device), loss), *posts.tag_rows(rows_B))
+        for rows_B in answer.parts()
+    )
+    return torch.cat(list(parts))

@@ -18,8 +18,8 @@ from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables.vectors import write_vectors
-from moe_core.training.batches import Images
 from moe_core.training.infer import by_expert
+from moe_core.training.posts import Images
 
 CHUNK = 4_096  # posts embedded at a time
 

@@ -96,6 +96,26 @@ def test_threads_may_ask_on_different_devices(folder):
 
     assert in_threads(work) == [True] * THREADS
     assert bundle.router_on("cpu:0") is bundle.router_on("cpu:0") is not bundle.router_on("cpu")
+    assert bundle.experts_on("cpu:0") is bundle.experts_on("cpu:0") is not bundle.experts
+    assert bundle.experts_on("cpu:0").most_held_bytes <= room_for(folder, 2)
+
+
+def test_experts_that_lie_on_a_device_are_not_copied_there_for_each_window(folder):
+    bundle = Bundle(folder, room_for(folder, EXPERTS + 1))
+    for window in (1, 2, 3):
+        list(routed(bundle, [images(9)] * 6, window=window, device="cpu:0"))
+    assert 1 <= bundle.experts_on("cpu:0").reads <= EXPERTS
+    assert bundle.experts.reads == 0
+
+
+def test_a_device_with_little_memory_holds_few_experts(folder, monkeypatch):
+    bundle = Bundle(folder)
+    free = 2 * room_for(folder, 3)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 1 << 40))
+    largest = max(file.stat().st_size for file in (folder / "experts").iterdir())
+    assert bundle.experts_on("cuda").most_bytes == room_for(folder, 3)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, 1 << 40))
+    assert bundle.experts_on("cuda:1").most_bytes == 2 * largest, "two, with which a stream can go on"
 
 
 def test_two_bundles_in_threads_do_not_mix(folder, tmp_path):

@@ -23,7 +23,7 @@ from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.evaluation.answers import Answer
 from moe_core.models.resnet import ResNet, build_on_meta, channels_last
 from moe_core.serving.branches import ExpertTemplate, fused, own_shapes, shared_weights, write_branch
-from moe_core.serving.cache import ExpertCache
+from moe_core.serving.cache import ExpertCache, State
 from moe_core.serving.manifest import (
     FORMAT,
     PartEntry,
@@ -167,7 +167,8 @@ class Bundle:
         check_versions(folder, manifest)
         sizes = {key: path.stat().st_size for key, (path, _) in experts.items()}
         # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
-        self.experts = ExpertCache(sizes, partial(_read_expert, experts, own), expert_bytes)
+        self._sizes, self._read, self._expert_bytes = sizes, partial(_read_expert, experts, own), expert_bytes
+        self.experts = ExpertCache(sizes, self._read, expert_bytes)
 
         self.gate = gate_of(read_weights(gate.path, manifest.gate.sha256), gate.path)
         if self.gate.experts != len(self.published):
@@ -181,6 +182,7 @@ class Bundle:
             read_weights(path, sha256)
         self._idle = {"cpu": [ExpertTemplate(self.network, self.router, self.branch_at)]}  # unused ones, by device
         self._routers, self._decoders = {"cpu": self.router}, {"cpu": self.decoder}  # by device
+        self._experts = {"cpu": self.experts}
         self._to_device = threading.Lock()
 
     @property
@@ -207,16 +209,25 @@ class Bundle:
                 self._decoders[device] = decoder_of(state)
             return self._decoders[device]
 
+    def experts_on(self, device: str) -> ExpertCache:
+        """The experts that lie on a device: as many bytes as on the CPU, but at most half of what is free there."""
+        with self._to_device:
+            if device not in self._experts:
+                free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else 2 * self._expert_bytes
+                most_bytes = max(2 * max(self._sizes.values()), min(self._expert_bytes, free // 2))
+                self._experts[device] = ExpertCache(self._sizes, partial(_on_device, self._read, device), most_bytes)
+            return self._experts[device]
+
     @contextmanager
     def filled(self, state: Mapping[str, Tensor], device: str = "cpu") -> Iterator[ResNet]:
-        """The network of an expert's weights on a device; this thread's alone while inside."""
+        """The network of an expert's weights, which lie on the device; this thread's alone while inside."""
         idle = self._idle.setdefault(device, [])
         try:
             template = idle.pop()
         except IndexError:
             template = ExpertTemplate(self.network, self.router_on(device), self.branch_at)
         try:
-            with template.filled({name: tensor.to(device) for name, tensor in state.items()}) as network:
+            with template.filled(state) as network:
                 yield network
         finally:
             idle.append(template)
@@ -247,7 +258,7 @@ class Bundle:
 
     def expert_features(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, D): the images in the one embedding space, by one expert."""
-        with self.experts.using(key) as state, self.filled(state, device) as network:
+        with self.experts_on(device).using(key) as state, self.filled(state, device) as network:
             return features_of(network, images, self.precision, device)
 
     def expert_logits(self, key: str, images: Images, device: str = "cpu") -> Tensor:
@@ -281,6 +292,10 @@ def _read_expert(experts: Mapping[str, tuple[Path, str]], wanted: Shapes, key: s
     state = read_weights(path, sha256)
     check_shapes(path, shapes_of(state), wanted)
     return channels_last(fused(state))
+
+
+def _on_device(read: Callable[[str], State], device: str, key: str) -> State:
+    return {name: tensor.to(device) for name, tensor in read(key).items()}
 
 
 def decoder_of(state: Mapping[str, Tensor]) -> nn.Linear:

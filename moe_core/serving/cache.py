@@ -39,7 +39,7 @@ class ExpertCache:
             )
         self.reads = 0  # from the disk, so far
         self.most_held_bytes = 0  # of files, at one time so far
-        self._sizes, self._read, self._most_bytes = sizes, read, most_bytes
+        self._sizes, self._read, self.most_bytes = sizes, read, most_bytes
         self._held: OrderedDict[str, _Place] = OrderedDict()
         self._changed = threading.Condition()  # guards all of the above
 
@@ -117,7 +117,7 @@ class ExpertCache:
 
     def _reserved(self, key: str) -> _Place | None:
         """A place, after the least recently used that no thread uses or reads were let go of; None without room."""
-        while self._bytes() + self._sizes[key] > self._most_bytes:
+        while self._bytes() + self._sizes[key] > self.most_bytes:
             free = next((k for k, place in self._held.items() if place.state is not None and not place.users), None)
             if free is None:
                 return None

@@ -139,11 +139,11 @@ def _predict(bundle: Bundle, window: list[RoutedBatch], published: bool, device:
                 features_NSD[rows[some], places[some]] = features_MD[: len(some)]
 
     used_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
-    bundle.experts.each([keys[number] for number in np.unique(expert_NS[used_NS])], compute)
+    bundle.experts_on(device).each([keys[number] for number in np.unique(expert_NS[used_NS])], compute)
     for batch, end in zip(window, ends, strict=True):
         part = slice(end - len(batch.expert_BS), end)
         with_router = published and bundle.answer == "mixture_top1_router"
-        probabilities_BV = _mixed(bundle, batch, features_NSD[part], used_NS[part], with_router)
+        probabilities_BV = _mixed(bundle, batch, features_NSD[part], used_NS[part], with_router, device)
         check_finite(probabilities_BV, what="answers")
         yield Predictions(probabilities_BV, [keys[number] for number in batch.expert_BS[:, 0]])
 
@@ -181,14 +181,22 @@ def _experts_of(bundle: Bundle, trunk_ND: np.ndarray, count: int, temperature: f
     return expert_NS, np.take_along_axis(weight_NK, expert_NS, axis=1)
 
 
-def _mixed(bundle: Bundle, batch: RoutedBatch, features_BSD: Tensor, used_BS: np.ndarray, with_router: bool) -> Tensor:
-    """(B, V): the experts' answers, and the router's where an expert is not published."""
-    router_BV = bundle.router_logits(batch.trunk_BD)
+def _mixed(
+    bundle: Bundle,
+    batch: RoutedBatch,
+    features_BSD: Tensor,
+    used_BS: np.ndarray,
+    with_router: bool,
+    device: str,
+) -> Tensor:
+    """(B, V) on the CPU: the experts' answers, and the router's where an expert is not published."""
+    router_BV = bundle.router_logits(batch.trunk_BD, device)
     alone_BV, out_BV = bundle.probabilities(router_BV), torch.zeros_like(router_BV)
+    weight_BS = torch.from_numpy(batch.weight_BS).to(device)
     for place in range(used_BS.shape[1]):
         used_B = torch.from_numpy(used_BS[:, place])
-        logits_MV = bundle.logits(features_BSD[used_B, place])
-        each_BV = alone_BV.clone()
+        logits_MV = bundle.logits(features_BSD[used_B, place], device)
+        each_BV, used_B = alone_BV.clone(), used_B.to(device)
         each_BV[used_B] = bundle.mixed(logits_MV, router_BV[used_B]) if with_router else bundle.probabilities(logits_MV)
-        out_BV += torch.from_numpy(batch.weight_BS[:, place, None]) * each_BV
-    return out_BV
+        out_BV += weight_BS[:, place, None] * each_BV
+    return out_BV.cpu()

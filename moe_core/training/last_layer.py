@@ -1,6 +1,6 @@
 """One decoder for all the experts, fitted on their features: a convex problem, started at the trunk's decoder.
 
-Letters: N posts, B posts in the batch, D embedding width, V hashtags.
+Letters: N posts, S steps, B posts in the batch, D embedding width, V hashtags.
 """
 
 import numpy as np
@@ -10,32 +10,47 @@ from torch import Tensor, nn
 from moe_core.errors import NotFinite
 from moe_core.training.loop import learning_rate
 from moe_core.training.losses import hashtag_loss
-from moe_core.training.order import rows_of_steps
+from moe_core.training.order import TOGETHER, rows_of_steps
 from moe_core.training.posts import Posts
 
 BATCH = 512
 
 
 def refit(
-    decoder: nn.Linear, features_ND: Tensor, posts: Posts, epochs: float, lr: float, loss: str, seed: int
+    decoder: nn.Linear,
+    features_ND: Tensor,
+    posts: Posts,
+    epochs: float,
+    lr: float,
+    loss: str,
+    seed: int,
+    device: str = "cpu",
 ) -> float:
-    """Fits `decoder` in place on features of `posts`, row for row; returns the mean loss of the last steps.
+    """Fits `decoder` in place, on the device, on features of `posts`, row for row; returns the mean loss of the last
+    steps.
 
-    Learning rate falls along half a cosine. Raises NotFinite when the loss is not finite.
+    Learning rate falls along half a cosine. Raises NotFinite, within 64 steps, when the loss is not finite.
     """
     count, batch = len(posts), min(BATCH, len(posts))
     steps = max(1, round(epochs * (count // batch)))
+    decoder.to(device)
     optimizer = torch.optim.SGD(decoder.parameters(), lr=lr, momentum=0.9, nesterov=True, fused=True)
-    losses = []
-    for step in range(steps):
-        (rows_B,) = rows_of_steps(count, batch, seed, range(step, step + 1))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate("cosine", lr, 0, step, steps)
-        value = hashtag_loss(decoder(features_ND[rows_B]), torch.from_numpy(posts.tags_of(rows_B)), loss)
-        if not torch.isfinite(value):
-            raise NotFinite(f"loss is {float(value)} at step {step} of the refit: lower decoder.refit_lr")
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        losses.append(float(value.detach()))
+    losses: list[float] = []
+    for first in range(0, steps, TOGETHER):
+        rows_SB = rows_of_steps(count, batch, seed, range(first, min(first + TOGETHER, steps)))
+        losses_S = torch.zeros(len(rows_SB), device=device)
+        for number, rows_B in enumerate(rows_SB):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate("cosine", lr, 0, first + number, steps)
+            features_BD, tags_BM = features_ND[rows_B].to(device), torch.from_numpy(posts.tags_of(rows_B)).to(device)
+            value = hashtag_loss(decoder(features_BD), tags_BM, loss)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            losses_S[number] = value.detach()
+        losses += losses_S.tolist()  # the one wait for the device
+        if not np.isfinite(losses).all():
+            step = int(np.isfinite(losses).argmin())
+            raise NotFinite(f"loss is {losses[step]} at step {step} of the refit: lower decoder.refit_lr")
+    decoder.cpu()
     return float(np.mean(losses[-max(1, steps // 10) :]))

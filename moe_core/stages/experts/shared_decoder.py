@@ -82,5 +82,6 @@ def refit_on_posts(context: Context, decoder: nn.Linear, group: Group, device: s
         context.report({"experts": number + 1})
     threads.use(threads.TRAINING * FIT_BATCH * decoder.weight.numel())  # many hashtags are more work than the networks
     refitting = study.decoder
-    loss = refit(decoder, features_ND, posts, refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed)
+    how = refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed
+    loss = refit(decoder, features_ND, posts, *how, device=device)
     return {"loss": round(loss, 4)}

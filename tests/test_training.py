@@ -1,13 +1,18 @@
+import threading
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from helpers.processes import until
 from moe_core.errors import NotFinite
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
 from moe_core.training import loop
 from moe_core.training.batches import ahead, augment, batches, moved, normalize
-from moe_core.training.checkpoint import load_checkpoint
+from moe_core.training.checkpoint import COST, Checkpoints, load_checkpoint
 from moe_core.training.loop import learning_rate, steps_of, train
 from moe_core.training.losses import hashtag_loss
 from moe_core.training.order import moves_of, resampled, rows_of_steps, shuffled
@@ -298,7 +303,8 @@ def test_a_fixed_decoder_stays_and_the_rest_moves():
 
 
 @pytest.mark.parametrize(("stop_after", "accumulate"), [(10, 1), (20, 1), (30, 1), (20, 2)])
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after, accumulate):
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after, accumulate, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "is_due", True)
     training = Training(epochs=5 * accumulate, batch_size=8, checkpoint_seconds=1e-9, accumulate=accumulate)
     whole = build(TINY, 4, seed=0)
     list(train(whole, random_posts(), training))
@@ -347,7 +353,8 @@ def test_held_stages_stay_as_they_were_and_the_others_learn():
     assert changed == {"layer2", "conv_embed", "bn_embed", "fc"}
 
 
-def test_a_resumed_run_with_held_stages_ends_in_the_same_bits(tmp_path):
+def test_a_resumed_run_with_held_stages_ends_in_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "is_due", True)
     training = Training(epochs=5, batch_size=8, checkpoint_seconds=1e-9)
     whole, part, resumed = (build(TINY, 4, seed=0) for _ in range(3))
     for model in (whole, part, resumed):
@@ -362,6 +369,53 @@ def test_a_resumed_run_with_held_stages_ends_in_the_same_bits(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_spends_no_more_than_a_fiftieth_on_them(
+    tmp_path, monkeypatch
+):
+    """Each takes a second by this clock, in which two measurements are made; the state is that of its step."""
+    now, begun, written = [0.0], threading.Event(), threading.Event()
+    model, file = build(TINY, 4, seed=0), tmp_path / "checkpoint.safetensors"
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def save(path, state, about):
+        begun.set()
+        assert written.wait(30)
+        now[0] += 1
+        save_weights(path, state, about)
+
+    monkeypatch.setattr("moe_core.training.checkpoint.save_weights", save)
+    monkeypatch.setattr("moe_core.training.checkpoint.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Checkpoints(file, 10) as checkpoints:
+        now[0] = 10
+        assert checkpoints.is_due
+        wanted = model.conv1.weight.detach().clone()
+        checkpoints.save(model, optimizer, 3, 9)
+        assert begun.wait(30)
+        with torch.no_grad():
+            model.conv1.weight.zero_()  # as training changes it meanwhile
+        now[0] = 100
+        assert not checkpoints.is_due
+        written.set()
+        until(file.exists)
+        took = now[0] - 10
+        assert torch.equal(load_weights(file)[0]["model.conv1.weight"], wanted)
+        now[0] = 10 + COST * took - 1
+        time.sleep(0.1)
+        assert not checkpoints.is_due
+        now[0] += 1
+        until(lambda: checkpoints.is_due)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_with_the_reason(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("moe_core.training.checkpoint.save_weights", full)
+    training = Training(epochs=5, batch_size=8, checkpoint_seconds=1e-9)
+    with pytest.raises(OSError, match="No space left"):
+        list(train(build(TINY, 4, seed=0), random_posts(), training, checkpoint=tmp_path / "c"))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

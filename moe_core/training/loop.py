@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from moe_core.errors import NotFinite, TooFewPosts
 from moe_core.models.resnet import ResNet
 from moe_core.training.batches import batches, normalize
-from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
+from moe_core.training.checkpoint import Checkpoints, load_checkpoint
 from moe_core.training.losses import hashtag_loss
 from moe_core.training.posts import Posts
 
@@ -98,45 +98,43 @@ def train(
     if device.startswith("cuda"):
         posts = posts.on_device(None if training.device_mib == "auto" else training.device_mib << 20, device)
     network = _together(model, device) if ranks > 1 else model
-    saved_at = time.monotonic()
     bfloat16 = uses_bfloat16(training.precision, device)
     readings = _Readings(device, start, stop, ranks)
 
-    parts = (start * accumulate, stop * accumulate)
-    for batch in batches(posts, training, *parts, threads=READERS, rank=rank, ranks=ranks, device=device):
-        step, part = divmod(batch.step, accumulate)
-        x_BCHW = normalize(batch.images_BCHW)
-        if part == 0:
-            lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad(set_to_none=True)
-        apart = part < accumulate - 1  # gradients of other ranks join in with the last part
-        with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
-            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
-                logits_BV = network(x_BCHW)
-            loss = hashtag_loss(logits_BV.float(), batch.tags_BM, training.loss) / accumulate
-            loss.backward()
-        readings.add(step, part, loss.detach())
-        if apart:
-            continue
-        optimizer.step()
+    with Checkpoints(checkpoint if rank == 0 else None, training.checkpoint_seconds) as checkpoints:
+        parts = (start * accumulate, stop * accumulate)
+        for batch in batches(posts, training, *parts, threads=READERS, rank=rank, ranks=ranks, device=device):
+            step, part = divmod(batch.step, accumulate)
+            x_BCHW = normalize(batch.images_BCHW)
+            if part == 0:
+                lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.zero_grad(set_to_none=True)
+            apart = part < accumulate - 1  # gradients of other ranks join in with the last part
+            with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
+                with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
+                    logits_BV = network(x_BCHW)
+                loss = hashtag_loss(logits_BV.float(), batch.tags_BM, training.loss) / accumulate
+                loss.backward()
+            readings.add(step, part, loss.detach())
+            if apart:
+                continue
+            optimizer.step()
 
-        done = step + 1
-        if done == readings.next:
-            first, losses, seconds = readings.read()
-            _check_finite(losses, model, first, steps, lr)
-            speed = (done - first) * images_a_step / seconds
-            for begin, end in _measured(first, done):
-                loss_mean = sum(losses[begin - first : end - first]) / (end - begin)
-                its_lr = learning_rate(training.schedule, training.lr, training.warmup, end - 1, steps)
-                yield Measurement(end, steps, loss_mean, its_lr, speed, end * images_a_step)
-            readings.restart()
-            due = done < stop and time.monotonic() - saved_at >= training.checkpoint_seconds
-            if checkpoint and rank == 0 and (due or done == until):
-                save_checkpoint(checkpoint, model, optimizer, done, steps)
-                saved_at = time.monotonic()
+            done = step + 1
+            if done == readings.next:
+                first, losses, seconds = readings.read()
+                _check_finite(losses, model, first, steps, lr)
+                speed = (done - first) * images_a_step / seconds
+                for begin, end in _measured(first, done):
+                    loss_mean = sum(losses[begin - first : end - first]) / (end - begin)
+                    its_lr = learning_rate(training.schedule, training.lr, training.warmup, end - 1, steps)
+                    yield Measurement(end, steps, loss_mean, its_lr, speed, end * images_a_step)
                 readings.restart()
+                if done == until or (done < stop and checkpoints.is_due):
+                    checkpoints.save(model, optimizer, done, steps)
+                    readings.restart()
     model.fc.requires_grad_(True)
 
 

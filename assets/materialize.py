@@ -15,7 +15,7 @@ from assets.showing import about, curves, origin
 from assets.study import OWNERS, experts, key_of, root, shards, study
 from moe_core.engine.build import build
 from moe_core.engine.context import Context, Report
-from moe_core.errors import HardmoeError
+from moe_core.errors import HardmoeError, device_error
 from moe_core.failpoints import failpoint
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
@@ -62,8 +62,11 @@ def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
             around = getattr(context.resources, KEY).around(stage) if stage.uses_gpu else nullcontext
             built = build(work, name, key, force=config.force, around=around)
             metadata, checks = describe(work, built.artifact, context.instance)
-        except (HardmoeError, OSError) as error:
-            raise dg.Failure(" ".join(str(error).split()), allow_retries=False) from error
+        except (HardmoeError, OSError, RuntimeError) as error:
+            of_device = device_error(error)
+            if of_device is None and not isinstance(error, HardmoeError | OSError):
+                raise
+            raise dg.Failure(" ".join(str(of_device or error).split()), allow_retries=False) from error
     if any(not check.passed and check.severity == dg.AssetCheckSeverity.ERROR for check in checks):
         work.store.remove(built.artifact)
     metadata |= {"reused": dg.MetadataValue.bool(built.reused)}

@@ -4,6 +4,8 @@ The command line prints a HardmoeError in one line: what was wanted, what came, 
 shows its traceback. All are ValueErrors too, as a notebook expects of bad input.
 """
 
+import sys
+
 
 class HardmoeError(ValueError):
     """What a user can mend: its text says how."""
@@ -53,5 +55,17 @@ class TooFewPosts(HardmoeError):
     """There are not enough posts for what the settings ask."""
 
 
+class DeviceFailed(HardmoeError):
+    """A GPU gave an error, or has not the memory that was wanted."""
+
+
 class TrainingFailed(HardmoeError):
     """A process that trains ended before it was done."""
+
+
+def device_error(error: Exception) -> DeviceFailed | None:
+    """What an error that torch raised for a GPU says to a user; None for any other."""
+    torch = sys.modules.get("torch")  # without which there is none
+    if torch and isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+        return DeviceFailed(str(error).strip().splitlines()[0])
+    return None

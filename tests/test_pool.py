@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
-from pipelines.run.pools.local import LocalPool
+from pipelines.run.pools.local import LocalPool, Worker
 from pipelines.run.task import Task, TaskResult
 
 VOCABULARY, TRUNK = Task("vocabulary", None), Task("trunk", None)
@@ -152,3 +153,13 @@ def test_tasks_run_beside_each_other_up_to_the_capacity(prepared, pool, submit):
     worker_of(prepared, trunk)
     assert submit(pool, VOCABULARY).result(60) == TaskResult(reused=True)
     assert not trunk.done()
+
+
+def test_a_worker_that_takes_no_other_task_is_replaced(pool, submit, monkeypatch):
+    """As one whose GPU failed: its answer counts."""
+    answer = Worker.answer
+    monkeypatch.setattr(Worker, "answer", lambda worker: replace(answer(worker), last=True))
+    assert submit(pool, VOCABULARY).result(60) == TaskResult(reused=True)
+    assert submit(pool, VOCABULARY).result(60) == TaskResult(reused=True)
+    last, first = workers()[:2]
+    assert last != first

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_core.errors import NotFinite, TooFewPosts
+from moe_core.errors import DeviceFailed, NotFinite, TooFewPosts
 from moe_core.models.resnet import ResNet
 from moe_core.training.batches import batches, normalize
 from moe_core.training.checkpoint import Checkpoints, load_checkpoint
@@ -101,7 +101,10 @@ def train(
     bfloat16 = uses_bfloat16(training.precision, device)
     readings = _Readings(device, start, stop, ranks)
 
-    with Checkpoints(checkpoint if rank == 0 else None, training.checkpoint_seconds) as checkpoints:
+    with (
+        _memory_explained(device, images_a_step // ranks // accumulate),
+        Checkpoints(checkpoint if rank == 0 else None, training.checkpoint_seconds) as checkpoints,
+    ):
         parts = (start * accumulate, stop * accumulate)
         for batch in batches(posts, training, *parts, threads=READERS, rank=rank, ranks=ranks, device=device):
             step, part = divmod(batch.step, accumulate)
@@ -136,6 +139,19 @@ def train(
                     checkpoints.save(model, optimizer, done, steps)
                     readings.restart()
     model.fc.requires_grad_(True)
+
+
+@contextmanager
+def _memory_explained(device: str, batch: int) -> Iterator[None]:
+    """Raises DeviceFailed, which says what was free before, where the memory of the device does not suffice."""
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else 0
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceFailed(
+            f"{device} has no memory for a batch of {batch} images: {free / 2**30:.1f} GiB were free before. Lower "
+            "batch_size (and raise accumulate, which keeps the step), or device_mib"
+        ) from error
 
 
 class _Readings:

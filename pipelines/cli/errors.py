@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from moe_core.errors import HardmoeError
+from moe_core.errors import HardmoeError, device_error
 from moe_core.text import shown
 from pipelines.run.interrupts import SIGNALS, handled
 from pipelines.terminal import echo
@@ -50,6 +50,7 @@ def _message(error: Exception) -> str | None:
     """One line for what a user can mend; None for a bug."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, and one is wanted there: move it away"
+    error = device_error(error) or error
     if isinstance(error, HardmoeError | OSError):  # OSError: a disk is full, a permission is missing ...
         return " ".join(str(error).split())
     if type(error).__module__.startswith("sqlalchemy"):

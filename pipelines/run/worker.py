@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -78,11 +79,23 @@ def _answer(tasks: Connection, sharers: int) -> None:
                     answer = TaskResult(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
                 sys.stdout.flush()
                 sys.stderr.flush()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # another worker may need it more
+            if not _gpu_is_released():
+                tasks.send(replace(answer, last=True))
+                return
             tasks.send(answer)
     finally:
         _end()  # nobody else would answer
+
+
+def _gpu_is_released() -> bool:
+    """Gives back memory that another worker may need more; False after an error that a process has for good."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _instance() -> dg.DagsterInstance:

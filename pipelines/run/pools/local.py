@@ -71,7 +71,7 @@ class LocalPool:
         with self._lock:
             self._busy.remove(worker)
             closed = self._closed
-            if not (worn := worker.is_worn or closed or result.inputs_changed):
+            if not (worn := worker.is_worn or closed or result.inputs_changed or result.last):
                 self._idle.append(worker)
         if worn:
             worker.stop()

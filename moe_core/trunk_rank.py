@@ -8,11 +8,12 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from moe_core.errors import HardmoeError
+from moe_core.errors import HardmoeError, device_error
 from moe_core.processes import obey_parent
 from moe_core.settings import Study
 from moe_core.stages.training.device import device_and_threads
@@ -21,6 +22,8 @@ from moe_core.stages.trunk.trunk import trunk_start
 from moe_core.training.loop import train
 from moe_core.weights import save_weights
 from moe_core.workspace import open_study
+
+TIMEOUT = timedelta(minutes=10)  # for the others to come to the same step
 
 
 def _rank() -> None:
@@ -31,7 +34,14 @@ def _rank() -> None:
     if job["cuda"]:
         torch.cuda.set_device(device)
     store = torch.distributed.FileStore(job["meeting"], ranks)  # a file:// address would end at a "#" or "?"
-    torch.distributed.init_process_group("nccl" if job["cuda"] else "gloo", store=store, rank=rank, world_size=ranks)
+    torch.distributed.init_process_group(
+        "nccl" if job["cuda"] else "gloo",
+        store=store,
+        rank=rank,
+        world_size=ranks,
+        timeout=TIMEOUT,
+        device_id=torch.device(device) if job["cuda"] else None,
+    )
     context = open_study(Study.model_validate(job["study"]), Path(job["root"]))
     device_and_threads(context.study, parallel=False)
     model, posts = trunk_start(context)
@@ -55,6 +65,7 @@ if __name__ == "__main__":
         code = 0
     except Exception as error:
         traceback.print_exc()
+        error = device_error(error) or error
         if isinstance(error, HardmoeError):
             print(error, file=sys.stderr)  # the line that the stage reports
     sys.stdout.flush()

@@ -16,7 +16,7 @@ from moe_core.training.checkpoint import COST, Checkpoints, load_checkpoint
 from moe_core.training.loop import learning_rate, steps_of, train
 from moe_core.training.losses import hashtag_loss
 from moe_core.training.order import moves_of, resampled, rows_of_steps, shuffled
-from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts
+from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts, bytes_for_posts
 from moe_core.weights import load_weights, save_weights
 
 NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))
@@ -131,6 +131,11 @@ def test_batches_of_posts_on_a_device_are_the_same():
             assert same(made, all_of(training, rank=rank, ranks=2)), more
 
 
+def test_no_steps_are_no_batches():
+    for posts in (random_posts(), random_posts().on_device(1 << 20, "cpu")):
+        assert list(batches(posts, Training(batch_size=8), 3, 3)) == []
+
+
 def test_posts_that_do_not_fit_on_the_device_stay_where_they_are():
     posts = random_posts()
     assert posts.on_device(64 * 8 * 8 * 3 - 1, "cpu") is posts
@@ -140,7 +145,9 @@ def test_half_of_what_is_free_on_a_device_is_for_the_posts(monkeypatch):
     posts = random_posts()
     for free, fits in ((2 * 64 * 8 * 8 * 3, True), (2 * 64 * 8 * 8 * 3 - 1, False)):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, 1 << 40))
-        assert (posts.on_device(None, "cpu") is posts) != fits
+        assert (posts.on_device(bytes_for_posts("auto", "cuda"), "cpu") is posts) != fits
+    assert bytes_for_posts(3, "cuda:1") == 3 << 20
+    assert bytes_for_posts("auto", "cpu") == 0
 
 
 def test_where_another_process_takes_the_memory_the_posts_stay_where_they_are(monkeypatch):

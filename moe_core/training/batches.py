@@ -62,6 +62,8 @@ def batches(
     The result is the same for any number of threads, and wherever the posts are.
     """
     order = Order(posts, training, rank, ranks)
+    if first >= last:
+        return
     if isinstance(posts.images, ImagesOnDevice):
         yield from _gathered(posts, posts.images.images_NHWC, order, range(first, last))
         return

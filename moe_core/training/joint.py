@@ -32,7 +32,7 @@ from moe_core.models.resnet import ResNet
 from moe_core.store.files import fsync
 from moe_core.store.locks import exclusive
 from moe_core.training.loop import Measurement, steps_of, train
-from moe_core.training.posts import Posts
+from moe_core.training.posts import ImagesOnDevice, Posts, bytes_for_posts
 from moe_core.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def take_part(joint: Joint, device: str = "cpu") -> Iterator[Trained | None]:
     if not any(joint.folder.glob("decoder-????.safetensors")):
         start = joint.network(next(iter(joint.posts))).fc
         _save_decoder(joint.decoder_file(0), start.state_dict(), {n: torch.zeros(()) for n in NAMES})
+    room, kept = bytes_for_posts(joint.training.device_mib, device), dict[str, Posts]()
     largest_first = sorted(joint.posts, key=lambda key: -len(joint.posts[key]))
     while (number := joint.rounds_done()) < joint.decoder.rounds:
         left = [key for key in largest_first if not joint.expert_file(number, key).exists()]
@@ -99,7 +100,11 @@ def take_part(joint: Joint, device: str = "cpu") -> Iterator[Trained | None]:
             try:
                 with exclusive(joint.folder / f".lock-{key}", wait=False):
                     if joint.rounds_done() == number and not joint.expert_file(number, key).exists():
-                        for measurement in _train_round(joint, number, key, device):
+                        if key not in kept:  # its images stay on the device for the rounds to come
+                            kept[key] = joint.posts[key].on_device(room, device)
+                            images = kept[key].images
+                            room -= images.nbytes if isinstance(images, ImagesOnDevice) else 0
+                        for measurement in _train_round(joint, number, key, kept[key], device):
                             yield Trained(key, number, measurement)
                 break
             except LockHeld:
@@ -145,7 +150,7 @@ def outer_step(
     return moved, faster
 
 
-def _train_round(joint: Joint, number: int, key: str, device: str) -> Iterator[Measurement]:
+def _train_round(joint: Joint, number: int, key: str, posts: Posts, device: str) -> Iterator[Measurement]:
     """Trains an expert from the end of the last round to the end of this one. The caller holds its lock."""
     whole, begun = joint.expert_file(number, key), joint.folder / f"{number:04d}.{key}.open.safetensors"
     if number > 0 and not begun.exists():
@@ -154,7 +159,7 @@ def _train_round(joint: Joint, number: int, key: str, device: str) -> Iterator[M
         save_weights(begun, state | {f"model.fc.{name}": decoder[name] for name in NAMES}, about)
     yield from train(
         joint.network(key),
-        joint.posts[key],
+        posts,
         joint.training,
         train_decoder=number < joint.decoder.rounds - joint.decoder.settle_rounds,
         until=joint.last_step(number, key),

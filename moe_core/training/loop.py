@@ -22,7 +22,7 @@ from moe_core.models.resnet import ResNet
 from moe_core.training.batches import batches, normalize
 from moe_core.training.checkpoint import Checkpoints, load_checkpoint
 from moe_core.training.losses import hashtag_loss
-from moe_core.training.posts import Posts
+from moe_core.training.posts import Posts, bytes_for_posts
 
 if TYPE_CHECKING:
     from moe_core.settings import Training
@@ -95,8 +95,7 @@ def train(
     images_a_step = min(training.batch_size, len(posts) // ranks) * ranks * accumulate
     stop = steps if until is None else min(until, steps)
     start = load_checkpoint(checkpoint, model, optimizer, steps) if checkpoint else 0
-    if device.startswith("cuda"):
-        posts = posts.on_device(None if training.device_mib == "auto" else training.device_mib << 20, device)
+    posts = posts.on_device(bytes_for_posts(training.device_mib, device), device)
     network = _together(model, device) if ranks > 1 else model
     bfloat16 = uses_bfloat16(training.precision, device)
     readings = _Readings(device, start, stop, ranks)

@@ -56,7 +56,10 @@ class Order:
         own = slice(self.rank * self.size, (self.rank + 1) * self.size)
         rows_SB = rows_of_steps(self.count, self.size * self.ranks, self.training.seed, steps, own)
         rows_SB = rows_SB if self.places_M is None else self.places_M[rows_SB]
-        return Draws(rows_SB, *moves_of(rows_SB.shape, self.training, number * self.ranks + self.rank))
+        # one process that accumulates as many batches as there are ranks draws the same
+        parts = [moves_of(rows_SB.shape, self.training, number * self.ranks + part) for part in range(self.ranks)]
+        flips, corners = (np.concatenate(each)[self.rank :: self.ranks] for each in zip(*parts, strict=True))
+        return Draws(rows_SB, flips, corners)
 
 
 def moves_of(shape: tuple[int, ...], training: Training, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -57,11 +57,22 @@ class ImagesOnDevice:
     def __len__(self) -> int:
         return len(self.images_NHWC)
 
+    @property
+    def nbytes(self) -> int:
+        return self.images_NHWC.nbytes
+
     def read(self, rows_B: np.ndarray) -> np.ndarray:
         return self.images_NHWC[torch.from_numpy(rows_B).to(self.images_NHWC.device)].cpu().numpy()
 
     def subset(self, rows_N: np.ndarray) -> ImagesOnDevice:
         return ImagesOnDevice(self.images_NHWC[torch.from_numpy(rows_N).to(self.images_NHWC.device)])
+
+
+def bytes_for_posts(mib: int | Literal["auto"], device: str) -> int:
+    """Bytes of images that may stay on a device, by `device_mib`: "auto" is half of what is free there."""
+    if not device.startswith("cuda"):
+        return 0
+    return torch.cuda.mem_get_info(device)[0] // 2 if mib == "auto" else mib << 20
 
 
 @dataclass(frozen=True)
@@ -116,14 +127,15 @@ class Posts:
         """These posts with all images read."""
         return Posts(ImagesInMemory(self.images.read(np.arange(len(self)))), self.tags_T, self.starts_N1)
 
-    def on_device(self, most_bytes: int | None, device: str) -> Posts:
+    def on_device(self, most_bytes: int, device: str) -> Posts:
         """These posts with all images on the device if they fit into `most_bytes`, else unchanged.
 
-        None: into half of what is free there. Unchanged, too, where another process takes that meanwhile.
+        Unchanged, too, where another process takes the memory meanwhile.
         """
+        if isinstance(self.images, ImagesOnDevice) or not most_bytes:
+            return self
         pixels = self.images.read(np.zeros(1, np.int64))
-        most_bytes = torch.cuda.mem_get_info(device)[0] // 2 if most_bytes is None else most_bytes
-        if isinstance(self.images, ImagesOnDevice) or pixels.nbytes * len(self) > most_bytes:
+        if pixels.nbytes * len(self) > most_bytes:
             return self
         try:
             images_NHWC = torch.empty((len(self), *pixels.shape[1:]), dtype=torch.uint8, device=device)

@@ -12,8 +12,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from moe_core.devices import gpu_names
 from moe_core.engine.context import Context
-from moe_core.engine.gpus import all_gpus, free_gpu, gpu_names, one_gpu
+from moe_core.engine.gpus import all_gpus, free_gpu, one_gpu
 from moe_core.engine.stage import Stage
 
 KEY = "gpus"  # of the resource

@@ -8,7 +8,7 @@ import torch
 
 from moe_core import threads
 from moe_core.clustering import faiss_build
-from moe_core.engine.gpus import gpu_names
+from moe_core.devices import gpu_names
 from moe_core.errors import MissingLibrary
 from moe_core.training.loop import uses_bfloat16
 

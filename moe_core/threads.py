@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from moe_core.devices import gpu_names
 from moe_core.errors import BadSetting
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # how threads wait
@@ -92,7 +93,8 @@ def threads_for(parallel: bool, experts: int) -> int:
     """
     if chosen := whole_number("HARDMOE_THREADS") or whole_number(SHARE):
         return chosen
-    return max(1, cores() // min(max(experts, 2), cores())) if parallel else cores()
+    at_once = len(gpu_names()) or min(max(experts, 2), cores())  # a GPU computes one at a time
+    return max(1, cores() // at_once) if parallel else cores()
 
 
 def workers_for(experts: int) -> int:

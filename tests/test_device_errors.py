@@ -59,11 +59,11 @@ def broken():
 
 torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, broken
 worker.materialize = lambda *_: TaskResult("CUDA error: an illegal memory access was encountered")
-worker._end = worker._instance = lambda: None
+worker.end = worker.open_instance = lambda: None
 ours, theirs = multiprocessing.Pipe()
 for _ in range(2):
     ours.send((Task("trunk", None), "run", Path(sys.argv[1]) / "log", study()))
-worker._answer(theirs, 1)
+worker.answer_all(theirs, 1)
 answer = ours.recv()
 (Path(sys.argv[1]) / "answer").write_text(json.dumps([answer.error, answer.last, answer.died, ours.poll()]))
 """

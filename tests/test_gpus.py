@@ -8,13 +8,16 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from assets.gpu import Gpus
 from helpers.with_controls import small_study
+from moe_core import devices, threads
+from moe_core.devices import gpu_names
 from moe_core.engine.build import build
-from moe_core.engine.gpus import all_gpus, free_gpu, gpu_names, one_gpu
+from moe_core.engine.gpus import all_gpus, free_gpu, one_gpu
 from moe_core.engine.stage import Graph, Stage
 from moe_core.recipes import demo
 from moe_core.settings import TrunkSetup
@@ -212,3 +215,31 @@ def test_a_trunk_in_ranks_and_a_generation_want_every_gpu():
     assert GRAPH["joint_experts"].all_gpus(demo())
     assert not GRAPH["trunk"].all_gpus(demo())
     assert GRAPH["trunk"].all_gpus(demo().model_copy(update={"trunk_setup": TrunkSetup(ranks=2)}))
+
+
+@pytest.mark.parametrize(("answers", "count"), [((0, 0), 2), ((1, 0), 0), ((0, 1), 0)])
+def test_where_the_driver_lists_no_gpus_it_is_asked(monkeypatch, answers, count):
+    """As under WSL2 and gVisor."""
+
+    def count_into(place):
+        place._obj.value = 2
+        return answers[1]
+
+    nvml = SimpleNamespace(nvmlInit_v2=lambda: answers[0], nvmlDeviceGetCount_v2=count_into, nvmlShutdown=lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: nvml)
+    devices.driver_gpus.cache_clear()
+    try:
+        assert len(gpu_names()) == count
+    finally:
+        devices.driver_gpus.cache_clear()
+
+
+def test_decoding_has_the_cores_that_trainings_at_once_leave(monkeypatch):
+    monkeypatch.setattr("moe_core.threads.cores", lambda: 16)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert threads.threads_for(parallel=True, experts=16) == 16
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert threads.threads_for(parallel=True, experts=16) == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert threads.threads_for(parallel=True, experts=16) == 1

@@ -78,7 +78,7 @@ def bandwidths() -> dict[str, float]:
 
 def machine(results: Results) -> None:
     """What the measurements ran on."""
-    from moe_core.engine.gpus import gpu_names
+    from moe_core.devices import gpu_names
 
     properties = torch.cuda.get_device_properties(0) if CUDA else None
     results.record(

@@ -12,26 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import takewhile
 from pathlib import Path
 
 from moe_core.errors import BadSetting, LockHeld
 from moe_core.store.locks import exclusive
 
-NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
 WAIT_SECONDS = 0.2  # between attempts
 Waits = Callable[[str], None]
-
-
-def gpu_names() -> list[str]:
-    """The GPUs that this process may use, by the names it knows them by, without loading torch.
-
-    Where CUDA_VISIBLE_DEVICES is set, its entries, as CUDA reads them: up to the first that names no GPU.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
-    return list(takewhile(NAME.fullmatch, (part.strip() for part in visible.split(","))))
 
 
 @contextmanager

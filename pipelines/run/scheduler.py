@@ -21,9 +21,9 @@ from dagster._core.utils import make_new_run_id
 from assets.record import Recorder
 from assets.runs import end_run
 from assets.study import project_keys
+from moe_core.devices import gpu_names
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
-from moe_core.engine.gpus import gpu_names
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy

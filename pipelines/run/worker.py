@@ -50,14 +50,14 @@ def work(tasks: Connection, heartbeat: Connection, sharers: int) -> None:
     send_heartbeat(heartbeat.fileno())
     die_with_parent()  # the fork server
     leave_signals_to_parent()
-    threading.Thread(target=_answer, args=(tasks, sharers), daemon=True).start()
+    threading.Thread(target=answer_all, args=(tasks, sharers), daemon=True).start()
     watch = select.poll()
     watch.register(tasks.fileno(), 0)  # hang-ups are always told
     watch.poll()
-    _end()
+    end()
 
 
-def _answer(tasks: Connection, sharers: int) -> None:
+def answer_all(tasks: Connection, sharers: int) -> None:
     threads = torch.get_num_threads()
     instance = None
     try:
@@ -72,7 +72,7 @@ def _answer(tasks: Connection, sharers: int) -> None:
                 os.dup2(file.fileno(), 2)
                 torch.set_num_threads(threads)  # as in a process where nothing has run
                 try:
-                    instance = instance or _instance()
+                    instance = instance or open_instance()
                     answer = materialize(task, run_id, instance, sharers)
                 except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
                     traceback.print_exc()
@@ -84,7 +84,7 @@ def _answer(tasks: Connection, sharers: int) -> None:
                 return
             tasks.send(answer)
     finally:
-        _end()  # nobody else would answer
+        end()  # nobody else would answer
 
 
 def _gpu_is_released() -> bool:
@@ -98,7 +98,7 @@ def _gpu_is_released() -> bool:
     return True
 
 
-def _instance() -> dg.DagsterInstance:
+def open_instance() -> dg.DagsterInstance:
     """Dagster's instance, which leaves what a step prints in the log of its run.
 
     Its own manager copies that to a file in its storage and, by two processes a step, back to the log; a kill between
@@ -110,7 +110,7 @@ def _instance() -> dg.DagsterInstance:
     return instance
 
 
-def _end() -> None:
+def end() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from pkgutil import resolve_name
 
-from moe_core.engine.gpus import gpu_names
+from moe_core.devices import gpu_names
 from moe_core.processes import CHECK_SECONDS, Heartbeat, exit_reason, own_modules_first
 from moe_core.settings import Study
 from pipelines.run.interrupts import handled

@@ -188,6 +188,9 @@ class Training(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it."
     )
+    deterministic: bool = Field(
+        False, description="GPU: the same bits from the same start; slower. A CPU has them anyway, see docs/gpu.md."
+    )
     device_mib: Annotated[int, Field(ge=0, lt=2**31)] | Literal["auto"] = Field(
         "auto", description="GPU: images that fit into this many MiB stay on it; auto: half of what is free; 0: none."
     )

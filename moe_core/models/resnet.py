@@ -69,13 +69,15 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution whose stride is taken before it.
+    """A 1x1 convolution whose stride is taken before it on a CPU.
 
     The same answer; but where oneDNN (torch 2.13) takes the stride itself, its bfloat16 gradient of the weights writes
     beyond a buffer of its own when the images do not divide among the threads, and the process dies, sooner or later.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        if x_BCHW.is_cuda:
+            return super().forward(x_BCHW)
         down, across = self.stride
         return F.conv2d(x_BCHW[:, :, ::down, ::across], self.weight, self.bias)
 

@@ -188,6 +188,9 @@ class Training(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it."
     )
+    capture: bool = Field(
+        False, description="GPU: each step is one CUDA graph, for small networks; not with accumulate or ranks."
+    )
     deterministic: bool = Field(
         False, description="GPU: the same bits from the same start; slower. A CPU has them anyway, see docs/gpu.md."
     )
@@ -198,8 +201,9 @@ class Training(Strict):
     seed: Seed = Field(0, description="Seed of weights, batch order and augmentation.")
 
     def counted(self) -> dict[str, Any]:
-        """The settings that change the weights: not how often it can be resumed, nor where its images lie."""
-        return self.model_dump(exclude={"checkpoint_seconds", "device_mib"})
+        """The settings that change the weights: not how often it can be resumed, where its images lie, or how its steps
+        are launched."""
+        return self.model_dump(exclude={"checkpoint_seconds", "device_mib", "capture"})
 
 
 class TrunkSetup(Strict):

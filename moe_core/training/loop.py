@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from moe_core.errors import DeviceFailed, NotFinite, TooFewPosts
 from moe_core.models.resnet import ResNet
 from moe_core.training.batches import batches, normalize
+from moe_core.training.captured import CapturedStep
 from moe_core.training.checkpoint import Checkpoints, load_checkpoint
 from moe_core.training.losses import hashtag_loss
 from moe_core.training.posts import Posts, bytes_for_posts
@@ -101,6 +102,27 @@ def train(
     bfloat16 = uses_bfloat16(training.precision, device)
     readings = _Readings(device, start, stop, ranks)
 
+    captured = device.startswith("cuda") and training.capture and ranks == accumulate == 1
+    if captured:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=device)  # which the graph reads
+
+    def take(images_BCHW: Tensor, tags_BM: Tensor, part: int = 0) -> Tensor:
+        """The loss of a part of a step; the last part ends the step."""
+        if part == 0:
+            optimizer.zero_grad(set_to_none=True)
+        apart = part < accumulate - 1  # gradients of other ranks join in with the last part
+        with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
+            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16, cache_enabled=not captured):
+                logits_BV = network(normalize(images_BCHW))
+            loss = hashtag_loss(logits_BV.float(), tags_BM, training.loss) / accumulate
+            loss.backward()
+        if not apart:
+            optimizer.step()
+        return loss.detach()
+
+    captured_step = CapturedStep(take) if captured else None
+
     with (
         _algorithms(device, training.deterministic),
         _memory_explained(device, images_a_step // ranks // accumulate),
@@ -109,22 +131,16 @@ def train(
         parts = (start * accumulate, stop * accumulate)
         for batch in batches(posts, training, *parts, threads=READERS, rank=rank, ranks=ranks, device=device):
             step, part = divmod(batch.step, accumulate)
-            x_BCHW = normalize(batch.images_BCHW)
             if part == 0:
                 lr = learning_rate(training.schedule, training.lr, training.warmup, step, steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.zero_grad(set_to_none=True)
-            apart = part < accumulate - 1  # gradients of other ranks join in with the last part
-            with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
-                with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
-                    logits_BV = network(x_BCHW)
-                loss = hashtag_loss(logits_BV.float(), batch.tags_BM, training.loss) / accumulate
-                loss.backward()
-            readings.add(step, part, loss.detach())
-            if apart:
+                _set_rate(optimizer, lr)
+            if captured_step:
+                loss = captured_step(batch.images_BCHW, batch.tags_BM)
+            else:
+                loss = take(batch.images_BCHW, batch.tags_BM, part)
+            readings.add(step, part, loss)
+            if part < accumulate - 1:
                 continue
-            optimizer.step()
 
             done = step + 1
             if done == readings.next:
@@ -151,7 +167,9 @@ def _algorithms(device: str, deterministic: bool) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS wants for it, before its first product
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # which cuBLAS wants for it, before its first product
     cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
     try:
@@ -244,6 +262,14 @@ def uses_bfloat16(precision: str, device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _set_rate(optimizer: torch.optim.SGD, lr: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def _optimizer(model: nn.Module, training: Training) -> torch.optim.SGD:

@@ -24,7 +24,7 @@ part() { # name, seconds, arguments of python3
     echo "== $name: exit code $?, $((SECONDS - began)) s"
 }
 a=${1:-60} b=${2:-150} c=${3:-70} d=${4:-90} e=${5:-90}
-part tests "$a" -m pytest -q -m gpu tests/test_gpu.py -p no:cacheprovider
+part tests "$a" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
 part a "$a" "$here/a_checks.py" "$a"
 part b "$b" "$here/b_step.py" "$b"
 part c "$c" "$here/c_kmeans.py" "$c"

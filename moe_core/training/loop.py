@@ -100,7 +100,7 @@ def train(
     posts = posts.on_device(bytes_for_posts(training.device_mib, device), device)
     network = _together(model, device) if ranks > 1 else model
     bfloat16 = uses_bfloat16(training.precision, device)
-    readings = _Readings(device, start, stop, ranks)
+    readings = Readings(device, start, stop, ranks)
 
     captured = device.startswith("cuda") and training.capture and ranks == accumulate == 1
     if captured:
@@ -192,7 +192,7 @@ def _memory_explained(device: str, batch: int) -> Iterator[None]:
         ) from error
 
 
-class _Readings:
+class Readings:
     """Losses of the steps since the last reading, which lie on the device until the next one."""
 
     def __init__(self, device: str, start: int, stop: int, ranks: int) -> None:

@@ -78,6 +78,19 @@ def test_an_empty_cluster_takes_half_of_another_as_in_faiss():
     assert len(np.unique(assign(x, centroids))) == 12
 
 
+def test_a_gate_on_a_device_places_posts_as_on_the_cpu():
+    """cpu:0 is another device by its name."""
+    x = np.random.default_rng(0).normal(0, [1, 5, 20], (500, 3)).astype(np.float32)
+    whitening = whitening_of(x)
+    centroids_KP, _ = fit_kmeans(whitening.apply(x), 7, 10, 1, seed=0)
+    gate = Gate(whitening, centroids_KP, np.arange(7) // 2)
+    for here, there in zip(gate.nearest(x), gate.nearest(x, "cpu:0"), strict=True):
+        assert here == pytest.approx(there, abs=1e-5)
+    assert np.array_equal(
+        assign(whitening.apply(x), centroids_KP, device="cpu:0"), assign(whitening.apply(x), centroids_KP)
+    )
+
+
 def test_the_nearest_centroid_of_each_post_whatever_the_chunk():
     x = np.array([[0, 1], [1, 0], [1, 1]], np.float32)  # the last is as near to both
     assert assign(x, np.eye(2, dtype=np.float32), chunk=2).tolist() == [1, 0, 0]

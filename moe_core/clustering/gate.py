@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.clustering.product import product
 from moe_core.clustering.whitening import Whitening
 from moe_core.errors import CorruptArtifact
 from moe_core.weights import load_weights, save_weights
@@ -30,12 +31,12 @@ class Gate:
     def experts(self) -> int:
         return int(self.expert_M.max()) + 1
 
-    def distances(self, features_ND: np.ndarray) -> np.ndarray:
+    def distances(self, features_ND: np.ndarray, device: str = "cpu") -> np.ndarray:
         """(N, K) float32: squared distance of each image to the nearest centroid of each expert."""
         out_NK = np.empty((len(features_ND), self.experts), np.float32)
         for first in range(0, len(features_ND), CHUNK):
-            x_NP = self.whitening.apply(features_ND[first : first + CHUNK])
-            squared_NM = np.maximum(2 - 2 * (x_NP @ self.centroids_MP.T), 0)  # of unit vectors
+            x_NP = self.whitening.apply(features_ND[first : first + CHUNK], device)
+            squared_NM = np.maximum(2 - 2 * product(x_NP, self.centroids_MP.T, device), 0)  # of unit vectors
             for expert in range(self.experts):
                 out_NK[first : first + CHUNK, expert] = squared_NM[:, self.expert_M == expert].min(axis=1)
         return out_NK
@@ -44,12 +45,12 @@ class Gate:
         """(N,) int64: the expert of each image; of two equally near the lower number."""
         return self.nearest(features_ND)[0]
 
-    def nearest(self, features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def nearest(self, features_ND: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(expert, squared distance to it, how much farther the next expert is) of each image, (N,) each.
 
         With a single expert the next one is infinitely far.
         """
-        distance_NK = self.distances(features_ND)
+        distance_NK = self.distances(features_ND, device)
         expert_N = distance_NK.argmin(axis=1)
         own_N = distance_NK.min(axis=1)
         if self.experts == 1:

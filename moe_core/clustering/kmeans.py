@@ -8,6 +8,7 @@ import torch
 
 from moe_core.clustering.device_kmeans import best_fit, devices_for
 from moe_core.clustering.faiss_build import import_faiss
+from moe_core.clustering.product import best_device, product
 from moe_core.errors import TooFewPosts
 
 
@@ -78,7 +79,7 @@ def random_rows(posts: int, clusters: int, restarts: int, seed: int) -> list[np.
     return rows
 
 
-def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, chunk: int = 65_536) -> np.ndarray:
+def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, chunk: int = 65_536, device: str | None = None) -> np.ndarray:
     """(N,) int64 in [0, K): the centroid of largest inner product, of two equal ones the lower; both of unit norm."""
     if x_NP.shape[1] != centroids_KP.shape[1]:
         raise ValueError(
@@ -87,7 +88,8 @@ def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, chunk: int = 65_536) -> n
         )
     nearest_N = np.empty(len(x_NP), np.int64)
     for first in range(0, len(x_NP), chunk):  # never N x K numbers at once
-        nearest_N[first : first + chunk] = (x_NP[first : first + chunk] @ centroids_KP.T).argmax(axis=1)
+        inner_BK = product(x_NP[first : first + chunk], centroids_KP.T, device or best_device())
+        nearest_N[first : first + chunk] = inner_BK.argmax(axis=1)
     return nearest_N
 
 

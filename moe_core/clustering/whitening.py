@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_core.clustering.product import product
 from moe_core.errors import NotFinite, TooFewPosts
 
 SMALLEST = 1e-6  # of the largest variance: directions below it are noise that whitening would blow up
@@ -20,14 +21,14 @@ class Whitening:
     mean_D: np.ndarray  # float32
     projection_DP: np.ndarray  # float32
 
-    def apply(self, features_ND: np.ndarray) -> np.ndarray:
+    def apply(self, features_ND: np.ndarray, device: str = "cpu") -> np.ndarray:
         """(N, P) float32 rows of unit norm; a feature equal to the mean stays zero."""
         if features_ND.shape[1] != len(self.mean_D):
             raise ValueError(
                 f"features have width {features_ND.shape[1]}, the partition was fitted on width {len(self.mean_D)}: "
                 "were they made by different trunks?"
             )
-        x_NP = (features_ND - self.mean_D) @ self.projection_DP
+        x_NP = product(features_ND - self.mean_D, self.projection_DP, device)
         x_NP = x_NP / np.maximum(np.linalg.norm(x_NP, axis=1, keepdims=True), 1e-12)
         return x_NP.astype(np.float32, copy=False)
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import assign
+from moe_core.clustering.product import best_device
 from moe_core.clustering.random_partition import random_partition
 from moe_core.clustering.whitening import Whitening, whiten
 from moe_core.data.splits import SPLITS
@@ -64,14 +65,14 @@ def sizes_of(context: Context, posts: PostTable, whitening: Whitening, centroids
     """(M,) int64: training posts of each centroid."""
     sizes_M = np.zeros(len(centroids_MP), np.int64)
     for part_BD, rows_B in reading.trunk_features(context):
-        nearest_B = assign(whitening.apply(part_BD[posts.training_N[rows_B]]), centroids_MP)
+        nearest_B = assign(whitening.apply(part_BD[posts.training_N[rows_B]], best_device()), centroids_MP)
         sizes_M += np.bincount(nearest_B, minlength=len(centroids_MP))
     return sizes_M
 
 
 def placed(context: Context, gate: Gate) -> Placement:
     """Each post at its nearest expert."""
-    found = [gate.nearest(part_BD) for part_BD, _ in reading.trunk_features(context)]
+    found = [gate.nearest(part_BD, best_device()) for part_BD, _ in reading.trunk_features(context)]
     return Placement(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 

@@ -19,8 +19,8 @@ def describe(experts: int) -> tuple[dict[str, str], list[str]]:
     """(what there is by name, what is wrong and how to mend it), for a study of so many experts."""
     problems = [problem] if (problem := faiss_build.conflict()) else []
     try:
-        where = _counted(gpus, "GPU") if (gpus := faiss_build.gpus()) else "the CPU"
-        faiss = f"{' and '.join(faiss_build.installed())}, k-means on {where}"
+        where = "by torch on the GPU" if torch.cuda.is_available() else "on the CPU"
+        faiss = f"{' and '.join(faiss_build.installed())} ({faiss_build.gpus()} GPUs); k-means {where}"
     except MissingLibrary as error:
         faiss = "missing"
         problems.append(str(error))

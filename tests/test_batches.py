@@ -10,6 +10,7 @@ from moe_core.training.batches import ahead, augment, batches, moved
 from moe_core.training.loop import steps_of
 from moe_core.training.order import moves_of, resampled, rows_of_steps, shuffled
 from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts, bytes_for_posts
+from moe_core.training.transfer import one_behind
 
 NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))
 
@@ -225,3 +226,16 @@ def test_images_are_moved_alike_by_copies_and_by_one_gather(side, flip, crop):
     moves = np.concatenate([np.arange(20)[:, None], flips[:, None], corners], 1)
     gathered = moved(torch.from_numpy(images), torch.from_numpy(moves), crop)
     assert np.array_equal(gathered.permute(0, 2, 3, 1).numpy(), wanted)
+
+
+def test_on_a_gpu_the_next_is_begun_before_one_is_waited_for():
+    begun = []
+
+    def items():
+        for number in range(3):
+            begun.append(number)
+            yield number
+
+    assert [(item, len(begun)) for item in one_behind(items(), "cuda:1")] == [(0, 2), (1, 3), (2, 3)]
+    begun.clear()
+    assert [(item, len(begun)) for item in one_behind(items(), "cpu")] == [(0, 1), (1, 2), (2, 3)]

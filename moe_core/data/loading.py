@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +19,9 @@ from moe_core.errors import CorruptArtifact
 from moe_core.store.layout import Layout
 from moe_core.tables.reading import scan_rows, take_rows
 from moe_core.tables.shards import locate
-from moe_core.training.posts import Posts
+from moe_core.training.posts import Change, Posts
 
-DECODED = 8  # images by one thread without a word to others
+DECODED = 8  # images that a thread decodes in one go
 PART = 65_536  # posts whose hashtags are looked up at once
 
 
@@ -48,11 +47,11 @@ class StoredImages:
     def subset(self, rows_N: np.ndarray) -> StoredImages:
         return StoredImages(self.path, self.version, self.offsets_N[rows_N], self.size)
 
-    def read(self, rows_B: np.ndarray) -> np.ndarray:
+    def read(self, rows_B: np.ndarray, change: Change | None = None) -> np.ndarray:
         order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
         images = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
-        _put(images.to_pylist(), out_BHWC, order_B)
+        _put(images.to_pylist(), out_BHWC, order_B, change)
         return out_BHWC
 
 
@@ -97,17 +96,22 @@ def open_posts(root: Path, places: Sequence[Place], labels: Labels, size: int) -
     return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))
 
 
-def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray) -> None:
-    """What `images.encode` made into its places: raw pixels all at once, files decoded by a share of the cores."""
+def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray, change: Change | None) -> None:
+    """What `images.encode` made into its places: raw pixels all at once, files decoded by a share of the cores.
+
+    Files are changed a few at a time: they are in the core's cache then.
+    """
     if all(len(raw) == out_NHWC[0].nbytes for raw in stored):
-        out_NHWC[places_N] = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, *out_NHWC.shape[1:])
+        images_NHWC = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, *out_NHWC.shape[1:])
+        out_NHWC[places_N] = change(images_NHWC, places_N) if change else images_NHWC
         return
-    files = list(zip(places_N.tolist(), stored, strict=True))
-    some = [files[first : first + DECODED] for first in range(0, len(files), DECODED)]
+
+    def decode(first: int) -> None:
+        some = slice(first, first + DECODED)
+        images_MHWC = np.empty((len(stored[some]), *out_NHWC.shape[1:]), np.uint8)
+        for file, image_HWC in zip(stored[some], images_MHWC, strict=True):
+            read_pixels(file, image_HWC)
+        out_NHWC[places_N[some]] = change(images_MHWC, places_N[some]) if change else images_MHWC
+
     with ThreadPoolExecutor(threads.share()) as pool:
-        list(pool.map(partial(_decode, out_NHWC), some))
-
-
-def _decode(out_NHWC: np.ndarray, files: list[tuple[int, bytes]]) -> None:
-    for place, stored in files:
-        read_pixels(stored, out_NHWC[place])
+        list(pool.map(decode, range(0, len(stored), DECODED)))

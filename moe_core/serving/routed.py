@@ -10,7 +10,7 @@ S experts of an image.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.cache import State
 from moe_core.training.batches import as_tensor, normalize
 from moe_core.training.infer import BATCH, check_finite, inference_context
+from moe_core.training.transfer import on_the_way, one_behind, pinned
 
 WINDOW = 32  # batches
 WINDOW_BYTES = 256 << 20  # of what is kept of their images
@@ -76,14 +77,8 @@ def routed(
             "each, a finite temperature above 0"
         )
     waiting: list[RoutedBatch] = []
-    for images_BHWC in batches:
-        wanted = (bundle.image_size, bundle.image_size, 3)
-        if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != wanted:
-            raise ValueError(
-                f"images of {images_BHWC.dtype} and shape {images_BHWC.shape}: wanted uint8 and (B, {wanted[0]}, "
-                f"{wanted[1]}, 3)"
-            )
-        waiting.append(_route(bundle, images_BHWC, topk, temperature, device))
+    for seen in one_behind(_seen(bundle, batches, device), device):
+        waiting.append(_route(bundle, *seen, topk, temperature))
         if len(waiting) == window or sum(batch.nbytes for batch in waiting) >= window_bytes:
             yield from _predict(bundle, waiting, topk == 1, device)
             waiting = []
@@ -97,20 +92,33 @@ def predict(bundle: Bundle, images_NHWC: np.ndarray) -> tuple[Tensor, list[str]]
     return answer.probabilities_BV, answer.experts
 
 
-def _route(bundle: Bundle, images_BHWC: np.ndarray, topk: int, temperature: float, device: str) -> RoutedBatch:
-    """The router on a batch, some images at a time."""
+def _seen(bundle: Bundle, batches: Iterable[np.ndarray], device: str) -> Iterator[tuple[Callable[[], Tensor], Tensor]]:
+    """(features, on their way to the CPU, what the experts start from) of each batch, by the router."""
     router, at_once = bundle.router_on(device), _at_once(bundle)
-    trunk, start = [], []
-    for first in range(0, max(1, len(images_BHWC)), at_once):
-        pixels_BCHW = as_tensor(images_BHWC[first : first + at_once]).to(device)
-        with inference_context(bundle.precision, device):
-            early_BCHW = router.forward_stem(normalize(pixels_BCHW), bundle.branch_at)
-            trunk.append(router.forward_rest(early_BCHW, bundle.branch_at).float().cpu())
-        start.append((early_BCHW if bundle.branch_at else pixels_BCHW).permute(0, 2, 3, 1).contiguous())
-    trunk_BD = torch.cat(trunk)
+    for images_BHWC in batches:
+        wanted = (bundle.image_size, bundle.image_size, 3)
+        if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != wanted:
+            raise ValueError(
+                f"images of {images_BHWC.dtype} and shape {images_BHWC.shape}: wanted uint8 and (B, {wanted[0]}, "
+                f"{wanted[1]}, 3)"
+            )
+        trunk, start = [], []
+        for first in range(0, max(1, len(images_BHWC)), at_once):
+            pixels_BCHW = pinned(as_tensor(images_BHWC[first : first + at_once]), device).to(device, non_blocking=True)
+            with inference_context(bundle.precision, device):
+                early_BCHW = router.forward_stem(normalize(pixels_BCHW), bundle.branch_at)
+                trunk.append(router.forward_rest(early_BCHW, bundle.branch_at).float())
+            start.append((early_BCHW if bundle.branch_at else pixels_BCHW).permute(0, 2, 3, 1).contiguous())
+        yield on_the_way(torch.cat(trunk)), torch.cat(start) if len(start) > 1 else start[0]
+
+
+def _route(
+    bundle: Bundle, arrived: Callable[[], Tensor], start_BHWC: Tensor, topk: int, temperature: float
+) -> RoutedBatch:
+    trunk_BD = arrived()
     check_finite(trunk_BD)
     expert_BS, weight_BS = _experts_of(bundle, trunk_BD.numpy(), min(topk, len(bundle.published)), temperature)
-    return RoutedBatch(trunk_BD, torch.cat(start) if len(start) > 1 else start[0], expert_BS, weight_BS)
+    return RoutedBatch(trunk_BD, start_BHWC, expert_BS, weight_BS)
 
 
 def _at_once(bundle: Bundle) -> int:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,17 +72,25 @@ def batches(
     most = min(1 << most.bit_length() - 1, TOGETHER)
     parts = range(first // most * most, last, most)  # none of which lies in two blocks of the order
 
+    on_cpu = not device.startswith("cuda")
+
     def read(part: int) -> _Read:
         steps = range(max(part, first), min(part + most, last))
         draws = order.draws(steps)
-        rows_M = draws.rows_SB.reshape(-1)
-        return _Read(steps, draws, posts.images.read(rows_M), posts.tags_of(rows_M))
+        rows_N = draws.rows_SB.reshape(-1)
+        change = partial(_augmented, draws, training.crop) if on_cpu else None
+        return _Read(steps, draws, posts.images.read(rows_N, change), posts.tags_of(rows_N))
 
-    if device.startswith("cuda"):
+    if on_cpu:
+        for some in ahead(read, parts, threads):
+            yield from some.batches()
+    else:
         yield from _uploaded(ahead(lambda part: read(part).pinned(), parts, threads), training.crop, device)
-        return
-    for some in ahead(lambda part: read(part).augmented(training.crop), parts, threads):
-        yield from some
+
+
+def _augmented(draws: Draws, crop: int, images_MHWC: np.ndarray, places_M: np.ndarray) -> np.ndarray:
+    """Images of these places among all that the steps draw."""
+    return augment(images_MHWC, draws.flip_SB.reshape(-1)[places_M], draws.corner_SB2.reshape(-1, 2)[places_M], crop)
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,10 @@ class _Read:
     images_NHWC: np.ndarray  # N = S x B
     tags_NM: np.ndarray
 
-    def augmented(self, crop: int) -> list[Batch]:
-        moves = self.draws.flip_SB.reshape(-1), self.draws.corner_SB2.reshape(-1, 2)
-        seen_NCHW = as_tensor(augment(self.images_NHWC, *moves, crop))
-        tags_NM, size = torch.from_numpy(self.tags_NM), self.draws.rows_SB.shape[1]
-        parts = zip(self.steps, seen_NCHW.split(size), tags_NM.split(size), strict=True)
+    def batches(self) -> list[Batch]:
+        images_NCHW, tags_NM = as_tensor(self.images_NHWC), torch.from_numpy(self.tags_NM)
+        size = self.draws.rows_SB.shape[1]
+        parts = zip(self.steps, images_NCHW.split(size), tags_NM.split(size), strict=True)
         return [Batch(step, images_BCHW, tags_BM) for step, images_BCHW, tags_BM in parts]
 
     def pinned(self) -> tuple[range, Tensor, Tensor, Tensor]:

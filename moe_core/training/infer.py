@@ -15,6 +15,7 @@ from moe_core.models.resnet import ResNet
 from moe_core.training.batches import ahead, as_tensor, normalize
 from moe_core.training.loop import uses_bfloat16
 from moe_core.training.posts import Images
+from moe_core.training.transfer import on_the_way, one_behind, pinned
 
 BATCH = 256
 
@@ -32,18 +33,24 @@ def features_in_parts(
 ) -> Iterator[tuple[int, Tensor]]:
     """(place of the first, (B, D) float32 on the CPU), BATCH images at a time: memory does not grow with N.
 
-    Raises NotFinite for features that are not finite, naming the first image that has them.
+    On a GPU the next batch is under way while one is waited for. Raises NotFinite for features that are not finite,
+    naming the first image that has them.
     """
     model.to(device).eval()
 
-    def read(first: int) -> np.ndarray:
-        return images.read(np.arange(first, min(first + BATCH, len(images))))
+    def read(first: int) -> Tensor:
+        images_BHWC = images.read(np.arange(first, min(first + BATCH, len(images))))
+        return pinned(as_tensor(images_BHWC), device)
 
-    starts = range(0, len(images), BATCH)
-    for first, images_BHWC in zip(starts, ahead(read, starts, 1), strict=True):
-        with inference_context(precision, device):
-            x_BCHW = normalize(as_tensor(images_BHWC).to(device, non_blocking=True))
-            some_BD = model.features(x_BCHW).float().cpu()
+    def computed() -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        starts = range(0, len(images), BATCH)
+        for first, images_BCHW in zip(starts, ahead(read, starts, 1), strict=True):
+            with inference_context(precision, device):
+                some_BD = model.features(normalize(images_BCHW.to(device, non_blocking=True))).float()
+            yield first, on_the_way(some_BD)
+
+    for first, arrived in one_behind(computed(), device):
+        some_BD = arrived()
         check_finite(some_BD, first, len(images))
         yield first, some_BD
 

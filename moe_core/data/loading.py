@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,6 +97,17 @@ def open_posts(root: Path, places: Sequence[Place], labels: Labels, size: int) -
     return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))
 
 
+_kept = threading.local()
+
+
+def _scratch(shape: tuple[int, ...]) -> np.ndarray:
+    """Of this thread: memory that is fresh costs as much as a decoder does."""
+    if getattr(_kept, "array", np.empty(0)).shape != shape:
+        _kept.array = np.empty(shape, np.uint8)
+    array: np.ndarray = _kept.array
+    return array
+
+
 def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray, change: Change | None) -> None:
     """What `images.encode` made into its places: raw pixels all at once, files decoded by a share of the cores.
 
@@ -108,7 +120,7 @@ def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray, change
 
     def decode(first: int) -> None:
         some = slice(first, first + DECODED)
-        images_MHWC = np.empty((len(stored[some]), *out_NHWC.shape[1:]), np.uint8)
+        images_MHWC = _scratch((len(stored[some]), *out_NHWC.shape[1:]))
         for file, image_HWC in zip(stored[some], images_MHWC, strict=True):
             read_pixels(file, image_HWC)
         out_NHWC[places_N[some]] = change(images_MHWC, places_N[some]) if change else images_MHWC

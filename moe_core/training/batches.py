@@ -8,6 +8,7 @@ Letters: N posts, B posts in the batch, S steps, C channels, H W pixels, M tags 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -184,7 +185,7 @@ def augment(images_NHWC: np.ndarray, flip_N: np.ndarray, corner_N2: np.ndarray, 
 
 def _cut(images: np.ndarray, flip_N: np.ndarray, corner_N2: np.ndarray, crop: int, out_NHWC: np.ndarray) -> None:
     count, height, width, channels = images.shape
-    padded = np.zeros((count, height + 2 * crop, width + 2 * crop, channels), np.uint8)
+    padded = _zeros((count, height + 2 * crop, width + 2 * crop, channels), crop)
     padded[:, crop : crop + height, crop : crop + width] = images
     image, down, right, _ = padded.strides
     at_every_corner = np.lib.stride_tricks.as_strided(
@@ -194,6 +195,17 @@ def _cut(images: np.ndarray, flip_N: np.ndarray, corner_N2: np.ndarray, crop: in
     for rows, across in ((np.flatnonzero(~flip_N), slice(None)), (np.flatnonzero(flip_N), slice(None, None, -1))):
         cut = at_every_corner[rows, corner_N2[rows, 0], corner_N2[rows, 1]].view(out_NHW.dtype)
         out_NHW[rows] = cut[:, :, across]
+
+
+_kept = threading.local()
+
+
+def _zeros(shape: tuple[int, ...], border: int) -> np.ndarray:
+    """Of this thread, zero on the border: memory that is fresh costs more than what is done with it here."""
+    if getattr(_kept, "of", None) != (shape, border):
+        _kept.of, _kept.array = (shape, border), np.zeros(shape, np.uint8)
+    array: np.ndarray = _kept.array
+    return array
 
 
 def moved(images_NHWC: Tensor, moves_B4: Tensor, crop: int) -> Tensor:

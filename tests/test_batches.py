@@ -6,8 +6,9 @@ import torch
 
 from helpers.random_posts import random_posts
 from moe_core.settings import Training
-from moe_core.training.batches import ahead, augment, batches, moved
+from moe_core.training.batches import ahead, batches
 from moe_core.training.loop import steps_of
+from moe_core.training.moves import Moves, moved
 from moe_core.training.order import moves_of, resampled, rows_of_steps, shuffled
 from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts, bytes_for_posts
 from moe_core.training.transfer import one_behind
@@ -201,16 +202,16 @@ def test_readers_stop_when_nobody_listens():
 def test_augmentation_repeats_and_keeps_the_pixels():
     images = np.arange(1, 2 * 4 * 4 * 3 + 1, dtype=np.uint8).reshape(2, 4, 4, 3)
     moves = moves_of((2,), Training(crop=2), 5)
-    assert np.array_equal(augment(images, *moves, 2), augment(images, *moves_of((2,), Training(crop=2), 5), 2))
-    flipped = augment(images, np.array([True, False]), np.zeros((2, 2), np.int64), 0)
+    assert np.array_equal(moves.of(images), moves_of((2,), Training(crop=2), 5).of(images))
+    flipped = Moves(np.array([True, False]), np.zeros((2, 2), np.int64), 0).of(images)
     assert np.array_equal(flipped, [images[0, :, ::-1], images[1]])
 
 
 def test_crops_move_the_image_by_at_most_the_padding():
     image = np.zeros((100, 5, 5, 3), np.uint8)
     image[:, 2, 2] = 255
-    flips, corners = moves_of((100,), Training(flip=False, crop=1), 0)
-    where = {tuple(int(n) for n in np.argwhere(one[..., 0])[0]) for one in augment(image, flips, corners, 1)}
+    moves = moves_of((100,), Training(flip=False, crop=1), 0)
+    where = {tuple(int(n) for n in np.argwhere(one[..., 0])[0]) for one in moves.of(image)}
     assert where == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
 
 
@@ -218,13 +219,13 @@ def test_crops_move_the_image_by_at_most_the_padding():
 @pytest.mark.parametrize(("flip", "crop"), [(True, 2), (False, 2), (True, 0), (False, 0)])
 def test_images_are_moved_alike_by_copies_and_by_one_gather(side, flip, crop):
     images = np.random.default_rng(0).integers(0, 256, (20, side, side + 1, 3), np.uint8)
-    flips, corners = moves_of((20,), Training(flip=flip, crop=crop), 3)
-    wanted = augment(images, flips, corners, crop)
-    for image, mirrored, (y, x), seen in zip(images, flips, corners, wanted, strict=True):
+    moves = moves_of((20,), Training(flip=flip, crop=crop), 3)
+    wanted = moves.of(images)
+    for image, mirrored, (y, x), seen in zip(images, moves.mirrored_N, moves.corner_N2, wanted, strict=True):
         window = np.pad(image, ((crop, crop), (crop, crop), (0, 0)))[y : y + side, x : x + side + 1]
         assert np.array_equal(seen, window[:, ::-1] if mirrored else window)
-    moves = np.concatenate([np.arange(20)[:, None], flips[:, None], corners], 1)
-    gathered = moved(torch.from_numpy(images), torch.from_numpy(moves), crop)
+    (packed,) = Moves(moves.mirrored_N[None], moves.corner_N2[None], crop).packed(np.arange(20)[None])
+    gathered = moved(torch.from_numpy(images), torch.from_numpy(packed), crop)
     assert np.array_equal(gathered.permute(0, 2, 3, 1).numpy(), wanted)
 
 

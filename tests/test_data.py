@@ -16,8 +16,9 @@ from moe_core.data.sources.scan import ContentHashes, Shard
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.errors import BadSource, CorruptArtifact
-from moe_core.settings import Data, Source
+from moe_core.settings import Data, Source, Training
 from moe_core.tables.reading import read_rows
+from moe_core.training.order import moves_of
 
 
 def chosen(posts, data):
@@ -29,6 +30,12 @@ def png(color="red"):
     image = Image.new("RGB", (10, 10), color)
     image.putpixel((0, 0), (0, 0, 0))  # pictures of one color are rejected
     image.save(file, "PNG")
+    return file.getvalue()
+
+
+def png_of(image_HWC):
+    file = io.BytesIO()
+    Image.fromarray(image_HWC).save(file, "PNG")
     return file.getvalue()
 
 
@@ -137,6 +144,18 @@ def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
     images = open_images(tmp_path, [Place("x", done.posts_version)], 8).read(np.arange(3))
     for n, color in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
         assert images[n, 6, 6].tolist() == pytest.approx(color, abs=20)
+
+
+@pytest.mark.parametrize("side", [8, 13])
+@pytest.mark.parametrize("store", ["raw", "jpeg", "png", "webp"])
+def test_stored_pictures_are_moved_as_pictures_in_memory(tmp_path, store, side):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8)
+    source = parquet(tmp_path / "x.parquet", 40, image=[png_of(image) for image in noise])
+    (done,) = everything(source, tmp_path, Data(image_size=side, store=store))
+    images, rows = open_images(tmp_path, [Place("x", done.posts_version)], side), np.arange(40)[::-1]
+    for crop in (0, 3, 2 * side):  # the last leaves nothing of some
+        moves = moves_of((40,), Training(crop=crop), 0)
+        assert np.array_equal(images.read(rows, moves), moves.of(images.read(rows)))
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -66,7 +66,7 @@ def test_a_thread_s_network_is_its_own_while_it_computes(folder):
     filled, answered = threading.Event(), threading.Event()
 
     class Slow(ImagesInMemory):
-        def read(self, rows_B, change=None):
+        def read(self, rows_B, moves=None):
             filled.set()
             assert answered.wait(60)
             return super().read(rows_B)

@@ -9,6 +9,7 @@ import threading
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -132,23 +133,24 @@ def encode(pixels: bytes, size: int, store: str = "auto") -> bytes:
     return stored if len(stored) != len(pixels) else stored + b"\0"  # decoders stop at the end of the picture
 
 
-def read_pixels(stored: bytes | memoryview, place_HWC: np.ndarray) -> None:
+def read_pixels(stored: bytes | memoryview, place_HWC: np.ndarray, colors: Literal["RGB", "BGR"] = "RGB") -> None:
     """Puts what `encode` made into a square uint8 array. Raises CorruptArtifact for anything else.
 
     JPEGs are decoded there by simplejpeg, to the same pixels as Pillow's, which would copy them twice more.
     """
     size, data = len(place_HWC), memoryview(stored).cast("B")
+    order = slice(None) if colors == "RGB" else slice(None, None, -1)
     if len(data) == place_HWC.nbytes:
-        place_HWC[:] = np.frombuffer(data, np.uint8).reshape(place_HWC.shape)
+        place_HWC[..., order] = np.frombuffer(data, np.uint8).reshape(place_HWC.shape)
         return
     try:
         if data[:2] == b"\xff\xd8":
-            _check_size(simplejpeg.decode_jpeg_header(data)[1::-1], size)
-            simplejpeg.decode_jpeg(data, "RGB", buffer=place_HWC)
+            height, width, _ = simplejpeg.decode_jpeg(data, colors, buffer=place_HWC).shape
+            _check_size((width, height), size)
             return
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
             _check_size(image.size, size)
-            place_HWC[:] = np.asarray(image.convert("RGB"))
+            place_HWC[..., order] = np.asarray(image.convert("RGB"))
     except (OSError, ValueError) as error:
         raise CorruptArtifact(
             f"a stored picture of {len(data)} bytes is neither raw {size}x{size} pixels nor a file ({error}): "

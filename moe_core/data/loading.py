@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from moe_core.errors import CorruptArtifact
 from moe_core.store.layout import Layout
 from moe_core.tables.reading import scan_rows, take_rows
 from moe_core.tables.shards import locate
-from moe_core.training.posts import Change, Posts
+from moe_core.training.moves import Moves
+from moe_core.training.posts import Posts
 
 DECODED = 8  # images that a thread decodes in one go
 PART = 65_536  # posts whose hashtags are looked up at once
@@ -48,11 +48,11 @@ class StoredImages:
     def subset(self, rows_N: np.ndarray) -> StoredImages:
         return StoredImages(self.path, self.version, self.offsets_N[rows_N], self.size)
 
-    def read(self, rows_B: np.ndarray, change: Change | None = None) -> np.ndarray:
+    def read(self, rows_B: np.ndarray, moves: Moves | None = None) -> np.ndarray:
         order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
         images = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
-        _put(images.to_pylist(), out_BHWC, order_B, change)
+        _put(images.to_pylist(), out_BHWC, order_B, moves)
         return out_BHWC
 
 
@@ -97,33 +97,20 @@ def open_posts(root: Path, places: Sequence[Place], labels: Labels, size: int) -
     return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))
 
 
-_kept = threading.local()
-
-
-def _scratch(shape: tuple[int, ...]) -> np.ndarray:
-    """Of this thread: memory that is fresh costs as much as a decoder does."""
-    if getattr(_kept, "array", np.empty(0)).shape != shape:
-        _kept.array = np.empty(shape, np.uint8)
-    array: np.ndarray = _kept.array
-    return array
-
-
-def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray, change: Change | None) -> None:
-    """What `images.encode` made into its places: raw pixels all at once, files decoded by a share of the cores.
-
-    Files are changed a few at a time: they are in the core's cache then.
-    """
+def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray, moves: Moves | None) -> None:
+    """What `images.encode` made into its places: raw pixels all at once, files decoded by a share of the cores."""
     if all(len(raw) == out_NHWC[0].nbytes for raw in stored):
         images_NHWC = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, *out_NHWC.shape[1:])
-        out_NHWC[places_N] = change(images_NHWC, places_N) if change else images_NHWC
+        out_NHWC[places_N] = moves[places_N].of(images_NHWC) if moves else images_NHWC
         return
 
     def decode(first: int) -> None:
         some = slice(first, first + DECODED)
-        images_MHWC = _scratch((len(stored[some]), *out_NHWC.shape[1:]))
-        for file, image_HWC in zip(stored[some], images_MHWC, strict=True):
-            read_pixels(file, image_HWC)
-        out_NHWC[places_N[some]] = change(images_MHWC, places_N[some]) if change else images_MHWC
+        for file, place in zip(stored[some], places_N[some].tolist(), strict=True):
+            mirrored = moves is not None and moves.mirrored_N[place]
+            read_pixels(file, out_NHWC[place], "BGR" if mirrored else "RGB")
+            if moves:
+                moves.move(place, out_NHWC[place])
 
     with ThreadPoolExecutor(threads.share()) as pool:
         list(pool.map(decode, range(0, len(stored), DECODED)))

@@ -8,12 +8,11 @@ Letters: N posts, B posts in the batch, S steps, C channels, H W pixels, M tags 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.training.moves import moved
 from moe_core.training.order import TOGETHER, Draws, Order
 from moe_core.training.posts import NO_TAG, READ_ROWS, ImagesOnDevice, Posts
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 # Of ImageNet, in [0, 255]: a torchvision checkpoint expects them, and any fixed choice serves a network from scratch.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-CACHE_BYTES = 2 << 20  # of images that are cut at once: they are in a core's cache the second time
 READ_BYTES = 8 << 20  # of decoded pixels read at once: many small rows in one go are cheaper than each by itself
 
 Item = TypeVar("Item")
@@ -79,19 +78,14 @@ def batches(
         steps = range(max(part, first), min(part + most, last))
         draws = order.draws(steps)
         rows_N = draws.rows_SB.reshape(-1)
-        change = partial(_augmented, draws, training.crop) if on_cpu else None
-        return _Read(steps, draws, posts.images.read(rows_N, change), posts.tags_of(rows_N))
+        images_NHWC = posts.images.read(rows_N, draws.moves.flat() if on_cpu else None)
+        return _Read(steps, draws, images_NHWC, posts.tags_of(rows_N))
 
     if on_cpu:
         for some in ahead(read, parts, threads):
             yield from some.batches()
     else:
         yield from _uploaded(ahead(lambda part: read(part).pinned(), parts, threads), training.crop, device)
-
-
-def _augmented(draws: Draws, crop: int, images_MHWC: np.ndarray, places_M: np.ndarray) -> np.ndarray:
-    """Images of these places among all that the steps draw."""
-    return augment(images_MHWC, draws.flip_SB.reshape(-1)[places_M], draws.corner_SB2.reshape(-1, 2)[places_M], crop)
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ class _Read:
     def pinned(self) -> tuple[range, Tensor, Tensor, Tensor]:
         """(steps, images, moves, tags) in memory from which a device copies without waiting."""
         there = np.arange(len(self.images_NHWC)).reshape(self.draws.rows_SB.shape)
-        parts = self.images_NHWC, self.draws.packed(there), self.tags_NM.reshape(*there.shape, -1)
+        parts = self.images_NHWC, self.draws.moves.packed(there), self.tags_NM.reshape(*there.shape, -1)
         images_NHWC, moves_SB4, tags_SBM = (torch.from_numpy(part).pin_memory() for part in parts)
         return self.steps, images_NHWC, moves_SB4, tags_SBM
 
@@ -146,7 +140,7 @@ def _gathered(posts: Posts, images_NHWC: Tensor, order: Order, steps: range) -> 
     for _, block in groupby(steps, lambda step: step // TOGETHER):
         some = list(block)
         draws = order.draws(range(some[0], some[-1] + 1))
-        moves_SB4 = torch.from_numpy(draws.packed(draws.rows_SB))
+        moves_SB4 = torch.from_numpy(draws.moves.packed(draws.rows_SB))
         moves_SB4 = moves_SB4.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else moves_SB4
         for step, moves_B4 in zip(some, moves_SB4, strict=True):
             tags_BM = tags_at(moves_B4[:, 0], tags_T, starts_N1, posts.most_tags)
@@ -169,59 +163,6 @@ def ahead(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def augment(images_NHWC: np.ndarray, flip_N: np.ndarray, corner_N2: np.ndarray, crop: int) -> np.ndarray:
-    """(N, H, W, C) uint8: images cut at these corners out of the padded ones, some of them mirrored."""
-    if not crop and not flip_N.any():
-        return images_NHWC
-    out_NHWC = np.empty_like(images_NHWC)
-    together = max(1, CACHE_BYTES // images_NHWC[:1].nbytes)
-    for first in range(0, len(images_NHWC), together):
-        some = slice(first, first + together)
-        _cut(images_NHWC[some], flip_N[some], corner_N2[some], crop, out_NHWC[some])
-    return out_NHWC
-
-
-def _cut(images: np.ndarray, flip_N: np.ndarray, corner_N2: np.ndarray, crop: int, out_NHWC: np.ndarray) -> None:
-    count, height, width, channels = images.shape
-    padded = _zeros((count, height + 2 * crop, width + 2 * crop, channels), crop)
-    padded[:, crop : crop + height, crop : crop + width] = images
-    image, down, right, _ = padded.strides
-    at_every_corner = np.lib.stride_tricks.as_strided(
-        padded, (count, 2 * crop + 1, 2 * crop + 1, height, width * channels), (image, down, right, down, 1)
-    )
-    out_NHW = out_NHWC.view(f"V{channels}")[..., 0]  # a pixel is one number of so many bytes
-    for rows, across in ((np.flatnonzero(~flip_N), slice(None)), (np.flatnonzero(flip_N), slice(None, None, -1))):
-        cut = at_every_corner[rows, corner_N2[rows, 0], corner_N2[rows, 1]].view(out_NHW.dtype)
-        out_NHW[rows] = cut[:, :, across]
-
-
-_kept = threading.local()
-
-
-def _zeros(shape: tuple[int, ...], border: int) -> np.ndarray:
-    """Of this thread, zero on the border: memory that is fresh costs more than what is done with it here."""
-    if getattr(_kept, "of", None) != (shape, border):
-        _kept.of, _kept.array = (shape, border), np.zeros(shape, np.uint8)
-    array: np.ndarray = _kept.array
-    return array
-
-
-def moved(images_NHWC: Tensor, moves_B4: Tensor, crop: int) -> Tensor:
-    """(B, C, H, W) uint8, channels-last: as `augment`, by one gather on the device of the images.
-
-    Moves are (place of the image, whether it is mirrored, row and column of the corner).
-    """
-    device, (_, height, width, _) = images_NHWC.device, images_NHWC.shape
-    row_B, flip_B, y_B, x_B = moves_B4.unbind(1)
-    y_BH = (y_B - crop)[:, None] + torch.arange(height, device=device)
-    across_W = torch.arange(width, device=device)
-    x_BW = (x_B - crop)[:, None] + torch.where(flip_B[:, None] > 0, width - 1 - across_W, across_W)
-    inside_BHW = ((y_BH >= 0) & (y_BH < height))[:, :, None] & ((x_BW >= 0) & (x_BW < width))[:, None, :]
-    y_BH1, x_B1W = y_BH.clamp(0, height - 1)[:, :, None], x_BW.clamp(0, width - 1)[:, None, :]
-    seen_BHWC = images_NHWC[row_B[:, None, None], y_BH1, x_B1W] * inside_BHW[..., None]
-    return seen_BHWC.permute(0, 3, 1, 2)
 
 
 def tags_at(rows_B: Tensor, tags_T: Tensor, starts_N1: Tensor, most: int) -> Tensor:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moe_core.training.moves import Moves
+
 if TYPE_CHECKING:
     from moe_core.settings import Training
     from moe_core.training.posts import Posts
@@ -25,12 +27,7 @@ class Draws:
     """What some steps draw."""
 
     rows_SB: np.ndarray  # int64: places of the posts
-    flip_SB: np.ndarray  # bool: whether the image is mirrored
-    corner_SB2: np.ndarray  # int64: row and column, in the padded image, of the corner of the crop
-
-    def packed(self, places_SB: np.ndarray) -> np.ndarray:
-        """(S, B, 4) int64: places of the images, and how they are moved, as one array."""
-        return np.concatenate([places_SB[..., None], self.flip_SB[..., None], self.corner_SB2], 2)
+    moves: Moves  # of S times B images
 
 
 class Order:
@@ -49,7 +46,7 @@ class Order:
         """What these steps draw, all of one block of TOGETHER."""
         number, begin = divmod(steps.start, TOGETHER)
         block, its = self._block(number), slice(begin, begin + len(steps))
-        return Draws(block.rows_SB[its], block.flip_SB[its], block.corner_SB2[its])
+        return Draws(block.rows_SB[its], block.moves[its])
 
     def _drawn(self, number: int) -> Draws:
         steps = range(number * TOGETHER, (number + 1) * TOGETHER)
@@ -58,15 +55,16 @@ class Order:
         rows_SB = rows_SB if self.places_M is None else self.places_M[rows_SB]
         # one process that accumulates as many batches as there are ranks draws the same
         parts = [moves_of(rows_SB.shape, self.training, number * self.ranks + part) for part in range(self.ranks)]
-        flips, corners = (np.concatenate(each)[self.rank :: self.ranks] for each in zip(*parts, strict=True))
-        return Draws(rows_SB, flips, corners)
+        mirrored_SB = np.concatenate([part.mirrored_N for part in parts])[self.rank :: self.ranks]
+        corner_SB2 = np.concatenate([part.corner_N2 for part in parts])[self.rank :: self.ranks]
+        return Draws(rows_SB, Moves(mirrored_SB, corner_SB2, self.training.crop))
 
 
-def moves_of(shape: tuple[int, ...], training: Training, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """(whether an image is mirrored, bool of `shape`; corner of its crop in the padded image, int64 (..., 2))."""
+def moves_of(shape: tuple[int, ...], training: Training, number: int) -> Moves:
+    """Moves of so many images, drawn from the seed and a number."""
     draw = np.random.default_rng([training.seed, number, 1])  # the 1 keeps it apart from the order of an epoch
     flips = draw.integers(0, 2, shape).astype(bool) if training.flip else np.zeros(shape, bool)
-    return flips, draw.integers(0, 2 * training.crop + 1, (*shape, 2))
+    return Moves(flips, draw.integers(0, 2 * training.crop + 1, (*shape, 2)), training.crop)
 
 
 def resampled(posts: Posts, training: Training) -> np.ndarray | None:

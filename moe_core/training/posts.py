@@ -6,7 +6,6 @@ V hashtags.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -15,12 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.training.moves import Moves
+
 READ_ROWS = 1024  # that are copied to a device at once
 NO_TAG = -1
-
-
-Change = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(some images (M, H, W, C), which of the rows that are read they are (M,)) -> what becomes of them, of that shape."""
 
 
 class Images(Protocol):
@@ -28,8 +25,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, rows_B: np.ndarray, change: Change | None = None) -> np.ndarray:
-        """(B, H, W, C) uint8: the images at these places, in this order, as they are or changed while they are read."""
+    def read(self, rows_B: np.ndarray, moves: Moves | None = None) -> np.ndarray:
+        """(B, H, W, C) uint8: the images at these places, in this order, as they are or moved."""
         ...
 
     def subset(self, rows_N: np.ndarray) -> Images:
@@ -46,9 +43,9 @@ class ImagesInMemory:
     def __len__(self) -> int:
         return len(self.images_NHWC)
 
-    def read(self, rows_B: np.ndarray, change: Change | None = None) -> np.ndarray:
+    def read(self, rows_B: np.ndarray, moves: Moves | None = None) -> np.ndarray:
         images_BHWC = self.images_NHWC[rows_B]
-        return change(images_BHWC, np.arange(len(rows_B))) if change else images_BHWC
+        return moves.of(images_BHWC) if moves else images_BHWC
 
     def subset(self, rows_N: np.ndarray) -> ImagesInMemory:
         return ImagesInMemory(self.images_NHWC[rows_N])
@@ -67,9 +64,9 @@ class ImagesOnDevice:
     def nbytes(self) -> int:
         return self.images_NHWC.nbytes
 
-    def read(self, rows_B: np.ndarray, change: Change | None = None) -> np.ndarray:
+    def read(self, rows_B: np.ndarray, moves: Moves | None = None) -> np.ndarray:
         images_BHWC = self.images_NHWC[torch.from_numpy(rows_B).to(self.images_NHWC.device)].cpu().numpy()
-        return change(images_BHWC, np.arange(len(rows_B))) if change else images_BHWC
+        return moves.of(images_BHWC) if moves else images_BHWC
 
     def subset(self, rows_N: np.ndarray) -> ImagesOnDevice:
         return ImagesOnDevice(self.images_NHWC[torch.from_numpy(rows_N).to(self.images_NHWC.device)])

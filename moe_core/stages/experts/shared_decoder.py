@@ -21,7 +21,6 @@ from moe_core.stages.experts.modes import mode_of
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
-from moe_core.training.batches import augment
 from moe_core.training.infer import BATCH, features_of
 from moe_core.training.last_layer import BATCH as FIT_BATCH
 from moe_core.training.last_layer import refit
@@ -74,11 +73,11 @@ def refit_on_posts(context: Context, decoder: nn.Linear, group: Group, device: s
     for number, key in enumerate(context.experts):
         rows = np.flatnonzero(expert_N == number)
         model = reading.network(context, context.need(group.stage, key))
-        flip_N, corner_N2 = moves_of((len(rows),), training, number)
+        moves = moves_of((len(rows),), training, number)
         for first in range(0, len(rows), BATCH):
-            some, its = rows[first : first + BATCH], slice(first, first + BATCH)
-            seen = augment(posts.images.read(some), flip_N[its], corner_N2[its], training.crop)
-            features_ND[some] = features_of(model, ImagesInMemory(seen), training.precision, device)
+            some = slice(first, first + BATCH)
+            seen = posts.images.read(rows[some], moves[some])
+            features_ND[rows[some]] = features_of(model, ImagesInMemory(seen), training.precision, device)
         context.report({"experts": number + 1})
     threads.use(threads.TRAINING * FIT_BATCH * decoder.weight.numel())  # many hashtags are more work than the networks
     refitting = study.decoder

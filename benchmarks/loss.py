@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import moe_core  # noqa: F401  # before torch: it sets how threads wait
 from moe_core.training.loop import uses_bfloat16
 from moe_core.training.losses import hashtag_loss
 from moe_core.training.posts import ImagesInMemory, Posts
@@ -24,7 +25,8 @@ from moe_core.training.posts import ImagesInMemory, Posts
 
 def dense_loss(logits_BV: Tensor, targets_BV: Tensor, kind: str) -> Tensor:
     if kind == "sigmoid":
-        return F.binary_cross_entropy_with_logits(logits_BV, targets_BV, reduction="none").sum(1).mean()
+        return F.binary_cross_entropy_with_logits(logits_BV.float(), targets_BV, reduction="none").sum(1).mean()
+    logits_BV = logits_BV.float()
     share_BV = targets_BV / targets_BV.sum(1, keepdim=True).clamp(min=1)
     return F.cross_entropy(logits_BV, share_BV)
 
@@ -61,7 +63,7 @@ def step_of(
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits_BV = layer(features_BD)
-        value = loss(logits_BV.float(), rows_B)
+        value = loss(logits_BV, rows_B)
         value.backward()
         optimizer.step()
         return float(value.detach())

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moe_core.training import losses
 from moe_core.training.losses import hashtag_loss
 
 TAGS_BM = torch.tensor([[0, 1, 3], [2, -1, -1], [-1, -1, -1], [3, 0, -1]])
@@ -44,6 +45,28 @@ def test_value_and_gradient_are_those_of_dense_targets(kind, scale):
 def test_gradients_are_the_slopes(kind):
     logits_BV = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: hashtag_loss(x, TAGS_BM, kind), logits_BV.requires_grad_())
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_posts_are_taken_some_at_a_time(monkeypatch, kind, dtype):
+    logits_BV = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = []
+    for of_two_posts in (1 << 20, 2 * 5 * 4):
+        monkeypatch.setattr(losses, "CPU_BYTES", of_two_posts)
+        leaf = logits_BV.clone().requires_grad_()
+        value = hashtag_loss(leaf, TAGS_BM, kind)
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    full = logits_BV.float().requires_grad_()
+    wanted = dense(full, TAGS_BM, kind)
+    wanted.backward()
+    value, gradient = found[0]
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert gradient.dtype == dtype  # rounded once
+    assert torch.allclose(gradient, full.grad.to(dtype), atol=1e-6 if dtype == torch.float32 else 1e-3)
 
 
 def test_no_post_has_tags():

@@ -115,7 +115,7 @@ def train(
         with network.no_sync() if apart and isinstance(network, DistributedDataParallel) else nullcontext():
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16, cache_enabled=not captured):
                 logits_BV = network(normalize(images_BCHW))
-            loss = hashtag_loss(logits_BV.float(), tags_BM, training.loss) / accumulate
+            loss = hashtag_loss(logits_BV, tags_BM, training.loss) / accumulate
             loss.backward()
         if not apart:
             optimizer.step()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +155,23 @@ def test_where_torch_is_there_already_nothing_is_set_and_that_is_said():
     environment = {name: value for name, value in os.environ.items() if name not in threads.WAITING}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "None as torch was loaded\n"
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="this kernel has no huge pages to ask for")
+@pytest.mark.parametrize(("said", "asked"), [(None, True), ("0", False)])
+def test_large_tensors_ask_for_huge_pages_unless_the_user_says_no(said, asked):
+    code = (
+        "import moe_core, torch; from pathlib import Path; there = torch.ones(32 << 20); "
+        "print(any('hg' in line.split() for line in Path('/proc/self/smaps').read_text().splitlines()"
+        " if line.startswith('VmFlags')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {"NUMPY_MADVISE_HUGEPAGE": "0"} | ({"THP_MEM_ALLOC_ENABLE": said} if said else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{asked}\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is in torch's Linux builds")

@@ -205,7 +205,7 @@ def main() -> None:
         first, *others = found.values()
         print(f"loader against the best other: {first / max(others):.2f} (target 2)")
     with tempfile.TemporaryDirectory() as name:
-        posts = stored(Path(name), jpegs(args.posts // 8, LARGE), LARGE)
+        posts = stored(Path(name), jpegs(args.posts // 2, LARGE), LARGE)
         images = posts.images
         assert isinstance(images, StoredImages)
         taken = take_rows(images.path, images.version, images.offsets_N, ["image"])["image"]

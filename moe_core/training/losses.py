@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CPU_BYTES = 4 << 20  # of float32 at a time; measured with benchmarks/loss.py
+CPU_BYTES = 16 << 20  # of float32 at a time; measured with benchmarks/loss.py
 GPU_BYTES = 256 << 20  # enough to fill a GPU
 
 

@@ -1,16 +1,20 @@
 """A step of the last layer with 100,000 hashtags: the loss of a post's few tags against one of dense targets.
 
-Both train the same layer on the same features from the same weights, in turn in one process: forward, loss, backward,
-step. The dense step is what hardmoe had before: targets (B, V), cross-entropy against their shares, and an optimizer
-that goes over each weight several times. Printed are the medians, their ratio and the difference of the losses.
+All train the same layer on the same features from the same weights, each in a process of its own, in turn: forward,
+loss, backward, step. The dense step is what hardmoe had before: targets (B, V), cross-entropy against their shares, an
+optimizer that goes over each weight several times, and tensors in pages of 4 KiB. The third, the dense step in huge
+pages, says which part is the loss. Printed are the medians, their ratios and the largest difference of the losses.
 Example: python benchmarks/loss.py --repeats 15
 """
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -49,26 +53,38 @@ def drawn(posts: int, hashtags: int, most: int) -> Posts:
     return Posts(images, torch.from_numpy(np.concatenate(tags)), torch.from_numpy(starts_N1))
 
 
-def step_of(
-    loss: Callable[[Tensor, np.ndarray], Tensor], hashtags: int, width: int, fused: bool
-) -> Callable[..., float]:
-    """A step on some features of some posts, which returns the loss; in bfloat16 where training computes in that."""
+def steps(connection: Connection, kind: str, few: bool, posts: Posts, hashtags: int, width: int) -> None:
+    """Makes a step on each rows and features that it is sent, and sends the loss and the seconds that it took."""
     torch.manual_seed(0)
     layer = nn.Linear(width, hashtags)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=fused)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=few)
     bfloat16 = uses_bfloat16("auto", "cpu")
-
-    def step(features_BD: Tensor, rows_B: np.ndarray) -> float:
-        features_BD = features_BD.requires_grad_(True)  # the network below is trained, too
+    while (sent := connection.recv()) is not None:
+        rows_B, features_BD = sent
+        began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            logits_BV = layer(features_BD)
-        value = loss(logits_BV, rows_B)
+            logits_BV = layer(features_BD.requires_grad_(True))  # the network below is trained, too
+        value = (few_tags if few else dense)(posts, kind, logits_BV, rows_B)
         value.backward()
         optimizer.step()
-        return float(value.detach())
+        connection.send((float(value.detach()), time.perf_counter() - began))
 
-    return step
+
+CONTESTANTS = {"dense": (False, "0"), "dense in huge pages": (False, "1"), "few tags": (True, "1")}
+
+
+@contextmanager
+def started(kind: str, posts: Posts, hashtags: int, width: int) -> Iterator[dict[str, Connection]]:
+    """A process of each contestant, with the pages that it has."""
+    spawn, connections = multiprocessing.get_context("spawn"), {}
+    for name, (few, huge_pages) in CONTESTANTS.items():
+        os.environ["THP_MEM_ALLOC_ENABLE"] = huge_pages
+        connections[name], there = spawn.Pipe()
+        spawn.Process(target=steps, args=(there, kind, few, posts, hashtags, width), daemon=True).start()
+    yield connections
+    for connection in connections.values():
+        connection.send(None)
 
 
 def main() -> None:
@@ -82,26 +98,24 @@ def main() -> None:
     posts = drawn(args.batch * (args.repeats + 1), args.hashtags, args.tags)
     print(f"{args.hashtags:,} hashtags, batch {args.batch}, width {args.width}, {torch.get_num_threads()} threads")
     for kind in ("softmax", "sigmoid"):
-        steps = {
-            "dense": step_of(partial(dense, posts, kind), args.hashtags, args.width, fused=False),
-            "few tags": step_of(partial(few_tags, posts, kind), args.hashtags, args.width, fused=True),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
         apart = 0.0
-        for repeat in range(args.repeats + 1):
-            rows_B = np.arange(repeat * args.batch, (repeat + 1) * args.batch)
-            features_BD = torch.randn(args.batch, args.width, generator=torch.Generator().manual_seed(repeat))
-            losses = {}
-            for name, step in steps.items():
-                began = time.perf_counter()
-                losses[name] = step(features_BD.clone(), rows_B)
-                if repeat:  # the first warms up
-                    seconds[name].append(time.perf_counter() - began)
-            apart = max(apart, abs(losses["dense"] / losses["few tags"] - 1))
-        before, now = (statistics.median(values) for values in seconds.values())
+        with started(kind, posts, args.hashtags, args.width) as connections:
+            for repeat in range(args.repeats + 1):
+                rows_B = np.arange(repeat * args.batch, (repeat + 1) * args.batch)
+                features_BD = torch.randn(args.batch, args.width, generator=torch.Generator().manual_seed(repeat))
+                losses = {}
+                for name, connection in connections.items():
+                    connection.send((rows_B, features_BD))
+                    losses[name], took = connection.recv()
+                    if repeat:  # the first warms up
+                        seconds[name].append(took)
+                apart = max(apart, abs(losses["dense"] / losses["few tags"] - 1))
+        before, paged, now = (statistics.median(values) for values in seconds.values())
         print(
-            f"{kind}: dense {1000 * before:.0f} ms, few tags {1000 * now:.0f} ms a step; {before / now:.2f} times as "
-            f"fast (target 1.5); losses apart by at most {apart:.1e} of themselves (target 1e-6)"
+            f"{kind}: dense {1000 * before:.0f} ms, in huge pages {1000 * paged:.0f}, few tags {1000 * now:.0f} ms a step; "
+            f"{before / now:.2f} times as fast (target 1.5), {paged / now:.2f} times in the same pages; losses apart by at "
+            f"most {apart:.1e} of themselves (target 1e-6)"
         )
 
 

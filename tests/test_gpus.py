@@ -235,6 +235,29 @@ def test_where_the_driver_lists_no_gpus_it_is_asked(monkeypatch, answers, count)
         devices.driver_gpus.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [((0, 0, 0), "NVIDIA 550.54.14, CUDA up to 12.4"), ((9, 0, 0), ""), ((0, 1, 0), ""), ((0, 0, 1), "")],
+)
+def test_the_driver_says_its_version_and_its_cuda(monkeypatch, answers, text):
+    def version_into(place, size):
+        place.value = b"550.54.14"
+        return answers[1]
+
+    def cuda_into(place):
+        place._obj.value = 12040
+        return answers[2]
+
+    nvml = SimpleNamespace(
+        nvmlInit_v2=lambda: answers[0],
+        nvmlSystemGetDriverVersion=version_into,
+        nvmlSystemGetCudaDriverVersion_v2=cuda_into,
+        nvmlShutdown=lambda: None,
+    )
+    monkeypatch.setattr("ctypes.CDLL", lambda name: nvml)
+    assert devices.driver_version() == text
+
+
 def test_decoding_has_the_cores_that_trainings_at_once_leave(monkeypatch):
     monkeypatch.setattr("moe_core.threads.cores", lambda: 16)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

@@ -1,0 +1,103 @@
+"""Which FAISS is installed: builds that exclude each other, one that is broken, and none."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from moe_core.clustering import faiss_build
+from moe_core.errors import MissingLibrary
+
+
+def install(folder, name, number, top_level=False):
+    """Metadata of a distribution that installs the package faiss, as pip or conda leaves it."""
+    there = folder / f"{name.replace('-', '_')}-{number}.dist-info"
+    there.mkdir(parents=True)
+    (there / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+    if top_level:
+        (there / "top_level.txt").write_text("faiss\n")
+    else:
+        (there / "RECORD").write_text("faiss/__init__.py,sha256=x,1\nfaiss/loader.py,sha256=x,1\n")
+
+
+def test_one_build_is_no_problem():
+    assert faiss_build.check() == faiss_build.conflict() == ""
+    assert faiss_build.installed() == (f"faiss-cpu {version('faiss-cpu')}",)
+    assert faiss_build.describe() == f"faiss-cpu {version('faiss-cpu')}, for the CPU"
+
+
+@pytest.mark.parametrize("other", ["faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs", "faiss-cuda"])
+def test_two_builds_in_one_folder_are_named_with_the_mend(tmp_path, monkeypatch, other):
+    install(tmp_path, "faiss-cpu", "1.15.1")
+    install(tmp_path, other, "1.14.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert faiss_build.check() == (
+        f"faiss-cpu 1.15.1 and {other} 1.14.0 are installed together, with files of the same names, and what runs is a "
+        f"mixture of them: pip uninstall -y faiss-cpu {other} && pip install -e '.[cpu]' in the folder of hardmoe's "
+        "source"
+    )
+
+
+def test_condas_faiss_is_another_build(tmp_path, monkeypatch):
+    install(tmp_path, "faiss", "1.9.0", top_level=True)
+    install(tmp_path, "faiss-cpu", "1.15.1")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert faiss_build.installed() == ("faiss 1.9.0", "faiss-cpu 1.15.1")
+
+
+def test_a_build_in_another_folder_is_not_mixed_in(tmp_path, monkeypatch):
+    """As in a virtual environment that sees the system's packages."""
+    install(tmp_path, "faiss-gpu", "1.15.1")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert faiss_build.installed() == ("faiss-gpu 1.15.1",)
+    assert faiss_build.conflict() == ""
+
+
+def test_a_library_about_faiss_is_no_build_of_it(tmp_path, monkeypatch):
+    before = faiss_build.installed()
+    there = tmp_path / "autofaiss-2.18.0.dist-info"
+    there.mkdir()
+    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: autofaiss\nVersion: 2.18.0\n")
+    (there / "RECORD").write_text("autofaiss/__init__.py,sha256=x,1\nautofaiss/faiss/__init__.py,sha256=x,1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert faiss_build.installed() == before
+
+
+def test_a_faiss_without_metadata_is_named_by_its_version(monkeypatch):
+    monkeypatch.setattr(faiss_build, "installed", lambda: ())
+    assert faiss_build.describe() == f"faiss {version('faiss-cpu')}, for the CPU"
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise ImportError('libfaiss.so: cannot open shared object file')", "libfaiss.so: cannot open"),
+        ("raise RuntimeError('nvidia-cublas-cu12 is missing')", "nvidia-cublas-cu12 is missing"),
+        ("", "has no attribute 'IndexFlatIP'"),
+    ],
+)
+def test_a_broken_faiss_is_named_by_doctor_with_the_mend(tmp_path, code, why):
+    (tmp_path / "faiss").mkdir()
+    (tmp_path / "faiss/__init__.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pipelines.cli.main", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 10
+    assert "FAISS is wanted, and faiss-cpu" in done.stderr
+    assert why in done.stderr
+    assert "pip install -e '.[cpu]'" in done.stderr
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder"])
+def test_where_there_is_none_a_command_ends_before_it_starts_anything(tmp_path, monkeypatch, left):
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    for entry in ("nothing", "a folder"):
+        (tmp_path / entry).mkdir()
+    (tmp_path / "a folder/faiss").mkdir()
+    ours = [path for path in sys.path if not os.path.exists(os.path.join(path, "faiss"))]
+    monkeypatch.setattr(sys, "path", [str(tmp_path / left), *ours])
+    with pytest.raises(MissingLibrary, match=r"^FAISS is wanted, and there is none: "):
+        faiss_build.check()

@@ -1,14 +1,19 @@
-"""Which FAISS is installed: builds that exclude each other, one that is broken, and none."""
+"""Which FAISS is installed: builds that exclude each other, one that is broken, and none, which a run tells at once."""
 
+import json
 import os
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
+from click.testing import CliRunner
 
+from helpers.command import write
+from helpers.with_controls import small_study
 from moe_core.clustering import faiss_build
 from moe_core.errors import MissingLibrary
+from pipelines.cli.main import main
 
 
 def install(folder, name, number, top_level=False):
@@ -101,3 +106,42 @@ def test_where_there_is_none_a_command_ends_before_it_starts_anything(tmp_path, 
     monkeypatch.setattr(sys, "path", [str(tmp_path / left), *ours])
     with pytest.raises(MissingLibrary, match=r"^FAISS is wanted, and there is none: "):
         faiss_build.check()
+
+
+def test_hardmoe_run_without_faiss_ends_before_it_starts_anything(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    file = write(tmp_path / "cats", small_study())
+    done = CliRunner().invoke(main, ["run", "--study", str(file)])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: FAISS is wanted, and there is none: ")
+    assert [path.name for path in file.parent.iterdir()] == ["study.toml"]
+
+
+WITHOUT_FAISS = """
+import json, sys
+sys.modules["faiss"] = None
+import dagster as dg
+from assets.materialize import definition
+from assets.study import shards
+from pipelines.definitions import defs
+
+def errors(done):
+    return [e.step_failure_data.user_failure_data.description for e in done.all_events if e.is_step_failure]
+
+with dg.DagsterInstance.ephemeral() as instance:
+    instance.add_dynamic_partitions(shards().name, ["s0000"])
+    posts = dg.materialize([definition("posts")], instance=instance, partition_key="s0000", raise_on_error=False)
+    job = defs.resolve_job_def("everything").execute_in_process(instance=instance, raise_on_error=False)
+    print("\\n" + json.dumps([errors(posts), errors(job)]))
+"""
+
+
+def test_runs_of_the_ui_without_faiss_fail_at_the_first_asset_and_request_nothing(tmp_path):
+    file = write(tmp_path / "cats", small_study())
+    environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"} | {"HARDMOE_STUDY": str(file)}
+    command = [sys.executable, "-c", WITHOUT_FAISS]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    for errors in json.loads(done.stdout.splitlines()[-1]):
+        assert len(errors) == 1
+        assert errors[0].startswith("FAISS is wanted, and there is none: ")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -145,3 +147,41 @@ def test_runs_of_the_ui_without_faiss_fail_at_the_first_asset_and_request_nothin
     for errors in json.loads(done.stdout.splitlines()[-1]):
         assert len(errors) == 1
         assert errors[0].startswith("FAISS is wanted, and there is none: ")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder for `make setup`, whose packages were installed just now: all but the stamp of a build."""
+    if not shutil.which("make"):
+        pytest.skip("there is no make")
+    for name in ("pyproject.toml", "constraints.txt", "Makefile"):
+        shutil.copy(Path(__file__).parents[1] / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    return tmp_path
+
+
+def steps(folder, *arguments):
+    """What `make setup` would do."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "FAISS"}
+    command = ["make", "--dry-run", "setup", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.splitlines()
+
+
+def test_make_setup_takes_one_build_away_before_it_installs_another(checkout):
+    (checkout / ".venv/.ready-cpu").touch()
+    assert not any("pip" in step for step in steps(checkout))
+    done = steps(checkout, "FAISS=gpu")
+    gone = next(n for n, step in enumerate(done) if step.endswith("faiss-cpu faiss-gpu"))
+    come = next(n for n, step in enumerate(done) if step.endswith("-e '.[gpu,dev]'"))
+    assert gone < come
+    assert done.index("rm -f .venv/.ready*") < gone, "the next setup of the other build finds its stamp gone"
+    assert done[-1] == "touch .venv/.ready-gpu"
+
+
+def test_make_stays_with_the_build_that_was_set_up(checkout):
+    assert steps(checkout)[-1] == "touch .venv/.ready-cpu"
+    (checkout / ".venv/.ready-gpu").touch()
+    assert not any("pip" in step for step in steps(checkout))
+    os.utime(checkout / ".venv/.ready-gpu", (0, 0))  # older than pyproject.toml
+    assert steps(checkout)[-1] == "touch .venv/.ready-gpu"

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
 
 from moe_core import threads
+from moe_core.clustering import faiss_build
 
 NAMES = ["hardmoe", "torch", "driver", "GPUs", "precision", "k-means", "FAISS", "cores", "workers", "variables"]
 
@@ -35,7 +35,7 @@ def test_ten_lines_say_what_there_is():
     assert (code, errors) == (0, "")
     lines = machine(output)
     assert lines["torch"].startswith(torch.__version__)
-    assert lines["FAISS"] == f"faiss-cpu {version('faiss-cpu')}, for the CPU"
+    assert lines["FAISS"] == faiss_build.describe()
     assert lines["cores"] == f"{threads.cores()}; up to 2 threads for the training of an expert"
     assert lines["variables"] == "OMP_NUM_THREADS=2", "those that hardmoe sets are not the user's"
 

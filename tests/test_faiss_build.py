@@ -37,6 +37,13 @@ def test_one_build_is_no_problem():
     assert faiss_build.describe().startswith(f"{build}, for {'the CPU' if name == 'faiss-cpu' else 'GPUs'}")
 
 
+def test_torch_is_loaded_first():
+    code = "from moe_core.clustering.neighbors import import_faiss; import_faiss(); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert loaded.index("torch") < loaded.index("faiss")
+
+
 @pytest.mark.parametrize("other", ["faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs", "faiss-cuda"])
 def test_two_builds_in_one_folder_are_named_with_the_mend(tmp_path, monkeypatch, other):
     install(tmp_path, "faiss-cpu", "1.15.1")

@@ -18,7 +18,8 @@ def check() -> str:
     """
     spec = importlib.util.find_spec("faiss")
     if spec is None or spec.origin is None:  # None: a folder without files
-        raise MissingLibrary(_wanted("there is none"))
+        there = " and ".join(installed())
+        raise MissingLibrary(_wanted(f"the files of {there} are gone" if there else "there is none"))
     return conflict()
 
 

@@ -16,11 +16,11 @@ import summary
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "gpu"
-MACHINE = {"part": "a", "what": "machine", "gpu": "NVIDIA H100", "torch": "2.11.0"}
+CARD = "NVIDIA H100, torch 2.11.0"
 
 
-def measured(part, what, **fields):
-    return json.dumps({"part": part, "what": what} | fields)
+def measured(part, what, on=CARD, **fields):
+    return json.dumps({"part": part, "what": what, "on": on} | fields)
 
 
 def table_of(*lines):
@@ -36,7 +36,15 @@ def test_the_table_has_the_rows_of_the_docs():
 
 
 def test_nothing_is_measured_where_nothing_ran():
-    assert table_of() == ("no card, torch not measured", ["not measured"] * 5)
+    assert table_of() == ("no card", ["not measured"] * 5)
+
+
+def test_what_a_cpu_was_asked_is_not_measured():
+    lines = [
+        measured("b", f"tiny32: {name}", "no card, torch 2.13.0", images_per_s=3)
+        for name in ("project, captured", "before")
+    ]
+    assert table_of(*lines) == ("no card", ["not measured"] * 5)
 
 
 def test_what_was_skipped_or_failed_is_not_measured():
@@ -56,8 +64,8 @@ def test_the_trunk_s_step_is_compared_with_the_best_bare_loop():
         "project, images in host memory": 9999,
     }
     lines = [measured("b", f"resnet50: {name}", images_per_s=speed) for name, speed in speeds.items()]
-    head, rows = table_of(json.dumps(MACHINE), *lines)
-    assert head == "NVIDIA H100, torch 2.11.0"
+    head, rows = table_of(*lines)
+    assert head == CARD
     assert rows[0] == "0.97 (project, captured, against bare, compiled); 2,900 images/s"
 
 
@@ -111,7 +119,7 @@ def test_the_newer_of_two_measurements_counts():
 
 
 def test_results_are_printed_in_short(capsys, monkeypatch):
-    record = {"part": "b", "what": "tiny32: project", "at": 3.2, "images_per_s": 40_000, "spread": 0.01}
+    record = {"part": "b", "what": "tiny32: project", "on": CARD, "at": 3.2, "images_per_s": 40_000, "spread": 0.01}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(record) + "\n"))
     short.main()
     assert capsys.readouterr().out == "b tiny32: project: images_per_s=40000 spread=0.01\n"

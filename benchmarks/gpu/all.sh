@@ -17,12 +17,13 @@ if [ ! -e "$site/.ready" ]; then
 fi
 export PYTHONPATH=$site:$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 part() { # name, seconds, arguments of python3
-    local name=$1 seconds=$2
+    local name=$1 seconds=$2 began=$SECONDS code
     shift 2
     [ "$seconds" -gt 0 ] || return 0
-    local began=$SECONDS
     timeout --kill-after=5 $((seconds + 10)) python3 "$@" >>"$OUT/log.txt" 2>&1
-    echo "== $name: exit code $?, $((SECONDS - began)) s"
+    code=$?
+    echo "== $name: exit code $code, $((SECONDS - began)) s"
+    [ "$code" = 0 ] || tail -n 3 "$OUT/log.txt" | cut -c1-200
 }
 a=${1:-45} b=${2:-160} c=${3:-75} d=${4:-75} e=${5:-70}
 part tests $((2 * a)) -m pytest -v --tb=short -W default -m gpu tests/gpu -p no:cacheprovider

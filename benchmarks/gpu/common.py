@@ -18,10 +18,12 @@ import torch
 from moe_core.training import loop
 from moe_core.training.loop import Measurement
 
+NO_CARD = "no card"
 OUT = Path(os.environ.get("OUT", "build/gpu-results"))
 START = time.monotonic()
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+ON = f"{torch.cuda.get_device_name() if CUDA else NO_CARD}, torch {torch.__version__}"
 NEEDS_CUDA = "needs a CUDA device"
 WARM_READINGS = 2
 EPOCHS = 1e5  # the most that the settings allow: the loop never ends by itself
@@ -42,9 +44,9 @@ class Results:
 
     def record(self, what: str, **fields: object) -> None:
         """Writes and prints one measurement."""
-        line = {"part": self.part, "what": what, "at": round(time.monotonic() - START, 1)} | fields
+        about = {"part": self.part, "what": what, "on": ON, "at": round(time.monotonic() - START, 1)}
         with open(OUT / "results.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=str) + "\n")
+            file.write(json.dumps(about | fields, default=str) + "\n")
         print(self.part, what, *(f"{key}={value}" for key, value in fields.items()), flush=True)
 
     def skip(self, what: str, why: str) -> None:

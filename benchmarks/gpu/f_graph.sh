@@ -21,8 +21,9 @@ export PYTHONPATH=$graph/site:$site:$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTEC
 began=$SECONDS
 timeout "$limit" python3 "$here/hardmoe.py" demo --root "$graph/demo" >"$OUT/graph.txt" 2>&1
 code=$?
-printf '{"part": "f", "what": "hardmoe demo", "at": 0, "exit_code": %d, "seconds": %d}\n' \
-    "$code" $((SECONDS - began)) >>"$OUT/results.jsonl"
+card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1)
+printf '{"part": "f", "what": "hardmoe demo", "on": "%s", "at": 0, "exit_code": %d, "seconds": %d}\n' \
+    "${card:-no card}" "$code" $((SECONDS - began)) >>"$OUT/results.jsonl"
 echo "graph: exit code $code"
 tail -40 "$OUT/graph.txt"
 grep -rhoE '"device": "[a-z]*"' "$graph/demo" --include=*.json 2>/dev/null | sort | uniq -c

@@ -11,7 +11,7 @@ from typing import Any
 
 Records = Mapping[str, Mapping[str, Any]]  # the newest of each measurement, by "part: what"
 BARE = ("bare", "bare, captured", "bare, compiled", "bare, compiled and captured")
-NOT_MEASURED = "not measured"
+NOT_MEASURED, NO_CARD = "not measured", "no card"
 
 
 def fastest(records: Records, names: Iterable[str]) -> tuple[float, str]:
@@ -92,12 +92,14 @@ ROWS: list[tuple[str, str, Callable[[Records], str]]] = [
 def table(lines: Iterable[str]) -> str:
     """The table in Markdown, of lines of results.jsonl; of a measurement that is there twice the newer one counts."""
     records: dict[str, dict[str, Any]] = {}
+    machines: dict[str, None] = {}
     for line in lines:
         record = json.loads(line)
-        if "skipped" not in record and "error" not in record:
-            records[f"{record['part']}: {record['what']}"] = record
-    machine = records.get("a: machine", {})
-    head = f"{machine.get('gpu') or 'no card'}, torch {machine.get('torch', NOT_MEASURED)}"
+        if record["on"].startswith(NO_CARD) or "skipped" in record or "error" in record:
+            continue
+        records[f"{record['part']}: {record['what']}"] = record
+        machines[record["on"]] = None
+    head = "; ".join(machines) or NO_CARD
     rows = [f"| {what} | {target} | {measured(records)} |" for what, target, measured in ROWS]
     return "\n".join([head, "", "| what | target | measured |", "| --- | --- | --- |", *rows])
 

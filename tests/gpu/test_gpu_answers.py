@@ -95,7 +95,7 @@ def test_no_more_experts_lie_on_the_device_than_there_is_room_for(device, tmp_pa
     small, whole = Bundle(folder, room), Bundle(folder)
     here, there = (list(routed(bundle, stream, window=1, device=device)) for bundle in (small, whole))
     for one, other in zip(here, there, strict=True):
-        assert torch.equal(one.probabilities_BV, other.probabilities_BV)
+        assert torch.allclose(one.probabilities_BV, other.probabilities_BV, atol=1e-6)
     experts = small.experts_on(device)
     assert experts.most_held_bytes <= room
     assert experts.reads > whole.experts_on(device).reads

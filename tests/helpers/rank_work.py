@@ -35,6 +35,7 @@ def trained_by_ranks(folder, backend, devices, ranks=2):
 
 def _train(folder, backend, device, rank, world, ranks):
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # to be compared with a CPU
     if backend == "nccl":
         torch.cuda.set_device(device)
     init_process_group(

@@ -81,16 +81,17 @@ import sys, torch
 from helpers.random_posts import random_posts
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
-from moe_core.training.loop import train
+from moe_core.training.loop import let_products_repeat, train
 device = sys.argv[1]
+let_products_repeat()
 torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
 model = build(Network(widths=(4, 8), depths=(1, 1), embedding=8), 4, seed=0)
 list(train(model, random_posts(), Training(epochs=2, batch_size=8, deterministic=True), device=device))
 """
 
 
-def test_a_process_that_has_used_the_device_trains_deterministically(device):
-    """Whether its products may be the same each time, torch asks the environment once a process, at the first."""
+def test_a_worker_that_has_used_the_device_trains_deterministically(device):
+    """Whether cuBLAS repeats itself, torch asks the environment once in a process: at the first product."""
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = ['.', 'tests']{DETERMINISTIC}", device]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

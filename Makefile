@@ -64,6 +64,7 @@ bench: setup
 	$(BIN)/python benchmarks/stored.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/pages.py
 	$(BIN)/python benchmarks/many_shards.py
 	$(BIN)/python benchmarks/source_memory.py
 	$(BIN)/python benchmarks/copies.py

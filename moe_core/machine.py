@@ -21,9 +21,9 @@ def describe(experts: int) -> tuple[dict[str, str], list[str]]:
     """(what there is by name, what is wrong and how to mend it), for a study of so many experts."""
     problems = [problem] if (problem := faiss_build.conflict()) else []
     try:
-        faiss = faiss_build.describe()
+        faiss, by_faiss = faiss_build.describe(), faiss_build.sees_gpus()
     except MissingLibrary as error:
-        faiss = "missing"
+        faiss, by_faiss = "missing", False
         problems.append(str(error))
     driver, names = driver_version(), gpu_names()
     with warnings.catch_warnings(action="ignore"):  # what torch warns of is told as a problem
@@ -43,7 +43,7 @@ def describe(experts: int) -> tuple[dict[str, str], list[str]]:
         "driver": driver or "none",
         "GPUs": "; ".join(text for text, _ in gpus) or "none",
         "precision": precision,
-        "k-means": "by torch on the GPU" if on_gpu else "by FAISS on the CPU",
+        "k-means": f"by {'torch' if on_gpu and not by_faiss else 'FAISS'} on the {'GPU' if on_gpu else 'CPU'}",
         "FAISS": faiss,
         "cores": f"{threads.cores()}; up to {_counted(most, 'thread')} for the training of an expert",
         "workers": f"{len(names) or threads.workers_for(experts)} at once in a study of {experts} experts",

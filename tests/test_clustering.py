@@ -1,9 +1,11 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from moe_core.clustering import device_kmeans
 from moe_core.clustering.balance import pack, repack
+from moe_core.clustering.device_search import by_faiss, by_torch, search_for
 from moe_core.clustering.gate import Gate, load_gate
 from moe_core.clustering.kmeans import assign, fit_kmeans, random_rows, starts
 from moe_core.clustering.matching import continued_by, overlap
@@ -271,3 +273,23 @@ def test_a_random_partition_that_goes_on_moves_no_more_than_its_sizes_ask_for():
     assert shrunk[4:].tolist() == [1, 1, 1, 1]
     with pytest.raises(ValueError, match="sizes sum to 7, got 8 posts"):
         random_partition(ids, np.array([4, 3]), 0, old)
+
+
+def test_faiss_finds_the_same_centroids_on_tensors_where_they_lie():
+    """Here on the CPU; on a GPU by the function of the same arguments (`tests/gpu`)."""
+    x = blobs(200)
+    centroids = x[[0, 250, 450, 1]]
+    found = [search(torch.from_numpy(x), torch.from_numpy(centroids)) for search in (by_torch, by_faiss)]
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    fits = [device_kmeans.best_fit(x, [centroids], 10, ["cpu"], search) for search in (by_torch, by_faiss)]
+    assert fits[1][0] == pytest.approx(fits[0][0], abs=1e-5)
+    assert fits[1][1] == pytest.approx(fits[0][1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "sees", "wanted"), [("cpu", True, by_torch), ("cuda:1", True, by_faiss), ("cuda:1", False, by_torch)]
+)
+def test_faiss_searches_where_its_build_sees_a_gpu(monkeypatch, device, sees, wanted):
+    monkeypatch.setattr("moe_core.clustering.device_search.sees_gpus", lambda: sees)
+    assert search_for(device) is wanted

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.clustering.device_search import Search, search_for
+
 COMPARED_BYTES = 1 << 30  # of inner products of posts with centroids at once
 PART_BYTES = 1 << 28
 STAYS = 0.5  # of the memory that is free on a device, for posts
@@ -30,15 +32,21 @@ class Part:
 
 
 def best_fit(
-    x_NP: np.ndarray, starts: Sequence[np.ndarray], iterations: int, devices: Sequence[str]
+    x_NP: np.ndarray,
+    starts: Sequence[np.ndarray],
+    iterations: int,
+    devices: Sequence[str],
+    search: Search | None = None,
 ) -> tuple[np.ndarray, float]:
     """(centroids (K, P) float32 of unit norm, objective) of the best fit of some starts, of equal ones the first.
 
     Rows of `x_NP` have unit norm. The objective is the sum of inner products with the nearest centroid before the last
-    update. The posts are divided among the devices.
+    update. The posts are divided among the devices. `search` finds the nearest centroids; by default what is built for
+    the device.
     """
+    search = search or search_for(devices[0])
     parts = placed(x_NP, devices)
-    fits = [_fit(parts, start_KP, iterations, devices[0]) for start_KP in starts]
+    fits = [_fit(parts, start_KP, iterations, devices[0], search) for start_KP in starts]
     return max(fits, key=lambda fit: fit[1])
 
 
@@ -67,11 +75,15 @@ def _room(device: str) -> int:
     return int(STAYS * torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else 0
 
 
-def _fit(parts: Sequence[Part], start_KP: np.ndarray, iterations: int, first: str) -> tuple[np.ndarray, float]:
+def _fit(
+    parts: Sequence[Part], start_KP: np.ndarray, iterations: int, first: str, search: Search
+) -> tuple[np.ndarray, float]:
     centroids_KP = _of_unit_norm(torch.from_numpy(start_KP).to(first))
     objective = 0.0
     for _ in range(iterations):
-        sums = {device: _Sums(centroids_KP.to(device)) for device in dict.fromkeys(part.device for part in parts)}
+        sums = {
+            device: _Sums(centroids_KP.to(device), search) for device in dict.fromkeys(part.device for part in parts)
+        }
         for part in parts:
             sums[part.device].add(part.rows_BP.to(part.device))
         each = zip(*((its.sums_KP, its.counts_K, its.best) for its in sums.values()), strict=True)
@@ -90,8 +102,8 @@ class _Sums:
     are not.
     """
 
-    def __init__(self, centroids_KP: Tensor) -> None:
-        self.centroids_KP = centroids_KP
+    def __init__(self, centroids_KP: Tensor, search: Search) -> None:
+        self.centroids_KP, self.search = centroids_KP, search
         self.sums_KP = torch.zeros_like(centroids_KP)
         self.counts_K = torch.zeros(len(centroids_KP), dtype=torch.int64, device=centroids_KP.device)
         self.best = centroids_KP.new_zeros((), dtype=torch.float64)
@@ -100,7 +112,7 @@ class _Sums:
         clusters = len(self.centroids_KP)
         number_K1 = torch.arange(clusters, device=rows_BP.device)[:, None]
         for some_BP in rows_BP.split(max(1, COMPARED_BYTES // (4 * clusters))):
-            inner_B, nearest_B = (some_BP @ self.centroids_KP.T).max(1)
+            inner_B, nearest_B = self.search(some_BP, self.centroids_KP)
             mine_KB = number_K1 == nearest_B
             self.sums_KP += mine_KB.to(some_BP.dtype) @ some_BP
             self.counts_K += mine_KB.sum(1)

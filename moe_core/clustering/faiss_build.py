@@ -59,7 +59,15 @@ def describe() -> str:
     name = " and ".join(installed()) or f"faiss {faiss.__version__}"
     if not hasattr(faiss, "StandardGpuResources"):
         return f"{name}, for the CPU"
-    return f"{name}, for GPUs, of which it sees {faiss.get_num_gpus()}; hardmoe uses it on the CPU"
+    return f"{name}, for GPUs, of which it sees {faiss.get_num_gpus()}"
+
+
+def sees_gpus() -> bool:
+    """Whether there is a FAISS that is built for GPUs and sees one. Raises MissingLibrary for a broken one."""
+    if not installed() and importlib.util.find_spec("faiss") is None:
+        return False
+    faiss = import_faiss()
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def import_faiss() -> ModuleType:

@@ -7,6 +7,8 @@ import torch
 from helpers.bundles import EXPERTS, bundle_at, images, random_parts, room_for
 from helpers.random_posts import random_posts
 from moe_core.clustering import device_kmeans
+from moe_core.clustering.device_search import by_faiss, by_torch
+from moe_core.clustering.faiss_build import sees_gpus
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import assign, fit_kmeans
 from moe_core.clustering.whitening import Whitening
@@ -36,8 +38,19 @@ def test_kmeans_ends_where_it_ends_on_the_cpu(device, stays, monkeypatch):
 def test_an_empty_cluster_takes_half_of_the_same_one_as_on_the_cpu(device):
     x_NP = unit(400, 8, 0)
     start_KP = x_NP[[0, 1, 2, 0, 0]]  # of equal centroids the first takes all posts
-    wanted_KP, _ = device_kmeans.best_fit(x_NP, [start_KP], 3, ["cpu"])
-    assert device_kmeans.best_fit(x_NP, [start_KP], 3, [device])[0] == pytest.approx(wanted_KP, abs=1e-4)
+    wanted_KP, _ = device_kmeans.best_fit(x_NP, [start_KP], 3, ["cpu"], by_torch)
+    assert device_kmeans.best_fit(x_NP, [start_KP], 3, [device], by_torch)[0] == pytest.approx(wanted_KP, abs=1e-4)
+
+
+def test_faiss_and_torch_end_with_the_same_centroids(device):
+    pytest.importorskip("faiss")
+    if device == "cuda" and not sees_gpus():
+        pytest.skip("this build of FAISS sees no GPU")
+    x_NP = unit(5000, 16, 0)
+    wanted_KP, objective = device_kmeans.best_fit(x_NP, [x_NP[:12]], 10, [device], by_torch)
+    found_KP, found = device_kmeans.best_fit(x_NP, [x_NP[:12]], 10, [device], by_faiss)
+    assert found == pytest.approx(objective, rel=1e-5)
+    assert np.abs(found_KP - wanted_KP).max() < 1e-3
 
 
 @pytest.mark.gpu

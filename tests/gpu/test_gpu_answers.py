@@ -42,13 +42,14 @@ def test_an_empty_cluster_takes_half_of_the_same_one_as_on_the_cpu(device):
     assert device_kmeans.best_fit(x_NP, [start_KP], 3, [device], by_torch)[0] == pytest.approx(wanted_KP, abs=1e-4)
 
 
-def test_faiss_and_torch_end_with_the_same_centroids(device):
-    pytest.importorskip("faiss")
-    if device == "cuda" and not sees_gpus():
-        pytest.skip("this build of FAISS sees no GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: its twin needs FAISS (tests)")
+def test_faiss_and_torch_end_with_the_same_centroids():
+    if not sees_gpus():
+        pytest.skip("needs a FAISS that is built for GPUs")
     x_NP = unit(5000, 16, 0)
-    wanted_KP, objective = device_kmeans.best_fit(x_NP, [x_NP[:12]], 10, [device], by_torch)
-    found_KP, found = device_kmeans.best_fit(x_NP, [x_NP[:12]], 10, [device], by_faiss)
+    wanted_KP, objective = device_kmeans.best_fit(x_NP, [x_NP[:12]], 10, ["cuda:0"], by_torch)
+    found_KP, found = device_kmeans.best_fit(x_NP, [x_NP[:12]], 10, ["cuda:0"], by_faiss)
     assert found == pytest.approx(objective, rel=1e-5)
     assert np.abs(found_KP - wanted_KP).max() < 1e-3
 

@@ -217,7 +217,8 @@ def serving(results: Results) -> None:
             bundle.expert_features("e000", ImagesInMemory(batches[0]), DEVICE)  # puts the shared stages on the device
             on_cpu_again = list(routed(bundle, batches, device="cpu"))
         differences = [
-            float((a.probabilities_BV - b.probabilities_BV).abs().max()) for a, b in zip(on_cpu, on_device, strict=True)
+            float((a.probabilities_BV - b.probabilities_BV.cpu()).abs().max())
+            for a, b in zip(on_cpu, on_device, strict=True)
         ]
         same_after = [
             torch.allclose(a.probabilities_BV, b.probabilities_BV, atol=1e-5)

@@ -9,6 +9,11 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 
+def named(device: str) -> str:
+    """The device with its number, for threads that have another current one."""
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+
+
 def pinned(tensor: Tensor, device: str) -> Tensor:
     """The tensor in memory from which a GPU copies without waiting; itself where the device is none."""
     return tensor.pin_memory() if device.startswith("cuda") else tensor

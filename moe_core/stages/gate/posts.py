@@ -1,6 +1,6 @@
 """All the posts as a partition sees them, and passes over their features.
 
-Letters: N posts, F of them that are fitted on, B of a part, D embedding width, P whitened dimensions, M centroids, K experts.
+Letters: N posts, F that are fitted on, B of a part, D embedding width, P whitened dimensions, M centroids, K experts.
 """
 
 from collections.abc import Iterable, Iterator

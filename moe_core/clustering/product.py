@@ -20,4 +20,4 @@ def rows_at_once(*widths: int) -> int:
 
 def placed_on(device: str, array: np.ndarray) -> Tensor:
     """An array as float32 on a device. A read-only one is copied: torch warns of it."""
-    return torch.from_numpy(np.require(array, np.float32, "CW")).to(device)
+    return torch.from_numpy(np.require(array, np.float32, ["C", "W"])).to(device)

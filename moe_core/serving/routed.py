@@ -10,9 +10,8 @@ S experts of an image.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -137,22 +136,17 @@ def _predict(bundle: Bundle, window: list[RoutedBatch], published: bool, device:
     used_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
     ends = np.cumsum([len(batch.expert_BS) for batch in window])
-    parts = {
-        keys[number]: _parts(expert_NS == number, _at_once(bundle)) for number in np.unique(expert_NS[used_NS]).tolist()
-    }
-    index = _indices(parts, ends, device)
+    parts = _parts(expert_NS, np.unique(expert_NS[used_NS]), ends, _at_once(bundle), device)
 
     def compute(key: str, network: ResNet) -> None:
-        coming = []
-        for part, index_M in zip(parts[key], index[key], strict=True):
-            start_MCHW = _gathered(window, part.padded_M, index_M, ends)
-            coming.append(on_the_way(_features(bundle, network, start_MCHW, device)))
-        for part, arrived in zip(parts[key], coming, strict=True):
+        mine = parts[keys.index(key)]
+        coming = [on_the_way(_features(bundle, network, _gathered(window, part, ends), device)) for part in mine]
+        for part, arrived in zip(mine, coming, strict=True):
             features_MD = arrived()[: len(part.rows)]
             check_finite(features_MD)
             features_NSD[part.rows, part.places] = features_MD
 
-    bundle.each_expert(parts, compute, device)
+    bundle.each_expert([keys[number] for number in parts], compute, device)
     for batch, end in zip(window, ends, strict=True):
         part = slice(end - len(batch.expert_BS), end)
         with_router = published and bundle.answer == "mixture_top1_router"
@@ -168,38 +162,37 @@ class _Part:
     rows: np.ndarray  # of the window, ascending
     places: np.ndarray  # which of the experts of each image it is
     padded_M: np.ndarray  # the rows, the last one so often that they are a multiple of MULTIPLE
+    index_M: Tensor  # where these lie in their batches, on the device
 
 
-def _parts(mine_NS: np.ndarray, at_once: int) -> list[_Part]:
-    rows, places = np.nonzero(mine_NS)
-    multiple = min(MULTIPLE, at_once)
-    return [
-        _Part(rows[some], places[some], np.pad(rows[some], (0, -len(some) % multiple), mode="edge"))
-        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once))
-    ]
+def _parts(
+    expert_NS: np.ndarray, numbers: np.ndarray, ends: np.ndarray, at_once: int, device: str
+) -> dict[int, list[_Part]]:
+    """Parts of each of these experts; all that they take out of the batches goes to the device in one copy."""
+    cut, begins = [], np.concatenate([[0], ends[:-1]])
+    for number in numbers.tolist():
+        rows, places = np.nonzero(expert_NS == number)
+        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
+            filled_up = np.pad(rows[some], (0, -len(some) % min(MULTIPLE, at_once)), mode="edge")
+            cut.append((number, rows[some], places[some], filled_up))
+    rows_P = np.concatenate([np.zeros(0, np.int64), *(padded_M for *_, padded_M in cut)])
+    index_P = torch.from_numpy(rows_P - begins[np.searchsorted(ends, rows_P, side="right")])
+    index_P = pinned(index_P, device).to(device, non_blocking=True)
+    parts: dict[int, list[_Part]] = {number: [] for number in numbers.tolist()}
+    for (number, *part), index_M in zip(cut, index_P.split([len(padded_M) for *_, padded_M in cut]), strict=True):
+        parts[number].append(_Part(*part, index_M))
+    return parts
 
 
-def _indices(parts: Mapping[str, list[_Part]], ends: np.ndarray, device: str) -> dict[str, tuple[Tensor, ...]]:
-    """For each part of each expert where its images lie in their batches, (M,) on the device: one copy for all."""
-    if not parts:
-        return {}
-    rows = np.concatenate([part.padded_M for some in parts.values() for part in some])
-    begins = np.concatenate([[0], ends[:-1]])
-    within = torch.from_numpy(rows - begins[np.searchsorted(ends, rows, side="right")])
-    lengths = [len(part.padded_M) for some in parts.values() for part in some]
-    each = iter(pinned(within, device).to(device, non_blocking=True).split(lengths))
-    return {key: tuple(islice(each, len(some))) for key, some in parts.items()}
-
-
-def _gathered(window: list[RoutedBatch], rows_M: np.ndarray, index_M: Tensor, ends: np.ndarray) -> Tensor:
-    """(M, C, H, W) channels-last: what the expert starts from, of ascending rows of the window."""
-    counts = np.diff(np.searchsorted(rows_M, ends), prepend=0)
-    parts = [
+def _gathered(window: list[RoutedBatch], part: _Part, ends: np.ndarray) -> Tensor:
+    """(M, C, H, W) channels-last: what the expert starts from."""
+    counts = np.diff(np.searchsorted(part.padded_M, ends), prepend=0)
+    found = [
         batch.start_BHWC.index_select(0, index_B)
-        for batch, index_B in zip(window, index_M.split(counts.tolist()), strict=True)
+        for batch, index_B in zip(window, part.index_M.split(counts.tolist()), strict=True)
         if len(index_B)
     ]
-    return torch.cat(parts).permute(0, 3, 1, 2)
+    return torch.cat(found).permute(0, 3, 1, 2)
 
 
 def _features(bundle: Bundle, network: ResNet, start_MCHW: Tensor, device: str) -> Tensor:

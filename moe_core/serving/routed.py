@@ -179,8 +179,9 @@ def _parts(
     index_P = torch.from_numpy(rows_P - begins[np.searchsorted(ends, rows_P, side="right")])
     index_P = pinned(index_P, device).to(device, non_blocking=True)
     parts: dict[int, list[_Part]] = {number: [] for number in numbers.tolist()}
-    for (number, *part), index_M in zip(cut, index_P.split([len(padded_M) for *_, padded_M in cut]), strict=True):
-        parts[number].append(_Part(*part, index_M))
+    each = index_P.split([len(padded_M) for *_, padded_M in cut])
+    for (number, rows, places, padded_M), index_M in zip(cut, each, strict=True):
+        parts[number].append(_Part(rows, places, padded_M, index_M))
     return parts
 
 

@@ -1,18 +1,22 @@
 # make setup | demo | test | soak | fuzz | ui | lint | docs | bench | screenshots
 PYTHON ?= python3
 BIN := .venv/bin
-# or gpu: the build of FAISS that `make setup` installs
-FAISS ?= cpu
+# the build of FAISS, cpu or gpu: `make setup FAISS=gpu`. Without it the one that was set up last, at first cpu.
+FAISS ?= $(patsubst .venv/.ready-%,%,$(firstword $(wildcard .venv/.ready-*) cpu))
+$(if $(filter cpu gpu,$(FAISS)),,$(error FAISS=$(FAISS): wanted cpu or gpu))
 STUDY ?= studies/demo
 
 .PHONY: setup demo test soak fuzz ui lint docs bench screenshots
-setup: .venv/.ready
+setup: .venv/.ready-$(FAISS)
 
 # torch first and alone: where no CPU build is offered for "torch", a range would fetch gigabytes of CUDA packages.
-.venv/.ready: pyproject.toml constraints.txt
+# FAISS last and after both builds are gone: each writes the files of the other, and takes them along.
+.venv/.ready-$(FAISS): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	rm -f .venv/.ready*
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip uninstall --quiet --quiet --yes faiss-cpu faiss-gpu
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(FAISS),dev]'
 	touch $@
 
@@ -60,6 +64,7 @@ bench: setup
 	$(BIN)/python benchmarks/stored.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/pages.py
 	$(BIN)/python benchmarks/many_shards.py
 	$(BIN)/python benchmarks/source_memory.py
 	$(BIN)/python benchmarks/copies.py

@@ -13,6 +13,7 @@ from assets.progress import Progress
 from assets.runs import claim
 from assets.showing import about, curves, origin
 from assets.study import OWNERS, experts, key_of, root, shards, study
+from moe_core.clustering import faiss_build
 from moe_core.engine.build import build
 from moe_core.engine.context import Context, Report
 from moe_core.errors import HardmoeError, device_error
@@ -58,6 +59,8 @@ def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
     with Progress(context, name, key) as progress:
         started = time.monotonic()
         try:
+            if problem := faiss_build.check():
+                context.log.warning(problem)
             work = _opened(progress.report, f"run {context.run_id}")
             around = getattr(context.resources, KEY).around(stage) if stage.uses_gpu else nullcontext
             built = build(work, name, key, force=config.force, around=around)

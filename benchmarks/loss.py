@@ -113,9 +113,9 @@ def main() -> None:
                 apart = max(apart, abs(losses["dense"] / losses["few tags"] - 1))
         before, paged, now = (statistics.median(values) for values in seconds.values())
         print(
-            f"{kind}: dense {1000 * before:.0f} ms, in huge pages {1000 * paged:.0f}, few tags {1000 * now:.0f} ms a step; "
-            f"{before / now:.2f} times as fast (target 1.5), {paged / now:.2f} times in the same pages; losses apart by at "
-            f"most {apart:.1e} of themselves (target 1e-6)"
+            f"{kind}: dense {1000 * before:.0f} ms, in huge pages {1000 * paged:.0f}, few tags {1000 * now:.0f} ms; "
+            f"{before / now:.2f} times as fast (target 1.5), {paged / now:.2f} times in the same pages; losses apart "
+            f"by at most {apart:.1e} of themselves (target 1e-6)"
         )
 
 

@@ -63,9 +63,15 @@ class TrainingFailed(HardmoeError):
     """A process that trains ended before it was done."""
 
 
+OF_A_GPU = ("CUDA error", "cuDNN error", "CUDA out of memory", "NCCL")  # plain RuntimeErrors that begin with it
+
+
 def device_error(error: Exception) -> DeviceFailed | None:
     """What an error that torch raised for a GPU says to a user; None for any other."""
     torch = sys.modules.get("torch")  # without which there is none
-    if torch and isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+    if not torch:
+        return None
+    plain = isinstance(error, RuntimeError) and str(error).startswith(OF_A_GPU)
+    if plain or isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
         return DeviceFailed(str(error).strip().splitlines()[0])
     return None

@@ -2,52 +2,94 @@
 
 import os
 import platform
+import warnings
 from importlib.metadata import version
 
 import torch
 
 from moe_core import threads
 from moe_core.clustering import faiss_build
-from moe_core.devices import gpu_names
+from moe_core.devices import driver_version, gpu_names
 from moe_core.errors import MissingLibrary
 from moe_core.training.loop import uses_bfloat16
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HARDMOE_WORKERS", *threads.VARIABLES)
+FIT = "https://pytorch.org/get-started/locally, https://docs.nvidia.com/deploy/cuda-compatibility"
 
 
 def describe(experts: int) -> tuple[dict[str, str], list[str]]:
     """(what there is by name, what is wrong and how to mend it), for a study of so many experts."""
     problems = [problem] if (problem := faiss_build.conflict()) else []
     try:
-        where = "by torch on the GPU" if torch.cuda.is_available() else "on the CPU"
-        faiss = f"{' and '.join(faiss_build.installed())} ({faiss_build.gpus()} GPUs); k-means {where}"
+        faiss = faiss_build.describe()
     except MissingLibrary as error:
         faiss = "missing"
         problems.append(str(error))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    names, seen = gpu_names(), torch.cuda.device_count()
-    if names and not seen:
-        problems.append(
-            f"the driver lists {_counted(len(names), 'GPU')}, and torch {torch.__version__} sees none: install a build "
-            "of torch for CUDA (https://pytorch.org/get-started/locally)"
-        )
-    of_user = {name: os.environ[name] for name in VARIABLES if os.environ.get(name, "") != threads.SHORT.get(name, "")}
-    there = {
+    driver, names = driver_version(), gpu_names()
+    with warnings.catch_warnings(action="ignore"):  # what torch warns of is told as a problem
+        on_gpu = torch.cuda.is_available()
+        seen = torch.cuda.device_count() if on_gpu else 0  # which without CUDA is the driver's number
+        gpus = [_gpu(number) for number in range(seen)]
+        precision = _precision("cuda" if on_gpu else "cpu")
+        if seen < len(names):
+            problems.append(_unseen(len(names), seen, driver))
+    problems += [f"GPU {text}: is it in use? `nvidia-smi` lists by what" for text, works in gpus if not works]
+    most = threads.chosen_threads() or threads.threads_for(True, experts)
+    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    of_user = {name: value for name, value in there.items() if value != threads.SHORT.get(name)}
+    machine = {
         "hardmoe": f"{version('hardmoe')}, Python {platform.python_version()} on {platform.system()}",
-        "torch": f"{torch.__version__}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'for the CPU'}",
-        "GPUs": "; ".join(map(_gpu, range(seen))) or "none",
-        "precision": f'"auto" is {"bfloat16" if uses_bfloat16("auto", device) else "float32"} on {device}',
+        "torch": _torch(),
+        "driver": driver or "none",
+        "GPUs": "; ".join(text for text, _ in gpus) or "none",
+        "precision": precision,
+        "k-means": "by torch on the GPU" if on_gpu else "by FAISS on the CPU",
         "FAISS": faiss,
-        "cores": f"{threads.cores()}; threads follow from the work in a batch",
-        "at once": f"{_counted(seen or threads.workers_for(experts), 'run')} of a study of {experts} experts",
-        "set": " ".join(f"{name}={value}" for name, value in of_user.items()) or "nothing",
+        "cores": f"{threads.cores()}; up to {_counted(most, 'thread')} for the training of an expert",
+        "workers": f"{len(names) or threads.workers_for(experts)} at once in a study of {experts} experts",
+        "variables": " ".join(f"{name}={value}" for name, value in of_user.items()) or "none",
     }
-    return there, problems
+    return machine, problems
 
 
-def _gpu(number: int) -> str:
-    free, total = torch.cuda.mem_get_info(number)
-    return f"{number} {torch.cuda.get_device_name(number)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+def _torch() -> str:
+    return f"{torch.__version__}, for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'the CPU'}"
+
+
+def _gpu(number: int) -> tuple[str, bool]:
+    """(what a GPU is and has free, whether it computes): one may be full, in exclusive use, or too old for torch."""
+    try:
+        torch.ones(1, device=f"cuda:{number}").sum().item()
+        free, total = torch.cuda.mem_get_info(number)
+        name = torch.cuda.get_device_name(number)
+    except Exception as error:
+        return f"{number} cannot be used: {_first_line(error)}", False
+    return f"{number} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free", True
+
+
+def _precision(device: str) -> str:
+    try:
+        return f'"auto" means {"bfloat16" if uses_bfloat16("auto", device) else "float32"} on {device}'
+    except Exception:
+        return f'"auto" cannot be told on {device}'
+
+
+def _unseen(names: int, seen: int, driver: str) -> str:
+    """What is wrong where torch sees fewer GPUs than there are."""
+    try:
+        torch.cuda.init()
+        why = ""
+    except Exception as error:
+        why = f": {_first_line(error)}"
+    by = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "the driver lists"
+    return (
+        f"{by} {_counted(names, 'GPU')}, and torch ({_torch()}) sees {seen or 'none'}{why}. Driver: "
+        f"{driver or 'unknown'}. Install a driver and a build of torch that fit each other: {FIT}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _counted(count: int, what: str) -> str:

@@ -5,6 +5,7 @@ import dagster as dg
 
 from assets.runs import claim
 from assets.study import STUDY, root, study
+from moe_core.clustering import faiss_build
 from moe_core.errors import HardmoeError
 from moe_core.stages.gate import current_partition
 from moe_core.stages.gate.current_partition import current_of
@@ -51,6 +52,7 @@ def _request(context: dg.OpExecutionContext, until: str, refit: bool = False, re
     """Requests the runs up to an asset, or all; a user's mistake fails the op in one line."""
     claim(context.instance, context.run)
     try:
+        faiss_build.check()  # once here, not in each run that is requested
         work = open_study(study(), root(), remember=True)
         if until:
             work.planner.stage(until)

@@ -140,7 +140,10 @@ def test_where_another_process_takes_the_memory_the_posts_stay_where_they_are(mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     posts = random_posts()
-    monkeypatch.setattr("torch.empty", taken)
+    with monkeypatch.context() as before:
+        before.setattr("torch.empty", taken)
+        assert posts.on_device(1 << 30, "cpu") is posts
+    monkeypatch.setattr("torch.Tensor.copy_", taken)  # while the first of them are there
     assert posts.on_device(1 << 30, "cpu") is posts
 
 

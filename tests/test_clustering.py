@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 
@@ -19,6 +20,14 @@ def blobs(count=30):
 
 def whitening_of(x, dimensions=3):
     return whiten([x[:10], x[10:]], dimensions)
+
+
+@pytest.mark.parametrize(("posts", "clusters", "seed"), [(1, 1, 5), (3, 3, 0), (1000, 50, 7), (99_991, 300, 2**31 - 9)])
+def test_restarts_begin_where_faiss_begins(posts, clusters, seed):
+    order_N = np.empty(posts, np.int32)
+    for restart, rows_K in enumerate(random_rows(posts, clusters, 2, seed)):
+        faiss.rand_perm(faiss.swig_ptr(order_N), posts, seed + 1 + restart * 15_486_557)
+        assert rows_K.tolist() == order_N[:clusters].tolist()
 
 
 def test_three_heaps_are_three_clusters():

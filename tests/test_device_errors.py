@@ -27,6 +27,18 @@ def test_only_an_error_of_a_device_is_one():
     assert device_error(RuntimeError("shape mismatch")) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error",
+    ],
+)
+def test_errors_of_its_libraries_are_plain_ones_and_are_known_by_how_they_begin(text):
+    assert str(device_error(RuntimeError(f"{text}\nmore"))) == text
+
+
 def test_where_memory_does_not_suffice_the_batch_is_named(monkeypatch):
     def full(_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -47,7 +59,7 @@ def test_a_command_says_it_in_one_line(monkeypatch, tmp_path):
 
 
 WORKER = """
-import json, multiprocessing, sys
+import json, multiprocessing, os, sys
 from pathlib import Path
 import torch
 from assets.study import study
@@ -65,13 +77,17 @@ for _ in range(2):
     ours.send((Task("trunk", None), "run", Path(sys.argv[1]) / "log", study()))
 worker.answer_all(theirs, 1)
 answer = ours.recv()
-(Path(sys.argv[1]) / "answer").write_text(json.dumps([answer.error, answer.last, answer.died, ours.poll()]))
+repeats = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+(Path(sys.argv[1]) / "answer").write_text(json.dumps([answer.error, answer.last, answer.died, ours.poll(), repeats]))
 """
 
 
-def test_a_worker_that_its_gpu_failed_answers_with_the_reason_and_takes_no_other_task(tmp_path):
-    file = write(tmp_path, small_study())
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_worker_that_its_gpu_failed_answers_with_the_reason_and_takes_no_other_task(tmp_path, deterministic):
+    file = write(tmp_path, small_study().changed(expert_training={"deterministic": deterministic}))
     command = [sys.executable, "-c", WORKER, str(tmp_path)]
-    subprocess.run(command, check=True, env=os.environ | {"HARDMOE_STUDY": str(file)})
+    environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    subprocess.run(command, check=True, env=environment | {"HARDMOE_STUDY": str(file)})
     said = json.loads((tmp_path / "answer").read_text())
-    assert said == ["CUDA error: an illegal memory access was encountered", True, False, False]
+    repeats = ":4096:8" if deterministic else None  # set before the first task, since cuBLAS looks at it only once
+    assert said == ["CUDA error: an illegal memory access was encountered", True, False, False, repeats]

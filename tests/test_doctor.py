@@ -1,10 +1,9 @@
-"""`hardmoe doctor`: what there is, and what is wrong with it; and the two builds of FAISS."""
+"""`hardmoe doctor`: what there is, and what is wrong with it."""
 
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -12,55 +11,116 @@ import torch
 from moe_core import threads
 from moe_core.clustering import faiss_build
 
+NAMES = ["hardmoe", "torch", "driver", "GPUs", "precision", "k-means", "FAISS", "cores", "workers", "variables"]
+
 
 def doctor(*arguments, code="", **environment):
     """(exit code, output, errors) of the command in a process of its own; `code` runs before it."""
     program = f"{code}\nfrom pipelines.cli.main import main\nmain()"
     command = [sys.executable, "-c", program, "doctor", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    inherited = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
+    done = subprocess.run(command, capture_output=True, text=True, env=inherited | environment)
     return done.returncode, done.stdout, done.stderr
+
+
+def machine(output):
+    """What was printed, by name."""
+    lines = dict(line.split(None, 1) for line in output.splitlines())
+    assert list(lines) == NAMES
+    return lines
 
 
 def test_ten_lines_say_what_there_is():
     code, output, errors = doctor("--experts", "3", OMP_NUM_THREADS="2")
     assert (code, errors) == (0, "")
-    assert len(output.splitlines()) <= 10
-    lines = dict(line.split(None, 1) for line in output.splitlines())
+    lines = machine(output)
     assert lines["torch"].startswith(torch.__version__)
-    assert lines["FAISS"].startswith(f"faiss-cpu {version('faiss-cpu')}")
-    assert lines["cores"].startswith(str(threads.cores()))
-    assert "OMP_NUM_THREADS=2" in lines["set"]
-    assert "KMP_BLOCKTIME" not in lines["set"]  # ours
+    assert lines["FAISS"] == faiss_build.describe()
+    assert lines["cores"] == f"{threads.cores()}; up to 2 threads for the training of an expert"
+    assert lines["variables"] == "OMP_NUM_THREADS=2", "those that hardmoe sets are not the user's"
 
 
-def test_a_driver_without_a_torch_that_sees_it_is_a_problem():
+def test_as_json_the_names_are_the_same():
+    code, output, _ = doctor("--json")
+    assert (code, list(json.loads(output))) == (0, ["machine", "problems"])
+    assert list(json.loads(output)["machine"]) == NAMES
+    assert json.loads(output)["problems"] == []
+
+
+def test_how_threads_wait_may_be_the_users():
+    code, output, errors = doctor(OMP_WAIT_POLICY="PASSIVE")
+    assert (code, errors) == (0, "")
+    assert machine(output)["variables"] == "OMP_WAIT_POLICY=PASSIVE"
+
+
+def test_a_gpu_that_torch_is_not_built_for_is_a_problem():
     if torch.cuda.is_available():
         pytest.skip("this torch sees a GPU")
     code, output, _ = doctor("--json", CUDA_VISIBLE_DEVICES="0")
     (problem,) = json.loads(output)["problems"]
     assert code == 1
-    assert problem.startswith("the driver lists 1 GPU, and torch")
+    assert problem.startswith(f"CUDA_VISIBLE_DEVICES names 1 GPU, and torch ({torch.__version__}")
 
 
-def test_both_builds_of_faiss_at_once_are_named_with_the_mend(tmp_path):
-    there = tmp_path / "faiss_gpu-1.15.1.dist-info"
-    there.mkdir()
-    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: faiss-gpu\nVersion: 1.15.1\n")
-    code, _, errors = doctor(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+OLD_DRIVER = """
+import warnings
+import torch
+import moe_core.devices
+
+def too_old(*_):
+    raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update it.")
+
+def none():
+    warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old")
+    return False
+
+torch.version.cuda = "13.0"
+torch.cuda.is_available = none
+torch.cuda.device_count = lambda: 1  # by NVML, which an old driver has
+torch.cuda.init = torch.cuda.mem_get_info = torch.cuda.get_device_name = too_old
+moe_core.devices.driver_gpus = lambda: 1
+moe_core.devices.driver_version = lambda: "NVIDIA 550.54.14, CUDA up to 12.4"
+"""
+
+
+def test_a_driver_too_old_for_torch_is_named_with_both_versions(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    code, output, errors = doctor(code=OLD_DRIVER)
     assert code == 1
-    assert "faiss-gpu 1.15.1 are both installed" in errors
-    assert "pip uninstall -y faiss-cpu faiss-gpu && pip install 'hardmoe[cpu]'" in errors
+    lines = machine(output)
+    assert (lines["driver"], lines["GPUs"]) == ("NVIDIA 550.54.14, CUDA up to 12.4", "none")
+    assert lines["torch"].endswith("for CUDA 13.0")
+    (problem,) = errors.splitlines()
+    assert problem.startswith("Error: the driver lists 1 GPU, and torch (")
+    assert "sees none: The NVIDIA driver on your system is too old (found version 12040)" in problem
+    assert "Driver: NVIDIA 550.54.14, CUDA up to 12.4." in problem
+    assert "https://pytorch.org/get-started/locally" in problem
 
 
-@pytest.mark.parametrize("broken", ["None", "types.ModuleType('faiss')"])
-def test_a_faiss_that_is_missing_or_hollow_is_named_with_the_mend(broken):
-    code, output, errors = doctor(code=f"import sys, types; sys.modules['faiss'] = {broken}")
+FULL = """
+import torch
+
+def full(*_, **__):
+    raise torch.AcceleratorError("CUDA error: out of memory\\nCompile with TORCH_USE_CUDA_DSA")
+
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+torch.ones = torch.cuda.mem_get_info = torch.cuda.get_device_name = torch.cuda.is_bf16_supported = full
+"""
+
+
+def test_a_gpu_that_is_full_or_in_exclusive_use_is_named():
+    code, output, errors = doctor(code=FULL, CUDA_VISIBLE_DEVICES="0")
     assert code == 1
-    assert "FAISS is wanted, and faiss-cpu" in errors
-    assert "pip install 'hardmoe[cpu]'" in errors
-    assert "torch" in output
+    lines = machine(output)
+    assert lines["GPUs"] == "0 cannot be used: CUDA error: out of memory"
+    assert lines["precision"] == '"auto" cannot be told on cuda'
+    expected = "Error: GPU 0 cannot be used: CUDA error: out of memory: is it in use? `nvidia-smi` lists by what\n"
+    assert errors == expected
 
 
-def test_one_build_is_no_problem():
-    assert faiss_build.conflict() == ""
-    assert len(faiss_build.installed()) == 1
+def test_a_gpu_that_is_named_and_not_there_is_a_problem():
+    code, output, _ = doctor("--json", code=FULL, CUDA_VISIBLE_DEVICES="0,7")
+    problems = json.loads(output)["problems"]
+    assert code == 1
+    assert "CUDA_VISIBLE_DEVICES names 2 GPUs, and torch" in problems[0]
+    assert "sees 1" in problems[0]

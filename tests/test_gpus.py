@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from assets.gpu import Gpus
 from helpers.with_controls import small_study
@@ -22,6 +23,7 @@ from moe_core.engine.stage import Graph, Stage
 from moe_core.recipes import demo
 from moe_core.settings import TrunkSetup
 from moe_core.stages.graph import GRAPH
+from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import StageOutput
 from moe_core.workspace import open_study
 
@@ -235,6 +237,29 @@ def test_where_the_driver_lists_no_gpus_it_is_asked(monkeypatch, answers, count)
         devices.driver_gpus.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [((0, 0, 0), "NVIDIA 550.54.14, CUDA up to 12.4"), ((9, 0, 0), ""), ((0, 1, 0), ""), ((0, 0, 1), "")],
+)
+def test_the_driver_says_its_version_and_its_cuda(monkeypatch, answers, text):
+    def version_into(place, size):
+        place.value = b"550.54.14"
+        return answers[1]
+
+    def cuda_into(place):
+        place._obj.value = 12040
+        return answers[2]
+
+    nvml = SimpleNamespace(
+        nvmlInit_v2=lambda: answers[0],
+        nvmlSystemGetDriverVersion=version_into,
+        nvmlSystemGetCudaDriverVersion_v2=cuda_into,
+        nvmlShutdown=lambda: None,
+    )
+    monkeypatch.setattr("ctypes.CDLL", lambda name: nvml)
+    assert devices.driver_version() == text
+
+
 def test_decoding_has_the_cores_that_trainings_at_once_leave(monkeypatch):
     monkeypatch.setattr("moe_core.threads.cores", lambda: 16)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -243,3 +268,9 @@ def test_decoding_has_the_cores_that_trainings_at_once_leave(monkeypatch):
     assert threads.threads_for(parallel=True, experts=16) == 4
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert threads.threads_for(parallel=True, experts=16) == 1
+
+
+def test_a_stage_names_its_gpu_by_number_since_threads_have_another_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert device_and_threads(small_study(), parallel=False) == "cuda:3"

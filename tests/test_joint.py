@@ -112,6 +112,18 @@ def test_what_is_no_longer_needed_leaves(tmp_path):
     ]
 
 
+def test_images_that_had_no_room_on_the_device_are_not_given_the_same_room_once_more(tmp_path, monkeypatch):
+    seen = []
+
+    def train_here(model, posts, training, **more):
+        seen.append(training.device_mib)
+        return train(model, posts, training, **more)
+
+    monkeypatch.setattr("moe_core.training.joint.train", train_here)
+    finish(joint(tmp_path))
+    assert set(seen) == {0}
+
+
 def test_a_loss_that_is_not_finite_stops_it_and_says_where(tmp_path):
     wild = replace(joint(tmp_path), training=TRAINING.model_copy(update={"lr": 1e30}))
     with pytest.raises(NotFinite, match=r"between steps \d+ and \d+ of 25"):

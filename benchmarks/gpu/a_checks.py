@@ -1,4 +1,4 @@
-"""Part a: what `pytest -m gpu` leaves open: waits for the device, resuming, NCCL, joint rounds, serving, forking.
+"""Part a: what `pytest -m gpu` leaves open: copies, waits by line, how far two runs differ, forking.
 
 Each check records what it measured; none stops another. Run in the repository's root:
 python benchmarks/gpu/a_checks.py SECONDS
@@ -7,7 +7,6 @@ python benchmarks/gpu/a_checks.py SECONDS
 import multiprocessing
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import CUDA, DEVICE, EPOCHS, NEEDS_CUDA, Results, parser, sync
+from common import CUDA, DEVICE, EPOCHS, NEEDS_CUDA, Results, parser, project_rate, sync
 
+from moe_core.devices import gpu_names
 from moe_core.models.resnet import build
 from moe_core.settings import Network, Training
-from moe_core.training.loop import CHECK_EVERY, _together, train
+from moe_core.training.loop import CHECK_EVERY, train
 from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # helpers, test_serving
 
 NETWORK = Network(widths=(16, 32, 64), depths=(1, 1, 1), embedding=64)
 RESNET18 = Network(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), embedding=0)
@@ -78,8 +76,6 @@ def bandwidths() -> dict[str, float]:
 
 def machine(results: Results) -> None:
     """What the measurements ran on."""
-    from moe_core.devices import gpu_names
-
     properties = torch.cuda.get_device_properties(0) if CUDA else None
     results.record(
         "machine",
@@ -99,33 +95,37 @@ def machine(results: Results) -> None:
 
 
 def waits(results: Results) -> None:
-    """Where a step waits for the device: torch's own warnings, counted by line, over three stretches of steps."""
+    """Where steps wait for the device: torch's own warnings, counted by line, from the first reading to the last."""
     if not CUDA:
         results.skip("waits per step", NEEDS_CUDA)
         return
-    for place, posts in (("device memory", noise(True)), ("host memory", noise(False))):
-        device_mib = 0 if place == "host memory" else 4096
-        training = Training(epochs=EPOCHS, batch_size=128, lr=1e-3, device_mib=device_mib)
-        steps = train(build(NETWORK, TAGS, 0), posts, training, device=DEVICE)
+    count = 40 * CHECK_EVERY
+    for place, changes in (
+        ("device memory", {}),
+        ("host memory", {"device_mib": 0}),
+        ("device memory, captured", {"capture": True}),
+    ):
+        posts = noise(on_device=place != "host memory")
+        training = Training(epochs=EPOCHS, batch_size=128, lr=1e-3).model_copy(update=changes)
+        steps = train(build(NETWORK, TAGS, 0), posts, training, device=DEVICE, until=CHECK_EVERY + count)
         next(steps)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            for _ in range(3):
-                next(steps)
+            for _ in steps:
+                pass
             torch.cuda.set_sync_debug_mode("default")
-        steps.close()  # type: ignore[attr-defined]
-        lines = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
-        count = 3 * CHECK_EVERY
+        lines = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synch" in str(w.message))
         results.record(
             f"waits per step, images in {place}",
-            all=round(sum(lines.values()) / count, 2),
-            lines={line: round(times / count, 2) for line, times in lines.most_common(12)},
+            all=round(sum(lines.values()) / count, 3),
+            lines={line: round(times / count, 3) for line, times in lines.most_common(12)},
         )
 
 
 def resuming(results: Results) -> None:
-    """A run stopped halfway and resumed against the whole run, beside how far two whole runs differ."""
+    """A run stopped halfway and resumed against the whole run, beside how far two whole runs differ: not deterministic,
+    as settings are by default."""
     posts, training = noise(True), Training(epochs=4, batch_size=BATCH, lr=0.05)
 
     def weights(until: int | None = None, checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
@@ -150,7 +150,7 @@ def resuming(results: Results) -> None:
 
 
 def speed_after_resuming(results: Results) -> None:
-    """Images/s of a ResNet-18 at 32 px, fresh and resumed: the momentum may lie in another memory layout then."""
+    """Images/s of a ResNet-18 at 32 px, fresh and resumed: momentum must lie in memory as before."""
     if not CUDA:
         results.skip("speed after resuming", NEEDS_CUDA)
         return
@@ -164,72 +164,8 @@ def speed_after_resuming(results: Results) -> None:
             if name == "fresh":
                 checkpoint.unlink()
             steps = train(build(RESNET18, TAGS, 0), posts, training, device=DEVICE, checkpoint=checkpoint)
-            rates[name] = round(float(np.median([next(steps).images_per_second for _ in range(8)][3:])))
-            steps.close()  # type: ignore[attr-defined]
+            rates[name] = project_rate(steps, training.batch_size)["images_per_s"]
     results.record("speed after resuming", **rates)
-
-
-def one_rank(results: Results) -> None:
-    """DistributedDataParallel with one rank: that it starts and trains, and what it warns of."""
-    backend = "nccl" if CUDA else "gloo"
-    with tempfile.TemporaryDirectory() as folder:
-        store = torch.distributed.FileStore(str(Path(folder) / "store"), 1)
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        network = _together(build(NETWORK, TAGS, 0).to(DEVICE).train(), "cuda:0" if CUDA else "cpu")
-        x_BCHW = torch.randn(8, 3, SIDE, SIDE, device=DEVICE).to(memory_format=torch.channels_last)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            network(x_BCHW).sum().backward()
-        torch.distributed.destroy_process_group()
-    warned = sorted({str(warning.message).splitlines()[0][:160] for warning in caught})
-    results.record(f"one rank under {backend}", warnings=warned)
-
-
-def joint_rounds(results: Results) -> None:
-    """A small joint training of three experts, on the device."""
-    from helpers import joint_work
-    from moe_core.training.joint import take_part, trained_decoder
-
-    with tempfile.TemporaryDirectory() as folder:
-        began, joint = time.monotonic(), joint_work.joint(Path(folder))
-        for _ in take_part(joint, DEVICE):
-            pass
-        finite = all(bool(tensor.isfinite().all()) for tensor in trained_decoder(joint).values())
-    results.record("joint rounds", finite=finite, seconds=round(time.monotonic() - began, 1))
-
-
-def serving(results: Results) -> None:
-    """Routed answers on the device against the CPU's in float32, with whole experts and with branches of the router."""
-    import test_serving
-    from moe_core.serving.bundle import Bundle
-    from moe_core.serving.routed import routed
-
-    for branch_at in (0, 1):
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "parts").mkdir()
-            parts = test_serving.random_parts(Path(folder) / "parts", branch_at)
-            path = Path(folder) / "bundle"
-            test_serving.bundle_at(path, parts, "mixture_top1_router", branch_at, "float32")
-            batches = [test_serving.images(40, seed=seed) for seed in range(3)]
-            on_cpu = list(routed(Bundle(path), batches, device="cpu"))
-            on_device = list(routed(Bundle(path), batches, device=DEVICE))
-            bundle = Bundle(path)
-            bundle.expert_features("e000", ImagesInMemory(batches[0]), DEVICE)  # puts the shared stages on the device
-            on_cpu_again = list(routed(bundle, batches, device="cpu"))
-        differences = [
-            float((a.probabilities_BV - b.probabilities_BV.cpu()).abs().max())
-            for a, b in zip(on_cpu, on_device, strict=True)
-        ]
-        same_after = [
-            torch.allclose(a.probabilities_BV, b.probabilities_BV, atol=1e-5)
-            for a, b in zip(on_cpu, on_cpu_again, strict=True)
-        ]
-        results.record(
-            f"serving, branch_at {branch_at}",
-            largest_difference=max(differences),
-            same_experts=all(a.experts == b.experts for a, b in zip(on_cpu, on_device, strict=True)),
-            same_on_cpu_after=all(same_after),
-        )
 
 
 def _use_cuda_in_a_thread(pipe: Connection) -> None:
@@ -259,16 +195,7 @@ def forked(results: Results) -> None:
     results.record("CUDA in a forked worker", answer=answer)
 
 
-CHECKS: list[Callable[[Results], None]] = [
-    machine,
-    waits,
-    resuming,
-    speed_after_resuming,
-    one_rank,
-    joint_rounds,
-    serving,
-    forked,
-]
+CHECKS: list[Callable[[Results], None]] = [machine, waits, resuming, speed_after_resuming, forked]
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# bash benchmarks/gpu/all.sh [A B C D E]: the parts one after the other, each within that many seconds (0 skips one).
-# In the repository's root. Writes $OUT/results.jsonl (a line per measurement, at once), $OUT/log.txt and
-# $OUT/b-kernels-*.txt. DEPENDENCIES: the folder that prepare.sh wrote. MPS=1: part d also under CUDA MPS.
+# bash benchmarks/gpu/all.sh [A B C D E]: the parts one after the other, each within that many seconds (0 skips one);
+# the GPU tests within twice A. In the repository's root. Writes $OUT/results.jsonl (a line per measurement, at once),
+# $OUT/log.txt, $OUT/b-kernels-*.txt and, in the end, $OUT/summary.md: the table of docs/gpu.md. DEPENDENCIES: the
+# folder that prepare.sh wrote. MPS=1: part d also under CUDA MPS.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 dependencies=${DEPENDENCIES:-build/gpu} site=${SITE:-/tmp/hardmoe-site}
@@ -16,19 +17,22 @@ if [ ! -e "$site/.ready" ]; then
 fi
 export PYTHONPATH=$site:$PWD PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 part() { # name, seconds, arguments of python3
-    local name=$1 seconds=$2
+    local name=$1 seconds=$2 began=$SECONDS code
     shift 2
     [ "$seconds" -gt 0 ] || return 0
-    local began=$SECONDS
     timeout --kill-after=5 $((seconds + 10)) python3 "$@" >>"$OUT/log.txt" 2>&1
-    echo "== $name: exit code $?, $((SECONDS - began)) s"
+    code=$?
+    echo "== $name: exit code $code, $((SECONDS - began)) s"
+    [ "$code" = 0 ] || tail -n 3 "$OUT/log.txt" | cut -c1-200
 }
-a=${1:-60} b=${2:-150} c=${3:-70} d=${4:-90} e=${5:-90}
-part tests "$a" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
+a=${1:-45} b=${2:-160} c=${3:-75} d=${4:-75} e=${5:-70}
+part tests $((2 * a)) -m pytest -v --tb=short -W default -m gpu tests/gpu -p no:cacheprovider
 part a "$a" "$here/a_checks.py" "$a"
 part b "$b" "$here/b_step.py" "$b"
 part c "$c" "$here/c_kmeans.py" "$c"
 part d "$d" "$here/d_experts.py" "$d" ${MPS:+--mps}
 part e "$e" "$here/e_mixture.py" "$e"
-grep -E "passed|failed" "$OUT/log.txt" | tail -3
+grep -E "^(FAILED|ERROR) |(passed|failed|skipped).* in [0-9.]+s" "$OUT/log.txt" | cut -c1-200 | tail -40
+touch "$OUT/results.jsonl"
 python3 "$here/short.py" <"$OUT/results.jsonl"
+python3 "$here/summary.py" <"$OUT/results.jsonl" | tee "$OUT/summary.md"

@@ -1,32 +1,37 @@
-"""Part b: images/s of the trunk's training step: the project's loop, a bare loop, and the fastest settings known.
+"""Part b: images/s of the trunk's training step: the project's loop, the one of before, and bare loops.
 
 Noise in device memory, in one process, so ratios are within one run on one card. Run in the repository's root:
 python benchmarks/gpu/b_step.py SECONDS [NETWORK ...]
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from bare_loops import bare_step, dense_loss, ten_steps_of_before
 from captured_step import Step
-from common import CUDA, DEVICE, EPOCHS, NEEDS_CUDA, OUT, Results, parser, rate, strided_shortcuts, sync
-from torch import nn
+from common import CUDA, DEVICE, EPOCHS, NEEDS_CUDA, OUT, Results, parser, project_rate, rate, sync
 
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build, build_on_meta
 from moe_core.settings import Network, Training
-from moe_core.training.batches import MEAN, STD
 from moe_core.training.loop import CHECK_EVERY, train
+from moe_core.training.losses import hashtag_loss
 from moe_core.training.posts import ImagesInMemory, ImagesOnDevice, Posts
 
 CROP, LR = 4, 1e-3
 SECONDS, FEW = (2.0, 5) if CUDA else (0.05, 1)  # per measurement; calls that warm up and calls of a stretch
-PROFILED = ("resnet50", "tiny32")
+FIRST = ("resnet50", "tiny32")  # the networks of docs/gpu.md: profiled, compiled, and before the others
+# what is measured of the others
+RUNS = {
+    "resnet50_tags100k": ("project", "before", "bare, captured"),
+    "resnet18": ("project", "project, captured", "bare, captured"),
+    "tiny32_b1024": ("project", "project, captured", "bare, captured"),
+    "tiny64": ("project", "project, captured", "bare, captured"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,71 +51,51 @@ SMALL50 = RESNET50.model_copy(update={"widths": (4, 8, 8, 8), "depths": (1, 1, 1
 CASES = {  # the most wanted first
     "resnet50": Case(RESNET50, 224, 256, 1000, 8_192),
     "tiny32": Case(Network(), 32, 128, 500, 50_000),
+    "resnet50_tags100k": Case(RESNET50, 224, 256, 100_000, 8_192),
     "resnet18": Case(RESNET18, 224, 256, 1000, 8_192),
     "tiny32_b1024": Case(Network(), 32, 1024, 500, 50_000),
-    "resnet50_tags100k": Case(RESNET50, 224, 256, 100_000, 8_192),
     "tiny64": Case(Network(), 64, 128, 500, 50_000),
 }
 if not CUDA:
     CASES = {"tiny32": Case(Network(), 8, 8, 20, 64), "resnet50": Case(SMALL50, 32, 4, 20, 32)}
 
 
-def project(posts: Posts, case: Case, device_mib: int = 4096) -> dict[str, float]:
-    """The project's loop between two yields."""
-    training = Training(
-        epochs=EPOCHS, batch_size=case.batch, lr=LR, crop=CROP, device_mib=device_mib, checkpoint_seconds=1e9
-    )
-    steps = train(build(case.network, case.hashtags, 0), posts, training, device=DEVICE)
-    images = CHECK_EVERY * case.batch
-    measured = rate(lambda: next(steps), images, SECONDS, warm=1, least=1, steps_per_call=CHECK_EVERY)
-    steps.close()  # type: ignore[attr-defined]
-    return measured
+def project(posts: Posts, case: Case, **changes: object) -> dict[str, float]:
+    """The project's loop, with its own settings or some changed."""
+    training = Training(epochs=EPOCHS, batch_size=case.batch, lr=LR, crop=CROP, checkpoint_seconds=1e9)
+    model = build(case.network, case.hashtags, 0)
+    return project_rate(train(model, posts, training.model_copy(update=changes), device=DEVICE), case.batch, SECONDS)
+
+
+def before(posts: Posts, case: Case) -> dict[str, float]:
+    """The project's loop before it was rebuilt for GPUs."""
+    training = Training(epochs=EPOCHS, batch_size=case.batch, lr=LR, crop=CROP)
+    ten_steps = ten_steps_of_before(build(case.network, case.hashtags, 0), posts, training, case.hashtags)
+    return rate(ten_steps, CHECK_EVERY * case.batch, SECONDS, warm=1, least=1, steps_per_call=CHECK_EVERY)
 
 
 @contextmanager
-def cudnn_benchmark(enabled: bool = True) -> Iterator[None]:
-    """Lets cuDNN choose its algorithms by trial."""
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, enabled
+def cudnn_benchmark() -> Iterator[None]:
+    """Lets cuDNN choose its algorithms by trial, as the project's loop does."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
 
 
-def bare(posts: Posts, case: Case, network: nn.Module | None = None, fused: bool = False) -> dict[str, float]:
-    """What any training does: gather, flips and crops, forward, loss, backward, SGD; the loss is never read."""
-    model = (network or build(case.network, case.hashtags, 0)).to(DEVICE).train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fused or None
-    )
-    assert isinstance(posts.images, ImagesOnDevice)
-    images, tags, side = posts.images.images_NHWC, posts.tags_T.to(DEVICE), case.side
-    pixel_S = torch.arange(side, device=DEVICE)
-    mean_C11, std_C11 = (torch.tensor(value, device=DEVICE).view(3, 1, 1) for value in (MEAN, STD))
-
-    def step() -> None:
-        rows_B = torch.randint(0, len(images), (case.batch,), device=DEVICE)
-        y_B1, x_B1 = torch.randint(-CROP, CROP + 1, (2, case.batch, 1), device=DEVICE)
-        flip_B1 = torch.rand(case.batch, 1, device=DEVICE) < 0.5
-        x_BS = (x_B1 + torch.where(flip_B1, side - 1 - pixel_S, pixel_S)).clamp(0, side - 1)
-        y_BS = (y_B1 + pixel_S).clamp(0, side - 1)
-        pixels_BHWC = images[rows_B[:, None, None], y_BS[:, :, None], x_BS[:, None, :]]
-        x_BCHW = (pixels_BHWC.permute(0, 3, 1, 2).float() - mean_C11) / std_C11
-        targets_BV = F.one_hot(tags[rows_B], case.hashtags).float()
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
-            logits_BV = model(x_BCHW)
-        loss = F.cross_entropy(logits_BV.float(), targets_BV)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return rate(step, case.batch, SECONDS, warm=FEW, least=FEW)
+def bare(posts: Posts, case: Case) -> dict[str, float]:
+    """A bare loop, launched kernel by kernel."""
+    with cudnn_benchmark():
+        model = build(case.network, case.hashtags, 0)
+        step = bare_step(model, posts, case.side, case.batch, LR, CROP)
+        return rate(step, case.batch, SECONDS, warm=FEW, least=FEW)
 
 
 def captured(posts: Posts, case: Case, compiled: bool = False, graph: bool = True) -> dict[str, float]:
-    """Everything on the device and a sparse loss, with strided shortcuts and cuDNN's choice by trial."""
+    """A bare loop of which everything is on the device, replayed as one graph, compiled before, or both."""
     assert isinstance(posts.images, ImagesOnDevice)
-    with cudnn_benchmark(), strided_shortcuts():
+    with cudnn_benchmark():
         model = build(case.network, case.hashtags, 0).to(DEVICE)
         step = Step(
             model,
@@ -128,29 +113,44 @@ def captured(posts: Posts, case: Case, compiled: bool = False, graph: bool = Tru
         return rate(step, case.batch, SECONDS, warm=FEW, least=FEW)
 
 
-def bare_strided(posts: Posts, case: Case, fastest: bool = False) -> dict[str, float]:
-    """The bare loop with strided shortcuts; `fastest` adds cuDNN's choice by trial and fused SGD."""
-    with strided_shortcuts(), cudnn_benchmark() if fastest else nullcontext():
-        return bare(posts, case, fused=fastest)
+def losses(results: Results) -> None:
+    """The loss of many hashtags and its gradient: the project's against that with dense targets."""
+    posts, hashtags = (256, 100_000) if CUDA else (8, 50)
+    rng = np.random.default_rng(0)
+    tags_BM = torch.from_numpy(np.array([rng.permutation(hashtags)[:4] for _ in range(posts)])).to(DEVICE)
+    logits_BV = torch.randn(posts, hashtags, device=DEVICE, dtype=torch.bfloat16 if CUDA else torch.float32)
+    logits_BV.requires_grad_()
 
+    def dense() -> torch.Tensor:
+        targets_BV = torch.zeros(posts, hashtags, device=DEVICE).scatter_(1, tags_BM, 1.0)
+        return dense_loss(logits_BV.float(), targets_BV)
 
-def torchvision_resnet50(hashtags: int) -> nn.Module:
-    """torchvision's own network, for the bare loop."""
-    from torchvision.models import resnet50
+    fields: dict[str, float] = {}
+    for name, loss in (("project", lambda: hashtag_loss(logits_BV, tags_BM, "softmax")), ("dense", dense)):
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
 
-    return resnet50(num_classes=hashtags).to(memory_format=torch.channels_last)
+        def step(loss: Callable[[], torch.Tensor] = loss) -> None:
+            logits_BV.grad = None
+            loss().backward()
+
+        fields[f"{name}_ms"] = rate(step, posts, SECONDS / 4, warm=FEW, least=FEW)["ms_per_step"]
+        fields[f"{name}_gib"] = round((torch.cuda.max_memory_allocated() - held) / 2**30, 2) if CUDA else 0.0
+        fields[name] = round(float(loss().detach()), 5)
+    results.record(f"loss of {posts} posts, {hashtags:,} hashtags", **fields)
 
 
 def profile(results: Results, posts: Posts, case: Case, name: str) -> None:
-    """Where the time of one stretch of the project's loop goes, by kernel: OUT/b-kernels-NAME.txt."""
+    """Where the time of twenty steps of the project's loop goes, by kernel: OUT/b-kernels-NAME.txt."""
     training = Training(epochs=EPOCHS, batch_size=case.batch, lr=LR, crop=CROP)
-    steps = train(build(case.network, case.hashtags, 0), posts, training, device=DEVICE)
-    next(steps)
+    steps = train(build(case.network, case.hashtags, 0), posts, training, device=DEVICE, until=CHECK_EVERY + 20)
+    next(steps)  # the first reading
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiled:
-        next(steps)
+        for _ in steps:
+            pass
         sync()
-    steps.close()  # type: ignore[attr-defined]
     events = profiled.key_averages()
     table = events.table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=90)
     (OUT / f"b-kernels-{name}.txt").write_text(table)
@@ -159,8 +159,8 @@ def profile(results: Results, posts: Posts, case: Case, name: str) -> None:
     launches = sum(event.count for event in events if event.key.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
     results.record(
         f"{name}: profile of the project's loop",
-        gpu_busy_us_per_step=round(busy / CHECK_EVERY),
-        launches_per_step=round(launches / CHECK_EVERY),
+        gpu_busy_us_per_step=round(busy / 20),
+        launches_per_step=round(launches / 20),
     )
 
 
@@ -174,21 +174,15 @@ def runs_of(name: str, posts: Posts, case: Case) -> dict[str, Callable[[], dict[
 
     runs: dict[str, Callable[[], dict[str, float]]] = {
         "project": lambda: project(posts, case),
+        "project, captured": lambda: project(posts, case, capture=True),
+        "before": lambda: before(posts, case),
+        "bare, captured": lambda: captured(posts, case),
         "bare": lambda: bare(posts, case),
         "project, images in host memory": from_host_memory,
-        "bare, strided shortcuts": lambda: bare_strided(posts, case),
-        "bare, strided shortcuts, cudnn.benchmark, fused SGD": lambda: bare_strided(posts, case, True),
-        "captured": lambda: captured(posts, case),
-        "compiled": lambda: captured(posts, case, True, False),
-        "compiled and captured": lambda: captured(posts, case, True, True),
+        "bare, compiled": lambda: captured(posts, case, True, False),
+        "bare, compiled and captured": lambda: captured(posts, case, True, True),
     }
-    if name == "resnet50":
-        runs["torchvision, bare"] = lambda: bare(posts, case, torchvision_resnet50(case.hashtags))
-    if name == "resnet50_tags100k":
-        runs = {what: runs[what] for what in ("project", "project, images in host memory", "captured")}
-    if name == "resnet18":
-        runs = {what: runs[what] for what in ("project", "bare, strided shortcuts", "captured")}
-    return runs
+    return {what: run for what, run in runs.items() if what in RUNS.get(name, runs)}
 
 
 def measure(results: Results, name: str, compiled: bool, project_rates: dict[str, float]) -> None:
@@ -215,20 +209,16 @@ def measure(results: Results, name: str, compiled: bool, project_rates: dict[str
         )
 
     for what, work in runs_of(name, posts, case).items():
-        if what.startswith("compiled") != compiled:
+        if ("compiled" in what) != compiled:
             continue
-        peer = what.startswith("torchvision")
-        if (compiled or peer) and not CUDA:
+        if compiled and not CUDA:
             results.skip(f"{name}: {what}", NEEDS_CUDA)
-            continue
-        if peer and not importlib.util.find_spec("torchvision"):
-            results.skip(f"{name}: {what}", "torchvision is not installed")
             continue
         results.attempt(f"{name}: {what}", partial(run, what, work), 25 if compiled else 6)
         if CUDA:
             torch.cuda.empty_cache()
-        torch._dynamo.reset()
-    if name in PROFILED and not compiled:
+    torch._dynamo.reset()
+    if name in FIRST and not compiled:
         if CUDA:
             results.attempt(f"{name}: profile", lambda: profile(results, posts, case, name))
         else:
@@ -243,9 +233,13 @@ def main() -> None:
         arguments.error(f"no network {', '.join(sorted(unknown))}: choose among {', '.join(CASES)}")
     results, names = Results("b", options.seconds), options.networks or list(CASES)
     project_rates: dict[str, float] = {}
-    for compiled in (False, True):  # what takes long to compile comes last, and the quickest of it first
-        for name in sorted(names, key=lambda name: name != "tiny32") if compiled else names:
-            results.attempt(name, partial(measure, results, name, compiled, project_rates))
+    for name in (name for name in names if name in FIRST):
+        results.attempt(name, partial(measure, results, name, False, project_rates))
+    results.attempt("loss", lambda: losses(results))
+    for name in reversed([name for name in names if name in FIRST]):  # what is quick to compile first
+        results.attempt(name, partial(measure, results, name, True, project_rates))
+    for name in (name for name in names if name not in FIRST):
+        results.attempt(name, partial(measure, results, name, False, project_rates))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,34 @@
-"""Part c: spherical k-means in device memory: torch, flash-kmeans, FAISS, the project's fit, and the floors.
+"""Part c: spherical k-means in device memory: the project's fit, its parts, flash-kmeans, FAISS, and the floors.
 
-An iteration must read the features once (N x P x 4 bytes) and do 2 N K P operations. The floor is the larger of two
-times: these bytes at the bandwidth of a sum, these operations at the rate of a large product; both are measured here.
+An iteration must read the features once (N x P x 4 bytes) and do 2 N K P operations to find the nearest centroids. The
+floor is the larger of two times: these bytes at the bandwidth of a sum, these operations at the rate of a large
+product; both are measured here. FAISS comes last: its build for CUDA 12 beside a torch for CUDA 13 may end the process.
 Run in the repository's root: python benchmarks/gpu/c_kmeans.py SECONDS [POSTS]
 
 Letters: N posts, P dimensions, K clusters.
 """
 
 import importlib.util
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from unittest import mock
 
+import numpy as np
 import torch
 from common import CUDA, DEVICE, NEEDS_CUDA, Results, parser, sync
 from torch import Tensor
 
-P, KS = 256, ((64, 256, 1024) if CUDA else (4, 8))
+from moe_core.clustering.device_kmeans import best_fit, devices_for
+from moe_core.clustering.kmeans import assign as assign_rows
+from moe_core.clustering.kmeans import fit_kmeans
+
+P, KS = 256, ((1024, 64, 256) if CUDA else (8, 4))  # the K of docs/gpu.md first
 CHUNK = 1 << 18
-FIT_POSTS = 2_000_000  # the default of partition.max_fit_posts
+FIT_POSTS = 2_000_000 if CUDA else 1_000  # the default of partition.max_fit_posts
+COMPARED_POSTS = 100_000 if CUDA else 500  # by the CPU, too
 
 
 def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
@@ -179,16 +189,17 @@ def flash(results: Results, x_NP: Tensor, start_KP: Tensor) -> None:
         )
 
 
-def faiss_search(results: Results, x_NP: Tensor, start_KP: Tensor, reference_N: Tensor) -> None:
+def faiss_search(results: Results, x_NP: Tensor, k: int) -> None:
     """FAISS's search alone, on tensors on the device: what faiss.contrib.torch.clustering builds on."""
     import faiss
 
-    k = len(start_KP)
     if not CUDA or not hasattr(faiss, "StandardGpuResources"):
         results.skip(f"K={k}: faiss.knn_gpu", "faiss is built without CUDA" if CUDA else NEEDS_CUDA)
         return
     import faiss.contrib.torch_utils
 
+    start_KP = x_NP[:k].clone()
+    reference_N, _ = assign(x_NP, start_KP)
     resources = faiss.StandardGpuResources()
     resources.setDefaultNullStreamAllDevices()
 
@@ -203,68 +214,89 @@ def faiss_search(results: Results, x_NP: Tensor, start_KP: Tensor, reference_N: 
     )
 
 
-def project_fit(results: Results, x_NP: Tensor) -> None:
-    """The project's fit, from host memory, of as many posts as it fits by default, then of all."""
-    import faiss
-
-    from moe_core.clustering.kmeans import fit_kmeans
-
-    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    for count in sorted({min(FIT_POSTS, len(x_NP)), len(x_NP)}):
-        x = x_NP[:count].cpu().numpy()
-        for k in KS:
-            if CUDA and results.seconds_left() < 15:
-                results.skip(f"K={k}: the project's fit of {count:,} posts", f"{results.seconds_left():.0f} s left")
-                return
-            seconds, objective = {}, 0.0
-            for iterations in (2, 6):
-                began = time.perf_counter()
-                _, objective = fit_kmeans(x, k, iterations, 1, 0)
-                seconds[iterations] = time.perf_counter() - began
-            kmeans = faiss.Kmeans(
-                P,
-                k,
-                niter=3,
-                spherical=True,
-                seed=0,
-                gpu=gpus > 0,
-                max_points_per_centroid=count,
-                min_points_per_centroid=1,
-            )
-            kmeans.train(x)
-            assert kmeans.iteration_stats is not None
-            last = kmeans.iteration_stats[-1]
-            iteration = (seconds[6] - seconds[2]) / 4
-            results.record(
-                f"K={k}: the project's fit of {count:,} posts",
-                gpus=gpus,
-                ms_per_iteration=round(1000 * iteration),
-                ms_besides=round(1000 * (seconds[2] - 2 * iteration)),
-                faiss_search_ms=round(1000 * last["time_search"] / 3),
-                faiss_iteration_ms=round(1000 * last["time"] / 3),
-                objective=round(objective, 1),
-            )
-
-
-def project_assign(results: Results, x_NP: Tensor) -> None:
-    """The project's assignment on the CPU, of half a million posts at most."""
-    from moe_core.clustering.kmeans import assign as assign_on_cpu
-
-    x, k = x_NP[:500_000].cpu().numpy(), KS[-1]
-    centroids = x[:k].copy()
-    began = time.perf_counter()
-    assign_on_cpu(x, centroids)
+def project_iteration(results: Results, x_NP: Tensor, posts: np.ndarray, k: int, ceiling: dict[str, float]) -> None:
+    """An iteration of the project's fit of all posts: what five take more than one, over four."""
+    start_KP = posts[:k]
+    devices = devices_for(posts.nbytes) if CUDA else ["cpu"]
+    seconds, objective = {}, 0.0
+    for iterations in (1, 5):
+        began = time.perf_counter()
+        _, objective = best_fit(posts, [start_KP], iterations, devices)
+        seconds[iterations] = time.perf_counter() - began
+    iteration = (seconds[5] - seconds[1]) / 4
+    read_once = x_NP.nbytes / 1e12 / ceiling["read_tb_per_s"] if ceiling else seconds_of(lambda: x_NP.sum())
     results.record(
-        f"K={k}: the project's assign on the CPU", posts=len(x), seconds=round(time.perf_counter() - began, 3)
+        f"K={k}: an iteration of the project's fit",
+        posts=len(x_NP),
+        ms=round(1000 * iteration, 2),
+        ms_besides=round(1000 * (seconds[1] - iteration)),
+        times_reading_once=round(iteration / read_once, 2),
+        objective=round(objective, 1),
     )
 
 
-def with_faiss(results: Results, what: str, work: Callable[[], None], least: float) -> None:
-    """`work()` where faiss is installed."""
-    if importlib.util.find_spec("faiss"):
-        results.attempt(what, work, least)
+def project_fit(results: Results, x_NP: Tensor, k: int) -> None:
+    """The project's whole fit, from host memory to host memory, of as many posts as it fits by default."""
+    x = x_NP[:FIT_POSTS].cpu().numpy()
+    began = time.perf_counter()
+    _, objective = fit_kmeans(x, k, 10, 1, 0, x[:k])
+    results.record(
+        f"K={k}: the project's fit of {len(x):,} posts, 10 iterations",
+        seconds=round(time.perf_counter() - began, 3),
+        objective=round(objective, 1),
+    )
+
+
+def against_the_cpu(results: Results, x_NP: Tensor, k: int, by_faiss: bool) -> None:
+    """The objective after ten iterations on the device and on the CPU: there by torch, or by FAISS as a study fits."""
+    x = x_NP[:COMPARED_POSTS].cpu().numpy()
+    start_KP = x[:k]
+    _, objective = best_fit(x, [start_KP], 10, [DEVICE])
+    if by_faiss:
+        with mock.patch.object(torch.cuda, "is_available", return_value=False):
+            _, on_cpu = fit_kmeans(x, k, 10, 1, 0, start_KP)
     else:
-        results.skip(what, "faiss is not installed")
+        _, on_cpu = best_fit(x, [start_KP], 10, ["cpu"])
+    results.record(
+        f"K={k}: against {'FAISS' if by_faiss else 'torch'} on the CPU",
+        posts=len(x),
+        objective=round(objective, 3),
+        on_cpu=round(on_cpu, 3),
+        differs=abs(objective - on_cpu) / on_cpu,
+    )
+
+
+def project_assign(results: Results, x_NP: Tensor, k: int) -> None:
+    """The project's assignment, from host memory to host memory, on the device and on the CPU."""
+    x = x_NP[:500_000].cpu().numpy()
+    seconds = {}
+    for place in dict.fromkeys((DEVICE, "cpu")):
+        began = time.perf_counter()
+        assign_rows(x, x[:k], device=place)
+        seconds[f"seconds_{place}"] = round(time.perf_counter() - began, 3)
+    results.record(f"K={k}: the project's assignment", posts=len(x), **seconds)
+
+
+@cache
+def why_no_faiss() -> str:
+    """ "" where FAISS loads and asks for GPUs, else why not: tried in a process of its own, which it may end."""
+    code = "import faiss; faiss.METRIC_INNER_PRODUCT; getattr(faiss, 'get_num_gpus', int)()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    if done.returncode == 0:
+        return ""
+    return f"faiss does not load: exit code {done.returncode}, {' '.join(done.stderr.split())[-200:]}"
+
+
+def with_faiss(results: Results, what: str, work: Callable[[], None], least: float) -> None:
+    """`work()` where FAISS loads."""
+
+    def run() -> None:
+        if why := why_no_faiss():
+            results.skip(what, why)
+        else:
+            work()
+
+    results.attempt(what, run, least)
 
 
 def main() -> None:
@@ -273,23 +305,28 @@ def main() -> None:
     options = arguments.parse_args()
     results = Results("c", options.seconds)
     ceiling = results.attempt("ceilings", lambda: ceilings(results)) or {}
+    torch.cuda.empty_cache()  # or a fit would not find the memory free
     x_NP = features(options.posts)
+    posts = x_NP.cpu().numpy()
     for k in KS:
-        start_KP = x_NP[torch.randperm(options.posts, device=DEVICE)[:k]].clone()
+        results.attempt(f"K={k}: the project's fit", partial(project_iteration, results, x_NP, posts, k, ceiling), 10)
+        if k == KS[0]:
+            results.attempt("against torch", partial(against_the_cpu, results, x_NP, k, False), 10)
+    for k in KS:
+        start_KP = x_NP[:k].clone()
         floor(results, x_NP, k, ceiling)
         reference_N = assignments(results, x_NP, start_KP)
-        if reference_N is None:
-            continue
-        all_sums(results, x_NP, reference_N, k)
+        if reference_N is not None:
+            all_sums(results, x_NP, reference_N, k)
         results.attempt(f"K={k}: flash-kmeans", partial(flash, results, x_NP, start_KP), 15)
-        with_faiss(
-            results,
-            f"K={k}: faiss.knn_gpu",
-            partial(faiss_search, results, x_NP, start_KP, reference_N),
-            10,
-        )
-    with_faiss(results, "the project's fit", lambda: project_fit(results, x_NP), 20)
-    results.attempt("the project's assign on the CPU", lambda: project_assign(results, x_NP), 10)
+    if CUDA:  # on a CPU it is FAISS's
+        results.attempt("the project's fit", partial(project_fit, results, x_NP, KS[1]), 5)
+    else:
+        with_faiss(results, "the project's fit", partial(project_fit, results, x_NP, KS[1]), 5)
+    results.attempt("the project's assignment", partial(project_assign, results, x_NP, KS[0]), 5)
+    for k in KS:
+        with_faiss(results, f"K={k}: faiss.knn_gpu", partial(faiss_search, results, x_NP, k), 5)
+    with_faiss(results, "against FAISS", partial(against_the_cpu, results, x_NP, KS[0], True), 10)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""A training step that never waits for the device, so that CUDA can capture it and replay it as one graph.
+"""A bare training step that draws on the device, so that CUDA replays all of it as one graph.
+
+The project's captured step (`capture = true`) draws on the CPU, so that a training is resumed to the bit, and its order
+and moves come from outside its graph. This one is what that costs, and the step of what the project does not have:
+experts on streams of their own, or fused into one network.
 
 Letters: N posts, B posts in the batch, T tags of a post at most (padded with -1), V hashtags, C channels, H W pixels,
 S pixels a side.
@@ -7,17 +11,11 @@ S pixels a side.
 from collections.abc import Callable
 
 import torch
-from common import CUDA, DEVICE, sync
+from bare_loops import sparse_loss
+from common import CUDA, DEVICE
 from torch import Tensor, nn
 
 from moe_core.training.batches import MEAN, STD
-
-
-def sparse_loss(logits_BV: Tensor, tags_BT: Tensor) -> Tensor:
-    """The project's softmax loss without a dense target: logsumexp minus the mean of the tags' logits."""
-    mask_BT = tags_BT >= 0
-    picked_BT = logits_BV.gather(1, tags_BT.clamp(min=0)) * mask_BT
-    return (logits_BV.logsumexp(1) - picked_BT.sum(1) / mask_BT.sum(1)).mean()
 
 
 class Step:
@@ -142,12 +140,3 @@ class Step:
                 self.graph.replay()
         else:
             self.graph.replay()
-
-    def shuffle(self) -> None:
-        """Draws another order of the posts, in place: a captured graph reads the order from where it lies."""
-        self.order.copy_(torch.randperm(len(self.images_NHWC), device=self.order.device)[: len(self.order)])
-
-    def final_loss(self) -> float:
-        """The moving average of the loss, once the device has finished."""
-        sync()
-        return float(self.mean_loss)

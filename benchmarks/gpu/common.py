@@ -9,21 +9,23 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 from unittest import mock
 
 import torch
-from torch import nn
 
-from moe_core.models import resnet
+from moe_core.training import loop
+from moe_core.training.loop import Measurement
 
+NO_CARD = "no card"
 OUT = Path(os.environ.get("OUT", "build/gpu-results"))
 START = time.monotonic()
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+ON = f"{torch.cuda.get_device_name() if CUDA else NO_CARD}, torch {torch.__version__}"
 NEEDS_CUDA = "needs a CUDA device"
+WARM_READINGS = 2
 EPOCHS = 1e5  # the most that the settings allow: the loop never ends by itself
 
 Result = TypeVar("Result")
@@ -42,9 +44,9 @@ class Results:
 
     def record(self, what: str, **fields: object) -> None:
         """Writes and prints one measurement."""
-        line = {"part": self.part, "what": what, "at": round(time.monotonic() - START, 1)} | fields
+        about = {"part": self.part, "what": what, "on": ON, "at": round(time.monotonic() - START, 1)}
         with open(OUT / "results.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=str) + "\n")
+            file.write(json.dumps(about | fields, default=str) + "\n")
         print(self.part, what, *(f"{key}={value}" for key, value in fields.items()), flush=True)
 
     def skip(self, what: str, why: str) -> None:
@@ -106,22 +108,35 @@ def rate(
             call()
         sync()
         rates.append(calls * images / (time.perf_counter() - began))
+    return measured_rate(rates, images // steps_per_call)
+
+
+def project_rate(steps: Iterator[Measurement], batch: int, seconds: float = 2.0) -> dict[str, float]:
+    """Images/s of the project's loop: the median of what it measures itself, over some of its readings.
+
+    On a GPU it reads the losses about once in READ_SECONDS, and a reading gives many measurements of one speed. The
+    first readings, in which algorithms are tried and graphs captured, do not count.
+    """
+    rates: list[float] = []
+    began = time.perf_counter()
+    with mock.patch.object(loop, "READ_SECONDS", seconds / 5):
+        for measurement in steps:
+            if rates and measurement.images_per_second == rates[-1]:
+                continue  # of the same reading
+            rates.append(measurement.images_per_second)
+            if len(rates) == WARM_READINGS:
+                began = time.perf_counter()
+            if len(rates) >= WARM_READINGS + 3 and time.perf_counter() - began >= seconds:
+                break
+    steps.close()  # type: ignore[attr-defined]
+    return measured_rate(rates[WARM_READINGS:], batch)
+
+
+def measured_rate(rates: list[float], images: int) -> dict[str, float]:
+    """The median of images/s, their spread as a share of it, and ms of a step of so many images."""
     median = statistics.median(rates)
     return {
         "images_per_s": round(median),
         "spread": round((max(rates) - min(rates)) / median, 3),
-        "ms_per_step": round(1000 * images / median / steps_per_call, 4),
+        "ms_per_step": round(1000 * images / median, 4),
     }
-
-
-@contextmanager
-def strided_shortcuts() -> Iterator[None]:
-    """Takes the stride in the shortcut's convolution, as torchvision does, instead of slicing before it.
-
-    On CUDA only: on a CPU, oneDNN's strided 1x1 convolution writes out of bounds (see `resnet.Pointwise`).
-    """
-    if not CUDA:
-        yield
-        return
-    with mock.patch.object(resnet.Pointwise, "forward", nn.Conv2d.forward):
-        yield

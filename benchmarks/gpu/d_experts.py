@@ -1,8 +1,8 @@
 """Part d: images/s of sixteen small experts of one shape on one GPU, by how they share it.
 
-One after the other (the project's loop); 4 and 16 processes of that loop, with `--mps` also under CUDA's multi-process
-service; captured steps in one process, on one stream and on several; all experts fused into one network by grouped
-convolutions (Wang et al. 2021, "Horizontally Fused Training Array"). Run in the repository's root:
+One after the other (the project's loop, captured and not); 4 processes of that loop, with `--mps` also 4 and 16 under
+CUDA's multi-process service; captured steps in one process, on one stream and on several; all experts fused into one
+network by grouped convolutions (Wang et al. 2021, "Horizontally Fused Training Array"). Run in the repository's root:
 python benchmarks/gpu/d_experts.py SECONDS [--mps]
 
 Letters: K experts, N posts of an expert, B posts in its batch, T tags of a post at most, C channels, H W pixels,
@@ -15,20 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captured_step import Step, sparse_loss
-from common import CUDA, DEVICE, EPOCHS, NEEDS_CUDA, Results, parser, rate, strided_shortcuts
+from bare_loops import sparse_loss
+from captured_step import Step
+from common import CUDA, DEVICE, EPOCHS, NEEDS_CUDA, Results, parser, project_rate, rate
 from torch import Tensor, nn
 
 from moe_core.models.resnet import ResNet, build
 from moe_core.settings import Network, Training
-from moe_core.training.loop import CHECK_EVERY, train
+from moe_core.training.loop import Measurement, train
 from moe_core.training.posts import ImagesOnDevice, Posts
 
 K, V, POSTS, SIDE = (16, 500, 20_000, 32) if CUDA else (3, 12, 64, 8)
@@ -36,8 +37,7 @@ SHAPES = {"tiny": Network(), "wide": Network(widths=(32, 64, 128))}
 if not CUDA:
     SHAPES = {"tiny": Network(widths=(4, 8), depths=(1, 1), embedding=8)}
 BATCHES = {"tiny": (64, 256), "wide": (64,)} if CUDA else {"tiny": (8,)}
-PROCESSES = {("tiny", 64): (4, 16)} if CUDA else {}
-FEWEST_PROCESSES = (4,) if CUDA else (2,)
+PROCESSES = (4,) if CUDA else (2,)
 STREAMS = (1, 4, 16)
 SECONDS, LR = 2.0 if CUDA else 0.05, 1e-3
 WORKER_SECONDS = 4.0 if CUDA else 0.2
@@ -138,40 +138,47 @@ def noise() -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, V, (K, POSTS, 1), device=DEVICE, generator=generator)
 
 
-def project(network: Network, batch: int, images: Tensor, tags: Tensor) -> dict[str, float]:
-    """The project's loop on the first expert's posts: the rate of experts one after the other."""
-    posts = Posts(ImagesOnDevice(images[0]), tags[0, :, 0].cpu(), torch.arange(POSTS + 1))
-    training = Training(epochs=EPOCHS, batch_size=batch, lr=LR)
-    steps = train(build(network, V, 0), posts, training, device=DEVICE, train_decoder=False)
-    measured = rate(lambda: next(steps), CHECK_EVERY * batch, SECONDS, warm=2, least=2, steps_per_call=CHECK_EVERY)
-    steps.close()  # type: ignore[attr-defined]
-    return measured
+def loop_of(network: Network, batch: int, images: Tensor, tags_N: Tensor, capture: bool) -> Iterator[Measurement]:
+    """The project's loop on one expert's posts."""
+    posts = Posts(ImagesOnDevice(images), tags_N.cpu(), torch.arange(POSTS + 1))
+    training = Training(epochs=EPOCHS, batch_size=batch, lr=LR, capture=capture)
+    return train(build(network, V, 0), posts, training, device=DEVICE, train_decoder=False)
 
 
-def worker(shape: str, batch: int, go: Path, seconds: float) -> None:
+def project(network: Network, batch: int, images: Tensor, tags: Tensor, capture: bool) -> dict[str, float]:
+    """The rate of experts one after the other: that of the first."""
+    return project_rate(loop_of(network, batch, images[0], tags[0, :, 0], capture), batch, SECONDS)
+
+
+def worker(shape: str, batch: int, go: Path, capture: bool, seconds: float) -> None:
     """One process: warms up, waits for the file `go`, then prints images/s of the project's loop over some seconds."""
     generator = torch.Generator(DEVICE).manual_seed(os.getpid())
     images = torch.randint(0, 256, (POSTS, SIDE, SIDE, 3), dtype=torch.uint8, device=DEVICE, generator=generator)
-    posts = Posts(ImagesOnDevice(images), torch.randint(0, V, (POSTS,)), torch.arange(POSTS + 1))
-    training = Training(epochs=EPOCHS, batch_size=batch, lr=LR)
-    steps = train(build(SHAPES[shape], V, 0), posts, training, device=DEVICE, train_decoder=False)
+    steps = loop_of(SHAPES[shape], batch, images, torch.randint(0, V, (POSTS,)), capture)
     for _ in range(3):
         next(steps)
     Path(f"{go}.{os.getpid()}").touch()
     while not go.exists():
         time.sleep(0.01)
-    began, images_seen = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        next(steps)
-        images_seen += CHECK_EVERY * batch
-    print(images_seen / (time.perf_counter() - began))
+    print(project_rate(steps, batch, seconds)["images_per_s"])
 
 
-def processes(shape: str, batch: int, count: int, environment: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Images/s of `count` processes together, and how many of them answered."""
+def processes(
+    shape: str, batch: int, count: int, capture: bool, environment: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Images/s of `count` processes of the project's loop together, and how many of them answered."""
     with tempfile.TemporaryDirectory() as folder:
         go = Path(folder) / "go"
-        command = [sys.executable, __file__, "--worker", shape, str(batch), str(go), str(WORKER_SECONDS)]
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            shape,
+            str(batch),
+            str(go),
+            str(int(capture)),
+            str(WORKER_SECONDS),
+        ]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) for _ in range(count)]
         end = time.monotonic() + 60
@@ -207,7 +214,7 @@ def under_mps(results: Results, shape: str, batch: int) -> None:
         try:
             for count in (4, 16):
                 what = f"{shape}, batch {batch}: {count} processes under MPS"
-                measured = results.attempt(what, partial(processes, shape, batch, count, folders), 25)
+                measured = results.attempt(what, partial(processes, shape, batch, count, True, folders), 25)
                 if measured:
                     results.record(what, **measured)
         finally:
@@ -220,29 +227,20 @@ def under_mps(results: Results, shape: str, batch: int) -> None:
 
 def captured(network: Network, batch: int, images: Tensor, tags: Tensor, streams: int) -> dict[str, float]:
     """K captured steps: in turn on one stream, or each on one of `streams`."""
-    with strided_shortcuts():
-        steps = [
-            Step(
-                build(network, V, k).to(DEVICE),
-                images[k],
-                tags[k],
-                batch=batch,
-                steps=10**6,
-                lr=LR,
-                train_decoder=False,
-            )
-            for k in range(K)
-        ]
-        pool = [torch.cuda.Stream() for _ in range(streams)] if CUDA else [None]
-        for number, step in enumerate(steps):
-            step.capture(pool[number % len(pool)])
-            step.concurrent = streams > 1
+    steps = [
+        Step(build(network, V, k).to(DEVICE), images[k], tags[k], batch=batch, steps=10**6, lr=LR, train_decoder=False)
+        for k in range(K)
+    ]
+    pool = [torch.cuda.Stream() for _ in range(streams)] if CUDA else [None]
+    for number, step in enumerate(steps):
+        step.capture(pool[number % len(pool)])
+        step.concurrent = streams > 1
 
-        def all_steps() -> None:
-            for step in steps:
-                step()
+    def all_steps() -> None:
+        for step in steps:
+            step()
 
-        return rate(all_steps, K * batch, SECONDS, warm=3, least=3)
+    return rate(all_steps, K * batch, SECONDS, warm=3, least=3)
 
 
 def fused(
@@ -263,25 +261,27 @@ def fused(
 def measure(results: Results, shape: str, batch: int, images: Tensor, tags: Tensor) -> None:
     """All measurements of one shape and batch, each beside the project's loop."""
     network, title = SHAPES[shape], f"{shape}, batch {batch}"
-    project_rate: float | None = None
+    one_by_one: float | None = None
 
     def run(what: str, work: Callable[[], dict[str, float]]) -> None:
-        nonlocal project_rate
+        nonlocal one_by_one
         measured = work()
-        project_rate = project_rate or measured["images_per_s"]
-        times = round(measured["images_per_s"] / project_rate, 2)
-        results.record(f"{title}: {what}", **measured, times_project=times)
+        one_by_one = one_by_one or measured["images_per_s"]
+        times = round(measured["images_per_s"] / one_by_one, 2)
+        results.record(f"{title}: {what}", **measured, times_one_after_the_other=times)
 
     runs: dict[str, Callable[[], dict[str, float]]] = {
-        "one after the other, the project's loop": lambda: project(network, batch, images, tags)
+        "one after the other": lambda: project(network, batch, images, tags, False),
+        "one after the other, captured": lambda: project(network, batch, images, tags, True),
     }
     for streams in STREAMS:
         runs[f"captured, {streams} streams"] = partial(captured, network, batch, images, tags, streams)
     for layout in (torch.contiguous_format, torch.channels_last):
         name = str(layout).removeprefix("torch.")
         runs[f"fused, captured, {name}"] = partial(fused, network, batch, images, tags, layout)
-    for count in PROCESSES.get((shape, batch), FEWEST_PROCESSES):
-        runs[f"{count} processes"] = partial(processes, shape, batch, count)
+    for count in PROCESSES if (shape, batch) == ("tiny", BATCHES["tiny"][0]) else ():
+        runs[f"{count} processes"] = partial(processes, shape, batch, count, False)
+        runs[f"{count} processes, captured"] = partial(processes, shape, batch, count, True)
     if (shape, batch) == ("tiny", BATCHES["tiny"][0]):
         runs["fused, captured, compiled"] = lambda: fused(network, batch, images, tags, torch.contiguous_format, True)
     for what, work in runs.items():
@@ -297,11 +297,11 @@ def measure(results: Results, shape: str, batch: int, images: Tensor, tags: Tens
 def main() -> None:
     arguments = parser(__doc__, 100)
     arguments.add_argument("--mps", action="store_true", help="also under CUDA's multi-process service")
-    arguments.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    arguments.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.worker:
-        shape, batch, go, seconds = options.worker
-        worker(shape, int(batch), Path(go), float(seconds))
+        shape, batch, go, capture, seconds = options.worker
+        worker(shape, int(batch), Path(go), capture == "1", float(seconds))
         return
     results, (images, tags) = Results("d", options.seconds), noise()
     for shape in SHAPES:

@@ -7,9 +7,8 @@ folder=${1:-build/gpu}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 . "$here/platform.sh"
-pinned=()
-for name in pydantic tomlkit; do pinned+=("$(grep "^$name==" "$here/../../constraints.txt")"); done
-python3 -m pip download -q "${platform[@]}" -d "$folder/wheels" "${pinned[@]}"
+pydantic=$(grep '^pydantic==' "$here/../../constraints.txt")
+python3 -m pip download -q "${platform[@]}" -d "$folder/wheels" "$pydantic"
 python3 -m pip download -q --no-deps "${platform[@]}" -d "$folder/wheels" flash-kmeans==0.3.1
 [ -e "$folder/gpu-faiss.tar.xz" ] || bash "$here/faiss/pack.sh" "$folder/gpu-faiss.tar.xz"
 du -sh "$folder"

@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     for line in sys.stdin:
         record = json.loads(line)
-        part, what, _ = (record.pop(name) for name in ("part", "what", "at"))
+        part, what, *_ = (record.pop(name, None) for name in ("part", "what", "on", "at"))
         print(part, f"{what}:", " ".join(f"{key}={value}" for key, value in record.items())[:150])
 
 

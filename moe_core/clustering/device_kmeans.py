@@ -71,11 +71,11 @@ def _fit(parts: Sequence[Part], start_KP: np.ndarray, iterations: int, first: st
     centroids_KP = _of_unit_norm(torch.from_numpy(start_KP).to(first))
     objective = 0.0
     for _ in range(iterations):
-        there = {device: centroids_KP.to(device) for device in dict.fromkeys(part.device for part in parts)}
-        sums = [_sums(part.rows_BP.to(part.device, non_blocking=True), there[part.device]) for part in parts]
-        sums_KP, counts_K, best = (
-            torch.stack([tensor.to(first) for tensor in each]).sum(0) for each in zip(*sums, strict=True)
-        )
+        sums = {device: _Sums(centroids_KP.to(device)) for device in dict.fromkeys(part.device for part in parts)}
+        for part in parts:
+            sums[part.device].add(part.rows_BP.to(part.device))
+        each = zip(*((its.sums_KP, its.counts_K, its.best) for its in sums.values()), strict=True)
+        sums_KP, counts_K, best = (torch.stack([tensor.to(first) for tensor in some]).sum(0) for some in each)
         objective = float(best)
         counts = counts_K.cpu().numpy()
         means_KP = sums_KP / counts_K.clamp(min=1).to(sums_KP.dtype)[:, None]
@@ -83,22 +83,28 @@ def _fit(parts: Sequence[Part], start_KP: np.ndarray, iterations: int, first: st
     return centroids_KP.cpu().numpy(), objective
 
 
-def _sums(rows_BP: Tensor, centroids_KP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(sums of the rows of each cluster (K, P), their numbers (K,), the sum of inner products in float64).
+class _Sums:
+    """Of the posts of one device: the rows of each cluster summed, their numbers, and the sum of inner products.
 
-    Sums by a product with the (K, B) matrix of who belongs where: the same at every run, as atomic additions are not.
+    Rows are summed by a product with the (K, B) matrix of who belongs where: the same at every run, as atomic additions
+    are not.
     """
-    clusters = len(centroids_KP)
-    sums_KP, best = torch.zeros_like(centroids_KP), rows_BP.new_zeros((), dtype=torch.float64)
-    counts_K = torch.zeros(clusters, dtype=torch.int64, device=rows_BP.device)
-    number_K1 = torch.arange(clusters, device=rows_BP.device)[:, None]
-    for some_BP in rows_BP.split(max(1, COMPARED_BYTES // (4 * clusters))):
-        inner_B, nearest_B = (some_BP @ centroids_KP.T).max(1)
-        mine_KB = number_K1 == nearest_B
-        sums_KP += mine_KB.to(some_BP.dtype) @ some_BP
-        counts_K += mine_KB.sum(1)
-        best += inner_B.sum(dtype=torch.float64)
-    return sums_KP, counts_K, best
+
+    def __init__(self, centroids_KP: Tensor) -> None:
+        self.centroids_KP = centroids_KP
+        self.sums_KP = torch.zeros_like(centroids_KP)
+        self.counts_K = torch.zeros(len(centroids_KP), dtype=torch.int64, device=centroids_KP.device)
+        self.best = centroids_KP.new_zeros((), dtype=torch.float64)
+
+    def add(self, rows_BP: Tensor) -> None:
+        clusters = len(self.centroids_KP)
+        number_K1 = torch.arange(clusters, device=rows_BP.device)[:, None]
+        for some_BP in rows_BP.split(max(1, COMPARED_BYTES // (4 * clusters))):
+            inner_B, nearest_B = (some_BP @ self.centroids_KP.T).max(1)
+            mine_KB = number_K1 == nearest_B
+            self.sums_KP += mine_KB.to(some_BP.dtype) @ some_BP
+            self.counts_K += mine_KB.sum(1)
+            self.best += inner_B.sum(dtype=torch.float64)
 
 
 def _split(means_KP: Tensor, counts: np.ndarray) -> Tensor:

@@ -70,13 +70,19 @@ def _fit_by_faiss(
 
 
 def random_rows(posts: int, clusters: int, restarts: int, seed: int) -> list[np.ndarray]:
-    """(K,) posts at which each restart begins: those that FAISS begins at."""
-    faiss, rows = import_faiss(), []
-    for restart in range(restarts):
-        order_N = np.empty(posts, np.int32)
-        faiss.rand_perm(faiss.swig_ptr(order_N), posts, seed + 1 + restart * 15_486_557)
-        rows.append(order_N[:clusters].astype(np.int64))
-    return rows
+    """(K,) posts at which each restart begins: those that FAISS begins at (its rand_perm, and Clustering.cpp)."""
+    return [_first_of_permutation(posts, clusters, seed + 1 + restart * 15_486_557) for restart in range(restarts)]
+
+
+def _first_of_permutation(posts: int, first: int, seed: int) -> np.ndarray:
+    """(K,) int64: the first of a random order of the posts, by as many exchanges; others do not touch them."""
+    draw, moved = np.random.RandomState(seed % 2**32), dict[int, int]()  # MT19937, as FAISS's
+    order_K = np.empty(first, np.int64)
+    for place in range(first):
+        other = place + int(draw.randint(0, 2**32, dtype=np.uint32)) % (posts - place)
+        order_K[place] = moved.get(other, other)
+        moved[other] = moved.get(place, place)
+    return order_K
 
 
 def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, device: str | None = None) -> np.ndarray:

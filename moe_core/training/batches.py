@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.training.captured import Captured
 from moe_core.training.moves import moved
 from moe_core.training.order import TOGETHER, Draws, Order
 from moe_core.training.posts import NO_TAG, READ_ROWS, ImagesOnDevice, Posts
+from moe_core.training.transfer import named, pinned, use
 
 if TYPE_CHECKING:
     from moe_core.settings import Training
@@ -61,7 +63,7 @@ def batches(
     Each of `ranks` processes that train together reads its own part of every step; batch_size is that of one process.
     The result is the same for any number of threads, and wherever the posts are.
     """
-    order = Order(posts, training, rank, ranks)
+    device, order = named(device), Order(posts, training, rank, ranks)
     if first >= last:
         return
     if isinstance(posts.images, ImagesOnDevice):
@@ -75,6 +77,7 @@ def batches(
     on_cpu = not device.startswith("cuda")
 
     def read(part: int) -> _Read:
+        use(device)
         steps = range(max(part, first), min(part + most, last))
         draws = order.draws(steps)
         rows_N = draws.rows_SB.reshape(-1)
@@ -134,17 +137,25 @@ def _uploaded(read: Iterator[tuple[range, Tensor, Tensor, Tensor]], crop: int, d
 
 
 def _gathered(posts: Posts, images_NHWC: Tensor, order: Order, steps: range) -> Iterator[Batch]:
-    """Batches of posts whose images lie on the device: what the steps draw is copied there for many steps at once."""
+    """Batches of posts whose images lie on the device: what the steps draw is copied there for many steps at once.
+
+    With `capture` the next batch takes the memory of the one before.
+    """
     device = images_NHWC.device
     tags_T, starts_N1 = posts.tags_T.to(device), posts.starts_N1.to(device)
+
+    def drawn(moves_B4: Tensor) -> tuple[Tensor, Tensor]:
+        tags_BM = tags_at(moves_B4[:, 0], tags_T, starts_N1, posts.most_tags)
+        return moved(images_NHWC, moves_B4, order.training.crop), tags_BM
+
+    at_once = Captured(drawn) if device.type == "cuda" and order.training.capture else drawn
     for _, block in groupby(steps, lambda step: step // TOGETHER):
         some = list(block)
         draws = order.draws(range(some[0], some[-1] + 1))
         moves_SB4 = torch.from_numpy(draws.moves.packed(draws.rows_SB))
-        moves_SB4 = moves_SB4.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else moves_SB4
+        moves_SB4 = pinned(moves_SB4, device.type).to(device, non_blocking=True)
         for step, moves_B4 in zip(some, moves_SB4, strict=True):
-            tags_BM = tags_at(moves_B4[:, 0], tags_T, starts_N1, posts.most_tags)
-            yield Batch(step, moved(images_NHWC, moves_B4, order.training.crop), tags_BM)
+            yield Batch(step, *at_once(moves_B4))
 
 
 def ahead(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:

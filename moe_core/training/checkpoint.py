@@ -50,15 +50,17 @@ class Checkpoints:
             self._writing.result()
         self._began = time.monotonic()
         state = {name: tensor.detach().clone() for name, tensor in state_of(model, optimizer).items()}
-        copied = torch.cuda.current_stream().record_event() if next(iter(state.values())).is_cuda else None
+        device = next(iter(state.values())).device
+        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
         self._writing = self._thread.submit(self._write, self.path, state, copied, step, steps)
 
     def _write(
         self, path: Path, state: dict[str, Tensor], copied: torch.cuda.Event | None, step: int, steps: int
     ) -> float:
         if copied:  # on a stream of its own, which does not wait for the steps since
-            with torch.cuda.stream(torch.cuda.Stream()):
-                torch.cuda.current_stream().wait_event(copied)
+            stream = torch.cuda.Stream(next(iter(state.values())).device)
+            with torch.cuda.stream(stream):
+                stream.wait_event(copied)
                 state = {name: tensor.cpu() for name, tensor in state.items()}
         _save(path, state, step, steps)
         return time.monotonic() - self._began

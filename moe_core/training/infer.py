@@ -15,7 +15,7 @@ from moe_core.models.resnet import ResNet
 from moe_core.training.batches import ahead, as_tensor, normalize
 from moe_core.training.loop import uses_bfloat16
 from moe_core.training.posts import Images
-from moe_core.training.transfer import on_the_way, one_behind, pinned
+from moe_core.training.transfer import named, on_the_way, one_behind, pinned, use
 
 BATCH = 256
 
@@ -36,9 +36,11 @@ def features_in_parts(
     On a GPU the next batch is under way while one is waited for. Raises NotFinite for features that are not finite,
     naming the first image that has them.
     """
+    device = named(device)
     model.to(device).eval()
 
     def read(first: int) -> Tensor:
+        use(device)
         images_BHWC = images.read(np.arange(first, min(first + BATCH, len(images))))
         return pinned(as_tensor(images_BHWC), device)
 

@@ -160,7 +160,7 @@ def _train_round(joint: Joint, number: int, key: str, posts: Posts, device: str)
     yield from train(
         joint.network(key),
         posts,
-        joint.training,
+        joint.training.model_copy(update={"device_mib": 0}),  # images that fit are there already
         train_decoder=number < joint.decoder.rounds - joint.decoder.settle_rounds,
         until=joint.last_step(number, key),
         checkpoint=begun,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from moe_core.errors import DeviceFailed, NotFinite, TooFewPosts
 from moe_core.models.resnet import ResNet
 from moe_core.training.batches import batches, normalize
-from moe_core.training.captured import CapturedStep
+from moe_core.training.captured import Captured
 from moe_core.training.checkpoint import Checkpoints, load_checkpoint
 from moe_core.training.losses import hashtag_loss
 from moe_core.training.posts import Posts, bytes_for_posts
+from moe_core.training.transfer import named
 
 if TYPE_CHECKING:
     from moe_core.settings import Training
@@ -90,6 +91,7 @@ def train(
     """
     if len(posts) < ranks:
         raise TooFewPosts("no posts to train on: wanted at least one" + (f" a rank, {ranks}" if ranks > 1 else ""))
+    device = named(device)
     model.to(device).train()
     model.fc.requires_grad_(train_decoder)
     optimizer = _optimizer(model, training)
@@ -121,7 +123,7 @@ def train(
             optimizer.step()
         return loss.detach()
 
-    captured_step = CapturedStep(take) if captured else None
+    captured_step = Captured(take) if captured else None
 
     with (
         _algorithms(device, training.deterministic),
@@ -165,18 +167,24 @@ def _algorithms(device: str, deterministic: bool) -> Iterator[None]:
         yield
         return
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    filling: Any = torch.utils.deterministic  # its property is unknown to mypy
+    before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
     if deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # which cuBLAS wants for it, before its first product
+        let_products_repeat()
     cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
+    filling.fill_uninitialized_memory = False  # which finds reads of memory that nothing was written to: none here
     try:
         yield
     finally:
         cudnn.benchmark = before[0]
         torch.use_deterministic_algorithms(before[1])
+        filling.fill_uninitialized_memory = before[2]
+
+
+def let_products_repeat() -> None:
+    """What `deterministic` wants of cuBLAS, which looks at it once in a process: before the first product on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
@@ -215,6 +223,8 @@ class Readings:
         """(first step, loss of each step from there to `next`, seconds that they took), of all ranks together."""
         first, last = self.first, self.next
         if self.ranks > 1:
+            if self.losses_S1.is_cuda:
+                torch.cuda.synchronize(self.losses_S1.device)  # seconds until the steps are done, not begun
             self.losses_S1[-1] = time.monotonic() - self.began if torch.distributed.get_rank() == 0 else 0.0
             torch.distributed.all_reduce(self.losses_S1)
         *losses, its = torch.cat([self.losses_S1[: last - first] / self.ranks, self.losses_S1[-1:]]).tolist()

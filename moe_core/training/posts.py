@@ -143,11 +143,11 @@ class Posts:
             return self
         try:
             images_NHWC = torch.empty((len(self), *pixels.shape[1:]), dtype=torch.uint8, device=device)
+            for first in range(0, len(self), READ_ROWS):
+                rows = np.arange(first, min(first + READ_ROWS, len(self)))
+                images_NHWC[first : first + len(rows)].copy_(torch.from_numpy(self.images.read(rows)))
         except torch.OutOfMemoryError:
             return self
-        for first in range(0, len(self), READ_ROWS):
-            rows = np.arange(first, min(first + READ_ROWS, len(self)))
-            images_NHWC[first : first + len(rows)] = torch.from_numpy(self.images.read(rows)).to(device)
         return Posts(ImagesOnDevice(images_NHWC), self.tags_T, self.starts_N1)
 
     def _places_of(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

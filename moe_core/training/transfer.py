@@ -14,6 +14,12 @@ def named(device: str) -> str:
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
+def use(device: str) -> None:
+    """Makes a GPU the current one of this thread, which would take memory on the first one otherwise."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+
+
 def pinned(tensor: Tensor, device: str) -> Tensor:
     """The tensor in memory from which a GPU copies without waiting; itself where the device is none."""
     return tensor.pin_memory() if device.startswith("cuda") else tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.study import project_keys
-from moe_core.clustering.faiss_build import conflict
+from moe_core.clustering import faiss_build
 from moe_core.data.sources.scan import Unready
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Blocked, Name, PlannedTask, missing
@@ -97,9 +97,9 @@ def write_study(path: Path, study: Study) -> None:
 
 def run_shown(context: Context, **options: Any) -> Summary:
     """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
-    claim(Path(os.environ["HARDMOE_STUDY"]))
-    if problem := conflict():
+    if problem := faiss_build.check():
         echo(f"Warning: {problem}", err=True)
+    claim(Path(os.environ["HARDMOE_STUDY"]))
     warn_damaged(context)
     warn_unready(context.planner.state.unready)
     _ = context.shards  # a source that is not there is an error before anything starts

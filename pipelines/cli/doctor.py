@@ -14,15 +14,18 @@ from pipelines.terminal import echo, echo_json
 @click.option("--experts", default=Partition().experts, show_default=True, help="K of the study it is for.")
 @JSON
 def doctor(experts: int, as_json: bool) -> None:
-    """What hardmoe would compute with here: devices, FAISS, precision, threads. Exit code 1 where something is wrong.
+    """Show in ten lines what hardmoe would compute with here, and what is wrong with it, if anything; then exit code 1.
+
+    torch and the driver, GPUs with their free memory, what precision "auto" means, where k-means runs, which FAISS,
+    cores and threads, runs at once, and the environment variables that change any of it.
 
     Example: hardmoe doctor --experts 64
     """
-    there, problems = describe(experts)
+    machine, problems = describe(experts)
     if as_json:
-        echo_json({"machine": there, "problems": problems})
+        echo_json({"machine": machine, "problems": problems})
     else:
-        for name, text in there.items():
+        for name, text in machine.items():
             echo(f"{name:10} {text}")
         for problem in problems:
             echo(f"Error: {problem}", err=True)

@@ -31,6 +31,7 @@ from assets.study import STUDY, key_of, study
 from moe_core.failpoints import failpoint
 from moe_core.processes import die_with_parent, leave_signals_to_parent, send_heartbeat
 from moe_core.stages.graph import GRAPH
+from moe_core.training.loop import let_products_repeat
 from pipelines.definitions import defs
 from pipelines.jobs import REPOSITORY, job_of
 from pipelines.run.status import step_error
@@ -66,6 +67,8 @@ def answer_all(tasks: Connection, sharers: int) -> None:
             if planned != study():  # changed between the command's look and the fork server's
                 tasks.send(TaskResult(f"{SETTINGS} while the run was started", inputs_changed=True))
                 continue
+            if planned.trunk.deterministic or planned.expert_training.deterministic:
+                let_products_repeat()
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab", buffering=0) as file:
                 os.dup2(file.fileno(), 1)
@@ -92,6 +95,7 @@ def _gpu_is_released() -> bool:
     try:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
+            gc.collect()  # the tensors of a failed step may be in a circle with its traceback
             torch.cuda.empty_cache()
     except RuntimeError:
         return False

@@ -8,6 +8,7 @@ from moe_core.models.resnet import build_on_meta
 from moe_core.settings import Study
 from moe_core.threads import threads_for
 from moe_core.training.infer import BATCH
+from moe_core.training.transfer import named
 
 
 def device_and_threads(study: Study, parallel: bool, hashtags: int = 1) -> str:
@@ -17,4 +18,4 @@ def device_and_threads(study: Study, parallel: bool, hashtags: int = 1) -> str:
     """
     work = BATCH * multiply_adds(build_on_meta(study.network, hashtags), study.data.image_size)
     threads.use(work, threads_for(parallel, study.partition.experts))
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return named("cuda") if torch.cuda.is_available() else "cpu"

@@ -5,16 +5,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from helpers.bundles import EXPERTS, bundle_at, images, random_parts, room_for
+from helpers.publishing import hardmoe
 from moe_core.serving import routed as serving
 from moe_core.serving.bundle import Bundle, BundlePart
 from moe_core.serving.routed import routed
 from moe_core.training.posts import ImagesInMemory
 from moe_core.weights import load_weights, save_weights
-from pipelines.cli.predict import predict
 
 DEVICE = "cpu:0"
 
@@ -112,8 +111,8 @@ def test_of_equally_probable_hashtags_the_first_are_predicted(tmp_path):
     folder = bundle_at(tmp_path / "bundle", parts, precision="float32")
     for seed in range(4):
         Image.fromarray(images(1, seed)[0]).save(tmp_path / f"{seed}.png")
-    files = [str(tmp_path / f"{seed}.png") for seed in range(4)]
-    result = CliRunner().invoke(predict, ["--bundle", str(folder), "--top", "3", *files], catch_exceptions=False)
+    files = [tmp_path / f"{seed}.png" for seed in range(4)]
+    result = hardmoe("predict", "--bundle", folder, "--top", 3, *files)
     answers = [line.split("]")[1].split() for line in result.output.splitlines() if "trunk" not in line]
     assert answers
     assert all(words == ["a", "0.200", "b", "0.200", "c", "0.200"] for words in answers)

@@ -1,20 +1,20 @@
 """Answers among many hashtags, a part of the posts at a time: the same whatever the part, in memory that is bounded."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.growing import add_shard, growing_study, make, opened
 from moe_core.evaluation import answers
-from moe_core.evaluation.answers import Answer
+from moe_core.evaluation.answers import Answer, ReadLayers
 from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation import evaluation, score
 from moe_core.stages.evaluation.predictions import open_controls
 from moe_core.stages.evaluation.score import relevant_tags
-from moe_core.stages.mixture import bundle, calibrate
+from moe_core.stages.mixture import bundle
 from moe_core.training.posts import ImagesInMemory, Posts
 
 HASHTAGS, WIDTH = 20_000, 4
@@ -34,19 +34,6 @@ def some_posts(count):
     )
 
 
-class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that is made."""
-
-    nbytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(tensor, torch.Tensor):
-                self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())
-        return made
-
-
 def test_parts_hold_each_post_once_and_one_layer(monkeypatch):
     monkeypatch.setattr(answers, "PART_BYTES", 4 * HASHTAGS * 3)
     features_ND, layer_N = torch.rand(20, WIDTH), np.arange(20) % 3
@@ -59,18 +46,15 @@ def test_parts_hold_each_post_once_and_one_layer(monkeypatch):
         assert torch.allclose(answer.logits(rows_B, "cpu"), answer.layers[number](features_ND[rows_B]), atol=1e-6)
 
 
-def test_choices_on_validation_posts_hold_no_more_however_many_posts_there_are(monkeypatch):
-    monkeypatch.setattr(answers, "PART_BYTES", 4 * HASHTAGS * 5)
-    decoder, found = layer(0), []
-    for count in (5, 50):
-        posts = some_posts(count)
-        own, router = (Answer(torch.rand(count, WIDTH), [decoder]) for _ in range(2))
-        with Largest() as largest, torch.no_grad():
-            weight = calibrate.router_weight("validation", own, router, posts, "softmax", "cpu")
-            measured = calibrate.measures(own, router, weight, posts, "softmax", "cpu")
-        assert len(measured["trunk"]["cross_entropy"]) == count
-        found.append(largest.nbytes)
-    assert found[0] == found[1] == 2 * answers.PART_BYTES  # of whole numbers that order as probabilities do
+def test_of_layers_that_are_read_the_last_one_is_kept():
+    reads = []
+    layers = ReadLayers(3, lambda number: reads.append(number) or layer(number))
+    first = weakref.ref(layers[0])
+    assert layers[0] is first()
+    assert len(layers) == 3
+    layers[2]
+    assert first() is None
+    assert reads == [0, 2]
 
 
 def test_the_posts_of_map_carry_their_hashtags():
@@ -119,6 +103,9 @@ def test_choices_of_the_mixture_are_the_same_in_parts_of_any_size(finished, monk
 
 def test_controls_answer_through_one_layer_or_each_its_own(finished):
     controls = open_controls(finished, Bundle(finished.need("mixture").path), "cpu")
-    layers = {row: len(control.layers) for row, control in controls.items()}
+    layers = {row: control.layers for row, control in controls.items()}
     assert layers["random_partition"] == 1
     assert layers["separate_decoders_top1"] == len(finished.experts)
+    for control in controls.values():
+        assert control.network(0) is not control.network(0), "none is kept"
+        assert not list(control.network(0).fc.parameters()), "its last layer is read by itself"

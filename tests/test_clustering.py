@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.clustering import device_kmeans
+from moe_core.clustering import device_kmeans, product
 from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.device_search import by_faiss, by_torch, search_for
 from moe_core.clustering.gate import Gate, load_gate
@@ -102,9 +102,12 @@ def test_a_gate_on_a_device_places_posts_as_on_the_cpu():
     )
 
 
-def test_the_nearest_centroid_of_each_post_whatever_the_chunk():
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_the_nearest_centroid_of_each_post_and_of_equals_the_first_whatever_the_part(monkeypatch, device):
     x = np.array([[0, 1], [1, 0], [1, 1]], np.float32)  # the last is as near to both
-    assert assign(x, np.eye(2, dtype=np.float32), chunk=2).tolist() == [1, 0, 0]
+    for rows in (1, 2, 3):
+        monkeypatch.setattr(product, "ROWS_AT_ONCE", rows)
+        assert assign(x, np.eye(2, dtype=np.float32), device=device).tolist() == [1, 0, 0]
     with pytest.raises(ValueError, match="features have width 2, centroids have width 3"):
         assign(x, np.eye(3, dtype=np.float32))
 

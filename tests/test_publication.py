@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.publishing import log_of, publish, version
 from helpers.two_mixtures import BAD, GOOD, make, tiny_study
 from moe_core.engine.build import build
+from moe_core.evaluation.metrics import BEST
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Decision, PublicationLog, published_bundle
 from moe_core.serving.routed import predict
@@ -160,6 +162,18 @@ def test_p_at_1_is_that_of_the_answers_users_get(root):
     found = judge(context, context.version("mixture"), version(root, BAD))
     assert found.scores["p_at_1_new"] == pytest.approx(sum(right) / len(right), abs=1e-5)
     assert found.scores["validation_posts"] == len(right)
+
+
+def test_of_the_answers_that_are_compared_the_best_hashtags_come_back_from_the_device(root, monkeypatch):
+    """cpu:0 is another device by its name."""
+    brought, context = [], open_study(GOOD, root)
+    monkeypatch.setattr(comparison, "device_and_threads", lambda study, parallel, hashtags: "cpu:0")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: brought.append(tensor.shape) or tensor)
+    assert judge(context, context.version("mixture"), version(root, BAD)).publish
+    tables = [shape for shape in brought if len(shape) == 2]
+    assert tables
+    assert {hashtags for _, hashtags in tables} == {BEST}
+    assert len(Bundle(context.need("mixture").path).hashtags) > BEST
 
 
 def test_an_old_bundle_of_another_image_size_is_asked_with_resized_posts(root):

@@ -108,16 +108,6 @@ def test_experts_that_lie_on_a_device_are_not_copied_there_for_each_window(folde
     assert bundle.experts.reads == 0
 
 
-def test_a_device_with_little_memory_holds_few_experts(folder, monkeypatch):
-    bundle = Bundle(folder)
-    free = 2 * room_for(folder, 3)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 1 << 40))
-    largest = max(file.stat().st_size for file in (folder / "experts").iterdir())
-    assert bundle.experts_on("cuda").most_bytes == room_for(folder, 3)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (0, 1 << 40))
-    assert bundle.experts_on("cuda:1").most_bytes == 2 * largest, "two, with which a stream can go on"
-
-
 def test_two_bundles_in_threads_do_not_mix(folder, tmp_path):
     other = bundle_at(tmp_path / "other", random_parts(tmp_path, 0, count=2), precision="float32")
     alone = [answers(Bundle(path), 0) for path in (folder, other)]

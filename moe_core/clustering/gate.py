@@ -1,6 +1,6 @@
 """The gate: from a trunk's features to the one expert of an image.
 
-Letters: N images, D embedding width, P whitened dimensions, M centroids, K experts.
+Letters: N images, B of a part, D embedding width, P whitened dimensions, M centroids, C of one expert, K experts.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_core.clustering.product import product
+from moe_core.clustering.product import placed_on, rows_at_once
 from moe_core.clustering.whitening import Whitening
 from moe_core.errors import CorruptArtifact
 from moe_core.weights import load_weights, save_weights
-
-CHUNK = 65_536
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,26 @@ class Gate:
         return int(self.expert_M.max()) + 1
 
     def distances(self, features_ND: np.ndarray, device: str = "cpu") -> np.ndarray:
-        """(N, K) float32: squared distance of each image to the nearest centroid of each expert."""
+        """(N, K) float32: squared distance of each image to the nearest centroid of each expert.
+
+        Of distances to all M centroids few exist at once, and none leaves the device.
+        """
         out_NK = np.empty((len(features_ND), self.experts), np.float32)
-        for first in range(0, len(features_ND), CHUNK):
-            x_NP = self.whitening.apply(features_ND[first : first + CHUNK], device)
-            squared_NM = np.maximum(2 - 2 * product(x_NP, self.centroids_MP.T, device), 0)  # of unit vectors
-            for expert in range(self.experts):
-                out_NK[first : first + CHUNK, expert] = squared_NM[:, self.expert_M == expert].min(axis=1)
+        order_M = np.argsort(self.expert_M, kind="stable")
+        centroids = None if device == "cpu" else placed_on(device, self.centroids_MP[order_M])  # by expert
+        step = rows_at_once(len(self.centroids_MP), features_ND.shape[1])
+        for first in range(0, len(features_ND), step):
+            some = slice(first, first + step)
+            if centroids is None:
+                x_BP = self.whitening.apply(features_ND[some])
+                squared_BM = np.maximum(2 - 2 * (x_BP @ self.centroids_MP.T), 0)  # of unit vectors
+                for expert in range(self.experts):
+                    out_NK[some, expert] = squared_BM[:, self.expert_M == expert].min(axis=1)
+            else:
+                inner_BM = self.whitening.apply_on(device, features_ND[some]) @ centroids.T
+                of_experts = inner_BM.split(np.bincount(self.expert_M).tolist(), 1)
+                nearest_BK = torch.stack([inner_BC.amax(1) for inner_BC in of_experts], 1)
+                out_NK[some] = (2 - 2 * nearest_BK).clamp_(min=0).cpu().numpy()
         return out_NK
 
     def assign(self, features_ND: np.ndarray) -> np.ndarray:
@@ -57,9 +68,9 @@ class Gate:
             return expert_N, own_N, np.full(len(own_N), np.inf, np.float32)
         return expert_N, own_N, np.partition(distance_NK, 1, axis=1)[:, 1] - own_N
 
-    def weights(self, features_ND: np.ndarray, k: int, temperature: float) -> np.ndarray:
+    def weights(self, features_ND: np.ndarray, k: int, temperature: float, device: str = "cpu") -> np.ndarray:
         """(N, K) float32, rows sum to one: softmax(-d^2/T) over the k nearest experts, zero elsewhere (c-BTM)."""
-        distance_NK = self.distances(features_ND).astype(np.float64)
+        distance_NK = self.distances(features_ND, device).astype(np.float64)
         far_NK = np.argsort(np.argsort(distance_NK, axis=1, kind="stable"), axis=1) >= k
         behind_NK = distance_NK - distance_NK.min(axis=1, keepdims=True)
         with np.errstate(over="ignore"):  # however small T is, the nearest has its weight

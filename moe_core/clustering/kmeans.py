@@ -8,7 +8,7 @@ import torch
 
 from moe_core.clustering.device_kmeans import best_fit, devices_for
 from moe_core.clustering.faiss_build import import_faiss
-from moe_core.clustering.product import best_device, product
+from moe_core.clustering.product import best_device, placed_on, rows_at_once
 from moe_core.errors import TooFewPosts
 
 
@@ -85,17 +85,25 @@ def _first_of_permutation(posts: int, first: int, seed: int) -> np.ndarray:
     return order_K
 
 
-def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, chunk: int = 65_536, device: str | None = None) -> np.ndarray:
-    """(N,) int64 in [0, K): the centroid of largest inner product, of two equal ones the lower; both of unit norm."""
+def assign(x_NP: np.ndarray, centroids_KP: np.ndarray, device: str | None = None) -> np.ndarray:
+    """(N,) int64 in [0, K): the centroid of largest inner product, of two equal ones the lower; both of unit norm.
+
+    Computed on the device, by default the best one; of N x K inner products few exist at once, and none leaves it.
+    """
     if x_NP.shape[1] != centroids_KP.shape[1]:
         raise ValueError(
             f"features have width {x_NP.shape[1]}, centroids have width {centroids_KP.shape[1]}: "
             "were they whitened by different partitions?"
         )
-    nearest_N = np.empty(len(x_NP), np.int64)
-    for first in range(0, len(x_NP), chunk):  # never N x K numbers at once
-        inner_BK = product(x_NP[first : first + chunk], centroids_KP.T, device or best_device())
-        nearest_N[first : first + chunk] = inner_BK.argmax(axis=1)
+    device, nearest_N = device or best_device(), np.empty(len(x_NP), np.int64)
+    centroids = None if device == "cpu" else placed_on(device, centroids_KP)
+    step = rows_at_once(*centroids_KP.shape)
+    for first in range(0, len(x_NP), step):
+        some = slice(first, first + step)
+        if centroids is None:
+            nearest_N[some] = (x_NP[some] @ centroids_KP.T).argmax(1)
+        else:
+            nearest_N[some] = (placed_on(device, x_NP[some]) @ centroids.T).argmax(1).cpu().numpy()
     return nearest_N
 
 

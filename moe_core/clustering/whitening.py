@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
-from moe_core.clustering.product import product
+from moe_core.clustering.product import placed_on
 from moe_core.errors import NotFinite, TooFewPosts
 
 SMALLEST = 1e-6  # of the largest variance: directions below it are noise that whitening would blow up
@@ -23,14 +25,27 @@ class Whitening:
 
     def apply(self, features_ND: np.ndarray, device: str = "cpu") -> np.ndarray:
         """(N, P) float32 rows of unit norm; a feature equal to the mean stays zero."""
+        if device != "cpu":
+            return np.asarray(self.apply_on(device, features_ND).cpu().numpy())
+        self._check(features_ND)
+        x_NP = (features_ND - self.mean_D) @ self.projection_DP
+        x_NP = x_NP / np.maximum(np.linalg.norm(x_NP, axis=1, keepdims=True), 1e-12)
+        return x_NP.astype(np.float32, copy=False)
+
+    def apply_on(self, device: str, features_ND: np.ndarray) -> Tensor:
+        """The same rows, computed on a device, where they stay."""
+        self._check(features_ND)
+        x_ND, mean_D, projection_DP = (
+            placed_on(device, array) for array in (features_ND, self.mean_D, self.projection_DP)
+        )
+        return F.normalize((x_ND - mean_D) @ projection_DP, eps=1e-12)
+
+    def _check(self, features_ND: np.ndarray) -> None:
         if features_ND.shape[1] != len(self.mean_D):
             raise ValueError(
                 f"features have width {features_ND.shape[1]}, the partition was fitted on width {len(self.mean_D)}: "
                 "were they made by different trunks?"
             )
-        x_NP = product(features_ND - self.mean_D, self.projection_DP, device)
-        x_NP = x_NP / np.maximum(np.linalg.norm(x_NP, axis=1, keepdims=True), 1e-12)
-        return x_NP.astype(np.float32, copy=False)
 
 
 def whiten(parts: Iterable[np.ndarray], dimensions: int) -> Whitening:

@@ -4,8 +4,9 @@ of its answer live on the device for as long as its part is measured.
 Letters: N posts, B of a part, D embedding width, V hashtags.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,12 +16,37 @@ from moe_core.training.infer import logits_of
 PART_BYTES = 64 << 20  # of one array (B, V) in float32: measuring holds some ten of them
 
 
+class Layers(Protocol):
+    """Last layers by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> nn.Linear: ...
+
+
+class ReadLayers:
+    """Last layers that are read when they are wanted, each in the place of the one before."""
+
+    def __init__(self, count: int, read: Callable[[int], nn.Linear]) -> None:
+        self._count, self._read = count, read
+        self._here: tuple[int, nn.Linear] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int, /) -> nn.Linear:
+        if self._here is None or self._here[0] != number:
+            self._here = None  # never two at once
+            self._here = number, self._read(number)
+        return self._here[1]
+
+
 @dataclass(frozen=True)
 class Answer:
     """Features of N posts, and the last layer that answers by them: one, or one of several for each post."""
 
     features_ND: Tensor  # float32, on the CPU
-    layers: Sequence[nn.Linear]
+    layers: Layers
     layer_N: np.ndarray | None = None  # which layer answers a post; None: there is one
 
     @property

@@ -7,7 +7,7 @@ Letters: N images, D embedding width, V hashtags, K experts.
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,9 +43,10 @@ from moe_core.store.locks import hold_open
 from moe_core.text import shown
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
 from moe_core.training.posts import Images
+from moe_core.training.transfer import named
 from moe_core.weights import Shapes, read_header, read_weights
 
-EXPERT_BYTES = 4 << 30  # of experts that are held at once
+EXPERT_BYTES = 4 << 30  # of experts that are held at once on the CPU, where nothing else is given
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ class Bundle:
     """A bundle, opened and checked. Raises CorruptArtifact for one whose parts do not belong together.
 
     Every file is checked here, and an expert's again each time it is read: the mixture may be larger than memory, which
-    holds at most `expert_bytes` of them. Threads may share one bundle: they share the experts in memory, and each fills
-    a network of its own. `hardmoe gc` leaves the folder alone while this object lives.
+    holds at most `expert_bytes` of them; without it EXPERT_BYTES, on a GPU half of what is free there. Threads may
+    share one bundle: they share the experts in memory, and each fills a network of its own. `hardmoe gc` leaves the
+    folder alone while this object lives.
     """
 
-    def __init__(self, folder: Path, expert_bytes: int = EXPERT_BYTES) -> None:
+    def __init__(self, folder: Path, expert_bytes: int | None = None) -> None:
         self.folder = folder
         try:
             read_manifest(folder)  # before it is held open: the folder may be no bundle
@@ -168,7 +170,7 @@ class Bundle:
         sizes = {key: path.stat().st_size for key, (path, _) in experts.items()}
         # not a method of this object: a cycle would keep a bundle in memory that nobody uses any more
         self._sizes, self._read, self._expert_bytes = sizes, partial(_read_expert, experts, own), expert_bytes
-        self.experts = ExpertCache(sizes, self._read, expert_bytes)
+        self.experts = ExpertCache(sizes, self._read, expert_bytes or EXPERT_BYTES)
 
         self.gate = gate_of(read_weights(gate.path, manifest.gate.sha256), gate.path)
         if self.gate.experts != len(self.published):
@@ -194,6 +196,7 @@ class Bundle:
 
     def router_on(self, device: str) -> ResNet:
         """The router on a device, where it stays."""
+        device = named(device)
         with self._to_device:
             if device not in self._routers:
                 state = {name: tensor.to(device) for name, tensor in self.router.state_dict().items()}
@@ -203,6 +206,7 @@ class Bundle:
 
     def decoder_on(self, device: str) -> nn.Linear:
         """The shared decoder on a device, where it stays."""
+        device = named(device)
         with self._to_device:
             if device not in self._decoders:
                 state = {name: tensor.to(device) for name, tensor in self.decoder.state_dict().items()}
@@ -210,13 +214,26 @@ class Bundle:
             return self._decoders[device]
 
     def experts_on(self, device: str) -> ExpertCache:
-        """The experts that lie on a device: as many bytes as on the CPU, but at most half of what is free there."""
+        """The experts that lie on a device: on a GPU at most half of what is free there."""
+        device = named(device)
         with self._to_device:
             if device not in self._experts:
-                free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else 2 * self._expert_bytes
-                most_bytes = max(2 * max(self._sizes.values()), min(self._expert_bytes, free // 2))
+                most_bytes = self._expert_bytes or EXPERT_BYTES
+                if device.startswith("cuda"):
+                    half = torch.cuda.mem_get_info(device)[0] // 2
+                    most_bytes = max(2 * max(self._sizes.values()), min(self._expert_bytes or half, half))
                 self._experts[device] = ExpertCache(self._sizes, partial(_on_device, self._read, device), most_bytes)
             return self._experts[device]
+
+    def each_expert(self, keys: Iterable[str], use: Callable[[str, ResNet], None], device: str = "cpu") -> None:
+        """`use(key, network)` for each of these experts, those that lie on the device first; the next one is read
+        meanwhile."""
+
+        def filled(key: str, state: State) -> None:
+            with self.filled(state, device) as network:
+                use(key, network)
+
+        self.experts_on(device).each(keys, filled)
 
     @contextmanager
     def filled(self, state: Mapping[str, Tensor], device: str = "cpu") -> Iterator[ResNet]:
@@ -235,10 +252,6 @@ class Bundle:
     def router_answer(self, features_ND: np.ndarray, device: str = "cpu") -> Answer:
         """The router's own answers, from its features (N, D)."""
         return Answer(torch.from_numpy(features_ND), [self.router_on(device).fc])
-
-    def expert_answer(self, key: str, images: Images, device: str = "cpu") -> Answer:
-        """An expert's answers to images, by the shared decoder."""
-        return Answer(self.expert_features(key, images, device), [self.decoder_on(device)])
 
     def router_logits(self, features_ND: Tensor, device: str = "cpu") -> Tensor:
         """(N, V) on the device: the router's own logits, from its features."""
@@ -260,6 +273,17 @@ class Bundle:
         """(N, D): the images in the one embedding space, by one expert."""
         with self.experts_on(device).using(key) as state, self.filled(state, device) as network:
             return features_of(network, images, self.precision, device)
+
+    def features_by_expert(self, expert_N: np.ndarray, images: Images, device: str = "cpu") -> Tensor:
+        """(N, D): each image in the one embedding space, by its own expert, published or not."""
+        keys, out_ND = list(self.published), torch.empty(len(images), self.router.width)
+
+        def compute(key: str, network: ResNet) -> None:
+            rows = np.flatnonzero(expert_N == keys.index(key))
+            out_ND[rows] = features_of(network, images.subset(rows), self.precision, device)
+
+        self.each_expert([keys[number] for number in np.unique(expert_N)], compute, device)
+        return out_ND
 
     def expert_logits(self, key: str, images: Images, device: str = "cpu") -> Tensor:
         """(N, V) on the device: an expert's logits of images, by the shared decoder."""

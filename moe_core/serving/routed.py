@@ -20,10 +20,9 @@ from torch import Tensor
 from moe_core.errors import BadSetting
 from moe_core.models.resnet import ResNet
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.cache import State
 from moe_core.training.batches import as_tensor, normalize
 from moe_core.training.infer import BATCH, check_finite, inference_context
-from moe_core.training.transfer import on_the_way, one_behind, pinned
+from moe_core.training.transfer import named, on_the_way, one_behind, pinned
 
 WINDOW = 32  # batches
 WINDOW_BYTES = 256 << 20  # of what is kept of their images
@@ -35,7 +34,7 @@ MULTIPLE = 8  # images of an expert are made so many: oneDNN takes milliseconds 
 class Predictions:
     """Answers to one batch."""
 
-    probabilities_BV: Tensor  # float32, rows sum to one
+    probabilities_BV: Tensor  # float32, rows sum to one; on the device
     experts: list[str]  # the nearest of each image
 
 
@@ -70,7 +69,7 @@ def routed(
     unpublished one replaced by the router; the temperature is the bundle's where none is given. Raises ValueError for
     images of another size or an expert's damaged file.
     """
-    temperature = bundle.temperature if temperature is None else temperature
+    temperature, device = bundle.temperature if temperature is None else temperature, named(device)
     if window < 1 or window_bytes < 1 or topk < 1 or not 0 < temperature < math.inf:
         raise BadSetting(
             f"window {window} and {window_bytes:,} bytes, topk {topk}, temperature {temperature}: wanted 1 or more of "
@@ -134,20 +133,20 @@ def _predict(bundle: Bundle, window: list[RoutedBatch], published: bool, device:
     """Predictions of a window of batches. `published`: by the published answer, which may mix the router's in."""
     keys = list(bundle.published)
     expert_NS = np.concatenate([batch.expert_BS for batch in window])
+    used_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
     ends = np.cumsum([len(batch.expert_BS) for batch in window])
-    at_once = _at_once(bundle)
+    parts = _parts(expert_NS, np.unique(expert_NS[used_NS]), ends, _at_once(bundle), device)
 
-    def compute(key: str, state: State) -> None:
-        rows, places = np.nonzero(expert_NS == keys.index(key))
-        with bundle.filled(state, device) as network:
-            for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
-                filled_up = np.pad(rows[some], (0, -len(some) % min(MULTIPLE, at_once)), mode="edge")
-                features_MD = _features(bundle, network, _gathered(window, filled_up, ends, device), device)
-                features_NSD[rows[some], places[some]] = features_MD[: len(some)]
+    def compute(key: str, network: ResNet) -> None:
+        mine = parts[keys.index(key)]
+        coming = [on_the_way(_features(bundle, network, _gathered(window, part, ends), device)) for part in mine]
+        for part, arrived in zip(mine, coming, strict=True):
+            features_MD = arrived()[: len(part.rows)]
+            check_finite(features_MD)
+            features_NSD[part.rows, part.places] = features_MD
 
-    used_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
-    bundle.experts_on(device).each([keys[number] for number in np.unique(expert_NS[used_NS])], compute)
+    bundle.each_expert([keys[number] for number in parts], compute, device)
     for batch, end in zip(window, ends, strict=True):
         part = slice(end - len(batch.expert_BS), end)
         with_router = published and bundle.answer == "mixture_top1_router"
@@ -156,27 +155,55 @@ def _predict(bundle: Bundle, window: list[RoutedBatch], published: bool, device:
         yield Predictions(probabilities_BV, [keys[number] for number in batch.expert_BS[:, 0]])
 
 
-def _gathered(window: list[RoutedBatch], rows_M: np.ndarray, ends: np.ndarray, device: str) -> Tensor:
-    """(M, C, H, W) channels-last: what the expert starts from, of ascending rows of the window."""
-    cuts = np.searchsorted(rows_M, ends)
-    parts, first, begin = [], 0, 0
-    for batch, cut, end in zip(window, cuts, ends, strict=True):
-        if cut > first:
-            parts.append(batch.start_BHWC.index_select(0, torch.from_numpy(rows_M[first:cut] - begin).to(device)))
-        first, begin = cut, end
-    return torch.cat(parts).permute(0, 3, 1, 2)
+@dataclass(frozen=True)
+class _Part:
+    """Images of a window that an expert computes together."""
+
+    rows: np.ndarray  # of the window, ascending
+    places: np.ndarray  # which of the experts of each image it is
+    padded_M: np.ndarray  # the rows, the last one so often that they are a multiple of MULTIPLE
+    index_M: Tensor  # where these lie in their batches, on the device
+
+
+def _parts(
+    expert_NS: np.ndarray, numbers: np.ndarray, ends: np.ndarray, at_once: int, device: str
+) -> dict[int, list[_Part]]:
+    """Parts of each of these experts; all that they take out of the batches goes to the device in one copy."""
+    cut, begins = [], np.concatenate([[0], ends[:-1]])
+    for number in numbers.tolist():
+        rows, places = np.nonzero(expert_NS == number)
+        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
+            filled_up = np.pad(rows[some], (0, -len(some) % min(MULTIPLE, at_once)), mode="edge")
+            cut.append((number, rows[some], places[some], filled_up))
+    rows_P = np.concatenate([np.zeros(0, np.int64), *(padded_M for *_, padded_M in cut)])
+    index_P = torch.from_numpy(rows_P - begins[np.searchsorted(ends, rows_P, side="right")])
+    index_P = pinned(index_P, device).to(device, non_blocking=True)
+    parts: dict[int, list[_Part]] = {number: [] for number in numbers.tolist()}
+    each = index_P.split([len(padded_M) for *_, padded_M in cut])
+    for (number, rows, places, padded_M), index_M in zip(cut, each, strict=True):
+        parts[number].append(_Part(rows, places, padded_M, index_M))
+    return parts
+
+
+def _gathered(window: list[RoutedBatch], part: _Part, ends: np.ndarray) -> Tensor:
+    """(M, C, H, W) channels-last: what the expert starts from."""
+    counts = np.diff(np.searchsorted(part.padded_M, ends), prepend=0)
+    found = [
+        batch.start_BHWC.index_select(0, index_B)
+        for batch, index_B in zip(window, part.index_M.split(counts.tolist()), strict=True)
+        if len(index_B)
+    ]
+    return torch.cat(found).permute(0, 3, 1, 2)
 
 
 def _features(bundle: Bundle, network: ResNet, start_MCHW: Tensor, device: str) -> Tensor:
-    """(M, D) float32: of images in the one embedding space, by an expert."""
+    """(M, D) float32 on the device: of images in the one embedding space, by an expert."""
     with inference_context(bundle.precision, device):
         if bundle.branch_at:
             features_MD = network.forward_rest(start_MCHW, bundle.branch_at)
         else:
             features_MD = network.features(normalize(start_MCHW))
-        features_MD = features_MD.float().cpu()
-    check_finite(features_MD)
-    return features_MD
+        return features_MD.float()
 
 
 def _experts_of(bundle: Bundle, trunk_ND: np.ndarray, count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +224,7 @@ def _mixed(
     with_router: bool,
     device: str,
 ) -> Tensor:
-    """(B, V) on the CPU: the experts' answers, and the router's where an expert is not published."""
+    """(B, V) on the device: the experts' answers, and the router's where an expert is not published."""
     router_BV = bundle.router_logits(batch.trunk_BD, device)
     alone_BV, out_BV = bundle.probabilities(router_BV), torch.zeros_like(router_BV)
     weight_BS = torch.from_numpy(batch.weight_BS).to(device)
@@ -207,4 +234,4 @@ def _mixed(
         each_BV, used_B = alone_BV.clone(), used_B.to(device)
         each_BV[used_B] = bundle.mixed(logits_MV, router_BV[used_B]) if with_router else bundle.probabilities(logits_MV)
         out_BV += weight_BS[:, place, None] * each_BV
-    return out_BV.cpu()
+    return out_BV

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from torch import nn
 
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_labels
 from moe_core.data.vocabulary import Vocabulary, load
 from moe_core.engine.context import Context
-from moe_core.models.resnet import ResNet, build
+from moe_core.models.resnet import ResNet, build, build_on_meta, channels_last
+from moe_core.serving.bundle import decoder_of
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
 from moe_core.tables.lance_tags import lance_tag_of
@@ -92,6 +94,22 @@ def network(context: Context, artifact: Artifact, shape: Network | None = None) 
     model = build(shape or context.study.network, len(state["fc.bias"]), seed=0)
     model.load_state_dict(state)
     return model
+
+
+def embedder(context: Context, artifact: Artifact, shape: Network | None = None) -> ResNet:
+    """The same network without its last layer, to compute features by: that layer may be larger than all the rest."""
+    state, _ = load_weights(artifact.file("weights.safetensors"))
+    model = build_on_meta(shape or context.study.network, hashtags=1)
+    model.fc = nn.Identity()  # type: ignore[assignment]
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    model.load_state_dict(channels_last(rest), assign=True)
+    return model
+
+
+def last_layer(artifact: Artifact) -> nn.Linear:
+    """The last layer of an artifact's network."""
+    state, _ = load_weights(artifact.file("weights.safetensors"))
+    return decoder_of({name: state[f"fc.{name}"] for name in ("weight", "bias")})
 
 
 def trunk_features(context: Context) -> Iterator[tuple[np.ndarray, slice]]:

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from moe_core import threads
 from moe_core.errors import BadSetting
+from moe_core.evaluation.metrics import best_hashtags
 from moe_core.models.cost import multiply_adds
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.files import BATCH, decoded, files_of
@@ -46,7 +47,12 @@ LISTED = 10  # files of a reason that are named
     default=None,
     help="T of softmax(-d^2/T), the weights of --topk.  [default: the bundle's]",
 )
-@click.option("--memory", default=4096, show_default=True, help="MiB of experts held at once.")
+@click.option(
+    "--memory",
+    type=int,
+    default=None,
+    help="MiB of experts held at once.  [default: 4096; on a GPU half of what is free there]",
+)
 @click.option("--window", default=256, show_default=True, help="MiB kept of the images looked at together.")
 @JSON
 @click.pass_context
@@ -59,7 +65,7 @@ def predict(
     top: int,
     topk: int,
     temperature: float | None,
-    memory: int,
+    memory: int | None,
     window: int,
     as_json: bool,
 ) -> None:
@@ -72,7 +78,7 @@ def predict(
              hardmoe predict --bundle cats/mixture/1f0c8e holiday/
     """
     for option, value in (("top", top), ("topk", topk), ("memory", memory), ("window", window)):
-        if value < 1:
+        if value is not None and value < 1:
             raise BadSetting(f"--{option} {value}: wanted at least 1")
     if temperature is not None and not 0 < temperature < math.inf:
         raise BadSetting(f"--temperature {temperature}: wanted a number above 0")
@@ -80,7 +86,7 @@ def predict(
         raise BadSetting("--bundle and --study exclude one another: give one")
     if bundle is None and not study_file.is_file():
         load_study(study_file)  # raises BadSetting, as in every command
-    opened = Bundle(bundle_at(bundle or study_file, version), expert_bytes=memory << 20)
+    opened = Bundle(bundle_at(bundle or study_file, version), expert_bytes=memory << 20 if memory else None)
     paths, left_out = files_of(images)
     _show_skipped(left_out)
     skipped = [{"image": str(path), "skipped": why} for path, why in left_out] if as_json else []
@@ -128,17 +134,15 @@ def _predictions(
 
     answers = routed(bundle, batches(), window_bytes=window_bytes, topk=topk, temperature=temperature, device=device)
     for answer in answers:
-        rows = iter(zip(answer.probabilities_BV, answer.experts, strict=True))
+        best_BK = best_hashtags(answer.probabilities_BV, top)
+        p_BK = answer.probabilities_BV.gather(1, best_BK.to(answer.probabilities_BV.device)).cpu()
+        rows = iter(zip(p_BK.tolist(), best_BK.tolist(), answer.experts, strict=True))
         for path, error in parts.popleft():
             if error:
                 yield {"image": str(path), "error": error}
                 continue
-            probabilities_V, expert = next(rows)
-            best = probabilities_V.topk(min(top, len(bundle.hashtags)))
-            tags = [
-                {"tag": bundle.hashtags[int(tag)], "p": round(float(p), 5)}
-                for p, tag in zip(best.values, best.indices, strict=True)
-            ]
+            p_K, best_K, expert = next(rows)
+            tags = [{"tag": bundle.hashtags[tag], "p": round(p, 5)} for p, tag in zip(p_K, best_K, strict=True)]
             how = bundle.answer if topk == 1 else "mixture_topk"
             yield {
                 "image": str(path),

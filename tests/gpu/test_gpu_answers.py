@@ -93,7 +93,7 @@ def test_a_bundle_answers_as_on_the_cpu_and_reads_each_expert_once(device, branc
     )
     bundle, stream = Bundle(folder), [images(9, seed) for seed in range(6)]
     here, there = (
-        torch.cat([a.probabilities_BV for a in routed(bundle, stream, window=2, topk=topk, device=place)])
+        torch.cat([a.probabilities_BV.cpu() for a in routed(bundle, stream, window=2, topk=topk, device=place)])
         for place in (device, "cpu")
     )
     assert torch.allclose(here, there, atol=1e-3)

@@ -3,23 +3,18 @@
 Letters: N test posts, D embedding width.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.metrics import bootstrap, tag_agreement
-from moe_core.models.resnet import ResNet
 from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation.predictions import Control
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.reading import RoutedPosts
-from moe_core.training.infer import by_expert, features_of
-from moe_core.training.posts import Images
 
 SAMPLE, NEIGHBORS = 4_000, 10  # test posts at most, and the neighbors of each among them
 
@@ -35,21 +30,15 @@ def embedding_agreement(
     rows = np.sort(np.random.default_rng(0).permutation(len(test))[:SAMPLE])
     posts, expert_N = test.posts.subset(rows), test.expert_N[rows]
 
-    def features_by(networks: Sequence[ResNet], number: int, images: Images) -> Tensor:
-        return features_of(networks[number], images, context.study.expert_training.precision, device)
-
-    keys, width = list(bundle.published), bundle.router.width
     spaces = {
         "trunk": torch.from_numpy(test.features_ND[rows]),
-        "mixture": by_expert(
-            expert_N, posts.images, width, lambda number, images: bundle.expert_features(keys[number], images, device)
-        ),
+        "mixture": bundle.features_by_expert(expert_N, posts.images, device),
     }
     for name, control in controls.items():
         networks = ROWS[name].networks
         if networks and networks.space:
-            features = partial(features_by, control.networks)
-            spaces[networks.space] = by_expert(expert_N, posts.images, width, features)
+            precision = context.study.expert_training.precision
+            spaces[networks.space] = control.features(posts, expert_N, precision, device)
     table: dict[str, Any] = {"n": len(rows), "neighbors": NEIGHBORS, "rows": []}
     for name, features_ND in spaces.items():
         row: dict[str, Any] = {"name": name}

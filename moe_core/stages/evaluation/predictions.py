@@ -3,7 +3,7 @@
 Letters: N posts, B of a part, V hashtags.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.engine.context import Context
-from moe_core.evaluation.answers import Answer
+from moe_core.evaluation.answers import Answer, ReadLayers
 from moe_core.evaluation.metrics import cross_entropy
 from moe_core.models.resnet import ResNet
 from moe_core.serving.bundle import Bundle, decoder_of
@@ -22,31 +22,36 @@ from moe_core.stages.evaluation.rows import Networks, controls_of
 from moe_core.stages.mixture.calibrate import router_weight
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.training.infer import by_expert, features_of, mixed, probabilities_of
-from moe_core.training.posts import Images
+from moe_core.training.posts import Images, Posts
 from moe_core.weights import load_weights
 
 
 @dataclass(frozen=True)
 class Control:
-    """Networks to compare with, in memory."""
+    """Networks to compare with. Each is read when it is wanted, and none is kept: K of them with V hashtags each may
+    be larger than memory."""
 
-    networks: Sequence[ResNet]
-    layers: Sequence[nn.Linear]  # the one that they answer through, or each its own
+    network: Callable[[int], ResNet]  # without its last layer
+    layer: Callable[[int], nn.Linear]  # through which that network answers
+    layers: int  # 1 where they share it
+    width: int  # of their features, where posts are routed
     routed_by: str | None  # column that says which network answers a post; None: the one answers all
     router_weight: float | None = None  # of the trunk's logits, where they are mixed in for a second row
 
-    def answer(self, posts: RoutedPosts, precision: str, device: str) -> Answer:
-        """Each post by its own network."""
+    def features(self, posts: Posts, expert_N: np.ndarray | None, precision: str, device: str) -> Tensor:
+        """(N, D) on the CPU: of each post by its own network."""
 
         def own(number: int, images: Images) -> Tensor:
-            return features_of(self.networks[number], images, precision, device)
+            return features_of(self.network(number), images, precision, device)
 
-        images = posts.posts.images
-        if self.routed_by is None:
-            return Answer(own(0, images), self.layers)
-        expert_N = posts.expert_by(self.routed_by)
-        features_ND = by_expert(expert_N, images, self.networks[0].width, own)
-        return Answer(features_ND, self.layers, expert_N if len(self.layers) > 1 else None)
+        return own(0, posts.images) if expert_N is None else by_expert(expert_N, posts.images, self.width, own)
+
+    def answer(self, some: RoutedPosts, precision: str, device: str) -> Answer:
+        """Each post by its own network; the layer that answers lies on the device."""
+        expert_N = some.expert_by(self.routed_by) if self.routed_by else None
+        layers = ReadLayers(self.layers, lambda number: self.layer(number).to(device))
+        features_ND = self.features(some.posts, expert_N, precision, device)
+        return Answer(features_ND, layers, expert_N if self.layers > 1 else None)
 
 
 def open_controls(context: Context, bundle: Bundle, device: str) -> dict[str, Control]:
@@ -60,11 +65,23 @@ def open_controls(context: Context, bundle: Bundle, device: str) -> dict[str, Co
 
 def open_control(context: Context, bundle: Bundle, networks: Networks, validation: RoutedPosts, device: str) -> Control:
     """A control; the router's weight suits its networks, chosen on validation posts as the mixture's is."""
-    loaded = load_networks(context, networks)
-    layers = [network.fc for network in loaded]
-    if networks.decoder:
-        layers = [decoder_of(load_weights(context.need(networks.decoder).file("decoder.safetensors"))[0]).to(device)]
-    control = Control(loaded, layers, networks.routed_by)
+    keys: Sequence[str | None] = context.experts if networks.routed_by else (None,)
+    artifacts = [context.need(networks.stage, key) for key in keys]
+    shape = artifacts[0].metadata.get("network")  # where it is not the trunk's
+    network = Network.model_validate(shape) if shape else None
+
+    def layer(number: int) -> nn.Linear:
+        if not networks.decoder:
+            return reading.last_layer(artifacts[number])
+        return decoder_of(load_weights(context.need(networks.decoder).file("decoder.safetensors"))[0])
+
+    control = Control(
+        lambda number: reading.embedder(context, artifacts[number], network),
+        layer,
+        1 if networks.decoder else len(artifacts),
+        bundle.router.width,
+        networks.routed_by,
+    )
     if networks.routed_by is None:
         return control
     own = control.answer(validation, context.study.expert_training.precision, device)
@@ -73,41 +90,42 @@ def open_control(context: Context, bundle: Bundle, networks: Networks, validatio
     return replace(control, router_weight=router_weight(setting, own, router, validation.posts, bundle.loss, device))
 
 
-def load_networks(context: Context, networks: Networks) -> list[ResNet]:
-    """Networks of a control."""
-    if networks.routed_by is None:
-        artifact = context.need(networks.stage)
-        shape = artifact.metadata.get("network")  # where it is not the trunk's
-        return [reading.network(context, artifact, Network.model_validate(shape) if shape else None)]
-    return [reading.network(context, context.need(networks.stage, key)) for key in context.experts]
-
-
 Prediction = tuple[str, np.ndarray, Tensor]  # row, places of some posts (B,), probabilities (B, V) on the device
 
 
-def predictions(
-    context: Context, bundle: Bundle, controls: Mapping[str, Control], some: RoutedPosts, device: str
-) -> Iterator[Prediction]:
-    """Predictions of each row of the table, each post once a row; what every network makes of the posts is features.
+def mixture_predictions(context: Context, bundle: Bundle, some: RoutedPosts, device: str) -> Iterator[Prediction]:
+    """Predictions of the rows that the bundle's own networks give, each post once a row; what every network makes of
+    the posts is features.
 
-    A row that ends in _router mixes the trunk's logits into those of the row before. `most_frequent` predicts the same
-    for every image: how often each hashtag is used.
+    `most_frequent` predicts the same for every image: how often each hashtag is used.
     """
     images, router = some.posts.images, bundle.router_answer(some.features_ND, device)
-    experts = [bundle.expert_answer(key, images, device) for key in bundle.published]
-    weight_NK = bundle.gate.weights(some.features_ND, context.study.evaluation.topk, bundle.temperature)
+    features: dict[str, Tensor] = {}
+
+    def compute(key: str, network: ResNet) -> None:
+        features[key] = features_of(network, images, bundle.precision, device)
+
+    bundle.each_expert(bundle.published, compute, device)
+    experts = [Answer(features[key], [bundle.decoder_on(device)]) for key in bundle.published]
+    weight_NK = bundle.gate.weights(some.features_ND, context.study.evaluation.topk, bundle.temperature, device)
     frequency_V = torch.from_numpy(hashtag_frequency(context)).to(device)
     for rows_B in router.parts():
         yield "most_frequent", rows_B, frequency_V.expand(len(rows_B), -1)
         yield from _of_mixture(bundle, router, experts, weight_NK, some, rows_B, device)
-    for row, control in controls.items():
-        own = control.answer(some, context.study.expert_training.precision, device)
-        for rows_B in own.parts():
-            logits_BV = own.logits(rows_B, device)
-            yield row, rows_B, probabilities_of(logits_BV, bundle.loss)
-            if control.router_weight is not None:
-                router_BV = router.logits(rows_B, device)
-                yield f"{row}_router", rows_B, mixed(logits_BV, router_BV, control.router_weight, bundle.loss)
+
+
+def control_predictions(
+    context: Context, bundle: Bundle, row: str, control: Control, some: RoutedPosts, device: str
+) -> Iterator[Prediction]:
+    """Predictions of a control's row; and of that row's name with _router, which mixes the trunk's logits in."""
+    router = bundle.router_answer(some.features_ND, device)
+    own = control.answer(some, context.study.expert_training.precision, device)
+    for rows_B in own.parts():
+        logits_BV = own.logits(rows_B, device)
+        yield row, rows_B, probabilities_of(logits_BV, bundle.loss)
+        if control.router_weight is not None:
+            router_BV = router.logits(rows_B, device)
+            yield f"{row}_router", rows_B, mixed(logits_BV, router_BV, control.router_weight, bundle.loss)
 
 
 def _of_mixture(

@@ -4,7 +4,7 @@ Letters: N posts, K experts, V hashtags, T tags of all posts.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,12 @@ from moe_core.evaluation.metrics import (
     per_post,
 )
 from moe_core.serving.bundle import Bundle
-from moe_core.stages.evaluation.predictions import Control, predictions
+from moe_core.stages.evaluation.predictions import (
+    Control,
+    Prediction,
+    control_predictions,
+    mixture_predictions,
+)
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.reading import RoutedPosts
 from moe_core.training.posts import Posts
@@ -95,20 +100,27 @@ def score(
     tags = TagCounts(len(bundle.published), len(bundle.hashtags))
     pixels, features = 3 * bundle.image_size**2, 4 * bundle.router.width * (1 + len(bundle.published))
     chunk = max(1, min(CHUNK, CHUNK_BYTES // pixels, FEATURE_BYTES // features))
-    for first in range(0, len(test), chunk):
-        some = test.rows(np.arange(first, min(first + chunk, len(test))))
-        some = replace(some, posts=some.posts.in_memory())  # every network reads them
-        for name, rows_B, p_BV in predictions(context, bundle, controls, some, device):
-            tags_T, starts_B1 = some.posts.tag_rows(rows_B)
+
+    def add(predicted: Iterable[Prediction], posts: Posts, expert_N: np.ndarray, first: int = 0) -> None:
+        for name, rows_B, p_BV in predicted:
+            tags_T, starts_B1 = posts.tag_rows(rows_B)
             best_BK, places_B = best_hashtags(p_BV, BEST), first + rows_B
             for measure, values_B in per_post(p_BV, tags_T, starts_B1, best_BK).items():
                 scored[name].measures[measure][places_B] = values_B
             if name in ("trunk", bundle.answer):
-                expert_T = np.repeat(some.expert_N[rows_B], starts_B1.diff().numpy())
+                expert_T = np.repeat(expert_N[rows_B], starts_B1.diff().numpy())
                 tags.add(name, tags_T, expert_T, found_tags(best_BK, tags_T, starts_B1))
             if (of_ap := np.flatnonzero(places_B < posts_of_ap)).size:
                 scored[name].scores_NV[places_B[of_ap]] = p_BV[of_ap][:, frequent_V].cpu().numpy()
+
+    for first in range(0, len(test), chunk):
+        some = test.rows(np.arange(first, min(first + chunk, len(test))))
+        some = replace(some, posts=some.posts.in_memory())  # every expert reads them
+        add(mixture_predictions(context, bundle, some, device), some.posts, some.expert_N, first)
         context.report({"posts": first + len(some), "of": len(test)})
+    for row, control in controls.items():  # all posts at once: each of its networks is read once
+        context.report({"control": row})
+        add(control_predictions(context, bundle, row, control, test, device), test.posts, test.expert_N)
     return {name: scored[name] for name in ROWS if name in scored}, tags
 
 

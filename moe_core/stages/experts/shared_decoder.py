@@ -5,6 +5,7 @@ for the experts of the random partition.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -21,15 +22,34 @@ from moe_core.stages.experts.modes import mode_of
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import file_hash
-from moe_core.training.infer import BATCH, features_of
+from moe_core.training.infer import features_in_parts
 from moe_core.training.last_layer import BATCH as FIT_BATCH
 from moe_core.training.last_layer import refit
+from moe_core.training.moves import Moves
 from moe_core.training.order import moves_of
-from moe_core.training.posts import ImagesInMemory
+from moe_core.training.posts import Images
 from moe_core.weights import load_weights, save_weights
 
 Fit = Callable[[Context, nn.Linear, Group, str], dict[str, Any]]
 """Sets the weights of a last layer, which is the trunk's so far, on a device; returns what is recorded about it."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Images, each read with a move of its own."""
+
+    images: Images
+    moves: Moves
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows_B: np.ndarray, moves: Moves | None = None) -> np.ndarray:
+        assert moves is None  # they are moved already
+        return self.images.read(rows_B, self.moves[rows_B])
+
+    def subset(self, rows_N: np.ndarray) -> Images:
+        return Moved(self.images.subset(rows_N), self.moves[rows_N])
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
@@ -72,12 +92,10 @@ def refit_on_posts(context: Context, decoder: nn.Linear, group: Group, device: s
     features_ND = torch.empty(len(posts), decoder.in_features)
     for number, key in enumerate(context.experts):
         rows = np.flatnonzero(expert_N == number)
-        model = reading.network(context, context.need(group.stage, key))
-        moves = moves_of((len(rows),), training, number)
-        for first in range(0, len(rows), BATCH):
-            some = slice(first, first + BATCH)
-            seen = posts.images.read(rows[some], moves[some])
-            features_ND[rows[some]] = features_of(model, ImagesInMemory(seen), training.precision, device)
+        model = reading.embedder(context, context.need(group.stage, key))
+        images = Moved(posts.images.subset(rows), moves_of((len(rows),), training, number))
+        for first, some_BD in features_in_parts(model, images, training.precision, device):  # reads ahead
+            features_ND[rows[first : first + len(some_BD)]] = some_BD
         context.report({"experts": number + 1})
     threads.use(threads.TRAINING * FIT_BATCH * decoder.weight.numel())  # many hashtags are more work than the networks
     refitting = study.decoder

@@ -13,11 +13,10 @@ from moe_core.clustering.balance import pack
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import fit_kmeans
 from moe_core.engine.context import Context
-from moe_core.stages import reading
 from moe_core.stages.gate import membership, refit
 from moe_core.stages.gate.drift import as_fitted
 from moe_core.stages.gate.output import write
-from moe_core.stages.gate.posts import dealt_at_random, placed, post_table, sample, sizes_of, whitening_of
+from moe_core.stages.gate.posts import dealt_at_random, placed, post_table, sample, sizes_of, whitened, whitening_of
 from moe_core.store.artifact import Spec, StageOutput
 
 
@@ -26,9 +25,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         return refit.make(context, spec, folder)
     settings, posts = context.study.partition, post_table(context)
     whitening = whitening_of(context, posts)
-    fitted_NP = whitening.apply(
-        reading.trunk_features_where(context, sample(posts.training_N, settings.max_fit_posts, settings.seed))
-    )
+    fitted_NP = whitened(context, whitening, sample(posts.training_N, settings.max_fit_posts, settings.seed))
     clusters = settings.fine or settings.experts
     centroids_MP, objective = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
     expert_M = np.arange(clusters)

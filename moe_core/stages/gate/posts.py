@@ -1,8 +1,9 @@
 """All the posts as a partition sees them, and passes over their features.
 
-Letters: N posts, B of a part, D embedding width, P whitened dimensions, M centroids, K experts.
+Letters: N posts, F that are fitted on, B of a part, D embedding width, P whitened dimensions, M centroids, K experts.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import polars as pl
 
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import assign
-from moe_core.clustering.product import best_device
+from moe_core.clustering.product import best_device, rows_at_once
 from moe_core.clustering.random_partition import random_partition
 from moe_core.clustering.whitening import Whitening, whiten
 from moe_core.data.splits import SPLITS
@@ -59,6 +60,32 @@ def post_table(context: Context) -> PostTable:
 def whitening_of(context: Context, posts: PostTable) -> Whitening:
     mine = (part_BD[posts.training_N[rows_B]] for part_BD, rows_B in reading.trunk_features(context))
     return whiten(mine, context.study.partition.pca)
+
+
+def whitened(context: Context, whitening: Whitening, wanted_N: np.ndarray) -> np.ndarray:
+    """(F, P) float32 of the posts where `wanted_N`, one bool a post, holds: of their features few exist at once."""
+    device, first = best_device(), 0
+    out_FP = np.empty((int(wanted_N.sum()), whitening.projection_DP.shape[1]), np.float32)
+    for part_BD in _regrouped(
+        (part_BD[wanted_N[rows_B]] for part_BD, rows_B in reading.trunk_features(context)),
+        rows_at_once(len(whitening.mean_D)),
+    ):
+        out_FP[first : first + len(part_BD)] = whitening.apply(part_BD, device)
+        first += len(part_BD)
+    return out_FP
+
+
+def _regrouped(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The rows of all parts, so many at a time: the last bits of a product depend on it, and should not on shards."""
+    waiting: list[np.ndarray] = []
+    for part_BD in parts:
+        waiting.append(part_BD)
+        while sum(map(len, waiting)) >= rows:
+            some_BD = np.concatenate(waiting)
+            yield some_BD[:rows]
+            waiting = [some_BD[rows:]]
+    if sum(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
 def sizes_of(context: Context, posts: PostTable, whitening: Whitening, centroids_MP: np.ndarray) -> np.ndarray:

@@ -19,12 +19,20 @@ from moe_core.clustering.matching import continued_by, overlap
 from moe_core.clustering.whitening import Whitening
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
-from moe_core.stages import reading
 from moe_core.stages.gate import membership, retraining
 from moe_core.stages.gate.current_partition import NO_PARTITION, current_of
 from moe_core.stages.gate.drift import as_fitted, drift, write_churn
 from moe_core.stages.gate.output import write
-from moe_core.stages.gate.posts import PostTable, dealt_at_random, placed, post_table, sample, sizes_of, whitening_of
+from moe_core.stages.gate.posts import (
+    PostTable,
+    dealt_at_random,
+    placed,
+    post_table,
+    sample,
+    sizes_of,
+    whitened,
+    whitening_of,
+)
 from moe_core.stages.gate.previous import PreviousPartition, previous_partition
 from moe_core.store.artifact import Spec, StageOutput
 
@@ -94,7 +102,7 @@ def _fit(
     whitening = previous.gate.whitening if same_space else whitening_of(context, posts)
     fitted_N = sample(posts.training_N, settings.max_fit_posts, settings.seed)
     old_F = previous.expert_N[fitted_N]
-    fitted_FP = whitening.apply(reading.trunk_features_where(context, fitted_N))
+    fitted_FP = whitened(context, whitening, fitted_N)
     if not settings.fine:
         centroids_MP, objective = _one_level(context, old_F, fitted_FP)
         expert_M = np.arange(len(centroids_MP))

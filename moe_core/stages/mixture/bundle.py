@@ -59,14 +59,13 @@ def choose(context: Context, router: Artifact, decoder: Artifact, experts: Mappi
         }
     posts, loss = validation.posts, study.expert_training.loss
     shared = decoder_of(load_weights(decoder.file("decoder.safetensors"))[0]).to(device)
-    own = reading.network(context, router).fc.to(device)
+    own = reading.last_layer(router).to(device)
 
     def by_router(some: RoutedPosts) -> Answer:
         return Answer(torch.from_numpy(some.features_ND), [own])
 
     def features(key: str, images: Images) -> Tensor:
-        network = reading.network(context, experts[key])
-        return features_of(network, images, study.expert_training.precision, device)
+        return features_of(reading.embedder(context, experts[key]), images, study.expert_training.precision, device)
 
     keys = list(experts)
 

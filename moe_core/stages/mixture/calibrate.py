@@ -80,7 +80,7 @@ def temperature(
     tags_TK = torch.stack([_of_tags(expert(sample), sample.posts, loss, device) for expert in experts], dim=1)
 
     def entropy(at: float) -> float:
-        weight_TK = torch.from_numpy(gate.weights(sample.features_ND, topk, at))[owner_T]
+        weight_TK = torch.from_numpy(gate.weights(sample.features_ND, topk, at, device))[owner_T]
         log_T = (weight_TK * tags_TK).sum(1).clamp(min=SMALLEST).log()
         return float(-(log_T / counts_N[owner_T]).sum())
 

@@ -134,7 +134,7 @@ def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, o
 def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str], device: str) -> dict[str, np.ndarray]:
     """Measures of each post, (N,), by the answer that the bundle gives its users, among some of its hashtags."""
     number = {tag: n for n, tag in enumerate(bundle.hashtags)}
-    columns_V = torch.tensor([number[tag] for tag in hashtags])
+    columns_V = torch.tensor([number[tag] for tag in hashtags], device=device)
 
     def batches() -> Iterator[np.ndarray]:
         for first in range(0, len(posts), BATCH):

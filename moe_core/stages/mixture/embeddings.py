@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
 
 from moe_core.engine.context import Context
 from moe_core.serving.bundle import Bundle
@@ -18,8 +17,6 @@ from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables.vectors import write_vectors
-from moe_core.training.infer import by_expert
-from moe_core.training.posts import Images
 
 CHUNK = 4_096  # posts embedded at a time
 
@@ -29,20 +26,18 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     assert key is not None
     device = device_and_threads(context.study, parallel=True)
     bundle = Bundle(context.need("mixture").path)
+    assert list(bundle.published) == list(context.experts)  # so their numbers are the assignment's
     images = reading.images_of(context, key, bundle.image_size)
     rows = reading.assignment(context)
     expert_N = rows.filter(rows["shard"] == key)["expert"].to_numpy()
     ids = reading.ids_of(context, key)
     content, width = hashlib.sha256(), bundle.router.width
 
-    def features(number: int, some: Images) -> Tensor:
-        return bundle.expert_features(context.experts[number], some, device)
-
     def parts() -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
         for first in range(0, len(images), CHUNK):
             expert_B = expert_N[first : first + CHUNK]
             some = images.subset(np.arange(first, first + len(expert_B)))
-            embedding_BD = by_expert(expert_B, some, width, features).numpy()
+            embedding_BD = bundle.features_by_expert(expert_B, some, device).numpy()
             content.update(embedding_BD.tobytes() + expert_B.tobytes())
             context.report({"posts": first + len(embedding_BD)})
             yield {"id": ids[first : first + CHUNK], "expert": pa.array(expert_B)}, embedding_BD

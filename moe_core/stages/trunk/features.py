@@ -19,7 +19,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     key = spec.key
     assert key is not None
     device = device_and_threads(context.study, parallel=True)
-    model = reading.network(context, context.need("trunk"))
+    model = reading.embedder(context, context.need("trunk"))
     ids = reading.ids_of(context, key)
     images = reading.images_of(context, key, context.study.data.image_size)
     content, norms = hashlib.sha256(), []

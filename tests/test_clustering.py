@@ -296,3 +296,10 @@ def test_faiss_finds_the_same_centroids_on_tensors_where_they_lie():
 def test_faiss_searches_where_its_build_sees_a_gpu(monkeypatch, device, sees, wanted):
     monkeypatch.setattr("moe_core.clustering.device_search.sees_gpus", lambda: sees)
     assert search_for(device) is wanted
+
+
+def test_whitening_is_fitted_by_the_same_sums_on_a_device():
+    x = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
+    here, there = (whiten([x[:200], x[200:]], 4, device) for device in ("cpu", "cpu:0"))  # the second as on a GPU
+    assert there.mean_D == pytest.approx(here.mean_D, abs=1e-6)
+    assert there.projection_DP == pytest.approx(here.projection_DP, abs=1e-6)

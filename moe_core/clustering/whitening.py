@@ -48,20 +48,24 @@ class Whitening:
             )
 
 
-def whiten(parts: Iterable[np.ndarray], dimensions: int) -> Whitening:
+def whiten(parts: Iterable[np.ndarray], dimensions: int, device: str = "cpu") -> Whitening:
     """Keeps the `dimensions` directions of largest variance, fewer where the features do not fill them.
 
-    `parts`: (B, D) features of some posts each; only sums of D x D numbers are kept of them. Raises NotFinite for a
-    feature that is not finite, and TooFewPosts where there are no posts, or all have the same features.
+    `parts`: (B, D) features of some posts each; only sums of D x D numbers are kept of them, in float64, added up on
+    the device. Raises NotFinite for a feature that is not finite, and TooFewPosts where there are no posts, or all have
+    the same features.
     """
     count, sum_D, sum_DD = 0, np.zeros(()), np.zeros(())
     for part_BD in parts:
-        x_BD = part_BD.astype(np.float64)
-        if not np.isfinite(x_BD).all():
+        if not np.isfinite(part_BD).all():
             raise NotFinite("a feature is not finite: check the trunk's weights")
-        count += len(x_BD)
-        sum_D = sum_D + x_BD.sum(0)
-        sum_DD = sum_DD + x_BD.T @ x_BD
+        count += len(part_BD)
+        if device == "cpu":
+            x_BD = part_BD.astype(np.float64)
+            sum_D, sum_DD = sum_D + x_BD.sum(0), sum_DD + x_BD.T @ x_BD
+        else:
+            there_BD = placed_on(device, part_BD).double()
+            sum_D, sum_DD = sum_D + there_BD.sum(0).cpu().numpy(), sum_DD + (there_BD.T @ there_BD).cpu().numpy()
     if count == 0:
         raise TooFewPosts("no posts to fit on: wanted at least one")
     mean_D = sum_D / count

@@ -59,7 +59,7 @@ def post_table(context: Context) -> PostTable:
 
 def whitening_of(context: Context, posts: PostTable) -> Whitening:
     mine = (part_BD[posts.training_N[rows_B]] for part_BD, rows_B in reading.trunk_features(context))
-    return whiten(mine, context.study.partition.pca)
+    return whiten(mine, context.study.partition.pca, best_device())
 
 
 def whitened(context: Context, whitening: Whitening, wanted_N: np.ndarray) -> np.ndarray:

@@ -41,8 +41,8 @@ def forget_a_post(file):
 
 def changed_meanwhile(file, started, change, *command, workers=1):
     """(exit code, output, errors) of a command while whose first experts train something changes."""
-    settings = ("--set", "expert_training.epochs=40")
-    process = started(*command, "--study", file, "--workers", workers, *settings)
+    epochs = 40 if workers == 1 else 200  # two are to train at once for a while
+    process = started(*command, "--study", file, "--workers", workers, "--set", f"expert_training.epochs={epochs}")
     until(lambda: len(list(file.parent.glob("expert/*/.work-*/checkpoint.safetensors"))) == workers, process)
     change(file)
     out, errors = process.communicate(timeout=500)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ class Progress:
 
     def __init__(self, context: dg.AssetExecutionContext, name: str, key: str | None) -> None:
         self.context, self.name, self.key = context, name, key
-        self.file = Layout(root()).progress(name, key)
+        self.layout = Layout(root())
+        self.file = self.layout.progress(name, key)
         self.observed = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -50,9 +52,10 @@ class Progress:
             self.file.unlink(missing_ok=True)
 
     def report(self, progress: Mapping[str, Any]) -> None:
-        process = {"pid": os.getpid(), "process": this_process(), "run": self.context.run_id, "time": time.time()}
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "process": this_process()}
+        process |= {"run": self.context.run_id, "time": time.time()}
         if "waits_for" in progress:
-            self.context.log.info(f"waits for process {progress['waits_for']}, which builds the same")
+            self.context.log.info(f"waits for {self.name}, {progress['waits_for']}")
         if "waits" in progress:
             self.context.log.info(f"waits for {progress['waits']}")
         if set(progress) - {"waits_for"} or not self._is_anothers():  # the process at work says how far it is
@@ -66,4 +69,4 @@ class Progress:
     def _is_anothers(self) -> bool:
         """Another living process builds the same and writes its progress to the file."""
         report = read(self.file)
-        return is_written_on(report) and report["process"] != this_process()
+        return report.get("process") != this_process() and is_written_on(report)

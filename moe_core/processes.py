@@ -1,7 +1,8 @@
-"""Processes of this machine: which one is meant, whether it lives and works, how to start one, and why one ended.
+"""Processes: which one is meant, whether it lives and works, how to start one, and why one ended.
 
-A process id is reused, soon in a container and after a restart. The name of a process therefore adds when it started:
-no later process has the same name.
+A process id is reused, soon in a container and after a restart, and each machine and each container counts its own. The
+name of a process therefore adds when it started and on which machine: no other process has the same name. A process of
+another machine, which shares the study's folder, is neither alive nor dead here: only its own machine can tell.
 
 A child process sends a heartbeat, a byte a second, into a pipe that its parent reads now and then. A long computation
 may hold up the thread that sends it, but uses a processor: a child that does neither is stalled. The other way round
@@ -9,9 +10,11 @@ a child ends when its parent does.
 """
 
 import ctypes
+import hashlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +31,7 @@ from moe_core.errors import BadSetting
 if sys.platform != "linux":
     import psutil
 
-NAME = re.compile(r"([0-9]+)_[0-9]+_[0-9a-f]*")
+NAME = re.compile(r"([0-9]+)_[0-9]+_[0-9a-f]*(?:_([0-9a-f]{8}))?")  # an older hardmoe did not name the machine
 HEARTBEAT_SECONDS = 1.0
 STALL_SECONDS = 20.0  # a dead disk or a debugger may hold a process for a moment; half a minute is a fault
 CHECK_SECONDS = 2.0  # counted between two checks at the most: the parent may have been stopped itself
@@ -47,7 +50,7 @@ def this_process() -> str:
 
 
 def process_name(pid: int) -> str:
-    """Such as 4711_90125_1f0c9a3e, which goes into a file's name: the id, the start, the boot of the machine.
+    """Such as 4711_90125_1f0c9a3e_5b1d07aa, which goes into a file's name: id, start, boot, machine.
 
     Raises ProcessLookupError where no such process runs.
     """
@@ -64,14 +67,40 @@ def pid_of(name: str) -> int:
     raise ValueError(f"{name!r} is no name of a process")
 
 
+def is_name(text: str) -> bool:
+    """Whether it is the name of a process, of any machine."""
+    return NAME.fullmatch(text) is not None
+
+
+def is_ours(name: str) -> bool:
+    """Whether it is the name of a process of this machine, also of one from before it was started again."""
+    found = NAME.fullmatch(name)
+    return found is not None and found[2] == machine()
+
+
 def alive(name: str) -> bool:
-    """Whether the process of that name runs; one that ended and waits to be collected does not."""
-    return NAME.fullmatch(name) is not None and _name(pid_of(name), running=True) == name
+    """Whether a process of this machine has that name and runs; one that ended and waits to be collected does not."""
+    return is_ours(name) and _name(pid_of(name), running=True) == name
 
 
 def is_dead(name: str) -> bool:
     """Whether it is the name of a process of this machine, and that one no longer runs."""
-    return NAME.fullmatch(name) is not None and not alive(name)
+    return is_ours(name) and not alive(name)
+
+
+@cache
+def machine() -> str:
+    """Eight hexadecimal digits that name this machine, and stay when it is started again.
+
+    Of the host's name, the system's id and the name space of process ids. Each is there for a reason: a container has
+    the id of its image, hosts may have the same name, and each container numbers its processes by itself.
+    """
+    system = namespace = ""
+    with suppress(OSError):
+        system = Path("/etc/machine-id").read_text("ascii").strip()
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {system} {namespace}".encode()).hexdigest()[:8]
 
 
 if sys.platform == "linux":
@@ -83,7 +112,7 @@ if sys.platform == "linux":
         fields = _stat(pid)
         if not fields or (running and fields[STATE] == "Z"):
             return None
-        return f"{pid}_{fields[START]}_{_boot()}"
+        return f"{pid}_{fields[START]}_{_boot()}_{machine()}"
 
     @cache
     def _boot() -> str:
@@ -108,7 +137,7 @@ else:
         with suppress(psutil.Error, OverflowError, ValueError):
             process = psutil.Process(pid)
             if not (running and process.status() == psutil.STATUS_ZOMBIE):
-                return f"{pid}_{process.create_time() * 1000:.0f}_"
+                return f"{pid}_{process.create_time() * 1000:.0f}__{machine()}"
         return None
 
     def processor_seconds(pid: int) -> float | None:

@@ -6,13 +6,13 @@ Unix sockets have paths of at most 107 bytes, gRPC reads theirs as a URI, and Da
 import hashlib
 import os
 import re
-import socket
 import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from moe_core.errors import BadSetting
+from moe_core.processes import machine
 
 BASES = ("/tmp", "/var/tmp", "/dev/shm")
 SOCKETS = re.compile(r"[A-Za-z0-9_./-]{1,60}")  # multiprocessing adds 32 bytes, torch 34
@@ -54,4 +54,4 @@ def shorten_temporary_folder() -> None:
 
 def socket_prefix() -> str:
     """Prefix of the folders in which code servers of this machine have their sockets."""
-    return f"hardmoe-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}-"
+    return f"hardmoe-{machine()}-"

@@ -82,7 +82,7 @@ def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingest
     assert stale.find("posts", "b") is not None
     done = collect(ingested, superseded=True)
     assert (said.removed, said.files, said.versions) == (done.removed, done.files, done.versions)
-    assert [name for name in done.removed if "/.lock" not in name] == [f"posts/b/{stale.version('posts', 'b')}"]
+    assert done.removed == [f"posts/b/{stale.version('posts', 'b')}"]
     assert stale.find("posts", "b") is None
     assert len(images(ingested, "b")) == 30
     assert set(lance_tags(ingested.root / "posts.lance")) == {
@@ -113,6 +113,9 @@ def test_files_of_a_killed_writer_leave(ingested):
     assert len(os.listdir(path / "data")) == 2
 
 
+ELSEWHERE = "4711_90125_1f0c9a3e_0123abcd"  # a process of another machine
+
+
 def _die_while_writing(root):
     from moe_core.store.store import Store
 
@@ -127,10 +130,21 @@ def test_leftovers_of_the_dead_leave_and_those_of_the_living_stay(ingested):
     living = dead.with_name(f".part-{socket.gethostname()}-{this_process()}-1a")
     living.mkdir()
     dead.with_name(".part-a-container-that-is-gone-1-abcdef01").mkdir()
+    dead.with_name(f".part-gpu02-{ELSEWHERE}-1a").mkdir()
     unfinished = ingested.store.work_folder(Spec("trunk", None, "1", {}, {}))
     unfinished.mkdir()
     collect(ingested)
     assert sorted(ingested.root.glob("trunk/.*")) == sorted([living, unfinished])
+
+
+def test_a_text_of_another_machine_leaves_after_a_day_by_the_clock_of_the_file_system(ingested):
+    today, old, ours = (ingested.root / f".a.{name}.part" for name in (ELSEWHERE, f"1{ELSEWHERE}", this_process()))
+    for path in (today, old, ours):
+        path.touch()
+    for path in (old, ours):
+        os.utime(path, times=(path.stat().st_atime, path.stat().st_mtime - 90_000))
+    collect(ingested)
+    assert sorted(ingested.root.glob(".*.part")) == sorted([today, ours])
 
 
 def test_nothing_is_collected_while_an_artifact_is_built(ingested):

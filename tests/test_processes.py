@@ -36,8 +36,13 @@ def living():
 
 def reused(process):
     """The name of a process that had the id of this one before it."""
-    pid, began, boot = names.process_name(process.pid).split("_")
-    return f"{pid}_{int(began) - 1}_{boot}"
+    pid, began, boot, machine = names.process_name(process.pid).split("_")
+    return f"{pid}_{int(began) - 1}_{boot}_{machine}"
+
+
+def elsewhere(process):
+    """The name of a process of another machine that has the id, the start and the boot of this one."""
+    return process.rpartition("_")[0] + "_0123abcd"
 
 
 def test_a_process_is_known_by_its_name_until_it_ends(living):
@@ -54,9 +59,15 @@ def test_a_process_is_known_by_its_name_until_it_ends(living):
 
 
 def test_an_id_that_another_process_has_by_now_is_dead(living):
-    pid, began, boot = names.process_name(living.pid).split("_")
+    pid, began, boot, machine = names.process_name(living.pid).split("_")
     assert names.is_dead(reused(living))
-    assert names.is_dead(f"{pid}_{began}_{'0' * len(boot)}"), "of before the machine was started again"
+    assert names.is_dead(f"{pid}_{began}_{'0' * len(boot)}_{machine}"), "of before the machine was started again"
+
+
+def test_a_process_of_another_machine_is_neither_alive_nor_dead(living):
+    for name in (elsewhere(names.process_name(living.pid)), elsewhere(reused(living)), "4711_1_1a"):
+        assert (names.is_name(name), names.is_ours(name)) == (True, False)
+        assert (names.alive(name), names.is_dead(name)) == (False, False)
 
 
 @pytest.mark.parametrize("name", ["", "x", "-1", "1", "1_2", "1_2_3_4", "1_x_1", "../1", "1.5", "1\n", "9" * 40 + "x"])
@@ -66,7 +77,7 @@ def test_what_is_no_name_of_a_process_is_neither_alive_nor_dead(name):
 
 @pytest.mark.parametrize("name", ["0_1_", "99999999999_1_1", "4194305_1_1"])
 def test_ids_that_no_process_has_are_dead(name):
-    assert names.is_dead(name)
+    assert names.is_dead(f"{name}_{names.machine()}")
 
 
 ELSEWHERE = """
@@ -84,7 +95,7 @@ while processes.alive(name):
 assert processes.is_dead(name), "it ended, and was not collected"
 child.wait()
 assert processes.is_dead(name) and processes.processor_seconds(child.pid) is None
-assert processes.is_dead(f"{processes.os.getpid()}_1_"), "another process has its id"
+assert processes.is_dead(f"{processes.os.getpid()}_1__{processes.machine()}"), "another process has its id"
 """
 
 
@@ -94,20 +105,21 @@ def test_processes_are_known_by_psutil_where_the_system_is_not_linux():
 
 
 def test_what_the_former_owner_of_an_id_left_is_found(tmp_path, living):
-    us, host = names.this_process(), socket.gethostname()
-    dead = [f".part-{host}-{reused(living)}-1a", f".part-{host}-99999999999_1_1a-1a"]
+    us, here = names.this_process(), names.machine()
+    dead = [f".part-gpu-01-{reused(living)}-1a", f".part-gpu-01-99999999999_1_1a_{here}-1a"]
     stays = [
-        f".part-{host}-{us}-1a",
-        f".part-{host}-{names.process_name(living.pid)}-1a",
-        f".part-{host}-x-{reused(living)}-1a",  # of a host with a longer name
-        f".part-other-{reused(living)}-1a",
-        f".part-{host}-notes-1a",
+        f".part-gpu-01-{us}-1a",
+        f".part-gpu-01-{names.process_name(living.pid)}-1a",
+        f".part-gpu-01-{elsewhere(reused(living))}-1a",
+        ".part-gpu-01-99999999999_1_1a-1a",  # of an older hardmoe, which did not name the machine
+        ".part-gpu-01-notes-1a",
     ]
     for name in (*dead, *stays):
         (tmp_path / name).mkdir()
     assert sorted(path.name for path in dead_parts(tmp_path)) == sorted(dead)
-    dead = [f".a.b.{reused(living)}.part", ".a.99999999999_1_1a.part"]
-    for name in (*dead, f".a.{us}.part", f".a.{names.process_name(living.pid)}.part", ".a.mine.part", ".part"):
+    dead = [f".a.b.{reused(living)}.part", f".a.99999999999_1_1a_{here}.part"]
+    stays = [us, names.process_name(living.pid), elsewhere(reused(living)), "mine"]
+    for name in (*dead, *(f".a.{name}.part" for name in stays), ".part"):
         (tmp_path / name).touch()
     assert sorted(path.name for path in dead_files(tmp_path)) == sorted(dead)
 
@@ -170,7 +182,7 @@ def left_alone(living, sockets):
     gone = reused(living)
     return {
         "a living process": (STATES.STARTED, identity(RUN)),
-        "a dead process of another machine": (STATES.STARTED, {PROCESS: f"12345678.{gone}", HOST: "other"}),
+        "a process of another machine": (STATES.STARTED, {PROCESS: f"12345678.{elsewhere(gone)}", HOST: "other"}),
         "a run that repeats another's, with its tags": (STATES.STARTING, {PROCESS: f"87654321.{gone}", **HERE}),
         "a process that has not begun": (STATES.STARTING, served(sockets / "lives")),
         "a code server of another machine": (STATES.STARTING, served("/tmp/hardmoe-0-x/code")),

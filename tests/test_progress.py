@@ -1,13 +1,13 @@
 """What is shown while runs are under way: steps, time left, who waits for whom, results."""
 
 import json
-import os
 import threading
 import time
 
 from helpers.with_controls import small_study
 from moe_core.engine.build import build
 from moe_core.engine.stage import Graph, Stage
+from moe_core.processes import this_process
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import StageOutput
 from moe_core.workspace import open_study
@@ -37,12 +37,13 @@ def test_who_waits_for_another_process_says_so_and_finds_what_it_made(tmp_path):
     first.start()
     assert begun.wait(30)
     context = open_study(small_study(), tmp_path, lambda what: (said.append(what), go.set()), graph=graph)
-    assert context.store.builder_pid(context.spec("slow", None)) == os.getpid()
+    builder = context.store.builder(context.spec("slow", None))
     second = build(context, "slow")
     first.join()
-    assert said == [{"waits_for": os.getpid()}]
+    assert said == [{"waits_for": str(builder)}]
+    assert builder.process == this_process()
     assert (found["first"].reused, second.reused) == (False, True)
-    assert context.store.builder_pid(context.spec("slow", None)) is None
+    assert context.store.builder(context.spec("slow", None)) is None
 
 
 def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
@@ -50,19 +51,23 @@ def test_the_display_tells_steps_time_left_and_who_waits_for_whom(tmp_path):
     (tmp_path / ".progress").mkdir()
     report = {"pid": 7, "run": "mine", "step": 50, "steps": 200, "loss": 2.5, "images_per_second": 100.0}
     (tmp_path / ".progress" / "expert.e000.json").write_text(json.dumps(report | {"images_seen": 1600}))
-    (tmp_path / ".progress" / "expert.e001.json").write_text(json.dumps({"pid": 8, "run": "mine", "waits_for": 9}))
-    (tmp_path / ".progress" / "expert.e002.json").write_text(json.dumps({"pid": 8, "run": "another's"}))
+    (tmp_path / ".progress" / "expert.e001.json").write_text(
+        json.dumps({"pid": 8, "run": "mine", "waits_for": "built on gpu02"})
+    )
+    (tmp_path / ".progress" / "expert.e002.json").write_text(
+        json.dumps({"host": "gpu02", "pid": 8, "run": "1a2b3c4d-5e6f"})
+    )
     (tmp_path / ".progress" / "trunk.json").write_text(
         json.dumps({"pid": 8, "run": "mine", "waits": "a GPU: 3 in use"})
     )
     runs = [Running(Task("expert", f"e00{k}"), "mine", time.monotonic(), "v") for k in range(3)]
     runs.append(Running(Task("trunk", None), "mine", time.monotonic(), "v"))
-    _, one, two, three, gpu, four = display.lines(runs, {"trunk": "is made by another process (9)"}, 1000)
+    _, one, two, three, gpu, four = display.lines(runs, {"trunk": "built on gpu02 by run 1a2b3c4d"}, 1000)
     assert one.split()[4:] == ["25", "%", "step", "50", "loss", "2.500", "100", "images/s", "48", "s", "left"]
-    assert two.endswith("waits for another process (9)")
-    assert three.endswith("waits for another process (8)")
+    assert two.endswith("waits: built on gpu02")
+    assert three.endswith("waits: built on gpu02 by run 1a2b3c4d (process 8)")
     assert gpu.endswith("0 s  waits for a GPU: 3 in use")
-    assert four == f"waiting {'trunk':24} is made by another process (9)"
+    assert four == f"waiting {'trunk':24} built on gpu02 by run 1a2b3c4d"
 
 
 def test_the_result_of_each_expert_is_a_line(tmp_path):

@@ -1,13 +1,16 @@
 import multiprocessing
 import os
 import shutil
+import socket
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from moe_core.errors import LockHeld
+from moe_core.processes import this_process
 from moe_core.store.artifact import Spec, StageOutput, full_version
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
@@ -168,19 +171,22 @@ def test_one_builds_while_others_wait_and_know_for_whom(tmp_path):
     store, waited, order = Store(tmp_path), [], []
 
     def second():
-        with store.building(PLAN, waited.append):
+        with store.building(PLAN, on_wait=waited.append):
             order.append("second")
 
-    with store.building(PLAN):
-        assert store.builder_pid(PLAN) == os.getpid()
+    with store.building(PLAN, "run 1a2b3c4d-5e6f"):
+        builder = store.builder(PLAN)
         thread = threading.Thread(target=second)
         thread.start()
         while not waited:
             time.sleep(0.01)
         order.append("first")
     thread.join()
-    assert (waited, order) == ([os.getpid()], ["first", "second"])
-    assert store.builder_pid(PLAN) is None
+    assert (waited, order) == ([builder], ["first", "second"])
+    assert store.builder(PLAN) is None
+    assert builder.process == this_process()
+    since = datetime.fromtimestamp(builder.since).isoformat(" ", "minutes")
+    assert str(builder) == f"built on {socket.gethostname()} by run 1a2b3c4d (process {os.getpid()}), since {since}"
 
 
 def test_nothing_is_deleted_while_something_is_built(tmp_path):

@@ -17,7 +17,7 @@ from moe_core.serving.publication import MANIFEST
 from moe_core.stages.gate.current_partition import current_of
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
-from moe_core.store.leftovers import leftovers, work_folders
+from moe_core.store.leftovers import leftovers, remove_locks, work_folders
 from moe_core.store.locks import exclusive, not_open
 from moe_core.tables.lance_tags import lance_tag_of
 
@@ -39,6 +39,8 @@ def collect(context: Context, superseded: bool = False, keep: int | None = None,
     store = context.store
     with exclusive(store.layout.in_use, wait=False), ExitStack() as removing:
         paths = list(leftovers(store.layout, GRAPH))
+        if not dry_run:
+            remove_locks(store.layout, GRAPH)
         unneeded = {a.path: a for a in _superseded(context)} if superseded else {}
         in_use: list[str] = []
         if keep is not None:

@@ -24,7 +24,7 @@ from moe_core.maintenance.mentions import may_mention, mentions
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
-from moe_core.store.leftovers import leftovers, size_of
+from moe_core.store.leftovers import leftovers, remove_locks, size_of
 from moe_core.store.locks import exclusive
 from moe_core.store.store import Store
 from moe_core.tables.cleaning import clean, release, search
@@ -84,6 +84,7 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
             for path in (*(a.path for a in found.artifacts), *unfinished):
                 if path.exists():
                     _remove(context.store, path, done)
+            remove_locks(context.store.layout, GRAPH)
             done.not_searched = sorted(traces.short)
             done.left = mentions(context, traces)
             takedowns.finished().save(context.root)

@@ -80,14 +80,18 @@ def part_of(path: Path) -> Path:
 
 
 def dead_parts(parent: Path) -> list[Path]:
-    """Temporary folders whose process on this host is dead."""
-    names = [(path, path.name.rsplit("-", 2)) for path in parent.glob(".part-*-*-*")]
-    return [path for path, (host, process, _) in names if host == f".part-{socket.gethostname()}" and is_dead(process)]
+    """Temporary folders of processes of this machine that are dead."""
+    return [path for path in parent.glob(".part-*-*-*") if is_dead(process_of(path))]
 
 
 def dead_files(folder: Path) -> list[Path]:
-    """Unfinished files in a folder whose process on this machine is dead."""
-    return [path for path in folder.glob(".*.part") if is_dead(path.name.split(".")[-2])]
+    """Unfinished files in a folder, of processes of this machine that are dead."""
+    return [path for path in folder.glob(".*.part") if is_dead(process_of(path))]
+
+
+def process_of(part: Path) -> str:
+    """Name of the process that writes a file or folder named by `part_of` or `hidden_name`."""
+    return part.name.split(".")[-2] if part.suffix == ".part" else part.name.rsplit("-", 2)[1]
 
 
 def remove_atomically(path: Path) -> None:

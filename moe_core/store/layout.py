@@ -6,7 +6,7 @@
     <root>/<asset>/request.json             requests: train the trunk again, fit the partition again
     <root>/posts.lance, rejects.lance       rows of all shards
     <root>/published.json, takedowns.parquet
-    <root>/dagster, logs, .progress, .sources, .content_hashes.json
+    <root>/dagster, logs, .progress, .runs, .sources, .content_hashes.json
 
 Names are hidden (".") where a user has nothing to read in them.
 """
@@ -41,6 +41,7 @@ class Layout:
         self.takedowns_lock = root / ".takedowns.lock"
 
         self.progress_folder = root / ".progress"
+        self.leases = root / ".runs"  # a lock for each run under way, which other machines see
         self.logs = root / "logs"
         self.dagster_home = root / "dagster"  # Dagster's instance where DAGSTER_HOME names no other
         self.report_page = root / "report" / "table.html"  # shows the latest table
@@ -74,7 +75,7 @@ class Layout:
         return self.partition(asset, key) / f"{WORK}{version}"
 
     def build_lock(self, asset: str, key: str | None, version: str) -> Path:
-        """Held by the process that builds an artifact, whose number is in it."""
+        """Held by the process that builds an artifact, which is named in it."""
         return self.partition(asset, key) / f"{LOCK}{version}"
 
     def current(self, asset: str, line: str) -> Path:
@@ -97,6 +98,10 @@ class Layout:
         """Lists (asset, key, file) of the reports of steps."""
         names = ((path.name.removesuffix(".json").partition("."), path) for path in self.progress_folder.glob("*.json"))
         return [(asset, key or None, path) for (asset, _, key), path in names]
+
+    def lease(self, run: str) -> Path:
+        """Held by the process that carries out a Dagster run, for as long as it does."""
+        return self.leases / run
 
     def log(self, asset: str, key: str | None) -> Path:
         """Output of the process that builds an artifact."""

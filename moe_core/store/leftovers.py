@@ -1,34 +1,50 @@
-"""What interrupted processes left beside artifacts, told by names alone: unfinished artifacts, work folders, locks."""
+"""What processes left beside artifacts, told by names alone: unfinished artifacts, work folders, locks."""
 
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from moe_core.store.files import dead_files, dead_parts, folders_in
+from moe_core.processes import alive, is_dead, is_name, is_ours
+from moe_core.store.files import folders_in, process_of
 from moe_core.store.layout import LOCK, WORK, Layout
+
+ABANDONED_SECONDS = 86_400.0  # no text takes so long to be written
 
 
 def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False) -> Iterator[Path]:
-    """Unfinished artifacts, work folders of finished ones, and locks. Call it only while nothing is built.
+    """Unfinished artifacts, texts, and work folders of finished ones. The caller holds the lock `layout.in_use` alone.
 
-    Unfinished artifacts of other hosts count as dead, since each container has a name of its own; those of a process
-    that runs here do not, unless `every_process`: it may have the number of one that is gone.
+    So nothing is built on any machine, and unfinished artifacts are left over, but for those of a process that runs
+    here, unless `every_process`. Texts are written without that lock: those of another machine are left over after a
+    day, by the clock of the file system.
     """
     for asset in assets:
         for key in _keys(layout, asset):
             folder = layout.partition(asset, key)
-            dead = dead_parts(folder)
-            for path in folder.glob(".part-*"):
-                if every_process or path in dead or not path.name.startswith(f".part-{socket.gethostname()}-"):
+            for path in folder.glob(".part-*-*-*"):
+                if every_process or not alive(process_of(path)):
                     yield path
-            yield from folder.glob(f"{LOCK}*")
         for path, key, version in work_folders(layout, asset):
             if layout.manifest(asset, key, version).exists():
                 yield path
-    for folder in (layout.root, layout.progress_folder):
-        yield from dead_files(folder)
+    layout.in_use.touch()
+    now = layout.in_use.stat().st_mtime
+    for path in (*layout.root.glob(".*.part"), *layout.progress_folder.glob(".*.part")):
+        process = process_of(path)
+        with suppress(FileNotFoundError):
+            if is_dead(process) or (
+                is_name(process) and not is_ours(process) and now - path.stat().st_mtime > ABANDONED_SECONDS
+            ):
+                yield path
+
+
+def remove_locks(layout: Layout, assets: Iterable[str]) -> None:
+    """Removes the locks of builds. The caller holds the lock `layout.in_use` alone: nobody has or wants one."""
+    for asset in assets:
+        for key in _keys(layout, asset):
+            for lock in layout.partition(asset, key).glob(f"{LOCK}*"):
+                lock.unlink(missing_ok=True)
 
 
 def work_folders(layout: Layout, asset: str) -> Iterator[tuple[Path, str | None, str]]:

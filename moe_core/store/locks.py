@@ -1,22 +1,54 @@
-"""Locks among the processes of one machine; each ends with the process that holds it."""
+"""Locks among the processes of all machines that share a folder.
+
+Each ends with the process that holds it; the file system ends those of a machine that is lost.
+"""
 
 import errno
 import fcntl
+import json
 import os
+import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from moe_core.errors import LockHeld
+from moe_core.processes import is_name, is_ours, pid_of, this_process
 from moe_core.store.files import errors_with_path
 
 WAIT_SECONDS = 0.2  # between two tries of a lock that another process holds
+UNSEEN_SECONDS = 5.0  # for which a machine may remember a name that another one has removed or replaced since
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who builds an artifact, as its lock tells; empty where that is not known."""
+
+    host: str = ""
+    process: str = ""
+    by: str = ""  # such as "run 1a2b3c4d-5e6f-..."
+    since: float = 0.0  # by the clock of that machine: to be shown, not to be compared
+
+    def __str__(self) -> str:
+        if not is_name(self.process):
+            return "built by another process"
+        since = datetime.fromtimestamp(self.since).isoformat(" ", "minutes")
+        return f"built on {self.host} by {self.by.partition('-')[0]} (process {pid_of(self.process)}), since {since}"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is a process of another machine."""
+        return is_name(self.process) and not is_ours(self.process)
 
 
 def exclusive(path: Path, wait: bool = True) -> AbstractContextManager[None]:
-    """Holds a lock alone among the processes of this machine. Raises LockHeld when it is held and `wait` is False."""
+    """Holds a lock alone. Raises LockHeld when another process holds it and `wait` is False."""
     return _held(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
@@ -27,63 +59,101 @@ def shared(path: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def _held(path: Path, how: int) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError:
-            raise LockHeld(
-                f"{path} is held by another process: an artifact is being built; try again when that run has ended",
-                path,
-            ) from None
+    with _locked(path, how) as file:
         try:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-@contextmanager
-def building(lock: Path, on_wait: Callable[[int], None] = lambda pid: None) -> Iterator[None]:
-    """Holds the lock of a build, with this process's id in it; removes it when the build succeeds.
+def _locked(path: Path, how: int) -> IO[str]:
+    """The lock's file, created and locked.
 
-    While another process holds it, waits and calls `on_wait` once for each builder: its pid, 0 where it gives none.
+    On a shared file system a name that another machine has just removed may be unknown here although this creates it,
+    or lead to a file that is gone: then it is tried again.
+    """
+    deadline = time.monotonic() + UNSEEN_SECONDS
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "a+")  # noqa: SIM115 NFS wants a file open for reading in a shared lock
+            try:
+                with errors_with_path(path):
+                    fcntl.flock(file, how)
+                    if os.fstat(file.fileno()).st_nlink:
+                        return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # it was removed before we had it
+            continue
+        except BlockingIOError:
+            raise LockHeld(
+                f"{path} is held by another process: an artifact is being built; try again when that run has ended",
+                path,
+            ) from None
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                why = "this file system gives no locks (flock), which a study needs; docs/how-to/several-machines.md"
+                raise OSError(error.errno, f"{why}: {os.strerror(error.errno)}", str(path)) from None
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or time.monotonic() > deadline:
+                raise
+        time.sleep(WAIT_SECONDS)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process of any machine holds a lock alone; None where there is no such file.
+
+    Only reads, so that two who ask at once do not see each other.
+    """
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
+
+
+@contextmanager
+def building(lock: Path, by: str = "", on_wait: Callable[[Holder], None] = lambda holder: None) -> Iterator[None]:
+    """Holds the lock of a build, with who builds in it. The file stays: another machine may not see that it went.
+
+    While another process holds it, waits and calls `on_wait` once for each of them.
     """
     with ExitStack() as held:
         _wait_for(lock, held, on_wait)
         with errors_with_path(lock):
-            lock.write_text(str(os.getpid()))
+            lock.write_text(json.dumps(asdict(Holder(socket.gethostname(), this_process(), by, time.time()))))
         yield
-    lock.unlink(missing_ok=True)
 
 
-def _wait_for(lock: Path, held: ExitStack, on_wait: Callable[[int], None]) -> None:
-    reported: int | None = None
+def _wait_for(lock: Path, held: ExitStack, on_wait: Callable[[Holder], None]) -> None:
+    reported: Holder | None = None
     while True:
         try:
             held.enter_context(exclusive(lock, wait=False))
             return
         except LockHeld:
-            if (pid := _pid_in(lock)) != reported:
-                reported = pid
-                on_wait(pid)
+            if (holder := _holder_in(lock)) != reported:
+                reported = holder
+                on_wait(holder)
             time.sleep(WAIT_SECONDS)
 
 
-def builder_pid(lock: Path) -> int | None:
-    """The process that holds the lock of a build, 0 where it gives no pid; None where none holds it."""
-    if not lock.exists():
-        return None
-    try:
-        with exclusive(lock, wait=False):
-            return None
-    except LockHeld:
-        return _pid_in(lock)
+def builder(lock: Path) -> Holder | None:
+    """Who holds the lock of a build; None where nobody does."""
+    return _holder_in(lock) if is_held(lock) else None
 
 
-def _pid_in(lock: Path) -> int:
-    with suppress(OSError, ValueError):
-        return int(lock.read_text())
-    return 0
+def _holder_in(lock: Path) -> Holder:
+    """What the lock tells; nothing while that is written."""
+    with suppress(OSError, ValueError, TypeError):
+        return Holder(**json.loads(lock.read_text("utf-8")))
+    return Holder()
 
 
 def hold_open(path: Path, owner: object) -> None:
@@ -101,9 +171,9 @@ def hold_open(path: Path, owner: object) -> None:
 
 
 def not_open(path: Path, until: ExitStack) -> bool:
-    """Whether no process of this machine holds the file open, nor can before the end of `until`."""
+    """Whether no process holds the file open, nor can before the end of `until`."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # NFS locks alone only what may be written
     except FileNotFoundError:
         return True
     until.callback(os.close, handle)

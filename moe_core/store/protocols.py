@@ -14,6 +14,7 @@ from typing import Protocol
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.hashing import Json
+from moe_core.store.locks import Holder
 from moe_core.store.store import Store
 
 
@@ -45,14 +46,16 @@ class ArtifactStore(Protocol):
     def remove(self, artifact: Artifact) -> None:
         """Removes an artifact: a reader finds all of it or nothing."""
 
-    def building(self, spec: Spec, on_wait: Callable[[int], None] = ...) -> AbstractContextManager[None]:
+    def building(
+        self, spec: Spec, by: str = "", on_wait: Callable[[Holder], None] = ...
+    ) -> AbstractContextManager[None]:
         """Keeps others from building this artifact and from deleting any; waits while another process builds it.
 
-        Calls `on_wait` with the pid of each process that is waited for, 0 where it is not known.
+        `by` tells others what builds it. Calls `on_wait` with each process that is waited for.
         """
 
-    def builder_pid(self, spec: Spec) -> int | None:
-        """The process that builds an artifact now, 0 where it is not known; None where none does."""
+    def builder(self, spec: Spec) -> Holder | None:
+        """Who builds an artifact now; None where nobody does."""
 
 
 class ArtifactFiles(Protocol):

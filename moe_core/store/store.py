@@ -28,7 +28,7 @@ from moe_core.store.files import (
 )
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, Layout
-from moe_core.store.locks import builder_pid, building, shared
+from moe_core.store.locks import Holder, builder, building, shared
 
 
 class Store:
@@ -122,18 +122,21 @@ class Store:
         return made
 
     @contextmanager
-    def building(self, spec: Spec, on_wait: Callable[[int], None] = lambda pid: None) -> Iterator[None]:
+    def building(
+        self, spec: Spec, by: str = "", on_wait: Callable[[Holder], None] = lambda holder: None
+    ) -> Iterator[None]:
         """Keeps others from building this artifact and from deleting any; waits while another process builds it.
 
-        `on_wait` is called with the pid of each process that is waited for, 0 where that is not known. Look for the
-        artifact again inside the block: the other process may have built it.
+        `by` tells others what builds it; `on_wait` is called with who is waited for. Look for the artifact again inside
+        the block: the other process may have built it.
         """
-        with shared(self.layout.in_use), building(self._build_lock(spec), on_wait):
+        with shared(self.layout.in_use), building(self._build_lock(spec), by, on_wait):
+            _look_again(self.layout.partition(spec.asset, spec.key))
             yield
 
-    def builder_pid(self, spec: Spec) -> int | None:
-        """The process that builds an artifact now, 0 where it is not known; None where none does."""
-        return builder_pid(self._build_lock(spec))
+    def builder(self, spec: Spec) -> Holder | None:
+        """Who builds an artifact now, on this machine or another; None where nobody does."""
+        return builder(self._build_lock(spec))
 
     def _build_lock(self, spec: Spec) -> Path:
         return self.layout.build_lock(spec.asset, spec.key, spec.version)
@@ -141,6 +144,17 @@ class Store:
     def remove(self, artifact: Artifact) -> None:
         """Removes an artifact in one step: a reader finds all of it or nothing."""
         remove_atomically(artifact.path)
+
+
+def _look_again(folder: Path) -> None:
+    """Makes a client of NFS ask for the names in a folder again: what another machine committed is seen at once.
+
+    It remembers for up to a minute that a name was not there, unless it changes the folder itself and finds that others
+    changed it, too.
+    """
+    name = hidden_name(folder)
+    name.mkdir()
+    name.rmdir()
 
 
 def _write_manifest(folder: Path, spec: Spec, written: StageOutput) -> None:

@@ -82,9 +82,9 @@ def _line(run: Running, report: dict[str, Any], width: int) -> str:
     parts = [f"running {run.task.name:24} {time.monotonic() - run.started:6.0f} s"]
     optional = list[str]()  # is left out where the line is too long, the last first
     if report.get("run") not in (None, run.run_id):
-        parts.append(f"waits for another process ({report['pid']})")
+        parts.append(f"waits: built on {report['host']} by run {report['run'][:8]} (process {report['pid']})")
     elif "waits_for" in report:
-        parts.append(f"waits for another process ({report['waits_for'] or 'unknown'})")
+        parts.append(f"waits: {report['waits_for']}")
     elif "waits" in report:
         parts.append(f"waits for {report['waits']}")
     if report.get("steps"):

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from moe_core.errors import BadSetting, HardmoeError, LockHeld
-from moe_core.processes import is_dead, this_process
+from moe_core.processes import is_dead, is_name, is_ours, this_process
 
 HEARTBEAT_SECONDS = 45.0  # a running daemon reports each 30 s
 WAIT_SECONDS = 40.0  # for the daemon of a `hardmoe ui` that was killed just now; it has END_SECONDS to end
@@ -34,7 +34,8 @@ def lock_ui(port: int) -> int:
         os.close(lock)
         raise
     os.truncate(lock, 0)
-    os.write(lock, json.dumps({"address": f"http://127.0.0.1:{port}", "process": this_process()}).encode())
+    holder = {"address": f"http://127.0.0.1:{port}", "process": this_process(), "host": socket.gethostname()}
+    os.write(lock, json.dumps(holder).encode())
     return lock
 
 
@@ -47,20 +48,23 @@ def _acquire(lock: int, path: Path) -> None:
         except BlockingIOError:
             holder = _holder(path)
             if not is_dead(holder["process"]) or time.monotonic() > deadline:
+                elsewhere = is_name(holder["process"]) and not is_ours(holder["process"])
+                where = f" of {holder['host']}" if elsewhere else ""
                 raise LockHeld(
                     f"`hardmoe ui` already runs on {path.parent}: {holder['address']}, process "
-                    f"{holder['process'].partition('_')[0]}; stop it first, two daemons would start each run twice",
+                    f"{holder['process'].partition('_')[0]}{where}; stop it first, "
+                    " two daemons would start each run twice",
                     path,
                 ) from None
         time.sleep(0.2)
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Address and process of the `hardmoe ui` that has the lock; unknown while it writes them."""
+    """Address, process and host of the `hardmoe ui` that has the lock; unknown while it writes them."""
     try:
-        return {"address": "", "process": ""} | json.loads(path.read_text("utf-8"))
+        return {"address": "", "process": "", "host": ""} | json.loads(path.read_text("utf-8"))
     except ValueError:
-        return {"address": "starting", "process": "unknown"}
+        return {"address": "starting", "process": "unknown", "host": "unknown"}
 
 
 def _check_port(port: int) -> None:

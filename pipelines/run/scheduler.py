@@ -186,8 +186,8 @@ class _Loop:
                     progress = True
                 elif len(self.running) >= pool.capacity:
                     break
-                elif planned.spec and (pid := self.context.store.builder_pid(planned.spec)) is not None:
-                    waiting[planned.label] = f"is built by another process{f' ({pid})' if pid else ''}"
+                elif planned.spec and (builder := self.context.store.builder(planned.spec)):
+                    waiting[planned.label] = str(builder)
                 else:
                     task = Task(*name, self.force)
                     version = planned.spec.version if planned.spec else ""

@@ -12,9 +12,10 @@ import dagster as dg
 
 from assets.showing import numbers
 from assets.study import root
-from moe_core.processes import alive, this_process
+from moe_core.processes import alive, is_ours, this_process
 from moe_core.store.files import write_text
 from moe_core.store.layout import Layout
+from moe_core.store.locks import is_held
 
 OBSERVE_SECONDS = 4.0
 
@@ -28,9 +29,10 @@ def read(file: Path) -> dict[str, Any]:
     return report if isinstance(report, dict) else {}
 
 
-def is_written_on(report: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a report lives."""
-    return alive(str(report.get("process", "")))
+def is_written_on(report: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether the process that wrote a report lives: one of another machine does while it holds its run's lease."""
+    process, run = str(report.get("process", "")), str(report.get("run", ""))
+    return alive(process) if is_ours(process) else bool(run and is_held(layout.lease(run)))
 
 
 class Progress:
@@ -69,4 +71,4 @@ class Progress:
     def _is_anothers(self) -> bool:
         """Another living process builds the same and writes its progress to the file."""
         report = read(self.file)
-        return report.get("process") != this_process() and is_written_on(report)
+        return report.get("process") != this_process() and is_written_on(report, self.layout)

@@ -1,15 +1,25 @@
-"""Which process carries out a Dagster run, by its tags; and the end of a run whose process is gone."""
+"""Which process carries out a Dagster run, by its tags and its lease; and the end of a run whose process is gone.
+
+The lease is a lock in the study's folder. Machines that share the folder see it, and it ends with the process: the
+kernel frees it, or the file system where the machine is lost.
+"""
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import dagster as dg
 
-from assets.study import STUDY, study
+from assets.study import STUDY, root, study
 from moe_core.engine.planner import Name
 from moe_core.processes import this_process
+from moe_core.store.layout import Layout
+from moe_core.store.locks import exclusive
 
 PROCESS, HOST = "hardmoe/process", "hardmoe/host"
+
+_leased: set[str] = set()  # runs of this process
+_last = ExitStack()  # holds the lease of the last run that was claimed here, until another is, or the process ends
 
 
 def identity(run_id: str) -> dict[str, str]:
@@ -26,8 +36,24 @@ def process_of(run: dg.DagsterRun) -> str | None:
     return name if name and of == run.run_id[:8] else None
 
 
+@contextmanager
+def leased(run_id: str) -> Iterator[None]:
+    """Holds the lease of a run. Tags that name this process come after it, and the end of the run before its end."""
+    lease = Layout(root()).lease(run_id)
+    with exclusive(lease):
+        _leased.add(run_id)
+        try:
+            yield
+        finally:
+            _leased.discard(run_id)
+    lease.unlink(missing_ok=True)
+
+
 def claim(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Says in the run's tags that this process carries it out, and for which study."""
+    """Takes the run's lease and says in its tags that this process carries it out, and for which study."""
+    if run.run_id not in _leased:  # of the UI or the daemon: a process carries out one run, and ends
+        _last.close()
+        _last.enter_context(leased(run.run_id))
     instance.add_run_tags(run.run_id, {STUDY: study().name, **identity(run.run_id)})
 
 

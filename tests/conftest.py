@@ -3,6 +3,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +118,26 @@ def whole_bundle(tmp_path_factory):
 def bundle_folder(whole_bundle, tmp_path):
     """A copy of `whole_bundle`, to be changed."""
     return shutil.copytree(whole_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture
+def postgres():
+    """Address of a database of a server that this test starts, on a socket alone."""
+    pytest.importorskip("dagster_postgres", reason="pip install 'hardmoe[postgres]'")
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    initdb = shutil.which("initdb") or (binaries and str(binaries[-1] / "initdb"))
+    if not initdb:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    control = str(Path(initdb).with_name("pg_ctl"))
+    user = {"user": "nobody", "env": {"PATH": os.environ["PATH"]}} if os.geteuid() == 0 else {}  # it refuses root
+    folder = Path(tempfile.mkdtemp(prefix="hardmoe-pg-", dir="/tmp"))  # short: the name of a socket has 107 bytes
+    if user:
+        shutil.chown(folder, "nobody")
+    quick = f"-F -c listen_addresses='' -c unix_socket_directories={folder}"
+    made = [initdb, "-D", folder / "data", "-U", "hardmoe", "-A", "trust", "-N", "--no-locale", "-E", "UTF8"]
+    subprocess.run(made, check=True, capture_output=True, **user)
+    started = [control, "-D", folder / "data", "-l", folder / "log", "-o", quick, "-w", "start"]
+    subprocess.run(started, check=True, stdout=subprocess.DEVNULL, **user)
+    yield f"postgresql+psycopg2://hardmoe@/postgres?host={folder}"
+    subprocess.run([control, "-D", folder / "data", "-m", "immediate", "stop"], check=True, capture_output=True, **user)
+    shutil.rmtree(folder)

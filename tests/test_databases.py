@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch):
 
 def use():
     with opened() as instance:
-        reap(instance)
+        reap(instance, Path(os.environ["DAGSTER_HOME"]).parent, "tiny")
         project_keys(instance, "tiny", ["s0000"], [f"e{k:03}" for k in range(40)])
         instance.report_runless_asset_event(dg.AssetMaterialization("trunk"))
         instance.all_instigator_state()

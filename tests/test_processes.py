@@ -166,16 +166,16 @@ HERE = {HOST: socket.gethostname()}
 
 
 @pytest.mark.parametrize("status", [STATES.STARTED, STATES.STARTING, STATES.CANCELING])
-def test_the_run_of_a_dead_process_ends_and_its_slot_is_free(living, status):
+def test_the_run_of_a_dead_process_ends_and_its_slot_is_free(tmp_path, living, status):
     with dg.instance_for_test() as dagster:
         dagster.add_run(run_of(status, {PROCESS: f"12345678.{reused(living)}", **HERE}))
         dagster.event_log_storage.set_concurrency_slots("trainer", 1)
         assert dagster.event_log_storage.claim_concurrency_slot("trainer", RUN, "expert").is_claimed
-        assert reap(dagster) == [RUN]
+        assert reap(dagster, tmp_path, "tiny") == [RUN]
         ended = STATES.CANCELED if status == STATES.CANCELING else STATES.FAILURE
         assert dagster.get_run_by_id(RUN).status == ended
         assert dagster.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
-        assert reap(dagster) == []
+        assert reap(dagster, tmp_path, "tiny") == []
 
 
 def left_alone(living, sockets):
@@ -194,14 +194,14 @@ def left_alone(living, sockets):
     }
 
 
-def test_runs_that_may_be_at_work_are_left_alone(living, sockets):
+def test_runs_that_may_be_at_work_are_left_alone(tmp_path, living, sockets):
     for why, (status, tags) in left_alone(living, sockets).items():
         with dg.instance_for_test() as dagster:
             dagster.add_run(run_of(status, tags))
-            assert (why, reap(dagster)) == (why, [])
+            assert (why, reap(dagster, tmp_path, "tiny")) == (why, [])
 
 
-def test_runs_that_nobody_will_start_end(living, sockets):
+def test_runs_that_nobody_will_start_end(tmp_path, living, sockets):
     killed = {PROCESS: f"12345678.{reused(living)}", **HERE}
     for status, tags, end in (
         (STATES.STARTING, served(sockets / "died"), STATES.FAILURE),
@@ -212,7 +212,7 @@ def test_runs_that_nobody_will_start_end(living, sockets):
     ):
         with dg.instance_for_test() as dagster:
             dagster.add_run(run_of(status, tags))
-            assert reap(dagster) == [RUN]
+            assert reap(dagster, tmp_path, "tiny") == [RUN]
             assert dagster.get_run_by_id(RUN).status == end
 
 

@@ -1,6 +1,7 @@
 """The tasks of a command, in the order in which they are worth starting."""
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
@@ -22,3 +23,13 @@ def planned_tasks(context: Context, until: str | None = None, only: Iterable[Nam
         return stage.control, not (stage.trains and stage.keys is None), order[name]
 
     return sorted(planner.tasks(wanted), key=lambda task: rank(task.stage))
+
+
+def in_own_order(names: Sequence[Name], process: str) -> list[Name]:
+    """Stage by stage as given, the keys of each in an order of the process's own.
+
+    Commands that share a study and start the next task at the same time would otherwise all choose the same one: one
+    builds it, and the others wait for it with nothing to do.
+    """
+    stages = {stage: number for number, stage in enumerate(dict.fromkeys(stage for stage, _ in names))}
+    return sorted(names, key=lambda name: (stages[name[0]], zlib.crc32(f"{name[1]} {process}".encode())))

@@ -27,6 +27,7 @@ from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy
+from moe_core.processes import this_process
 from moe_core.settings import Study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, name_of
@@ -38,7 +39,7 @@ from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap
 from pipelines.run.dag import Dag
 from pipelines.run.interrupts import handled, signals_deferred
-from pipelines.run.plan import planned_tasks
+from pipelines.run.plan import in_own_order, planned_tasks
 from pipelines.run.pools import Pool
 from pipelines.run.pools.local import LocalPool, load_ahead
 from pipelines.run.task import Summary, Task, TaskResult
@@ -94,7 +95,7 @@ def run_study(
     if workers:
         os.environ[SHARE] = str(max(1, cores() // workers))  # of the processes started from here on
     with opened() as instance:
-        reap(instance)
+        reap(instance, context.root, context.study.name)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
         remove_gone_shards(context.store.layout.tables, [shard.key for shard in context.shards])
         summary = loop.run(LocalPool(capacity))
@@ -123,6 +124,7 @@ class _Loop:
     complete: dict[Name, str] = field(default_factory=dict)  # version
     lost: set[Name] = field(default_factory=set)  # failed, and what depends on it
     outdated: list[Name] = field(default_factory=list)  # tasks whose run found that its inputs changed
+    is_shared: bool = False  # other commands, here or elsewhere, build the same study
 
     def __post_init__(self) -> None:
         self._plan()
@@ -177,7 +179,8 @@ class _Loop:
         while progress:  # what is fresh sets others free at once
             progress = False
             busy = {running.name for running in self.running.values()}
-            for name in self.dag.ready:
+            ready = self.dag.ready
+            for name in in_own_order(ready, this_process()) if self.is_shared else ready:
                 if name in busy:  # by an older plan: what it leaves is looked at once it has ended
                     continue
                 planned = self.context.planner.task(*name)
@@ -188,6 +191,7 @@ class _Loop:
                     break
                 elif planned.spec and (builder := self.context.store.builder(planned.spec)):
                     waiting[planned.label] = str(builder)
+                    self.is_shared = True
                 else:
                     task = Task(*name, self.force)
                     version = planned.spec.version if planned.spec else ""
@@ -222,6 +226,7 @@ class _Loop:
             self._close_run(running, result.error, failed=True)
         if not result.error:
             self._complete(name, result.version, result.reused)
+            self.is_shared = self.is_shared or result.reused
             took = f"{time.monotonic() - running.started:.1f} s{', it was there' if result.reused else ''}"
             self.on_event("done", running.task.name, took)
         elif result.inputs_changed or (not result.died and self._inputs_changed(running)):

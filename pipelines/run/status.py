@@ -111,8 +111,9 @@ def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
 
 def _running(root: Path) -> set[Name]:
     """Tasks that a living process builds now, by the progress that it writes."""
-    reports = Layout(root).all_progress()
-    return {(stage, key) for stage, key, file in reports if progress.is_written_on(progress.read(file))}
+    layout = Layout(root)
+    reports = ((stage, key, progress.read(file)) for stage, key, file in layout.all_progress())
+    return {(stage, key) for stage, key, report in reports if progress.is_written_on(report, layout)}
 
 
 def failed_runs(instance: dg.DagsterInstance | None, study: str) -> dict[Name, str]:

@@ -26,7 +26,7 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 
 from assets.gpu import KEY
-from assets.runs import identity
+from assets.runs import identity, leased
 from assets.study import STUDY, key_of, study
 from moe_core.failpoints import failpoint
 from moe_core.processes import die_with_parent, leave_signals_to_parent, send_heartbeat
@@ -124,15 +124,16 @@ def materialize(task: Task, run_id: str, instance: dg.DagsterInstance, sharers: 
     config: dict[str, Any] = {"ops": {key.to_python_identifier(): {"config": {"force": task.force}}}}
     if GRAPH[task.asset].uses_gpu:
         config["resources"] = {KEY: {"config": {"sharers": sharers}}}
-    result = defs.resolve_job_def(job_of(task.asset)).execute_in_process(
-        run_config=config,
-        instance=instance,
-        partition_key=task.key,
-        asset_selection=[key],
-        raise_on_error=False,
-        run_id=run_id,
-        tags={STUDY: study().name, REPOSITORY: f"__repository__@{LOCATION}", **identity(run_id)},
-    )
+    with leased(run_id):
+        result = defs.resolve_job_def(job_of(task.asset)).execute_in_process(
+            run_config=config,
+            instance=instance,
+            partition_key=task.key,
+            asset_selection=[key],
+            raise_on_error=False,
+            run_id=run_id,
+            tags={STUDY: study().name, REPOSITORY: f"__repository__@{LOCATION}", **identity(run_id)},
+        )
     failpoint("event.recorded", task.name)
     if not result.success:
         return TaskResult(_why(result))

@@ -159,7 +159,7 @@ class Kills:
         if not (self.root / "dagster" / "dagster.yaml").exists():
             return
         with dg.DagsterInstance.from_config(str(self.root / "dagster")) as instance:
-            reap(instance)
+            reap(instance, self.root, study().name)
             open_states = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
             assert not instance.get_runs(dg.RunsFilter(statuses=open_states))
             for pool in instance.event_log_storage.get_concurrency_keys() | {"trainer"}:

@@ -365,6 +365,15 @@ class Alerts(Strict):
     )
 
 
+class Cluster(Strict):
+    """Several machines that work on the study at once (docs/how-to/several-machines.md). No result is stale by it."""
+
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0,
+        description="Threads of each training, on every machine: results follow from them. 0: by each machine's cores.",
+    )
+
+
 class Study(Strict):
     """All the settings of one study."""
 
@@ -386,6 +395,7 @@ class Study(Strict):
     publish: Publish = Publish()
     evaluation: Evaluation = Evaluation()
     alerts: Alerts = Alerts()
+    cluster: Cluster = Cluster()
 
     def changed(self, **settings: Any) -> "Study":
         """With other settings, unchecked: a dict names those of a table that change, such as trunk={"epochs": 3.0}."""

@@ -24,6 +24,7 @@ SHORT = {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "0"}
 WORK_A_THREAD = 600_000_000  # multiply-adds of a batch, forward and back, for which a thread is worth while
 TRAINING = 3  # passes of a step: the gradients of inputs and of weights cost one each
 
+_recorded = 0  # threads of a training by the study that this process works on
 _share: int | None = None  # cores of the stage that this process works on; None: on no stage
 _used = 0  # threads, since `begin`
 _waiting = ""
@@ -48,12 +49,13 @@ def waiting() -> str:
 
 
 def chosen_threads(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Threads of one training as the user set them: HARDMOE_THREADS, else OMP_NUM_THREADS, where OpenMP would read it.
+    """Threads of one training as the user set them: HARDMOE_THREADS or cluster.threads, else OMP_NUM_THREADS, where
+    OpenMP would read it.
 
     Raises BadSetting for a HARDMOE_THREADS that is no number.
     """
-    if threads := whole_number("HARDMOE_THREADS", environment):
-        return threads
+    if chosen := whole_number("HARDMOE_THREADS", environment) or _recorded:
+        return chosen
     threads = _number("OMP_NUM_THREADS", environment)
     return threads and min(threads, _number("OMP_THREAD_LIMIT", environment) or threads)
 
@@ -87,11 +89,11 @@ def threads_of(work: int, share: int) -> int:
 
 
 def threads_for(parallel: bool, experts: int) -> int:
-    """Cores of one stage, from the machine and the study alone, or HARDMOE_THREADS, or --workers.
+    """Cores of one stage, from the machine and the study alone, or HARDMOE_THREADS, cluster.threads, or --workers.
 
     A stage that runs beside others of its kind gets its share of the cores; one that runs alone gets all.
     """
-    if chosen := whole_number("HARDMOE_THREADS") or whole_number(SHARE):
+    if chosen := whole_number("HARDMOE_THREADS") or _recorded or whole_number(SHARE):
         return chosen
     at_once = len(gpu_names()) or min(max(experts, 2), cores())  # a GPU computes one at a time
     return max(1, cores() // at_once) if parallel else cores()
@@ -121,10 +123,23 @@ def share() -> int:
     return _share or cores()
 
 
-def begin() -> None:
-    """Marks the start of a stage: `used` counts from here."""
+def begin(recorded: int = 0) -> None:
+    """Marks the start of a stage: `used` counts from here. `recorded` is the study's setting cluster.threads."""
     global _share, _used
+    record(recorded)
     _share, _used = None, 0
+
+
+def record(threads: int) -> None:
+    """Notes the study's setting cluster.threads, 0 for none. Raises BadSetting where HARDMOE_THREADS is another."""
+    global _recorded
+    chosen = whole_number("HARDMOE_THREADS")
+    if threads and chosen not in (None, threads):
+        raise BadSetting(
+            f"HARDMOE_THREADS is {chosen}, but the study has cluster.threads = {threads}, and results follow from it: "
+            "unset the variable, or change the setting"
+        )
+    _recorded = threads
 
 
 def used() -> dict[str, int | str]:

@@ -15,7 +15,7 @@ from helpers.processes import until
 from helpers.with_controls import QUICK, small_study
 from moe_core import processes
 from moe_core.processes import this_process
-from moe_core.settings import Partition, Source
+from moe_core.settings import Cluster, Partition, Source
 from moe_core.store.files import dead_files, dead_parts, hidden_name, part_of
 from moe_core.store.layout import Layout
 from moe_core.store.locks import builder, exclusive, is_held
@@ -145,11 +145,37 @@ def test_commands_that_share_a_study_go_through_its_experts_in_different_orders(
     assert sum(a == b for a, b in zip(one[2:], two[2:], strict=True)) < 4
 
 
+def test_no_artifact_is_stale_by_the_number_of_threads(file):
+    study = load_study(file)
+    ours, theirs = (
+        open_study(study.model_copy(update={"cluster": Cluster(threads=n)}), file.parent).planner for n in (0, 7)
+    )
+    versions = [[task.spec and task.spec.version for task in planner.tasks()] for planner in (ours, theirs)]
+    assert versions[0] == versions[1]
+    assert ours.spec("expert", "e002").version in versions[0]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_second_machine_is_told_of_where_results_follow_from_its_cores(file, started, threads):
+    context = open_study(load_study(file), file.parent)
+    lock = context.store.layout.build_lock("expert", "e000", context.version("expert", "e000"))
+    command = ("backfill", "--experts", "e000,e001", "--study", file, "--set", f"cluster.threads={threads}")
+    told = "Warning: gpu02 builds this study, too, and threads follow from each machine's cores"
+    with exclusive(lock):
+        lock.write_text(json.dumps({"host": "gpu02", "process": ELSEWHERE, "by": f"run {RUN}", "since": 0.0}))
+        process = started(*command, HARDMOE_THREADS="", OMP_NUM_THREADS="", CUDA_VISIBLE_DEVICES="")
+        until(lambda: context.store.versions("expert", "e001"), process)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.count(told) == (0 if threads else 1)
+
+
 def up_to_the_partition(folder, experts):
-    """A study whose experts take a while, made up to its partition by one thread."""
+    """A study whose experts take a while, made up to its partition."""
     training = QUICK.model_copy(update={"epochs": 150, "checkpoint_seconds": 0.1})
     source, partition = Source(format="synthetic", posts=300 * experts, shards=1), Partition(experts=experts, pca=8)
-    file = write(folder, small_study(source=source, partition=partition, expert_training=training))
+    cluster = Cluster(threads=1)
+    file = write(folder, small_study(source=source, partition=partition, expert_training=training, cluster=cluster))
     make_plainly(file, "posts", "splits", "vocabulary", "trunk", "trunk_features", "partition")
     return file
 
@@ -159,7 +185,6 @@ def started_runs(instance):
 
 
 def backfills_on_two_machines_one_is_lost(tmp_path, monkeypatch, experts, variables):
-    monkeypatch.setenv("HARDMOE_THREADS", "1")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     file = up_to_the_partition(tmp_path / "study", experts)
@@ -200,6 +225,7 @@ def backfills_on_two_machines_one_is_lost(tmp_path, monkeypatch, experts, variab
         lose(first)
         lose(second)
     assert sorted(made) == context.experts, "each once"
+    assert {context.need("expert", k).metadata["threads"] for k in context.experts} == {1}
     make_plainly(alone / "study.toml", "expert")
     one, two = (open_study(load_study(file), root) for root in (alone, root))
     assert {k: one.need("expert", k).content_hash for k in one.experts} == {

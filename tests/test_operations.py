@@ -189,4 +189,4 @@ def test_a_daemon_that_reports_is_noticed(tmp_path, monkeypatch):
 def test_the_workers_of_a_command_are_no_limit_of_the_daemon(file):
     hardmoe("run", "--study", file, "--until", "splits", "--workers", "1")
     said = yaml.safe_load((file.parent / "dagster" / "dagster.yaml").read_text())
-    assert said["concurrency"]["pools"]["default_limit"] == worker_count(None, load_study(file).partition.experts)
+    assert said["concurrency"]["pools"]["default_limit"] == worker_count(None, load_study(file))

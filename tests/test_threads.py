@@ -16,10 +16,11 @@ import torch
 from helpers.growing import QUICK, add_shard, growing_study, make, opened
 from helpers.processes import until
 from helpers.ui import free_port, launch, started_ui
+from helpers.with_controls import small_study
 from moe_core import threads
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
-from moe_core.settings import Decoder, Network, TrunkSetup
+from moe_core.settings import Cluster, Decoder, Network, TrunkSetup
 from moe_core.stages.experts.joint import JOB, Helpers
 from moe_core.stages.training import fit
 from moe_core.stages.training.device import device_and_threads
@@ -35,6 +36,7 @@ from moe_core.threads import (
     workers_for,
 )
 from moe_core.workspace import open_study
+from pipelines.run.scheduler import worker_count
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +104,24 @@ def test_workers_that_the_command_was_told_divide_the_cores_and_leave_the_work_t
     assert threads_of(0, 8) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
     assert workers_for(4) == 1, "each worker computes with all the cores"
+
+
+def test_threads_that_the_study_records_are_those_of_every_machine(monkeypatch):
+    for machine in (2, 64):
+        monkeypatch.setattr("moe_core.threads.cores", lambda machine=machine: machine)
+        threads.begin(3)
+        assert (threads_of(0, 8), threads_for(True, 4), threads_for(False, 4)) == (3, 3, 3)
+        assert workers_for(4) == max(1, machine // 3)
+    threads.begin()
+    assert threads_of(0, 8) == 1
+    study = small_study(cluster=Cluster(threads=2))
+    device_and_threads(study, parallel=True)  # of a process that builds only a part
+    assert (torch.get_num_threads(), chosen_threads()) == (2, 2)
+    monkeypatch.setenv("HARDMOE_THREADS", "2")
+    assert worker_count(None, study) == 32
+    monkeypatch.setenv("HARDMOE_THREADS", "4")
+    with pytest.raises(ValueError, match=r"HARDMOE_THREADS is 4, but the study has cluster.threads = 2, and results"):
+        worker_count(None, study)
 
 
 NETWORKS = {

@@ -43,7 +43,7 @@ def build(
 
     def write(folder: Path) -> StageOutput:
         """The work, with the threads that it took in its metadata: sums in floating point follow from them."""
-        threads.begin()
+        threads.begin(context.study.cluster.threads)
         with around(view):
             output = stage.maker()(view, spec, folder)
         return StageOutput(dict(output.metadata) | threads.used(), output.content)

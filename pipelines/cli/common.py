@@ -72,7 +72,7 @@ def show_run_plan(
 ) -> None:
     """What a run of these tasks would do."""
     warn_damaged(context)
-    plan = run_plan(context, planned, force, worker_count(workers, context.study.partition.experts))
+    plan = run_plan(context, planned, force, worker_count(workers, context.study))
     if as_json:
         echo_json(plan.as_json())
     else:
@@ -82,7 +82,7 @@ def show_run_plan(
 
 def show_keys(context: Context) -> None:
     """Shows Dagster the study's partition keys, where its source can be read; its instance is created first."""
-    prepare_home(context.root, worker_count(None, context.study.partition.experts))
+    prepare_home(context.root, worker_count(None, context.study))
     if isinstance(context.planner.state.source, Exception):
         return
     with opened() as instance:
@@ -108,7 +108,7 @@ def run_shown(context: Context, **options: Any) -> Summary:
     try:
         now = finish_takedown(context)
         planned = planned_tasks(now, options.get("until"), options.get("only"))
-        with Display(now, planned, worker_count(options.get("workers"), now.study.partition.experts)) as display:
+        with Display(now, planned, worker_count(options.get("workers"), now.study)) as display:
             summary = run_study(now, on_event=display.event, on_poll=display.poll, **options)
     except KeyboardInterrupt:  # before or after runs are under way
         return Summary(interrupted=True)

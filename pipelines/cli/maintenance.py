@@ -36,7 +36,7 @@ def reap(study_file: Path) -> None:
     Example: hardmoe reap --study cats/study.toml
     """
     context = study_at(study_file)
-    prepare_home(context.root, worker_count(None, context.study.partition.experts))
+    prepare_home(context.root, worker_count(None, context.study))
     with opened() as instance:
         ended = reap_runs(instance, context.root, context.study.name)
     echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))

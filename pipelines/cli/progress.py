@@ -47,6 +47,9 @@ class Display:
         if kind == "replanned":
             echo(f"Inputs changed ({why}); replanning the remaining tasks", err=True)
             return
+        if kind == "warning":
+            echo(f"Warning: {shown(why, 4000)}", err=True)
+            return
         self.forecast.event(kind, name)
         if name == "vocabulary" and kind in ("done", "fresh") and self.forecast.trains():
             for line in warnings_of(self.context):
@@ -82,7 +85,8 @@ def _line(run: Running, report: dict[str, Any], width: int) -> str:
     parts = [f"running {run.task.name:24} {time.monotonic() - run.started:6.0f} s"]
     optional = list[str]()  # is left out where the line is too long, the last first
     if report.get("run") not in (None, run.run_id):
-        parts.append(f"waits: built on {report['host']} by run {report['run'][:8]} (process {report['pid']})")
+        host, run_id = report.get("host", "this machine"), str(report["run"])  # an older hardmoe named no host
+        parts.append(f"waits: built on {host} by run {run_id[:8]} (process {report['pid']})")
     elif "waits_for" in report:
         parts.append(f"waits: {report['waits_for']}")
     elif "waits" in report:

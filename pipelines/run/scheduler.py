@@ -21,6 +21,7 @@ from dagster._core.utils import make_new_run_id
 from assets.record import Recorder
 from assets.runs import end_run
 from assets.study import project_keys
+from moe_core import threads
 from moe_core.devices import gpu_names
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
@@ -31,8 +32,8 @@ from moe_core.processes import this_process
 from moe_core.settings import Study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, name_of
+from moe_core.store.locks import Holder
 from moe_core.study_file import load_study
-from moe_core.threads import SHARE, cores, workers_for
 from moe_core.workspace import reopened, token
 from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
@@ -61,15 +62,20 @@ class Running:
         return self.task.asset, self.task.key
 
 
-Event = Callable[[str, str, str], None]  # ("started" | "done" | "fresh" | "failed" | "replanned", task's name, why)
+# ("started" | "done" | "fresh" | "failed" | "replanned" | "warning", task's name, why)
+Event = Callable[[str, str, str], None]
 Poll = Callable[[list[Running], dict[str, str]], None]  # what runs, and what waits for another process: name, why
 
 
-def worker_count(workers: int | None, experts: int) -> int:
-    """Runs at once: `workers`, else as many as there are GPUs, or shares of the cores. Raises BadSetting below 1."""
+def worker_count(workers: int | None, study: Study) -> int:
+    """Runs at once: `workers`, else as many as there are GPUs, or shares of the cores.
+
+    Raises BadSetting below 1, and where HARDMOE_THREADS is another number than the study records.
+    """
     if workers is not None and workers < 1:
         raise BadSetting(f"--workers {workers}: wanted at least 1")
-    return workers or len(gpu_names()) or workers_for(experts)
+    threads.record(study.cluster.threads)
+    return workers or len(gpu_names()) or threads.workers_for(study.partition.experts)
 
 
 def run_study(
@@ -90,10 +96,10 @@ def run_study(
     for again.
     """
     began = time.monotonic()
-    capacity = worker_count(workers, context.study.partition.experts)
-    prepare_home(context.root, worker_count(None, context.study.partition.experts))
+    capacity = worker_count(workers, context.study)
+    prepare_home(context.root, worker_count(None, context.study))
     if workers:
-        os.environ[SHARE] = str(max(1, cores() // workers))  # of the processes started from here on
+        os.environ[threads.SHARE] = str(max(1, threads.cores() // workers))  # of the processes started from here on
     with opened() as instance:
         reap(instance, context.root, context.study.name)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
@@ -125,6 +131,7 @@ class _Loop:
     lost: set[Name] = field(default_factory=set)  # failed, and what depends on it
     outdated: list[Name] = field(default_factory=list)  # tasks whose run found that its inputs changed
     is_shared: bool = False  # other commands, here or elsewhere, build the same study
+    is_warned: bool = False
 
     def __post_init__(self) -> None:
         self._plan()
@@ -191,7 +198,7 @@ class _Loop:
                     break
                 elif planned.spec and (builder := self.context.store.builder(planned.spec)):
                     waiting[planned.label] = str(builder)
-                    self.is_shared = True
+                    self._note_other(builder)
                 else:
                     task = Task(*name, self.force)
                     version = planned.spec.version if planned.spec else ""
@@ -201,6 +208,15 @@ class _Loop:
                     self.running[pool.submit(task, running.run_id, log, self.context.study)] = running
                     self.on_event("started", task.name, "")
         return waiting
+
+    def _note_other(self, builder: Holder) -> None:
+        """Another command builds the same study; a second machine is told of once, where results depend on it."""
+        self.is_shared = True
+        if builder.is_elsewhere and not (self.is_warned or threads.chosen_threads() or gpu_names()):
+            self.is_warned = True
+            why = f"{builder.host} builds this study, too, and threads follow from each machine's cores: where those "
+            why += "differ, results do. Set them for all machines with --set cluster.threads=N"
+            self.on_event("warning", "", why)
 
     def _note_fresh(self, planned: PlannedTask) -> None:
         """What exists is recorded in Dagster where its record does not name it, and made current where it is not."""

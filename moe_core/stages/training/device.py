@@ -16,6 +16,7 @@ def device_and_threads(study: Study, parallel: bool, hashtags: int = 1) -> str:
 
     `hashtags` is the width of its last layer, where that computes too. A training sets them again for its own network.
     """
+    threads.record(study.cluster.threads)  # in a process that builds only a part
     work = BATCH * multiply_adds(build_on_meta(study.network, hashtags), study.data.image_size)
     threads.use(work, threads_for(parallel, study.partition.experts))
     return named("cuda") if torch.cuda.is_available() else "cpu"

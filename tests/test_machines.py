@@ -12,8 +12,10 @@ from helpers.command import write
 from helpers.machines import hardmoe_on, lose, machine
 from helpers.plain import make_plainly
 from helpers.processes import until
+from helpers.ui import free_port
 from helpers.with_controls import QUICK, small_study
 from moe_core import processes
+from moe_core.errors import LockHeld
 from moe_core.processes import this_process
 from moe_core.settings import Cluster, Partition, Source
 from moe_core.store.files import dead_files, dead_parts, hidden_name, part_of
@@ -22,6 +24,7 @@ from moe_core.store.locks import builder, exclusive, is_held
 from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 from pipelines.instance.reap import reap
+from pipelines.instance.ui_lock import lock_ui
 from pipelines.run.plan import in_own_order
 from pipelines.run.status import states_of
 
@@ -133,6 +136,15 @@ def test_the_report_of_another_machine_counts_while_its_run_has_its_lease(tmp_pa
     with exclusive(layout.lease(RUN if held else "another")):
         (found,) = states_of(open_study(load_study(file), tmp_path), only="trunk")
     assert found.state == state
+
+
+def test_the_ui_of_another_machine_is_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    lock = tmp_path / ".ui.lock"
+    with exclusive(lock):
+        lock.write_text(json.dumps({"address": "http://127.0.0.1:3000", "process": ELSEWHERE, "host": "gpu02"}))
+        with pytest.raises(LockHeld, match=r"http://127.0.0.1:3000, process 1 of gpu02; stop it first"):
+            lock_ui(free_port())
 
 
 def test_commands_that_share_a_study_go_through_its_experts_in_different_orders():

@@ -46,6 +46,7 @@ from pipelines.run.pools.local import LocalPool, load_ahead
 from pipelines.run.task import Summary, Task, TaskResult
 
 POLL_SECONDS = 0.25  # the display is told at least so often
+ELSEWHERE_SECONDS = 2.0  # between two looks at what another machine builds: each asks the file system for each task
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _Loop:
     lost: set[Name] = field(default_factory=set)  # failed, and what depends on it
     outdated: list[Name] = field(default_factory=list)  # tasks whose run found that its inputs changed
     is_shared: bool = False  # other commands, here or elsewhere, build the same study
-    is_warned: bool = False
+    is_elsewhere: bool = False  # one of them on another machine
 
     def __post_init__(self) -> None:
         self._plan()
@@ -158,8 +159,11 @@ class _Loop:
         try:
             if self.force or any(p.artifact is None for p in self.tasks.values()):
                 load_ahead()
+            waiting, look = dict[str, str](), 0.0
             while self.running or self.dag.left:
-                waiting = self._submit_ready(pool)
+                if time.monotonic() >= look:
+                    waiting = self._submit_ready(pool)
+                    look = time.monotonic() + (ELSEWHERE_SECONDS if waiting and self.is_elsewhere else 0.0)
                 if self.running:
                     done, _ = wait(self.running, POLL_SECONDS, FIRST_COMPLETED)
                     with signals_deferred():
@@ -167,6 +171,7 @@ class _Loop:
                             self._note(future.result(), self.running.pop(future))
                         if done:
                             self._replan_if_changed()
+                            look = 0.0
                 elif waiting:
                     time.sleep(POLL_SECONDS)
                     self._replan_if_changed()
@@ -212,11 +217,11 @@ class _Loop:
     def _note_other(self, builder: Holder) -> None:
         """Another command builds the same study; a second machine is told of once, where results depend on it."""
         self.is_shared = True
-        if builder.is_elsewhere and not (self.is_warned or threads.chosen_threads() or gpu_names()):
-            self.is_warned = True
+        if builder.is_elsewhere and not (self.is_elsewhere or threads.chosen_threads() or gpu_names()):
             why = f"{builder.host} builds this study, too, and threads follow from each machine's cores: where those "
             why += "differ, results do. Set them for all machines with --set cluster.threads=N"
             self.on_event("warning", "", why)
+        self.is_elsewhere = self.is_elsewhere or builder.is_elsewhere
 
     def _note_fresh(self, planned: PlannedTask) -> None:
         """What exists is recorded in Dagster where its record does not name it, and made current where it is not."""

@@ -53,7 +53,7 @@ def _acquire(lock: int, path: Path) -> None:
                 raise LockHeld(
                     f"`hardmoe ui` already runs on {path.parent}: {holder['address']}, process "
                     f"{holder['process'].partition('_')[0]}{where}; stop it first, "
-                    " two daemons would start each run twice",
+                    "two daemons would start each run twice",
                     path,
                 ) from None
         time.sleep(0.2)

@@ -4,6 +4,7 @@ The lease is a lock in the study's folder. Machines that share the folder see it
 kernel frees it, or the file system where the machine is lost.
 """
 
+import atexit
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ PROCESS, HOST = "hardmoe/process", "hardmoe/host"
 
 _leased: set[str] = set()  # runs of this process
 _last = ExitStack()  # holds the lease of the last run that was claimed here, until another is, or the process ends
+atexit.register(_last.close)  # before this module's names are gone
 
 
 def identity(run_id: str) -> dict[str, str]:

@@ -36,7 +36,11 @@ def dense_loss(logits_BV: Tensor, targets_BV: Tensor, kind: str) -> Tensor:
 
 
 def dense(posts: Posts, kind: str, logits_BV: Tensor, rows_B: np.ndarray) -> Tensor:
-    return dense_loss(logits_BV, posts.targets(rows_B, logits_BV.shape[1]), kind)
+    tags_BM = posts.tags_of(rows_B)
+    post, place = np.nonzero(tags_BM >= 0)
+    targets_BV = np.zeros(logits_BV.shape, np.float32)
+    targets_BV[post, tags_BM[post, place]] = 1.0
+    return dense_loss(logits_BV, torch.from_numpy(targets_BV), kind)
 
 
 def few_tags(posts: Posts, kind: str, logits_BV: Tensor, rows_B: np.ndarray) -> Tensor:

@@ -16,11 +16,6 @@ from moe_core.training.transfer import one_behind
 NOTHING = ImagesInMemory(np.zeros((3, 1, 1, 3), np.uint8))
 
 
-def test_targets_have_a_one_at_each_tag():
-    posts = Posts(NOTHING, torch.tensor([0, 2, 1]), torch.tensor([0, 2, 2, 3]))
-    assert posts.targets(np.array([2, 0, 1]), 3).tolist() == [[0, 1, 0], [1, 0, 1], [0, 0, 0]]
-
-
 def test_tags_are_filled_up_to_as_many_as_any_post_has():
     posts = Posts(NOTHING, torch.tensor([0, 2, 1]), torch.tensor([0, 2, 2, 3]))
     assert posts.tags_of(np.array([2, 0, 1])).tolist() == [[1, -1], [0, 2], [-1, -1]]

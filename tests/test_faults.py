@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers.checkpoints import save_checkpoint
 from helpers.faulty import files, make_all, tasks
 from helpers.kills import study
 from moe_core import failpoints
@@ -27,7 +28,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.store import Store
-from moe_core.training.checkpoint import load_checkpoint, save_checkpoint
+from moe_core.training.checkpoint import load_checkpoint
 from moe_core.workspace import open_study
 
 PLAN = Spec("trunk", None, "1", {}, {})

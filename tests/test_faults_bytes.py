@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from helpers.checkpoints import save_checkpoint
 from helpers.faulty import files, tasks
 from moe_core.engine.build import build
 from moe_core.maintenance.verify import Damage, verify
@@ -16,7 +17,6 @@ from moe_core.settings import Network
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.store import Store
-from moe_core.training.checkpoint import save_checkpoint
 from moe_core.weights import load_weights
 from moe_core.workspace import open_study
 

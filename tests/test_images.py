@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from moe_core.data.images import RAW_UP_TO, Rejected, contact_sheet, decode, encode, pixels_of, webp
+from moe_core.data.images import RAW_UP_TO, Rejected, contact_sheet, decode, encode, read_pixels, webp
+
+
+def pixels_of(stored, size):
+    pixels_HWC = np.empty((size, size, 3), np.uint8)
+    read_pixels(stored, pixels_HWC)
+    return pixels_HWC
 
 
 def file_of(image, kind="PNG", **options):

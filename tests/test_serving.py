@@ -45,7 +45,7 @@ def one_by_one(bundle, pictures, topk=1, temperature=0.1):
         weight_K = bundle.gate.weights(trunk_1D.numpy(), topk, temperature)[0]
         total_V = torch.zeros(TAGS)
         for key, weight in zip(bundle.published, weight_K, strict=True):
-            logits_V = bundle.expert_logits(key, image)[0] if bundle.published[key] else router_V
+            logits_V = bundle.logits(bundle.expert_features(key, image))[0] if bundle.published[key] else router_V
             if topk == 1 and bundle.answer == "mixture_top1_router":
                 logits_V = 0.75 * logits_V + 0.25 * router_V
             total_V += float(weight) * logits_V.softmax(0)
@@ -78,7 +78,7 @@ def test_batches_are_answered_in_order_as_each_image_alone(tmp_path, request, an
 def test_more_experts_than_there_are_give_the_mean_of_all_without_the_router_s_share(tmp_path):
     bundle = Bundle(bundle_at(tmp_path / "bundle", random_parts(tmp_path, 0, count=1), "mixture_top1_router"))
     one, many = (next(routed(bundle, [images(5)], topk=topk)).probabilities_BV for topk in (1, 4))
-    alone = bundle.probabilities(bundle.expert_logits("e000", ImagesInMemory(images(5))))
+    alone = bundle.probabilities(bundle.logits(bundle.expert_features("e000", ImagesInMemory(images(5)))))
     assert torch.allclose(many, alone, atol=1e-5)
     assert not torch.allclose(one, alone, atol=1e-3)
 
@@ -284,9 +284,9 @@ def test_every_single_byte_of_the_manifest_counts(folder):
 def test_an_expert_that_was_damaged_after_the_bundle_was_opened_is_refused_when_it_is_read(folder):
     bundle = Bundle(folder)
     flip(folder / "experts" / "e001.safetensors", -1)
-    bundle.expert_logits("e000", ImagesInMemory(images(1)))
+    bundle.logits(bundle.expert_features("e000", ImagesInMemory(images(1))))
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
-        bundle.expert_logits("e001", ImagesInMemory(images(1)))
+        bundle.logits(bundle.expert_features("e001", ImagesInMemory(images(1))))
     with pytest.raises(ValueError, match=r"e001.safetensors is not the file the manifest names"):
         list(routed(bundle, [images(40)]))
 

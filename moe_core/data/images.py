@@ -163,13 +163,6 @@ def _check_size(found: tuple[int, int], size: int) -> None:
         raise CorruptArtifact(f"a stored picture is {found[0]}x{found[1]}, wanted {size}x{size}: ingest again")
 
 
-def pixels_of(stored: bytes | memoryview, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 of what `encode` made. Raises CorruptArtifact for anything else."""
-    pixels_HWC = np.empty((size, size, 3), np.uint8)
-    read_pixels(stored, pixels_HWC)
-    return pixels_HWC
-
-
 def resized(images_NHWC: np.ndarray, size: int) -> np.ndarray:
     """(N, size, size, 3) uint8 of square images; those of that size as they are."""
     if images_NHWC.shape[1] == size:

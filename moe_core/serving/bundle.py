@@ -285,10 +285,6 @@ class Bundle:
         self.each_expert([keys[number] for number in np.unique(expert_N)], compute, device)
         return out_ND
 
-    def expert_logits(self, key: str, images: Images, device: str = "cpu") -> Tensor:
-        """(N, V) on the device: an expert's logits of images, by the shared decoder."""
-        return self.logits(self.expert_features(key, images, device), device)
-
 
 @dataclass(frozen=True)
 class _Head:

@@ -66,11 +66,6 @@ class Checkpoints:
         return time.monotonic() - self._began
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, step: int, steps: int) -> None:
-    """Replaces `path` in one move, and returns when it is done."""
-    _save(path, state_of(model, optimizer), step, steps)
-
-
 def _save(path: Path, state: dict[str, Tensor], step: int, steps: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, state, {"step": str(step), "steps": str(steps)})

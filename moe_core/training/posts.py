@@ -109,13 +109,6 @@ class Posts:
         tags_BM[owner, place] = tags
         return tags_BM
 
-    def targets(self, rows_B: np.ndarray, hashtags: int) -> Tensor:
-        """(B, V) float32 with a one at each tag of each post."""
-        owner, _, tags = self._places_of(rows_B)
-        array_BV = np.zeros((len(rows_B), hashtags), np.float32)
-        array_BV[owner, tags] = 1.0
-        return torch.from_numpy(array_BV)
-
     def subset(self, rows_N: np.ndarray) -> Posts:
         """The posts at these places, in this order; images are not read."""
         return Posts(self.images.subset(rows_N), *self.tag_rows(rows_N))

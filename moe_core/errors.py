@@ -47,6 +47,18 @@ class LockHeld(HardmoeError):
         self.path = path
 
 
+class Overtaken(HardmoeError):
+    """Another process took over what this one held alone, since it was silent for too long."""
+
+
+class StorageFailed(HardmoeError):
+    """An object store did not answer, or not as it should: the same command resumes."""
+
+
+class CacheFull(HardmoeError):
+    """The node's cache of files has no room for one that is wanted."""
+
+
 class NotFinite(HardmoeError):
     """A loss, weights or features are not finite numbers."""
 

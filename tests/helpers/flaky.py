@@ -1,0 +1,80 @@
+"""An HTTP proxy before a server: refuses some requests with 503, and cuts the answer to some that it passed on."""
+
+import asyncio
+import random
+import re
+import threading
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+BODY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+REFUSAL = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@dataclass
+class Flaky:
+    """Half of `share` of the requests is refused, half of it is answered to nobody; which ones follows from `seed`."""
+
+    upstream: str
+    share: float
+    seed: int
+    endpoint: str = ""
+    counts: Counter = field(default_factory=Counter)  # refused, cut, passed
+
+    async def serve(self, reader, writer):
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                draw = random.Random(f"{self.seed}:{self.counts.total()}").random()
+                if draw < self.share / 2:
+                    self.counts["refused"] += 1
+                    writer.write(REFUSAL)
+                    await writer.drain()
+                    continue
+                self.counts["cut" if draw < self.share else "passed"] += 1
+                answer = await self.ask(head, body)
+                writer.write(answer[: len(answer) // 2] if draw < self.share else answer)
+                await writer.drain()
+                break
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def ask(self, head, body):
+        address = urlsplit(self.upstream)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        head = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)
+        writer.write(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
+        await writer.drain()
+        answer = await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        return answer
+
+
+@contextmanager
+def flaky(upstream, seed=0, share=0.2):
+    proxy, ready, loop = Flaky(upstream, share, seed), threading.Event(), asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def run():
+        async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=1 << 26) as server:
+            proxy.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            ready.set()
+            await stop.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    ready.wait(10)
+    yield proxy
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()

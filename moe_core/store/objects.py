@@ -1,0 +1,294 @@
+"""Artifacts on any `Blobs`, complete or invisible without a rename: the same promises as those of `Store`.
+
+    <asset>[/<key>]/<version>/artifact.json               put-if-absent: the commit; names its attempt
+    <asset>[/<key>]/<version>/at-<attempt>/<file>         seen by nobody before
+    <asset>[/<key>]/.lease-<version>/                     who builds it (leases.py)
+    <asset>[/<key>]/.work-<version>/<generation>/<step>-<SHA-256>    checkpoints, for the next builder on any machine
+
+Of several that build one version at once all upload, one commits, and all get that one.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_core.errors import CorruptArtifact, HardmoeError, StorageFailed
+from moe_core.failpoints import failpoint
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.blobs import Blobs
+from moe_core.store.files import dead_parts, errors_with_path, hidden_name
+from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
+from moe_core.store.layout import MANIFEST, WORK, Layout
+from moe_core.store.leases import PACE, Holder, Lease, Pace, exclusive, holder
+
+ATTEMPT, LEASE = "at-", ".lease-"  # before an attempt and a version
+NAMES = Layout(Path())  # of blobs: relative to the place
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A complete artifact; its files are fetched when they are asked for."""
+
+    place: Blobs = field(repr=False, compare=False)
+    asset: str
+    key: str | None
+    version: str
+    attempt: str  # whose files it has
+    inputs: Mapping[str, str]
+    content_hash: str  # as Artifact has it
+    metadata: Mapping[str, Json]
+    files: Mapping[str, str] = field(repr=False)  # name -> SHA-256
+    code: str
+    settings: Json
+    made_at: float  # seconds since 1970, by the clock of the machine that built it
+
+    @property
+    def spec(self) -> Spec:
+        """What it was made from."""
+        return Spec(self.asset, self.key, self.code, self.settings, self.inputs)
+
+    @property
+    def base(self) -> str:
+        """Folder of its files in the place."""
+        return f"{_artifact(self.asset, self.key, self.version)}/{ATTEMPT}{self.attempt}"
+
+    def file(self, name: str) -> Path:
+        """A local path of a file of it, its bytes checked. Raises CorruptArtifact where they are others."""
+        if name not in self.files:
+            raise CorruptArtifact(f"{self.place.uri}/{self.base} has no file {name!r}: it holds {sorted(self.files)}")
+        return self.place.fetch(f"{self.base}/{name}", self.files[name])
+
+    def folder(self, name: str) -> Path:
+        """A local path of a folder in it, all its files checked. Raises CorruptArtifact as `file` does."""
+        found = [(file, self.file(file)) for file in self.files if file.startswith(f"{name}/")]
+        if not found:
+            raise CorruptArtifact(f"{self.place.uri}/{self.base} has no folder {name!r}")
+        file, path = found[0]
+        return path.parents[file.removeprefix(f"{name}/").count("/")]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Folders that no artifact names, where nobody builds."""
+
+    lost: list[str]  # of attempts and checkpoints beside a committed artifact: nobody will ever want them
+    unfinished: list[str]  # of attempts of versions without one: a builder that was stopped may wake up and commit
+
+
+class Work:
+    """Checkpoints of an unfinished artifact: the next builder resumes from the newest, on any machine."""
+
+    def __init__(self, place: Blobs, folder: str, lease: Lease) -> None:
+        self.place, self.folder, self.lease = place, folder, lease
+
+    def save(self, step: int, file: Path) -> None:
+        """Keeps a checkpoint in place of the earlier ones. Raises Overtaken where another process builds now."""
+        self.lease.check()
+        name = f"{self.folder}/{self.lease.generation:06d}/{step:012d}-{file_hash(file)}"
+        failpoint("work.checked", name)
+        self.place.upload(name, file)
+        failpoint("work.saved", name)
+        for entry in self.place.names(self.folder):
+            if entry.name < name:
+                self.place.remove(entry.name)
+
+    def newest(self) -> tuple[int, Path] | None:
+        """Step and local file of the newest checkpoint of all builders; a damaged one counts as none."""
+        for entry in sorted(self.place.names(self.folder), reverse=True):
+            step, _, sha256 = entry.name.rpartition("/")[2].partition("-")
+            with suppress(CorruptArtifact):
+                return int(step), self.place.fetch(entry.name, sha256)
+        return None
+
+
+class Objects:
+    """The artifacts of one study in a place; what is being written lies in the local folder `scratch`."""
+
+    def __init__(self, place: Blobs, scratch: Path | None = None) -> None:
+        self.place, self.scratch = place, scratch or Path(tempfile.gettempdir())
+
+    def find(self, spec: Spec) -> Committed | None:
+        """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
+        return self.get(spec.asset, spec.key, spec.version)
+
+    def get(self, asset: str, key: str | None, version: str) -> Committed | None:
+        """One version of an asset's partition; None where it is not there."""
+        name = _manifest(asset, key, version)
+        data = self.place.read(name)
+        if data is None:
+            return None
+        try:
+            return Committed(self.place, **without_checksum(data))
+        except (ValueError, TypeError) as error:
+            folder = f"{self.place.uri}/{_artifact(asset, key, version)}"
+            raise CorruptArtifact(
+                f"{self.place.uri}/{name} is damaged ({error}): delete {folder} and run again", name
+            ) from None
+
+    def versions(self, asset: str) -> list[tuple[str | None, str]]:
+        """(key, version) of all complete artifacts of an asset, by names alone."""
+        return [(key, version) for (key, version), parts in self._parts(asset).items() if MANIFEST in parts]
+
+    def keys(self, asset: str) -> list[str]:
+        """Partition keys of an asset, of unfinished artifacts too."""
+        return sorted({key for key, _ in self._parts(asset) if key is not None})
+
+    def building(
+        self,
+        spec: Spec,
+        on_wait: Callable[[Holder], None] = lambda holder: None,
+        who: Holder | None = None,
+        pace: Pace = PACE,
+    ) -> AbstractContextManager[Lease]:
+        """Keeps others from building this artifact; waits while another process does. Look for it again inside."""
+        return exclusive(self.place, _lease(spec.asset, spec.key, spec.version), True, who, on_wait, pace)
+
+    def builder(self, spec: Spec) -> Holder | None:
+        """Who builds an artifact now; None where nobody does."""
+        return holder(self.place, _lease(spec.asset, spec.key, spec.version))
+
+    def work(self, spec: Spec, lease: Lease) -> Work:
+        """Checkpoints of an artifact that is being built."""
+        return Work(self.place, _work(spec.asset, spec.key, spec.version), lease)
+
+    def make(
+        self, spec: Spec, write: Callable[[Path], StageOutput], lease: Lease | None = None, replace: bool = False
+    ) -> Committed:
+        """Calls `write(folder)` with a local folder and commits what it wrote; returns what was committed first.
+
+        With `replace` the artifact that there is stays until then and is replaced. Raises what `write` raises,
+        Overtaken where another process has the lease by then, and what `Blobs` raise: then the artifact may have
+        been committed all the same.
+        """
+        old = self.find(spec) if replace else None
+        attempt = uuid.uuid4().hex
+        base = f"{_artifact(spec.asset, spec.key, spec.version)}/{ATTEMPT}{attempt}"
+        with self._local() as folder:
+            failpoint("artifact.begun", spec.name)
+            with errors_with_path(folder):
+                written = write(folder)
+            failpoint("artifact.written", spec.name)
+            try:
+                files = self._upload(folder, base)
+                failpoint("artifact.uploaded", spec.name)
+                if lease is not None:
+                    lease.check()
+            except StorageFailed:
+                raise
+            except BaseException:  # nothing names these files, nor will
+                with suppress(HardmoeError, OSError):
+                    self.place.remove(base)
+                raise
+        manifest = json.dumps(with_checksum(_manifest_of(spec, attempt, written, files)), indent=1).encode()
+        failpoint("artifact.manifest", spec.name)
+        if old:
+            self.remove(old)
+        is_mine = self.place.create(_manifest(spec.asset, spec.key, spec.version), manifest)
+        failpoint("artifact.committed", spec.name)
+        if not is_mine:
+            self.place.remove(base)
+        self.place.remove(_work(spec.asset, spec.key, spec.version))
+        made = self.find(spec)
+        assert made is not None
+        return made
+
+    def remove(self, artifact: Committed) -> None:
+        """Removes an artifact; no reader finds it from the first step on."""
+        there = self.find(artifact.spec)
+        if there and there.attempt == artifact.attempt:
+            self.place.remove(_manifest(artifact.asset, artifact.key, artifact.version))
+        failpoint("artifact.removed", artifact.spec.name)
+        self.place.remove(artifact.base)
+
+    def garbage(self, asset: str) -> Garbage:
+        """What interrupted builds of an asset left, for its sweeper; nothing of what somebody builds now.
+
+        Remove what is unfinished only where no process can be left that was stopped while it built.
+        """
+        lost, unfinished = [], []
+        for (key, version), parts in self._parts(asset).items():
+            if holder(self.place, _lease(asset, key, version)):
+                continue
+            there = self.get(asset, key, version) if MANIFEST in parts else None
+            base = _artifact(asset, key, version)
+            attempts = [part for part in parts if part.startswith(ATTEMPT)]
+            if there is None:
+                unfinished += [f"{base}/{part}" for part in attempts]
+            else:
+                lost += [f"{base}/{part}" for part in attempts if part != f"{ATTEMPT}{there.attempt}"]
+                lost += [_work(asset, key, version)] if WORK in parts else []
+        return Garbage(lost, unfinished)
+
+    def _parts(self, asset: str) -> dict[tuple[str | None, str], set[str]]:
+        """(key, version) -> what there is of it: the manifest, at-<attempt>, .work-, .lease-."""
+        found: dict[tuple[str | None, str], set[str]] = {}
+        for entry in self.place.names(asset):
+            parts = entry.name.split("/")[1:]
+            for number, part in enumerate(parts[:2]):
+                hidden = next((start for start in (WORK, LEASE) if part.startswith(start)), "")
+                inner = parts[number + 1] if len(parts) > number + 1 else ""
+                if hidden or inner == MANIFEST or inner.startswith(ATTEMPT):
+                    place = (parts[0] if number else None, part.removeprefix(hidden))
+                    found.setdefault(place, set()).add(hidden or inner)
+                    break
+        return found
+
+    @contextmanager
+    def _local(self) -> Iterator[Path]:
+        """A folder for what is being written; those of dead processes go."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        for left in dead_parts(self.scratch):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = hidden_name(self.scratch)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _upload(self, folder: Path, base: str) -> dict[str, str]:
+        files = {}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            files[name] = file_hash(path)
+            failpoint("artifact.uploading", name)
+            self.place.upload(f"{base}/{name}", path)
+        return files
+
+
+def _manifest_of(spec: Spec, attempt: str, written: StageOutput, files: Mapping[str, str]) -> dict[str, Json]:
+    return {
+        "asset": spec.asset,
+        "key": spec.key,
+        "version": spec.version,
+        "attempt": attempt,
+        "code": spec.code,
+        "settings": spec.settings,
+        "inputs": dict(spec.inputs),
+        "content_hash": content_hash(dict(written.content) if written.content is not None else files),
+        "metadata": dict(written.metadata),
+        "files": files,
+        "made_at": time.time(),
+    }
+
+
+def _artifact(asset: str, key: str | None, version: str) -> str:
+    return NAMES.artifact(asset, key, version).as_posix()
+
+
+def _manifest(asset: str, key: str | None, version: str) -> str:
+    return NAMES.manifest(asset, key, version).as_posix()
+
+
+def _work(asset: str, key: str | None, version: str) -> str:
+    return NAMES.work(asset, key, version).as_posix()
+
+
+def _lease(asset: str, key: str | None, version: str) -> str:
+    return (NAMES.partition(asset, key) / f"{LEASE}{version}").as_posix()

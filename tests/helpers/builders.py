@@ -1,0 +1,126 @@
+"""Processes that build artifacts in a place, each with checkpoints: what is killed, stopped and run at once."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from moe_core.errors import HardmoeError
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.cache import Cache
+from moe_core.store.leases import Pace, exclusive
+from moe_core.store.objects import Objects
+from moe_core.store.places import place_of
+
+STEPS = 6
+STOP, CONTINUE = signal.SIGSTOP, signal.SIGCONT
+QUICK = Pace(beat=0.2, ttl=2, wait=0.2)  # seconds
+TESTS = Path(__file__).parents[1]
+
+
+def spec(key="e000"):
+    return Spec("expert", key, "1", {"steps": STEPS}, {})
+
+
+def state_at(step):
+    """What a checkpoint of that step has."""
+    state = b"start"
+    for number in range(step):
+        state = hashlib.sha256(state + b"%d" % number).digest()
+    return state
+
+
+def build(place, key="e000", scratch=None, pause=0.0, with_lease=True, told=lambda *words: None):
+    """As a stage is built: found, or computed from the newest checkpoint on and committed."""
+    store, plan = Objects(place, scratch), spec(key)
+    if not with_lease:
+        return store.make(plan, lambda folder: filled(folder, state_at(STEPS)))
+    with store.building(plan, pace=QUICK) as lease:
+        if there := store.find(plan):
+            return there
+        work = store.work(plan, lease)
+
+        def write(folder):
+            newest = work.newest()
+            start, state = (newest[0], newest[1].read_bytes()) if newest else (0, state_at(0))
+            told("start", start)
+            for step in range(start, STEPS):
+                state = hashlib.sha256(state + b"%d" % step).digest()
+                time.sleep(pause)
+                (folder / "checkpoint").write_bytes(state)
+                work.save(step + 1, folder / "checkpoint")
+                told("step", step + 1)
+            (folder / "checkpoint").unlink(missing_ok=True)
+            return filled(folder, state)
+
+        return store.make(plan, write, lease)
+
+
+def filled(folder, state):
+    (folder / "inner").mkdir()
+    (folder / "inner" / "weights.bin").write_bytes(state * 1000)
+    (folder / "note.txt").write_bytes(b"")
+    return StageOutput({"steps": STEPS})
+
+
+def is_right(made):
+    """Whether an artifact is the one that was to be built."""
+    weights = made.folder("inner") / "weights.bin"
+    return weights.read_bytes() == state_at(STEPS) * 1000 and made.file("note.txt").read_bytes() == b""
+
+
+def start(place, cache, key="e000", fault="", endpoint="", **more):
+    """Another process that builds; `fault` is a HARDMOE_FAULT."""
+    order = {"uri": place.uri, "options": getattr(place, "options", {}), "cache": str(cache), "key": key, **more}
+    if endpoint:
+        order["options"] = {**order["options"], "endpoint": endpoint}
+    command = [sys.executable, "-W", "error", "-m", "helpers.builders", json.dumps(order)]
+    environment = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin", "HARDMOE_FAULT": fault}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, cwd=TESTS, text=True, **pipes)
+
+
+def together(processes):
+    """Lets processes that were started with `wait` go at once; returns what each said, in lines."""
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [said(process) for process in processes]
+
+
+def said(process):
+    """All lines of a process that is to end well."""
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return out.splitlines()
+
+
+def main():
+    order = json.loads(sys.argv[1])
+    place = place_of(order["uri"], order["options"], Cache(Path(order["cache"])), 60)
+    told = lambda *words: print(*words, flush=True)  # noqa: E731
+    if order.get("wait"):
+        told("ready")
+        sys.stdin.readline()
+    try:
+        if name := order.get("hold"):
+            with exclusive(place, name, pace=QUICK) as lease:
+                told("held")
+                sys.stdin.readline()
+                lease.check()
+            return
+        scratch = Path(order["cache"], "scratch")
+        made = build(place, order["key"], scratch, order.get("pause", 0.0), order.get("with_lease", True), told)
+    except HardmoeError as error:
+        told(type(error).__name__, error)
+    else:
+        told("made", made.attempt, made.content_hash)
+
+
+if __name__ == "__main__":
+    main()

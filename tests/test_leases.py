@@ -1,0 +1,156 @@
+"""Leases in a folder and in a bucket: one holder, a dead one followed, a stopped one told that it was overtaken."""
+
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from helpers import builders, seaweed
+from helpers.builders import QUICK
+from moe_core.errors import LockHeld, Overtaken
+from moe_core.processes import this_process
+from moe_core.store.blobs import Folder
+from moe_core.store.leases import Holder, Lease, exclusive, holder
+
+NAME = "expert/e000/.lease-v1"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
+        yield one
+
+
+@pytest.fixture
+def bucket(server, tmp_path):
+    return server.place(tmp_path)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    return Folder(tmp_path / "place") if request.param == "folder" else request.getfixturevalue("bucket")
+
+
+def parts(place):
+    return [entry.name.removeprefix(f"{NAME}/") for entry in place.names(NAME)]
+
+
+def test_one_holds_it_and_others_know_who(place):
+    assert holder(place, NAME) is None
+    me = Holder(socket.gethostname(), this_process(), "run-1", 3.0)
+    with exclusive(place, NAME, who=me, pace=QUICK) as lease:
+        lease.check()
+        assert holder(place, NAME) == me
+        held = rf"is held by process {me.process} on {me.host} \(run run-1\): .* try again"
+        with pytest.raises(LockHeld, match=held), exclusive(place, NAME, wait=False, pace=QUICK):
+            pass
+    assert holder(place, NAME) is None
+    with exclusive(place, NAME, wait=False, pace=QUICK):
+        assert holder(place, NAME).host == socket.gethostname()
+
+
+def test_those_who_wait_follow_one_another_and_are_told_for_whom(place):
+    inside, told, order = threading.Lock(), [], []
+
+    def hold(number):
+        with exclusive(place, NAME, on_wait=told.append, pace=QUICK) as lease:
+            assert inside.acquire(blocking=False)
+            order.append((number, lease.generation))
+            time.sleep(0.05)
+            inside.release()
+
+    threads = [threading.Thread(target=hold, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(number for number, _ in order) == [0, 1, 2, 3]
+    assert {one.process for one in told} - {""} == {this_process()}
+    if not isinstance(place, Folder):
+        assert [generation for _, generation in order] == [1, 2, 3, 4]
+        assert parts(place) == ["000004", "000004.end"], "earlier generations are gone"
+
+
+def test_an_error_inside_gives_it_up(place):
+    with pytest.raises(LockHeld, match="of another thing"), exclusive(place, NAME, pace=QUICK):
+        raise LockHeld("of another thing")
+    assert holder(place, NAME) is None
+
+
+def test_a_dead_holder_is_followed_after_its_silence(place):
+    process = builders.start(place, "", hold=NAME)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(LockHeld), exclusive(place, NAME, wait=False, pace=QUICK):
+        pass
+    process.kill()
+    process.communicate()
+    before = time.monotonic()
+    with exclusive(place, NAME, wait=False, pace=QUICK) as lease:
+        assert lease.generation in (0, 2)
+        if lease.generation:
+            assert time.monotonic() - before >= QUICK.ttl
+
+
+def test_a_stopped_holder_that_wakes_up_is_told(bucket):
+    process = builders.start(bucket, "", hold=NAME)
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGSTOP)
+    with exclusive(bucket, NAME, pace=QUICK) as lease:
+        process.send_signal(signal.SIGCONT)
+        said, errors = process.communicate("check\n", timeout=60)
+        assert said.startswith(f"Overtaken {bucket.uri}/{NAME}: this process was silent for too long"), errors
+        assert f"and process {this_process()} on {socket.gethostname()} took over" in said
+        lease.check()
+        assert lease.generation == 2
+    lease.check()
+
+
+def test_a_holder_that_works_for_long_is_not_overtaken(bucket):
+    with exclusive(bucket, NAME, pace=QUICK) as lease:
+        with pytest.raises(LockHeld), exclusive(bucket, NAME, wait=False, pace=QUICK):
+            pass
+        time.sleep(1.5 * QUICK.ttl)
+        with pytest.raises(LockHeld), exclusive(bucket, NAME, wait=False, pace=QUICK):
+            pass
+        lease.check()
+
+
+class Stale:
+    """A place as it was seen before others came: the first look finds nothing."""
+
+    def __init__(self, place):
+        self.place, self.seen = place, 0
+
+    def __getattr__(self, name):
+        return getattr(self.place, name)
+
+    def names(self, folder):
+        self.seen += 1
+        return self.place.names(folder) if self.seen > 2 else iter(())
+
+
+def test_an_earlier_generation_that_is_taken_once_more_holds_nothing(bucket):
+    """As by one who saw the lease free, slept, and woke up when the records of those before had been removed."""
+    for _ in range(2):
+        with exclusive(bucket, NAME, pace=QUICK):
+            pass
+    with exclusive(bucket, NAME, pace=QUICK) as lease:
+        with pytest.raises(LockHeld), exclusive(Stale(bucket), NAME, wait=False, pace=QUICK):
+            pass
+        assert "000001" in parts(bucket), "it was created"
+        lease.check()
+        with pytest.raises(Overtaken):
+            Lease(bucket, NAME, 1).check()
+
+
+def test_a_damaged_record_still_holds(place):
+    with exclusive(place, NAME, pace=QUICK):
+        if isinstance(place, Folder):
+            place.path(NAME).write_bytes(b"[")
+        else:
+            place.write(f"{NAME}/000001", b"[")
+        assert holder(place, NAME) == Holder("", "", "", 0.0)
+        with pytest.raises(LockHeld, match="is held by another process"), exclusive(place, NAME, False, pace=QUICK):
+            pass

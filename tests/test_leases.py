@@ -12,7 +12,7 @@ from helpers.builders import QUICK
 from moe_core.errors import LockHeld, Overtaken
 from moe_core.processes import this_process
 from moe_core.store.blobs import Folder
-from moe_core.store.leases import Holder, Lease, exclusive, holder
+from moe_core.store.leases import Holder, Lease, Pace, exclusive, holder
 
 NAME = "expert/e000/.lease-v1"
 
@@ -107,14 +107,17 @@ def test_a_stopped_holder_that_wakes_up_is_told(bucket):
     lease.check()
 
 
+@pytest.mark.soak
 def test_a_holder_that_works_for_long_is_not_overtaken(bucket):
-    with exclusive(bucket, NAME, pace=QUICK) as lease:
-        with pytest.raises(LockHeld), exclusive(bucket, NAME, wait=False, pace=QUICK):
-            pass
-        time.sleep(1.5 * QUICK.ttl)
-        with pytest.raises(LockHeld), exclusive(bucket, NAME, wait=False, pace=QUICK):
-            pass
+    """For longer than SeaweedFS now and then waits for itself, some 5 seconds."""
+    pace = Pace(beat=0.5, ttl=10, wait=0.5)
+    with exclusive(bucket, NAME, pace=pace) as lease:
+        for _ in range(3):
+            with pytest.raises(LockHeld), exclusive(bucket, NAME, wait=False, pace=pace):
+                pass
+            time.sleep(pace.ttl / 2)
         lease.check()
+        assert lease.generation == 1
 
 
 class Stale:

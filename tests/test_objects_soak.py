@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import defaultdict
 
 import pytest
 
@@ -10,7 +11,7 @@ from helpers.builders import CONTINUE, STOP, is_right, spec, start
 from helpers.flaky import flaky
 from moe_core.store.objects import Objects
 
-KEYS = ("e000", "e001", "e002")
+ROUNDS, KEYS = 5, 3
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +24,13 @@ def server(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("with_lease", [True, False])
 def test_whatever_happens_each_has_one_right_result(seed, with_lease, server, tmp_path):
-    draw, bucket, attempts = random.Random(seed), server.place(tmp_path), {key: set() for key in KEYS}
+    draw, bucket, attempts = random.Random(seed), server.place(tmp_path), defaultdict(set)
     with flaky(server.endpoint, seed, share=0.2) as proxy:
-        for number in range(5):
+        for number in range(ROUNDS):
+            keys = [f"e{number}{n}" for n in range(KEYS)]
             processes = [
                 (key, start(bucket, tmp_path / f"{n}", key, endpoint=proxy.endpoint, pause=0.1, with_lease=with_lease))
-                for n, key in enumerate(KEYS * 2)
+                for n, key in enumerate(keys * 2)
             ]
             time.sleep(draw.uniform(0.2, 3))
             for _, process in draw.sample(processes, 3):
@@ -43,16 +45,17 @@ def test_whatever_happens_each_has_one_right_result(seed, with_lease, server, tm
                 last = out.splitlines()[-1:] or [""]
                 if last[0].startswith("made "):
                     attempts[key].add(last[0].split()[1])
-            for key in KEYS:
+            for key in keys:
                 there = Objects(bucket).find(spec(key))
                 assert there is None or is_right(there)
                 assert attempts[key] <= ({there.attempt} if there else set()), "a commit was lost, or there were two"
-    for key in KEYS:
+    every = [f"e{number}{n}" for number in range(ROUNDS) for n in range(KEYS)]
+    for key in every:
         assert is_right(builders.build(bucket, key, tmp_path / "scratch"))
     garbage = Objects(bucket).garbage("expert")
     assert garbage.unfinished == []
     for name in garbage.lost:
         bucket.remove(name)
     names = [entry.name for entry in bucket.names("expert") if "/.lease-" not in entry.name]
-    assert len(names) == 3 * len(KEYS)
+    assert len(names) == 3 * len(every)
     print(proxy.counts)

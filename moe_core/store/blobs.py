@@ -35,6 +35,9 @@ class Blobs(Protocol):
     def uri(self) -> str:
         """Where it lies, as messages name it."""
 
+    def with_patience(self, seconds: float) -> "Blobs":
+        """The same place, whose requests end after so long, in error where there was no answer."""
+
     def read(self, name: str) -> bytes | None:
         """All bytes of a blob; None where there is none."""
 
@@ -86,6 +89,9 @@ class Folder:
         assert name.strip("/") == name != "", name
         assert ".." not in name.split("/"), name
         return self.root / name
+
+    def with_patience(self, seconds: float) -> "Folder":
+        return self
 
     def read(self, name: str) -> bytes | None:
         try:

@@ -41,6 +41,8 @@ REFUSED = ("status code: 401", "status code: 403", "AccessDenied", "ExpiredToken
 BEYOND = ("InvalidRange", "status code: 416")
 NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "MissingCredential")
 
+_used_in: list[int] = []  # the process that has obstore's threads, once for each bucket
+
 
 class Bucket:
     """Blobs under a prefix of a bucket, such as s3://bucket/cats; fetched files lie in `cache`.
@@ -52,8 +54,8 @@ class Bucket:
         self.uri, self.options, self.cache = uri.rstrip("/"), dict(options), cache
         self.patience = patience
         self._endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
-        self._process = os.getpid()
         self._obstore = import_obstore()
+        _used_in.append(os.getpid())
         self._store = self._open(options)
 
     def _open(self, options: Mapping[str, str]) -> Any:
@@ -66,8 +68,8 @@ class Bucket:
                 config=dict(options),
                 client_options={
                     "allow_http": self._endpoint.startswith("http://"),
-                    "timeout": timedelta(seconds=REQUEST_SECONDS),
-                    "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+                    "timeout": timedelta(seconds=min(REQUEST_SECONDS, self.patience)),
+                    "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, self.patience)),
                 },
                 retry_config={
                     "max_retries": RETRIES,
@@ -77,6 +79,9 @@ class Bucket:
             )
         except (self._obstore.exceptions.BaseError, ValueError) as error:
             raise BadSetting(f"{self.uri} cannot be opened ({_reason(error)}): see [store] in study.toml") from None
+
+    def with_patience(self, seconds: float) -> "Bucket":
+        return Bucket(self.uri, self.options, self.cache, seconds)
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -165,7 +170,7 @@ class Bucket:
 
         Raises FileNotFoundError, BadSetting and StorageFailed.
         """
-        assert os.getpid() == self._process, "a forked process cannot use obstore"
+        assert os.getpid() == _used_in[0], "obstore was used before this process was forked: it would hang"
         deadline, pause = time.monotonic() + self.patience, 0.2
         while True:
             try:

@@ -103,15 +103,16 @@ def exclusive(
         return
     lease = Lease(place, name, _take(place, name, wait, holder, on_wait, pace))
     ended = threading.Event()
-    beats = threading.Thread(target=_beat, args=(lease, ended, pace.beat), daemon=True)
+    quick = Lease(place.with_patience(pace.beat), name, lease.generation)  # no beat waits for the one before
+    beats = threading.Thread(target=_beat, args=(quick, ended, pace.beat), daemon=True)
     beats.start()
     try:
         failpoint("lease.taken", name)
         yield lease
     finally:
         ended.set()
-        beats.join(pace.beat)  # one that is late does no harm
-        _give_up(lease)
+        beats.join()
+        _give_up(quick)
 
 
 def holder(place: Blobs, name: str) -> Holder | None:
@@ -151,7 +152,7 @@ def _take(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Callable[[H
     record = json.dumps({**asdict(who), "attempt": uuid.uuid4().hex}).encode()
     seen, since, reported = _look(place, name), time.monotonic(), 0
     while True:
-        state, now = _look(place, name), time.monotonic()
+        now, state = time.monotonic(), _look(place, name)  # in this order: this process may be stopped, too
         if state.is_free or (state == seen and now - since > pace.ttl):
             mine = state.generation + 1
             # What was removed meanwhile could be created a second time: the highest one counts.
@@ -161,7 +162,7 @@ def _take(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Callable[[H
         if not wait and state != seen:
             raise _is_held(place, name, _holder_in(place.read(_record(name, state.generation))))
         if state != seen:
-            seen, since = state, now
+            seen, since = state, time.monotonic()
         if wait and state.generation != reported:
             reported = state.generation
             on_wait(_holder_in(place.read(_record(name, state.generation))))

@@ -38,10 +38,10 @@ class Server:
         """As place_of takes them."""
         return {"endpoint": endpoint or self.endpoint, "access_key_id": key, "secret_access_key": secret}
 
-    def place(self, folder, uri="", **more):
+    def place(self, folder, uri="", patience=PATIENCE, **more):
         """A place of its own in the bucket, whose cache lies in a folder."""
         uri = uri or f"s3://{BUCKET}/{uuid.uuid4().hex}"
-        return place_of(uri, self.options(**more), Cache(folder / "cache"), PATIENCE)
+        return place_of(uri, self.options(**more), Cache(folder / "cache"), patience)
 
 
 @contextmanager

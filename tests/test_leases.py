@@ -4,6 +4,8 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,9 +14,15 @@ from helpers.builders import QUICK
 from moe_core.errors import LockHeld, Overtaken
 from moe_core.processes import this_process
 from moe_core.store.blobs import Folder
-from moe_core.store.leases import Holder, Lease, Pace, exclusive, holder
+from moe_core.store.leases import Holder, Lease, Pace, exclusive, holder, shared
 
 NAME = "expert/e000/.lease-v1"
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    yield
+    builders.end_all()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +129,7 @@ def test_a_holder_that_works_for_long_is_not_overtaken(bucket):
 
 
 class Stale:
-    """A place as it was seen before others came: the first look finds nothing."""
+    """A place as it was seen before others came: the first looks find nothing."""
 
     def __init__(self, place):
         self.place, self.seen = place, 0
@@ -131,7 +139,7 @@ class Stale:
 
     def names(self, folder):
         self.seen += 1
-        return self.place.names(folder) if self.seen > 2 else iter(())
+        return self.place.names(folder) if self.seen > 3 else iter(())
 
 
 def test_an_earlier_generation_that_is_taken_once_more_holds_nothing(bucket):
@@ -145,7 +153,7 @@ def test_an_earlier_generation_that_is_taken_once_more_holds_nothing(bucket):
         assert "000001" in parts(bucket), "it was created"
         lease.check()
         with pytest.raises(Overtaken):
-            Lease(bucket, NAME, 1).check()
+            Lease(bucket, NAME, f"{NAME}/000001", 1).check()
 
 
 def test_a_damaged_record_still_holds(place):
@@ -157,3 +165,51 @@ def test_a_damaged_record_still_holds(place):
         assert holder(place, NAME) == Holder("", "", "", 0.0)
         with pytest.raises(LockHeld, match="is held by another process"), exclusive(place, NAME, False, pace=QUICK):
             pass
+
+
+# Shared by some, or alone
+
+
+def test_many_share_it_and_nobody_has_it_alone_meanwhile(place):
+    with shared(place, NAME, pace=QUICK) as one, shared(place, NAME, pace=QUICK) as other:
+        one.check()
+        other.check()
+        with pytest.raises(LockHeld, match="is held by"), exclusive(place, NAME, wait=False, pace=QUICK):
+            pass
+        one.check()
+    with exclusive(place, NAME, wait=False, pace=QUICK) as alone:
+        alone.check()
+
+
+def test_who_wants_it_alone_waits_for_all_who_share_it_and_they_for_him(place):
+    inside = Counter()
+
+    def hold(how):
+        with (shared if how == "with" else exclusive)(place, NAME, pace=QUICK) as lease:
+            inside[how] += 1
+            for _ in range(5):
+                assert inside["alone"] == (how == "alone")
+                assert not (inside["alone"] and inside["with"])
+                time.sleep(0.02)
+            lease.check()
+            inside[how] -= 1
+
+    with ThreadPoolExecutor(6) as threads:
+        assert len([*threads.map(hold, ["with", "alone"] * 3)]) == 6
+    if not isinstance(place, Folder):
+        assert not [part for part in parts(place) if part.startswith("with/")]
+
+
+def test_one_who_shared_it_and_died_is_not_waited_for_and_one_who_wakes_up_is_told(bucket):
+    dead, stopped = (builders.start(bucket, "", share=NAME) for _ in range(2))
+    assert (dead.stdout.readline(), stopped.stdout.readline()) == ("held\n", "held\n")
+    dead.kill()
+    dead.communicate()
+    stopped.send_signal(signal.SIGSTOP)
+    before = time.monotonic()
+    with exclusive(bucket, NAME, pace=QUICK):
+        assert time.monotonic() - before >= QUICK.ttl
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.communicate("check\n", timeout=60)[0].startswith("Overtaken")
+    with exclusive(bucket, NAME, wait=False, pace=QUICK):
+        pass

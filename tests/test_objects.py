@@ -10,13 +10,14 @@ from helpers import builders, seaweed
 from helpers.builders import STEPS, is_right, said, spec, start, state_at, together
 from helpers.flaky import flaky
 from moe_core import failpoints
-from moe_core.errors import CorruptArtifact, Overtaken
+from moe_core.errors import CorruptArtifact, LockHeld, Overtaken
 from moe_core.store import leases, objects
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.blobs import Folder
 from moe_core.store.objects import Objects
 
 POINTS = {  # of a commit, and the step from which the next builder resumes; None where there is an artifact
+    "lease.shared": 0,
     "lease.taken": 0,
     "artifact.begun": 0,
     "work.checked 3": 2,
@@ -27,6 +28,12 @@ POINTS = {  # of a commit, and the step from which the next builder resumes; Non
     "artifact.manifest": STEPS,
     "artifact.committed": None,
 }
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    yield
+    builders.end_all()
 
 
 @pytest.fixture(scope="module")
@@ -256,8 +263,11 @@ def test_garbage_is_what_nobody_builds_and_no_artifact_names(place, tmp_path):
     with store.building(spec(), pace=builders.QUICK):
         assert store.builder(spec()) is not None
         assert store.garbage("expert").lost == [], "one may be replacing it"
-    for name in lost:
-        place.remove(name)
+        with pytest.raises(LockHeld), store.deleting(wait=False, pace=builders.QUICK):
+            pass
+    with store.deleting(wait=False, pace=builders.QUICK):
+        for name in lost:
+            place.remove(name)
     assert is_right(store.find(spec()))
 
 

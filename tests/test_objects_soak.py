@@ -14,6 +14,12 @@ from moe_core.store.objects import Objects
 ROUNDS, KEYS = 5, 3
 
 
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    yield
+    builders.end_all()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:

@@ -1,16 +1,19 @@
-"""Who builds what right now, among machines: exclusive leases that a dead holder loses.
+"""Who builds what right now, among machines: leases that a dead holder loses.
 
 On an object store a lease is made of generations, each taken by a put-if-absent:
 
-    <name>/000007           who holds it: taken once, by one
+    <name>/000007           who holds it alone: taken once, by one
     <name>/000007.beat      overwritten every BEAT seconds while it is held
     <name>/000007.end       it was given up
+    <name>/with/<id>        one of those who share it, with a beat of its own
 
 The highest generation holds the lease. It may be followed by the next one when it was given up, or when its beat did
 not change for TTL seconds by the clock of the process that waits: no clocks of two machines are compared. A holder that
 was stopped for longer finds a higher generation when it wakes up. It may write until it asks `check`, so a lease saves
-work, and what decides is the put-if-absent of a result. In a folder a lease is a lock of the file `name`, which ends
-with its process.
+work, and what decides is the put-if-absent of a result. A process that shares a lease, and one that wants it alone,
+both write first and look then, so that one of them sees the other.
+
+In a folder a lease is a lock of the file `name`, which ends with its process.
 """
 
 import json
@@ -19,9 +22,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from moe_core.errors import HardmoeError, LockHeld, Overtaken
 from moe_core.failpoints import failpoint
@@ -65,21 +68,30 @@ NOBODY = Holder("", "", "", 0.0)  # a record that cannot be read
 
 @dataclass
 class Lease:
-    """What `exclusive` gives: held until its block ends. `generation` counts the holders, from 1; 0 in a folder."""
+    """What is held until its block ends. `generation` counts those who held it alone, from 1; 0 in a folder."""
 
     place: Blobs
     name: str
-    generation: int
+    record: str  # own one
+    generation: int = 0
 
     def check(self) -> None:
         """Raises Overtaken where another process has the lease. To be asked before anything of worth is written."""
-        if self.generation:
-            latest = _look(self.place, self.name).generation
-            if latest != self.generation:
-                raise Overtaken(
-                    f"{self.place.uri}/{self.name}: this process was silent for too long (stopped, or cut off from the "
-                    f"store), and {_words(holder(self.place, self.name))} took over: it continues there"
-                )
+        if isinstance(self.place, Folder):
+            return
+        state = _look(self.place, self.name)
+        if not (state.generation == self.generation or self.record in state.sharing):
+            raise Overtaken(
+                f"{self.place.uri}/{self.name}: this process was silent for too long (stopped, or cut off from the "
+                f"store), and {_words(holder(self.place, self.name))} took over: it continues there"
+            )
+
+
+Told = Callable[[Holder], None]
+
+
+def nobody_is_told(holder: Holder) -> None:
+    """Does nothing with the process that is waited for."""
 
 
 @contextmanager
@@ -88,31 +100,93 @@ def exclusive(
     name: str,
     wait: bool = True,
     who: Holder | None = None,
-    on_wait: Callable[[Holder], None] = lambda holder: None,
+    on_wait: Told = nobody_is_told,
     pace: Pace = PACE,
 ) -> Iterator[Lease]:
-    """Holds a lease alone; waits while another process does, and calls `on_wait` once for each such process.
+    """Holds a lease alone; waits while other processes have it, and calls `on_wait` once for each.
 
     Raises LockHeld where it is held and `wait` is False. That takes until the holder's next beat, and where it is
     dead the lease is taken after the time that its silence must last.
     """
-    holder = who or Holder.here()
+    who = who or Holder.here()
     if isinstance(place, Folder):
-        with _in_folder(place, name, wait, holder, on_wait, pace):
-            yield Lease(place, name, 0)
+        with _in_folder(place, name, wait, who, on_wait, pace):
+            yield Lease(place, name, name)
         return
-    lease = Lease(place, name, _take(place, name, wait, holder, on_wait, pace))
-    ended = threading.Event()
-    quick = Lease(place.with_patience(pace.beat), name, lease.generation)  # no beat waits for the one before
-    beats = threading.Thread(target=_beat, args=(quick, ended, pace.beat), daemon=True)
+    watched: dict[str, tuple[str, float]] = {}
+    while True:
+        _await_sharing(place, name, wait, on_wait, pace, watched)
+        with _generation(place, name, wait, who, on_wait, pace) as lease:
+            if _look(place, name).sharing.keys() <= watched.keys():  # nobody came since
+                for record in watched:
+                    place.remove(record)
+                    place.remove(f"{record}.beat")
+                yield lease
+                return
+
+
+@contextmanager
+def shared(
+    place: Blobs, name: str, who: Holder | None = None, on_wait: Told = nobody_is_told, pace: Pace = PACE
+) -> Iterator[Lease]:
+    """Holds a lease together with others; waits while a process holds it alone."""
+    if isinstance(place, Folder):
+        with locks.shared(place.path(name)):
+            failpoint("lease.shared", name)
+            yield Lease(place, name, name)
+        return
+    who = who or Holder.here()
+    lease = Lease(place, name, f"{name}/with/{uuid.uuid4().hex}", -1)
+    record = _record_of(who)
+    place.create(lease.record, record)
+    try:
+        if not _look(place, name).is_free:
+            place.remove(lease.record)
+            with _generation(place, name, True, who, on_wait, pace):
+                place.create(lease.record, record)
+        with _beating(lease, pace):
+            failpoint("lease.shared", name)
+            yield lease
+    finally:
+        quick = place.with_patience(pace.beat)
+        with suppress(HardmoeError):
+            quick.remove(lease.record)
+            quick.remove(f"{lease.record}.beat")
+
+
+@contextmanager
+def _generation(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Told, pace: Pace) -> Iterator[Lease]:
+    """Holds the highest generation."""
+    number = _take(place, name, wait, who, on_wait, pace)
+    lease = Lease(place, name, _numbered(name, number), number)
+    try:
+        with _beating(lease, pace):
+            failpoint("lease.taken", name)
+            yield lease
+    finally:
+        _give_up(lease, pace)
+
+
+@contextmanager
+def _beating(lease: Lease, pace: Pace) -> Iterator[None]:
+    """Others see meanwhile that this process lives. No beat waits for long for the one before."""
+    ended, quick = threading.Event(), lease.place.with_patience(pace.beat)
+
+    def beat() -> None:
+        count = 0
+        while not ended.is_set():
+            count += 1
+            with suppress(HardmoeError):  # unreachable for a while: the next beat may get there in time
+                quick.write(f"{lease.record}.beat", b"%d" % count)
+            ended.wait(pace.beat)
+
+    beats = threading.Thread(target=beat, daemon=True)
     beats.start()
     try:
-        failpoint("lease.taken", name)
-        yield lease
+        yield
     finally:
         ended.set()
         beats.join()
-        _give_up(quick)
 
 
 def holder(place: Blobs, name: str) -> Holder | None:
@@ -126,7 +200,7 @@ def holder(place: Blobs, name: str) -> Holder | None:
         except LockHeld:
             return _holder_in(place.read(name))
     state = _look(place, name)
-    return None if state.is_free else _holder_in(place.read(_record(name, state.generation)))
+    return None if state.is_free else _holder_in(place.read(_numbered(name, state.generation)))
 
 
 @dataclass(frozen=True)
@@ -136,60 +210,86 @@ class _State:
     generation: int  # 0 where nobody ever held it
     is_free: bool
     beat: str  # changes with every beat
+    sharing: Mapping[str, str] = field(compare=False)  # records of those who share it, and their beats
 
 
 def _look(place: Blobs, name: str) -> _State:
     tags = {entry.name.removeprefix(f"{name}/"): entry.tag for entry in place.names(name)}
-    generations = [int(part) for part in tags if part.isdigit()]
-    if not generations:
-        return _State(0, True, "")
-    latest = max(generations)
-    return _State(latest, f"{latest:06d}.end" in tags, tags.get(f"{latest:06d}.beat", ""))
+    sharing = [part for part in tags if part.startswith("with/") and not part.endswith(".beat")]
+    latest = max((int(part) for part in tags if part.isdigit()), default=0)
+    return _State(
+        latest,
+        not latest or f"{latest:06d}.end" in tags,
+        tags.get(f"{latest:06d}.beat", ""),
+        {f"{name}/{part}": tags.get(f"{part}.beat", "") for part in sharing},
+    )
 
 
-def _take(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Callable[[Holder], None], pace: Pace) -> int:
+def _take(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Told, pace: Pace) -> int:
     """Takes the next generation as soon as it may be taken; returns it."""
-    record = json.dumps({**asdict(who), "attempt": uuid.uuid4().hex}).encode()
+    record = _record_of(who)
     seen, since, reported = _look(place, name), time.monotonic(), 0
     while True:
         now, state = time.monotonic(), _look(place, name)  # in this order: this process may be stopped, too
         if state.is_free or (state == seen and now - since > pace.ttl):
             mine = state.generation + 1
             # What was removed meanwhile could be created a second time: the highest one counts.
-            if place.create(_record(name, mine), record) and _look(place, name).generation == mine:
+            if place.create(_numbered(name, mine), record) and _look(place, name).generation == mine:
                 return mine
             continue
         if not wait and state != seen:
-            raise _is_held(place, name, _holder_in(place.read(_record(name, state.generation))))
+            raise _is_held(place, name, _holder_in(place.read(_numbered(name, state.generation))))
         if state != seen:
             seen, since = state, time.monotonic()
         if wait and state.generation != reported:
             reported = state.generation
-            on_wait(_holder_in(place.read(_record(name, state.generation))))
-        time.sleep(pace.wait * random.uniform(0.5, 1))
+            on_wait(_holder_in(place.read(_numbered(name, state.generation))))
+        _pause(pace)
 
 
-def _beat(lease: Lease, ended: threading.Event, seconds: float) -> None:
-    count = 0
-    while not ended.is_set():
-        count += 1
-        with suppress(HardmoeError):  # unreachable for a while: the next beat may get there in time
-            lease.place.write(f"{_record(lease.name, lease.generation)}.beat", b"%d" % count)
-        ended.wait(seconds)
+def _await_sharing(
+    place: Blobs, name: str, wait: bool, on_wait: Told, pace: Pace, watched: dict[str, tuple[str, float]]
+) -> None:
+    """Returns when those who share a lease are gone or dead. `watched` has the dead then: beat, and since when."""
+    reported: set[str] = set()
+    while True:
+        now, sharing = time.monotonic(), _look(place, name).sharing
+        for record in watched.keys() - sharing.keys():
+            del watched[record]
+        for record, beat in sharing.items():
+            if not wait and record in watched and watched[record][0] != beat:
+                raise _is_held(place, name, _holder_in(place.read(record)))
+            if record not in watched or watched[record][0] != beat:
+                watched[record] = beat, time.monotonic()
+        if all(now - since > pace.ttl for _, since in watched.values()):
+            return
+        for record in sharing.keys() - reported if wait else ():
+            reported.add(record)
+            on_wait(_holder_in(place.read(record)))
+        _pause(pace)
 
 
-def _give_up(lease: Lease) -> None:
+def _give_up(lease: Lease, pace: Pace) -> None:
     """Lets others take the lease at once, and removes the generations before; without this they wait for TTL."""
-    own = _record(lease.name, lease.generation)
+    place = lease.place.with_patience(pace.beat)
     with suppress(HardmoeError):
-        lease.place.write(f"{own}.end", b"")
-        for entry in lease.place.names(lease.name):
-            if entry.name < own or entry.name == f"{own}.beat":
-                lease.place.remove(entry.name)
+        place.write(f"{lease.record}.end", b"")
+        for entry in place.names(lease.name):
+            if entry.name < lease.record or entry.name == f"{lease.record}.beat":
+                place.remove(entry.name)
 
 
-def _record(name: str, generation: int) -> str:
+def _pause(pace: Pace) -> None:
+    time.sleep(pace.wait * random.uniform(0.5, 1))
+
+
+def _numbered(name: str, generation: int) -> str:
     return f"{name}/{generation:06d}"
+
+
+def _record_of(who: Holder) -> bytes:
+    """Told from that of another attempt of the same process."""
+    return json.dumps({**asdict(who), "attempt": uuid.uuid4().hex}).encode()
 
 
 def _holder_in(record: bytes | None) -> Holder:
@@ -206,9 +306,7 @@ def _words(who: Holder | None) -> str:
 
 
 @contextmanager
-def _in_folder(
-    place: Folder, name: str, wait: bool, who: Holder, on_wait: Callable[[Holder], None], pace: Pace
-) -> Iterator[None]:
+def _in_folder(place: Folder, name: str, wait: bool, who: Holder, on_wait: Told, pace: Pace) -> Iterator[None]:
     path = place.path(name)
     reported: Holder | None = None
     with ExitStack() as held:

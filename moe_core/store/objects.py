@@ -25,10 +25,11 @@ from moe_core.store.blobs import Blobs
 from moe_core.store.files import dead_parts, errors_with_path, hidden_name
 from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, WORK, Layout
-from moe_core.store.leases import PACE, Holder, Lease, Pace, exclusive, holder
+from moe_core.store.leases import PACE, Holder, Lease, Pace, Told, exclusive, holder, nobody_is_told, shared
 
 ATTEMPT, LEASE = "at-", ".lease-"  # before an attempt and a version
 NAMES = Layout(Path())  # of blobs: relative to the place
+IN_USE = NAMES.in_use.as_posix()  # shared by all who build, alone for who deletes
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,35 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class Building:
+    """That this process builds an artifact, and that nobody deletes meanwhile."""
+
+    alone: Lease  # of the artifact
+    in_use: Lease  # of the place, with all who build
+
+    @property
+    def generation(self) -> int:
+        """Which builder of the artifact it is, from 1; 0 in a folder."""
+        return self.alone.generation
+
+    def check(self) -> None:
+        """Raises Overtaken where another process builds it now, or took this one for dead and deleted."""
+        self.alone.check()
+        self.in_use.check()
+
+
+@dataclass(frozen=True)
 class Garbage:
     """Folders that no artifact names, where nobody builds."""
 
     lost: list[str]  # of attempts and checkpoints beside a committed artifact: nobody will ever want them
-    unfinished: list[str]  # of attempts of versions without one: a builder that was stopped may wake up and commit
+    unfinished: list[str]  # of attempts of versions without one
 
 
 class Work:
     """Checkpoints of an unfinished artifact: the next builder resumes from the newest, on any machine."""
 
-    def __init__(self, place: Blobs, folder: str, lease: Lease) -> None:
+    def __init__(self, place: Blobs, folder: str, lease: Building) -> None:
         self.place, self.folder, self.lease = place, folder, lease
 
     def save(self, step: int, file: Path) -> None:
@@ -139,26 +158,34 @@ class Objects:
         """Partition keys of an asset, of unfinished artifacts too."""
         return sorted({key for key, _ in self._parts(asset) if key is not None})
 
+    @contextmanager
     def building(
-        self,
-        spec: Spec,
-        on_wait: Callable[[Holder], None] = lambda holder: None,
-        who: Holder | None = None,
-        pace: Pace = PACE,
+        self, spec: Spec, on_wait: Told = nobody_is_told, who: Holder | None = None, pace: Pace = PACE
+    ) -> Iterator[Building]:
+        """Keeps others from building this artifact and from deleting any; waits while another process builds it.
+
+        Look for the artifact again inside the block: the other process may have built it.
+        """
+        alone = exclusive(self.place, _lease(spec), True, who, on_wait, pace)
+        with shared(self.place, IN_USE, who, on_wait, pace) as in_use, alone as lease:
+            yield Building(lease, in_use)
+
+    def deleting(
+        self, wait: bool = True, who: Holder | None = None, pace: Pace = PACE
     ) -> AbstractContextManager[Lease]:
-        """Keeps others from building this artifact; waits while another process does. Look for it again inside."""
-        return exclusive(self.place, _lease(spec.asset, spec.key, spec.version), True, who, on_wait, pace)
+        """Keeps all others from building. Raises LockHeld where something is being built and `wait` is False."""
+        return exclusive(self.place, IN_USE, wait, who, pace=pace)
 
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now; None where nobody does."""
-        return holder(self.place, _lease(spec.asset, spec.key, spec.version))
+        return holder(self.place, _lease(spec))
 
-    def work(self, spec: Spec, lease: Lease) -> Work:
+    def work(self, spec: Spec, lease: Building) -> Work:
         """Checkpoints of an artifact that is being built."""
         return Work(self.place, _work(spec.asset, spec.key, spec.version), lease)
 
     def make(
-        self, spec: Spec, write: Callable[[Path], StageOutput], lease: Lease | None = None, replace: bool = False
+        self, spec: Spec, write: Callable[[Path], StageOutput], lease: Building | None = None, replace: bool = False
     ) -> Committed:
         """Calls `write(folder)` with a local folder and commits what it wrote; returns what was committed first.
 
@@ -209,11 +236,12 @@ class Objects:
     def garbage(self, asset: str) -> Garbage:
         """What interrupted builds of an asset left, for its sweeper; nothing of what somebody builds now.
 
-        Remove what is unfinished only where no process can be left that was stopped while it built.
+        Remove it inside `deleting`. A builder that is stopped between its last check and its commit, for longer than
+        that takes, may still commit what is unfinished; its files are then reported missing.
         """
         lost, unfinished = [], []
         for (key, version), parts in self._parts(asset).items():
-            if holder(self.place, _lease(asset, key, version)):
+            if holder(self.place, _lease_of(asset, key, version)):
                 continue
             there = self.get(asset, key, version) if MANIFEST in parts else None
             base = _artifact(asset, key, version)
@@ -290,5 +318,9 @@ def _work(asset: str, key: str | None, version: str) -> str:
     return NAMES.work(asset, key, version).as_posix()
 
 
-def _lease(asset: str, key: str | None, version: str) -> str:
+def _lease(spec: Spec) -> str:
+    return _lease_of(spec.asset, spec.key, spec.version)
+
+
+def _lease_of(asset: str, key: str | None, version: str) -> str:
     return (NAMES.partition(asset, key) / f"{LEASE}{version}").as_posix()

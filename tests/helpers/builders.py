@@ -11,11 +11,12 @@ from pathlib import Path
 from moe_core.errors import HardmoeError
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.cache import Cache
-from moe_core.store.leases import Pace, exclusive
+from moe_core.store.leases import Pace, exclusive, shared
 from moe_core.store.objects import Objects
 from moe_core.store.places import place_of
 
 STEPS = 6
+started = []  # processes
 STOP, CONTINUE = signal.SIGSTOP, signal.SIGCONT
 QUICK = Pace(beat=0.2, ttl=2, wait=0.2)  # seconds
 TESTS = Path(__file__).parents[1]
@@ -80,7 +81,16 @@ def start(place, cache, key="e000", fault="", endpoint="", **more):
     command = [sys.executable, "-W", "error", "-m", "helpers.builders", json.dumps(order)]
     environment = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin", "HARDMOE_FAULT": fault}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, cwd=TESTS, text=True, **pipes)
+    started.append(subprocess.Popen(command, env=environment, cwd=TESTS, text=True, **pipes))
+    return started[-1]
+
+
+def end_all():
+    """Ends what a test that failed left."""
+    for process in started:
+        process.kill()
+        process.communicate()
+    started.clear()
 
 
 def together(processes):
@@ -108,8 +118,8 @@ def main():
         told("ready")
         sys.stdin.readline()
     try:
-        if name := order.get("hold"):
-            with exclusive(place, name, pace=QUICK) as lease:
+        if name := order.get("hold") or order.get("share"):
+            with (exclusive if order.get("hold") else shared)(place, name, pace=QUICK) as lease:
                 told("held")
                 sys.stdin.readline()
                 lease.check()

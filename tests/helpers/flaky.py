@@ -5,7 +5,7 @@ import random
 import re
 import threading
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -24,7 +24,7 @@ class Flaky:
     counts: Counter = field(default_factory=Counter)  # refused, cut, passed
 
     async def serve(self, reader, writer):
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError), closing(writer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
@@ -40,21 +40,15 @@ class Flaky:
                 writer.write(answer[: len(answer) // 2] if draw < self.share else answer)
                 await writer.drain()
                 break
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
 
     async def ask(self, head, body):
         address = urlsplit(self.upstream)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         head = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", head)
-        writer.write(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
-        await writer.drain()
-        answer = await reader.read()
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
-        return answer
+        with closing(writer):
+            writer.write(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
+            await writer.drain()
+            return await reader.read()
 
 
 @contextmanager
@@ -67,14 +61,18 @@ def flaky(upstream, seed=0, share=0.2):
             proxy.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             ready.set()
             await stop.wait()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # sockets are closed in the next round
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
     ready.wait(10)
-    yield proxy
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

@@ -116,6 +116,15 @@ def test_an_artifact_stays_until_it_is_replaced(place):
     assert store.find(spec()) == new
 
 
+def test_an_artifact_with_a_damaged_manifest_is_replaced(place):
+    store, old = Objects(place), builders.build(place)
+    place.write(f"expert/e000/{old.version}/artifact.json", b"[")
+    assert store.garbage("expert").lost == [], "nobody knows what it names"
+    made = store.make(spec(), lambda folder: builders.filled(folder, b"new"), replace=True)
+    assert store.find(spec()) == made
+    assert store.garbage("expert").lost == [old.base]
+
+
 @pytest.mark.parametrize("name", ["artifact.json", "inner/weights.bin"])
 def test_a_flipped_byte_is_refused(name, place):
     made = builders.build(place)
@@ -262,7 +271,6 @@ def test_garbage_is_what_nobody_builds_and_no_artifact_names(place, tmp_path):
     assert (garbage.lost, garbage.unfinished) == (lost, ["expert/e001/v2/at-dead"])
     with store.building(spec(), pace=builders.QUICK):
         assert store.builder(spec()) is not None
-        assert store.garbage("expert").lost == [], "one may be replacing it"
         with pytest.raises(LockHeld), store.deleting(wait=False, pace=builders.QUICK):
             pass
     with store.deleting(wait=False, pace=builders.QUICK):

@@ -41,7 +41,7 @@ REFUSED = ("status code: 401", "status code: 403", "AccessDenied", "ExpiredToken
 BEYOND = ("InvalidRange", "status code: 416")
 NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "MissingCredential")
 
-_used_in: list[int] = []  # the process that has obstore's threads, once for each bucket
+_used_in: list[int] = []  # the process that has obstore's threads
 
 
 class Bucket:
@@ -55,7 +55,8 @@ class Bucket:
         self.patience = patience
         self._endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
         self._obstore = import_obstore()
-        _used_in.append(os.getpid())
+        if not _used_in:
+            _used_in.append(os.getpid())
         self._store = self._open(options)
 
     def _open(self, options: Mapping[str, str]) -> Any:

@@ -33,6 +33,7 @@ from moe_core.store import locks
 from moe_core.store.blobs import Blobs, Folder
 
 BEAT, TTL = 10.0, 60.0  # seconds; a store that is slow or refuses for a while must not look like a death
+QUICK_SECONDS = 5.0  # a beat that is late by so much is still one
 WAIT_SECONDS = 2.0  # between two looks at a lease that another process holds
 
 
@@ -148,7 +149,7 @@ def shared(
             failpoint("lease.shared", name)
             yield lease
     finally:
-        quick = place.with_patience(pace.beat)
+        quick = _quick(place, pace)
         with suppress(HardmoeError):
             quick.remove(lease.record)
             quick.remove(f"{lease.record}.beat")
@@ -170,7 +171,7 @@ def _generation(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Told,
 @contextmanager
 def _beating(lease: Lease, pace: Pace) -> Iterator[None]:
     """Others see meanwhile that this process lives. No beat waits for long for the one before."""
-    ended, quick = threading.Event(), lease.place.with_patience(pace.beat)
+    ended, quick = threading.Event(), _quick(lease.place, pace)
 
     def beat() -> None:
         count = 0
@@ -271,12 +272,17 @@ def _await_sharing(
 
 def _give_up(lease: Lease, pace: Pace) -> None:
     """Lets others take the lease at once, and removes the generations before; without this they wait for TTL."""
-    place = lease.place.with_patience(pace.beat)
+    place = _quick(lease.place, pace)
     with suppress(HardmoeError):
         place.write(f"{lease.record}.end", b"")
         for entry in place.names(lease.name):
             if entry.name < lease.record or entry.name == f"{lease.record}.beat":
                 place.remove(entry.name)
+
+
+def _quick(place: Blobs, pace: Pace) -> Blobs:
+    """For requests that are not worth a long wait: another follows, or others find out by themselves."""
+    return place.with_patience(max(pace.beat, QUICK_SECONDS))
 
 
 def _pause(pace: Pace) -> None:

@@ -94,7 +94,7 @@ class Building:
 
 @dataclass(frozen=True)
 class Garbage:
-    """Folders that no artifact names, where nobody builds."""
+    """Folders that no artifact names."""
 
     lost: list[str]  # of attempts and checkpoints beside a committed artifact: nobody will ever want them
     unfinished: list[str]  # of attempts of versions without one
@@ -193,7 +193,8 @@ class Objects:
         Overtaken where another process has the lease by then, and what `Blobs` raise: then the artifact may have
         been committed all the same.
         """
-        old = self.find(spec) if replace else None
+        name = _manifest(spec.asset, spec.key, spec.version)
+        old = self.place.read(name) if replace else None  # it may be damaged
         attempt = uuid.uuid4().hex
         base = f"{_artifact(spec.asset, spec.key, spec.version)}/{ATTEMPT}{attempt}"
         with self._local() as folder:
@@ -214,12 +215,15 @@ class Objects:
                 raise
         manifest = json.dumps(with_checksum(_manifest_of(spec, attempt, written, files)), indent=1).encode()
         failpoint("artifact.manifest", spec.name)
-        if old:
-            self.remove(old)
-        is_mine = self.place.create(_manifest(spec.asset, spec.key, spec.version), manifest)
+        if old is not None and self.place.read(name) == old:
+            self.place.remove(name)
+        is_mine = self.place.create(name, manifest)
         failpoint("artifact.committed", spec.name)
         if not is_mine:
             self.place.remove(base)
+        elif old is not None:
+            with suppress(ValueError, TypeError):  # the files of a damaged one are garbage
+                self.place.remove(Committed(self.place, **without_checksum(old)).base)
         self.place.remove(_work(spec.asset, spec.key, spec.version))
         made = self.find(spec)
         assert made is not None
@@ -234,23 +238,23 @@ class Objects:
         self.place.remove(artifact.base)
 
     def garbage(self, asset: str) -> Garbage:
-        """What interrupted builds of an asset left, for its sweeper; nothing of what somebody builds now.
+        """What interrupted builds of an asset left; nothing of versions whose manifest is damaged.
 
-        Remove it inside `deleting`. A builder that is stopped between its last check and its commit, for longer than
-        that takes, may still commit what is unfinished; its files are then reported missing.
+        To be asked, and removed, inside `deleting`: what somebody builds counts, too. A builder that is stopped between
+        its last check and its commit, for longer than all that takes, may still commit what is unfinished; its files
+        are then reported missing.
         """
         lost, unfinished = [], []
         for (key, version), parts in self._parts(asset).items():
-            if holder(self.place, _lease_of(asset, key, version)):
-                continue
-            there = self.get(asset, key, version) if MANIFEST in parts else None
             base = _artifact(asset, key, version)
-            attempts = [part for part in parts if part.startswith(ATTEMPT)]
-            if there is None:
-                unfinished += [f"{base}/{part}" for part in attempts]
-            else:
-                lost += [f"{base}/{part}" for part in attempts if part != f"{ATTEMPT}{there.attempt}"]
-                lost += [_work(asset, key, version)] if WORK in parts else []
+            attempts = {f"{base}/{part}" for part in parts if part.startswith(ATTEMPT)}
+            with suppress(CorruptArtifact):
+                there = self.get(asset, key, version) if MANIFEST in parts else None
+                if there is None:
+                    unfinished += sorted(attempts)
+                else:
+                    lost += sorted(attempts - {there.base})
+                    lost += [_work(asset, key, version)] if WORK in parts else []
         return Garbage(lost, unfinished)
 
     def _parts(self, asset: str) -> dict[tuple[str | None, str], set[str]]:

@@ -1,4 +1,4 @@
-"""An HTTP proxy before a server: refuses some requests with 503, and cuts the answer to some that it passed on."""
+"""An HTTP proxy before a server: refuses some requests with 503 or 409, and cuts the answer to some others."""
 
 import asyncio
 import random
@@ -9,8 +9,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-BODY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-REFUSAL = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+def error(status, code):
+    body = b"<Error><Code>%s</Code><Message>Try again.</Message></Error>" % code
+    return b"HTTP/1.1 %s\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body
+
+
+REFUSAL = error(b"503 Slow Down", b"SlowDown")
+CONFLICT = error(b"409 Conflict", b"ConditionalRequestConflict")  # as S3 answers to one of two that create at once
 
 
 @dataclass
@@ -21,7 +27,7 @@ class Flaky:
     share: float
     seed: int
     endpoint: str = ""
-    counts: Counter = field(default_factory=Counter)  # refused, cut, passed
+    counts: Counter = field(default_factory=Counter)  # refused, conflict, cut, passed
 
     async def serve(self, reader, writer):
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError), closing(writer):
@@ -31,8 +37,9 @@ class Flaky:
                 body = await reader.readexactly(int(length[1]) if length else 0)
                 draw = random.Random(f"{self.seed}:{self.counts.total()}").random()
                 if draw < self.share / 2:
-                    self.counts["refused"] += 1
-                    writer.write(REFUSAL)
+                    is_conflict = draw < self.share / 4 and b"\r\nif-none-match:" in head.lower()
+                    self.counts["conflict" if is_conflict else "refused"] += 1
+                    writer.write(CONFLICT if is_conflict else REFUSAL)
                     await writer.drain()
                     continue
                 self.counts["cut" if draw < self.share else "passed"] += 1

@@ -69,8 +69,8 @@ def serving(folder):
     finally:
         process.kill()
         process.wait()
-        for port in ports.values():  # it would remove its sockets itself, but in its own time
-            for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + 10000}.sock"):
+        for port in [*ports.values(), *(port + 10_000 for port in ports.values())]:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # it puts them there, wherever its data lie
                 left.unlink()
 
 

@@ -21,7 +21,10 @@ CONFLICT = error(b"409 Conflict", b"ConditionalRequestConflict")  # as S3 answer
 
 @dataclass
 class Flaky:
-    """Half of `share` of the requests is refused, half of it is answered to nobody; which ones follows from `seed`."""
+    """Half of `share` of the requests is refused, half of it is answered to nobody; which ones follows from `seed`.
+
+    Of those that create something the first two meet a conflict.
+    """
 
     upstream: str
     share: float
@@ -36,8 +39,9 @@ class Flaky:
                 length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
                 body = await reader.readexactly(int(length[1]) if length else 0)
                 draw = random.Random(f"{self.seed}:{self.counts.total()}").random()
-                if draw < self.share / 2:
-                    is_conflict = draw < self.share / 4 and b"\r\nif-none-match:" in head.lower()
+                is_create = b"\r\nif-none-match:" in head.lower()
+                is_conflict = is_create and (draw < self.share / 4 or self.counts["conflict"] < 2)
+                if is_conflict or draw < self.share / 2:
                     self.counts["conflict" if is_conflict else "refused"] += 1
                     writer.write(CONFLICT if is_conflict else REFUSAL)
                     await writer.drain()

@@ -22,6 +22,8 @@ Shards = Annotated[int, Field(ge=1, le=100_000)]
 Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
 MAX_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
 
+SCHEMES = ("s3://", "gs://", "az://")  # of buckets
+
 
 class Strict(BaseModel):
     """Frozen, and an unknown key is an error rather than a setting that silently does nothing."""
@@ -365,6 +367,37 @@ class Alerts(Strict):
     )
 
 
+class Storage(Strict):
+    """Where artifacts, tables and decisions lie. No result is stale by it, and none moves when it changes."""
+
+    uri: str = Field(
+        "",
+        description="Bucket and prefix of the study's own, such as s3://bucket/cats, gs:// or az://; "
+        "empty: the folder of study.toml. Credentials come from the environment.",
+    )
+    endpoint: str = Field("", description="URL of a server that is not Amazon's, such as http://127.0.0.1:8333.")
+    cache_gib: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        50.0, description="uri: GiB of fetched files that each machine keeps in HARDMOE_CACHE, its local folder."
+    )
+
+    @model_validator(mode="after")  # of the table, so that the error shows no secret
+    def _uri_names_a_bucket_and_no_secret(self) -> "Storage":
+        for name, value in (("uri", self.uri), ("endpoint", self.endpoint)):
+            if re.search("[@?&;#]", value):
+                raise ValueError(f"{name} holds more than an address: credentials belong in the environment")
+        if self.uri and not self.uri.startswith(SCHEMES):
+            raise ValueError(f"uri = {self.uri!r}: wanted a bucket, as in {', '.join(SCHEMES)}, or nothing")
+        if self.uri and not re.fullmatch(r"\w+://[A-Za-z0-9][\w.-]*(/\w[\w.-]*)*/?", self.uri, re.ASCII):
+            raise ValueError(
+                f"uri = {self.uri!r}: wanted a bucket and a prefix of letters, digits, '.', '-' and '_' between '/'"
+            )
+        if self.endpoint and not re.fullmatch(r"https?://[\w.:\[\]-]+/?", self.endpoint, re.ASCII):
+            raise ValueError(f"endpoint = {self.endpoint!r}: wanted a URL, as in http://127.0.0.1:8333")
+        if self.endpoint and not self.uri:
+            raise ValueError(f"endpoint = {self.endpoint!r} does nothing without uri")
+        return self
+
+
 class Cluster(Strict):
     """Several machines that work on the study at once (docs/how-to/several-machines.md). No result is stale by it."""
 
@@ -395,6 +428,7 @@ class Study(Strict):
     publish: Publish = Publish()
     evaluation: Evaluation = Evaluation()
     alerts: Alerts = Alerts()
+    store: Storage = Storage()
     cluster: Cluster = Cluster()
 
     def changed(self, **settings: Any) -> "Study":

@@ -44,7 +44,7 @@ def open_study(
     A source or a pointer that cannot be read raises its error where it is needed, not here. Nothing is written, but
     with `remember` hashes of the source's files, so that the next one who opens the study need not read them again.
     """
-    store = open_store(root)
+    store = open_store(study, root)
     hashes = ContentHashes(store.layout.content_hashes, autosave=remember)
     state = _load_state(study, store, graph, hashes)
     if remember:

@@ -187,20 +187,21 @@ def test_no_credentials_are_told_before_anything_is_asked(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     pytest.importorskip("obstore")
     with pytest.raises(BadSetting, match="s3://studies/cats wants credentials and there are none: set AWS_ACCESS_KEY"):
-        place_of("s3://studies/cats", {"endpoint": "http://127.0.0.1:9"})
+        place_of("s3://studies/cats", {"endpoint": "http://127.0.0.1:9"}).read("x")
 
 
 def test_without_obstore_a_bucket_says_what_to_install_and_a_folder_works(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(MissingLibrary, match=r"pip install 'hardmoe\[s3\]'"):
-        place_of("s3://studies/cats", {"access_key_id": "x"})
+        place_of("s3://studies/cats", {"access_key_id": "x"}).read("x")
     place_of(str(tmp_path)).write("x", b"1")
     with pytest.raises(BadSetting, match=r"store\.uri is 'ftp://x': wanted a folder, or a bucket"):
         place_of("ftp://x")
 
 
-def test_only_a_bucket_loads_obstore():
-    code = "import sys, moe_core.store.places as p; p.place_of('/tmp'); print('obstore' in sys.modules)"
+@pytest.mark.parametrize("uri", ["/tmp", "s3://studies/cats"])
+def test_obstore_is_loaded_by_the_first_request_to_a_bucket(uri):
+    code = f"import sys, moe_core.store.places as p; p.place_of('{uri}'); print('obstore' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

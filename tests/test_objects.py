@@ -14,6 +14,7 @@ from moe_core.errors import CorruptArtifact, LockHeld, Overtaken
 from moe_core.store import leases, objects
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.blobs import Folder
+from moe_core.store.layout import Layout
 from moe_core.store.objects import Objects
 
 POINTS = {  # of a commit, and the step from which the next builder resumes; None where there is an artifact
@@ -63,7 +64,7 @@ def files(place, key="e000"):
 
 
 def test_what_was_built_is_found_listed_and_removed(place):
-    store = Objects(place)
+    store = Objects(place, builders.ROOT)
     assert (store.find(spec()), store.keys("expert"), store.versions("expert")) == (None, [], [])
     made = builders.build(place)
     assert is_right(made)
@@ -86,12 +87,12 @@ def test_a_failing_writer_leaves_nothing(place):
         raise ValueError("not finite")
 
     with pytest.raises(ValueError, match="not finite"):
-        Objects(place).make(spec(), fail)
+        Objects(place, builders.ROOT).make(spec(), fail)
     assert files(place) == []
 
 
 def test_the_first_commit_wins_and_the_loser_leaves_nothing(place):
-    store = Objects(place)
+    store = Objects(place, builders.ROOT)
     first = []
 
     def write(folder):
@@ -104,7 +105,7 @@ def test_the_first_commit_wins_and_the_loser_leaves_nothing(place):
 
 
 def test_an_artifact_stays_until_it_is_replaced(place):
-    store, old = Objects(place), builders.build(place)
+    store, old = Objects(place, builders.ROOT), builders.build(place)
 
     def write(folder):
         assert store.find(spec()) == old
@@ -117,7 +118,7 @@ def test_an_artifact_stays_until_it_is_replaced(place):
 
 
 def test_an_artifact_with_a_damaged_manifest_is_replaced(place):
-    store, old = Objects(place), builders.build(place)
+    store, old = Objects(place, builders.ROOT), builders.build(place)
     place.write(f"expert/e000/{old.version}/artifact.json", b"[")
     assert store.garbage("expert").lost == [], "nobody knows what it names"
     made = store.make(spec(), lambda folder: builders.filled(folder, b"new"), replace=True)
@@ -132,7 +133,7 @@ def test_a_flipped_byte_is_refused(name, place):
     data = place.read(blob)
     place.write(blob, data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     with pytest.raises(CorruptArtifact, match=r"artifact.json is damaged|weights.bin"):
-        Objects(place).find(spec()).file("inner/weights.bin")
+        Objects(place, builders.ROOT).find(spec()).file("inner/weights.bin")
     with pytest.raises(CorruptArtifact, match="has no file 'nothing': it holds"):
         made.file("nothing")
     with pytest.raises(CorruptArtifact, match="has no folder 'note'"):
@@ -140,7 +141,7 @@ def test_a_flipped_byte_is_refused(name, place):
 
 
 def test_checkpoints_of_all_builders_count_and_a_damaged_one_does_not(place, tmp_path):
-    store = Objects(place)
+    store = Objects(place, builders.ROOT)
     for number in (1, 2):
         with store.building(spec(), pace=builders.QUICK) as lease:
             work = store.work(spec(), lease)
@@ -159,15 +160,15 @@ def test_eight_builders_at_once_give_one_result(place, tmp_path):
     told = together([start(place, tmp_path / f"{n}", wait=True, with_lease=False) for n in range(8)])
     assert len({lines[-1] for lines in told}) == 1
     assert told[0][-1].startswith("made ")
-    assert is_right(Objects(place).find(spec()))
-    assert (len(files(place)), Objects(place).garbage("expert").lost) == (3, [])
+    assert is_right(Objects(place, builders.ROOT).find(spec()))
+    assert (len(files(place)), Objects(place, builders.ROOT).garbage("expert").lost) == (3, [])
 
 
 def test_of_builders_at_once_one_computes_and_the_others_get_it(place, tmp_path):
     told = together([start(place, tmp_path / f"{n}", wait=True) for n in range(4)])
     assert len({lines[-1] for lines in told}) == 1
     assert [lines[0] for lines in told].count("start 0") == 1
-    assert is_right(Objects(place).find(spec()))
+    assert is_right(Objects(place, builders.ROOT).find(spec()))
 
 
 def test_refused_requests_and_lost_answers_leave_one_result(server, bucket, tmp_path):
@@ -178,11 +179,11 @@ def test_refused_requests_and_lost_answers_leave_one_result(server, bucket, tmp_
         told = together(free + turns)
     assert min(proxy.counts["refused"], proxy.counts["cut"]) > 5, proxy.counts
     for key, lines in (("e001", told[:3]), ("e002", told[3:])):
-        made = Objects(bucket).find(spec(key))
+        made = Objects(bucket, builders.ROOT).find(spec(key))
         assert is_right(made)
         ends = {line[-1] for line in lines if not line[-1].startswith("Overtaken")}  # beats may be lost for long
         assert ends == {f"made {made.attempt} {made.content_hash}"}
-    for name in Objects(bucket).garbage("expert").lost:
+    for name in Objects(bucket, builders.ROOT).garbage("expert").lost:
         bucket.remove(name)
     assert [len(files(bucket, key)) for key in ("e001", "e002")] == [3, 3]
 
@@ -193,7 +194,7 @@ def test_every_point_of_a_build_is_one_where_it_is_killed():
 
 
 def test_an_artifact_whose_removal_was_interrupted_is_not_there(place, monkeypatch):
-    store, made = Objects(place), builders.build(place)
+    store, made = Objects(place, builders.ROOT), builders.build(place)
     monkeypatch.setattr(failpoints, "armed", failpoints.parse("eio artifact.removed"))
     with pytest.raises(OSError, match="Input/output error"):
         store.remove(made)
@@ -204,10 +205,8 @@ def test_an_artifact_whose_removal_was_interrupted_is_not_there(place, monkeypat
 
 def finish(place, key, point, folder):
     started = []
-    assert (Objects(place).find(spec(key)) is None) == (POINTS[point] is not None), point
-    made = builders.build(
-        place, key, folder / "cache" / "scratch", told=lambda word, step: started.append((word, step))
-    )
+    assert (Objects(place, builders.ROOT).find(spec(key)) is None) == (POINTS[point] is not None), point
+    made = builders.build(place, key, folder / "cache" / "root", told=lambda word, step: started.append((word, step)))
     assert is_right(made), point
     assert started[:1] == ([] if POINTS[point] is None else [("start", POINTS[point])]), point
 
@@ -224,8 +223,8 @@ def test_killed_at_any_point_another_finishes(place, tmp_path):
     with ThreadPoolExecutor(len(POINTS)) as threads:  # each waits until the dead one was silent for long
         checked = threads.map(lambda n, point: finish(place, f"e{n:03d}", point, tmp_path), range(len(POINTS)), POINTS)
         assert len([*checked]) == len(POINTS)
-    assert [*(tmp_path / "cache" / "scratch").iterdir()] == []
-    garbage = Objects(place).garbage("expert")
+    assert [*Layout(tmp_path / "cache" / "root").scratch.iterdir()] == []
+    garbage = Objects(place, builders.ROOT).garbage("expert")
     assert garbage.unfinished == []
     for name in garbage.lost:
         place.remove(name)
@@ -243,12 +242,12 @@ def test_a_builder_that_was_stopped_and_overtaken_changes_nothing(bucket, tmp_pa
     assert started[0][1] >= 2, "from the other's checkpoint"
     process.send_signal(builders.CONTINUE)
     assert said(process)[-1].startswith("Overtaken")
-    assert Objects(bucket).find(spec()) == made
+    assert Objects(bucket, builders.ROOT).find(spec()) == made
     assert is_right(made)
 
 
 def test_a_builder_that_was_overtaken_while_it_wrote_commits_nothing(bucket):
-    store = Objects(bucket)
+    store = Objects(bucket, builders.ROOT)
 
     class Lost:
         def check(self):
@@ -260,7 +259,7 @@ def test_a_builder_that_was_overtaken_while_it_wrote_commits_nothing(bucket):
 
 
 def test_garbage_is_what_nobody_builds_and_no_artifact_names(place, tmp_path):
-    store, made = Objects(place), builders.build(place)
+    store, made = Objects(place, builders.ROOT), builders.build(place)
     folder = f"expert/e000/{made.version}"
     place.write(f"{folder}/at-lost/weights.bin", b"1")
     place.write(f"expert/e000/.work-{made.version}/000001/000000000001-00", b"1")
@@ -281,6 +280,9 @@ def test_garbage_is_what_nobody_builds_and_no_artifact_names(place, tmp_path):
 
 def test_content_may_leave_out_logs(place):
     output = StageOutput({}, {"weights": "aa"})
-    one = Objects(place).make(Spec("a", None, "1", {}, {}), lambda folder: output)
-    assert one.content_hash == Objects(place).make(Spec("b", None, "1", {}, {}), lambda folder: output).content_hash
+    one = Objects(place, builders.ROOT).make(Spec("a", None, "1", {}, {}), lambda folder: output)
+    assert (
+        one.content_hash
+        == Objects(place, builders.ROOT).make(Spec("b", None, "1", {}, {}), lambda folder: output).content_hash
+    )
     assert state_at(0) == b"start"

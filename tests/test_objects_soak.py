@@ -52,13 +52,13 @@ def test_whatever_happens_each_has_one_right_result(seed, with_lease, server, tm
                 if last[0].startswith("made "):
                     attempts[key].add(last[0].split()[1])
             for key in keys:
-                there = Objects(bucket).find(spec(key))
+                there = Objects(bucket, builders.ROOT).find(spec(key))
                 assert there is None or is_right(there)
                 assert attempts[key] <= ({there.attempt} if there else set()), "a commit was lost, or there were two"
     every = [f"e{number}{n}" for number in range(ROUNDS) for n in range(KEYS)]
     for key in every:
-        assert is_right(builders.build(bucket, key, tmp_path / "scratch"))
-    garbage = Objects(bucket).garbage("expert")
+        assert is_right(builders.build(bucket, key, tmp_path / "root"))
+    garbage = Objects(bucket, builders.ROOT).garbage("expert")
     assert garbage.unfinished == []
     for name in garbage.lost:
         bucket.remove(name)

@@ -67,6 +67,12 @@ def test_an_expert_cannot_share_all_stages_nor_share_them_from_scratch(expert, s
         ("[trunk]\nlr = inf\n", "trunk.lr = inf: Input should be a finite number"),
         ("[partition]\nseed = 2147483648\n", "partition.seed = 2147483648: "),
         ("[partition]\nexperts = 100000\n", "partition.experts = 100000: "),
+        ("[store]\nuri = 'ftp://x/y'\n", "[store] uri = 'ftp://x/y': wanted a bucket, as in s3://, gs://, az://, or"),
+        ("[store]\nuri = 'cats'\n", "[store] uri = 'cats': wanted a bucket"),
+        ("[store]\nuri = 's3://x/a b'\n", "[store] uri = 's3://x/a b': wanted a bucket and a prefix of letters"),
+        ("[store]\nuri = 's3://x/../y'\n", "wanted a bucket and a prefix of letters"),
+        ("[store]\nendpoint = 'http://x'\n", "[store] endpoint = 'http://x' does nothing without uri"),
+        ("[store]\nuri = 's3://x'\nendpoint = 'x:8333'\n", "endpoint = 'x:8333': wanted a URL"),
     ],
 )
 def test_a_mistake_is_told_without_the_rest_of_the_study(tmp_path, text, said):
@@ -79,6 +85,17 @@ def test_a_mistake_is_told_without_the_rest_of_the_study(tmp_path, text, said):
     assert len(told) < 200
     assert "pydantic" not in told
     assert "constrained" not in told
+
+
+@pytest.mark.parametrize(
+    "text", ["uri = 's3://key:hunter2@cats'", "uri = 's3://x/y?secret=hunter2'", "endpoint = 'http://a:hunter2@x'"]
+)
+def test_a_secret_in_the_study_is_refused_and_not_shown(tmp_path, text):
+    file = tmp_path / "study.toml"
+    file.write_text(f"[store]\n{text}\n")
+    with pytest.raises(ValueError, match=r"\[store\] \w+ holds more than an address: credentials belong in") as error:
+        load_study(file)
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,17 +48,25 @@ _used_in: list[int] = []  # the process that has obstore's threads
 class Bucket:
     """Blobs under a prefix of a bucket, such as s3://bucket/cats; fetched files lie in `cache`.
 
-    `options` are obstore's, such as endpoint; `patience` is in seconds. Raises BadSetting without credentials.
+    `options` are obstore's, such as endpoint; `patience` is in seconds. Nothing is opened before the first request,
+    which raises BadSetting without credentials and MissingLibrary without obstore.
     """
 
     def __init__(self, uri: str, options: Mapping[str, str], cache: Cache, patience: float = PATIENCE) -> None:
         self.uri, self.options, self.cache = uri.rstrip("/"), dict(options), cache
         self.patience = patience
         self._endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
-        self._obstore = import_obstore()
+
+    @cached_property
+    def _obstore(self) -> Any:
+        return import_obstore()
+
+    @cached_property
+    def _store(self) -> Any:
+        """Opened by the first request: a process may be forked before it."""
         if not _used_in:
             _used_in.append(os.getpid())
-        self._store = self._open(options)
+        return self._open(self.options)
 
     def _open(self, options: Mapping[str, str]) -> Any:
         given = {name for name in options if name in ("access_key_id", "skip_signature")}
@@ -171,7 +180,9 @@ class Bucket:
 
         Raises FileNotFoundError, BadSetting and StorageFailed.
         """
-        assert os.getpid() == _used_in[0], "obstore was used before this process was forked: it would hang"
+        assert not _used_in or os.getpid() == _used_in[0], (
+            "obstore was used before this process was forked: it would hang"
+        )
         deadline, pause = time.monotonic() + self.patience, 0.2
         while True:
             try:

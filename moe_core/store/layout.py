@@ -6,7 +6,7 @@
     <root>/<asset>/request.json             requests: train the trunk again, fit the partition again
     <root>/posts.lance, rejects.lance       rows of all shards
     <root>/published.json, takedowns.parquet
-    <root>/dagster, logs, .progress, .runs, .sources, .content_hashes.json
+    <root>/dagster, logs, .progress, .runs, .sources, .scratch, .content_hashes.json
 
 Names are hidden (".") where a user has nothing to read in them.
 """
@@ -40,6 +40,7 @@ class Layout:
         self.takedowns = root / "takedowns.parquet"  # salted hashes of what was taken down
         self.takedowns_lock = root / ".takedowns.lock"
 
+        self.scratch = root / ".scratch"  # what is being written for a bucket, by processes of this machine
         self.progress_folder = root / ".progress"
         self.leases = root / ".runs"  # a lock for each run under way, which other machines see
         self.logs = root / "logs"

@@ -10,7 +10,6 @@ Of several that build one version at once all upload, one commits, and all get t
 
 import json
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -127,10 +126,11 @@ class Work:
 
 
 class Objects:
-    """The artifacts of one study in a place; what is being written lies in the local folder `scratch`."""
+    """The artifacts of one study in a place; `root` is a local folder, for logs and what is being written."""
 
-    def __init__(self, place: Blobs, scratch: Path | None = None) -> None:
-        self.place, self.scratch = place, scratch or Path(tempfile.gettempdir())
+    def __init__(self, place: Blobs, root: Path) -> None:
+        self.place, self.root = place, root
+        self.layout = Layout(root)
 
     def find(self, spec: Spec) -> Committed | None:
         """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
@@ -274,10 +274,11 @@ class Objects:
     @contextmanager
     def _local(self) -> Iterator[Path]:
         """A folder for what is being written; those of dead processes go."""
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        for left in dead_parts(self.scratch):
+        scratch = self.layout.scratch
+        scratch.mkdir(parents=True, exist_ok=True)
+        for left in dead_parts(scratch):
             shutil.rmtree(left, ignore_errors=True)
-        folder = hidden_name(self.scratch)
+        folder = hidden_name(scratch)
         folder.mkdir()
         try:
             yield folder

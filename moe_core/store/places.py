@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from moe_core.errors import BadSetting
+from moe_core.settings import SCHEMES
 from moe_core.store.blobs import Blobs, Folder
 from moe_core.store.bucket import PATIENCE, Bucket
 from moe_core.store.cache import Cache, default_folder
 
-SCHEMES = ("s3://", "gs://", "az://")
 WRITERS, ROUNDS = 8, 20
 AT_ONCE = 5  # rounds: some servers let the losers of one wait for seconds
 OWNER = ".study"

@@ -1,4 +1,4 @@
-"""What a store must give, wherever its bytes lie: the folder of `Store` today, an object store next.
+"""What a store must give, wherever its bytes lie: in the folder of `Store`, or in the bucket of `Objects`.
 `open_store` alone chooses which one it is.
 
 A second implementation keeps four promises. An artifact is complete or invisible. The first commit of a version wins.
@@ -9,18 +9,36 @@ saves work: two processes that build the same artifact both get the one that was
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
+from moe_core.settings import Study
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.blobs import Blobs
+from moe_core.store.cache import GIB, Cache, default_folder
 from moe_core.store.hashing import Json
+from moe_core.store.layout import Layout
 from moe_core.store.locks import Holder
+from moe_core.store.objects import Objects
+from moe_core.store.places import place_of
 from moe_core.store.store import Store
 
 
 class ArtifactStore(Protocol):
     """Finds, lists, commits and removes artifacts, and knows which are being built, on this machine or on another one
-    that shares the store. Reads raise CorruptArtifact for a manifest that is damaged."""
+    that shares the store. Reads raise CorruptArtifact for a manifest that is damaged.
+
+    `root` is a folder of this machine, with logs, Dagster's home and work under way, as `layout` names them; `place`
+    is the bucket that holds what all machines share, None where that lies under `root`, too.
+    """
+
+    place: Blobs | None
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def layout(self) -> Layout: ...
 
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built."""
@@ -94,6 +112,13 @@ def files_of(artifact: Artifact) -> ArtifactFiles:
     return artifact
 
 
-def open_store(root: Path) -> Store:
-    """The artifacts under `root`; nothing is read or written before something is asked of them."""
-    return Store(root)
+def open_store(study: Study, root: Path) -> Store:
+    """Where a study keeps its artifacts: the bucket that [store] names, else the folder `root`.
+
+    Nothing is read, written or opened before something is asked of it, so a process may be forked in between.
+    """
+    if not study.store.uri:
+        return Store(root)
+    options = {"endpoint": study.store.endpoint} if study.store.endpoint else {}
+    cache = Cache(default_folder(), int(study.store.cache_gib * GIB))
+    return cast(Store, Objects(place_of(study.store.uri, options, cache), root))  # not all of it yet

@@ -16,6 +16,7 @@ from pathlib import Path
 from moe_core.errors import CorruptArtifact
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.blobs import Blobs
 from moe_core.store.files import (
     dead_files,
     dead_parts,
@@ -33,6 +34,8 @@ from moe_core.store.locks import Holder, builder, building, shared
 
 class Store:
     """The artifacts of one study under `root`, a local folder."""
+
+    place: Blobs | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root

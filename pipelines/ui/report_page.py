@@ -9,7 +9,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from moe_core.errors import HardmoeError
+from moe_core.store.artifact import Artifact
 from moe_core.store.protocols import open_store
+from moe_core.study_file import load_study
 
 PATH = "/hardmoe/report"
 # The page has no script and loads nothing: a fault in it must not reach the UI, whose origin it shares.
@@ -26,7 +28,7 @@ def _report(request: Request) -> Response:
     """Not `async`: Starlette reads and checks the file in a thread."""
     study, wanted = os.environ.get("HARDMOE_STUDY"), request.path_params.get("version")
     try:
-        reports = open_store(Path(study).parent).versions("report", None) if study else []
+        reports = _reports(Path(study)) if study else []
         matching = [a for a in reports if wanted in (None, a.version)]
         if matching:
             newest = max(matching, key=lambda artifact: artifact.made_at)
@@ -35,3 +37,7 @@ def _report(request: Request) -> Response:
         return PlainTextResponse(f"{error}\n", HTTPStatus.INTERNAL_SERVER_ERROR)
     why = "this report is gone, or of another study" if wanted and reports else "the study has no report yet"
     return PlainTextResponse(f"{why}: `hardmoe run` builds one, {PATH} shows the newest\n", HTTPStatus.NOT_FOUND)
+
+
+def _reports(study_file: Path) -> list[Artifact]:
+    return open_store(load_study(study_file), study_file.parent).versions("report", None)

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from moe_core.store.objects import Objects
 from moe_core.store.places import place_of
 
 STEPS = 6
+ROOT = Path(tempfile.gettempdir(), "hardmoe-builders")  # of this machine
 started = []  # processes
 STOP, CONTINUE = signal.SIGSTOP, signal.SIGCONT
 QUICK = Pace(beat=0.2, ttl=2, wait=0.2)  # seconds
@@ -34,9 +36,9 @@ def state_at(step):
     return state
 
 
-def build(place, key="e000", scratch=None, pause=0.0, with_lease=True, told=lambda *words: None):
+def build(place, key="e000", root=ROOT, pause=0.0, with_lease=True, told=lambda *words: None):
     """As a stage is built: found, or computed from the newest checkpoint on and committed."""
-    store, plan = Objects(place, scratch), spec(key)
+    store, plan = Objects(place, root), spec(key)
     if not with_lease:
         return store.make(plan, lambda folder: filled(folder, state_at(STEPS)))
     with store.building(plan, pace=QUICK) as lease:
@@ -124,8 +126,8 @@ def main():
                 sys.stdin.readline()
                 lease.check()
             return
-        scratch = Path(order["cache"], "scratch")
-        made = build(place, order["key"], scratch, order.get("pause", 0.0), order.get("with_lease", True), told)
+        root = Path(order["cache"], "root")
+        made = build(place, order["key"], root, order.get("pause", 0.0), order.get("with_lease", True), told)
     except HardmoeError as error:
         told(type(error).__name__, error)
     else:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_core.settings import Storage
 from moe_core.store.cache import Cache
 from moe_core.store.places import place_of
 
@@ -42,6 +43,15 @@ class Server:
         """A place of its own in the bucket, whose cache lies in a folder."""
         uri = uri or f"s3://{BUCKET}/{uuid.uuid4().hex}"
         return place_of(uri, self.options(**more), Cache(folder / "cache"), patience)
+
+    def settings(self, uri="", **more):
+        """[store] of a study: a place of its own in the bucket."""
+        return Storage(uri=uri or f"s3://{BUCKET}/{uuid.uuid4().hex}", endpoint=self.endpoint, **more)
+
+
+def environment(cache):
+    """Variables of a process that works with a server, and whose cache lies in a folder."""
+    return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "HARDMOE_CACHE": str(cache)}
 
 
 @contextmanager

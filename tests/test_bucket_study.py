@@ -1,0 +1,64 @@
+"""A study whose artifacts lie in a bucket."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers import seaweed
+from helpers.builders import TESTS
+from moe_core.settings import Study
+from moe_core.store.layout import Layout
+from moe_core.store.protocols import open_store
+from moe_core.store.store import Store
+from moe_core.study_file import dump_study
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
+        yield one
+
+
+def test_without_a_uri_the_store_is_the_folder_of_the_study(tmp_path):
+    store = open_store(Study(), root=tmp_path)
+    assert (type(store), store.root, store.place) == (Store, tmp_path, None)
+
+
+def test_with_a_uri_the_place_is_a_bucket_and_the_root_stays_local(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARDMOE_CACHE", str(tmp_path / "cache"))
+    settings = {"uri": "s3://pets/cats/", "endpoint": "http://127.0.0.1:9", "cache_gib": 0.5}
+    store = open_store(Study(store=settings), root=tmp_path)
+    assert (store.place.uri, store.place.options) == ("s3://pets/cats", {"endpoint": "http://127.0.0.1:9"})
+    assert (store.place.cache.root, store.place.cache.limit) == (tmp_path / "cache", 1 << 29)
+    assert (store.root, store.layout.logs) == (tmp_path, Layout(tmp_path).logs)
+    assert [*tmp_path.iterdir()] == [], "nothing was opened"
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+import pipelines.run.worker
+from moe_core.study_file import load_study
+from moe_core.store.protocols import open_store
+file = Path(sys.argv[1])
+store = open_store(load_study(file), root=file.parent)
+assert "obstore" not in sys.modules
+for number in range(2):
+    child = os.fork()
+    if not child:
+        store.place.write(f"forked/{number}", b"1")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+print([entry.name for entry in store.place.names()])
+"""
+
+
+def test_a_process_forked_before_the_first_request_uses_the_bucket(server, tmp_path):
+    file = Layout(tmp_path).study_file
+    file.write_text(dump_study(Study(store=server.settings())))
+    environment = {**os.environ, **seaweed.environment(tmp_path / "cache"), "PYTHONPATH": str(TESTS.parent)}
+    command = [sys.executable, "-c", FORKED, str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "['forked/0', 'forked/1']\n", done.stderr

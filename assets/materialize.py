@@ -95,6 +95,6 @@ _last: Context | None = None
 def _opened(report: Report, by: str) -> Context:
     """The study, opened again only where a file tells that its state changed since this process last opened it."""
     global _last
-    if _last is None or _last.planner.provisional or _last.planner.state.token != token(study(), root()):
+    if _last is None or _last.planner.provisional or _last.planner.state.token != token(study(), _last.store.documents):
         _last = open_study(study(), root(), remember=True)
     return replace(_last, report=report, by=by)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,6 +12,7 @@ from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.serving.publication import read_log
 from moe_core.store.artifact import Artifact
+from moe_core.store.documents import Documents
 
 
 def who_answers(mixture: Artifact, key: str) -> dict[str, Any]:
@@ -97,13 +97,13 @@ HISTORY = 10  # decisions shown
 
 
 def look_published(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    metadata, check = decided(work.root, artifact.inputs["mixture"])
+    metadata, check = decided(work.store.documents, artifact.inputs["mixture"])
     return Shown(metadata | {"publish": None}, (check,))
 
 
-def decided(root: Path, mixture: str) -> tuple[dict[str, Any], dg.AssetCheckResult]:
+def decided(documents: Documents, mixture: str) -> tuple[dict[str, Any], dg.AssetCheckResult]:
     """What is published, why `mixture` is or is not, and the latest decisions; and the check."""
-    log = read_log(root)
+    log = read_log(documents)
     last = log.last(mixture)
     rows = [(d.at, d.action, d.mixture, d.published, d.by, d.why) for d in reversed(log.history[-HISTORY:])]
     newest, why = log.published == mixture, last.why if last else "not decided yet"

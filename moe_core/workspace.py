@@ -5,7 +5,7 @@ The only place that composes them. It reads the study's files once and writes no
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from moe_core.data.sources.scan import ContentHashes, Shard, Unready
@@ -22,8 +22,10 @@ from moe_core.stages.gate import current_partition
 from moe_core.stages.gate.current_partition import CurrentPartition
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
+from moe_core.store.documents import Documents
+from moe_core.store.files import stamp_of
 from moe_core.store.hashing import content_hash
-from moe_core.store.layout import Layout
+from moe_core.store.layout import NAMES
 from moe_core.store.protocols import open_store
 from moe_core.store.store import Store
 
@@ -60,46 +62,42 @@ def reopened(context: Context, study: Study | None = None) -> Context:
 
 def _load_state(study: Study, store: Store, graph: Graph, hashes: ContentHashes) -> StudyState:
     """Reads the world once; `hashes`, of the source's files, learn what they may save."""
-    root = store.root
-    files = {asset: frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")}
-    takedowns = Takedowns.load(root)
-    snapshot = _or_error(lambda: frozen.load(files["trunk"], store, takedowns))
-    current = _or_error(lambda: current_partition.load(files["partition"], store))
+    documents, names = store.documents, _pointers(study, graph)
+    now = token(study, documents, graph)  # before the rest: what comes meanwhile is read again
+    takedowns = Takedowns.load(documents)
+    snapshot = _or_error(lambda: frozen.load(names["trunk"], store, takedowns))
+    current = _or_error(lambda: current_partition.load(names["partition"], store))
     shards, unready = _source(study, hashes)
     requests = set()
-    if isinstance(snapshot, frozen.Snapshot) and frozen.requested(store.layout, "trunk") == snapshot.trunk:
+    if isinstance(snapshot, frozen.Snapshot) and frozen.requested(documents, "trunk") == snapshot.trunk:
         requests.add("renew")
     known = current if isinstance(current, CurrentPartition) else None
-    if known and frozen.requested(store.layout, "partition") == known.version:
+    if known and frozen.requested(documents, "partition") == known.version:
         requests.add("refit")
     return StudyState(
         study=study,
-        token=token(study, root, graph),
+        token=now,
         takedowns=takedowns,
         pointers={"trunk": snapshot, "partition": current},
         requests=frozenset(requests),
-        publication=_or_error(lambda: publication.read_log(root)),
+        publication=_or_error(lambda: publication.read_log(documents)),
         experts=current_partition.keys_for(known, study.partition.experts),
         source=shards,
         unready=unready,
     )
 
 
-def token(study: Study, root: Path, graph: Graph = GRAPH) -> str:
-    """Changes with anything but the source's files that could change a plan; costs a few calls of the system."""
-    layout = Layout(root)
-    files = [layout.takedowns, layout.request("trunk"), layout.request("partition"), layout.publication]
-    files += [frozen.pointer_file(graph, study, root, asset) for asset in ("trunk", "partition")]
-    files += [Path(name) for name in (study.data.stop_tags, study.data.synonyms, study.trunk_setup.start) if name]
-    return content_hash([_stamp(path) for path in files])
+def token(study: Study, documents: Documents, graph: Graph = GRAPH) -> str:
+    """Changes with anything but the source's files that could change a plan; costs a few calls of the system, and one
+    request of a bucket."""
+    names = [NAMES.takedowns, NAMES.request("trunk"), NAMES.request("partition"), NAMES.publication]
+    files = [Path(name) for name in (study.data.stop_tags, study.data.synonyms, study.trunk_setup.start) if name]
+    stamps = documents.stamps([*names, *_pointers(study, graph).values()])
+    return content_hash([*stamps, *(stamp_of(file) for file in files)])
 
 
-def _stamp(path: Path) -> list[int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_mtime_ns, status.st_ino, status.st_size]
+def _pointers(study: Study, graph: Graph) -> dict[str, PurePath]:
+    return {asset: frozen.pointer_name(graph, study, asset) for asset in ("trunk", "partition")}
 
 
 def _source(study: Study, hashes: ContentHashes) -> tuple[Source, tuple[Unready, ...]]:

@@ -62,7 +62,7 @@ def _request(context: dg.OpExecutionContext, until: str, refit: bool = False, re
             frozen.request_renewal(work)
     except HardmoeError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    request = request_run(root(), until or None)
+    request = request_run(work.store.documents, until or None)
     context.add_output_metadata({"request": request.id, "until": until or "everything"})
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
@@ -23,8 +22,10 @@ from moe_core.engine.planner import Name, PlannedTask
 from moe_core.processes import this_process
 from moe_core.store import pointer
 from moe_core.store.artifact import name_of
+from moe_core.store.documents import Documents
 from moe_core.store.hashing import content_hash
-from moe_core.store.layout import Layout
+from moe_core.store.layout import NAMES
+from moe_core.store.protocols import open_store
 from moe_core.workspace import token
 from pipelines.jobs import JOBS, job_of
 from pipelines.run.dag import Dag
@@ -46,16 +47,16 @@ class RunRequested:
     until: str | None
 
 
-def request_run(root: Path, until: str | None) -> RunRequested:
+def request_run(documents: Documents, until: str | None) -> RunRequested:
     """Records a request; it takes the place of an earlier one that is not carried out yet."""
     request = RunRequested(uuid.uuid4().hex[:12], until)
-    pointer.write(Layout(root).run_request, asdict(request))
+    pointer.write(documents, NAMES.run_request, asdict(request))
     return request
 
 
-def read_request(root: Path) -> RunRequested | None:
-    """None where nothing is requested. Raises CorruptArtifact for a damaged file."""
-    request = pointer.read(Layout(root).run_request, [field.name for field in fields(RunRequested)])
+def read_request(documents: Documents) -> RunRequested | None:
+    """None where nothing is requested. Raises CorruptArtifact for a damaged one."""
+    request = pointer.read(documents, NAMES.run_request, [field.name for field in fields(RunRequested)])
     return RunRequested(**request) if request else None
 
 
@@ -70,17 +71,18 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
     Where the tick before found nothing to launch and nothing changed since, it waits for the runs without planning.
     """
-    request, instance = read_request(root()), context.instance
+    documents, instance = open_store(study(), root()).documents, context.instance
+    request = read_request(documents)
     if request is None:
         return dg.SensorResult(skip_reason="nothing is requested")
-    now = _now(instance, request)
+    now = _now(instance, request, documents)
     if context.cursor == now:
         return dg.SensorResult(skip_reason="nothing changed; runs are under way", cursor=now)
     work = opened_in_time()
     if work is None:
         return dg.SensorResult(skip_reason="new or changed files of the source are read", cursor="")
     if request.until and request.until not in work.planner.graph:  # settings changed since
-        pointer.remove(work.store.layout.run_request)
+        pointer.remove(documents, NAMES.run_request)
         return dg.SensorResult(
             skip_reason=f"request {request.id} is dropped: the study has no {request.until} any more"
         )
@@ -95,7 +97,7 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         dag.give_up(name)
     ready = [due[name] for name in dag.ready if name not in active]
     if not (ready or active):
-        pointer.remove(work.store.layout.run_request)
+        pointer.remove(documents, NAMES.run_request)
         end = f"failed: {', '.join(name_of(*name) for name in failed)}" if failed else "all of it is made"
         return dg.SensorResult(skip_reason=f"request {request.id} is carried out; {end}", cursor="")
     return dg.SensorResult(
@@ -105,12 +107,12 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     )
 
 
-def _now(instance: dg.DagsterInstance, request: RunRequested) -> str:
+def _now(instance: dg.DagsterInstance, request: RunRequested, documents: Documents) -> str:
     """Changes once a run starts or ends, the study or its state changes, or another process, such as of newer code,
     takes the sensor over; and now and then. Costs two queries at most, however large the study is."""
     active = sorted(instance.get_run_ids(UNFINISHED))
     period = int(time.time() // REPLAN_SECONDS)
-    return content_hash([request.id, token(study(), root()), this_process(), active, period])
+    return content_hash([request.id, token(study(), documents), this_process(), active, period])
 
 
 def _due(work: Context, instance: dg.DagsterInstance, request: RunRequested) -> dict[Name, PlannedTask]:

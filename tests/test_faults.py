@@ -26,6 +26,7 @@ from moe_core.models.resnet import build as build_network
 from moe_core.settings import Network, Partition
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.documents import FolderDocuments
 from moe_core.store.files import write_text
 from moe_core.store.store import Store
 from moe_core.training.checkpoint import load_checkpoint
@@ -285,4 +286,4 @@ def test_a_clock_that_steps_back_changes_nothing(copied, finished_store, monkeyp
     whole, made = make_all(open_study(copied.study, copied.root))
     assert made == []
     assert whole == make_all(open_study(study(), finished_store))[0]
-    assert Takedowns.load(copied.root) == context.takedowns
+    assert Takedowns.load(FolderDocuments(copied.root)) == context.takedowns

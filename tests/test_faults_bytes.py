@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,11 +132,11 @@ def test_a_flipped_byte_in_posts_is_found_by_verify_which_says_what_to_do(copied
     flip(found[0], found[0].stat().st_size // 2)
     (damage,) = [one for one in verify(open_study(copied.study, copied.root)) if isinstance(one, Damage)]
     shard = found[0].name.split(".")[0]
-    assert damage.path.parent == copied.root / "posts" / shard
+    assert Path(damage.where).parent == copied.root / "posts" / shard
     assert f"{found[0]} is not the file that was written" in damage.why
-    assert f"delete {damage.path} and run again" in damage.why
+    assert f"delete {damage.where} and run again" in damage.why
     content_hash = copied.need("posts", shard).content_hash
-    shutil.rmtree(damage.path)
+    shutil.rmtree(damage.where)
     again = open_study(copied.study, copied.root)
     assert build(again, "posts", shard).artifact.content_hash == content_hash
     assert not [one for one in verify(again) if isinstance(one, Damage)]

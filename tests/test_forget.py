@@ -26,6 +26,7 @@ from moe_core.maintenance.exposure import networks_that_saw
 from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.documents import FolderDocuments
 from moe_core.store.store import Store
 from moe_core.study_file import dump_study, load_study
 from moe_core.tables.lance_tags import delete_lance_tag, lance_tag_of, lance_tags
@@ -218,7 +219,7 @@ def test_the_list_names_nobody(ingested):
     data = (ingested.root / "takedowns.parquet").read_bytes()
     assert GONE.encode() not in data
     assert b"user-7" not in data
-    book = Takedowns.load(ingested.root)
+    book = Takedowns.load(FolderDocuments(ingested.root))
     assert book.holds(GONE)
     assert book.holds("another", "user-7")
     assert not book.holds("another", "user-8")
@@ -242,17 +243,17 @@ def test_a_damaged_list_lets_nobody_in(ingested):
 
 
 def test_what_another_takedown_adds_meanwhile_is_not_lost(tmp_path):
-    one = Takedowns.record(tmp_path, ["a"], [])
-    two = Takedowns.record(tmp_path, ["b"], ["ann"])
-    two.save(tmp_path)
-    one.finished().save(tmp_path)
-    book = Takedowns.load(tmp_path)
+    one = Takedowns.record(FolderDocuments(tmp_path), ["a"], [])
+    two = Takedowns.record(FolderDocuments(tmp_path), ["b"], ["ann"])
+    two.save(FolderDocuments(tmp_path))
+    one.finished().save(FolderDocuments(tmp_path))
+    book = Takedowns.load(FolderDocuments(tmp_path))
     assert book.holds("a")
     assert book.holds("b")
     assert book.holds(None, "ann")
     assert book.pending
-    two.finished().save(tmp_path)
-    assert not Takedowns.load(tmp_path).pending
+    two.finished().save(FolderDocuments(tmp_path))
+    assert not Takedowns.load(FolderDocuments(tmp_path)).pending
 
 
 def test_a_shard_that_a_takedown_empties_is_no_obstacle(ingested):

@@ -12,6 +12,7 @@ from moe_core.data.takedowns import Takedowns
 from moe_core.engine.build import build
 from moe_core.errors import LockHeld
 from moe_core.maintenance.takedown import forget
+from moe_core.store.documents import FolderDocuments
 from moe_core.store.locks import shared
 from moe_core.workspace import open_study
 
@@ -73,10 +74,10 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert Takedowns.load(root).pending
+    assert Takedowns.load(FolderDocuments(root)).pending
     assert reopen(ingested).find("posts", "a") is None, "nobody reads what is to go"
     forget(reopen(ingested))
-    assert not Takedowns.load(root).pending
+    assert not Takedowns.load(FolderDocuments(root)).pending
     assert files_with(root, b"post-of-ann") == []
     assert files_with(root, pixels_on_disk(0)) == files_with(root, pixels_on_disk(120)) == []
     made = build(reopen(ingested), "posts", "a").artifact
@@ -86,7 +87,7 @@ def test_a_takedown_killed_at_any_point_is_finished_by_the_next(ingested, point)
 def test_while_an_artifact_is_made_it_is_written_down_and_done_later(ingested):
     with shared(ingested.store.layout.in_use), pytest.raises(LockHeld, match="recorded and nothing is removed yet"):
         forget(ingested, ids=[GONE])
-    assert Takedowns.load(ingested.root).pending
+    assert Takedowns.load(FolderDocuments(ingested.root)).pending
     assert files_with(ingested.root, pixels_on_disk(0))
     done = forget(reopen(ingested))
     assert done.posts == 1
@@ -101,6 +102,6 @@ def test_a_run_first_finishes_a_takedown_that_had_to_wait(ingested):
     assert "A takedown is not finished: hardmoe forget" in hardmoe("status", "--study", study_file).stdout
     done = hardmoe("run", "--study", study_file, "--until", "posts")
     assert "1 posts of 1 shards removed" in done.stdout
-    assert not Takedowns.load(ingested.root).pending
+    assert not Takedowns.load(FolderDocuments(ingested.root)).pending
     assert files_with(ingested.root, GONE.encode()) == []
     assert reopen(ingested).need("posts", "a").metadata["reasons"]["taken_down"] == 1

@@ -100,7 +100,7 @@ def modules() -> dict[str, ast.Module]:
 @cache
 def parameters_of_ours() -> Parameters:
     """Parameters of every function, and fields of every class, by its name; without self."""
-    found: Parameters = {"Layout": [["root"]], "open_store": [["study", "root"]]}
+    found: Parameters = {"Layout": [["root"]], "FolderDocuments": [["root"]], "open_store": [["study", "root"]]}
     for node in (node for tree in modules().values() for node in ast.walk(tree)):
         if isinstance(node, ast.FunctionDef):
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]

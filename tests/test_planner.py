@@ -13,6 +13,7 @@ from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
 from moe_core.settings import Study
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.documents import FolderDocuments
 from moe_core.store.layout import Layout
 from moe_core.workspace import open_study
 
@@ -105,11 +106,11 @@ def test_the_token_tells_a_request_a_takedown_and_a_decision_from_nothing(finish
     from moe_core.workspace import token
 
     state = open_study(GOOD, finished).planner.state
-    assert token(GOOD, finished) == state.token
+    assert token(GOOD, FolderDocuments(finished)) == state.token
     current_partition.request_refit(open_study(GOOD, finished))
-    assert token(GOOD, finished) != state.token
+    assert token(GOOD, FolderDocuments(finished)) != state.token
     Layout(finished).request("partition").unlink()
-    assert token(GOOD, finished) == state.token
+    assert token(GOOD, FolderDocuments(finished)) == state.token
 
 
 @pytest.mark.parametrize("setting", ["stop_tags", "synonyms"])
@@ -119,10 +120,10 @@ def test_the_token_tells_that_a_file_of_tags_was_edited(finished, tmp_path, sett
     file = tmp_path / "tags.txt"
     file.write_text("cat = dog\n")
     study = GOOD.model_copy(update={"data": GOOD.data.model_copy(update={setting: str(file)})})
-    before = token(study, finished)
-    assert token(study, finished) == before
+    before = token(study, FolderDocuments(finished))
+    assert token(study, FolderDocuments(finished)) == before
     file.write_text("cat = bird\n")
-    assert token(study, finished) != before
+    assert token(study, FolderDocuments(finished)) != before
 
 
 def test_the_token_tells_that_the_weights_to_start_from_were_replaced(finished, tmp_path):
@@ -130,9 +131,9 @@ def test_the_token_tells_that_the_weights_to_start_from_were_replaced(finished, 
 
     file = tmp_path / "start.safetensors"
     study = GOOD.model_copy(update={"trunk_setup": GOOD.trunk_setup.model_copy(update={"start": str(file)})})
-    before = token(study, finished)
+    before = token(study, FolderDocuments(finished))
     file.write_bytes(b"weights")
-    assert token(study, finished) != before
+    assert token(study, FolderDocuments(finished)) != before
 
 
 def test_a_study_whose_source_is_away_is_opened_and_says_so_where_the_source_is_needed(finished):

@@ -17,7 +17,8 @@ from helpers.bundles import bundle_at, images, random_parts
 from moe_core.data.images import REASONS
 from moe_core.recipes import demo
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.publication import Decision, deciding, save
+from moe_core.serving.publication import Decision, change
+from moe_core.store.documents import FolderDocuments
 from moe_core.study_file import dump_study
 from pipelines.cli.main import COMMANDS, main
 
@@ -32,8 +33,8 @@ def made(tmp_path_factory):
     for version, count in ((FIRST, 1), (SECOND, 2), (OTHER, 3)):
         (root / version).mkdir()
         bundle_at(root / "cats" / "mixture" / version, random_parts(root / version, 0, count=count))
-    with deciding(root / "cats") as log:
-        save(root / "cats", log.adding(Decision("published", OTHER, "", OTHER, "first", "test")))
+    first = Decision("published", OTHER, "", OTHER, "first", "test")
+    change(FolderDocuments(root / "cats"), lambda log: log.adding(first))
     return root / "cats"
 
 

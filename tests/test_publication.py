@@ -213,13 +213,14 @@ def test_a_mixture_without_a_common_hashtag_is_refused(root, monkeypatch):
 PUBLISHER = """
 import sys
 from pathlib import Path
-from moe_core.serving.publication import Decision, deciding, save
-from moe_core.store.layout import Layout
+from moe_core.serving.publication import Decision, change
+from moe_core.store.documents import FolderDocuments
 root, name = Path(sys.argv[1]), sys.argv[2]
 for turn in range(20):
-    with deciding(root) as now:
-        one = f"{name}{turn}"
-        save(root, now.adding(Decision("forced", one, now.published, one, "by hand", "a test")))
+    one = f"{name}{turn}"
+    def forced(log):
+        return log.adding(Decision("forced", one, log.published, one, "by hand", "a test"))
+    change(FolderDocuments(root), forced)
 """
 
 

@@ -16,6 +16,7 @@ from moe_core.serving import publication
 from moe_core.serving.publication import published_bundle
 from moe_core.stages.mixture import comparison
 from moe_core.stages.mixture.comparison import force, judge, roll_back
+from moe_core.store.documents import FolderDocuments
 from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 from pipelines.cli.common import publication_of, show_publication
@@ -64,9 +65,9 @@ def test_the_command_publishes_goes_back_and_lists(root):
 def test_going_back_to_a_mixture_that_saw_forgotten_posts_warns(root):
     file = root / "study.toml"
     good, bad = version(root, GOOD), version(root, BAD)
-    book = Takedowns.load(root).adding("id", ["a post"])
+    book = Takedowns.load(FolderDocuments(root)).adding("id", ["a post"])
     book.note("id", "a post", [], [f"mixture {bad}"])
-    book.finished().save(root)
+    book.finished().save(FolderDocuments(root))
     warning = "the published mixture saw posts that were taken down since"
     assert warning in hardmoe("publish", "--study", file, "--version", bad, "--force").output
     assert warning not in hardmoe("publish", "--study", file, "--version", good, "--force").output
@@ -78,9 +79,9 @@ def test_why_a_mixture_is_not_published_is_told_with_what_came_after(root):
     good, bad = version(root, GOOD), version(root, BAD)
     for which in (bad, good, bad):
         force(context, which)
+    at = publication.read_log(FolderDocuments(root)).last(good).at
     assert publication_of(context)["why"] == (
-        f"it was forced on {publication.read_log(root).last(good).at}; since then {bad} was forced: by hand, without a "
-        "comparison"
+        f"it was forced on {at}; since then {bad} was forced: by hand, without a comparison"
     )
     roll_back(context)
     assert publication_of(context)["is_published"]
@@ -155,7 +156,7 @@ def test_what_was_decided_on_a_mixture_is_said_published_or_refused(root, capsys
 def test_a_refusal_says_that_the_published_one_saw_what_was_taken_down(root):
     publish(root, GOOD)
     entry = Entry("id", "hash", datetime.now(UTC), saw=(f"mixture {version(root, GOOD)}",), done=True)
-    Takedowns("salt", {("id", "hash"): entry}).save(root)
+    Takedowns("salt", {("id", "hash"): entry}).save(FolderDocuments(root))
     found = judge(open_study(BAD, root), version(root, BAD), version(root, GOOD))
     assert not found.publish
     assert found.why.endswith("; the published one saw posts that were taken down since")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -11,6 +12,7 @@ from helpers.command import hardmoe
 from helpers.growing import add_shard, make, opened
 from moe_core.settings import Partition
 from moe_core.stages.gate import current_partition
+from moe_core.store.documents import FolderDocuments
 from moe_core.store.layout import Layout
 from moe_core.study_file import load_study
 
@@ -20,7 +22,7 @@ from moe_core.study_file import load_study
 def damages(study, root):
     from moe_core.maintenance.verify import Damage, verify
 
-    return {one.path: one.why for one in verify(opened(study, root)) if isinstance(one, Damage)}
+    return {Path(one.where): one.why for one in verify(opened(study, root)) if isinstance(one, Damage)}
 
 
 def grown(study, root):
@@ -132,7 +134,7 @@ def test_verify_looks_at_what_is_published(study_of):
 
     study, root = study_of()
     decision = publication.Decision("published", "m", "", "m", "the first", "a test")
-    publication.save(root, publication.PublicationLog().adding(decision))
+    publication.change(FolderDocuments(root), lambda log: log.adding(decision))
     assert damages(study, root) == {}
     path = Layout(root).publication
     path.write_text(path.read_text().replace("the first", "the worst"))

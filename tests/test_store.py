@@ -138,7 +138,6 @@ def test_the_layout_joins_paths_and_touches_nothing(tmp_path):
     assert layout.manifest("trunk", None, "v1").parent == layout.artifact("trunk", None, "v1")
     assert layout.log("expert", "e000").name == "expert.e000.log"
     assert layout.progress("trunk", None).name == "trunk.json"
-    assert layout.all_current("trunk") == []
     assert not (tmp_path / "study").exists()
 
 

@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_core.errors import BadSetting, CorruptArtifact
-from moe_core.store.files import fsync, write_bytes
+from moe_core.store.documents import Documents
 from moe_core.store.hashing import content_hash
-from moe_core.store.layout import Layout
-from moe_core.store.locks import exclusive
+from moe_core.store.layout import NAMES
 
 Kind = Literal["id", "user"]
 LINES = "one id or user a line (.jsonl: as a JSON string; .json: a list of strings)"
@@ -51,42 +50,56 @@ class Takedowns:
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, root: Path) -> "Takedowns":
+    def load(cls, documents: Documents) -> "Takedowns":
         """Raises CorruptArtifact for another file: an unreadable list must not let posts back in."""
-        path = Layout(root).takedowns
-        if not path.exists():
+        try:
+            return cls._parsed(documents, documents.read(NAMES.takedowns))
+        except OSError as error:
+            raise _unreadable(documents, error) from None
+
+    @classmethod
+    def record(cls, documents: Documents, ids: Iterable[str], users: Iterable[str]) -> "Takedowns":
+        """Adds to the list in the store, and returns it; two processes at once lose nothing of each other."""
+        ids, users, takedowns = list(ids), list(users), cls()
+
+        def recorded(before: bytes | None) -> bytes | None:
+            nonlocal takedowns
+            takedowns = cls._parsed(documents, before).adding("id", ids).adding("user", users)
+            return takedowns._bytes() if takedowns.entries else before
+
+        documents.update(NAMES.takedowns, recorded)
+        return takedowns
+
+    def save(self, documents: Documents) -> None:
+        """Merges this list into that in the store, which others may have changed meanwhile."""
+
+        def merged(before: bytes | None) -> bytes:
+            entries = dict(Takedowns._parsed(documents, before).entries)
+            for key, entry in self.entries.items():
+                there = entries.get(key, entry)
+                entries[key] = entry.adding(there.shards, there.saw)
+            return replace(self, entries=entries)._bytes()
+
+        documents.update(NAMES.takedowns, merged)
+
+    @classmethod
+    def _parsed(cls, documents: Documents, data: bytes | None) -> "Takedowns":
+        """Raises CorruptArtifact."""
+        if data is None:
             return cls()
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(io.BytesIO(data))
             salt = table.schema.metadata[b"salt"].decode()
             rows = table.to_pylist()
             entries = [
                 Entry(r["kind"], r["hash"], r["at"], tuple(r["shards"]), tuple(r["saw"]), r["done"]) for r in rows
             ]
         except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-            raise CorruptArtifact(f"{path} is not readable ({error}): restore it from a backup", path) from None
+            raise _unreadable(documents, error) from None
         return cls(salt, {(e.kind, e.hash): e for e in entries})
 
-    @classmethod
-    def record(cls, root: Path, ids: Iterable[str], users: Iterable[str]) -> "Takedowns":
-        """Adds to the list on the disk, and returns it; two processes at once lose nothing of each other."""
-        with exclusive(Layout(root).takedowns_lock):
-            takedowns = cls.load(root).adding("id", ids).adding("user", users)
-            if takedowns.entries:
-                takedowns._write(root)
-            return takedowns
-
-    def save(self, root: Path) -> None:
-        """Merges this list into that on the disk, which others may have changed meanwhile."""
-        with exclusive(Layout(root).takedowns_lock):
-            entries = dict(Takedowns.load(root).entries)
-            for key, entry in self.entries.items():
-                on_disk = entries.get(key, entry)
-                entries[key] = entry.adding(on_disk.shards, on_disk.saw)
-            replace(self, entries=entries)._write(root)
-
-    def _write(self, root: Path) -> None:
-        """Replaces the file in one move, on the disk before this returns."""
+    def _bytes(self) -> bytes:
+        """The list as a Parquet file."""
         schema = pa.schema(
             [
                 ("kind", pa.string()),
@@ -101,8 +114,7 @@ class Takedowns:
         rows = [vars(self.entries[key]) for key in sorted(self.entries)]
         file = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
-        write_bytes(Layout(root).takedowns, file.getvalue())
-        fsync(root)
+        return file.getvalue()
 
     def hash(self, kind: Kind, text: str) -> str:
         text = text[:MAX_ID] if kind == "id" else text
@@ -150,6 +162,11 @@ class Takedowns:
         """Hash of what is taken down of a shard; empty where that is nothing."""
         of_shard = sorted(f"{kind} {hash}" for (kind, hash), entry in self.entries.items() if shard in entry.shards)
         return content_hash(of_shard) if of_shard else ""
+
+
+def _unreadable(documents: Documents, error: Exception) -> CorruptArtifact:
+    where = documents.where(NAMES.takedowns)
+    return CorruptArtifact(f"{where} is not readable ({error}): restore it from a backup", where)
 
 
 def lines_of(path: Path) -> list[str]:

@@ -51,7 +51,7 @@ def build(
     artifact, reused = existing(), True
     if artifact is None:
         with context.store.building(spec, context.by, lambda holder: context.report({"waits_for": str(holder)})):
-            if Takedowns.load(context.root) != context.takedowns:
+            if Takedowns.load(context.store.documents) != context.takedowns:
                 raise HardmoeError(f"{spec.name}: posts were taken down after this was planned: run again")
             artifact = existing()
             if artifact is None:

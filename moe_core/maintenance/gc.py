@@ -18,7 +18,7 @@ from moe_core.stages.gate.current_partition import current_of
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.leftovers import leftovers, remove_locks, work_folders
-from moe_core.store.locks import exclusive, not_open
+from moe_core.store.locks import not_open
 from moe_core.tables.lance_tags import lance_tag_of
 
 
@@ -37,7 +37,7 @@ def collect(context: Context, superseded: bool = False, keep: int | None = None,
     if keep is not None and keep < 0:
         raise BadSetting(f"--keep {keep}: wanted 0 or more")
     store = context.store
-    with exclusive(store.layout.in_use, wait=False), ExitStack() as removing:
+    with store.deleting(wait=False), ExitStack() as removing:
         paths = list(leftovers(store.layout, GRAPH))
         if not dry_run:
             remove_locks(store.layout, GRAPH)
@@ -127,7 +127,7 @@ def _followed(context: Context) -> set[str]:
 
 def _served(context: Context) -> set[str]:
     """Mixtures that are published, or were before. Raises CorruptArtifact for a damaged published.json."""
-    log = publication.read_log(context.root)
+    log = publication.read_log(context.store.documents)
     return {log.published, log.previous} - {publication.UNPUBLISHED}
 
 

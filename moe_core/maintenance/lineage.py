@@ -249,7 +249,7 @@ def _current(context: Context, asset: str, key: str | None, built: list[str]) ->
 def report(context: Context, target: Target) -> dict[str, Any]:
     """The document of `hardmoe lineage --json` (docs/reference/json.md has its fields)."""
     lineage = Lineage(context.store)
-    log = publication.read_log(context.root)
+    log = publication.read_log(context.store.documents)
     mixtures = {log.published: "published", log.previous: "previous"}
     below = lineage.below(target.version)
     named = [target.version, *(version for version, _ in below)]

@@ -25,7 +25,6 @@ from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import leftovers, remove_locks, size_of
-from moe_core.store.locks import exclusive
 from moe_core.store.store import Store
 from moe_core.tables.cleaning import clean, release, search
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
@@ -67,15 +66,17 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
     named = list(dict.fromkeys(ids)), list(dict.fromkeys(users))
     done = Takedown()
     if dry_run:
-        takedowns = Takedowns.load(context.root).adding("id", named[0]).adding("user", named[1])
+        takedowns = Takedowns.load(context.store.documents).adding("id", named[0]).adding("user", named[1])
         found = _survey(context.store, takedowns, named, done)
         done.removed = [str(a.path.relative_to(context.root)) for a in found.artifacts]
         return done
-    takedowns = Takedowns.record(context.root, *named)  # on the disk first: from here on, every run finishes it
+    takedowns = Takedowns.record(
+        context.store.documents, *named
+    )  # on the disk first: from here on, every run finishes it
     try:
-        with exclusive(context.store.layout.in_use, wait=False):
+        with context.store.deleting(wait=False):
             found = _survey(context.store, takedowns, named, done)
-            takedowns.save(context.root)
+            takedowns.save(context.store.documents)
             done.texts = {*named[0], *named[1], *(row["id"] for row in found.rows if row["id"])}
             traces = Traces(done.texts)
             clear_logs(context.store, traces, done)
@@ -87,11 +88,11 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
             remove_locks(context.store.layout, GRAPH)
             done.not_searched = sorted(traces.short)
             done.left = mentions(context, traces)
-            takedowns.finished().save(context.root)
+            takedowns.finished().save(context.store.documents)
             return done
     except LockHeld as held:
         _survey(context.store, takedowns, named, done)
-        takedowns.save(context.root)
+        takedowns.save(context.store.documents)
         raise LockHeld(
             "an artifact of the study is being built: the takedown is recorded and nothing is removed yet; "
             "stop the run, or wait for its end, then run `hardmoe forget --apply` (it needs no file to finish)",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact
@@ -11,16 +11,18 @@ from moe_core.stages.gate import current_partition
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.trunk import frozen
 from moe_core.store.artifact import Artifact
+from moe_core.store.layout import NAMES
 from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.tables.versions import damage
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong, and where: the folder of an artifact that must be built again, or a pointer."""
+    """What is wrong, and where: an artifact, by its folder, that must be built again, or a pointer."""
 
-    path: Path
+    where: str
     why: str
+    is_artifact: bool = True
 
 
 def verify(context: Context) -> Iterator[Damage | Artifact]:
@@ -34,29 +36,32 @@ def verify(context: Context) -> Iterator[Damage | Artifact]:
             for file in artifact.files:
                 artifact.file(file)
         except CorruptArtifact as error:
-            yield Damage(folder, str(error))
+            yield Damage(str(folder), str(error))
             continue
         lost = _lost_rows(artifact, checked) if artifact.asset == "posts" and has_rows(context, artifact) else []
-        yield Damage(folder, f"{'; '.join(lost)}: delete {folder} and run again") if lost else artifact
+        yield Damage(str(folder), f"{'; '.join(lost)}: delete {folder} and run again") if lost else artifact
     yield from damaged_pointers(context)
 
 
 def damaged_pointers(context: Context) -> Iterator[Damage]:
     """Damaged pointers, of any settings that the study had, and a damaged log of what is published."""
+    documents = context.store.documents
     for asset, read in (("trunk", frozen.Snapshot.read), ("partition", current_partition.CurrentPartition.read)):
-        for path in context.store.layout.all_current(asset):
+        for name in documents.names(NAMES.asset(asset)):
+            if name == NAMES.request(asset):
+                continue
             try:
-                read(path)
+                read(documents, name)
             except CorruptArtifact as error:
-                yield Damage(path, _with_way_out(context, asset, path, error))
+                yield Damage(documents.where(name), _with_way_out(context, asset, name, error), False)
     try:
-        publication.read_log(context.root)
+        publication.read_log(documents)
     except CorruptArtifact as error:
-        yield Damage(context.store.layout.publication, str(error))
+        yield Damage(documents.where(NAMES.publication), str(error), False)
 
 
-def _with_way_out(context: Context, asset: str, path: Path, error: CorruptArtifact) -> str:
-    if path != frozen.pointer_file(context.planner.graph, context.study, context.root, asset):
+def _with_way_out(context: Context, asset: str, name: PurePath, error: CorruptArtifact) -> str:
+    if name != frozen.pointer_name(context.planner.graph, context.study, asset):
         return f"{error}: with the settings that it belongs to, `hardmoe run` writes it again from the store"
     current = context.planner.state.pointers[asset]  # by the store, where the file is damaged
     if isinstance(current, Exception):

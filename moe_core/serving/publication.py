@@ -4,8 +4,7 @@ A reader reads it once and opens the bundle's folder, which never changes. Build
 a decision in this file does, and each records what it was based on, so that it can be explained and taken back.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any, Literal
 from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
 from moe_core.store import pointer
 from moe_core.store.artifact import full_version
+from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.files import folders_in
-from moe_core.store.layout import Layout
-from moe_core.store.locks import exclusive
+from moe_core.store.layout import NAMES, Layout
 
 MANIFEST = "manifest.json"  # of a bundle
 FORMAT = "hardmoe publication 2"
@@ -102,36 +101,59 @@ class PublicationLog:
         return self.adding(Decision("rolled back", self.published, self.published, self.previous, why, by))
 
 
-def read_log(root: Path) -> PublicationLog:
-    """All decisions of a study; none where there is no file. Raises CorruptArtifact for a damaged file, which stays."""
-    path = Layout(root).publication
+def read_log(documents: Documents) -> PublicationLog:
+    """All decisions of a study; none where there is no log. Raises CorruptArtifact for a damaged one, which stays."""
     try:
-        document = pointer.read(path)
+        return _parsed(documents, documents.read(NAMES.publication))
+    except OSError as error:
+        raise _damaged(documents, f"{documents.where(NAMES.publication)} is damaged ({error})") from None
+
+
+def change(documents: Documents, decide: Callable[[PublicationLog], PublicationLog]) -> PublicationLog:
+    """Replaces the log by what `decide` makes of it, durably; nobody else's decision is lost.
+
+    Where another process decides meanwhile, `decide` is called again with what that one wrote.
+    """
+    log, made = PublicationLog(), list[Decision]()
+
+    def replaced(before: bytes | None) -> bytes | None:
+        nonlocal log, made
+        log = _parsed(documents, before)
+        if made and all(decision in log.history for decision in made):
+            return before
+        after = decide(log)
+        made = list(after.history[len(log.history) :])
+        log = after
+        if not made:
+            return before
+        history = [asdict(decision) for decision in log.history]
+        return pointer.text({"format": FORMAT, "published": log.published, "history": history})
+
+    documents.update(NAMES.publication, replaced)
+    return log
+
+
+def _parsed(documents: Documents, data: bytes | None) -> PublicationLog:
+    """Raises CorruptArtifact."""
+    where = documents.where(NAMES.publication)
+    try:
+        document = pointer.parsed(documents, NAMES.publication, data)
         if document is None:
             return PublicationLog()
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}, this hardmoe reads {FORMAT!r}")
         return PublicationLog(tuple(Decision(**decision) for decision in document["history"]))
-    except (CorruptArtifact, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        why = str(error) if isinstance(error, CorruptArtifact) else f"{path} is damaged ({error})"
-        raise CorruptArtifact(
-            f"{why}: restore it from a backup, or move it away and run `hardmoe publish --version VERSION --force`; "
-            f"earlier comparisons are in {Layout(root).asset('published')}",
-            path,
-        ) from None
+    except (CorruptArtifact, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = str(error) if isinstance(error, CorruptArtifact) else f"{where} is damaged ({error})"
+        raise _damaged(documents, why) from None
 
 
-@contextmanager
-def deciding(root: Path) -> Iterator[PublicationLog]:
-    """The log while nobody else changes it; call `save` before the end, or leave the log as it is."""
-    with exclusive(Layout(root).publication_lock):
-        yield read_log(root)
-
-
-def save(root: Path, log: PublicationLog) -> None:
-    """Replaces the file; on the disk before this returns. Call it within `deciding`."""
-    history = [asdict(decision) for decision in log.history]
-    pointer.write(Layout(root).publication, {"format": FORMAT, "published": log.published, "history": history})
+def _damaged(documents: Documents, why: str) -> CorruptArtifact:
+    return CorruptArtifact(
+        f"{why}: restore it from a backup, or move it away and run `hardmoe publish --version VERSION --force`; "
+        "earlier comparisons are in the artifacts of `published`",
+        documents.where(NAMES.publication),
+    )
 
 
 def bundle_at(path: Path, version: str | None = None) -> Path:
@@ -171,7 +193,7 @@ def _bundles_in(folder: Path) -> list[str]:
 
 def published_bundle(root: Path) -> Path:
     """Folder of the published mixture. Raises MissingInput where nothing is published, or its folder is gone."""
-    layout, version = Layout(root), read_log(root).published
+    layout, version = Layout(root), read_log(FolderDocuments(root)).published
     if not version:
         raise MissingInput(
             f"no mixture of {layout.study_file} is published: `hardmoe run`, or `hardmoe publish`, publishes one",

@@ -52,6 +52,15 @@ def errors_with_path(path: Path) -> Iterator[None]:
         raise
 
 
+def stamp_of(path: Path) -> str:
+    """Changes whenever a file is replaced or written; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_mtime_ns} {status.st_ino} {status.st_size}"
+
+
 def fsync(path: Path) -> None:
     """Flushes the bytes of a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -12,7 +12,7 @@ Names are hidden (".") where a user has nothing to read in them.
 """
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 MANIFEST = "artifact.json"  # of an artifact: written last, so that its folder is complete
 STUDY = "study.toml"
@@ -39,6 +39,7 @@ class Layout:
         self.publication_lock = root / ".publishing.lock"
         self.takedowns = root / "takedowns.parquet"  # salted hashes of what was taken down
         self.takedowns_lock = root / ".takedowns.lock"
+        self.documents_lock = root / ".documents.lock"  # while another document is replaced
 
         self.scratch = root / ".scratch"  # what is being written for a bucket, by processes of this machine
         self.progress_folder = root / ".progress"
@@ -83,13 +84,18 @@ class Layout:
         """Pointer to the current artifact of an asset; `line` is a hash of the settings that it belongs to."""
         return self.root / asset / f"current.{line}.json"
 
-    def all_current(self, asset: str) -> list[Path]:
-        """Lists the pointers of an asset, by whatever settings."""
-        return sorted(self.asset(asset).glob("current.*.json"))
-
     def request(self, asset: str) -> Path:
         """Pointer to the artifact that a user asked to replace."""
         return self.root / asset / "request.json"
+
+    def document(self, name: PurePath) -> Path:
+        """Where a document lies whose name is one of `NAMES`."""
+        return self.root / name
+
+    def document_lock(self, name: PurePath) -> Path:
+        """Held while a document is replaced."""
+        locks = {NAMES.publication: self.publication_lock, NAMES.takedowns: self.takedowns_lock}
+        return locks.get(Path(name), self.documents_lock)
 
     def progress(self, asset: str, key: str | None) -> Path:
         """What a running step reports last."""
@@ -107,3 +113,6 @@ class Layout:
     def log(self, asset: str, key: str | None) -> Path:
         """Output of the process that builds an artifact."""
         return self.logs / (f"{asset}.log" if key is None else f"{asset}.{key}.log")
+
+
+NAMES = Layout(Path())  # relative to a root: names of documents, and of what lies in a bucket

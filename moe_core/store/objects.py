@@ -21,13 +21,13 @@ from moe_core.errors import CorruptArtifact, HardmoeError, StorageFailed
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.blobs import Blobs
+from moe_core.store.documents import documents_of
 from moe_core.store.files import dead_parts, errors_with_path, hidden_name
 from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
-from moe_core.store.layout import MANIFEST, WORK, Layout
+from moe_core.store.layout import MANIFEST, NAMES, WORK, Layout
 from moe_core.store.leases import PACE, Holder, Lease, Pace, Told, exclusive, holder, nobody_is_told, shared
 
 ATTEMPT, LEASE = "at-", ".lease-"  # before an attempt and a version
-NAMES = Layout(Path())  # of blobs: relative to the place
 IN_USE = NAMES.in_use.as_posix()  # shared by all who build, alone for who deletes
 
 
@@ -131,6 +131,7 @@ class Objects:
     def __init__(self, place: Blobs, root: Path) -> None:
         self.place, self.root = place, root
         self.layout = Layout(root)
+        self.documents = documents_of(place)
 
     def find(self, spec: Spec) -> Committed | None:
         """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
@@ -169,6 +170,10 @@ class Objects:
         alone = exclusive(self.place, _lease(spec), True, who, on_wait, pace)
         with shared(self.place, IN_USE, who, on_wait, pace) as in_use, alone as lease:
             yield Building(lease, in_use)
+
+    def keeping(self, who: Holder | None = None, pace: Pace = PACE) -> AbstractContextManager[Lease]:
+        """Keeps others from deleting artifacts; waits while a process does."""
+        return shared(self.place, IN_USE, who, pace=pace)
 
     def deleting(
         self, wait: bool = True, who: Holder | None = None, pace: Pace = PACE

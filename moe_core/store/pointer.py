@@ -1,51 +1,58 @@
-"""Small JSON files with a checksum, replaced in one move: what is current, what is published, what was requested.
+"""Small JSON documents with a checksum: what is current, what is published, what was requested.
 
-A pointer names artifacts; it holds none. Readers see the old value or the new one, and a damaged file is told from a
-missing one: what a pointer named must not be forgotten silently.
+A pointer names artifacts; it holds none. Readers see the old value or the new one, and a damaged document is told from
+a missing one: what a pointer named must not be forgotten silently.
 """
 
 import json
 from collections.abc import Collection, Mapping
-from contextlib import suppress
-from pathlib import Path
+from pathlib import PurePath
 
 from moe_core.errors import CorruptArtifact
-from moe_core.store.files import fsync, write_text
+from moe_core.store.documents import Documents
 from moe_core.store.hashing import Json, with_checksum, without_checksum
 
 
-def read(path: Path, fields: Collection[str] | None = None) -> dict[str, Json] | None:
-    """The value of a pointer, without its checksum; None where there is no such file.
+def read(documents: Documents, name: PurePath, fields: Collection[str] | None = None) -> dict[str, Json] | None:
+    """The value of a pointer, without its checksum; None where there is none.
 
-    Raises CorruptArtifact where the file is not what `write` left, or has other `fields` than those, and OSError where
-    it cannot be read.
+    Raises CorruptArtifact where it is not what `write` left, or has other `fields` than those, and what `Documents`
+    raise where it cannot be read.
     """
+    return parsed(documents, name, documents.read(name), fields)
+
+
+def parsed(
+    documents: Documents, name: PurePath, data: bytes | None, fields: Collection[str] | None = None
+) -> dict[str, Json] | None:
+    """The value in the bytes of a pointer, as `read` has it."""
+    if data is None:
+        return None
     try:
-        value = without_checksum(path.read_bytes())
+        value = without_checksum(data)
         if fields is not None and set(value) != set(fields):
             raise ValueError(f"it has {', '.join(value) or 'nothing'}; wanted {', '.join(fields)}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except ValueError as error:
-        raise CorruptArtifact(f"{path} is damaged ({error})", path) from None
+        where = documents.where(name)
+        raise CorruptArtifact(f"{where} is damaged ({error})", where) from None
     return value
 
 
-def write(path: Path, value: Mapping[str, Json]) -> bool:
-    """Replaces a pointer that holds another value, is damaged or missing; on the disk before this returns.
+def text(value: Mapping[str, Json]) -> bytes:
+    """The bytes of a pointer with this value."""
+    return json.dumps(with_checksum(value), indent=1).encode()
 
-    Returns whether it was written. An equal value writes nothing, so that its file keeps its time.
+
+def write(documents: Documents, name: PurePath, value: Mapping[str, Json]) -> bool:
+    """Replaces a pointer that holds another value, is damaged or missing; durable before this returns.
+
+    Returns whether it was written. An equal value writes nothing, so that the pointer keeps its stamp.
     """
-    text = json.dumps(with_checksum(value), indent=1)
-    with suppress(OSError, UnicodeDecodeError):
-        if path.read_text("utf-8") == text:
-            return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-    fsync(path.parent)
-    return True
+    data = text(value)
+    return documents.read(name) != data and documents.update(name, lambda _: data)
 
 
-def remove(path: Path) -> None:
+def remove(documents: Documents, name: PurePath) -> None:
     """Removes a pointer, such as a request that was answered; a missing one is no error."""
-    path.unlink(missing_ok=True)
+    if documents.read(name) is not None:
+        documents.update(name, lambda _: None)

@@ -6,17 +6,16 @@ A file is read at a local path, its bytes checked. A pointer is replaced whole. 
 saves work: two processes that build the same artifact both get the one that was committed first.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, cast
 
 from moe_core.settings import Study
-from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.blobs import Blobs
 from moe_core.store.cache import GIB, Cache, default_folder
-from moe_core.store.hashing import Json
+from moe_core.store.documents import Documents
 from moe_core.store.layout import Layout
 from moe_core.store.locks import Holder
 from moe_core.store.objects import Objects
@@ -39,6 +38,10 @@ class ArtifactStore(Protocol):
 
     @property
     def layout(self) -> Layout: ...
+
+    @property
+    def documents(self) -> Documents:
+        """Pointers, requests, the publication log and the list of takedowns."""
 
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built."""
@@ -72,6 +75,12 @@ class ArtifactStore(Protocol):
         `by` tells others what builds it. Calls `on_wait` with each process that is waited for.
         """
 
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keeps others from deleting artifacts; waits while a process does."""
+
+    def deleting(self, wait: bool = True) -> AbstractContextManager[None]:
+        """Keeps all others from building. Raises LockHeld where something is being built and `wait` is False."""
+
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now; None where nobody does."""
 
@@ -86,25 +95,9 @@ class ArtifactFiles(Protocol):
         """A folder, all its files checked. Raises CorruptArtifact as `file` does."""
 
 
-class Pointers(Protocol):
-    """Reads and replaces small JSON documents, each under one name of the layout."""
-
-    def read(self, path: Path, fields: Collection[str] | None = None) -> dict[str, Json] | None:
-        """The value; None where there is none.
-
-        Raises CorruptArtifact where it is not what was written, or has other `fields`.
-        """
-
-    def write(self, path: Path, value: Mapping[str, Json]) -> bool:
-        """Replaces the value; returns False where it was that already."""
-
-    def remove(self, path: Path) -> None:
-        """Removes a pointer; a missing one is no error."""
-
-
-def local(root: Path) -> tuple[ArtifactStore, Pointers]:
-    """The store in a folder, and its pointers; the type checker holds both against the protocols."""
-    return Store(root), pointer
+def local(root: Path) -> ArtifactStore:
+    """The store in a folder; the type checker holds it against the protocol."""
+    return Store(root)
 
 
 def files_of(artifact: Artifact) -> ArtifactFiles:

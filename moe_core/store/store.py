@@ -10,13 +10,14 @@ that no reader sees and the next writer removes.
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from moe_core.errors import CorruptArtifact
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.blobs import Blobs
+from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.files import (
     dead_files,
     dead_parts,
@@ -29,7 +30,7 @@ from moe_core.store.files import (
 )
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, Layout
-from moe_core.store.locks import Holder, builder, building, shared
+from moe_core.store.locks import Holder, builder, building, exclusive, shared
 
 
 class Store:
@@ -40,6 +41,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.layout = Layout(root)
+        self.documents: Documents = FolderDocuments(root)
 
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
@@ -136,6 +138,14 @@ class Store:
         with shared(self.layout.in_use), building(self._build_lock(spec), by, on_wait):
             _look_again(self.layout.partition(spec.asset, spec.key))
             yield
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keeps others from deleting artifacts; waits while a process does."""
+        return shared(self.layout.in_use)
+
+    def deleting(self, wait: bool = True) -> AbstractContextManager[None]:
+        """Keeps all others from building. Raises LockHeld where something is being built and `wait` is False."""
+        return exclusive(self.layout.in_use, wait)
 
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now, on this machine or another; None where nobody does."""

@@ -250,7 +250,7 @@ def table_of(context: Context) -> dict[str, Any]:
 
 def publication_of(context: Context) -> dict[str, Any]:
     """Which mixture is published, whether it is the one that the table measures, and why or why not."""
-    mixture, log = context.version("mixture"), read_log(context.root)
+    mixture, log = context.version("mixture"), read_log(context.store.documents)
     last = log.last(mixture)
     why = last.why if last else "not decided yet"
     if last and log.published not in (mixture, last.published):

@@ -89,9 +89,9 @@ def verify(study_file: Path, as_json: bool) -> None:
     """
     found = list(read_all(study_at(study_file)))
     damaged = [damage for damage in found if isinstance(damage, Damage)]
-    artifacts = len(found) - sum(damage.path.is_file() for damage in damaged)
+    artifacts = len(found) - sum(not damage.is_artifact for damage in damaged)
     if as_json:
-        rows = [{"folder": str(damage.path), "why": damage.why} for damage in damaged]
+        rows = [{"folder": damage.where, "why": damage.why} for damage in damaged]
         echo_json({"artifacts": artifacts, "damaged": rows})
     else:
         echo(f"{artifacts} artifacts read, {len(damaged)} damaged")

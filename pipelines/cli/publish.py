@@ -39,7 +39,7 @@ def publish(study_file: Path, version: str | None, force: bool, rollback: bool, 
     if sum((rollback, list_it, version is not None or force)) > 1:
         raise BadSetting("--rollback, --list and --version (or --force) exclude one another: choose one")
     context = study_at(study_file, by="hardmoe publish")
-    log = read_log(context.root)
+    log = read_log(context.store.documents)
     refused = False
     if not list_it:
         before = len(log.history)
@@ -68,9 +68,9 @@ def _decide(context: Context, version: str | None, force: bool, rollback: bool) 
         mixture = full_version(version, there, f"mixture in {context.root}")
     if force:
         return comparison.force(context, mixture)
-    baseline = read_log(context.root).published
+    baseline = read_log(context.store.documents).published
     if baseline == mixture:
-        return read_log(context.root)
+        return read_log(context.store.documents)
     return promotion.decide(context, mixture, baseline, comparison.judge(context, mixture, baseline))
 
 
@@ -88,6 +88,6 @@ def _show_dagster(context: Context, log: PublicationLog) -> None:
         spec = context.planner.spec("mixture")
         # where another artifact is to be built to know it, nothing is newest
         mixture = spec.version if isinstance(spec, Spec) else log.history[-1].mixture
-        metadata, check = decided(context.root, mixture)
+        metadata, check = decided(context.store.documents, mixture)
         instance.report_runless_asset_event(dg.AssetObservation(key_of("published"), metadata=metadata))
         report_checks(instance, "published", [check])

@@ -12,6 +12,7 @@ from moe_core.errors import BadSetting
 from moe_core.stages.gate import current_partition, refit
 from moe_core.stages.trunk import frozen
 from moe_core.store import pointer
+from moe_core.store.layout import NAMES
 from pipelines.cli.common import finish, run_shown, study_at
 from pipelines.cli.options import JSON, STUDY_OPTION, WORKERS
 from pipelines.run.task import Summary
@@ -49,7 +50,7 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
     if summary.interrupted and not {"trunk", "partition"} & {*summary.made, *summary.stopped}:
         for request, asset in (("refit", "partition"), ("renew", "trunk")):
             if request not in before:  # else the next run would do what nobody wants any more
-                pointer.remove(context.store.layout.request(asset))
+                pointer.remove(context.store.documents, NAMES.request(asset))
     if not (summary.failed or summary.interrupted):
         partition = study_at(study_file).need("partition")
         show_churn(dict(partition.metadata) | json.loads(partition.file("churn.json").read_text("utf-8")))

@@ -285,7 +285,7 @@ class _Loop:
         """Reads the state again where a file tells that it changed, or where the plan waited for what is complete."""
         before, planner = self.context, self.context.planner
         changed = bool(self.outdated) or self._study_now() != before.study
-        changed = changed or token(before.study, before.root) != planner.state.token
+        changed = changed or token(before.study, before.store.documents) != planner.state.token
         blocking = {p.blocked.on for p in self.tasks.values() if p.blocked} | planner.provisional
         if not changed and not blocking & set(self.complete):
             return

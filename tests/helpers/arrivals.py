@@ -39,4 +39,4 @@ def lines(count, arrived=None, shard="s"):
 
 def pointer_of(context, asset):
     """The file that names the current trunk, or partition."""
-    return frozen.pointer_file(context.planner.graph, context.study, context.root, asset)
+    return context.store.layout.document(frozen.pointer_name(context.planner.graph, context.study, asset))

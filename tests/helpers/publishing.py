@@ -4,6 +4,7 @@ from click.testing import CliRunner
 
 from moe_core.engine.build import build
 from moe_core.serving import publication
+from moe_core.store.documents import FolderDocuments
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
 
@@ -16,11 +17,11 @@ def publish(root, study):
     """What `hardmoe run` does; the decision about the study's mixture."""
     context = open_study(study, root)
     build(context, "published")
-    return publication.read_log(root).last(context.version("mixture"))
+    return publication.read_log(FolderDocuments(root)).last(context.version("mixture"))
 
 
 def log_of(root):
-    return publication.read_log(root)
+    return publication.read_log(FolderDocuments(root))
 
 
 def hardmoe(*arguments):

@@ -6,11 +6,12 @@ import sys
 TICKS = """
 import json
 import dagster as dg
-from assets.study import root
+from assets.study import root, study
+from moe_core.store.protocols import open_store
 from pipelines.definitions import defs
 from pipelines.requests import launch_requested, read_request
 if __name__ == "__main__":
-    launched, cursor = [], None
+    launched, cursor, documents = [], None, open_store(study(), root=root()).documents
     with dg.DagsterInstance.get() as instance:
         for _ in range(60):
             tick = launch_requested(dg.build_sensor_context(instance=instance, cursor=cursor))
@@ -21,9 +22,9 @@ if __name__ == "__main__":
                     instance=instance, partition_key=run.partition_key, asset_selection=run.asset_selection,
                     tags=run.tags, raise_on_error=False,
                 )
-            if read_request(root()) is None:
+            if read_request(documents) is None:
                 break
-    still = read_request(root()) is not None
+    still = read_request(documents) is not None
     print(json.dumps({"launched": launched, "end": tick.skip_reason.skip_message, "open": still}))
 """
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.engine.state import StudyState
 from moe_core.errors import CorruptArtifact, MissingInput
-from moe_core.stages.trunk.frozen import pointer_file, requested
+from moe_core.stages.trunk.frozen import pointer_name, requested
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
+from moe_core.store.documents import Documents
+from moe_core.store.layout import NAMES
 from moe_core.store.store import Store
 
 NO_PARTITION = "there is no partition in the store to begin from: `hardmoe run` fits one from scratch"
@@ -44,27 +46,27 @@ class CurrentPartition:
         return Spec("partition", None, self.code, self.settings, self.inputs)
 
     @classmethod
-    def read(cls, path: Path) -> CurrentPartition | None:
-        """None where there is no such file. Raises CorruptArtifact for one that is damaged."""
-        content = pointer.read(path, [field.name for field in fields(cls)])
+    def read(cls, documents: Documents, name: PurePath) -> CurrentPartition | None:
+        """None where there is no such pointer. Raises CorruptArtifact for one that is damaged."""
+        content = pointer.read(documents, name, [field.name for field in fields(cls)])
         return cls(**content) if content else None
 
 
-def load(path: Path, store: Store) -> CurrentPartition | None:
+def load(name: PurePath, store: Store) -> CurrentPartition | None:
     """By the pointer, or by the newest partition in the store where that is damaged or gone.
 
     Raises CorruptArtifact for a damaged pointer where the store has no partition of these settings.
     """
     try:
-        current, why = CurrentPartition.read(path), ""
+        current, why = CurrentPartition.read(store.documents, name), ""
     except CorruptArtifact as error:
         current, why = None, str(error)
-    current = current or _newest(store, path.name)
+    current = current or _newest(store, name.name)
     if current is None and why:
         raise CorruptArtifact(
             f"{why}, and no partition of these settings is left in the store: restore the file from a backup; without "
             "one, move it away: the gate is fitted from scratch, for experts e000, e001, ..., names used before",
-            path,
+            store.documents.where(name),
         )
     return current
 
@@ -150,10 +152,10 @@ def on_commit(context: Context, artifact: Artifact) -> None:
     current = current_of(context.planner.state)
     numbers = [int(key[1:]) + 1 for key in artifact.metadata["members"]]
     following = _current(artifact, max(*numbers, current.next if current else 0))
-    pointer.write(pointer_file(context.planner.graph, context.study, context.root, "partition"), asdict(following))
-    layout = context.store.layout
-    if requested(layout, "partition") not in (None, following.version):
-        pointer.remove(layout.request("partition"))
+    documents, name = context.store.documents, pointer_name(context.planner.graph, context.study, "partition")
+    pointer.write(documents, name, asdict(following))
+    if requested(documents, "partition") not in (None, following.version):
+        pointer.remove(documents, NAMES.request("partition"))
 
 
 def request_refit(context: Context) -> None:
@@ -161,4 +163,4 @@ def request_refit(context: Context) -> None:
     current = current_of(context.planner.state)
     if current is None or context.store.get("partition", None, current.version) is None:
         raise MissingInput(NO_PARTITION, "partition")
-    pointer.write(context.store.layout.request("partition"), {"partition": current.version})
+    pointer.write(context.store.documents, NAMES.request("partition"), {"partition": current.version})

@@ -17,7 +17,7 @@ from moe_core.errors import TooFewPosts
 from moe_core.stages import reading
 from moe_core.stages.gate.drift import imbalance
 from moe_core.stages.gate.posts import Placement, PostTable
-from moe_core.stages.trunk.frozen import pointer_file
+from moe_core.stages.trunk.frozen import pointer_name
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import content_hash, file_hash
 
@@ -59,7 +59,7 @@ def write(
     top = top_hashtags(hashtags, posts.index.labels, posts.training_N, expert_N, experts)
     return StageOutput(
         {
-            "pointer": pointer_file(context.planner.graph, context.study, context.root, "partition").name,
+            "pointer": pointer_name(context.planner.graph, context.study, "partition").name,
             "trunk": context.version("trunk"),
             "experts": experts,
             "centroids": len(gate.centroids_MP),

@@ -21,15 +21,15 @@ from moe_core.errors import CorruptArtifact, HardmoeError, MissingInput
 from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
 from moe_core.evaluation.metrics import paired_difference, per_post, tag_statistics
+from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog, deciding, read_log, save
+from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog
 from moe_core.serving.routed import routed
 from moe_core.stages import reading
 from moe_core.stages.gate.posts import sample
 from moe_core.stages.mixture.promotion import NONE, Judgment
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.store.locks import shared
 from moe_core.training.posts import Posts
 
 MOST_POSTS = 100_000  # validation posts compared, drawn where there are more: a difference of 0.001 shows
@@ -37,7 +37,7 @@ BATCH = 256
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
-    read_log(context.root)  # a damaged one is reported here
+    publication.read_log(context.store.documents)  # a damaged one is reported here
     inputs = spec.inputs
     context.need("mixture")
     mixture, baseline = inputs["mixture"], UNPUBLISHED if inputs["baseline"] == NONE else inputs["baseline"]
@@ -178,19 +178,25 @@ def judgment_of(margin: float, baseline: str, scores: dict[str, Any]) -> Judgmen
 
 def force(context: Context, mixture: str) -> PublicationLog:
     """Publishes a version by hand, whatever it scores. Raises HardmoeError for an incomplete bundle."""
-    with shared(context.store.layout.in_use), deciding(context.root) as log:
+
+    def forced(log: PublicationLog) -> PublicationLog:
+        if log.published == mixture:
+            return log
+        why = "by hand, without a comparison"
+        return log.adding(Decision("forced", mixture, log.published, mixture, why, context.by))
+
+    with context.store.keeping():
         open_mixture(context, mixture)
-        if log.published != mixture:
-            why = "by hand, without a comparison"
-            log = log.adding(Decision("forced", mixture, log.published, mixture, why, context.by))
-            save(context.root, log)
-        return log
+        return publication.change(context.store.documents, forced)
 
 
 def roll_back(context: Context) -> PublicationLog:
     """Publishes what was published before. Raises HardmoeError where there is none, or its bundle is incomplete."""
-    with shared(context.store.layout.in_use), deciding(context.root) as log:
+
+    def rolled_back(log: PublicationLog) -> PublicationLog:
         after = log.rolled_back(context.by)
         open_mixture(context, after.published)
-        save(context.root, after)
         return after
+
+    with context.store.keeping():
+        return publication.change(context.store.documents, rolled_back)

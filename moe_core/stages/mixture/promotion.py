@@ -11,9 +11,9 @@ from typing import Any
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Planner
 from moe_core.errors import HardmoeError
-from moe_core.serving.publication import UNPUBLISHED, Action, Decision, PublicationLog, deciding, save
+from moe_core.serving import publication
+from moe_core.serving.publication import UNPUBLISHED, Action, Decision, PublicationLog
 from moe_core.store.artifact import Artifact, Spec
-from moe_core.store.locks import shared
 
 NONE = "none"  # as an input: nothing is published
 UNREADABLE = "unreadable"  # as an input: published.json is damaged; making the artifact says so
@@ -34,7 +34,8 @@ def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, ar
 
     Raises HardmoeError where another mixture was published since the comparison.
     """
-    with shared(context.store.layout.in_use), deciding(context.root) as log:
+
+    def decided(log: PublicationLog) -> PublicationLog:
         settled = artifact and any(d.comparison == artifact for d in log.history) and not log.superseded(mixture)
         if settled or log.published == mixture:
             return log
@@ -49,9 +50,11 @@ def decide(context: Context, mixture: str, baseline: str, judgment: Judgment, ar
             why = f"it was rolled back on {taken_back.at}: only `hardmoe publish --version` brings it back"
         action: Action = "published" if publish else "refused"
         published = mixture if publish else baseline
-        log = log.adding(Decision(action, mixture, baseline, published, why, context.by, artifact, judgment.scores))
-        save(context.root, log)
-        return log
+        decision = Decision(action, mixture, baseline, published, why, context.by, artifact, judgment.scores)
+        return log.adding(decision)
+
+    with context.store.keeping():
+        return publication.change(context.store.documents, decided)
 
 
 def resolve(planner: Planner, spec: Spec) -> Spec:

@@ -9,7 +9,7 @@ retrained on all shards when that is requested (`<root>/trunk/request.json`), or
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import PurePath
 
 from moe_core.data.takedowns import Takedowns
 from moe_core.engine.context import Context
@@ -19,8 +19,9 @@ from moe_core.errors import CorruptArtifact
 from moe_core.settings import Study
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
+from moe_core.store.documents import Documents
 from moe_core.store.hashing import content_hash
-from moe_core.store.layout import Layout
+from moe_core.store.layout import NAMES
 from moe_core.store.store import Store
 
 ABOVE = ("posts", "splits", "vocabulary", "trunk", "trunk_features")  # whose settings begin a history of their own
@@ -35,31 +36,31 @@ class Snapshot:
     train: int  # training posts
 
     @classmethod
-    def read(cls, path: Path) -> Snapshot | None:
-        """None where there is no such file. Raises CorruptArtifact for one that is damaged."""
-        content = pointer.read(path, [field.name for field in fields(cls)])
+    def read(cls, documents: Documents, name: PurePath) -> Snapshot | None:
+        """None where there is no such pointer. Raises CorruptArtifact for one that is damaged."""
+        content = pointer.read(documents, name, [field.name for field in fields(cls)])
         return cls(content["trunk"], tuple(content["shards"]), content["train"]) if content else None
 
 
-def pointer_file(graph: Graph, study: Study, root: Path, asset: str) -> Path:
-    """The file that names the current trunk, or partition, with these settings."""
+def pointer_name(graph: Graph, study: Study, asset: str) -> PurePath:
+    """The document that names the current trunk, or partition, with these settings."""
     line = content_hash({name: graph[name].code_version(study) for name in ABOVE})
-    return Layout(root).current(asset, line)
+    return NAMES.current(asset, line)
 
 
-def load(path: Path, store: Store, takedowns: Takedowns) -> Snapshot | None:
+def load(name: PurePath, store: Store, takedowns: Takedowns) -> Snapshot | None:
     """By the pointer, or by the newest trunk in the store where that is damaged or gone.
 
     Raises CorruptArtifact for a damaged pointer where the store does not tell on which shards a trunk was trained; one
     that saw posts which were taken down since is trained again in any case.
     """
     try:
-        if snapshot := Snapshot.read(path):
+        if snapshot := Snapshot.read(store.documents, name):
             return snapshot
         why = ""
     except CorruptArtifact as error:
         why = str(error)
-    mine = [trunk for trunk in store.everything("trunk") if trunk.metadata.get("pointer") == path.name]
+    mine = [trunk for trunk in store.everything("trunk") if trunk.metadata.get("pointer") == name.name]
     for trunk in sorted(mine, key=lambda trunk: trunk.made_at, reverse=True):
         splits = store.get("splits", None, trunk.inputs["splits"])  # which name its shards
         if splits:
@@ -68,7 +69,7 @@ def load(path: Path, store: Store, takedowns: Takedowns) -> Snapshot | None:
         raise CorruptArtifact(
             f"{why}, and no splits in the store tell the shards of the trunk: restore the file from a backup; without "
             "one, move it away, and trunk and vocabulary are retrained on all shards",
-            path,
+            store.documents.where(name),
         )
     return None
 
@@ -106,33 +107,33 @@ def freeze(planner: Planner, growth: float) -> Planner:
 
 def on_commit(context: Context, trunk: Artifact) -> None:
     """The trunk of all the shards that there are now becomes the current one."""
-    path = pointer_file(context.planner.graph, context.study, context.root, "trunk")
     splits = context.find("splits")
     if context.planner.frozen or splits is None:
         snapshot = context.planner.state.pointer("trunk")
     else:
         snapshot = Snapshot(trunk.version, tuple(s.key for s in context.shards), splits.metadata["splits"]["train"])
-        pointer.remove(context.store.layout.request("trunk"))
+        pointer.remove(context.store.documents, NAMES.request("trunk"))
     if snapshot:
-        pointer.write(path, asdict(snapshot))
+        name = pointer_name(context.planner.graph, context.study, "trunk")
+        pointer.write(context.store.documents, name, asdict(snapshot))
 
 
 def request_renewal(context: Context) -> bool:
     """Requests a trunk and a vocabulary of all shards; False where those of the study are that already."""
     if context.planner.frozen is None:
         return False
-    pointer.write(context.store.layout.request("trunk"), {"trunk": context.planner.state.pointer("trunk").trunk})
+    wanted = {"trunk": context.planner.state.pointer("trunk").trunk}
+    pointer.write(context.store.documents, NAMES.request("trunk"), wanted)
     return True
 
 
-def requested(layout: Layout, asset: str) -> str | None:
+def requested(documents: Documents, asset: str) -> str | None:
     """The version that a request wants replaced, which spends it once there is another; None where there is no request.
 
     Raises CorruptArtifact.
     """
-    path = layout.request(asset)
     try:
-        request = pointer.read(path, [asset])
+        request = pointer.read(documents, NAMES.request(asset), [asset])
     except CorruptArtifact as error:
-        raise CorruptArtifact(f"{error}: it is only a request, delete it and request again", path) from None
+        raise CorruptArtifact(f"{error}: it is only a request, delete it and request again", error.path) from None
     return request[asset] if request else None

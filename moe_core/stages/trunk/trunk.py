@@ -21,7 +21,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     model, posts = trunk_start(context)
     train = partial(train_in_ranks, context, ranks) if ranks > 1 else None
     output = fit(context, spec, folder, model, posts, study.trunk, device, train=train, ranks=ranks)
-    pointer = frozen.pointer_file(context.planner.graph, study, context.root, "trunk").name
+    pointer = frozen.pointer_name(context.planner.graph, study, "trunk").name
     return StageOutput(dict(output.metadata) | {"pointer": pointer}, output.content)
 
 

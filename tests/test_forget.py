@@ -144,7 +144,7 @@ def test_after_a_takedown_nothing_is_damaged_before_the_next_run_and_after_it(in
     assert old in found, "what is left of it is read"
     now = reopen(ingested).need("posts", "a")
     delete_lance_tag(ingested.root / "posts.lance", lance_tag_of("a", now.version))
-    assert [one.path for one in verify(reopen(ingested)) if isinstance(one, Damage)] == [now.path]
+    assert [one.where for one in verify(reopen(ingested)) if isinstance(one, Damage)] == [str(now.path)]
 
 
 def test_the_forgotten_do_not_come_back_and_their_reject_names_nobody(ingested):

@@ -117,7 +117,7 @@ def _killed(*_):
 def test_a_run_killed_between_the_verdict_and_the_publication_takes_it_when_it_comes_again(root, monkeypatch):
     publish(root, BAD)
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "save", _killed)
+        patch.setattr(promotion.publication, "change", _killed)
         with pytest.raises(KeyboardInterrupt):
             publish(root, GOOD)
     assert open_study(GOOD, root).find("published") is not None

@@ -11,9 +11,10 @@ import pytest
 
 from moe_core.errors import LockHeld
 from moe_core.processes import this_process
+from moe_core.store import pointer
 from moe_core.store.artifact import Spec, StageOutput, full_version
 from moe_core.store.hashing import content_hash
-from moe_core.store.layout import Layout
+from moe_core.store.layout import NAMES, Layout
 from moe_core.store.locks import exclusive
 from moe_core.store.protocols import local
 from moe_core.store.store import Store
@@ -188,19 +189,21 @@ def test_one_builds_while_others_wait_and_know_for_whom(tmp_path):
     assert str(builder) == f"built on {socket.gethostname()} by run 1a2b3c4d (process {os.getpid()}), since {since}"
 
 
-def test_nothing_is_deleted_while_something_is_built(tmp_path):
+def test_nothing_is_deleted_while_something_is_built_or_must_stay(tmp_path):
     store = Store(tmp_path)
-    with store.building(PLAN), pytest.raises(LockHeld), exclusive(store.layout.in_use, wait=False):
-        pass
-    with exclusive(store.layout.in_use, wait=False):
+    for held in (store.building(PLAN), store.keeping()):
+        with held, pytest.raises(LockHeld), store.deleting(wait=False):
+            pass
+    with store.deleting(wait=False):
         pass
 
 
 def test_a_local_folder_gives_all_that_the_protocols_ask(tmp_path):
-    store, pointers = local(tmp_path)
+    store = local(tmp_path)
     made = store.make(PLAN, write_hello)
     assert (store.find(PLAN), store.keys("trunk"), store.versions("trunk", None)) == (made, [], [made])
-    pointers.write(tmp_path / "trunk" / "current.json", {"trunk": made.version})
-    assert pointers.read(tmp_path / "trunk" / "current.json") == {"trunk": made.version}
+    current = NAMES.current("trunk", "line")
+    pointer.write(store.documents, current, {"trunk": made.version})
+    assert pointer.read(store.documents, current) == {"trunk": made.version}
     store.remove(made)
     assert store.everything("trunk") == []

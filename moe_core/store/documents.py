@@ -175,7 +175,7 @@ def _content(document: bytes | None) -> bytes:
 
 
 def _document(content: bytes) -> bytes | None:
-    """What a record holds; all its bytes where it is no record, which whoever reads the document finds damaged."""
+    """What a record holds; all its bytes where it is no record: its reader finds them damaged."""
     first, _, document = content.partition(b"\n")
     if first.startswith(REMOVED) and not document:
         return None

@@ -1,7 +1,7 @@
-"""Named points where tests make a process die or a write fail, like RocksDB's sync points; else they do nothing.
+"""Named points where tests make a process die or stop, or a write fail, like RocksDB's sync points; else no-ops.
 
 HARDMOE_FAULT="kill artifact.manifest" kills the process at that point; "enospc file.half 3 checkpoint" lets
-the third pass fail, of those about a path with "checkpoint" in it. The actions: kill, eio, enospc.
+the third pass fail, of those about a path with "checkpoint" in it. The actions: kill, stop, eio, enospc.
 """
 
 import errno
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from moe_core.errors import BadSetting
 
-ACTIONS = ("kill", "eio", "enospc")
+ACTIONS = ("kill", "stop", "eio", "enospc")
 
 
 @dataclass
@@ -36,7 +36,10 @@ armed = parse(os.environ["HARDMOE_FAULT"]) if os.environ.get("HARDMOE_FAULT") el
 
 
 def failpoint(name: str, about: object = "") -> None:
-    """The process is at a point that has a name. Raises OSError, kills it, or does nothing, as `armed` says."""
+    """The process is at a point that has a name. Raises OSError, kills or stops it, or does nothing, as `armed` says.
+
+    A stopped process continues once it is sent SIGCONT.
+    """
     if armed is None or armed.point != name or armed.about not in str(about):
         return
     armed.passes -= 1
@@ -44,5 +47,8 @@ def failpoint(name: str, about: object = "") -> None:
         return
     if armed.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if armed.action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
     number = errno.EIO if armed.action == "eio" else errno.ENOSPC
     raise OSError(number, os.strerror(number), str(about))

@@ -194,6 +194,20 @@ def test_processes_that_write_at_once_lose_nothing_of_each_other(place):
         assert records(place) == [3 * turns]
 
 
+def test_a_process_that_was_stopped_while_others_used_and_trimmed_its_number_starts_over(server, tmp_path):
+    place = server.place(tmp_path)
+    documents = documents_of(place)
+    put(documents, b"old ")
+    with writer(where_of(place), "s", 1, HARDMOE_FAULT="stop document.changed") as stopped:
+        assert os.WIFSTOPPED(os.waitpid(stopped.pid, os.WUNTRACED)[1])
+        for letter in (b"b ", b"c ", b"d "):
+            documents.update(NAME, appended(letter))
+        stopped.send_signal(signal.SIGCONT)
+        assert stopped.wait(PATIENT) == 0
+    assert documents.read(NAME) == b"old b c d s0 "
+    assert records(place) == [5]
+
+
 POINTS = {"document.listed": b"old", "document.changed": b"old", "document.created": b"oldk0 "}
 
 

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moe_core.errors import CorruptArtifact, HardmoeError, StorageFailed
+from moe_core.errors import CorruptArtifact, HardmoeError, Overtaken, StorageFailed
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.blobs import Blobs
@@ -224,6 +224,8 @@ class Objects:
             self.place.remove(name)
         is_mine = self.place.create(name, manifest)
         failpoint("artifact.committed", spec.name)
+        if is_mine and lease is not None:
+            self._take_back_if_late(lease, name, manifest, base)
         if not is_mine:
             self.place.remove(base)
         elif old is not None:
@@ -233,6 +235,19 @@ class Objects:
         made = self.find(spec)
         assert made is not None
         return made
+
+    def _take_back_if_late(self, lease: Building, name: str, manifest: bytes, base: str) -> None:
+        """Removes what was committed after others deleted, such as posts that were taken down: they did not see it.
+
+        Raises Overtaken then. A process that is killed before leaves a manifest, whose files are gone: see `garbage`.
+        """
+        try:
+            lease.in_use.check()
+        except Overtaken:
+            if self.place.read(name) == manifest:
+                self.place.remove(name)
+            self.place.remove(base)
+            raise
 
     def remove(self, artifact: Committed) -> None:
         """Removes an artifact; no reader finds it from the first step on."""
@@ -245,9 +260,9 @@ class Objects:
     def garbage(self, asset: str) -> Garbage:
         """What interrupted builds of an asset left; nothing of versions whose manifest is damaged.
 
-        To be asked, and removed, inside `deleting`: what somebody builds counts, too. A builder that is stopped between
-        its last check and its commit, for longer than all that takes, may still commit what is unfinished; its files
-        are then reported missing.
+        To be asked, and removed, inside `deleting`: what somebody builds counts, too. A builder that is stopped before
+        its commit, for longer than all that takes, takes it back when it wakes up. One that is killed in between leaves
+        a manifest whose files are gone: that is garbage, too.
         """
         lost, unfinished = [], []
         for (key, version), parts in self._parts(asset).items():
@@ -257,6 +272,8 @@ class Objects:
                 there = self.get(asset, key, version) if MANIFEST in parts else None
                 if there is None:
                     unfinished += sorted(attempts)
+                elif there.files and there.base not in attempts:
+                    lost.append(base)
                 else:
                     lost += sorted(attempts - {there.base})
                     lost += [_work(asset, key, version)] if WORK in parts else []

@@ -13,6 +13,7 @@ from moe_core.stages.data.rows import stored_counts
 from moe_core.stages.data.statistics import warnings_of
 from moe_core.store.artifact import Artifact
 from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.location import tables_of
 
 CONSERVED = dg.AssetCheckSpec(
     "conserved",
@@ -26,7 +27,7 @@ def look_posts(work: Context, artifact: Artifact, instance: dg.DagsterInstance) 
     metadata = artifact.metadata
     assert artifact.key is not None
     lance_tag = lance_tag_of(artifact.key, artifact.version)  # version numbers may be gone
-    kept, refused = stored_counts(work.root, artifact.key, lance_tag, lance_tag)
+    kept, refused = stored_counts(tables_of(work.store), artifact.key, lance_tag, lance_tag)
     counts = {"read": metadata["read"], "rows in posts.lance": kept, "rows in rejects.lance": refused}
     conserved = (kept, refused) == (metadata["accepted"], metadata["rejected"]) and kept + refused == metadata["read"]
     check = dg.AssetCheckResult(

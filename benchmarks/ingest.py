@@ -29,6 +29,7 @@ from moe_core.data.ingest import ingest
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.synthetic import synthetic_posts
 from moe_core.settings import Data, Source
+from moe_core.tables.location import tables_in
 
 TARGET = 0.85
 
@@ -76,7 +77,7 @@ def ours(source: Source, size: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (shard,) = find_shards(source)
         data = Data(image_size=size, max_reject_rate=0.02)  # the synthetic posts without a tag
-        ingest(Path(folder), shard.key, read_shard(source, shard), data, lambda _: None, threads=threads)
+        ingest(tables_in(Path(folder)), shard.key, read_shard(source, shard), data, lambda _: None, threads=threads)
 
 
 def main() -> None:

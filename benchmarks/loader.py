@@ -32,6 +32,7 @@ from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.models.resnet import build
 from moe_core.settings import Data, Network, Source, Training
+from moe_core.tables.location import tables_in
 from moe_core.tables.reading import take_rows
 from moe_core.training.batches import batches
 from moe_core.training.loop import train
@@ -62,10 +63,10 @@ def stored(root: Path, files: list[bytes], side: int) -> Posts:
     pl.DataFrame({"id": [f"{n:07d}" for n in range(len(files))], "image": files, "tags": tags}).write_parquet(path)
     source = Source(format="parquet", uri=str(path))
     (shard,) = find_shards(source)
-    done = ingest(root, shard.key, read_shard(source, shard), Data(image_size=side), lambda _: None)
+    done = ingest(tables_in(root), shard.key, read_shard(source, shard), Data(image_size=side), lambda _: None)
     places = [Place(shard.key, done.posts_version)]
     words = Vocabulary([f"t{n}" for n in range(100)] + [f"u{n}" for n in range(7)], {})
-    return open_posts(root, places, read_labels(root, places, words), side)
+    return open_posts(tables_in(root).posts, places, read_labels(tables_in(root).posts, places, words), side)
 
 
 def augmented(image: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
@@ -208,7 +209,7 @@ def main() -> None:
         posts = stored(Path(name), jpegs(args.posts // 2, LARGE), LARGE)
         images = posts.images
         assert isinstance(images, StoredImages)
-        taken = take_rows(images.path, images.version, images.offsets_N, ["image"])["image"]
+        taken = take_rows(images.table, images.version, images.offsets_N, ["image"])["image"]
         found = medians({"ours": ours(posts), "pillow": pillow(taken.to_pylist())}, args.repeats)
         print(f"{LARGE} px: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in found.items()))
         print(

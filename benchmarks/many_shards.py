@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from moe_core.tables.lance_tags import advance_lance_tags, lance_tag_of
+from moe_core.tables.location import LocalTable
 from moe_core.tables.reading import read_rows
 from moe_core.tables.shards import replace_rows
 
@@ -22,22 +23,22 @@ def rows(shard: str) -> pa.RecordBatch:
 
 
 def measure(root: Path, shards: int) -> None:
-    path, keys = root / "posts.lance", [f"s{n:05d}" for n in range(shards)]
+    table, keys = LocalTable(root / "posts.lance"), [f"s{n:05d}" for n in range(shards)]
     said = []
     for part in range(10):
         began, processor = time.monotonic(), time.process_time()
         some = keys[part * shards // 10 : (part + 1) * shards // 10]
         for key in some:
-            replace_rows(path, SCHEMA, key, [rows(key)], [lance_tag_of(key, "v")])
+            replace_rows(table, SCHEMA, key, [rows(key)], [lance_tag_of(key, "v")])
         said.append(((time.monotonic() - began) / len(some), (time.process_time() - processor) / len(some)))
-    disk = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    disk = sum(p.stat().st_size for p in table.location.rglob("*") if p.is_file())
     mean = sum(wall for wall, _ in said) / len(said)
     began = time.monotonic()
-    advance_lance_tags(path)
+    advance_lance_tags(table)
     raised = time.monotonic() - began
     began = time.monotonic()
     for key in keys:
-        assert len(read_rows(path, lance_tag_of(key, "v"), key, ["id"])) == 2
+        assert len(read_rows(table, lance_tag_of(key, "v"), key, ["id"])) == 2
     read = time.monotonic() - began
     print(
         f"| {shards:,} | {1e3 * mean:.1f} | {1e3 * said[0][1]:.1f} | {1e3 * said[-1][1]:.1f} | "

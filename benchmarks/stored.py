@@ -21,6 +21,7 @@ from moe_core.data.images import encode
 from moe_core.data.ingest import POSTS
 from moe_core.data.loading import Place, open_images
 from moe_core.data.synthetic import synthetic_posts
+from moe_core.tables.location import tables_in
 from moe_core.tables.shards import replace_rows
 
 
@@ -70,11 +71,11 @@ def main() -> None:
                 )
                 root = Path(folder) / kind
                 root.mkdir()
-                places[kind] = Place(kind, replace_rows(root / "posts.lance", POSTS, kind, [rows]))
+                places[kind] = Place(kind, replace_rows(tables_in(root).posts, POSTS, kind, [rows]))
             for _ in range(args.repeats):
                 for kind in kinds:
                     began = time.monotonic()
-                    open_images(Path(folder) / kind, [places[kind]], size).read(np.arange(len(raw)))
+                    open_images(tables_in(Path(folder) / kind).posts, [places[kind]], size).read(np.arange(len(raw)))
                     rates[kind].append(len(raw) / (time.monotonic() - began))
         middle = {kind: statistics.median(found) for kind, found in rates.items()}
         for kind in kinds:

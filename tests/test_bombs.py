@@ -15,6 +15,7 @@ import json, resource, sys
 from pathlib import Path
 from moe_core.data.ingest import ingest
 from moe_core.data.sources.shards import find_shards, read_shard
+from moe_core.tables.location import tables_in
 from moe_core.settings import Data, Source
 
 limit = int(sys.argv[1]) << 20
@@ -27,7 +28,7 @@ for folder, format, name in json.loads(sys.argv[2]):
         if limit:  # lance's threads reserve gigabytes
             said = {"read": sum(map(len, batches))}
         else:
-            done = ingest(Path(folder), "x", batches, Data(image_size=8, max_reject_rate=1), lambda _: None)
+            done = ingest(tables_in(Path(folder)), "x", batches, Data(image_size=8, max_reject_rate=1), lambda _: None)
             said = dict(done.count.reasons) | {"ok": done.count.accepted}
     except ValueError as error:
         said = str(error)

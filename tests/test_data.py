@@ -17,6 +17,7 @@ from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.data.vocabulary import Vocabulary, choose_from
 from moe_core.errors import BadSource, CorruptArtifact
 from moe_core.settings import Data, Source, Training
+from moe_core.tables.location import tables_in
 from moe_core.tables.reading import read_rows
 from moe_core.training.order import moves_of
 
@@ -47,7 +48,10 @@ def parquet(path, rows, **columns):
 
 def everything(source, root, data=None):
     shards = find_shards(source)
-    return [ingest(root, s.key, read_shard(source, s), data or Data(image_size=8), lambda _: None) for s in shards]
+    return [
+        ingest(tables_in(root), s.key, read_shard(source, s), data or Data(image_size=8), lambda _: None)
+        for s in shards
+    ]
 
 
 def test_accepted_and_rejected_are_all_that_was_read(tmp_path):
@@ -64,7 +68,7 @@ def test_accepted_and_rejected_are_all_that_was_read(tmp_path):
         "no_tags": 1,
         "duplicate_id": 1,
     }
-    rejects = read_rows(tmp_path / "rejects.lance", done.rejects_version, "x", ["position", "reason"])
+    rejects = read_rows(tables_in(tmp_path).rejects, done.rejects_version, "x", ["position", "reason"])
     assert rejects.to_pylist()[0] == {"position": 1, "reason": "empty"}
 
 
@@ -83,7 +87,7 @@ def test_a_shard_ingested_again_replaces_its_rows_and_the_old_version_stays(tmp_
     parquet(tmp_path / "x.parquet", 2, tags=[["dog"], ["cow"]])
     (second,) = everything(source, tmp_path)
     tags = [
-        read_rows(tmp_path / "posts.lance", done.posts_version, "x", ["tags"])["tags"].to_pylist()
+        read_rows(tables_in(tmp_path).posts, done.posts_version, "x", ["tags"])["tags"].to_pylist()
         for done in (first, second)
     ]
     assert tags == [[["cat"]] * 3, [["dog"], ["cow"]]]
@@ -93,9 +97,9 @@ def test_posts_come_back_in_their_order_whatever_was_ingested_first(tmp_path):
     for key in ("b", "a"):
         shard = Shard(key, str(tmp_path / f"{key}.parquet"), "")
         source = parquet(shard.path, 2, tags=[[f"{key}0"], [f"{key}1"]])
-        done = ingest(tmp_path, key, read_shard(source, shard), Data(image_size=8), lambda _: None)
+        done = ingest(tables_in(tmp_path), key, read_shard(source, shard), Data(image_size=8), lambda _: None)
     places = [Place("a", done.posts_version), Place("b", done.posts_version)]
-    labels = read_labels(tmp_path, places, Vocabulary(["a0", "a1", "b0", "b1"], {}))
+    labels = read_labels(tables_in(tmp_path).posts, places, Vocabulary(["a0", "a1", "b0", "b1"], {}))
     assert labels.tags_T.tolist() == [0, 1, 2, 3]
 
 
@@ -104,7 +108,7 @@ def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
     (done,) = everything(source, tmp_path)
     words = Vocabulary(["dog", "cat"], {"kitty": "cat"})
     places = [Place("x", done.posts_version)]
-    posts = open_posts(tmp_path, places, read_labels(tmp_path, places, words), 8)
+    posts = open_posts(tables_in(tmp_path).posts, places, read_labels(tables_in(tmp_path).posts, places, words), 8)
     assert posts.tags_T.tolist() == [1, 1, 0, 1]
     assert posts.starts_N1.tolist() == [0, 1, 2, 4]
     images = posts.images.read(np.arange(3))
@@ -123,9 +127,9 @@ def test_stored_images_come_in_the_order_asked_for_from_shards_of_several_versio
     for key, first in (("b", 100), ("a", 0)):
         source = numbered(tmp_path / f"{key}.parquet", 20, first)
         shard = Shard(key, str(tmp_path / f"{key}.parquet"), "")
-        done = ingest(tmp_path, key, read_shard(source, shard), Data(image_size=8), lambda _: None)
+        done = ingest(tables_in(tmp_path), key, read_shard(source, shard), Data(image_size=8), lambda _: None)
         places.append(Place(key, done.posts_version))
-    images = open_images(tmp_path, places, 8)
+    images = open_images(tables_in(tmp_path).posts, places, 8)
     rows = np.array([39, 0, 20, 19, 0])
     assert images.read(rows)[:, 4, 4, 0].tolist() == [19, 100, 0, 119, 100]
     assert images.subset(np.array([20, 5])).read(np.array([1, 0]))[:, 4, 4, 0].tolist() == [105, 0]
@@ -134,14 +138,19 @@ def test_stored_images_come_in_the_order_asked_for_from_shards_of_several_versio
 def test_hashtags_for_other_posts_are_refused(tmp_path):
     (done,) = everything(numbered(tmp_path / "x.parquet", 3), tmp_path)
     with pytest.raises(CorruptArtifact, match=r"hashtags of 1 posts, .* holds 3"):
-        open_posts(tmp_path, [Place("x", done.posts_version)], Labels(np.array([0]), np.array([0, 1])), 8)
+        open_posts(
+            tables_in(tmp_path).posts,
+            [Place("x", done.posts_version)],
+            Labels(np.array([0]), np.array([0, 1])),
+            8,
+        )
 
 
 @pytest.mark.parametrize("store", ["raw", "jpeg", "png", "webp"])
 def test_pictures_are_loaded_however_they_are_stored(tmp_path, store):
     source = parquet(tmp_path / "x.parquet", 3, image=[png("red"), png("lime"), png("blue")])
     (done,) = everything(source, tmp_path, Data(image_size=8, store=store))
-    images = open_images(tmp_path, [Place("x", done.posts_version)], 8).read(np.arange(3))
+    images = open_images(tables_in(tmp_path).posts, [Place("x", done.posts_version)], 8).read(np.arange(3))
     for n, color in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
         assert images[n, 6, 6].tolist() == pytest.approx(color, abs=20)
 
@@ -152,7 +161,10 @@ def test_stored_pictures_are_moved_as_pictures_in_memory(tmp_path, store, side):
     noise = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8)
     source = parquet(tmp_path / "x.parquet", 40, image=[png_of(image) for image in noise])
     (done,) = everything(source, tmp_path, Data(image_size=side, store=store))
-    images, rows = open_images(tmp_path, [Place("x", done.posts_version)], side), np.arange(40)[::-1]
+    images, rows = (
+        open_images(tables_in(tmp_path).posts, [Place("x", done.posts_version)], side),
+        np.arange(40)[::-1],
+    )
     for crop in (0, 3, 2 * side):  # the last leaves nothing of some
         moves = moves_of((40,), Training(crop=crop), 0)
         assert np.array_equal(images.read(rows, moves), moves.of(images.read(rows)))
@@ -221,7 +233,7 @@ def test_a_folder_of_images_with_a_table(tmp_path, kind):
     source = Source(format="folder", uri=str(tmp_path))
     (done,) = everything(source, tmp_path / "store", Data(image_size=8, max_reject_rate=1))
     assert dict(done.count.reasons) == {"no_image_file": 1, "outside_folder": 1}
-    stored = read_rows(tmp_path / "store" / "posts.lance", done.posts_version, "t", ["id", "tags"]).to_pylist()
+    stored = read_rows(tables_in(tmp_path / "store").posts, done.posts_version, "t", ["id", "tags"]).to_pylist()
     assert stored == [{"id": "sub/a.png", "tags": ["cat", "newyork"]}]
 
 
@@ -266,6 +278,6 @@ def test_schemas_name_their_shard_and_position():
 def test_names_of_given_splits_are_ours_whatever_their_case_and_spaces(tmp_path):
     written = ["train", " Val ", "valid", "ROUTER", None, " "]
     (done,) = everything(parquet(tmp_path / "x.parquet", 6, split=written), tmp_path)
-    rows = read_rows(tmp_path / "posts.lance", done.posts_version, "x", ["given"])
+    rows = read_rows(tables_in(tmp_path).posts, done.posts_version, "x", ["given"])
     assert rows["given"].to_pylist() == ["train", "validation", "validation", "router", None, None]
     assert dict(done.count.splits) == {"train": 1, "validation": 2, "router": 1, "none": 2}

@@ -30,6 +30,7 @@ from moe_core.store.documents import FolderDocuments
 from moe_core.store.store import Store
 from moe_core.study_file import dump_study, load_study
 from moe_core.tables.lance_tags import delete_lance_tag, lance_tag_of, lance_tags
+from moe_core.tables.location import tables_in
 from moe_core.tables.reading import read_rows
 from moe_core.workspace import open_study
 
@@ -129,7 +130,7 @@ def test_only_shards_that_held_them_are_ingested_again(ingested):
     now = reopen(ingested)
     assert now.find("posts", "a") is None
     assert now.find("posts", "b") is not None
-    kept = lance_tags(now.root / "posts.lance")
+    kept = lance_tags(tables_in(now.root).posts)
     assert [name for name in kept if name.startswith("posts.b.")], "b's rows are still tagged"
     assert not [name for name in kept if name.startswith("posts.a.")]
 
@@ -143,7 +144,7 @@ def test_after_a_takedown_nothing_is_damaged_before_the_next_run_and_after_it(in
     assert not [one for one in found if isinstance(one, Damage)]
     assert old in found, "what is left of it is read"
     now = reopen(ingested).need("posts", "a")
-    delete_lance_tag(ingested.root / "posts.lance", lance_tag_of("a", now.version))
+    delete_lance_tag(tables_in(ingested.root).posts, lance_tag_of("a", now.version))
     assert [one.where for one in verify(reopen(ingested)) if isinstance(one, Damage)] == [str(now.path)]
 
 
@@ -200,9 +201,9 @@ def test_old_versions_that_held_them_go_with_the_artifacts_that_needed_them(inge
     done = forget(reopen(ingested), ids=["post-of-bob-125"])
     assert done.shards == ["b"]
     assert files_with(root, b"post-of-bob-125") == files_with(root, pixels) == []
-    assert not [name for name in lance_tags(root / "posts.lance") if name.startswith("posts.b.")]
+    assert not [name for name in lance_tags(tables_in(root).posts) if name.startswith("posts.b.")]
     now = reopen(ingested)
-    rows = read_rows(root / "posts.lance", lance_tag_of("a", now.need("posts", "a").version), "a", ["image"])
+    rows = read_rows(tables_in(root).posts, lance_tag_of("a", now.need("posts", "a").version), "a", ["image"])
     assert len(rows) == 118
     assert len(rows["image"][0].as_py()) == SIZE * SIZE * 3
     assert smaller(now).find("posts", "a") is None, "a's smaller pictures were in a version that held b's post"

@@ -30,6 +30,7 @@ from moe_core.store.locks import not_open, shared
 from moe_core.store.store import Store
 from moe_core.study_file import dump_study
 from moe_core.tables.lance_tags import lance_tags
+from moe_core.tables.location import tables_in
 from moe_core.training.posts import ImagesInMemory
 from moe_core.workspace import open_study
 from pipelines.cli.main import main
@@ -219,12 +220,12 @@ def test_posts_of_old_settings_leave_with_their_rows(root):
     smaller = tiny_study(data=GOOD.data.model_copy(update={"image_size": 8}))
     make(open_study(smaller, root), "mixture")
     newest_is(root, smaller)
-    assert len(lance_tags(root / "posts.lance")) == 4
+    assert len(lance_tags(tables_in(root).posts)) == 4
     done = collect(open_study(smaller, root), keep=0)
     gone = [name for name in done.removed if name.startswith("posts/")]
     assert len(gone) == 2
     assert done.bytes > sum(done.sizes), "rows too"
-    assert len(lance_tags(root / "posts.lance")) == 2
+    assert len(lance_tags(tables_in(root).posts)) == 2
     assert whole(root)
 
 

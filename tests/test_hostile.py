@@ -18,6 +18,7 @@ from moe_core.data.rejects import REASONS, REJECTS, Rejects
 from moe_core.data.sources.raw import RAW
 from moe_core.settings import Data
 from moe_core.stages.data.rows import stored_counts
+from moe_core.tables.location import tables_in
 from moe_core.tables.reading import read_rows
 
 SECONDS, MEGABYTES = 5, 1000  # at most, for any file
@@ -40,13 +41,13 @@ def batch(rows):
 
 def run(tmp_path, rows, data=ALL, **more):
     batches = [batch(rows[at : at + 7]) for at in range(0, len(rows), 7)]
-    return ingest.ingest(tmp_path, "s", batches, data, lambda _: None, source="here/s.parquet", **more)
+    return ingest.ingest(tables_in(tmp_path), "s", batches, data, lambda _: None, source="here/s.parquet", **more)
 
 
 def outcomes(tmp_path, done):
     """{position: "ok" or the reason}"""
-    posts = read_rows(tmp_path / "posts.lance", done.posts_version, "s", ["position"]).to_pylist()
-    rejects = read_rows(tmp_path / "rejects.lance", done.rejects_version, "s", ["position", "reason"]).to_pylist()
+    posts = read_rows(tables_in(tmp_path).posts, done.posts_version, "s", ["position"]).to_pylist()
+    rejects = read_rows(tables_in(tmp_path).rejects, done.rejects_version, "s", ["position", "reason"]).to_pylist()
     return {row["position"]: row.get("reason", "ok") for row in [*posts, *rejects]}
 
 
@@ -67,7 +68,7 @@ def test_each_has_the_outcome_written_beside_it_and_the_sums_add_up(tmp_path, th
     assert done.count.read == len(rows) == done.count.accepted + done.count.rejected
     assert done.count.accepted == wanted.count("ok")
     assert dict(done.count.reasons) == dict(Counter(reason for reason in wanted if reason != "ok"))
-    assert stored_counts(tmp_path, "s", done.posts_version, done.rejects_version) == (
+    assert stored_counts(tables_in(tmp_path), "s", done.posts_version, done.rejects_version) == (
         done.count.accepted,
         done.count.rejected,
     )
@@ -105,7 +106,7 @@ def test_no_file_takes_five_seconds_or_a_gigabyte(tmp_path, files):
 
 def test_a_reject_says_where_it_came_from(tmp_path):
     done = run(tmp_path, [{"id": "a"}, {"id": "b", "image": b"%PDF-1.7"}])
-    rows = read_rows(tmp_path / "rejects.lance", done.rejects_version, "s", REJECTS.names).to_pylist()
+    rows = read_rows(tables_in(tmp_path).rejects, done.rejects_version, "s", REJECTS.names).to_pylist()
     assert rows == [
         {
             "shard": "s",
@@ -122,7 +123,7 @@ def test_a_reject_says_where_it_came_from(tmp_path):
 
 def test_a_post_with_a_million_tags_keeps_twenty_of_them_among_the_rejects(tmp_path):
     done = run(tmp_path, [{"id": "a", "tags": ["cat"] * 1_000_000}, {"id": "b", "tags": ["x" * 200_000]}])
-    rows = read_rows(tmp_path / "rejects.lance", done.rejects_version, "s", ["written", "detail"]).to_pylist()
+    rows = read_rows(tables_in(tmp_path).rejects, done.rejects_version, "s", ["written", "detail"]).to_pylist()
     assert [len(row["written"]) for row in rows] == [20, 1]
     assert rows[0]["detail"] == "1000000 tags, 3000000 bytes"
     assert len(rows[1]["written"][0]) == 100
@@ -131,7 +132,7 @@ def test_a_post_with_a_million_tags_keeps_twenty_of_them_among_the_rejects(tmp_p
 def test_a_clock_that_cannot_be_right_says_nothing(tmp_path):
     clocks = [datetime(9999, 1, 1), datetime(2020, 2, 2), datetime(1, 1, 1), None]
     done = run(tmp_path, [{"id": str(n), "taken_at": clock} for n, clock in enumerate(clocks)])
-    taken = read_rows(tmp_path / "posts.lance", done.posts_version, "s", ["taken_at"])["taken_at"].to_pylist()
+    taken = read_rows(tables_in(tmp_path).posts, done.posts_version, "s", ["taken_at"])["taken_at"].to_pylist()
     assert taken == [None, datetime(2020, 2, 2), None, None]
 
 
@@ -144,7 +145,7 @@ def test_an_error_names_reasons_and_rows_and_the_rejects_can_be_read(tmp_path):
     assert "2 of 3 posts rejected (bad_id 1, not_an_image 1; for example row 0: bad_id; row 1: not_an_image)" in text
     assert "\x1b" not in text
     version = int(text.rpartition("in version ")[2].split()[0])
-    found = read_rows(tmp_path / "rejects.lance", version, "s", ["id", "reason"]).to_pylist()
+    found = read_rows(tables_in(tmp_path).rejects, version, "s", ["id", "reason"]).to_pylist()
     assert found == [{"id": "a\x1b[31m", "reason": "bad_id"}, {"id": "b", "reason": "not_an_image"}]
 
 
@@ -165,7 +166,7 @@ def test_a_mistake_of_ours_on_one_row_is_a_counted_reject(tmp_path, monkeypatch)
     monkeypatch.setattr(images, "encode", wrong)
     done = run(tmp_path, [{"id": str(n)} for n in range(4)])
     assert outcomes(tmp_path, done) == {0: "ok", 1: "internal_error", 2: "ok", 3: "ok"}
-    rejected = read_rows(tmp_path / "rejects.lance", done.rejects_version, "s", ["detail"])
+    rejected = read_rows(tables_in(tmp_path).rejects, done.rejects_version, "s", ["detail"])
     assert rejected["detail"].to_pylist() == ["KeyError: 'boom'"]
 
 
@@ -202,7 +203,7 @@ def test_a_source_that_breaks_off_fails_the_shard(tmp_path):
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        ingest.ingest(tmp_path, "s", breaks(), ALL, lambda _: None)
+        ingest.ingest(tables_in(tmp_path), "s", breaks(), ALL, lambda _: None)
 
 
 def test_large_files_are_in_flight_one_at_a_time(monkeypatch):

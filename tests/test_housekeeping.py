@@ -21,6 +21,7 @@ from moe_core.store.leftovers import size_of
 from moe_core.store.locks import shared
 from moe_core.study_file import dump_study
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.location import tables_in, tables_of
 from moe_core.tables.reading import read_rows
 from moe_core.tables.shards import shards_in
 from moe_core.workspace import open_study
@@ -42,7 +43,7 @@ def reopen(context):
 
 def images(context, key):
     lance_tag = lance_tag_of(key, context.need("posts", key).version)
-    return read_rows(context.root / "posts.lance", lance_tag, key, ["image"])["image"].to_pylist()
+    return read_rows(tables_in(context.root).posts, lance_tag, key, ["image"])["image"].to_pylist()
 
 
 def everything(root):
@@ -85,7 +86,7 @@ def test_posts_that_the_study_no_longer_reads_leave_when_they_are_said_to(ingest
     assert done.removed == [f"posts/b/{stale.version('posts', 'b')}"]
     assert stale.find("posts", "b") is None
     assert len(images(ingested, "b")) == 30
-    assert set(lance_tags(ingested.root / "posts.lance")) == {
+    assert set(lance_tags(tables_in(ingested.root).posts)) == {
         lance_tag_of(key, ingested.version("posts", key)) for key in ("a", "b")
     }
 
@@ -158,9 +159,9 @@ def test_a_shard_whose_file_is_gone_leaves_and_comes_back_for_nothing(ingested, 
     file = tmp_path / "source" / "a.parquet"
     file.rename(tmp_path / "a")
     now = reopen(ingested)
-    remove_gone_shards(now.store.layout.tables, [shard.key for shard in now.shards])
-    assert shards_in(now.root / "posts.lance") == {"b": 30}
-    assert shards_in(now.root / "rejects.lance") == {}
+    remove_gone_shards(tables_of(now.store), [shard.key for shard in now.shards])
+    assert shards_in(tables_in(now.root).posts) == {"b": 30}
+    assert shards_in(tables_in(now.root).rejects) == {}
     collect(now)
     (tmp_path / "a").rename(file)
     again = reopen(ingested)
@@ -180,11 +181,11 @@ def test_the_command_collects_after_posts_changed_and_drops_gone_shards(ingested
     (tmp_path / "source" / "a.parquet").rename(tmp_path / "source" / "c.parquet")
     said = hardmoe("run", "--study", study_file, "--until", "posts").stdout
     assert "1 made, 1 fresh" in said, "that of b was there, though Dagster did not know of it"
-    assert shards_in(ingested.root / "posts.lance") == {"b": 30, "c": 29}
+    assert shards_in(tables_in(ingested.root).posts) == {"b": 30, "c": 29}
     status = json.loads(hardmoe("status", "--study", study_file, "--json").stdout)
     assert [row["key"] for row in status["assets"] if row["asset"] == "posts"] == ["b", "c"]
     versions = {v["version"] for v in lance.dataset(str(ingested.root / "posts.lance")).versions()}
-    assert versions == set(lance_tags(ingested.root / "posts.lance").values()), "the latest, and that of a's artifact"
+    assert versions == set(lance_tags(tables_in(ingested.root).posts).values()), "the latest, and that of a's artifact"
     done = json.loads(hardmoe("gc", "--study", study_file, "--superseded", "--apply", "--json").stdout)
     assert f"posts/a/{ingested.version('posts', 'a')}" in done["removed"]
     assert hardmoe("gc", "--study", study_file, "--dry-run").stdout == "0.0 MiB would be freed; --apply frees it\n"

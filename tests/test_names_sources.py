@@ -18,6 +18,7 @@ from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.engine.build import build
 from moe_core.settings import Source
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.location import tables_in
 from moe_core.tables.reading import read_rows
 from moe_core.tables.shards import replace_rows
 from moe_core.tables.vectors import ids_in, vectors_in, write_vectors
@@ -46,9 +47,9 @@ def test_lance_writes_into_the_folder_of_that_name_alone(tmp_path, name):
     folder.mkdir()
     schema = pa.schema({"position": pa.int64(), "id": pa.string()})
     rows = [pa.record_batch([[0, 1], ["a", "b"]], schema=schema)]
-    replace_rows(folder / "posts.lance", schema, "s0", rows, ["posts.s0.v1"])
-    assert read_rows(folder / "posts.lance", "posts.s0.v1", "s0", ["id"])["id"].to_pylist() == ["a", "b"]
-    assert set(lance_tags(folder / "posts.lance")) == {"posts.s0.v1"}
+    replace_rows(tables_in(folder).posts, schema, "s0", rows, ["posts.s0.v1"])
+    assert read_rows(tables_in(folder).posts, "posts.s0.v1", "s0", ["id"])["id"].to_pylist() == ["a", "b"]
+    assert set(lance_tags(tables_in(folder).posts)) == {"posts.s0.v1"}
     vectors_BD = np.eye(2, dtype=np.float32)
     parts = [({"id": pa.array(["a", "b"])}, vectors_BD)]
     write_vectors(folder / "x.lance", {"id": pa.string()}, "vector", 2, parts, index=False)
@@ -60,11 +61,13 @@ def test_lance_writes_into_the_folder_of_that_name_alone(tmp_path, name):
 def test_a_data_set_that_takes_the_place_of_another_is_the_one_that_is_read(tmp_path):
     schema = pa.schema({"position": pa.int64()})
     for count in (1, 2):
-        path = tmp_path / ODD / "posts.lance"
-        path.parent.mkdir()
-        replace_rows(path, schema, "s0", [pa.record_batch([list(range(count))], schema=schema)], [f"posts.s0.v{count}"])
-        assert read_rows(path, f"posts.s0.v{count}", "s0", ["position"]).num_rows == count
-        shutil.rmtree(path.parent)
+        (tmp_path / ODD).mkdir()
+        table = tables_in(tmp_path / ODD).posts
+        replace_rows(
+            table, schema, "s0", [pa.record_batch([list(range(count))], schema=schema)], [f"posts.s0.v{count}"]
+        )
+        assert read_rows(table, f"posts.s0.v{count}", "s0", ["position"]).num_rows == count
+        shutil.rmtree(tmp_path / ODD)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -109,8 +112,9 @@ def test_posts_and_rejects_of_files_whose_names_are_not_utf8_are_counted(tmp_pat
     made = build(context, "posts", shard.key).artifact
     assert (made.metadata["accepted"], made.metadata["rejected"]) == (1, 1)
     tag = lance_tag_of(shard.key, made.version)
-    assert read_rows(tmp_path / "store" / "posts.lance", tag, shard.key, ["user"])["user"].to_pylist() == ["caf\\udce9"]
-    rejects = read_rows(tmp_path / "store" / "rejects.lance", tag, shard.key, ["id", "source"])
+    posts = read_rows(tables_in(tmp_path / "store").posts, tag, shard.key, ["user"])
+    assert posts["user"].to_pylist() == ["caf\\udce9"]
+    rejects = read_rows(tables_in(tmp_path / "store").rejects, tag, shard.key, ["id", "source"])
     assert rejects.to_pylist()[0]["source"].endswith("/user=caf\\udce9/\\udce9.parquet")
 
 

@@ -15,6 +15,7 @@ from moe_core.data.sources.raw import RAW
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
 from moe_core.stages.data.rows import stored_counts
+from moe_core.tables.location import tables_in
 from moe_core.tables.memory import copied
 from moe_core.tables.reading import read_rows
 from moe_core.tables.shards import replace_rows
@@ -74,14 +75,14 @@ def test_rejects_of_a_reason_anywhere(kind, place, tmp_path, monkeypatch):
     batches = [pa.RecordBatch.from_pylist(rows, schema=RAW)]
     data = Data(image_size=8, max_reject_rate=1)
     taken_down = (lambda post, user: user == "gone") if kind == "taken_down" else None
-    done = ingest.ingest(tmp_path, "s", batches, data, lambda _: None, taken_down=taken_down)
+    done = ingest.ingest(tables_in(tmp_path), "s", batches, data, lambda _: None, taken_down=taken_down)
     reason = BAD[kind].get("reason", kind)
     assert dict(done.count.reasons) == ({reason: sum(bad_N)} if any(bad_N) else {})
     names = ["position", "id", "written"]
-    posts = read_rows(tmp_path / "posts.lance", done.posts_version, "s", names).to_pylist()
+    posts = read_rows(tables_in(tmp_path).posts, done.posts_version, "s", names).to_pylist()
     wanted = [{"position": n, "id": f"p{n}", "written": good[n]["tags"]} for n, bad in enumerate(bad_N) if not bad]
     assert posts == wanted
-    rejects = read_rows(tmp_path / "rejects.lance", done.rejects_version, "s", [*names, "reason"]).to_pylist()
+    rejects = read_rows(tables_in(tmp_path).rejects, done.rejects_version, "s", [*names, "reason"]).to_pylist()
     assert [row["position"] for row in rejects] == [n for n, bad in enumerate(bad_N) if bad]
     assert {row["reason"] for row in rejects} <= {reason}
     for row in rejects:
@@ -101,9 +102,9 @@ def test_a_few_posts_without_tags_of_every_source(name, place, tmp_path):
     source = WRITERS[name](posts, tmp_path / "in")
     (shard,) = find_shards(source)
     batches = read_shard(source, shard, tmp_path / "cache")
-    done = ingest.ingest(tmp_path, shard.key, batches, Data(image_size=8), lambda _: None)
+    done = ingest.ingest(tables_in(tmp_path), shard.key, batches, Data(image_size=8), lambda _: None)
     assert dict(done.count.reasons) == {"no_tags": len(place)}
-    assert stored_counts(tmp_path, shard.key, done.posts_version, done.rejects_version) == (
+    assert stored_counts(tables_in(tmp_path), shard.key, done.posts_version, done.rejects_version) == (
         140 - len(place),
         len(place),
     )
@@ -130,9 +131,12 @@ def untagged(rate, seed, folder):
     batches = [
         pa.RecordBatch.from_pylist(batch.to_pylist(), schema=RAW) for batch in table.to_batches(max_chunksize=1000)
     ]
-    done = ingest.ingest(folder, "s", batches, Data(image_size=8), lambda _: None)
+    done = ingest.ingest(tables_in(folder), "s", batches, Data(image_size=8), lambda _: None)
     assert dict(done.count.reasons) == {"no_tags": sum(bare_N)}
-    assert stored_counts(folder, "s", done.posts_version, done.rejects_version) == (4000 - sum(bare_N), sum(bare_N))
+    assert stored_counts(tables_in(folder), "s", done.posts_version, done.rejects_version) == (
+        4000 - sum(bare_N),
+        sum(bare_N),
+    )
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -175,8 +179,8 @@ def test_any_slice_of_any_column_is_stored_as_it_is(through_ipc, tmp_path):
         batches.append(piece)
         wanted += rows[first : first + length]
         first += length + draw.choice([0, 1])
-    version = replace_rows(tmp_path / "x.lance", LISTS, "s", batches)
-    assert read_rows(tmp_path / "x.lance", version, "s", LISTS.names).to_pylist() == wanted
+    version = replace_rows(tables_in(tmp_path).posts, LISTS, "s", batches)
+    assert read_rows(tables_in(tmp_path).posts, version, "s", LISTS.names).to_pylist() == wanted
 
 
 def test_vectors_beside_slices_are_stored_as_they_are(tmp_path):

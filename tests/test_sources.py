@@ -22,6 +22,7 @@ from moe_core.data.sources.raw import RAW, in_batches
 from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Source
+from moe_core.tables.location import tables_in
 from moe_core.tables.reading import read_rows
 from moe_core.text import shown
 
@@ -37,10 +38,10 @@ def ingested(source, root):
     """Accepted posts and reasons of the rejected ones, by id."""
     accepted, rejected = {}, {}
     for shard in find_shards(source):
-        done = ingest(root, shard.key, read_shard(source, shard, root / "cache"), ANYTHING, lambda _: None)
-        for row in read_rows(root / "posts.lance", done.posts_version, shard.key, KEPT).to_pylist():
+        done = ingest(tables_in(root), shard.key, read_shard(source, shard, root / "cache"), ANYTHING, lambda _: None)
+        for row in read_rows(tables_in(root).posts, done.posts_version, shard.key, KEPT).to_pylist():
             accepted[row["id"]] = row
-        rejects = read_rows(root / "rejects.lance", done.rejects_version, shard.key, ["id", "reason"])
+        rejects = read_rows(tables_in(root).rejects, done.rejects_version, shard.key, ["id", "reason"])
         rejected |= {row["id"]: row["reason"] for row in rejects.to_pylist()}
     return accepted, rejected
 

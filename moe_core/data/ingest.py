@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from moe_core.data.duplicates import SIGNATURE_BYTES, signature
 from moe_core.data.rejects import EXAMPLES, MAX_DETAIL, REJECTS, Count, Rejects, batches_of
 from moe_core.errors import BadSource
 from moe_core.settings import Data
-from moe_core.store.layout import Layout
+from moe_core.tables.location import Tables
 from moe_core.tables.shards import replace_rows
 
 POSTS = pa.schema(
@@ -63,7 +62,7 @@ class Ingested:
 
 
 def ingest(
-    root: Path,
+    tables: Tables,
     shard: str,
     batches: Iterable[pa.RecordBatch],
     data: Data,
@@ -74,26 +73,24 @@ def ingest(
     lance_tags: Sequence[str] = (),
     taken_down: Callable[[str | None, str | None], bool] | None = None,
 ) -> Ingested:
-    """Replaces the shard's rows in posts.lance and rejects.lance under `root`, in versions that `lance_tags` name.
+    """Replaces the shard's rows in posts.lance and rejects.lance, in versions that `lance_tags` name.
 
     `threads` decode. Posts for which `taken_down(id, user)` is true leave a rejected row with nothing else of them.
     Raises TooManyRejected, with nothing replaced in posts.lance, when more than `data.max_reject_rate` are rejected;
     the newest version of rejects.lance has them. Raises RuntimeError when a row was lost. `report` is given the number
     of posts read so far. The result is the same for any number of threads.
     """
-    count, layout = Count(), Layout(root)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=root) as spilled:
+    count, folder = Count(), tables.rejects.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as spilled:
         rejects = Rejects(spilled, shard, source, count)
         accepted = _accept(shard, chunks_of(batches, data, taken_down), count, rejects, report, data, threads)
         try:
-            posts_version = replace_rows(
-                layout.posts_table, POSTS, shard, _checked(accepted, shard, data, count), lance_tags
-            )
+            posts_version = replace_rows(tables.posts, POSTS, shard, _checked(accepted, shard, data, count), lance_tags)
         except TooManyRejected as error:
-            version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches())
-            raise TooManyRejected(f"{error}; all of them are in version {version} of {layout.rejects_table}") from None
-        rejects_version = replace_rows(layout.rejects_table, REJECTS, shard, rejects.batches(), lance_tags)
+            version = replace_rows(tables.rejects, REJECTS, shard, rejects.batches())
+            raise TooManyRejected(f"{error}; all of them are in version {version} of {tables.rejects}") from None
+        rejects_version = replace_rows(tables.rejects, REJECTS, shard, rejects.batches(), lance_tags)
     return Ingested(count, posts_version, rejects_version)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from moe_core import threads
 from moe_core.data.images import read_pixels
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.errors import CorruptArtifact
-from moe_core.store.layout import Layout
+from moe_core.tables.location import Table
 from moe_core.tables.reading import scan_rows, take_rows
 from moe_core.tables.shards import locate
 from moe_core.training.moves import Moves
@@ -37,7 +36,7 @@ class Place(NamedTuple):
 class StoredImages:
     """Images of posts.lance at some places, decoded as they are read; a part of them costs what it holds, no more."""
 
-    path: Path
+    table: Table
     version: int  # of the data set
     offsets_N: np.ndarray  # int64: row of that version
     size: int
@@ -46,11 +45,11 @@ class StoredImages:
         return len(self.offsets_N)
 
     def subset(self, rows_N: np.ndarray) -> StoredImages:
-        return StoredImages(self.path, self.version, self.offsets_N[rows_N], self.size)
+        return StoredImages(self.table, self.version, self.offsets_N[rows_N], self.size)
 
     def read(self, rows_B: np.ndarray, moves: Moves | None = None) -> np.ndarray:
         order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
-        images = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
+        images = take_rows(self.table, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
         _put(images.to_pylist(), out_BHWC, order_B, moves)
         return out_BHWC
@@ -69,29 +68,28 @@ class Labels:
         return np.diff(self.starts_N1) > 0
 
 
-def read_labels(root: Path, places: Sequence[Place], vocabulary: Vocabulary) -> Labels:
+def read_labels(table: Table, places: Sequence[Place], vocabulary: Vocabulary) -> Labels:
     """The hashtags of all the posts, shard by shard: only their numbers are ever all in memory."""
     ids, counts = [np.empty(0, np.int64)], [np.zeros(1, np.int64)]
     for place in places:
-        for batch in scan_rows(Layout(root).posts_table, place.version, place.shard, ["tags"], PART):
+        for batch in scan_rows(table, place.version, place.shard, ["tags"], PART):
             ids_T, starts_N1 = vocabulary.compressed_rows(pl.Series(batch["tags"]))
             ids.append(ids_T)
             counts.append(np.diff(starts_N1))
     return Labels(np.concatenate(ids), np.concatenate(counts).cumsum())
 
 
-def open_images(root: Path, places: Sequence[Place], size: int) -> StoredImages:
+def open_images(table: Table, places: Sequence[Place], size: int) -> StoredImages:
     """The images of all the posts, in the study's order; none is read yet."""
-    path = Layout(root).posts_table
-    return StoredImages(path, *locate(path, places), size)
+    return StoredImages(table, *locate(table, places), size)
 
 
-def open_posts(root: Path, places: Sequence[Place], labels: Labels, size: int) -> Posts:
+def open_posts(table: Table, places: Sequence[Place], labels: Labels, size: int) -> Posts:
     """All the posts, with images that are read when they are wanted."""
-    images = open_images(root, places, size)
+    images = open_images(table, places, size)
     if len(images) != len(labels.starts_N1) - 1:
         raise CorruptArtifact(
-            f"hashtags of {len(labels.starts_N1) - 1} posts, {images.path} holds {len(images)}: "
+            f"hashtags of {len(labels.starts_N1) - 1} posts, {table} holds {len(images)}: "
             "were posts ingested meanwhile?"
         )
     return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))

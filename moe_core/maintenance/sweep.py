@@ -15,6 +15,7 @@ from moe_core.store.leftovers import size_of
 from moe_core.store.store import Store
 from moe_core.tables.cleaning import clean
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.location import tables_of
 from moe_core.tables.shards import rewrite, scattered
 
 
@@ -58,7 +59,7 @@ def sweep(
         for artifact in removed:
             store.remove(artifact)
     tags, current = _tags_of_posts(store, {artifact.path for artifact in removed}), list(current)
-    for table in store.layout.tables:
+    for table in tables_of(store):
         there = lance_tags(table)
         for shard in scattered(table):  # they are written again in whole fragments
             freed.rewritten.append(f"{table.name} {shard}")

@@ -28,6 +28,7 @@ from moe_core.store.leftovers import leftovers, remove_locks, size_of
 from moe_core.store.store import Store
 from moe_core.tables.cleaning import clean, release, search
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
+from moe_core.tables.location import Table, tables_of
 from moe_core.tables.shards import gather, rewrite, shards_in
 
 
@@ -54,7 +55,7 @@ class _Found:
     """What a survey of all versions found."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)  # shard, id, user, accepted
-    files: dict[Path, dict[str, str]] = field(default_factory=dict)  # table -> data file with such rows -> its shard
+    files: dict[Table, dict[str, str]] = field(default_factory=dict)  # table -> data file with such rows -> its shard
     artifacts: list[Artifact] = field(default_factory=list)  # of single posts, with such ones
 
 
@@ -104,7 +105,7 @@ def _survey(store: Store, takedowns: Takedowns, named: tuple[list[str], list[str
     """Finds what was taken down in every store; records in `takedowns` and `done` what is found."""
     found, marked_ids = _Found(), set[str]()
     for row, table, file in _rows(store, takedowns):
-        found.rows.append(row | {"accepted": table == store.layout.posts_table})
+        found.rows.append(row | {"accepted": table == tables_of(store).posts})
         found.files.setdefault(table, {})[file] = row["shard"]
     saw = networks_that_saw(store, {(row["shard"], row["id"]) for row in found.rows if row["accepted"]})
     done.saw = [network.label for network in saw]
@@ -127,9 +128,9 @@ def _survey(store: Store, takedowns: Takedowns, named: tuple[list[str], list[str
     return found
 
 
-def _rows(store: Store, takedowns: Takedowns) -> Iterator[tuple[dict[str, Any], Path, str]]:
+def _rows(store: Store, takedowns: Takedowns) -> Iterator[tuple[dict[str, Any], Table, str]]:
     """(shard, id and user of a row that was taken down; its table; its data file), in any version."""
-    for table in store.layout.tables:
+    for table in tables_of(store):
         for file, shard, batch in search(table, ["id", "user"]):
             for row in batch.filter(pa.array(_marks(takedowns, batch))).to_pylist():
                 yield {"user": None} | row | {"shard": shard}, table, file
@@ -153,7 +154,7 @@ def _artifacts(store: Store) -> Iterator[tuple[Artifact, Iterable[str] | None]]:
 def clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: Takedown) -> None:
     """Rows, then tags of versions that held them, then versions and files; then artifacts that lost their tag."""
     current = _current(context, takedowns)
-    for table in context.store.layout.tables:
+    for table in tables_of(context.store):
         files = found.files.get(table, {})
         for shard in sorted(set(files.values()) & set(shards_in(table))):
             rewrite(table, shard, keep=lambda batch: ~_marks(takedowns, batch))
@@ -162,7 +163,7 @@ def clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: Ta
             gather(table, [(shard, tag) for shard, tag in current if tag in tags])  # else they go as old rows do
             release(table, set(files))
         done.bytes += clean(table).bytes
-    tagged = set.intersection(*(set(lance_tags(table)) for table in context.store.layout.tables))
+    tagged = set.intersection(*(set(lance_tags(table)) for table in tables_of(context.store)))
     for artifact in context.store.everything("posts"):
         assert artifact.key is not None
         # one that was built before a takedown in its shard stays as a record: it is stale for good

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact
@@ -13,6 +13,7 @@ from moe_core.stages.trunk import frozen
 from moe_core.store.artifact import Artifact
 from moe_core.store.layout import NAMES
 from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.location import Table, tables_of
 from moe_core.tables.versions import damage
 
 
@@ -28,7 +29,7 @@ class Damage:
 def verify(context: Context) -> Iterator[Damage | Artifact]:
     """Every complete artifact in turn, or what is wrong with it: its files, and the rows that posts refer to. Then what
     is wrong with the pointers."""
-    checked: dict[Path, dict[str, bool]] = {table: {} for table in context.store.layout.tables}
+    checked: dict[Table, dict[str, bool]] = {table: {} for table in tables_of(context.store)}
     for folder in (folder for name in GRAPH for folder in context.store.folders(name)):
         try:
             artifact = context.store.read(folder)
@@ -78,7 +79,7 @@ def has_rows(context: Context, posts: Artifact) -> bool:
     return posts.inputs.get("takedowns", "") == context.takedowns.hash_of(posts.key)
 
 
-def _lost_rows(posts: Artifact, checked: dict[Path, dict[str, bool]]) -> list[str]:
+def _lost_rows(posts: Artifact, checked: dict[Table, dict[str, bool]]) -> list[str]:
     assert posts.key is not None
     tag, counts = lance_tag_of(posts.key, posts.version), (posts.metadata["accepted"], posts.metadata["rejected"])
     return [

@@ -19,6 +19,7 @@ from moe_core.serving.bundle import decoder_of
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
 from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.location import tables_of
 from moe_core.tables.reading import read_rows, scan_rows
 from moe_core.tables.vectors import vectors_in
 from moe_core.training.posts import Images, Posts
@@ -39,8 +40,9 @@ def places(context: Context) -> list[Place]:
 
 def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Columns of all the posts a part at a time, in the one order."""
+    table = tables_of(context.store).posts
     for place in places(context):
-        for batch in scan_rows(context.store.layout.posts_table, place.version, place.shard, columns, BATCH):
+        for batch in scan_rows(table, place.version, place.shard, columns, BATCH):
             yield pl.DataFrame(batch)
 
 
@@ -56,7 +58,7 @@ def vocabulary(context: Context) -> Vocabulary:
 
 def ids_of(context: Context, shard: str) -> pa.Array:
     """Ids of all the posts of a shard, in the one order."""
-    table, version = context.store.layout.posts_table, place(context, shard).version
+    table, version = tables_of(context.store).posts, place(context, shard).version
     return read_rows(table, version, shard, ["id"])["id"].combine_chunks()
 
 
@@ -74,18 +76,19 @@ class Index:
 
 def index(context: Context) -> Index:
     split_N = splits(context)["split"].to_numpy().astype("U10")
-    return Index(split_N, read_labels(context.root, places(context), vocabulary(context)))
+    table = tables_of(context.store).posts
+    return Index(split_N, read_labels(table, places(context), vocabulary(context)))
 
 
 def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
     """Posts where `wanted_N`, one bool a post, holds; their images are read when they are wanted."""
-    size = context.study.data.image_size
-    return open_posts(context.root, places(context), index.labels, size).subset(np.flatnonzero(wanted_N))
+    table, size = tables_of(context.store).posts, context.study.data.image_size
+    return open_posts(table, places(context), index.labels, size).subset(np.flatnonzero(wanted_N))
 
 
 def images_of(context: Context, shard: str, size: int) -> Images:
     """Images of all the posts of a shard."""
-    return open_images(context.root, [place(context, shard)], size)
+    return open_images(tables_of(context.store).posts, [place(context, shard)], size)
 
 
 def network(context: Context, artifact: Artifact, shape: Network | None = None) -> ResNet:

@@ -54,6 +54,9 @@ class Blobs(Protocol):
     def upload(self, name: str, file: Path) -> None:
         """Writes a blob of any size from a local file, as `write` does."""
 
+    def hash(self, name: str) -> str | None:
+        """SHA-256 of the bytes of a blob where it lies, past any cache; None where there is none."""
+
     def fetch(self, name: str, sha256: str) -> Path:
         """A local file with the bytes of a blob, checked, not to be changed. Its path ends in `name`.
 
@@ -125,6 +128,10 @@ class Folder:
             fsync(part)
             part.replace(path)
         fsync(path.parent)
+
+    def hash(self, name: str) -> str | None:
+        path = self.path(name)
+        return file_hash(path) if path.is_file() else None
 
     def fetch(self, name: str, sha256: str) -> Path:
         path = self.path(name)

@@ -8,6 +8,7 @@ obstore computes in threads that a forked process has not: a process that is for
 use it. Credentials are those of the environment (AWS_ACCESS_KEY_ID ...); files in ~/.aws are not read.
 """
 
+import hashlib
 import os
 import random
 import re
@@ -17,7 +18,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from moe_core.errors import BadSetting, CorruptArtifact, HardmoeError, MissingLibrary, StorageFailed
 from moe_core.store.blobs import Entry
@@ -40,6 +41,7 @@ CREDENTIALS = (
 NO_BUCKET = ("NoSuchBucket", "InvalidBucketName", "ContainerNotFound", "The specified bucket does not exist")
 REFUSED = ("status code: 401", "status code: 403", "AccessDenied", "ExpiredToken", "InvalidToken")
 BEYOND = ("InvalidRange", "status code: 416")
+FAILED = ("Generic S3 error", "Generic GCS error", "Generic MicrosoftAzure error")
 NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "MissingCredential")
 
 _used_in: list[int] = []  # the process that has obstore's threads
@@ -55,7 +57,7 @@ class Bucket:
     def __init__(self, uri: str, options: Mapping[str, str], cache: Cache, patience: float = PATIENCE) -> None:
         self.uri, self.options, self.cache = uri.rstrip("/"), dict(options), cache
         self.patience = patience
-        self._endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+        self.endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
 
     @cached_property
     def _obstore(self) -> Any:
@@ -70,14 +72,14 @@ class Bucket:
 
     def _open(self, options: Mapping[str, str]) -> Any:
         given = {name for name in options if name in ("access_key_id", "skip_signature")}
-        if self.uri.startswith("s3://") and self._endpoint and not (given or any(map(os.environ.get, CREDENTIALS))):
+        if self.uri.startswith("s3://") and self.endpoint and not (given or any(map(os.environ.get, CREDENTIALS))):
             raise self._no_credentials()  # away from AWS no machine hands them out
         try:
             return self._obstore.store.from_url(
                 self.uri,
                 config=dict(options),
                 client_options={
-                    "allow_http": self._endpoint.startswith("http://"),
+                    "allow_http": self.endpoint.startswith("http://"),
                     "timeout": timedelta(seconds=min(REQUEST_SECONDS, self.patience)),
                     "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, self.patience)),
                 },
@@ -89,6 +91,36 @@ class Bucket:
             )
         except (self._obstore.exceptions.BaseError, ValueError) as error:
             raise BadSetting(f"{self.uri} cannot be opened ({_reason(error)}): see [store] in study.toml") from None
+
+    def storage_options(self) -> dict[str, str]:
+        """The options as lance takes them, which asks by itself; credentials come from the environment."""
+        return {
+            **self.options,
+            "allow_http": str(self.endpoint.startswith("http://")).lower(),
+            "client_retry_timeout": f"{self.patience:.0f}",
+        }
+
+    def ask_lance(self, name: str, request: Callable[[], T]) -> T:
+        """What lance answers to a request, which is repeated as those of obstore are. Raises its other errors."""
+
+        def ask() -> tuple[T | None, Exception | None]:
+            try:
+                return request(), None
+            except Exception as error:
+                if _says(error, FAILED):
+                    raise TimeoutError(str(error)) from None
+                return None, error
+
+        answer, error = self._ask(name, ask)
+        if error is not None:
+            raise error
+        return cast(T, answer)
+
+    def failure(self, name: str, error: Exception) -> HardmoeError | None:
+        """What an error of lance says to a user; None where the storage is not its cause."""
+        if not _says(error, FAILED):
+            return None
+        return self._final(name, error) or self._unreachable(name, error)
 
     def with_patience(self, seconds: float) -> "Bucket":
         return Bucket(self.uri, self.options, self.cache, seconds)
@@ -128,25 +160,38 @@ class Bucket:
 
         self._ask(name, put)
 
-    def fetch(self, name: str, sha256: str) -> Path:
-        def read(start: int) -> tuple[bytes, int]:
-            def get() -> tuple[bytes, int]:
-                try:
-                    result = self._obstore.get(self._store, name, options={"range": (start, start + PART)})
-                except self._obstore.exceptions.BaseError as error:
-                    if _says(error, BEYOND):
-                        return b"", start  # the blob ends here, as an empty one does at 0
-                    raise
-                return bytes(result.bytes()), result.meta["size"]
-
-            return self._ask(name, get)
-
+    def hash(self, name: str) -> str | None:
+        digest, position, size = hashlib.sha256(), 0, -1
         try:
-            return self.cache.fetch(name, sha256, read)
+            while position != size:
+                data, size = self._read_part(name, position)
+                digest.update(data)
+                position += len(data)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
+
+    def fetch(self, name: str, sha256: str) -> Path:
+        try:
+            return self.cache.fetch(name, sha256, lambda start: self._read_part(name, start))
         except FileNotFoundError:
             raise CorruptArtifact(f"{self.uri}/{name} is missing", f"{self.uri}/{name}") from None
         except CorruptArtifact as error:
             raise CorruptArtifact(f"{self.uri}/{name} is damaged: {error}", f"{self.uri}/{name}") from None
+
+    def _read_part(self, name: str, start: int) -> tuple[bytes, int]:
+        """Bytes of a blob from a position on, and how many it has in all. Raises FileNotFoundError."""
+
+        def get() -> tuple[bytes, int]:
+            try:
+                result = self._obstore.get(self._store, name, options={"range": (start, start + PART)})
+            except self._obstore.exceptions.BaseError as error:
+                if _says(error, BEYOND):
+                    return b"", start  # the blob ends here, as an empty one does at 0
+                raise
+            return bytes(result.bytes()), result.meta["size"]
+
+        return self._ask(name, get)
 
     def release(self, path: Path) -> None:
         self.cache.release(path)
@@ -225,7 +270,7 @@ class Bucket:
         )
 
     def _where(self) -> str:
-        return f" at {self._endpoint}" if self._endpoint else ""
+        return f" at {self.endpoint}" if self.endpoint else ""
 
 
 def import_obstore() -> Any:

@@ -98,6 +98,20 @@ def dead_files(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*.part") if is_dead(process_of(path))]
 
 
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder that goes with the block; those that processes of this machine left when they died go first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in dead_parts(parent):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = hidden_name(parent)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def process_of(part: Path) -> str:
     """Name of the process that writes a file or folder named by `part_of` or `hidden_name`."""
     return part.name.split(".")[-2] if part.suffix == ".part" else part.name.rsplit("-", 2)[1]

@@ -9,7 +9,6 @@ Of several that build one version at once all upload, one commits, and all get t
 """
 
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.blobs import Blobs
 from moe_core.store.documents import documents_of
-from moe_core.store.files import dead_parts, errors_with_path, hidden_name
+from moe_core.store.files import errors_with_path, temporary_folder
 from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, NAMES, WORK, Layout
 from moe_core.store.leases import PACE, Holder, Lease, Pace, Told, exclusive, holder, nobody_is_told, shared
@@ -202,7 +201,7 @@ class Objects:
         old = self.place.read(name) if replace else None  # it may be damaged
         attempt = uuid.uuid4().hex
         base = f"{_artifact(spec.asset, spec.key, spec.version)}/{ATTEMPT}{attempt}"
-        with self._local() as folder:
+        with temporary_folder(self.layout.scratch) as folder:
             failpoint("artifact.begun", spec.name)
             with errors_with_path(folder):
                 written = write(folder)
@@ -292,20 +291,6 @@ class Objects:
                     found.setdefault(place, set()).add(hidden or inner)
                     break
         return found
-
-    @contextmanager
-    def _local(self) -> Iterator[Path]:
-        """A folder for what is being written; those of dead processes go."""
-        scratch = self.layout.scratch
-        scratch.mkdir(parents=True, exist_ok=True)
-        for left in dead_parts(scratch):
-            shutil.rmtree(left, ignore_errors=True)
-        folder = hidden_name(scratch)
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _upload(self, folder: Path, base: str) -> dict[str, str]:
         files = {}

@@ -34,6 +34,7 @@ from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, name_of
 from moe_core.store.locks import Holder
 from moe_core.study_file import load_study
+from moe_core.tables.location import tables_of
 from moe_core.workspace import reopened, token
 from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
@@ -104,7 +105,7 @@ def run_study(
     with opened() as instance:
         reap(instance, context.root, context.study.name)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
-        remove_gone_shards(context.store.layout.tables, [shard.key for shard in context.shards])
+        remove_gone_shards(tables_of(context.store), [shard.key for shard in context.shards])
         summary = loop.run(LocalPool(capacity))
     if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
         try:

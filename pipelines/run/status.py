@@ -16,6 +16,7 @@ from moe_core.stages.training.cost import MEMBERS_KEPT
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import Layout
+from moe_core.tables.location import tables_of
 from moe_core.tables.shards import shards_in, values_in
 from pipelines.instance.opening import opened_if_there
 from pipelines.run.reasons import why_stale
@@ -103,8 +104,9 @@ def _without_forgotten(context: Context, shard: str) -> dict[str, Any]:
     if not before:
         return {}
     read = max(before, key=lambda old: old.made_at).metadata["read"]
-    accepted = shards_in(context.store.layout.posts_table).get(shard, 0)
-    reasons = values_in(context.store.layout.rejects_table, shard, "reason")
+    tables = tables_of(context.store)
+    accepted = shards_in(tables.posts).get(shard, 0)
+    reasons = values_in(tables.rejects, shard, "reason")
     reasons["taken_down"] = reasons.get("taken_down", 0) + read - accepted - sum(reasons.values())
     return {"read": read, "accepted": accepted, "rejected": read - accepted, "reasons": dict(sorted(reasons.items()))}
 

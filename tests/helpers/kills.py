@@ -125,6 +125,7 @@ class Kills:
     def results(self):
         """Digest of every artifact, and of the rows that posts name."""
         from moe_core.tables.lance_tags import lance_tag_of
+        from moe_core.tables.location import tables_in
         from moe_core.tables.reading import read_rows
 
         context = self.context()
@@ -134,11 +135,11 @@ class Kills:
             for stage in wanted
             for key in context.planner.keys(stage.name)
         }
-        for name in ("posts.lance", "rejects.lance"):
+        for table in tables_in(self.root):
             for shard in context.shards:
                 lance_tag = lance_tag_of(shard.key, context.version("posts", shard.key))
-                rows = read_rows(self.root / name, lance_tag, shard.key, ["id", "position"])
-                found[f"{name}:{shard.key}"] = hashlib.sha256(repr(rows.to_pydict()).encode()).hexdigest()
+                rows = read_rows(table, lance_tag, shard.key, ["id", "position"])
+                found[f"{table.name}:{shard.key}"] = hashlib.sha256(repr(rows.to_pydict()).encode()).hexdigest()
         return found
 
     def artifacts(self):

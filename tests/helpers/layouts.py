@@ -15,6 +15,7 @@ from moe_core.data.sources.guessing import guess_format
 from moe_core.data.sources.preview import preview
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data, Source
+from moe_core.tables.location import tables_in
 from moe_core.tables.reading import read_rows
 
 ANYTHING = Data(image_size=16, max_reject_rate=1)
@@ -35,10 +36,10 @@ def ingested(source, root):
     """Posts by id, reasons by id, and (read, accepted, rejected)."""
     posts, reasons, counts = {}, {}, np.zeros(3, int)
     for shard in find_shards(source):
-        done = ingest(root, shard.key, read_shard(source, shard, root / "cache"), ANYTHING, lambda _: None)
-        kept = read_rows(root / "posts.lance", done.posts_version, shard.key, ["id", "tags", "given"])
+        done = ingest(tables_in(root), shard.key, read_shard(source, shard, root / "cache"), ANYTHING, lambda _: None)
+        kept = read_rows(tables_in(root).posts, done.posts_version, shard.key, ["id", "tags", "given"])
         posts |= {row["id"]: row for row in kept.to_pylist()}
-        rejects = read_rows(root / "rejects.lance", done.rejects_version, shard.key, ["id", "reason", "detail"])
+        rejects = read_rows(tables_in(root).rejects, done.rejects_version, shard.key, ["id", "reason", "detail"])
         reasons |= {row["id"]: row["reason"] for row in rejects.to_pylist()}
         counts += [done.count.read, done.count.accepted, done.count.rejected]
     return posts, reasons, tuple(counts.tolist())

@@ -8,6 +8,7 @@ from moe_core.data.ingest import ingest
 from moe_core.data.sources.scan import ContentHashes
 from moe_core.data.sources.shards import find_shards, read_shard
 from moe_core.settings import Data
+from moe_core.tables.location import tables_in
 
 JOINED = ["folder_csv", "folder_jsonl", "parquet_hugging_face_paths", "yfcc_23", "yfcc_25_bz2"]
 DATA = Data(image_size=16, max_reject_rate=1)
@@ -30,7 +31,7 @@ def ingested(source, root, meanwhile=None):
             if meanwhile:
                 meanwhile(number)
 
-    ingest(root, shard.key, batches(), DATA, lambda _: None)
+    ingest(tables_in(root), shard.key, batches(), DATA, lambda _: None)
     return stored(root)
 
 

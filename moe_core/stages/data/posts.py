@@ -11,6 +11,7 @@ from moe_core.errors import BadSource, HardmoeError
 from moe_core.stages.data.rows import stored_counts
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.location import tables_of
 from moe_core.text import utf8
 from moe_core.threads import threads_for
 
@@ -20,10 +21,11 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     assert key is not None
     shard = context.planner.state.by_key[key]
     beside = min(len(context.shards), context.study.partition.experts)  # shards that `hardmoe run` ingests at once
+    tables = tables_of(context.store)
     hashes = ContentHashes(context.store.layout.content_hashes)
     try:
         done = ingest(
-            context.root,
+            tables,
             key,
             read_shard(context.study.source, shard, context.store.layout.source_cache, hashes),
             context.study.data,
@@ -41,7 +43,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     count = done.count
     if not count.read:
         raise BadSource(f"shard {key} ({shard.path or 'synthetic'}) holds no post: remove the file, or fill it")
-    stored = stored_counts(context.root, shard.key, done.posts_version, done.rejects_version)
+    stored = stored_counts(tables, shard.key, done.posts_version, done.rejects_version)
     if stored != (count.accepted, count.rejected):
         raise RuntimeError(
             f"shard {key}: {count.accepted} accepted and {count.rejected} rejected, but posts.lance and rejects.lance "

@@ -14,6 +14,7 @@ from moe_core.data.splits import USED, across
 from moe_core.engine.context import Context
 from moe_core.stages import reading
 from moe_core.stages.data.splits import read_signed
+from moe_core.tables.location import tables_of
 
 READ = 100  # pictures in memory at once
 SAMPLE = 1000  # held-out posts that the check searches again among all others, one by one
@@ -96,7 +97,7 @@ def _stale(context: Context, signature_NW: np.ndarray, rows: np.ndarray) -> int:
     data = context.study.data
     if stored_as(data.image_size, data.store) not in ("raw", "png"):  # others move pixels, there is no telling how far
         return 0
-    images = open_images(context.root, reading.places(context), data.image_size)
+    images = open_images(tables_of(context.store).posts, reading.places(context), data.image_size)
     seen = [signature(images.read(part)) for part in np.array_split(rows, -(-len(rows) // READ))]
     return int((np.concatenate(seen) != signature_NW[rows]).any(axis=1).sum())
 

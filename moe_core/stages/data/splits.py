@@ -16,11 +16,12 @@ from moe_core.stages import reading
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables.lance_tags import advance_lance_tags
+from moe_core.tables.location import tables_of
 from moe_core.tables.reading import read_rows
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
-    tables = context.store.layout.tables
+    tables = tables_of(context.store)
     remove_gone_shards(tables, [shard.key for shard in context.shards])
     for table in tables:  # all shards at one version: each reader opens one
         advance_lance_tags(table)
@@ -63,10 +64,10 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
 
 def read_signed(context: Context) -> tuple[pl.DataFrame, np.ndarray]:
     """(shard, position, id, user and given, signatures (N, W) uint8) of all the posts, shard by shard."""
-    frames, signatures = [], []
+    frames, signatures, table = [], [], tables_of(context.store).posts
     for number, place in enumerate(reading.places(context)):
         columns = ["shard", "position", "id", "user", "given", "signature"]
-        rows = read_rows(context.store.layout.posts_table, place.version, place.shard, columns)
+        rows = read_rows(table, place.version, place.shard, columns)
         signatures.append(np.frombuffer(b"".join(rows["signature"].to_pylist()), np.uint8))
         frames.append(pl.DataFrame(rows.drop_columns(["signature"])))
         context.report({"shards": number + 1})

@@ -41,7 +41,7 @@ def expert_shards() -> list[dg.AssetSpec]:
 def seen(artifact: Artifact, key: str) -> dict[str, Any]:
     """One expert's cluster, from the partition: its hashtags, and where the contact sheets lie."""
     sheets = {
-        f"{name} posts": dg.MetadataValue.path(str(artifact.unchecked(f"sheets/{key}.{name}.png")))
+        f"{name} posts": dg.MetadataValue.path(f"{artifact.uri}/sheets/{key}.{name}.png")
         for name in ("typical", "ambiguous")
         if f"sheets/{key}.{name}.png" in artifact.files
     }
@@ -92,7 +92,7 @@ def look_partition(work: Context, artifact: Artifact, instance: dg.DagsterInstan
         "clusters": table(("expert", "training posts", " ", "hashtags that set it apart"), clusters),
         "members": None,  # of each expert, with its observation
         "random members": None,
-        "contact sheets": dg.MetadataValue.path(str(artifact.unchecked("sheets"))),
+        "contact sheets": dg.MetadataValue.path(f"{artifact.uri}/sheets"),
     }
     return Shown(shown | churn(artifact))
 

@@ -75,9 +75,8 @@ def _experts(comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def look_report(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    page = artifact.file("report.html")
     links = {
         "open": dg.MetadataValue.url(f"/hardmoe/report/{artifact.version}"),  # pipelines/ui/report_page.py serves it
-        "page": dg.MetadataValue.path(str(page)),
+        "page": dg.MetadataValue.path(f"{artifact.uri}/report.html"),
     }
     return Shown(links)

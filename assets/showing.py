@@ -102,7 +102,7 @@ def origin(artifact: Artifact, context: Context) -> dict[str, Any]:
         "posts snapshot": context.planner.posts_snapshot,
         "version": artifact.version,
         "content hash": artifact.content_hash,
-        "path": dg.MetadataValue.path(str(artifact.path)),
+        "path": dg.MetadataValue.path(artifact.uri),
     }
 
 

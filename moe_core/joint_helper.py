@@ -22,7 +22,7 @@ def main(work: Path) -> None:
     if spec.version != job["version"]:
         raise HardmoeError(f"{work} is for {job['name']} {job['version']}, whose inputs changed since: run again")
     device = device_and_threads(context.study, parallel=True)
-    for _ in train_part(context, open_joint(context, spec), device):
+    for _ in train_part(context, open_joint(context, spec, work), device):
         pass
 
 

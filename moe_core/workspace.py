@@ -26,8 +26,7 @@ from moe_core.store.documents import Documents
 from moe_core.store.files import stamp_of
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import NAMES
-from moe_core.store.protocols import open_store
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore, open_store
 
 Source = tuple[Shard, ...] | HardmoeError | OSError
 
@@ -60,7 +59,7 @@ def reopened(context: Context, study: Study | None = None) -> Context:
     return open_study(study or context.study, context.root, context.report, context.by, remember=True)
 
 
-def _load_state(study: Study, store: Store, graph: Graph, hashes: ContentHashes) -> StudyState:
+def _load_state(study: Study, store: ArtifactStore, graph: Graph, hashes: ContentHashes) -> StudyState:
     """Reads the world once; `hashes`, of the source's files, learn what they may save."""
     documents, names = store.documents, _pointers(study, graph)
     now = token(study, documents, graph)  # before the rest: what comes meanwhile is read again

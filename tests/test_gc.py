@@ -66,7 +66,7 @@ def newest_is(root, study):
     context = open_study(study, root)
     now = time.time() + 100
     for version in Lineage(context.store).above(context.version("mixture")):
-        os.utime(Lineage(context.store).places[version] / "artifact.json", (now, now))
+        os.utime(Lineage(context.store).artifact(version).path / "artifact.json", (now, now))
 
 
 def test_without_apply_nothing_changes_and_the_same_is_said(root):
@@ -260,7 +260,7 @@ def test_a_partition_keeps_the_one_before_it_and_an_expert_the_one_it_went_on_fr
         os.utime(artifact.path / "artifact.json", (1, 1) if old else (2, 2))
     context = open_study(GOOD, tmp_path)
     named = [
-        Artifact(tmp_path, a, k, "", {}, "", {}, {}, "", None) for a, k in (("partition", None), ("expert", "e000"))
+        Artifact(None, "", a, k, "", {}, "", {}, {}, "", None) for a, k in (("partition", None), ("expert", "e000"))
     ]
     context = replace(context, planner=context.planner.pinned(named))  # what the study names now is none of these
     assert collect(context, keep=1, dry_run=True).removed == [f"expert/e000/{alone.version}"]

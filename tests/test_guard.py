@@ -307,6 +307,7 @@ def reporting(tmp_path_factory, request):
     """The webserver of a study with two reports, the second one newer."""
     root, home = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("reporting")
     store = Store(root)
+    store.layout.study_file.write_text("")
     for number, text in enumerate(("old", "new <b>")):
         plan = Spec("report", None, "1", {"number": number}, {})
         made = store.make(plan, lambda folder, text=text: _page(folder, text))

@@ -1,5 +1,6 @@
 """Artifacts in a folder and in a bucket by put-if-absent: complete or invisible, the first commit wins."""
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from moe_core.errors import CorruptArtifact, LockHeld, Overtaken
 from moe_core.store import leases, objects
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.blobs import Folder
+from moe_core.store.hashing import with_checksum
 from moe_core.store.layout import Layout
 from moe_core.store.objects import Objects
 
@@ -65,19 +67,21 @@ def files(place, key="e000"):
 
 def test_what_was_built_is_found_listed_and_removed(place):
     store = Objects(place, builders.ROOT)
-    assert (store.find(spec()), store.keys("expert"), store.versions("expert")) == (None, [], [])
+    assert (store.find(spec()), store.keys("expert"), store.everything("expert")) == (None, [], [])
     made = builders.build(place)
     assert is_right(made)
     assert store.find(spec()) == made
     assert (made.spec, made.metadata, made.key) == (spec(), {"steps": STEPS}, "e000")
     assert sorted(made.files) == ["inner/weights.bin", "note.txt"]
     trunk = store.make(Spec("trunk", None, "1", {}, {}), lambda folder: builders.filled(folder, b"x"))
-    assert (store.keys("expert"), store.versions("expert")) == (["e000"], [("e000", made.version)])
-    assert (store.keys("trunk"), store.versions("trunk")) == ([], [(None, trunk.version)])
+    assert (store.keys("expert"), store.listed("expert")) == (["e000"], [("e000", made.version)])
+    assert (store.keys("trunk"), store.listed("trunk")) == ([], [(None, trunk.version)])
+    assert (store.versions("expert", "e000"), store.versions("expert", None)) == ([made], [])
+    assert (store.everything("trunk"), store.exists("trunk", None, trunk.version)) == ([trunk], True)
     assert len(files(place)) == 3
     store.remove(made)
     store.remove(made)
-    assert (store.find(spec()), store.versions("expert"), files(place)) == (None, [], [])
+    assert (store.find(spec()), store.listed("expert"), files(place)) == (None, [], [])
     assert store.find(trunk.spec) == trunk
 
 
@@ -112,7 +116,7 @@ def test_an_artifact_stays_until_it_is_replaced(place):
         return builders.filled(folder, b"new")
 
     new = store.make(spec(), write, replace=True)
-    assert (store.find(spec()), new.attempt != old.attempt, len(files(place))) == (new, True, 3)
+    assert (store.find(spec()), new.base != old.base, len(files(place))) == (new, True, 3)
     store.remove(old)
     assert store.find(spec()) == new
 
@@ -136,23 +140,70 @@ def test_a_flipped_byte_is_refused(name, place):
         Objects(place, builders.ROOT).find(spec()).file("inner/weights.bin")
     with pytest.raises(CorruptArtifact, match="has no file 'nothing': it holds"):
         made.file("nothing")
-    with pytest.raises(CorruptArtifact, match="has no folder 'note'"):
+    with pytest.raises(CorruptArtifact, match="has no folder 'note/'"):
         made.folder("note")
 
 
-def test_checkpoints_of_all_builders_count_and_a_damaged_one_does_not(place, tmp_path):
+def test_checkpoints_of_all_builders_count_and_a_damaged_one_does_not(place):
     store = Objects(place, builders.ROOT)
     for number in (1, 2):
-        with store.building(spec(), pace=builders.QUICK) as lease:
-            work = store.work(spec(), lease)
-            assert work.newest() is None or work.newest()[0] == number - 1
-            (tmp_path / "state").write_bytes(b"%d" % number)
-            work.save(number, tmp_path / "state")
-            step, file = work.newest()
-            assert (step, file.read_bytes()) == (number, b"%d" % number)
-    (last,) = place.names("expert/e000/.work-" + spec().version)
-    place.write(f"{last.name.rpartition('/')[0]}/{7:012d}-{'0' * 64}", b"damaged")
-    assert store.work(spec(), lease).newest()[0] == 2
+        with store.building(spec(), pace=builders.QUICK), store.work(spec()) as work:
+            assert builders.checkpoint(work)[0] == number - 1
+            builders.save(work, number, b"%d" % number)
+    folder = f"expert/e000/.work-{spec().version}"
+    assert len([*place.names(folder)]) == 2, "the last one and what it names"
+    place.write(f"{folder}/000009/000000001.json", b"damaged")
+    place.write(f"{folder}/000009/000000000.json", json.dumps(with_checksum({"x": "0" * 64})).encode())
+    with store.work(spec()) as work:
+        assert builders.checkpoint(work) == (2, b"2")
+
+
+def test_checkpoints_and_logs_travel_as_a_whole_and_once(place, tmp_path, monkeypatch):
+    """As those of a joint training, which end under another name."""
+    uploaded, upload = [], place.upload
+    monkeypatch.setattr(place, "upload", lambda name, file: (uploaded.append(file.name), upload(name, file)))
+    store = Objects(place, tmp_path)
+    with store.work(spec()) as work:
+        for name in ("e000.open.safetensors", "e001.safetensors", "e000.jsonl", "job.json", ".x.safetensors.1.part"):
+            (work.folder / name).write_text(name)
+        work.publish()
+        work.close()
+        assert uploaded == ["e000.jsonl", "e000.open.safetensors", "e001.safetensors"]
+        work.publish()
+        (work.folder / "e000.open.safetensors").rename(work.folder / "e000.safetensors")
+        work.save()
+        assert len(uploaded) == 3
+    assert [*Layout(tmp_path).scratch.iterdir()] == []
+    with store.work(spec()) as work:
+        names = {path.name: path.read_text() for path in work.folder.iterdir()}
+    assert names == {
+        "e000.jsonl": "e000.jsonl",
+        "e000.safetensors": "e000.open.safetensors",
+        "e001.safetensors": "e001.safetensors",
+    }
+
+
+def test_a_builder_that_was_overtaken_is_told_at_its_next_checkpoint(bucket, tmp_path):
+    store = Objects(bucket, tmp_path)
+    with store.building(spec(), pace=builders.QUICK), store.work(spec()) as work:
+        builders.save(work, 1, b"1")
+        overtake(bucket)
+        (work.folder / builders.CHECKPOINT).write_bytes(b"late")
+        work.publish()
+        work.close()
+        with pytest.raises(Overtaken):
+            work.publish()
+        with pytest.raises(Overtaken):
+            store.make(spec(), lambda folder: builders.filled(folder, b"late"))
+    assert store.find(spec()) is None
+    with store.work(spec()) as work:
+        assert builders.checkpoint(work) == (1, b"1")
+
+
+def overtake(place):
+    """As if another builder had found this one dead."""
+    (first,) = (entry.name for entry in place.names("expert") if entry.name.endswith("/000001"))
+    assert place.create(first.replace("/000001", "/000002"), b"{}")
 
 
 def test_eight_builders_at_once_give_one_result(place, tmp_path):
@@ -182,7 +233,7 @@ def test_refused_requests_and_lost_answers_leave_one_result(server, bucket, tmp_
         made = Objects(bucket, builders.ROOT).find(spec(key))
         assert is_right(made)
         ends = {line[-1] for line in lines if not line[-1].startswith("Overtaken")}  # beats may be lost for long
-        assert ends == {f"made {made.attempt} {made.content_hash}"}
+        assert ends == {f"made {made.base} {made.content_hash}"}
     for name in Objects(bucket, builders.ROOT).garbage("expert").lost:
         bucket.remove(name)
     assert [len(files(bucket, key)) for key in ("e001", "e002")] == [3, 3]
@@ -244,18 +295,6 @@ def test_a_builder_that_was_stopped_and_overtaken_changes_nothing(bucket, tmp_pa
     assert said(process)[-1].startswith("Overtaken")
     assert Objects(bucket, builders.ROOT).find(spec()) == made
     assert is_right(made)
-
-
-def test_a_builder_that_was_overtaken_while_it_wrote_commits_nothing(bucket):
-    store = Objects(bucket, builders.ROOT)
-
-    class Lost:
-        def check(self):
-            raise Overtaken("another took over")
-
-    with pytest.raises(Overtaken):
-        store.make(spec(), lambda folder: builders.filled(folder, b"late"), Lost())
-    assert files(bucket) == []
 
 
 def test_garbage_is_what_nobody_builds_and_no_artifact_names(place, tmp_path):

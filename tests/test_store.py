@@ -11,12 +11,13 @@ import pytest
 
 from moe_core.errors import LockHeld
 from moe_core.processes import this_process
+from moe_core.settings import Study
 from moe_core.store import pointer
 from moe_core.store.artifact import Spec, StageOutput, full_version
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import NAMES, Layout
 from moe_core.store.locks import exclusive
-from moe_core.store.protocols import local
+from moe_core.store.protocols import open_store
 from moe_core.store.store import Store
 
 PLAN = Spec("trunk", None, "1", {"lr": 0.1}, {"posts": "aa"})
@@ -199,9 +200,10 @@ def test_nothing_is_deleted_while_something_is_built_or_must_stay(tmp_path):
 
 
 def test_a_local_folder_gives_all_that_the_protocols_ask(tmp_path):
-    store = local(tmp_path)
+    store = open_store(Study(), root=tmp_path)
     made = store.make(PLAN, write_hello)
     assert (store.find(PLAN), store.keys("trunk"), store.versions("trunk", None)) == (made, [], [made])
+    assert (store.listed("trunk"), store.exists("trunk", None, made.version)) == ([(None, made.version)], True)
     current = NAMES.current("trunk", "line")
     pointer.write(store.documents, current, {"trunk": made.version})
     assert pointer.read(store.documents, current) == {"trunk": made.version}

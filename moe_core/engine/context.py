@@ -12,7 +12,7 @@ from moe_core.data.takedowns import Takedowns
 from moe_core.engine.planner import Planner
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact, Spec
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -34,7 +34,7 @@ class Context:
         return self.planner.state.study
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ArtifactStore:
         return self.planner.store
 
     @property

@@ -18,7 +18,7 @@ from moe_core.engine.state import StudyState
 from moe_core.errors import BadSetting, HardmoeError, MissingInput
 from moe_core.store.artifact import Artifact, Spec, name_of
 from moe_core.store.hashing import content_hash
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 
 Name = tuple[str, str | None]  # of an artifact: stage and key
 Found = TypeVar("Found", Spec, Artifact)
@@ -65,7 +65,7 @@ class Planner:
         self,
         graph: Graph,
         state: StudyState,
-        store: Store,
+        store: ArtifactStore,
         frozen: Planner | None = None,
         provisional: frozenset[Name] = frozenset(),
     ) -> None:

@@ -1,13 +1,13 @@
 """Which networks were trained on given posts, by what the artifacts in the store record. In doubt, one was."""
 
 from moe_core.store.artifact import Artifact
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 
 HELD_OUT = ("validation", "test", "dropped")
 Post = tuple[str, str]  # shard, id
 
 
-def networks_that_saw(store: Store, posts: set[Post]) -> list[Artifact]:
+def networks_that_saw(store: ArtifactStore, posts: set[Post]) -> list[Artifact]:
     """Networks in the store that were trained on some of the posts, or made from a network that was.
 
     All trunks count, and every dense control. An expert names its members' hash, and so does the partition whose
@@ -36,7 +36,7 @@ def networks_that_saw(store: Store, posts: set[Post]) -> list[Artifact]:
     return list(saw.values())
 
 
-def _trained_on(store: Store, posts: set[Post]) -> set[Post]:
+def _trained_on(store: ArtifactStore, posts: set[Post]) -> set[Post]:
     """The posts but for those that every splits artifact holds out."""
     import polars as pl
 
@@ -49,7 +49,7 @@ def _trained_on(store: Store, posts: set[Post]) -> set[Post]:
     return posts - (held - trained)
 
 
-def _clusters_with(store: Store, trained: set[Post]) -> tuple[set[str], set[str]]:
+def _clusters_with(store: ArtifactStore, trained: set[Post]) -> tuple[set[str], set[str]]:
     """(hashes of the clusters, of any partition, with one of the posts among their members; hashes of all clusters)."""
     import polars as pl
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from moe_core.engine.context import Context
@@ -23,7 +22,7 @@ from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.mixture.promotion import NONE
 from moe_core.store.artifact import Artifact, full_version, name_of
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 
 Kind = Literal["artifact", "members", "snapshot", "shard", "takedowns", "file", "nothing", "gone"]
 LEAVES: dict[str, Kind] = {  # inputs that are no artifacts
@@ -53,31 +52,29 @@ class Lineage:
     Most inputs tell by their names where their artifacts lie; all folders are listed only for the others.
     """
 
-    store: Store
+    store: ArtifactStore
     read: dict[str, Artifact] = field(default_factory=dict)  # by version
     _inputs: dict[str, list[Input]] = field(default_factory=dict)
     _named: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # asset and key of a version, built or gone
 
     @cached_property
-    def places(self) -> dict[str, Path]:
-        """Folder of each version, by names alone: a manifest may be damaged."""
-        return {folder.name: folder for name in GRAPH for folder in self.store.folders(name)}
+    def places(self) -> dict[str, tuple[str, str | None]]:
+        """Asset and key of each version, by names alone: a manifest may be damaged."""
+        return {version: (name, key) for name in GRAPH for key, version in self.store.listed(name)}
 
     def exists(self, version: str) -> bool:
         """Whether the store has an artifact of that version; its manifest may be damaged."""
         if version in self._named:
-            return self.store.layout.manifest(*self._named[version], version).is_file()
+            return self.store.exists(*self._named[version], version)
         return version in self.read or version in self.places
 
     def artifact(self, version: str) -> Artifact:
         """Raises MissingInput where it is not in the store, CorruptArtifact where it is damaged."""
         if version not in self.read:
-            if version in self._named:
-                artifact = self.store.get(*self._named[version], version)
-            else:
-                artifact = self.store.read(self.places[version]) if version in self.places else None
+            place = self._named.get(version) or self.places.get(version)
+            artifact = self.store.get(*place, version) if place else None
             if artifact is None:
-                raise MissingInput(f"no artifact of version {version} in {self.store.root}")
+                raise MissingInput(f"no artifact of version {version} in {self.store.uri}")
             self.read[version] = artifact
         return self.read[version]
 
@@ -283,7 +280,7 @@ def _node(lineage: Lineage, version: str) -> dict[str, Any]:
         "code": artifact.code,
         "settings": artifact.settings,
         "made_at": made,
-        "path": str(artifact.path),
+        "path": artifact.uri,
         "inputs": [
             {"name": i.name, "kind": i.kind, "version": i.version, "of": list(i.of)} for i in lineage.inputs(version)
         ],

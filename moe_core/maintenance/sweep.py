@@ -12,7 +12,7 @@ from moe_core.stages.data.rows import gone_shards
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import size_of
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 from moe_core.tables.cleaning import clean
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
 from moe_core.tables.location import tables_of
@@ -36,7 +36,7 @@ class Freed:
 
 
 def sweep(
-    store: Store,
+    store: ArtifactStore,
     paths: Iterable[Path],
     artifacts: Iterable[Artifact],
     current: Iterable[tuple[str, str]],
@@ -75,7 +75,7 @@ def sweep(
     return freed
 
 
-def _tags_of_posts(store: Store, removed: set[Path]) -> set[str]:
+def _tags_of_posts(store: ArtifactStore, removed: set[Path]) -> set[str]:
     """Tags of rows that an artifact in the store refers to, but for `removed` ones."""
     return {
         lance_tag_of(artifact.key, artifact.version)

@@ -25,7 +25,7 @@ from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import remove_atomically
 from moe_core.store.leftovers import leftovers, remove_locks, size_of
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 from moe_core.tables.cleaning import clean, release, search
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
 from moe_core.tables.location import Table, tables_of
@@ -101,7 +101,7 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
         ) from None
 
 
-def _survey(store: Store, takedowns: Takedowns, named: tuple[list[str], list[str]], done: Takedown) -> _Found:
+def _survey(store: ArtifactStore, takedowns: Takedowns, named: tuple[list[str], list[str]], done: Takedown) -> _Found:
     """Finds what was taken down in every store; records in `takedowns` and `done` what is found."""
     found, marked_ids = _Found(), set[str]()
     for row, table, file in _rows(store, takedowns):
@@ -128,7 +128,7 @@ def _survey(store: Store, takedowns: Takedowns, named: tuple[list[str], list[str
     return found
 
 
-def _rows(store: Store, takedowns: Takedowns) -> Iterator[tuple[dict[str, Any], Table, str]]:
+def _rows(store: ArtifactStore, takedowns: Takedowns) -> Iterator[tuple[dict[str, Any], Table, str]]:
     """(shard, id and user of a row that was taken down; its table; its data file), in any version."""
     for table in tables_of(store):
         for file, shard, batch in search(table, ["id", "user"]):
@@ -143,7 +143,7 @@ def _marks(takedowns: Takedowns, batch: pa.RecordBatch) -> np.ndarray:
     return np.fromiter((takedowns.holds(i, user) for i, user in zip(ids, users, strict=True)), bool, len(ids))
 
 
-def _artifacts(store: Store) -> Iterator[tuple[Artifact, Iterable[str] | None]]:
+def _artifacts(store: ArtifactStore) -> Iterator[tuple[Artifact, Iterable[str] | None]]:
     """All artifacts that hold something of single posts, with the ids of these; None where nobody can tell."""
     for name, stage in GRAPH.items():
         if stage.post_ids is not None:
@@ -181,13 +181,13 @@ def _current(context: Context, takedowns: Takedowns) -> list[tuple[str, str]]:
     return [(key, tag) for key, tag in rows if takedowns.hash_of(key) == context.takedowns.hash_of(key)]
 
 
-def _remove(store: Store, path: Path, done: Takedown) -> None:
+def _remove(store: ArtifactStore, path: Path, done: Takedown) -> None:
     done.bytes += size_of(path)
     done.removed.append(str(path.relative_to(store.root)))
     remove_atomically(path)
 
 
-def clear_logs(store: Store, traces: Traces, done: Takedown) -> None:
+def clear_logs(store: ArtifactStore, traces: Traces, done: Takedown) -> None:
     """Removes our logs and caches that name the texts; all logs where a text is too short to be searched for."""
     layout = store.layout
     logs = [path for folder in (layout.logs, layout.progress_folder) for path in folder.rglob("*")]

@@ -30,9 +30,10 @@ def verify(context: Context) -> Iterator[Damage | Artifact]:
     """Every complete artifact in turn, or what is wrong with it: its files, and the rows that posts refer to. Then what
     is wrong with the pointers."""
     checked: dict[Table, dict[str, bool]] = {table: {} for table in tables_of(context.store)}
-    for folder in (folder for name in GRAPH for folder in context.store.folders(name)):
+    for name, key, version in [(asset, *found) for asset in GRAPH for found in context.store.listed(asset)]:
+        folder = context.store.layout.artifact(name, key, version)
         try:
-            artifact = context.store.read(folder)
+            artifact = context.store.get(name, key, version)
             assert artifact is not None
             for file in artifact.files:
                 artifact.file(file)

@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from moe_core.errors import BadSetting, CorruptArtifact
-from moe_core.store.hashing import Json, content_hash, file_hash
-from moe_core.store.layout import MANIFEST
+from moe_core.store.blobs import Blobs, Folder
+from moe_core.store.hashing import Json, content_hash
 from moe_core.text import shown
 
 LISTED = 20  # versions in an error
@@ -47,18 +47,20 @@ class Spec:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A complete artifact in the store."""
+    """A complete artifact in the store; of a bucket, files are copied to the machine's cache when they are read."""
 
-    path: Path
+    place: Blobs = field(repr=False, compare=False)
+    base: str  # folder of its files in the place
     asset: str
     key: str | None
     version: str
     inputs: Mapping[str, str]
     content_hash: str  # of its content, without logs and times: equal for equal results
     metadata: Mapping[str, Json]
-    files: Mapping[str, str] = field(repr=False)
+    files: Mapping[str, str] = field(repr=False)  # name -> SHA-256
     code: str  # version of the code that made it
     settings: Json  # those that it was made with
+    made_at: float = field(default=0.0, compare=False)  # seconds since 1970, by the clock of the machine that built it
 
     @property
     def spec(self) -> Spec:
@@ -71,34 +73,44 @@ class Artifact:
         return f"{self.spec.name} {self.version}"
 
     @property
-    def made_at(self) -> float:
-        """Seconds since 1970, by the clock of the machine that built it."""
-        return (self.path / MANIFEST).stat().st_mtime
+    def uri(self) -> str:
+        """Where its files lie, as messages name it."""
+        return f"{self.place.uri}/{self.base}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder; only in a store that is a folder."""
+        assert isinstance(self.place, Folder), f"{self.uri} is no folder"
+        return self.place.path(self.base)
 
     def file(self, name: str) -> Path:
         """A file of it, its bytes checked. Raises CorruptArtifact when they are not those that were written."""
-        path = self.path / name
         wanted = self.files.get(name)
         if wanted is None:
-            raise CorruptArtifact(f"{self.path} has no file {name!r}: it holds {sorted(self.files)}", path)
-        if not path.is_file() or file_hash(path) != wanted:
-            raise CorruptArtifact(
-                f"{path} is not the file that was written (SHA-256 differs from its manifest): "
-                f"delete the folder {self.path} and run again",
-                path,
-            )
-        return path
+            raise CorruptArtifact(f"{self.uri} has no file {name!r}: it holds {sorted(self.files)}", self.uri)
+        try:
+            return self.place.fetch(f"{self.base}/{name}", wanted)
+        except CorruptArtifact as error:
+            raise CorruptArtifact(f"{error}: delete the folder {self.uri} and run again", error.path) from None
 
     def unchecked(self, name: str) -> Path:
-        """Where a file or folder of it lies, for a link or a lock: its bytes are not read."""
+        """Where a file of it lies in a store that is a folder, for a lock: its bytes are not read."""
         return self.path / name
 
     def folder(self, name: str) -> Path:
         """A folder in it, after the bytes of all its files were checked. Raises CorruptArtifact as `file` does."""
-        for file in self.files:
-            if file.startswith(f"{name}/"):
-                self.file(file)
-        return self.path / name
+        return self._folder(f"{name}/")
+
+    def whole(self) -> Path:
+        """A local folder with all its files, for a reader that checks them: only what must be fetched is checked."""
+        return self.path if isinstance(self.place, Folder) else self._folder("")
+
+    def _folder(self, prefix: str) -> Path:
+        found = [(name.removeprefix(prefix), self.file(name)) for name in self.files if name.startswith(prefix)]
+        if not found:
+            raise CorruptArtifact(f"{self.uri} has no folder {prefix!r}: it holds {sorted(self.files)}", self.uri)
+        name, path = found[0]
+        return path.parents[name.count("/")]
 
 
 @dataclass(frozen=True)

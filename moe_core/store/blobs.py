@@ -135,8 +135,10 @@ class Folder:
 
     def fetch(self, name: str, sha256: str) -> Path:
         path = self.path(name)
-        if not path.is_file() or file_hash(path) != sha256:
-            raise CorruptArtifact(f"{path} is missing, or not the file that was written (SHA-256 differs)", path)
+        if not path.is_file():
+            raise CorruptArtifact(f"{path} is missing", path)
+        if file_hash(path) != sha256:
+            raise CorruptArtifact(f"{path} is not the file that was written (SHA-256 differs from its manifest)", path)
         return path
 
     def release(self, path: Path) -> None:

@@ -18,19 +18,18 @@ In a folder a lease is a lock of the file `name`, which ends with its process.
 
 import json
 import random
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
 from moe_core.errors import HardmoeError, LockHeld, Overtaken
 from moe_core.failpoints import failpoint
-from moe_core.processes import this_process
 from moe_core.store import locks
 from moe_core.store.blobs import Blobs, Folder
+from moe_core.store.locks import Holder, Told, holder_of, nobody_is_told
 
 BEAT, TTL = 10.0, 60.0  # seconds; a store that is slow or refuses for a while must not look like a death
 QUICK_SECONDS = 5.0  # a beat that is late by so much is still one
@@ -47,24 +46,6 @@ class Pace:
 
 
 PACE = Pace()
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds a lease."""
-
-    host: str
-    process: str  # see processes.py
-    run: str  # of Dagster, "" without one
-    since: float  # seconds since 1970 by its own clock: for people, not for comparing
-
-    @staticmethod
-    def here(run: str = "") -> "Holder":
-        """This process."""
-        return Holder(socket.gethostname(), this_process(), run, time.time())
-
-
-NOBODY = Holder("", "", "", 0.0)  # a record that cannot be read
 
 
 @dataclass
@@ -84,15 +65,8 @@ class Lease:
         if not (state.generation == self.generation or self.record in state.sharing):
             raise Overtaken(
                 f"{self.place.uri}/{self.name}: this process was silent for too long (stopped, or cut off from the "
-                f"store), and {_words(holder(self.place, self.name))} took over: it continues there"
+                f"store), and {(holder(self.place, self.name) or Holder()).name} took over: it continues there"
             )
-
-
-Told = Callable[[Holder], None]
-
-
-def nobody_is_told(holder: Holder) -> None:
-    """Does nothing with the process that is waited for."""
 
 
 @contextmanager
@@ -199,9 +173,9 @@ def holder(place: Blobs, name: str) -> Holder | None:
             with locks.exclusive(place.path(name), wait=False):
                 return None
         except LockHeld:
-            return _holder_in(place.read(name))
+            return holder_of(place.read(name))
     state = _look(place, name)
-    return None if state.is_free else _holder_in(place.read(_numbered(name, state.generation)))
+    return None if state.is_free else holder_of(place.read(_numbered(name, state.generation)))
 
 
 @dataclass(frozen=True)
@@ -239,12 +213,12 @@ def _take(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Told, pace:
                 return mine
             continue
         if not wait and state != seen:
-            raise _is_held(place, name, _holder_in(place.read(_numbered(name, state.generation))))
+            raise _is_held(place, name, holder_of(place.read(_numbered(name, state.generation))))
         if state != seen:
             seen, since = state, time.monotonic()
         if wait and state.generation != reported:
             reported = state.generation
-            on_wait(_holder_in(place.read(_numbered(name, state.generation))))
+            on_wait(holder_of(place.read(_numbered(name, state.generation))))
         _pause(pace)
 
 
@@ -259,14 +233,14 @@ def _await_sharing(
             del watched[record]
         for record, beat in sharing.items():
             if not wait and record in watched and watched[record][0] != beat:
-                raise _is_held(place, name, _holder_in(place.read(record)))
+                raise _is_held(place, name, holder_of(place.read(record)))
             if record not in watched or watched[record][0] != beat:
                 watched[record] = beat, time.monotonic()
         if all(now - since > pace.ttl for _, since in watched.values()):
             return
         for record in sharing.keys() - reported if wait else ():
             reported.add(record)
-            on_wait(_holder_in(place.read(record)))
+            on_wait(holder_of(place.read(record)))
         _pause(pace)
 
 
@@ -298,19 +272,6 @@ def _record_of(who: Holder) -> bytes:
     return json.dumps({**asdict(who), "attempt": uuid.uuid4().hex}).encode()
 
 
-def _holder_in(record: bytes | None) -> Holder:
-    with suppress(ValueError, TypeError, KeyError, AttributeError):
-        known = json.loads(record or b"")
-        return Holder(str(known["host"]), str(known["process"]), str(known["run"]), float(known["since"]))
-    return NOBODY
-
-
-def _words(who: Holder | None) -> str:
-    if not who or not who.host:
-        return "another process"
-    return f"process {who.process} on {who.host}" + (f" (run {who.run})" if who.run else "")
-
-
 @contextmanager
 def _in_folder(place: Folder, name: str, wait: bool, who: Holder, on_wait: Told, pace: Pace) -> Iterator[None]:
     path = place.path(name)
@@ -321,7 +282,7 @@ def _in_folder(place: Folder, name: str, wait: bool, who: Holder, on_wait: Told,
                 held.enter_context(locks.exclusive(path, wait=False))
                 break
             except LockHeld:
-                other = _holder_in(place.read(name))
+                other = holder_of(place.read(name))
             if not wait:
                 raise _is_held(place, name, other)
             if other != reported:
@@ -335,6 +296,6 @@ def _in_folder(place: Folder, name: str, wait: bool, who: Holder, on_wait: Told,
 
 def _is_held(place: Blobs, name: str, who: Holder) -> LockHeld:
     return LockHeld(
-        f"{place.uri}/{name} is held by {_words(who)}: an artifact is being built; try again when that run has ended",
+        f"{place.uri}/{name} is held by {who.name}: an artifact is being built; try again when that run has ended",
         name,
     )

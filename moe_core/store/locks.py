@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -28,23 +28,46 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who builds an artifact, as its lock tells; empty where that is not known."""
+    """A process that builds an artifact or holds a lease; empty where that is not known."""
 
     host: str = ""
     process: str = ""
     by: str = ""  # such as "run 1a2b3c4d-5e6f-..."
     since: float = 0.0  # by the clock of that machine: to be shown, not to be compared
 
+    @staticmethod
+    def here(by: str = "") -> "Holder":
+        """This process."""
+        return Holder(socket.gethostname(), this_process(), by, time.time())
+
+    @property
+    def name(self) -> str:
+        """Such as: process 4711 on gpu02 (run 1a2b3c4d)."""
+        if not is_name(self.process):
+            return "another process"
+        return f"process {pid_of(self.process)} on {self.host}" + (f" ({self._run})" if self.by else "")
+
     def __str__(self) -> str:
         if not is_name(self.process):
             return "built by another process"
         since = datetime.fromtimestamp(self.since).isoformat(" ", "minutes")
-        return f"built on {self.host} by {self.by.partition('-')[0]} (process {pid_of(self.process)}), since {since}"
+        return f"built on {self.host} by {self._run} (process {pid_of(self.process)}), since {since}"
+
+    @property
+    def _run(self) -> str:
+        return self.by.partition("-")[0]
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether it is a process of another machine."""
         return is_name(self.process) and not is_ours(self.process)
+
+
+Told = Callable[[Holder], None]
+
+
+def nobody_is_told(holder: Holder) -> None:
+    """Does nothing with the process that is waited for."""
 
 
 def exclusive(path: Path, wait: bool = True) -> AbstractContextManager[None]:
@@ -119,7 +142,7 @@ def is_held(path: Path) -> bool | None:
 
 
 @contextmanager
-def building(lock: Path, by: str = "", on_wait: Callable[[Holder], None] = lambda holder: None) -> Iterator[None]:
+def building(lock: Path, by: str = "", on_wait: Told = nobody_is_told) -> Iterator[None]:
     """Holds the lock of a build, with who builds in it. The file stays: another machine may not see that it went.
 
     While another process holds it, waits and calls `on_wait` once for each of them.
@@ -127,11 +150,11 @@ def building(lock: Path, by: str = "", on_wait: Callable[[Holder], None] = lambd
     with ExitStack() as held:
         _wait_for(lock, held, on_wait)
         with errors_with_path(lock):
-            lock.write_text(json.dumps(asdict(Holder(socket.gethostname(), this_process(), by, time.time()))))
+            lock.write_text(json.dumps(asdict(Holder.here(by))))
         yield
 
 
-def _wait_for(lock: Path, held: ExitStack, on_wait: Callable[[Holder], None]) -> None:
+def _wait_for(lock: Path, held: ExitStack, on_wait: Told) -> None:
     reported: Holder | None = None
     while True:
         try:
@@ -150,9 +173,16 @@ def builder(lock: Path) -> Holder | None:
 
 
 def _holder_in(lock: Path) -> Holder:
-    """What the lock tells; nothing while that is written."""
-    with suppress(OSError, ValueError, TypeError):
-        return Holder(**json.loads(lock.read_text("utf-8")))
+    with suppress(OSError):
+        return holder_of(lock.read_bytes())
+    return Holder()
+
+
+def holder_of(record: bytes | None) -> Holder:
+    """What a lock or a lease tells of who holds it; nothing while that is written."""
+    with suppress(ValueError, TypeError, AttributeError):
+        known = json.loads(record or b"")
+        return Holder(**{each.name: known[each.name] for each in fields(Holder) if each.name in known})
     return Holder()
 
 

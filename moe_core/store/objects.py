@@ -3,7 +3,7 @@
     <asset>[/<key>]/<version>/artifact.json               put-if-absent: the commit; names its attempt
     <asset>[/<key>]/<version>/at-<attempt>/<file>         seen by nobody before
     <asset>[/<key>]/.lease-<version>/                     who builds it (leases.py)
-    <asset>[/<key>]/.work-<version>/<generation>/<step>-<SHA-256>    checkpoints, for the next builder on any machine
+    <asset>[/<key>]/.work-<version>/                      its checkpoints, for the next builder on any machine (work.py)
 
 Of several that build one version at once all upload, one commits, and all get that one.
 """
@@ -12,64 +12,26 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from moe_core.errors import CorruptArtifact, HardmoeError, Overtaken, StorageFailed
 from moe_core.failpoints import failpoint
-from moe_core.store.artifact import Spec, StageOutput
+from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.blobs import Blobs
 from moe_core.store.documents import documents_of
 from moe_core.store.files import errors_with_path, temporary_folder
 from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, NAMES, WORK, Layout
-from moe_core.store.leases import PACE, Holder, Lease, Pace, Told, exclusive, holder, nobody_is_told, shared
+from moe_core.store.leases import PACE, Lease, Pace, exclusive, holder, shared
+from moe_core.store.locks import Holder, Told, nobody_is_told
+from moe_core.store.work import TravelingWork
 
+AT_ONCE = 16  # manifests that are read at once
 ATTEMPT, LEASE = "at-", ".lease-"  # before an attempt and a version
 IN_USE = NAMES.in_use.as_posix()  # shared by all who build, alone for who deletes
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A complete artifact; its files are fetched when they are asked for."""
-
-    place: Blobs = field(repr=False, compare=False)
-    asset: str
-    key: str | None
-    version: str
-    attempt: str  # whose files it has
-    inputs: Mapping[str, str]
-    content_hash: str  # as Artifact has it
-    metadata: Mapping[str, Json]
-    files: Mapping[str, str] = field(repr=False)  # name -> SHA-256
-    code: str
-    settings: Json
-    made_at: float  # seconds since 1970, by the clock of the machine that built it
-
-    @property
-    def spec(self) -> Spec:
-        """What it was made from."""
-        return Spec(self.asset, self.key, self.code, self.settings, self.inputs)
-
-    @property
-    def base(self) -> str:
-        """Folder of its files in the place."""
-        return f"{_artifact(self.asset, self.key, self.version)}/{ATTEMPT}{self.attempt}"
-
-    def file(self, name: str) -> Path:
-        """A local path of a file of it, its bytes checked. Raises CorruptArtifact where they are others."""
-        if name not in self.files:
-            raise CorruptArtifact(f"{self.place.uri}/{self.base} has no file {name!r}: it holds {sorted(self.files)}")
-        return self.place.fetch(f"{self.base}/{name}", self.files[name])
-
-    def folder(self, name: str) -> Path:
-        """A local path of a folder in it, all its files checked. Raises CorruptArtifact as `file` does."""
-        found = [(file, self.file(file)) for file in self.files if file.startswith(f"{name}/")]
-        if not found:
-            raise CorruptArtifact(f"{self.place.uri}/{self.base} has no folder {name!r}")
-        file, path = found[0]
-        return path.parents[file.removeprefix(f"{name}/").count("/")]
 
 
 @dataclass(frozen=True)
@@ -98,32 +60,6 @@ class Garbage:
     unfinished: list[str]  # of attempts of versions without one
 
 
-class Work:
-    """Checkpoints of an unfinished artifact: the next builder resumes from the newest, on any machine."""
-
-    def __init__(self, place: Blobs, folder: str, lease: Building) -> None:
-        self.place, self.folder, self.lease = place, folder, lease
-
-    def save(self, step: int, file: Path) -> None:
-        """Keeps a checkpoint in place of the earlier ones. Raises Overtaken where another process builds now."""
-        self.lease.check()
-        name = f"{self.folder}/{self.lease.generation:06d}/{step:012d}-{file_hash(file)}"
-        failpoint("work.checked", name)
-        self.place.upload(name, file)
-        failpoint("work.saved", name)
-        for entry in self.place.names(self.folder):
-            if entry.name < name:
-                self.place.remove(entry.name)
-
-    def newest(self) -> tuple[int, Path] | None:
-        """Step and local file of the newest checkpoint of all builders; a damaged one counts as none."""
-        for entry in sorted(self.place.names(self.folder), reverse=True):
-            step, _, sha256 = entry.name.rpartition("/")[2].partition("-")
-            with suppress(CorruptArtifact):
-                return int(step), self.place.fetch(entry.name, sha256)
-        return None
-
-
 class Objects:
     """The artifacts of one study in a place; `root` is a local folder, for logs and what is being written."""
 
@@ -131,28 +67,54 @@ class Objects:
         self.place, self.root = place, root
         self.layout = Layout(root)
         self.documents = documents_of(place)
+        self._held: dict[str, Building] = {}  # versions that this process builds
 
-    def find(self, spec: Spec) -> Committed | None:
+    @property
+    def uri(self) -> str:
+        return self.place.uri
+
+    def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
         return self.get(spec.asset, spec.key, spec.version)
 
-    def get(self, asset: str, key: str | None, version: str) -> Committed | None:
-        """One version of an asset's partition; None where it is not there."""
+    def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
+        """One version of an asset's partition; None where it is not there, or `version` is empty."""
         name = _manifest(asset, key, version)
-        data = self.place.read(name)
+        data = self.place.read(name) if version else None
         if data is None:
             return None
         try:
-            return Committed(self.place, **without_checksum(data))
-        except (ValueError, TypeError) as error:
+            return self._read(_artifact(asset, key, version), data)
+        except (ValueError, TypeError, KeyError) as error:
             folder = f"{self.place.uri}/{_artifact(asset, key, version)}"
             raise CorruptArtifact(
                 f"{self.place.uri}/{name} is damaged ({error}): delete {folder} and run again", name
             ) from None
 
-    def versions(self, asset: str) -> list[tuple[str | None, str]]:
-        """(key, version) of all complete artifacts of an asset, by names alone."""
+    def _read(self, folder: str, manifest: bytes) -> Artifact:
+        values = without_checksum(manifest)
+        return Artifact(self.place, f"{folder}/{ATTEMPT}{values.pop('attempt')}", **values)
+
+    def exists(self, asset: str, key: str | None, version: str) -> bool:
+        """Whether it is complete; its manifest may be damaged."""
+        return self.place.read(_manifest(asset, key, version)) is not None
+
+    def listed(self, asset: str) -> list[tuple[str | None, str]]:
+        """(key, version) of all complete artifacts of an asset, by names alone: their manifests may be damaged."""
         return [(key, version) for (key, version), parts in self._parts(asset).items() if MANIFEST in parts]
+
+    def versions(self, asset: str, key: str | None) -> list[Artifact]:
+        """All complete versions of an asset's partition."""
+        return self._all(asset, [name for name in self.listed(asset) if name[0] == key])
+
+    def everything(self, asset: str) -> list[Artifact]:
+        """All complete artifacts of an asset, of keys that are gone too."""
+        return self._all(asset, self.listed(asset))
+
+    def _all(self, asset: str, names: list[tuple[str | None, str]]) -> list[Artifact]:
+        with ThreadPoolExecutor(AT_ONCE) as readers:
+            found = [*readers.map(lambda name: self.get(asset, *name), names)]
+        return [artifact for artifact in found if artifact is not None]
 
     def keys(self, asset: str) -> list[str]:
         """Partition keys of an asset, of unfinished artifacts too."""
@@ -160,41 +122,51 @@ class Objects:
 
     @contextmanager
     def building(
-        self, spec: Spec, on_wait: Told = nobody_is_told, who: Holder | None = None, pace: Pace = PACE
+        self, spec: Spec, by: str = "", on_wait: Told = nobody_is_told, pace: Pace = PACE
     ) -> Iterator[Building]:
         """Keeps others from building this artifact and from deleting any; waits while another process builds it.
 
-        Look for the artifact again inside the block: the other process may have built it.
+        Look for the artifact again inside the block: the other process may have built it. Checkpoints and the commit
+        ask inside it whether this process is still the one that builds.
         """
+        who = Holder.here(by)
         alone = exclusive(self.place, _lease(spec), True, who, on_wait, pace)
         with shared(self.place, IN_USE, who, on_wait, pace) as in_use, alone as lease:
-            yield Building(lease, in_use)
+            self._held[spec.version] = building = Building(lease, in_use)
+            try:
+                yield building
+            finally:
+                del self._held[spec.version]
 
-    def keeping(self, who: Holder | None = None, pace: Pace = PACE) -> AbstractContextManager[Lease]:
-        """Keeps others from deleting artifacts; waits while a process does."""
-        return shared(self.place, IN_USE, who, pace=pace)
+    def keeping(self, pace: Pace = PACE) -> AbstractContextManager[Lease]:
+        """Keeps others from deleting artifacts."""
+        return shared(self.place, IN_USE, pace=pace)
 
-    def deleting(
-        self, wait: bool = True, who: Holder | None = None, pace: Pace = PACE
-    ) -> AbstractContextManager[Lease]:
-        """Keeps all others from building. Raises LockHeld where something is being built and `wait` is False."""
-        return exclusive(self.place, IN_USE, wait, who, pace=pace)
+    def deleting(self, wait: bool = True, pace: Pace = PACE) -> AbstractContextManager[Lease]:
+        """Keeps others from building. Raises LockHeld where something is being built and `wait` is False."""
+        return exclusive(self.place, IN_USE, wait, pace=pace)
 
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now; None where nobody does."""
         return holder(self.place, _lease(spec))
 
-    def work(self, spec: Spec, lease: Building) -> Work:
-        """Checkpoints of an artifact that is being built."""
-        return Work(self.place, _work(spec.asset, spec.key, spec.version), lease)
+    @contextmanager
+    def work(self, spec: Spec) -> Iterator[TravelingWork]:
+        """What the attempts of all machines left of an artifact, and where this one continues it."""
+        with temporary_folder(self.layout.scratch) as folder:
+            lease = self._held.get(spec.version)
+            work = TravelingWork(self.place, _work(spec.asset, spec.key, spec.version), folder, lease)
+            try:
+                work.restore()
+                yield work
+            finally:
+                work.close()
 
-    def make(
-        self, spec: Spec, write: Callable[[Path], StageOutput], lease: Building | None = None, replace: bool = False
-    ) -> Committed:
+    def make(self, spec: Spec, write: Callable[[Path], StageOutput], replace: bool = False) -> Artifact:
         """Calls `write(folder)` with a local folder and commits what it wrote; returns what was committed first.
 
         With `replace` the artifact that there is stays until then and is replaced. Raises what `write` raises,
-        Overtaken where another process has the lease by then, and what `Blobs` raise: then the artifact may have
+        Overtaken where another process builds it by then, and what `Blobs` raise: then the artifact may have
         been committed all the same.
         """
         name = _manifest(spec.asset, spec.key, spec.version)
@@ -209,7 +181,7 @@ class Objects:
             try:
                 files = self._upload(folder, base)
                 failpoint("artifact.uploaded", spec.name)
-                if lease is not None:
+                if lease := self._held.get(spec.version):
                     lease.check()
             except StorageFailed:
                 raise
@@ -228,8 +200,8 @@ class Objects:
         if not is_mine:
             self.place.remove(base)
         elif old is not None:
-            with suppress(ValueError, TypeError):  # the files of a damaged one are garbage
-                self.place.remove(Committed(self.place, **without_checksum(old)).base)
+            with suppress(ValueError, TypeError, KeyError):  # the files of a damaged one are garbage
+                self.place.remove(self._read(_artifact(spec.asset, spec.key, spec.version), old).base)
         self.place.remove(_work(spec.asset, spec.key, spec.version))
         made = self.find(spec)
         assert made is not None
@@ -248,10 +220,10 @@ class Objects:
             self.place.remove(base)
             raise
 
-    def remove(self, artifact: Committed) -> None:
+    def remove(self, artifact: Artifact) -> None:
         """Removes an artifact; no reader finds it from the first step on."""
         there = self.find(artifact.spec)
-        if there and there.attempt == artifact.attempt:
+        if there and there.base == artifact.base:
             self.place.remove(_manifest(artifact.asset, artifact.key, artifact.version))
         failpoint("artifact.removed", artifact.spec.name)
         self.place.remove(artifact.base)

@@ -9,7 +9,7 @@ saves work: two processes that build the same artifact both get the one that was
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact, Spec, StageOutput
@@ -17,10 +17,11 @@ from moe_core.store.blobs import Blobs
 from moe_core.store.cache import GIB, Cache, default_folder
 from moe_core.store.documents import Documents
 from moe_core.store.layout import Layout
-from moe_core.store.locks import Holder
+from moe_core.store.locks import Holder, Told
 from moe_core.store.objects import Objects
 from moe_core.store.places import place_of
 from moe_core.store.store import Store
+from moe_core.store.work import Work
 
 
 class ArtifactStore(Protocol):
@@ -31,7 +32,12 @@ class ArtifactStore(Protocol):
     is the bucket that holds what all machines share, None where that lies under `root`, too.
     """
 
-    place: Blobs | None
+    @property
+    def place(self) -> Blobs | None: ...
+
+    @property
+    def uri(self) -> str:
+        """Where the artifacts lie, as messages name it."""
 
     @property
     def root(self) -> Path: ...
@@ -47,13 +53,19 @@ class ArtifactStore(Protocol):
         """The artifact of `spec`; None where it has not been built."""
 
     def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
-        """One version of an asset's partition; None where it is not there."""
+        """One version of an asset's partition; None where it is not there, or `version` is empty."""
+
+    def exists(self, asset: str, key: str | None, version: str) -> bool:
+        """Whether it is complete; its manifest may be damaged."""
+
+    def listed(self, asset: str) -> list[tuple[str | None, str]]:
+        """(key, version) of all complete artifacts of an asset, by names alone: their manifests may be damaged."""
 
     def versions(self, asset: str, key: str | None) -> list[Artifact]:
         """All complete versions of an asset's partition."""
 
     def everything(self, asset: str) -> list[Artifact]:
-        """All complete artifacts of an asset."""
+        """All complete artifacts of an asset, of keys that are gone too."""
 
     def keys(self, asset: str) -> list[str]:
         """Partition keys of an asset, of unfinished artifacts too."""
@@ -61,51 +73,34 @@ class ArtifactStore(Protocol):
     def make(self, spec: Spec, write: Callable[[Path], StageOutput], replace: bool = False) -> Artifact:
         """Calls `write(folder)` with a local folder and commits what it wrote; returns what was committed first.
 
-        With `replace` an existing artifact is replaced. Raises what `write` raises, and OSError.
+        With `replace` an existing artifact is replaced. Raises what `write` raises, and OSError; on a bucket also
+        StorageFailed, and Overtaken where it is called inside `building` and another process builds it by then.
         """
+
+    def work(self, spec: Spec) -> AbstractContextManager[Work]:
+        """What earlier attempts left of an artifact that is being built, and where this one continues it."""
 
     def remove(self, artifact: Artifact) -> None:
         """Removes an artifact: a reader finds all of it or nothing."""
 
-    def building(
-        self, spec: Spec, by: str = "", on_wait: Callable[[Holder], None] = ...
-    ) -> AbstractContextManager[None]:
+    def building(self, spec: Spec, by: str = "", on_wait: Told = ...) -> AbstractContextManager[object]:
         """Keeps others from building this artifact and from deleting any; waits while another process builds it.
 
-        `by` tells others what builds it. Calls `on_wait` with each process that is waited for.
+        `by` tells others what builds it. Calls `on_wait` with each process that is waited for. Look for the artifact
+        again inside the block.
         """
-
-    def keeping(self) -> AbstractContextManager[None]:
-        """Keeps others from deleting artifacts; waits while a process does."""
-
-    def deleting(self, wait: bool = True) -> AbstractContextManager[None]:
-        """Keeps all others from building. Raises LockHeld where something is being built and `wait` is False."""
 
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now; None where nobody does."""
 
+    def keeping(self) -> AbstractContextManager[object]:
+        """Keeps others from deleting artifacts."""
 
-class ArtifactFiles(Protocol):
-    """Reads files of one artifact at local paths: the file itself, or a copy in the machine's cache."""
-
-    def file(self, name: str) -> Path:
-        """A file, its bytes checked. Raises CorruptArtifact where they are not those that were written."""
-
-    def folder(self, name: str) -> Path:
-        """A folder, all its files checked. Raises CorruptArtifact as `file` does."""
+    def deleting(self, wait: bool = True) -> AbstractContextManager[object]:
+        """Keeps others from building. Raises LockHeld where something is being built and `wait` is False."""
 
 
-def local(root: Path) -> ArtifactStore:
-    """The store in a folder; the type checker holds it against the protocol."""
-    return Store(root)
-
-
-def files_of(artifact: Artifact) -> ArtifactFiles:
-    """An artifact of the local store as the protocol has it."""
-    return artifact
-
-
-def open_store(study: Study, root: Path) -> Store:
+def open_store(study: Study, root: Path) -> ArtifactStore:
     """Where a study keeps its artifacts: the bucket that [store] names, else the folder `root`.
 
     Nothing is read, written or opened before something is asked of it, so a process may be forked in between.
@@ -114,4 +109,4 @@ def open_store(study: Study, root: Path) -> Store:
         return Store(root)
     options = {"endpoint": study.store.endpoint} if study.store.endpoint else {}
     cache = Cache(default_folder(), int(study.store.cache_gib * GIB))
-    return cast(Store, Objects(place_of(study.store.uri, options, cache), root))  # not all of it yet
+    return Objects(place_of(study.store.uri, options, cache), root)

@@ -8,6 +8,7 @@ that no reader sees and the next writer removes.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from moe_core.errors import CorruptArtifact
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Artifact, Spec, StageOutput
-from moe_core.store.blobs import Blobs
+from moe_core.store.blobs import Blobs, Folder
 from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.files import (
     dead_files,
@@ -30,7 +31,8 @@ from moe_core.store.files import (
 )
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, Layout
-from moe_core.store.locks import Holder, builder, building, exclusive, shared
+from moe_core.store.locks import Holder, Told, builder, building, exclusive, nobody_is_told, shared
+from moe_core.store.work import LocalWork
 
 
 class Store:
@@ -42,6 +44,11 @@ class Store:
         self.root = root
         self.layout = Layout(root)
         self.documents: Documents = FolderDocuments(root)
+        self._files = Folder(root)
+
+    @property
+    def uri(self) -> str:
+        return str(self.root)
 
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
@@ -54,7 +61,9 @@ class Store:
     def read(self, path: Path) -> Artifact | None:
         """The artifact in a folder; None where there is none. Raises CorruptArtifact for a damaged manifest."""
         try:
-            return Artifact(path, **without_checksum((path / MANIFEST).read_bytes()))
+            with open(path / MANIFEST, "rb") as file:
+                values, made_at = without_checksum(file.read()), os.fstat(file.fileno()).st_mtime
+            return Artifact(self._files, path.relative_to(self.root).as_posix(), **values, made_at=made_at)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
@@ -76,8 +85,17 @@ class Store:
         found = (self.read(folder) for folder in self.folders(asset))
         return [a for a in found if a is not None and self.layout.artifact(a.asset, a.key, a.version) == a.path]
 
+    def exists(self, asset: str, key: str | None, version: str) -> bool:
+        """Whether it is complete; its manifest may be damaged."""
+        return self.layout.manifest(asset, key, version).is_file()
+
+    def listed(self, asset: str) -> list[tuple[str | None, str]]:
+        """(key, version) of all complete artifacts of an asset, by names alone: their manifests may be damaged."""
+        top = self.layout.asset(asset)
+        return [(None if path.parent == top else path.parent.name, path.name) for path in self.folders(asset)]
+
     def folders(self, asset: str) -> list[Path]:
-        """Folders of all complete artifacts of an asset, by names alone: their manifests may be damaged."""
+        """Folders of all complete artifacts of an asset, by names alone."""
         found = []
         for path in folders_in(self.layout.asset(asset)):  # a version, or a key with versions in it
             versions = [path] if (path / MANIFEST).is_file() else folders_in(path)
@@ -87,6 +105,13 @@ class Store:
     def work_folder(self, spec: Spec) -> Path:
         """Where checkpoints of an unfinished artifact lie, from one attempt to the next."""
         return self.layout.work(spec.asset, spec.key, spec.version)
+
+    @contextmanager
+    def work(self, spec: Spec) -> Iterator[LocalWork]:
+        """What a killed attempt left of an artifact that is being built, and where this one continues it."""
+        folder = self.work_folder(spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield LocalWork(folder)
 
     def make(self, spec: Spec, write: Callable[[Path], StageOutput], replace: bool = False) -> Artifact:
         """Calls `write(folder)` and commits what it wrote. The first commit wins, and all callers get that artifact.
@@ -127,15 +152,13 @@ class Store:
         return made
 
     @contextmanager
-    def building(
-        self, spec: Spec, by: str = "", on_wait: Callable[[Holder], None] = lambda holder: None
-    ) -> Iterator[None]:
+    def building(self, spec: Spec, by: str = "", on_wait: Told = nobody_is_told) -> Iterator[None]:
         """Keeps others from building this artifact and from deleting any; waits while another process builds it.
 
         `by` tells others what builds it; `on_wait` is called with who is waited for. Look for the artifact again inside
         the block: the other process may have built it.
         """
-        with shared(self.layout.in_use), building(self._build_lock(spec), by, on_wait):
+        with self.keeping(), building(self._build_lock(spec), by, on_wait):
             _look_again(self.layout.partition(spec.asset, spec.key))
             yield
 

@@ -17,7 +17,7 @@ from moe_core.store.files import fsync
 from moe_core.store.hashing import file_hash
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive, shared
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 from moe_core.tables.bucket import BucketTable
 from moe_core.tables.paths import lance_path
 
@@ -92,7 +92,7 @@ class Tables(NamedTuple):
     rejects: Table
 
 
-def tables_of(store: Store) -> Tables:
+def tables_of(store: ArtifactStore) -> Tables:
     """Those of a study."""
     if isinstance(store.place, Bucket):
         names, folder = (path.name for path in store.layout.tables), store.layout.scratch

@@ -12,12 +12,14 @@ from pathlib import Path
 from moe_core.errors import HardmoeError
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.cache import Cache
+from moe_core.store.files import write_bytes
 from moe_core.store.leases import Pace, exclusive, shared
 from moe_core.store.objects import Objects
 from moe_core.store.places import place_of
 
 STEPS = 6
 ROOT = Path(tempfile.gettempdir(), "hardmoe-builders")  # of this machine
+CHECKPOINT = "checkpoint.safetensors"
 started = []  # processes
 STOP, CONTINUE = signal.SIGSTOP, signal.SIGCONT
 QUICK = Pace(beat=0.2, ttl=2, wait=0.2)  # seconds
@@ -41,25 +43,34 @@ def build(place, key="e000", root=ROOT, pause=0.0, with_lease=True, told=lambda 
     store, plan = Objects(place, root), spec(key)
     if not with_lease:
         return store.make(plan, lambda folder: filled(folder, state_at(STEPS)))
-    with store.building(plan, pace=QUICK) as lease:
-        if there := store.find(plan):
-            return there
-        work = store.work(plan, lease)
 
-        def write(folder):
-            newest = work.newest()
-            start, state = (newest[0], newest[1].read_bytes()) if newest else (0, state_at(0))
+    def write(folder):
+        with store.work(plan) as work:
+            start, state = checkpoint(work)
             told("start", start)
             for step in range(start, STEPS):
                 state = hashlib.sha256(state + b"%d" % step).digest()
                 time.sleep(pause)
-                (folder / "checkpoint").write_bytes(state)
-                work.save(step + 1, folder / "checkpoint")
+                save(work, step + 1, state)
                 told("step", step + 1)
-            (folder / "checkpoint").unlink(missing_ok=True)
-            return filled(folder, state)
+        return filled(folder, state)
 
-        return store.make(plan, write, lease)
+    with store.building(plan, pace=QUICK):
+        return store.find(plan) or store.make(plan, write)
+
+
+def checkpoint(work):
+    """(steps done, state) of what earlier attempts left."""
+    file = work.folder / CHECKPOINT
+    if not file.exists():
+        return 0, state_at(0)
+    saved = json.loads(file.read_bytes())
+    return saved["step"], bytes.fromhex(saved["state"])
+
+
+def save(work, step, state):
+    write_bytes(work.folder / CHECKPOINT, json.dumps({"step": step, "state": state.hex()}).encode())
+    work.save()
 
 
 def filled(folder, state):
@@ -131,7 +142,7 @@ def main():
     except HardmoeError as error:
         told(type(error).__name__, error)
     else:
-        told("made", made.attempt, made.content_hash)
+        told("made", made.base, made.content_hash)
 
 
 if __name__ == "__main__":

@@ -39,23 +39,17 @@ MOST_KILLED = 20  # then there is a reason, such as too little memory: this proc
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     began, study = time.monotonic(), context.study
     device = device_and_threads(study, parallel=True)
-    joint = open_joint(context, spec)
-    job = {"root": str(context.root), "name": spec.asset, "version": spec.version}
-    write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
-    with closing(Helpers(joint.folder, devices(study)[1:])) as helpers:
-        for number in range(len(helpers.devices)):
-            helpers.start(number)
-        for _ in train_part(context, joint, device):
-            helpers.replace_killed()
-    (folder / "experts").mkdir()
-    (folder / "logs").mkdir()
-    about = {"asset": spec.asset, "version": spec.version, "trunk": context.version("trunk")}
-    save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
-    trained: dict[str, dict[str, Any]] = {}
-    for k in context.experts:
-        save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
-        log = joint.folder / f"{k}.jsonl"
-        trained[k] = copy_log(log, folder / "logs" / log.name, len(joint.posts[k])) | threads.used()
+    with context.store.work(spec) as work:
+        joint = open_joint(context, spec, work.folder)
+        job = {"root": str(context.root), "name": spec.asset, "version": spec.version}
+        write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
+        with closing(Helpers(joint.folder, devices(study)[1:])) as helpers:
+            for number in range(len(helpers.devices)):
+                helpers.start(number)
+            for _ in train_part(context, joint, device):
+                helpers.replace_killed()
+                work.publish()
+        trained = _write(context, spec, joint, folder)
     return StageOutput(
         metadata={
             "trained": trained,
@@ -71,10 +65,22 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     )
 
 
-def open_joint(context: Context, spec: Spec) -> Joint:
-    """The joint training of a generation as every process sees it; its folder is there."""
-    work = context.store.work_folder(spec)
-    work.mkdir(parents=True, exist_ok=True)
+def _write(context: Context, spec: Spec, joint: Joint, folder: Path) -> dict[str, dict[str, Any]]:
+    """Writes the decoder, the experts and their logs; returns what is recorded of each expert's training."""
+    (folder / "experts").mkdir()
+    (folder / "logs").mkdir()
+    about = {"asset": spec.asset, "version": spec.version, "trunk": context.version("trunk")}
+    save_weights(folder / "decoder.safetensors", trained_decoder(joint), about)
+    trained = {}
+    for k in context.experts:
+        save_weights(folder / "experts" / f"{k}.safetensors", trained_expert(joint, k), about | {"key": k})
+        log = joint.folder / f"{k}.jsonl"
+        trained[k] = copy_log(log, folder / "logs" / log.name, len(joint.posts[k])) | threads.used()
+    return trained
+
+
+def open_joint(context: Context, spec: Spec, work: Path) -> Joint:
+    """The joint training of a generation as every process sees it; all of them work in the folder `work`."""
     return Joint(
         work,
         posts=training_posts(context, group_of(spec.asset).column, context.experts),

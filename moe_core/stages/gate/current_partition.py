@@ -23,7 +23,7 @@ from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.documents import Documents
 from moe_core.store.layout import NAMES
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 
 NO_PARTITION = "there is no partition in the store to begin from: `hardmoe run` fits one from scratch"
 
@@ -52,7 +52,7 @@ class CurrentPartition:
         return cls(**content) if content else None
 
 
-def load(name: PurePath, store: Store) -> CurrentPartition | None:
+def load(name: PurePath, store: ArtifactStore) -> CurrentPartition | None:
     """By the pointer, or by the newest partition in the store where that is damaged or gone.
 
     Raises CorruptArtifact for a damaged pointer where the store has no partition of these settings.
@@ -71,7 +71,7 @@ def load(name: PurePath, store: Store) -> CurrentPartition | None:
     return current
 
 
-def _newest(store: Store, file: str) -> CurrentPartition | None:
+def _newest(store: ArtifactStore, file: str) -> CurrentPartition | None:
     """The newest partition that was built with these settings and that none follows."""
     partitions = store.everything("partition")
     followed = {artifact.inputs.get("previous") for artifact in partitions}

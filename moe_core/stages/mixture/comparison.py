@@ -77,12 +77,12 @@ def open_mixture(context: Context, version: str) -> Bundle:
     artifact = context.store.get("mixture", None, version)
     if artifact is None:
         there = ", ".join(a.version for a in context.store.versions("mixture", None)) or "none"
-        raise MissingInput(f"no mixture {version} in {context.root}: there are {there}", "mixture")
-    bundle = Bundle(artifact.path)
+        raise MissingInput(f"no mixture {version} in {context.store.uri}: there are {there}", "mixture")
+    bundle = Bundle(artifact.whole())
     for name, version_in_it in bundle.parts.items():
         if artifact.inputs.get(name) != version_in_it:
             raise CorruptArtifact(
-                f"{artifact.path} holds {name} {version_in_it}, it was made from {artifact.inputs.get(name)}: "
+                f"{artifact.uri} holds {name} {version_in_it}, it was made from {artifact.inputs.get(name)}: "
                 "delete the folder and run again"
             )
     return bundle

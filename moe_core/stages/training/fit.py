@@ -30,23 +30,23 @@ def fit(
     train: Callable[[ResNet, Path], Iterator[Measurement]] | None = None,
     ranks: int = 1,
 ) -> StageOutput:
-    """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the spec's work folder.
+    """Trains and writes weights.safetensors and log.jsonl into `folder`; checkpoints lie in the store's work folder.
 
     `train`, called with the model and the checkpoint's path, trains in place of the one loop: by `ranks` processes.
     """
     training_threads(model, context.study.data.image_size, training, len(posts), ranks)
-    work = context.store.work_folder(spec)
-    work.mkdir(parents=True, exist_ok=True)
-    log, checkpoint = TrainingLog(work / "log.jsonl", context.report), work / "checkpoint.safetensors"
     started = time.monotonic()
-    measurements = (
-        train(model, checkpoint)
-        if train
-        else loop.train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
-    )
-    for measurement in measurements:
-        log.add(measurement)
-    recorded = copy_log(log.path, folder / "log.jsonl", len(posts))
+    with context.store.work(spec) as work:
+        log, checkpoint = TrainingLog(work.folder / "log.jsonl", context.report), work.folder / "checkpoint.safetensors"
+        measurements = (
+            train(model, checkpoint)
+            if train
+            else loop.train(model, posts, training, train_decoder=train_decoder, checkpoint=checkpoint, device=device)
+        )
+        for measurement in measurements:
+            log.add(measurement)
+            work.publish()
+        recorded = copy_log(log.path, folder / "log.jsonl", len(posts))
     weights = folder / "weights.safetensors"
     save_weights(weights, model.state_dict(), {"asset": spec.asset, "key": spec.key or "", "version": spec.version})
     return StageOutput(

@@ -22,7 +22,7 @@ from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.documents import Documents
 from moe_core.store.hashing import content_hash
 from moe_core.store.layout import NAMES
-from moe_core.store.store import Store
+from moe_core.store.protocols import ArtifactStore
 
 ABOVE = ("posts", "splits", "vocabulary", "trunk", "trunk_features")  # whose settings begin a history of their own
 
@@ -48,7 +48,7 @@ def pointer_name(graph: Graph, study: Study, asset: str) -> PurePath:
     return NAMES.current(asset, line)
 
 
-def load(name: PurePath, store: Store, takedowns: Takedowns) -> Snapshot | None:
+def load(name: PurePath, store: ArtifactStore, takedowns: Takedowns) -> Snapshot | None:
     """By the pointer, or by the newest trunk in the store where that is damaged or gone.
 
     Raises CorruptArtifact for a damaged pointer where the store does not tell on which shards a trunk was trained; one

@@ -1,5 +1,6 @@
 """The node's cache: a file once, whole or not at all, within a bound, and none that is in use is taken away."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def test_the_least_recently_used_goes_and_what_is_in_use_stays(tmp_path, source)
     assert source.reads == []
     source.get(Cache(tmp_path, 300), "b")
     assert set(source.reads) == {"b"}
+
+
+def test_a_file_that_is_discarded_is_fetched_again(tmp_path, source):
+    cache = Cache(tmp_path, 300)
+    path = source.get(cache, "a")
+    for name in ("a", "never fetched"):
+        cache.discard(hashlib.sha256(content(name)).hexdigest())
+    assert (path.read_bytes(), held(cache)) == (content("a"), 0), "a process that uses it keeps it"
+    source.reads.clear()
+    source.get(Cache(tmp_path, 300), "a")
+    assert source.reads
 
 
 def test_files_in_use_that_leave_no_room_are_an_error_until_one_is_released(tmp_path, source):

@@ -10,8 +10,9 @@ from itertools import pairwise
 import pytest
 
 from helpers import seaweed
-from helpers.builders import TESTS
+from helpers.builders import TESTS, until_it_stops
 from moe_core.errors import StorageFailed
+from moe_core.serving.publication import read_log
 from moe_core.store.blobs import Folder
 from moe_core.store.documents import BucketDocuments, FolderDocuments, documents_of
 from moe_core.store.layout import NAMES
@@ -166,9 +167,9 @@ print("written", flush=True)
 """
 
 
-def writer(where, name, turns, **environment):
+def writer(where, name, turns, program=WRITER, **environment):
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", **environment}
-    command = [sys.executable, "-c", WRITER, json.dumps(where), name, str(turns)]
+    command = [sys.executable, "-c", program, json.dumps(where), name, str(turns)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -199,7 +200,7 @@ def test_a_process_that_was_stopped_while_others_used_and_trimmed_its_number_sta
     documents = documents_of(place)
     put(documents, b"old ")
     with writer(where_of(place), "s", 1, HARDMOE_FAULT="stop document.changed") as stopped:
-        assert os.WIFSTOPPED(os.waitpid(stopped.pid, os.WUNTRACED)[1])
+        until_it_stops(stopped)
         for letter in (b"b ", b"c ", b"d "):
             documents.update(NAME, appended(letter))
         stopped.send_signal(signal.SIGCONT)
@@ -222,3 +223,45 @@ def test_a_writer_that_is_killed_leaves_the_old_document_or_the_new_one(server, 
     assert documents.update(NAME, appended(b"next"))
     assert documents.read(NAME) == POINTS[point] + b"next"
     assert len(records(place)) == 1, "what the killed one left is trimmed"
+
+
+# ---- the publication log
+
+PUBLISHER = """
+import json, sys
+from helpers.writers import documents
+from moe_core.serving.publication import Decision, change
+documents = documents(json.loads(sys.argv[1]))
+for turn in range(int(sys.argv[3])):
+    one = f"{sys.argv[2]}{turn}"
+    def forced(log):
+        return log.adding(Decision("forced", one, log.published, one, "by hand", "a test", "", {"gain": [0.1, 1e-9]}))
+    change(documents, forced)
+print("written", flush=True)
+"""
+
+
+def publisher(where, name, turns, **environment):
+    return writer(where, name, turns, PUBLISHER, **environment)
+
+
+def test_two_publishers_at_once_lose_no_decision(server, tmp_path):
+    place = server.place(tmp_path)
+    running = [publisher(where_of(place), name, 6) for name in "ab"]
+    for one in running:
+        with one:
+            assert one.wait(PATIENT) == 0
+    history = read_log(documents_of(place)).history
+    assert sorted(d.mixture for d in history) == sorted(f"{name}{turn}" for name in "ab" for turn in range(6))
+    assert [d.baseline for d in history] == ["", *(d.published for d in history[:-1])]
+
+
+def test_a_publisher_that_was_stopped_after_its_decision_while_others_decided_decides_once(server, tmp_path):
+    place = server.place(tmp_path)
+    with publisher(where_of(place), "s", 1, HARDMOE_FAULT="stop document.created") as stopped:
+        until_it_stops(stopped)
+        with publisher(where_of(place), "b", 2) as other:
+            assert other.wait(PATIENT) == 0
+        stopped.send_signal(signal.SIGCONT)
+        assert stopped.wait(PATIENT) == 0
+    assert [decision.mixture for decision in read_log(documents_of(place)).history] == ["s0", "b0", "b1"]

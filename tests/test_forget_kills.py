@@ -14,6 +14,7 @@ from moe_core.errors import LockHeld
 from moe_core.maintenance.takedown import forget
 from moe_core.store.documents import FolderDocuments
 from moe_core.store.locks import shared
+from moe_core.store.store import Store
 from moe_core.workspace import open_study
 
 
@@ -47,7 +48,7 @@ def _killed_at(study, root, point):
     elif point == "before the clean-up":
         takedown.clean = _die
     elif point == "in an artifact":
-        takedown.remove_atomically = _die
+        Store.remove = _die
     elif point == "before the logs":
         takedown.clear_logs = _die
     elif point == "before it is done":

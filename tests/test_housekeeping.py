@@ -16,8 +16,7 @@ from moe_core.maintenance.gc import collect, collect_unless_busy
 from moe_core.processes import this_process
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec
-from moe_core.store.files import remove_atomically
-from moe_core.store.leftovers import size_of
+from moe_core.store.files import remove_atomically, size_of
 from moe_core.store.locks import shared
 from moe_core.study_file import dump_study
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags

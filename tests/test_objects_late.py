@@ -1,12 +1,11 @@
 """A process that is stopped just before its commit, and wakes up after others deleted what it wrote."""
 
-import os
 import signal
 
 import pytest
 
 from helpers import builders, seaweed
-from helpers.builders import CONTINUE, QUICK
+from helpers.builders import CONTINUE, QUICK, until_it_stops
 from moe_core.store.objects import Objects
 
 ATTEMPT = "at-"
@@ -22,10 +21,6 @@ def no_process_is_left():
 def server(tmp_path_factory):
     with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
         yield one
-
-
-def until_it_stops(process):
-    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
 
 
 def remove_garbage(store):

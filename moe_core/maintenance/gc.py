@@ -5,7 +5,6 @@ May be killed at any point and started again.
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Blocked
@@ -17,7 +16,8 @@ from moe_core.serving.publication import MANIFEST
 from moe_core.stages.gate.current_partition import current_of
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
-from moe_core.store.leftovers import leftovers, remove_locks, work_folders
+from moe_core.store.blobs import Folder
+from moe_core.store.leftovers import Leftover
 from moe_core.store.locks import not_open
 from moe_core.tables.lance_tags import lance_tag_of
 
@@ -38,19 +38,19 @@ def collect(context: Context, superseded: bool = False, keep: int | None = None,
         raise BadSetting(f"--keep {keep}: wanted 0 or more")
     store = context.store
     with store.deleting(wait=False), ExitStack() as removing:
-        paths = list(leftovers(store.layout, GRAPH))
+        left = list(store.leftovers(GRAPH))
         if not dry_run:
-            remove_locks(store.layout, GRAPH)
-        unneeded = {a.path: a for a in _superseded(context)} if superseded else {}
+            store.remove_locks(GRAPH)
+        unneeded = {a.base: a for a in _superseded(context)} if superseded else {}
         in_use: list[str] = []
         if keep is not None:
-            paths += _abandoned(context)
+            left += _abandoned(context)
             old, in_use = _old(context, keep, removing)
-            unneeded |= {artifact.path: artifact for artifact in old}
+            unneeded |= {artifact.base: artifact for artifact in old}
         order = list(GRAPH)  # backwards: an artifact goes before what it was made from
         artifacts = sorted(unneeded.values(), key=lambda a: (order.index(a.asset), a.made_at), reverse=True)
         shards = [shard.key for shard in context.shards]
-        freed = sweep(store, paths, artifacts, current_rows(context), shards, dry_run)
+        freed = sweep(store, left, artifacts, current_rows(context), shards, dry_run)
         freed.open = in_use
         return freed
 
@@ -101,22 +101,30 @@ def _old(context: Context, keep: int, removing: ExitStack) -> tuple[list[Artifac
     in_use = [
         mixture.version
         for mixture in versions.get(("mixture", None), ())
-        if mixture.version not in roots and not not_open(mixture.unchecked(MANIFEST), removing)
+        if mixture.version not in roots and _is_open(mixture, removing)
     ]
     start = [version for version in [*roots, *in_use] if version in lineage.places]
     kept = set(lineage.above(*start))
     return [lineage.artifact(version) for version in lineage.places if version not in kept], in_use
 
 
-def _abandoned(context: Context) -> Iterator[Path]:
+def _is_open(mixture: Artifact, removing: ExitStack) -> bool:
+    """Whether a process has a mixture open; none can open it until the end of `removing`.
+
+    Those of a bucket are open as copies of a machine, which need the bucket no more.
+    """
+    return isinstance(mixture.place, Folder) and not not_open(mixture.unchecked(MANIFEST), removing)
+
+
+def _abandoned(context: Context) -> Iterator[Leftover]:
     """Checkpoints of artifacts that the study as it is now does not make."""
     for name, stage in GRAPH.items():
-        for path, key, version in work_folders(context.store.layout, name):
+        for work, key, version in context.store.works(name):
             if (key is None) != (stage.keys is None):
                 continue
-            finished = context.store.layout.manifest(name, key, version).exists()  # then it is a leftover
+            finished = context.store.exists(name, key, version)  # then it is a leftover
             if not finished and _version_now(context, name, key) not in (None, version):
-                yield path
+                yield work
 
 
 def _followed(context: Context) -> set[str]:

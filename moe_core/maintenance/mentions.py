@@ -82,8 +82,9 @@ def _searched(context: Context) -> Iterator[Path]:
     table = os.path.join(source.uri, source.table) if source.table else ""
     theirs = [Path(text).resolve() for text in (source.uri, source.images, table) if text]
     # hashtags, which may be names, are not looked for: so artifacts that hold nothing of single posts are not searched
-    skipped = {a.path for name, stage in GRAPH.items() if stage.post_ids is None for a in store.everything(name)}
-    skipped |= {store.layout.dagster_home}
+    skipped = {store.layout.dagster_home}
+    if store.place is None:
+        skipped |= {a.path for name, stage in GRAPH.items() if stage.post_ids is None for a in store.everything(name)}
     for name, folders, files in os.walk(context.root):
         folder = Path(name)
         folders[:] = [

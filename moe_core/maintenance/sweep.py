@@ -5,13 +5,11 @@ May be killed at any point and started again. Callers hold the store alone.
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from moe_core.stages.data.rows import gone_shards
 from moe_core.store.artifact import Artifact
-from moe_core.store.files import remove_atomically
-from moe_core.store.leftovers import size_of
+from moe_core.store.leftovers import Leftover
 from moe_core.store.protocols import ArtifactStore
 from moe_core.tables.cleaning import clean
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
@@ -27,7 +25,7 @@ class Freed:
     files: int = 0  # of the tables
     bytes: int = 0
     rewritten: list[str] = field(default_factory=list)  # shards that are in fewer fragments now
-    removed: list[str] = field(default_factory=list)  # folders and files, relative to the root
+    removed: list[str] = field(default_factory=list)  # relative to the root, or to the bucket
     sizes: list[int] = field(default_factory=list)  # bytes of each
     open: list[str] = field(default_factory=list)  # mixtures that are kept only because a process has them open
 
@@ -37,28 +35,28 @@ class Freed:
 
 def sweep(
     store: ArtifactStore,
-    paths: Iterable[Path],
+    left: Iterable[Leftover],
     artifacts: Iterable[Artifact],
     current: Iterable[tuple[str, str]],
     shards: Collection[str],
     dry_run: bool = False,
 ) -> Freed:
-    """Removes files and folders, then artifacts with the rows that only they refer to.
+    """Removes leftovers, then artifacts with the rows that only they refer to.
 
     `current` are the rows (shard, tag) that are read next: they stay in the latest version of the tables, and so do no
     rows of other shards than `shards`.
     """
     freed, removed = Freed(), list(artifacts)
-    for path in [*(paths := list(paths)), *(artifact.path for artifact in removed)]:
-        freed.sizes.append(size_of(path))
-        freed.removed.append(str(path.relative_to(store.root)))
+    for one in [*(left := list(left)), *(Leftover(artifact.place, artifact.base) for artifact in removed)]:
+        freed.sizes.append(one.size)
+        freed.removed.append(one.name)
     freed.bytes = sum(freed.sizes)
     if not dry_run:
-        for path in paths:
-            remove_atomically(path)
+        for one in left:
+            one.remove()
         for artifact in removed:
             store.remove(artifact)
-    tags, current = _tags_of_posts(store, {artifact.path for artifact in removed}), list(current)
+    tags, current = _tags_of_posts(store, {artifact.base for artifact in removed}), list(current)
     for table in tables_of(store):
         there = lance_tags(table)
         for shard in scattered(table):  # they are written again in whole fragments
@@ -75,10 +73,10 @@ def sweep(
     return freed
 
 
-def _tags_of_posts(store: ArtifactStore, removed: set[Path]) -> set[str]:
+def _tags_of_posts(store: ArtifactStore, removed: set[str]) -> set[str]:
     """Tags of rows that an artifact in the store refers to, but for `removed` ones."""
     return {
         lance_tag_of(artifact.key, artifact.version)
         for artifact in store.everything("posts")
-        if artifact.key is not None and artifact.path not in removed
+        if artifact.key is not None and artifact.base not in removed
     }

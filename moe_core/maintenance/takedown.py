@@ -8,7 +8,6 @@ left is searched for what names the posts. Networks that saw them stay, are name
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,9 @@ from moe_core.maintenance.gc import current_rows
 from moe_core.maintenance.mentions import may_mention, mentions
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
-from moe_core.store.files import remove_atomically
-from moe_core.store.leftovers import leftovers, remove_locks, size_of
+from moe_core.store.leftovers import Leftover, left_at
 from moe_core.store.protocols import ArtifactStore
-from moe_core.tables.cleaning import clean, release, search
+from moe_core.tables.cleaning import clean, fence, release, search
 from moe_core.tables.lance_tags import lance_tag_of, lance_tags
 from moe_core.tables.location import Table, tables_of
 from moe_core.tables.shards import gather, rewrite, shards_in
@@ -69,24 +67,26 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
     if dry_run:
         takedowns = Takedowns.load(context.store.documents).adding("id", named[0]).adding("user", named[1])
         found = _survey(context.store, takedowns, named, done)
-        done.removed = [str(a.path.relative_to(context.root)) for a in found.artifacts]
+        done.removed = [artifact.base for artifact in found.artifacts]
         return done
     takedowns = Takedowns.record(
         context.store.documents, *named
     )  # on the disk first: from here on, every run finishes it
     try:
         with context.store.deleting(wait=False):
+            for table in tables_of(context.store):
+                fence(table)
+            for left in context.store.leftovers(GRAPH, every_process=True):
+                _remove(left, done)
+            context.store.remove_locks(GRAPH)
             found = _survey(context.store, takedowns, named, done)
             takedowns.save(context.store.documents)
             done.texts = {*named[0], *named[1], *(row["id"] for row in found.rows if row["id"])}
             traces = Traces(done.texts)
             clear_logs(context.store, traces, done)
             clear_tables(context, takedowns, found, done)
-            unfinished = leftovers(context.store.layout, GRAPH, every_process=True)
-            for path in (*(a.path for a in found.artifacts), *unfinished):
-                if path.exists():
-                    _remove(context.store, path, done)
-            remove_locks(context.store.layout, GRAPH)
+            for artifact in found.artifacts:
+                _remove_artifact(context.store, artifact, done)
             done.not_searched = sorted(traces.short)
             done.left = mentions(context, traces)
             takedowns.finished().save(context.store.documents)
@@ -169,7 +169,7 @@ def clear_tables(context: Context, takedowns: Takedowns, found: _Found, done: Ta
         # one that was built before a takedown in its shard stays as a record: it is stale for good
         wanted_again = artifact.inputs.get("takedowns", "") == takedowns.hash_of(artifact.key)
         if lance_tag_of(artifact.key, artifact.version) not in tagged and wanted_again:
-            _remove(context.store, artifact.path, done)
+            _remove_artifact(context.store, artifact, done)
 
 
 def _current(context: Context, takedowns: Takedowns) -> list[tuple[str, str]]:
@@ -181,10 +181,17 @@ def _current(context: Context, takedowns: Takedowns) -> list[tuple[str, str]]:
     return [(key, tag) for key, tag in rows if takedowns.hash_of(key) == context.takedowns.hash_of(key)]
 
 
-def _remove(store: ArtifactStore, path: Path, done: Takedown) -> None:
-    done.bytes += size_of(path)
-    done.removed.append(str(path.relative_to(store.root)))
-    remove_atomically(path)
+def _remove(left: Leftover, done: Takedown) -> None:
+    done.bytes += left.size
+    done.removed.append(left.name)
+    left.remove()
+
+
+def _remove_artifact(store: ArtifactStore, artifact: Artifact, done: Takedown) -> None:
+    if artifact.base not in done.removed:
+        done.bytes += artifact.place.size(artifact.base)
+        done.removed.append(artifact.base)
+        store.remove(artifact)
 
 
 def clear_logs(store: ArtifactStore, traces: Traces, done: Takedown) -> None:
@@ -193,7 +200,7 @@ def clear_logs(store: ArtifactStore, traces: Traces, done: Takedown) -> None:
     logs = [path for folder in (layout.logs, layout.progress_folder) for path in folder.rglob("*")]
     for path in (layout.content_hashes, *logs):
         if path.is_file() and (may_mention(path, traces) or (traces.short and path != layout.content_hashes)):
-            _remove(store, path, done)
+            _remove(left_at(layout, path), done)
     caches = [path for path in layout.source_cache.rglob("*") if path.is_file()]  # built again from the source
     if any(may_mention(path, traces) for path in caches):
-        _remove(store, layout.source_cache, done)
+        _remove(left_at(layout, layout.source_cache), done)

@@ -31,17 +31,17 @@ def verify(context: Context) -> Iterator[Damage | Artifact]:
     is wrong with the pointers."""
     checked: dict[Table, dict[str, bool]] = {table: {} for table in tables_of(context.store)}
     for name, key, version in [(asset, *found) for asset in GRAPH for found in context.store.listed(asset)]:
-        folder = context.store.layout.artifact(name, key, version)
+        folder = f"{context.store.uri}/{NAMES.artifact(name, key, version).as_posix()}"
         try:
             artifact = context.store.get(name, key, version)
             assert artifact is not None
             for file in artifact.files:
-                artifact.file(file)
+                artifact.check(file)
         except CorruptArtifact as error:
-            yield Damage(str(folder), str(error))
+            yield Damage(folder, str(error))
             continue
         lost = _lost_rows(artifact, checked) if artifact.asset == "posts" and has_rows(context, artifact) else []
-        yield Damage(str(folder), f"{'; '.join(lost)}: delete {folder} and run again") if lost else artifact
+        yield Damage(folder, f"{'; '.join(lost)}: delete {folder} and run again") if lost else artifact
     yield from damaged_pointers(context)
 
 

@@ -93,6 +93,16 @@ class Artifact:
         except CorruptArtifact as error:
             raise CorruptArtifact(f"{error}: delete the folder {self.uri} and run again", error.path) from None
 
+    def check(self, name: str) -> None:
+        """Raises CorruptArtifact where the bytes of a file, past any cache, are not those that were written."""
+        if self.place.hash(f"{self.base}/{name}") != self.files[name]:
+            where = f"{self.uri}/{name}"
+            raise CorruptArtifact(
+                f"{where} is missing, or not the file that was written (SHA-256 differs): delete the folder {self.uri} "
+                "and run again",
+                where,
+            )
+
     def unchecked(self, name: str) -> Path:
         """Where a file of it lies in a store that is a folder, for a lock: its bytes are not read."""
         return self.path / name

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from moe_core.errors import CorruptArtifact
-from moe_core.store.files import errors_with_path, fsync, part_of, remove_atomically, write_bytes
+from moe_core.store.files import errors_with_path, fsync, part_of, remove_atomically, size_of, write_bytes
 from moe_core.store.hashing import file_hash
 
 
@@ -67,8 +67,14 @@ class Blobs(Protocol):
     def release(self, path: Path) -> None:
         """Gives up a file of `fetch`, so that its room in a cache may be used; what is open stays open."""
 
+    def discard(self, sha256: str) -> None:
+        """Removes a file from this machine's cache, which nobody will fetch again."""
+
     def names(self, folder: str = "") -> Iterator[Entry]:
         """All blobs under a folder, at any depth, by name; none where there is no such folder."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a blob, and of all that lie under that name as a folder."""
 
     def remove(self, name: str) -> None:
         """Removes the blob of that name, and all that lie under it as a folder; there may be none.
@@ -144,6 +150,9 @@ class Folder:
     def release(self, path: Path) -> None:
         pass
 
+    def discard(self, sha256: str) -> None:
+        pass
+
     def names(self, folder: str = "") -> Iterator[Entry]:
         top = self.path(folder) if folder else self.root
         found = (Path(parent, file) for parent, _, files in os.walk(top) for file in files)
@@ -154,6 +163,9 @@ class Folder:
                 continue
             name = path.relative_to(self.root).as_posix()
             yield Entry(name, state.st_size, f"{state.st_ino}-{state.st_mtime_ns}-{state.st_size}")
+
+    def size(self, name: str) -> int:
+        return size_of(self.path(name))
 
     def remove(self, name: str) -> None:
         remove_atomically(self.path(name))

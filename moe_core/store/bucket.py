@@ -196,6 +196,9 @@ class Bucket:
     def release(self, path: Path) -> None:
         self.cache.release(path)
 
+    def discard(self, sha256: str) -> None:
+        self.cache.discard(sha256)
+
     def names(self, folder: str = "") -> Iterator[Entry]:
         def listed() -> list[Entry]:
             batches = self._obstore.list(self._store, folder or None)
@@ -206,6 +209,9 @@ class Bucket:
             )
 
         yield from self._ask(folder, listed)
+
+    def size(self, name: str) -> int:
+        return sum(entry.size for entry in self.names(name))
 
     def remove(self, name: str) -> None:
         found = [entry.name for entry in self.names(name)]

@@ -69,6 +69,12 @@ class Cache:
         """Gives up a file of `fetch`."""
         path.unlink(missing_ok=True)
 
+    def discard(self, sha256: str) -> None:
+        """Removes a file; processes that use it keep it until they end."""
+        if self._entry(sha256).exists():
+            with self._lock():
+                self._entry(sha256).unlink(missing_ok=True)
+
     def size(self) -> int:
         """Bytes of all files, of those that are being fetched too."""
         return sum(state.st_size for _, state in self._states("sha256", "parts"))

@@ -5,7 +5,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moe_core.failpoints import failpoint
@@ -50,6 +50,16 @@ def errors_with_path(path: Path) -> Iterator[None]:
         if error.errno is not None and not error.filename:
             error.filename = str(path)
         raise
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; files that are removed meanwhile count nothing."""
+    files = [path] if path.is_file() else [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+    size = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            size += file.lstat().st_size
+    return size
 
 
 def stamp_of(path: Path) -> str:

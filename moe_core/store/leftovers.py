@@ -1,15 +1,37 @@
-"""What processes left beside artifacts, told by names alone: unfinished artifacts, work folders, locks."""
+"""What processes left beside artifacts in a folder, told by names alone: unfinished artifacts, work folders, locks."""
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from moe_core.processes import alive, is_dead, is_name, is_ours
+from moe_core.store.blobs import Blobs, Folder
 from moe_core.store.files import folders_in, process_of
 from moe_core.store.layout import LOCK, WORK, Layout
 
 ABANDONED_SECONDS = 86_400.0  # no text takes so long to be written
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that may be removed; in a bucket, a blob or all that lie under a name."""
+
+    place: Blobs
+    name: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.place.size(self.name)
+
+    def remove(self) -> None:
+        self.place.remove(self.name)
+
+
+def left_at(layout: Layout, path: Path) -> Leftover:
+    """A file or folder under a root."""
+    return Leftover(Folder(layout.root), path.relative_to(layout.root).as_posix())
 
 
 def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False) -> Iterator[Path]:
@@ -21,15 +43,27 @@ def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False
     """
     for asset in assets:
         for key in _keys(layout, asset):
-            folder = layout.partition(asset, key)
-            for path in folder.glob(".part-*-*-*"):
-                if every_process or not alive(process_of(path)):
-                    yield path
+            yield from _parts(layout.partition(asset, key), every_process)
         for path, key, version in work_folders(layout, asset):
             if layout.manifest(asset, key, version).exists():
                 yield path
     layout.in_use.touch()
-    now = layout.in_use.stat().st_mtime
+    yield from _texts(layout, layout.in_use.stat().st_mtime)
+
+
+def local_leftovers(layout: Layout, every_process: bool = False) -> Iterator[Path]:
+    """Those of a study in a bucket that lie on this machine: what was being written for it, and texts."""
+    yield from _parts(layout.scratch, every_process)
+    yield from _texts(layout, 0.0)
+
+
+def _parts(folder: Path, every_process: bool) -> Iterator[Path]:
+    for path in folder.glob(".part-*-*-*"):
+        if every_process or not alive(process_of(path)):
+            yield path
+
+
+def _texts(layout: Layout, now: float) -> Iterator[Path]:
     for path in (*layout.root.glob(".*.part"), *layout.progress_folder.glob(".*.part")):
         process = process_of(path)
         with suppress(FileNotFoundError):
@@ -52,16 +86,6 @@ def work_folders(layout: Layout, asset: str) -> Iterator[tuple[Path, str | None,
     for key in _keys(layout, asset):
         for path in sorted(layout.partition(asset, key).glob(f"{WORK}*")):
             yield path, key, path.name.removeprefix(WORK)
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; files that are removed meanwhile count nothing."""
-    files = [path] if path.is_file() else [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
-    size = 0
-    for file in files:
-        with suppress(FileNotFoundError):
-            size += file.lstat().st_size
-    return size
 
 
 def _keys(layout: Layout, asset: str) -> list[str | None]:

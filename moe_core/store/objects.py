@@ -11,7 +11,7 @@ Of several that build one version at once all upload, one commits, and all get t
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from moe_core.store.files import errors_with_path, temporary_folder
 from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, NAMES, WORK, Layout
 from moe_core.store.leases import PACE, Lease, Pace, exclusive, holder, shared
+from moe_core.store.leftovers import Leftover, left_at, local_leftovers
 from moe_core.store.locks import Holder, Told, nobody_is_told
 from moe_core.store.work import TravelingWork
 
@@ -146,6 +147,31 @@ class Objects:
         """Keeps others from building. Raises LockHeld where something is being built and `wait` is False."""
         return exclusive(self.place, IN_USE, wait, pace=pace)
 
+    def leftovers(self, assets: Iterable[str], every_process: bool = False) -> Iterator[Leftover]:
+        """What interrupted processes left, in the bucket and on this machine. To be asked inside `deleting`.
+
+        On this machine what a process writes stays, unless `every_process`.
+        """
+        for asset in assets:
+            garbage = self.garbage(asset)
+            for name in (*garbage.lost, *garbage.unfinished):
+                yield Leftover(self.place, name)
+        for path in local_leftovers(self.layout, every_process):
+            yield left_at(self.layout, path)
+
+    def works(self, asset: str) -> Iterator[tuple[Leftover, str | None, str]]:
+        """Checkpoints of an asset's artifacts, each with the key and the version of its artifact."""
+        for (key, version), parts in self._parts(asset).items():
+            if WORK in parts:
+                yield Leftover(self.place, _work(asset, key, version)), key, version
+
+    def remove_locks(self, assets: Iterable[str]) -> None:
+        """Removes leases of builds that ended. To be called inside `deleting`: nobody takes one."""
+        for asset in assets:
+            for (key, version), parts in self._parts(asset).items():
+                if LEASE in parts and holder(self.place, name := _lease_of(asset, key, version)) is None:
+                    self.place.remove(name)
+
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now; None where nobody does."""
         return holder(self.place, _lease(spec))
@@ -221,12 +247,14 @@ class Objects:
             raise
 
     def remove(self, artifact: Artifact) -> None:
-        """Removes an artifact; no reader finds it from the first step on."""
+        """Removes an artifact, and copies of it on this machine; no reader finds it from the first step on."""
         there = self.find(artifact.spec)
         if there and there.base == artifact.base:
             self.place.remove(_manifest(artifact.asset, artifact.key, artifact.version))
         failpoint("artifact.removed", artifact.spec.name)
         self.place.remove(artifact.base)
+        for sha256 in artifact.files.values():
+            self.place.discard(sha256)
 
     def garbage(self, asset: str) -> Garbage:
         """What interrupted builds of an asset left; nothing of versions whose manifest is damaged.

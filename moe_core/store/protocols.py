@@ -6,7 +6,7 @@ A file is read at a local path, its bytes checked. A pointer is replaced whole. 
 saves work: two processes that build the same artifact both get the one that was committed first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from moe_core.store.blobs import Blobs
 from moe_core.store.cache import GIB, Cache, default_folder
 from moe_core.store.documents import Documents
 from moe_core.store.layout import Layout
+from moe_core.store.leftovers import Leftover
 from moe_core.store.locks import Holder, Told
 from moe_core.store.objects import Objects
 from moe_core.store.places import place_of
@@ -89,6 +90,18 @@ class ArtifactStore(Protocol):
         `by` tells others what builds it. Calls `on_wait` with each process that is waited for. Look for the artifact
         again inside the block.
         """
+
+    def leftovers(self, assets: Iterable[str], every_process: bool = False) -> Iterator[Leftover]:
+        """What interrupted processes left of unfinished artifacts. To be asked inside `deleting`.
+
+        In a folder what a process of this machine writes stays, unless `every_process`.
+        """
+
+    def works(self, asset: str) -> Iterator[tuple[Leftover, str | None, str]]:
+        """Checkpoints of an asset's artifacts, each with the key and the version of its artifact."""
+
+    def remove_locks(self, assets: Iterable[str]) -> None:
+        """Removes what tells who builds. To be called inside `deleting`: nobody does."""
 
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now; None where nobody does."""

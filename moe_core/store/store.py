@@ -10,7 +10,7 @@ that no reader sees and the next writer removes.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from moe_core.store.files import (
 )
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, Layout
+from moe_core.store.leftovers import Leftover, left_at, leftovers, remove_locks, work_folders
 from moe_core.store.locks import Holder, Told, builder, building, exclusive, nobody_is_told, shared
 from moe_core.store.work import LocalWork
 
@@ -169,6 +170,23 @@ class Store:
     def deleting(self, wait: bool = True) -> AbstractContextManager[None]:
         """Keeps all others from building. Raises LockHeld where something is being built and `wait` is False."""
         return exclusive(self.layout.in_use, wait)
+
+    def leftovers(self, assets: Iterable[str], every_process: bool = False) -> Iterator[Leftover]:
+        """What interrupted processes left. To be asked inside `deleting`.
+
+        What a process of this machine writes stays, unless `every_process`.
+        """
+        for path in leftovers(self.layout, assets, every_process):
+            yield left_at(self.layout, path)
+
+    def works(self, asset: str) -> Iterator[tuple[Leftover, str | None, str]]:
+        """Checkpoints of an asset's artifacts, each with the key and the version of its artifact."""
+        for path, key, version in work_folders(self.layout, asset):
+            yield left_at(self.layout, path), key, version
+
+    def remove_locks(self, assets: Iterable[str]) -> None:
+        """Removes what tells who builds. To be called inside `deleting`: nobody does."""
+        remove_locks(self.layout, assets)
 
     def builder(self, spec: Spec) -> Holder | None:
         """Who builds an artifact now, on this machine or another; None where nobody does."""

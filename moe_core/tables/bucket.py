@@ -76,8 +76,15 @@ class BucketTable:
     def restart(self, base: Any, schema: pa.Schema) -> None:
         self._commit(base, schema, [])
 
+    def fence(self, check: Callable[[], None]) -> None:
+        if self.exists():
+            data = self.open()
+            check()
+            self.swap(data, (), ())  # a version that follows the one that they write on
+
     def _commit(self, base: Any, schema: pa.Schema, fragments: list[Any]) -> Any:
         import lance
+        from lance.commit import CommitConflictError
 
         change = lance.LanceOperation.Overwrite(schema, fragments)
         how: dict[str, Any] = {
@@ -85,7 +92,12 @@ class BucketTable:
             "max_retries": 0,
             "storage_options": self.place.storage_options(),
         }
-        return self.ask(lambda: lance.LanceDataset.commit(self.uri, change, **how))
+        try:
+            return self.ask(lambda: lance.LanceDataset.commit(self.uri, change, **how))
+        except RuntimeError as error:
+            if "was not found" not in str(error):
+                raise
+            raise CommitConflictError(f"version {base.version} of {self} was cleaned up by another process") from None
 
     @contextmanager
     def scratch(self, schema: pa.Schema) -> Iterator[Path]:

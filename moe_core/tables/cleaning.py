@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from moe_core.tables.lance_tags import advance_lance_tags, delete_lance_tag, lance_tags, parse_lance_tag, tags_of
 from moe_core.tables.location import Table
-from moe_core.tables.shards import gather, outdated
+from moe_core.tables.shards import gather, outdated, retried
 from moe_core.tables.versions import at, contents, forget_opened, pieces_of
 
 
@@ -61,6 +61,12 @@ def release(table: Table, files: set[str]) -> list[str]:
     return deleted
 
 
+def fence(table: Table) -> None:
+    """Refuses rows of writers that were taken for dead and wake up later. Raises LockHeld while rows are written."""
+    with table.cleaning() as check:
+        retried(table, lambda: table.fence(check))
+
+
 def clean(
     table: Table,
     dry_run: bool = False,
@@ -80,18 +86,24 @@ def clean(
     gather(table, places)
     for lance_tag in without:
         delete_lance_tag(table, lance_tag)
-    advance_lance_tags(table)
-    with table.cleaning() as check, table.committing():
-        data = table.open()
-        check()
-        how: dict[str, Any] = {
-            "older_than": timedelta(microseconds=1),  # 0 would mean two weeks
-            "delete_unverified": True,  # no process writes meanwhile
-            "error_if_tagged_old_versions": False,
-        }
-        table.ask(lambda: data.cleanup_old_versions(**how))
+    with table.cleaning() as check:
+        retried(table, lambda: table.fence(check))  # whose files go now
+        advance_lance_tags(table)
+        with table.committing():
+            data = table.open()
+            check()
+            _clean_up(table, data)
     forget_opened()
     return freed
+
+
+def _clean_up(table: Table, data: Any) -> None:
+    how: dict[str, Any] = {
+        "older_than": timedelta(microseconds=1),  # 0 would mean two weeks
+        "delete_unverified": True,  # no process writes meanwhile
+        "error_if_tagged_old_versions": False,
+    }
+    table.ask(lambda: data.cleanup_old_versions(**how))
 
 
 def _unneeded(table: Table, places: Sequence[tuple[str, int | str | None]], without: Sequence[str]) -> Freed:

@@ -60,6 +60,12 @@ class Table(Protocol):
     def restart(self, base: Any, schema: pa.Schema) -> None:
         """Commits that there are no rows and other columns. Raises CommitConflictError as `swap` does."""
 
+    def fence(self, check: Check) -> None:
+        """Refuses what writers commit that were taken for dead and wake up: their next try asks their own check.
+
+        To be called inside `cleaning`, with its check. Raises CommitConflictError where one of them was faster.
+        """
+
     def scratch(self, schema: pa.Schema) -> AbstractContextManager[Path]:
         """A local data set into which lance writes fragments."""
 
@@ -153,6 +159,9 @@ class LocalTable:
         import lance
 
         lance.LanceDataset.commit(self.uri, lance.LanceOperation.Overwrite(schema, []))
+
+    def fence(self, check: Check) -> None:
+        """Nobody is taken for dead who is not: a lock of a file ends with its process."""
 
     @contextmanager
     def scratch(self, schema: pa.Schema) -> Iterator[Path]:

@@ -60,7 +60,7 @@ def _create(table: Table, schema: pa.Schema) -> None:
             table.restart(data, schema)
 
     with table.committing():
-        _retried(table, create)
+        retried(table, create)
 
 
 def _write(table: Table, schema: pa.Schema, shard: str, batches: Iterable[pa.RecordBatch]) -> list[Any]:
@@ -118,11 +118,12 @@ def swap(table: Table, new: Mapping[str, list[Any]], lance_tags: Mapping[str, st
         if all(contents(pieces, shard) == content_of(files[shard]) for shard in new):
             return data  # as after a lost answer
         check()
+        failpoint("rows.checked", table)
         return table.swap(data, old, [fragment for some in new.values() for fragment in some])
 
     failpoint("rows.written", table)
     with table.committing():
-        data = _retried(table, commit)
+        data = retried(table, commit)
         failpoint("rows.committed", table)
         for lance_tag, shard in lance_tags.items():
             put_lance_tag(table, data, lance_tag, files[shard])
@@ -130,7 +131,7 @@ def swap(table: Table, new: Mapping[str, list[Any]], lance_tags: Mapping[str, st
         return int(data.version)
 
 
-def _retried(table: Table, commit: Callable[[], T]) -> T:
+def retried(table: Table, commit: Callable[[], T]) -> T:
     """What `commit` returns, called again where another process preempts it. Raises LockHeld where that does not end.
 
     Writers of a data set in a folder wait for each other, but for one outside our locks; those in a bucket do not.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def start(place, cache, key="e000", fault="", endpoint="", **more):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started.append(subprocess.Popen(command, env=environment, cwd=TESTS, text=True, **pipes))
     return started[-1]
+
+
+def until_it_stops(process):
+    """Waits until a failpoint stopped a process."""
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
 
 
 def end_all():

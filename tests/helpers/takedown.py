@@ -60,9 +60,10 @@ def files_with(root, text):
     return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and text in p.read_bytes())
 
 
-def two_shards(folder):
+def two_shards(folder, posts=120, **more):
     """Posts of two shards, an artifact of features of each, an older artifact of shard b, a log that names a post."""
-    context = open_study(study_of_two_users(write_source(folder / "source")), folder / "store")
+    study = study_of_two_users(write_source(folder / "source", posts), **more)
+    context = open_study(study, folder / "store")
     context.root.mkdir()
     build(smaller(context), "posts", "b")
     for key in ("a", "b"):
@@ -72,6 +73,11 @@ def two_shards(folder):
     (context.root / "logs" / "posts.a.log").write_text(f"for example {GONE}: no_tags")
     (context.root / "study.toml").write_text(dump_study(context.study))
     return context
+
+
+def blobs_with(place, text):
+    """Every blob that holds the bytes."""
+    return [entry.name for entry in place.names() if text in place.read(entry.name)]
 
 
 def write_features(context, key):

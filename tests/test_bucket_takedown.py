@@ -17,6 +17,8 @@ from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.store.layout import Layout
 from moe_core.study_file import dump_study
+from moe_core.tables.cleaning import search
+from moe_core.tables.location import tables_of
 from moe_core.workspace import open_study
 
 PATIENT = 180
@@ -55,7 +57,13 @@ def ingested(server, filled, tmp_path):
 
 
 def is_gone(context):
+    """Whether no version of a table has the post, no data file lies beside them, and nothing else has its bytes."""
     place = context.store.place
+    for table in tables_of(context.store):
+        found = [(file, batch["id"].to_pylist()) for file, _, batch in search(table, ["id"])]
+        files = {entry.name.rpartition("/")[2] for entry in place.names(f"{table.name}/data")}
+        if any(GONE in ids for _, ids in found) or files != {file for file, _ in found}:
+            return False
     return not blobs_with(place, GONE.encode()) and not blobs_with(place, pixels_on_disk(0))
 
 
@@ -128,7 +136,7 @@ def elsewhere(context, folder):
 
 
 @pytest.mark.parametrize(
-    "point", ["rows.checked", "artifact.manifest", pytest.param("rows.uploading", marks=pytest.mark.soak)]
+    "point", ["rows.checked 1 posts.lance", "artifact.manifest", pytest.param("rows.uploading", marks=pytest.mark.soak)]
 )
 def test_a_process_that_wakes_up_after_the_takedown_brings_no_post_back(ingested, tmp_path, point):
     writer = process(elsewhere(ingested, tmp_path / "elsewhere"), "a", f"stop {point}")
@@ -149,7 +157,7 @@ def test_rows_that_no_table_has_yet_are_refused_too(server, filled, tmp_path):
     context = open_study(filled.study.changed(store=server.settings()), tmp_path / "store")
     context.root.mkdir()
     build(context, "posts", "b")
-    with process(elsewhere(context, tmp_path / "elsewhere"), "a", "stop rows.checked") as writer:
+    with process(elsewhere(context, tmp_path / "elsewhere"), "a", "stop rows.checked 1 posts.lance") as writer:
         until_it_stops(writer)
         assert forget(reopen(context), ids=[GONE]).unknown == [GONE]
         writer.send_signal(CONTINUE)

@@ -1,8 +1,10 @@
 """Shards in a data set in a bucket of a real server: as in a folder, without a lock for commits."""
 
+import os
 import random
 import signal
 import threading
+from types import SimpleNamespace
 
 import lance
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from helpers import seaweed
 from helpers.flaky import flaky
-from helpers.shard_rows import PROCESS, SCHEMA, batch, bucket_table, ids, put, put_in_bucket, run_all
+from helpers.shard_rows import OVERTAKEN, PROCESS, SCHEMA, batch, bucket_table, ids, put, put_in_bucket, run_all
 from helpers.without_controls import quick_study
 from moe_core.data.ingest import ingest
 from moe_core.data.loading import Place, open_posts, read_labels
@@ -25,7 +27,7 @@ from moe_core.store.leases import Pace
 from moe_core.store.protocols import open_store
 from moe_core.tables import shards
 from moe_core.tables.bucket import BucketTable
-from moe_core.tables.cleaning import Freed, clean, release, search
+from moe_core.tables.cleaning import Freed, clean, fence, release, search
 from moe_core.tables.lance_tags import advance_lance_tags, lance_tags
 from moe_core.tables.location import Tables, tables_in, tables_of
 from moe_core.tables.reading import read_rows, scan_rows, take_rows
@@ -143,11 +145,15 @@ def test_four_processes_write_the_same_shard_and_each_its_own_and_nothing_is_los
         assert [ids(table, f"posts.own{name}.{number}", f"own{name}") for name in "0123"] == [[f"{number}"]] * 4
 
 
-@pytest.mark.parametrize("point", ["rows.uploading", "rows.written", "rows.committed", "rows.tagged"])
+POINTS = ["rows.uploading", *(pytest.param(f"rows.{name}", marks=pytest.mark.soak) for name in ("written", "checked"))]
+POINTS += ["rows.committed", pytest.param("rows.tagged", marks=pytest.mark.soak)]
+
+
+@pytest.mark.parametrize("point", POINTS)
 def test_a_writer_killed_at_any_point_leaves_the_tagged_rows_and_is_done_again(point, table, tmp_path):
     table.pace = Pace(beat=0.5, ttl=2, wait=0.1)  # it is waited for no longer
     put(table, "a", ["x"], "posts.a.1")
-    arguments = table.place.endpoint, table.place.uri, tmp_path, [("a", "mnopq", "posts.a.2")], point
+    arguments = table.place.endpoint, table.place.uri, tmp_path, [("a", "mnopq", "posts.a.2")], f"kill {point}"
     assert run_all([PROCESS(target=put_in_bucket, args=arguments)]) == [-signal.SIGKILL]
     is_committed = point in ("rows.committed", "rows.tagged")
     assert shards_in(table) == {"a": 5 if is_committed else 1}
@@ -161,6 +167,57 @@ def test_a_writer_killed_at_any_point_leaves_the_tagged_rows_and_is_done_again(p
     in_use = {file for file, _, _ in search(table, ["id"])}
     assert set(data_files(table)) == in_use, "what the dead one uploaded is gone, or in use"
     assert not list(table.folder.iterdir())
+
+
+def stopped_at(point, table, folder):
+    """A process that writes mno as shard a, and was taken for dead."""
+    table.pace = Pace(beat=0.5, ttl=2, wait=0.1)
+    arguments = table.place.endpoint, table.place.uri, folder, [("a", "mno", "posts.a.late")], f"stop {point}"
+    process = PROCESS(target=put_in_bucket, args=arguments)
+    process.start()
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+    fence(table)
+    return process
+
+
+def wake_up(process):
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == OVERTAKEN
+
+
+@pytest.mark.parametrize("point", ["rows.checked", "rows.committed"])
+def test_a_writer_that_was_taken_for_dead_brings_nothing_back_when_it_wakes_up(point, table, tmp_path):
+    """Else a takedown would be undone."""
+    put(table, "a", ["x"], "posts.a.1")
+    late = stopped_at(point, table, tmp_path)
+    rewrite(table, "a", keep=lambda batch: np.array([one in "xy" for one in batch["id"].to_pylist()]))
+    clean(table)
+    left = data_files(table)
+    wake_up(late)
+    assert (set(lance_tags(table)), data_files(table)) == ({"posts.a.1"}, left)
+    assert ids(table, "posts.a.1", "a") == ["x"]
+    assert shards_in(table) == ({"a": 1} if point == "rows.checked" else {})
+
+
+def test_a_writer_that_was_taken_for_dead_takes_back_a_version_whose_number_was_free_again(table, tmp_path):
+    put(table, "a", ["x"], "posts.a.1")
+    late = stopped_at("rows.checked", table, tmp_path)
+    put(table, "a", ["y"], "posts.a.2")
+    clean(table)
+    versions = [version["version"] for version in table.open().versions()]
+    assert len(versions) == 2, "the one that it started from, and the latest"
+    wake_up(late)
+    assert [version["version"] for version in table.open().versions()] == versions
+    assert (ids(table, "posts.a.1", "a"), ids(table, "posts.a.2", "a")) == (["x"], ["y"])
+
+
+def test_files_that_cannot_be_removed_are_said(table, monkeypatch):
+    put(table, "a", ["x"])
+    put(table, "a", ["y"])
+    monkeypatch.setattr(lance.LanceDataset, "cleanup_old_versions", lambda *_, **__: SimpleNamespace(failed_deletes=1))
+    with pytest.raises(StorageFailed, match="files that nothing needs could not be removed: try again"):
+        clean(table)
 
 
 def test_a_server_that_refuses_and_loses_answers_loses_no_row(server, table, tmp_path):

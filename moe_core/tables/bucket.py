@@ -69,8 +69,8 @@ class BucketTable:
             raise CommitConflictError(f"{self} was created by another process") from None
 
     def swap(self, base: Any, removed: Sequence[int], new: Sequence[Any]) -> Any:
-        fragments = (fragment.metadata for fragment in base.get_fragments())
-        kept = [replace(fragment, id=0) for fragment in fragments if fragment.id not in removed]  # numbered again
+        gone, fragments = set(removed), (fragment.metadata for fragment in base.get_fragments())
+        kept = [replace(fragment, id=0) for fragment in fragments if fragment.id not in gone]  # numbered again
         return self._commit(base, base.schema, [*kept, *new])
 
     def restart(self, base: Any, schema: pa.Schema) -> None:
@@ -95,7 +95,7 @@ class BucketTable:
         try:
             return self.ask(lambda: lance.LanceDataset.commit(self.uri, change, **how))
         except RuntimeError as error:
-            if "was not found" not in str(error):
+            if ".manifest was not found" not in str(error):
                 raise
             raise CommitConflictError(f"version {base.version} of {self} was cleaned up by another process") from None
 

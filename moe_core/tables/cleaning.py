@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from moe_core.errors import StorageFailed
 from moe_core.tables.lance_tags import advance_lance_tags, delete_lance_tag, lance_tags, parse_lance_tag, tags_of
 from moe_core.tables.location import Table
 from moe_core.tables.shards import gather, outdated, retried
 from moe_core.tables.versions import at, contents, forget_opened, pieces_of
+
+TRIES = 3  # of removing files
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,23 @@ def clean(
         retried(table, lambda: table.fence(check))  # whose files go now
         advance_lance_tags(table)
         with table.committing():
-            data = table.open()
             check()
-            _clean_up(table, data)
+            _remove_old_versions(table)
     forget_opened()
     return freed
 
 
-def _clean_up(table: Table, data: Any) -> None:
+def _remove_old_versions(table: Table) -> None:
     how: dict[str, Any] = {
-        "older_than": timedelta(microseconds=1),  # 0 would mean two weeks
+        "retain_versions": 1,  # not by their age: clocks of machines differ
         "delete_unverified": True,  # no process writes meanwhile
         "error_if_tagged_old_versions": False,
     }
-    table.ask(lambda: data.cleanup_old_versions(**how))
+    data = table.open()
+    for _ in range(TRIES):
+        if not table.ask(lambda: data.cleanup_old_versions(**how)).failed_deletes:
+            return
+    raise StorageFailed(f"{table}: files that nothing needs could not be removed: try again, or see who may delete")
 
 
 def _unneeded(table: Table, places: Sequence[tuple[str, int | str | None]], without: Sequence[str]) -> Freed:

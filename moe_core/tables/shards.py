@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from moe_core.errors import LockHeld, MissingInput
+from moe_core.errors import LockHeld, MissingInput, Overtaken
 from moe_core.failpoints import failpoint
 from moe_core.store.hashing import file_hash
 from moe_core.tables.lance_tags import put_lance_tag
@@ -125,10 +125,22 @@ def swap(table: Table, new: Mapping[str, list[Any]], lance_tags: Mapping[str, st
     with table.committing():
         data = retried(table, commit)
         failpoint("rows.committed", table)
+        _check_commit(table, data.version, check)
         for lance_tag, shard in lance_tags.items():
             put_lance_tag(table, data, lance_tag, files[shard])
         failpoint("rows.tagged", table)
         return int(data.version)
+
+
+def _check_commit(table: Table, version: int, check: Check) -> None:
+    """Takes a version back where this process was taken for dead before it committed: others had removed its number."""
+    try:
+        check()
+    except Overtaken:
+        newest = table.open()
+        if version < newest.version:
+            table.ask(lambda: newest.cleanup_old_versions(versions=[version], error_if_tagged_old_versions=False))
+        raise
 
 
 def retried(table: Table, commit: Callable[[], T]) -> T:

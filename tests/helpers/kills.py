@@ -26,7 +26,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 POINTS = [
-    *(f"rows.{what}" for what in ("written", "committed", "tagged")),
+    *(f"rows.{what}" for what in ("written", "checked", "committed", "tagged")),
     *(f"artifact.{what}" for what in ("begun", "written", "manifest", "renamed", "committed")),
     *(f"file.{what}" for what in ("opened", "half", "written", "synced", "renamed")),
     *(f"event.{what}" for what in ("due", "recorded")),

@@ -1,12 +1,14 @@
 """Rows of small shards, written by this process or by others."""
 
 import multiprocessing
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 
 from helpers import seaweed
 from moe_core import failpoints
+from moe_core.errors import Overtaken
 from moe_core.store.cache import Cache
 from moe_core.store.leases import Pace
 from moe_core.store.places import place_of
@@ -16,6 +18,7 @@ from moe_core.tables.shards import replace_rows
 
 SCHEMA = pa.schema([("shard", pa.string()), ("position", pa.int64()), ("id", pa.string())])
 PROCESS = multiprocessing.get_context("spawn").Process
+OVERTAKEN = 3  # exit code of a process that another one took for dead
 PACE = Pace(beat=0.5, ttl=10, wait=0.1)
 
 
@@ -48,8 +51,11 @@ def bucket_table(endpoint, uri, folder, pace=PACE):
 
 
 def put_in_bucket(endpoint, uri, folder, writes, fault=""):
-    """Writes (shard, ids, tag) one after the other, in another process; dies at the failpoint `fault`."""
+    """Writes (shard, ids, tag) one after the other, in another process, with a fault such as "kill rows.written"."""
     table = bucket_table(endpoint, uri, folder)
-    for shard, some, lance_tag in writes:
-        failpoints.armed = failpoints.parse(f"kill {fault}") if fault else None
-        put(table, shard, some, lance_tag)
+    failpoints.armed = failpoints.parse(fault) if fault else None
+    try:
+        for shard, some, lance_tag in writes:
+            put(table, shard, some, lance_tag)
+    except Overtaken:
+        sys.exit(OVERTAKEN)

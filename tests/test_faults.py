@@ -195,7 +195,7 @@ def test_points_fail_as_they_are_told(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: '.*b\.txt'"):
         write_text(tmp_path / "b.txt", "new")
     assert (tmp_path / "b.txt").read_text() == "old"
-    with pytest.raises(ValueError, match=r"wanted `kill\|eio\|enospc point"):
+    with pytest.raises(ValueError, match=r"wanted `kill\|stop\|eio\|enospc point"):
         failpoints.parse("sing loudly")
 
 

@@ -109,12 +109,14 @@ def process(context, what, fault=""):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-SOAK = [
-    pytest.param(point, marks=pytest.mark.soak) for point in ("document.created", "lease.taken", "artifact.removed")
-]
+def soak(*points):
+    return [pytest.param(point, marks=pytest.mark.soak) for point in points]
 
 
-@pytest.mark.parametrize("point", ["rows.committed", "document.changed 3", *SOAK])
+LONG = soak("document.created", "lease.taken", "artifact.removed", "document.changed 3")
+
+
+@pytest.mark.parametrize("point", ["rows.committed", *LONG])
 def test_a_takedown_that_is_killed_is_finished_by_the_next(ingested, point):
     with process(ingested, "forget", f"kill {point}") as killed:
         assert killed.wait(PATIENT) == -signal.SIGKILL, killed.stderr.read()
@@ -135,9 +137,7 @@ def elsewhere(context, folder):
     return open_study(changed, folder)
 
 
-@pytest.mark.parametrize(
-    "point", ["rows.checked 1 posts.lance", "artifact.manifest", pytest.param("rows.uploading", marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize("point", ["rows.checked 1 posts.lance", *soak("rows.uploading", "artifact.manifest")])
 def test_a_process_that_wakes_up_after_the_takedown_brings_no_post_back(ingested, tmp_path, point):
     writer = process(elsewhere(ingested, tmp_path / "elsewhere"), "a", f"stop {point}")
     with writer:

@@ -76,7 +76,7 @@ def cell_of(context: Any) -> dict[str, Any]:
     """What one number of posts and experts gives."""
     study, resamples = context.study, context.study.evaluation.bootstrap
     device = device_and_threads(study, parallel=False)
-    bundle = Bundle(context.need("mixture").whole())
+    bundle = Bundle(context.need("mixture"))
     test, validation = read_routed_posts(context, "test"), read_routed_posts(context, "validation")
     networks = {name: controls_of(context.planner.graph)[name] for name in ("trunk_same_budget", "random_partition")}
     controls = {name: open_control(context, bundle, of, validation, device) for name, of in networks.items()}

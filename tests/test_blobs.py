@@ -101,10 +101,10 @@ def test_a_good_place_passes_the_probe_and_is_left_clean(place):
 
 
 def test_a_place_belongs_to_one_study(place):
-    claim(place, "cats")
-    claim(place, "cats")
+    claim(place, "cats", rounds=1)
+    claim(place, "cats", rounds=1)
     with pytest.raises(BadSetting, match=r"holds the study 'cats', .* this one is 'dogs': give it a prefix"):
-        claim(place, "dogs")
+        claim(place, "dogs", rounds=1)
 
 
 # Places that do not keep their word

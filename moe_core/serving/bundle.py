@@ -37,6 +37,7 @@ from moe_core.serving.manifest import (
 )
 from moe_core.serving.publication import MANIFEST
 from moe_core.settings import Study
+from moe_core.store.artifact import Artifact
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash, with_checksum
 from moe_core.store.locks import hold_open
@@ -114,11 +115,12 @@ class Bundle:
     Every file is checked here, and an expert's again each time it is read: the mixture may be larger than memory, which
     holds at most `expert_bytes` of them; without it EXPERT_BYTES, on a GPU half of what is free there. Threads may
     share one bundle: they share the experts in memory, and each fills a network of its own. `hardmoe gc` leaves the
-    folder alone while this object lives.
+    folder alone while this object lives. `bundle` is a mixture's artifact, or a folder.
     """
 
-    def __init__(self, folder: Path, expert_bytes: int | None = None) -> None:
-        self.folder = folder
+    def __init__(self, bundle: Path | Artifact, expert_bytes: int | None = None) -> None:
+        self._artifact = bundle  # that of a bucket keeps its files in the machine's cache
+        self.folder = folder = bundle.whole() if isinstance(bundle, Artifact) else bundle
         try:
             read_manifest(folder)  # before it is held open: the folder may be no bundle
             hold_open(folder / MANIFEST, self)

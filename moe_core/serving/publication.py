@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
 from moe_core.store import pointer
-from moe_core.store.artifact import full_version
+from moe_core.store.artifact import Artifact, full_version
 from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.files import folders_in
 from moe_core.store.layout import NAMES, Layout
+from moe_core.store.protocols import ArtifactStore, open_store
+from moe_core.study_file import load_study
 
 MANIFEST = "manifest.json"  # of a bundle
 FORMAT = "hardmoe publication 2"
@@ -156,15 +158,18 @@ def _damaged(documents: Documents, why: str) -> CorruptArtifact:
     )
 
 
-def bundle_at(path: Path, version: str | None = None) -> Path:
-    """Folder of the mixture that a path names: its folder or manifest.json, also with only the beginning of its version
-    as in STUDY/mixture/1f0c; or the folder or study.toml of a study, whose mixture is that of `version`, or of its
-    beginning, or the published one.
+def bundle_at(path: Path, version: str | None = None) -> Path | Artifact:
+    """The mixture that a path names, as `Bundle` takes it: its folder or manifest.json, also with only the beginning of
+    its version as in STUDY/mixture/1f0c; or the folder or study.toml of a study, whose mixture is that of `version`, or
+    of its beginning, or the published one.
 
     Raises MissingInput where it names none, BadSetting where it names several.
     """
     study = Layout(path).study_file if path.is_dir() else path
     if study.suffix == ".toml" and study.is_file():
+        store = open_store(load_study(study), root=study.parent)
+        if store.place:
+            return _in_bucket(store, version)
         if version is None:
             return published_bundle(study.parent)
         layout = Layout(study.parent)
@@ -185,6 +190,24 @@ def bundle_at(path: Path, version: str | None = None) -> Path:
         "(STUDY/mixture/VERSION)",
         "mixture",
     )
+
+
+def _in_bucket(store: ArtifactStore, version: str | None) -> Artifact:
+    if version is None:
+        version = read_log(store.documents).published
+        if not version:
+            raise MissingInput(
+                f"no mixture in {store.uri} is published: `hardmoe run`, or `hardmoe publish`, publishes one",
+                "published",
+            )
+    else:
+        version = full_version(version, [known for _, known in store.listed("mixture")], f"mixture in {store.uri}")
+    mixture = store.get("mixture", None, version)
+    if mixture is None:
+        raise MissingInput(
+            f"the published mixture {version} is not in {store.uri}: `hardmoe publish --rollback`", "mixture"
+        )
+    return mixture
 
 
 def _bundles_in(folder: Path) -> list[str]:

@@ -70,6 +70,9 @@ class Blobs(Protocol):
     def discard(self, sha256: str) -> None:
         """Removes a file from this machine's cache, which nobody will fetch again."""
 
+    def release_all(self) -> None:
+        """Gives up all files that this process fetched."""
+
     def names(self, folder: str = "") -> Iterator[Entry]:
         """All blobs under a folder, at any depth, by name; none where there is no such folder."""
 
@@ -151,6 +154,9 @@ class Folder:
         pass
 
     def discard(self, sha256: str) -> None:
+        pass
+
+    def release_all(self) -> None:
         pass
 
     def names(self, folder: str = "") -> Iterator[Entry]:

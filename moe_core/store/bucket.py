@@ -199,6 +199,9 @@ class Bucket:
     def discard(self, sha256: str) -> None:
         self.cache.discard(sha256)
 
+    def release_all(self) -> None:
+        self.cache.release_all()
+
     def names(self, folder: str = "") -> Iterator[Entry]:
         def listed() -> list[Entry]:
             batches = self._obstore.list(self._store, folder or None)

@@ -75,6 +75,13 @@ class Cache:
             with self._lock():
                 self._entry(sha256).unlink(missing_ok=True)
 
+    def release_all(self) -> None:
+        """Gives up all files of `fetch`."""
+        if self._links is not None and self._process == os.getpid():
+            for path in self._links.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._linked.clear()
+
     def size(self) -> int:
         """Bytes of all files, of those that are being fetched too."""
         return sum(state.st_size for _, state in self._states("sha256", "parts"))

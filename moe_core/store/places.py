@@ -72,11 +72,24 @@ def _judge(place: Blobs, number: int, won: list[bool], there: bytes | None) -> N
     )
 
 
-def claim(place: Blobs, study: str) -> None:
-    """Notes whose the place is. Raises BadSetting where it is another study's."""
-    if not place.create(OWNER, f"{study}\n".encode()):
-        owner = (place.read(OWNER) or b"").decode("utf-8", "replace").strip()
+def claim(place: Blobs, study: str, rounds: int = ROUNDS) -> None:
+    """Notes whose the place is, before anything is written into it; the first time it is probed.
+
+    Raises BadSetting where it is another study's, or does not keep its word.
+    """
+    if not is_claimed(place, study):
+        probe(place, rounds)
+        place.create(OWNER, f"{study}\n".encode())
+        is_claimed(place, study)
+
+
+def is_claimed(place: Blobs, study: str) -> bool:
+    """Whether the place is this study's, by one request. Raises BadSetting where it is another's."""
+    note = place.read(OWNER)
+    owner = (note or b"").decode("utf-8", "replace").strip()
+    if note is not None and owner != study:
         raise BadSetting(
             f"{place.uri} holds the study {owner!r}, whose posts and networks lie there; this one is {study!r}: "
             "give it a prefix of its own in store.uri"
         )
+    return note is not None

@@ -20,6 +20,7 @@ from moe_core.maintenance.takedown import Takedown
 from moe_core.maintenance.verify import damaged_pointers
 from moe_core.serving.publication import read_log
 from moe_core.settings import Study
+from moe_core.store import places
 from moe_core.store.files import write_text
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
@@ -45,7 +46,10 @@ def study_at(study_file: Path, by: str = "hardmoe", requests: Iterable[str] = ()
     study = load_study(study_file)
     check_owner(study_file)
     os.environ["HARDMOE_STUDY"] = str(study_file.absolute())
-    return open_study(study, study_file.absolute().parent, by=by, requests=requests)
+    context = open_study(study, study_file.absolute().parent, by=by, requests=requests)
+    if context.store.place:
+        places.is_claimed(context.store.place, study.name)
+    return context
 
 
 def changed_study(study_file: Path, settings: tuple[str, ...], dry_run: bool, requests: Iterable[str] = ()) -> Context:
@@ -82,6 +86,7 @@ def show_run_plan(
 
 def show_keys(context: Context) -> None:
     """Shows Dagster the study's partition keys, where its source can be read; its instance is created first."""
+    claim_all(context)
     prepare_home(context.root, worker_count(None, context.study))
     if isinstance(context.planner.state.source, Exception):
         return
@@ -95,11 +100,18 @@ def write_study(path: Path, study: Study) -> None:
     write_text(path, dump_study(study))
 
 
+def claim_all(context: Context) -> None:
+    """Notes whose the folder is, and the bucket, before anything is written there. Raises BadSetting."""
+    claim(Path(os.environ["HARDMOE_STUDY"]))
+    if context.store.place:
+        places.claim(context.store.place, context.study.name)
+
+
 def run_shown(context: Context, **options: Any) -> Summary:
     """Runs what is missing or stale and shows it while it runs; `options` are those of `run_study`."""
     if problem := faiss_build.check():
         echo(f"Warning: {problem}", err=True)
-    claim(Path(os.environ["HARDMOE_STUDY"]))
+    claim_all(context)
     warn_damaged(context)
     warn_unready(context.planner.state.unready)
     _ = context.shards  # a source that is not there is an error before anything starts

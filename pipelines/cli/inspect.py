@@ -106,18 +106,23 @@ def report(study_file: Path, open_it: bool) -> None:
 
 def _page(context: Context) -> Path:
     """The report, or, where a takedown removed it with the pictures in it, a page of the last table alone."""
+    page = context.store.layout.report_page
     if context.takedowns.entries and not context.store.versions("report", None):
         context, since = last_built(context, "evaluation")
         echo(
             "A takedown removed the report, which had pictures and hashtags of posts: this page has the table alone.",
             err=True,
         )
-        page = context.store.layout.report_page
         page.parent.mkdir(exist_ok=True)
         write_text(page, render_table(context.study, table_of(context), since or []))
         return page
     context, _ = last_built(context, "report")
-    return context.need("report").file("report.html")
+    report = context.need("report").file("report.html")
+    if not context.store.place:
+        return report
+    page.parent.mkdir(exist_ok=True)  # the file in the cache is this process's
+    write_text(page, report.read_text("utf-8"))
+    return page
 
 
 @click.command()

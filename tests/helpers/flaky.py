@@ -23,7 +23,7 @@ CONFLICT = error(b"409 Conflict", b"ConditionalRequestConflict")  # as S3 answer
 class Flaky:
     """Half of `share` of the requests is refused, half of it is answered to nobody; which ones follows from `seed`.
 
-    Of those that create something the first two meet a conflict.
+    Of those that create something the first two meet a conflict. With a `share` of 0 it only counts.
     """
 
     upstream: str
@@ -31,6 +31,7 @@ class Flaky:
     seed: int
     endpoint: str = ""
     counts: Counter = field(default_factory=Counter)  # refused, conflict, cut, passed
+    moved: int = 0  # bytes, both ways
 
     async def serve(self, reader, writer):
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError), closing(writer):
@@ -40,7 +41,8 @@ class Flaky:
                 body = await reader.readexactly(int(length[1]) if length else 0)
                 draw = random.Random(f"{self.seed}:{self.counts.total()}").random()
                 is_create = b"\r\nif-none-match:" in head.lower()
-                is_conflict = is_create and (draw < self.share / 4 or self.counts["conflict"] < 2)
+                is_conflict = is_create and draw < self.share / 4
+                is_conflict |= is_create and bool(self.share) and self.counts["conflict"] < 2
                 if is_conflict or draw < self.share / 2:
                     self.counts["conflict" if is_conflict else "refused"] += 1
                     writer.write(CONFLICT if is_conflict else REFUSAL)
@@ -48,6 +50,7 @@ class Flaky:
                     continue
                 self.counts["cut" if draw < self.share else "passed"] += 1
                 answer = await self.ask(head, body)
+                self.moved += len(head) + len(body) + len(answer)
                 writer.write(answer[: len(answer) // 2] if draw < self.share else answer)
                 await writer.drain()
                 break

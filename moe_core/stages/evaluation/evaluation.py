@@ -34,7 +34,7 @@ from moe_core.store.artifact import Spec, StageOutput
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     device = device_and_threads(context.study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
-    bundle = Bundle(context.need("mixture").whole())
+    bundle = Bundle(context.need("mixture"))
     test = read_routed_posts(context, "test")
     if not len(test):
         raise TooFewPosts("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")

@@ -78,7 +78,7 @@ def open_mixture(context: Context, version: str) -> Bundle:
     if artifact is None:
         there = ", ".join(a.version for a in context.store.versions("mixture", None)) or "none"
         raise MissingInput(f"no mixture {version} in {context.store.uri}: there are {there}", "mixture")
-    bundle = Bundle(artifact.whole())
+    bundle = Bundle(artifact)
     for name, version_in_it in bundle.parts.items():
         if artifact.inputs.get(name) != version_in_it:
             raise CorruptArtifact(

@@ -25,7 +25,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     key = spec.key
     assert key is not None
     device = device_and_threads(context.study, parallel=True)
-    bundle = Bundle(context.need("mixture").whole())
+    bundle = Bundle(context.need("mixture"))
     assert list(bundle.published) == list(context.experts)  # so their numbers are the assignment's
     images = reading.images_of(context, key, bundle.image_size)
     rows = reading.assignment(context)

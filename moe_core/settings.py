@@ -372,6 +372,25 @@ class Cluster(Strict):
         0,
         description="Threads of each training, on every machine: results follow from them. 0: by each machine's cores.",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="Where tasks run; local: on this machine; ray: on the nodes of a Ray cluster, with `threads`.",
+    )
+    address: str = Field(
+        "auto", description="ray: HOST:PORT of the cluster; auto: RAY_ADDRESS, else the cluster of this machine."
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_of_a_cluster(cls, address: str) -> str:
+        if address.startswith("ray://"):
+            raise ValueError(
+                "the work of a Ray client is lost with its connection: start the command on a node of the cluster, "
+                "with 'auto' or 'HOST:PORT'"
+            )
+        if address != "auto" and not re.fullmatch(r"[^\s:/]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
+            raise ValueError("wanted 'auto' or HOST:PORT, such as 'gpu01:6379'")
+        return address
 
 
 class Study(Strict):

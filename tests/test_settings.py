@@ -67,6 +67,8 @@ def test_an_expert_cannot_share_all_stages_nor_share_them_from_scratch(expert, s
         ("[trunk]\nlr = inf\n", "trunk.lr = inf: Input should be a finite number"),
         ("[partition]\nseed = 2147483648\n", "partition.seed = 2147483648: "),
         ("[partition]\nexperts = 100000\n", "partition.experts = 100000: "),
+        ("[cluster]\naddress = 'gpu01'\n", "wanted 'auto' or HOST:PORT, such as 'gpu01:6379'"),
+        ("[cluster]\naddress = 'ray://gpu01:10001'\n", "the work of a Ray client is lost with its connection"),
     ],
 )
 def test_a_mistake_is_told_without_the_rest_of_the_study(tmp_path, text, said):

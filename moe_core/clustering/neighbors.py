@@ -15,28 +15,41 @@ FIRST_CHUNK, LARGEST_CHUNK = 1024, 1 << 16  # codes looked up at once
 FOUND_AT_ONCE = 1 << 22  # neighbors held at once, as far as the last chunk tells
 
 
-def near_pairs(codes_MB: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every pair (i, j), i < j, of rows of uint8 that differ in at most `radius` bits, some at a time.
+def blocks_of(width: int, radius: int) -> tuple[int, int]:
+    """(blocks, bits of each) into which codes of `width` bits are cut to find all within `radius`.
 
-    Rows should differ: n equal ones are n^2 / 2 pairs. Raises ValueError for a radius that leaves blocks of no bits.
+    Raises ValueError for a radius that leaves blocks of no bits.
     """
-    width = codes_MB.shape[1] * 8
     blocks = max(2, radius // 2 + 1)
     if radius < 0 or blocks * 2 > width:
         raise ValueError(f"radius {radius} of codes of {width} bits: wanted 0 to {width // 2 - 1}")
+    return blocks, min(WIDEST_BLOCK, width // blocks)
+
+
+def near_pairs(
+    codes_MB: np.ndarray, radius: int, first_Q: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every pair (i, j), i < j, of rows of uint8 that differ in at most `radius` bits, some at a time.
+
+    With `first_Q`, ascending rows, only the pairs whose i is one of these. Rows should differ: n equal ones are n^2 / 2
+    pairs. Raises ValueError for a radius that leaves blocks of no bits.
+    """
+    width = codes_MB.shape[1] * 8
+    blocks, bits = blocks_of(width, radius)
     codes_MB = np.ascontiguousarray(codes_MB)
-    index = import_faiss().IndexBinaryMultiHash(width, blocks, min(WIDEST_BLOCK, width // blocks))
+    index = import_faiss().IndexBinaryMultiHash(width, blocks, bits)
     index.nflip = 1
     index.add(codes_MB)
+    row_Q = np.arange(len(codes_MB)) if first_Q is None else first_Q
     first, chunk = 0, FIRST_CHUNK
-    while first < len(codes_MB):
-        last = min(first + chunk, len(codes_MB))
-        limits, _, j_P = index.range_search(codes_MB[first:last], radius + 1)  # FAISS's radius is exclusive
-        i_P = np.repeat(np.arange(first, last), _steps(limits))
+    while first < len(row_Q):
+        row_C = row_Q[first : first + chunk]
+        limits, _, j_P = index.range_search(codes_MB[row_C], radius + 1)  # FAISS's radius is exclusive
+        i_P = np.repeat(row_C, _steps(limits))
         once = i_P < j_P
         yield i_P[once], j_P[once]
+        first += len(row_C)
         chunk = int(np.clip(chunk * FOUND_AT_ONCE / max(len(j_P), 1), 1, min(2 * chunk, LARGEST_CHUNK)))
-        first = last
 
 
 def pairs_by_scan(queries_QB: np.ndarray, codes_MB: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:

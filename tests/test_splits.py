@@ -275,7 +275,7 @@ def violations(context, posts):
     import moe_core.stages.reading as reading
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "splits", lambda _: posts)
+        patch.setattr(reading, "split_batches", lambda _: iter([posts]))
         return {kind: count for kind, count in check(context).violations.items() if count}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from torch import nn
 
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_labels
@@ -47,6 +48,13 @@ def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFram
 def splits(context: Context) -> pl.DataFrame:
     """Columns shard, position, id, group and split of all the posts, in the one order."""
     return pl.read_parquet(context.need("splits").file("splits.parquet"), glob=False)
+
+
+def split_batches(context: Context) -> Iterator[pl.DataFrame]:
+    """The same a part at a time."""
+    with pq.ParquetFile(context.need("splits").file("splits.parquet")) as file:
+        for batch in file.iter_batches(BATCH):
+            yield pl.DataFrame(batch)
 
 
 def vocabulary(context: Context) -> Vocabulary:

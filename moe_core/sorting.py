@@ -7,7 +7,7 @@ Letters: N rows, W bytes of a row.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +107,7 @@ class RowFile:
         count = max(0, min(last, self.rows) - first)
         with errors_with_path(self.path):
             found = np.fromfile(self.path, np.uint8, count * self.width, offset=first * self.width)
-        if len(found) != count * self.width:
-            raise OSError(f"{self.path}: rows {first} to {last} of {self.rows} are not there: was the file cut short?")
+        self._expect(found, first, first + count)
         return found.reshape(count, self.width)
 
     def take(self, rows_N: np.ndarray) -> np.ndarray:
@@ -125,6 +124,7 @@ class RowFile:
                     begin, end = int(wanted[first]), int(wanted[last - 1]) + 1
                     with errors_with_path(self.path):
                         data = os.pread(handle, (end - begin) * self.width, begin * self.width)
+                    self._expect(data, begin, end)
                     rows = np.frombuffer(data, np.uint8).reshape(-1, self.width)
                     out[first:last] = rows[wanted[first:last] - begin]
         finally:
@@ -133,6 +133,10 @@ class RowFile:
 
     def remove(self) -> None:
         self.path.unlink()
+
+    def _expect(self, data: Sized, first: int, last: int) -> None:
+        if len(data) != (last - first) * self.width:
+            raise OSError(f"{self.path}: rows {first} to {last} of {self.rows} are not there: was the file cut short?")
 
 
 class Sorter:

@@ -36,7 +36,7 @@ from moe_core.sorting import RowFile, Sorter, big_endian, numbers, starts
 
 MEMORY = 128 << 20  # bytes, for sorting and joining
 SEARCHED_IN_MEMORY = 1_000_000  # codes, at most, of which FAISS says which near ones of a crowd come first
-COMPARED = 1 << 15  # pairs compared at once
+COMPARED = 1 << 14  # pairs compared at once, and signatures of which numbers are computed
 ROW = 8
 PICTURE = 1 + CODE_BYTES + SIGNATURE_BYTES  # plain, code, signature
 
@@ -47,7 +47,7 @@ Pairs = Callable[[RowFile], Iterator[tuple[np.ndarray, np.ndarray]]]  # near_joi
 class Signatures:
     """Takes the signatures of N posts, and finds which are one picture."""
 
-    def __init__(self, folder: Path, posts: int, memory: int = MEMORY) -> None:
+    def __init__(self, folder: Path, posts: int, memory: int) -> None:
         self._folder, self._memory = folder, memory
         self._added = 0
         self._type = np.uint32 if posts < 2**32 else np.int64
@@ -157,8 +157,8 @@ class Pictures:
     def _means(self) -> np.ndarray:
         """(S, 3) uint8: means of luma and colors, rounded."""
         mean_S3 = np.empty((len(self._looks), 3), np.uint8)
-        for first in range(0, len(mean_S3), PAIRS // 4):
-            look = self._looks.read(first, first + PAIRS // 4)
+        for first in range(0, len(mean_S3), COMPARED):
+            look = self._looks.read(first, first + COMPARED)
             mean_S3[first : first + len(look)] = np.stack([np.rint(look[:, part].mean(1)) for part in PARTS], axis=1)
         return mean_S3
 
@@ -256,8 +256,8 @@ class Pictures:
 
     def _crowd(self, crowded_C: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(places, codes, signatures) of the pictures of crowded codes, some at a time."""
-        for first in range(0, len(self._looks), PAIRS // 4):
-            place = np.arange(first, min(first + PAIRS // 4, len(self._looks)))
+        for first in range(0, len(self._looks), COMPARED):
+            place = np.arange(first, min(first + COMPARED, len(self._looks)))
             code = self._code_of(place)
             place, code = place[crowded_C[code]], code[crowded_C[code]]
             if len(place):

@@ -140,7 +140,7 @@ def _read_posts(context: Context, scratch: Path) -> _Posts:
 
 
 def _read_pictures(context: Context, repeated_N: np.ndarray, scratch: Path) -> Pictures:
-    signatures, first = Signatures(scratch, len(repeated_N)), 0
+    signatures, first = Signatures(scratch, len(repeated_N), MEMORY), 0
     for posts in batches(context, ["signature"]):
         signatures.add(signatures_in(posts), repeated_N[first : first + len(posts)])
         first += len(posts)

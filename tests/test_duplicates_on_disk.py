@@ -1,4 +1,4 @@
-"""Near-duplicates found by files give what `duplicates.group` gives in memory, and hold little."""
+"""Near-duplicates found by files are those that comparing all with all finds, and hold little."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from helpers import pictures_on_disk
-from helpers.pictures_on_disk import LEVELS, grouped
-from moe_core.clustering.near_join import near_pairs_on_disk, pairs_of
+from helpers.pictures_in_memory import groups_by_scan, numbers_of
+from helpers.pictures_on_disk import LEVELS, grouped, pictures_of
 from moe_core.clustering.neighbors import near_pairs, pairs_by_scan
-from moe_core.data import duplicates, groups
-from moe_core.data.duplicates import SIGNATURE_BYTES, codes, group, number_of_each
+from moe_core.data import duplicates
+from moe_core.data.duplicates import RADIUS, SIGNATURE_BYTES, codes, is_plain
 from moe_core.sorting import RowFile
 
 SMALLEST = 1  # byte of memory: parts of 1,024 rows
@@ -21,9 +21,9 @@ SMALLEST = 1  # byte of memory: parts of 1,024 rows
 def pairs_on_disk(folder, code, radius, memory):
     file = RowFile(folder / "codes", code.shape[1])
     file.append(code)
-    found = near_pairs_on_disk(file, radius, folder, memory)
-    pairs = [pair for i, j in pairs_of(found) for pair in zip(i.tolist(), j.tolist(), strict=True)]
-    assert sorted(path.name for path in folder.iterdir()) == ["codes", "pairs.rows"]
+    found = near_pairs(file, radius, folder, memory)
+    pairs = [pair for i, j in found for pair in zip(i.tolist(), j.tolist(), strict=True)]
+    assert [path.name for path in folder.iterdir()] == ["codes"]
     return pairs
 
 
@@ -66,16 +66,9 @@ def test_the_join_of_few_codes(tmp_path):
 def test_codes_that_cannot_be_joined(tmp_path):
     file = RowFile(tmp_path / "codes", 16)
     with pytest.raises(ValueError, match="radius 128 of codes of 128 bits: wanted 0 to 63"):
-        near_pairs_on_disk(file, 128, tmp_path, SMALLEST)
+        list(near_pairs(file, 128, tmp_path, SMALLEST))
     with pytest.raises(ValueError, match="codes of 8 bytes: wanted 16"):
-        near_pairs_on_disk(RowFile(tmp_path / "other", 8), 9, tmp_path, SMALLEST)
-
-
-def test_only_some_are_searched_for():
-    code = near_codes(4, "few bits")
-    some = np.arange(0, len(code), 3)
-    found = [p for i, j in near_pairs(code, 9, some) for p in zip(i.tolist(), j.tolist(), strict=True)]
-    assert sorted(found) == [pair for pair in all_pairs(code, 9) if pair[0] % 3 == 0]
+        list(near_pairs(RowFile(tmp_path / "other", 8), 9, tmp_path, SMALLEST))
 
 
 def drawn(count, seed):
@@ -106,29 +99,19 @@ def crowded(count, seed):
 
 
 @pytest.mark.parametrize("memory", [SMALLEST, 1 << 26])
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(
-    ("draw", "count", "at_most"), [(drawn, 3000, 1024), (drawn, 3000, 2), (crowded, 1500, 1024), (crowded, 1500, 8)]
-)
-def test_the_groups_are_those_found_in_memory(tmp_path, monkeypatch, memory, seed, draw, count, at_most):
-    monkeypatch.setattr(duplicates, "AT_MOST", at_most)
-    monkeypatch.setattr(duplicates, "NEAREST", min(at_most, 64))
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("draw", "count"), [(drawn, 3000), (crowded, 1500)])
+def test_the_groups_are_those_of_all_pairs(tmp_path, memory, seed, draw, count):
     look = draw(count, seed)
     ignored = np.random.default_rng(seed).random(count) < 0.1 * (seed % 2)
     used = np.flatnonzero(~ignored)
     wanted = np.full(count, -1)
-    wanted[used] = used[group(look[used], LEVELS, near_pairs)]
+    wanted[used] = used[groups_by_scan(look[used], LEVELS)]
     found, number = grouped(tmp_path, look, ignored, memory)
     assert np.array_equal(found, wanted)
-    assert np.array_equal(number_of_each(number.astype(">u8").view(np.uint8).reshape(-1, 8)), ranked(look, number))
     assert 1 < len(set(wanted.tolist())) < count
-
-
-def ranked(look, number):
-    """Numbers of equal signatures, in the order of the numbers that they got."""
-    wanted = number_of_each(look)
-    assert len(set(zip(wanted.tolist(), number.tolist(), strict=True))) == len(set(wanted.tolist()))
-    return np.unique(number, return_inverse=True)[1]
+    equal = numbers_of(look).tolist()
+    assert len(set(zip(equal, number.tolist(), strict=True))) == len(set(equal)) == len(set(number.tolist()))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -152,20 +135,58 @@ def test_one_picture_a_hundred_thousand_times(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_where_codes_are_too_many_for_faiss_crowds_alone_may_be_others(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(groups, "SEARCHED_IN_MEMORY", 0)
-    (tmp_path / "drawn").mkdir()
-    (tmp_path / "crowded").mkdir()
-    look = drawn(3000, seed)
-    assert np.array_equal(grouped(tmp_path / "drawn", look)[0], group(look, LEVELS, near_pairs))
+def test_in_a_crowd_none_is_joined_that_all_pairs_do_not_join_and_memory_changes_nothing(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(duplicates, "AT_MOST", 8)
+    monkeypatch.setattr(duplicates, "NEAREST", 8)
     look = crowded(1500, seed)
-    found = grouped(tmp_path / "crowded", look)[0]
-    monkeypatch.setattr(duplicates, "AT_MOST", 10_000)
-    everything = group(look, LEVELS, near_pairs)
-    assert np.array_equal(everything[found], everything)  # none joined that comparing all does not join
-    equal = number_of_each(look)
-    assert all(len(set(found[equal == number].tolist())) == 1 for number in set(equal.tolist()))
+    found = []
+    for memory, parts in ((SMALLEST, 7), (1 << 26, 1)):
+        folder = tmp_path / str(parts)
+        folder.mkdir()
+        found.append(grouped(folder, look, memory=memory, parts=parts)[0])
+    assert np.array_equal(*found)
+    wanted = groups_by_scan(look, LEVELS)
+    assert np.array_equal(wanted[found[0]], wanted)
+    equal = numbers_of(look)
+    assert all(len(set(found[0][equal == number].tolist())) == 1 for number in set(equal.tolist()))
+
+
+def of_one_code(count, seed=0):
+    """Different pictures: their colors say which."""
+    look = drawn(40, 1)[:1].repeat(count, 0)
+    look[:, 64:] = np.random.default_rng(seed).integers(20, 236, (count, 32))
+    return look
+
+
+@pytest.mark.parametrize("count", [1000, 4000])
+@pytest.mark.parametrize(("draw", "fewest"), [(of_one_code, 19), (lambda count: crowded(count, 0), 10)])
+def test_pairs_grow_with_the_pictures_and_not_with_their_square(tmp_path, monkeypatch, draw, fewest, count):
+    monkeypatch.setattr(duplicates, "AT_MOST", 8)
+    monkeypatch.setattr(duplicates, "NEAREST", 4)
+    pairs = sum(len(one) for one, _ in pictures_of(tmp_path, draw(count)).candidates(near_pairs))
+    # with the first, 8 more of the code, 8 of near codes, and 4 in each of 3 directions
+    assert fewest * count < pairs <= (1 + 8 + 8 + 12) * count
+
+
+def test_in_a_crowd_equal_pictures_are_always_found_and_copies_mostly(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "AT_MOST", 16)
+    look = of_one_code(3000)
+    copies = look[:300].astype(int)
+    copies[:, 64:] += np.random.default_rng(1).integers(-2, 3, (300, 32))
+    found, _ = grouped(tmp_path, np.concatenate([look, copies.astype(np.uint8), look[:300]]))
+    assert found[:3000].tolist() == list(range(3000))
+    assert found[3300:].tolist() == list(range(300))
+    assert (found[3000:3300] == np.arange(300)).mean() > 0.9
+
+
+def test_all_pairs_of_near_codes_are_compared_where_they_are_few(tmp_path):
+    look = np.unique(crowded(200, 0), axis=0)
+    code = codes(look)
+    assert not is_plain(code).any()
+    look, code = (rows[np.lexsort(code.T[::-1])] for rows in (look, code))  # as places are
+    pairs = pictures_of(tmp_path, look).candidates(near_pairs)
+    found = {tuple(sorted(pair)) for one, other in pairs for pair in zip(one.tolist(), other.tolist(), strict=True)}
+    assert found == set(all_pairs(code, RADIUS))
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path):

@@ -1,8 +1,8 @@
-"""Groups of near-duplicates as `duplicates.group` finds them, in memory that does not grow with the pictures' bytes.
+"""Groups of near-duplicates, in memory that does not grow with the pictures' bytes.
 
 Signatures, codes and pairs lie in files, which are sorted and read from front to back. In memory stay numbers: some 30
-bytes a post at most. All pictures are sorted by (plain, code, signature), so a picture's place says which it is, those
-of one code lie side by side, and places are in the order in which `duplicates.candidate_pairs` has its rows.
+bytes a post at most. All pictures are sorted by (plain, code, signature), so a picture's place says which it is, and
+those of one code lie side by side.
 
 Letters: N posts, P different pictures, S of them searched, C codes of these, W bytes of a signature, K pairs of codes,
 Q pairs of pictures.
@@ -22,7 +22,6 @@ from moe_core.data.duplicates import (
     PARTS,
     RADIUS,
     SIGNATURE_BYTES,
-    Neighbors,
     at_equal_brightness,
     before,
     codes,
@@ -35,13 +34,11 @@ from moe_core.data.duplicates import (
 from moe_core.sorting import RowFile, Sorter, big_endian, numbers, starts
 
 MEMORY = 128 << 20  # bytes, for sorting and joining
-SEARCHED_IN_MEMORY = 1_000_000  # codes, at most, of which FAISS says which near ones of a crowd come first
 COMPARED = 1 << 14  # pairs compared at once, and signatures of which numbers are computed
 ROW = 8
 PICTURE = 1 + CODE_BYTES + SIGNATURE_BYTES  # plain, code, signature
 
-Join = Callable[[RowFile, int, Path, int], RowFile]  # near_join.near_pairs_on_disk
-Pairs = Callable[[RowFile], Iterator[tuple[np.ndarray, np.ndarray]]]  # near_join.pairs_of
+Neighbors = Callable[[RowFile, int, Path, int], Iterator[tuple[np.ndarray, np.ndarray]]]  # neighbors.near_pairs
 
 
 class Signatures:
@@ -126,12 +123,12 @@ class Pictures:
         """How many pictures differ, of the posts that are not ignored."""
         return len(self._first_P)
 
-    def group(self, levels: float, join: Join, pairs_of: Pairs, neighbors: Neighbors) -> None:
+    def group(self, levels: float, neighbors: Neighbors) -> None:
         """Joins what is one picture: `first_of` gives then the first post of the group."""
         parent_P = np.arange(len(self._first_P), dtype=self._first_P.dtype)
         mean_S3 = self._means()
         waiting: list[np.ndarray] = []
-        for one, other in self._candidates(join, pairs_of, neighbors):
+        for one, other in self.candidates(neighbors):
             one, other = one.astype(np.int64), other.astype(np.int64)
             apart = _root(parent_P, one) != _root(parent_P, other)
             one, other = one[apart], other[apart]
@@ -170,15 +167,20 @@ class Pictures:
             same = same_picture(self._looks.take(one), self._looks.take(other), levels)
             _join(parent_P, one[same], other[same])
 
-    def _candidates(self, join: Join, pairs_of: Pairs, neighbors: Neighbors) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The pairs of places that `duplicates.candidate_pairs` yields, of files."""
+    def candidates(self, neighbors: Neighbors) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of places with near codes, at most about PAIRS at once.
+
+        Of many pictures with one code the first is paired with all others first: where they are one picture, one batch
+        of comparisons joins them, and the pairs among them cost no comparison any more. A picture is paired with at
+        most AT_MOST others of its code and AT_MOST of near ones, the first in the order of places; those for which
+        there were more are a crowd, and paired with those that are nearest to them in the directions in which the crowd
+        differs most. So pairs grow with the pictures, not with their square.
+        """
         if not len(self._codes):
             return
         crowded_C = np.diff(self._begin_C) > duplicates.AT_MOST + 1
         yield from self._of_one_code()
-        found = join(self._codes, RADIUS, self._folder, self._memory)
-        yield from self._of_near_codes(found, pairs_of, neighbors, crowded_C)
-        found.remove()
+        yield from self._of_near_codes(neighbors(self._codes, RADIUS, self._folder, self._memory), crowded_C)
         yield from self._of_crowds(crowded_C)
 
     def _of_one_code(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -202,41 +204,21 @@ class Pictures:
         return np.searchsorted(self._begin_C, place.astype(self._begin_C.dtype), side="right") - 1
 
     def _of_near_codes(
-        self, found: RowFile, pairs_of: Pairs, neighbors: Neighbors, crowded_C: np.ndarray
+        self, pairs: Iterator[tuple[np.ndarray, np.ndarray]], crowded_C: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each with at most AT_MOST others of near codes; notes into `crowded_C` the codes for which there are more."""
-        many_C = self._have_many(found, pairs_of)
-        by_faiss = bool(many_C.any()) and len(many_C) <= SEARCHED_IN_MEMORY
-        left_C = np.full(len(many_C), duplicates.AT_MOST, np.int32)
-        for i_K, j_K in pairs_of(found):
-            if by_faiss:
-                i_K, j_K = i_K[~many_C[i_K]], j_K[~many_C[i_K]]
-            yield from self._first_of_each(i_K, j_K, left_C, crowded_C)
-        if by_faiss:  # so that those compared are those that `candidate_pairs` compares
-            code_CB = self._codes.read(0, len(self._codes))
-            for i_K, j_K in neighbors(code_CB, RADIUS, np.flatnonzero(many_C)):
-                yield from self._first_of_each(i_K, j_K, left_C, crowded_C)
-
-    def _have_many(self, found: RowFile, pairs_of: Pairs) -> np.ndarray:
-        """(C,) bool: codes near which there are more than AT_MOST pictures of later codes."""
-        total_C = np.zeros(len(self._codes), np.int64)
-        for i_K, j_K in pairs_of(found):
-            np.add.at(total_C, i_K, self._size(j_K))
-        return total_C > duplicates.AT_MOST
+        left_C = np.full(len(crowded_C), duplicates.AT_MOST, np.int32)
+        for i_K, j_K in pairs:
+            size_K = self._size(j_K)
+            width_K = np.clip(left_C[i_K] - before(i_K, size_K), 0, size_K)
+            np.subtract.at(left_C, i_K, width_K)
+            cut = width_K < size_K
+            crowded_C[i_K[cut]] = crowded_C[j_K[cut]] = True
+            begin_K, begin_of_j_K = self._begin_C[i_K].astype(np.int64), self._begin_C[j_K].astype(np.int64)
+            yield from expand(begin_K, self._size(i_K), begin_of_j_K, width_K)
 
     def _size(self, code: np.ndarray) -> np.ndarray:
         return self._begin_C[code + 1].astype(np.int64) - self._begin_C[code].astype(np.int64)
-
-    def _first_of_each(
-        self, i_K: np.ndarray, j_K: np.ndarray, left_C: np.ndarray, crowded_C: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        size_K = self._size(j_K)
-        width_K = np.clip(left_C[i_K] - before(i_K, size_K), 0, size_K)
-        np.subtract.at(left_C, i_K, width_K)
-        cut = width_K < size_K
-        crowded_C[i_K[cut]] = crowded_C[j_K[cut]] = True
-        begin_K, begin_of_j_K = self._begin_C[i_K].astype(np.int64), self._begin_C[j_K].astype(np.int64)
-        yield from expand(begin_K, self._size(i_K), begin_of_j_K, width_K)
 
     def _of_crowds(self, crowded_C: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pictures of crowded codes with the nearest in the directions in which these differ most."""

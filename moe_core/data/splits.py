@@ -27,18 +27,11 @@ def place_of(unit: str) -> float:
     return int.from_bytes(digest) / 2**64
 
 
-def assign(posts: pl.DataFrame, group_N: np.ndarray, data: Data) -> pl.Series:
-    """The split of each post, one of SPLITS, from columns id, user and given (a value of GIVEN, or null).
-
-    `group_N`: row of the first post of each post's group, or ALONE.
-    """
-    given_N, place_N = given_of(posts), Places(data).of(posts)
-    split_N = decide(np.where(group_N == ALONE, len(posts), group_N), given_N, place_N, data)
-    return pl.Series("split", np.array(SPLITS)[split_N], pl.String)
-
-
 def given_of(posts: pl.DataFrame) -> np.ndarray:
-    """(N,) int8: how held out the split is that the source gives each post, from 1 on; 0 where it gives none."""
+    """(N,) int8: how held out the split is that the source gives each post, from 1 on; 0 where it gives none.
+
+    Column given: a value of GIVEN, or null.
+    """
     rank = pl.col("given").replace_strict(_RANK, return_dtype=pl.Int8)
     return posts.select((rank + 1).fill_null(0))["given"].to_numpy()
 

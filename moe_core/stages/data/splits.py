@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from moe_core.clustering.near_join import near_pairs_on_disk, pairs_of
 from moe_core.clustering.neighbors import near_pairs
 from moe_core.data.duplicates import SIGNATURE_BYTES
 from moe_core.data.groups import MEMORY, Pictures, Signatures
@@ -46,7 +45,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         posts = _read_posts(context, scratch)
         pictures = _read_pictures(context, posts.repeated_N, scratch)
         if data.near_duplicates == "group":
-            pictures.group(data.near_duplicate_levels, near_pairs_on_disk, pairs_of, near_pairs)
+            pictures.group(data.near_duplicate_levels, near_pairs)
         group_N = _groups(pictures, posts.repeated_N, data.near_duplicates == "group")
         split_N = decide(group_N, posts.given_N, posts.place_N, data)
         users = Sorter(scratch / "users", HASH + 1, HASH + 1, MEMORY // 4)

@@ -59,8 +59,9 @@ def started_ui(file, port, after=None):
     return process
 
 
-def launch(address, job, asset, partition):
+def launch(address, job, asset, partition=None):
     """Id of a run of one asset partition, launched as the UI's pages do."""
+    tags = [{"key": "dagster/partition", "value": partition}] if partition else []
     run = {
         "selector": {
             "repositoryLocationName": "hardmoe",
@@ -68,7 +69,7 @@ def launch(address, job, asset, partition):
             "jobName": job,
             "assetSelection": [{"path": [asset]}],
         },
-        "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+        "executionMetadata": {"tags": tags},
     }
     body = json.dumps({"query": LAUNCH, "variables": {"run": run}}).encode()
     request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})

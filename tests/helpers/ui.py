@@ -71,9 +71,14 @@ def launch(address, job, asset, partition=None):
         },
         "executionMetadata": {"tags": tags},
     }
-    body = json.dumps({"query": LAUNCH, "variables": {"run": run}}).encode()
-    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        launched = json.load(answer)["data"]["launchRun"]
+    launched = asked(address, LAUNCH, run=run)["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     return launched["run"]["runId"]
+
+
+def asked(address, query, **variables):
+    """What the webserver answers to a GraphQL query."""
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)["data"]

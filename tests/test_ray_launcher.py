@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,13 @@ PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "ray.md"
 LAUNCHER = "run_launcher: {module: pipelines.launcher, class: HardmoeRayLauncher, config: {ray: %s}}\n"
 ADDRESS = {"address": "http://127.0.0.1:1"}
 QUIET = "telemetry: {enabled: false}\n"
+
+
+def example():
+    """The dagster.yaml of the page."""
+    lines = PAGE.read_text("utf-8").splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("    # dagster.yaml"))
+    return textwrap.dedent("\n".join(lines[begin : lines.index("", begin)])) + "\n"
 
 
 class Cluster:
@@ -180,6 +188,20 @@ def test_the_ui_does_not_start_with_a_secret_in_clear(tmp_path):
     (line,) = refused.stderr.splitlines()
     assert line.startswith("Error: dagster.yaml has a secret in clear, which Ray would show in the command line of")
     assert "hunter2" not in line
+
+
+def test_the_example_of_the_page_is_one_that_dagster_takes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_PG_PASSWORD", "hunter2")
+    (tmp_path / "dagster.yaml").write_text(example())
+    ref = InstanceRef.from_dir(str(tmp_path))
+    assert secrets_in_clear(ref) == []
+    launcher = ref.run_launcher
+    assert type(launcher).__name__ == "HardmoeRayLauncher"
+    assert (launcher.address, launcher.cpus, launcher.gpus) == ("http://127.0.0.1:8265", 4, 1)
+    assert {"run_monitoring", "run_retries", "concurrency", "telemetry"} <= set(ref.settings)
+    (tmp_path / "dagster.yaml").write_text(example().replace("poll_interval", "pol_interval"))
+    with pytest.raises(dg.DagsterInvalidConfigError, match="pol_interval_seconds"):
+        InstanceRef.from_dir(str(tmp_path))
 
 
 def test_a_setting_that_is_none_is_told(instance):

@@ -383,14 +383,19 @@ class Cluster(Strict):
     @field_validator("address")
     @classmethod
     def _address_is_of_a_cluster(cls, address: str) -> str:
-        if address.startswith("ray://"):
-            raise ValueError(
-                "the work of a Ray client is lost with its connection: start the command on a node of the cluster, "
-                "with 'auto' or 'HOST:PORT'"
-            )
-        if address != "auto" and not re.fullmatch(r"[^\s:/]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
-            raise ValueError("wanted 'auto' or HOST:PORT, such as 'gpu01:6379'")
-        return address
+        return ray_address(address)
+
+
+def ray_address(address: str) -> str:
+    """The address of a Ray cluster. Raises ValueError for what is none."""
+    if address.startswith("ray://"):
+        raise ValueError(
+            "the work of a Ray client is lost with its connection: start the command on a node of the cluster, with "
+            "'auto' or 'HOST:PORT'"
+        )
+    if address != "auto" and not re.fullmatch(r"[^\s:/]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
+        raise ValueError("wanted 'auto' or HOST:PORT, such as 'gpu01:6379'")
+    return address
 
 
 class Study(Strict):

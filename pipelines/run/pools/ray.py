@@ -1,0 +1,248 @@
+"""Warm processes on the nodes of a Ray cluster, seen from the command that starts them.
+
+Ray places them and tells when one, or its node, is lost. It does not see that a process stands still, and what it would
+repeat by itself would be no Dagster run of its own: beats and tries are ours. Nothing large goes through Ray: tasks are
+names, results are in the store.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from moe_core.processes import CHECK_SECONDS, stall_seconds
+from moe_core.settings import Cluster, Study
+from moe_core.stages.graph import GRAPH
+from moe_core.store.layout import Layout
+from moe_core.store.locks import is_held
+from pipelines.run.pools.local import CLOSED, RUNS_A_WORKER
+from pipelines.run.pools.ray_cluster import (
+    actor_options,
+    check_nodes,
+    checked_slots,
+    cluster_slots,
+    secret_environment,
+    shared_locks,
+)
+from pipelines.run.pools.ray_node import About, Worker, about, end_if_idle
+from pipelines.run.task import Task, TaskResult
+
+MOST = 4096  # tasks at once, a thread of this process each
+BEAT_SECONDS = 2.0  # between two questions whether a process lives
+NODES_SECONDS = 5.0  # between two looks at the cluster: nodes come and go
+IDLE_SECONDS = 10.0  # then an idle process leaves its GPU or cores to others
+END_SECONDS = 30.0  # for the lease of a run whose process was killed to be free
+TRIES = 3
+
+
+class RayPool:
+    """Runs tasks in warm processes of the cluster: an idle one takes the next task, one that is worn is replaced."""
+
+    tries = TRIES
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        study: Study,
+        root: Path,
+        instance: dg.DagsterInstance,
+        limit: int | None = None,
+        warn: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        """Connects and checks the nodes. `limit`: no more tasks at once. Raises BadSetting, or MissingLibrary."""
+        self._study, self._layout, self._limit, self._warn = study, Layout(root), limit, warn
+        self._slots = checked_slots(cluster, study)
+        self._has_gpus = self._slots.gpus > 0  # a training does not go on without, should they all be lost
+        with shared_locks(root, instance) as locks:
+            check_nodes(study, locks, warn)
+        self._threads = ThreadPoolExecutor(MOST, thread_name_prefix="ray")  # each waits for a busy process
+        self._changed = threading.Condition()
+        self._processes: list[Process] = []
+        self._closed = False
+        threading.Thread(target=self._tend, daemon=True).start()
+
+    @property
+    def capacity(self) -> int:
+        slots = self._slots.gpus + self._slots.cpus
+        return slots if self._limit is None else min(slots, self._limit)
+
+    def has_room(self, task: Task, running: Collection[Task]) -> bool:
+        on_gpu = self._on_gpu(task)
+        alike = sum(self._on_gpu(other) == on_gpu for other in running)
+        return len(running) < self.capacity and alike < self._slots.of(on_gpu)
+
+    def load_ahead(self) -> None:
+        """Nothing: processes start with their first tasks."""
+
+    def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
+        return self._threads.submit(self._run, task, run_id, log, study)
+
+    def close(self) -> None:
+        import ray
+
+        with self._changed:
+            self._closed = True
+            for process in self._processes:
+                process.kill()
+            self._changed.notify_all()
+        self._threads.shutdown(cancel_futures=True)
+        ray.shutdown()
+
+    def _on_gpu(self, task: Task) -> bool:
+        return self._has_gpus and GRAPH[task.asset].uses_gpu
+
+    def _run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
+        result = self._ask(task, run_id, log, study)
+        if result.inputs_changed:  # its process read study.toml before that changed
+            result = self._ask(task, run_id, log, study)
+        return result
+
+    def _ask(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
+        process = self._begin(self._on_gpu(task))
+        if process is None:
+            return CLOSED
+        result = process.run(task, run_id, log, study)
+        with self._changed:
+            process.idle_since = time.monotonic()
+            if result.died or result.last or result.inputs_changed or process.runs >= RUNS_A_WORKER:
+                self._processes.remove(process)
+                process.kill()
+            self._changed.notify_all()
+        if result.died:
+            self._wait_for_end(run_id)
+        return CLOSED if self._closed and result.died else result
+
+    def _begin(self, on_gpu: bool) -> "Process | None":
+        """A process for one task, which is busy from now on; None where the pool is closed."""
+        while True:
+            with self._changed:
+                while not self._closed:
+                    alike = [process for process in self._processes if process.on_gpu == on_gpu]
+                    idle = [process for process in alike if process.idle_since is not None]
+                    if idle:
+                        idle[-1].idle_since = None
+                        return idle[-1]
+                    if len(alike) < self._slots.of(on_gpu):
+                        self._processes.append(process := Process(self._study, on_gpu))
+                        break
+                    self._changed.wait(BEAT_SECONDS)
+                else:
+                    return None
+            if not (problem := process.start(lambda: self._closed)):
+                return process
+            self._warn(
+                f"node {process.host} of the Ray cluster {problem}; it gets no tasks"
+            )  # and its room stays taken
+
+    def _wait_for_end(self, run_id: str) -> None:
+        """Returns when the process of a run holds its lease no longer: it writes no more."""
+        deadline = time.monotonic() + END_SECONDS
+        while is_held(self._layout.lease(run_id)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _tend(self) -> None:
+        """Notes what nodes came and went, and ends what is idle."""
+        while not self._closed:
+            slots = cluster_slots(self._study)
+            with self._changed:
+                self._slots = slots
+                now = time.monotonic()
+                for process in [p for p in self._processes if p.idle_since and now - p.idle_since > IDLE_SECONDS]:
+                    self._processes.remove(process)
+                    process.kill()
+                self._changed.notify_all()
+                self._changed.wait(NODES_SECONDS)
+
+
+class Process:
+    """A process of the cluster, or one that waits until there is room for it."""
+
+    def __init__(self, study: Study, on_gpu: bool) -> None:
+        import ray
+
+        options = actor_options(study, on_gpu) | {"max_concurrency": 2}  # one thread runs, another answers `beat`
+        actor: Any = ray.remote(Worker).options(**options)
+        self.actor = actor.remote(secret_environment(), threads_of_ray="OMP_NUM_THREADS" not in os.environ)
+        self.on_gpu = on_gpu
+        self.about: About | None = None  # once it runs
+        self.node = ""
+        self.runs = 0
+        self.idle_since: float | None = None  # None: it is busy, or not to be used
+        self.lost = ""  # why it never came to run
+
+    @property
+    def host(self) -> str:
+        return self.about.host if self.about else "?"
+
+    def start(self, closed: Callable[[], bool]) -> str:
+        """Waits until it runs. Returns what is wrong with its node; "" where nothing is."""
+        import ray
+
+        if self.about:
+            return ""
+        answer = self.actor.about.remote()
+        try:
+            while not ray.wait([answer], timeout=BEAT_SECONDS)[0]:
+                if closed():
+                    self.kill()
+            self.about, self.node = ray.get(answer)
+            return self.about.problem(about([]), [])
+        except ray.exceptions.RayError as error:
+            self.lost = why_lost(error)
+            return ""
+
+    def run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
+        """Runs a task in it; `died` where it, or its node, is lost meanwhile, or it stalls, and then is killed."""
+        import ray
+
+        if self.lost:
+            return TaskResult(self.lost, died=True)
+        self.runs += 1
+        answer, beat = self.actor.run.remote(task, run_id, log, study), self.actor.beat.remote()
+        limit, silence, checked = stall_seconds(), 0.0, time.monotonic()
+        try:
+            while not ray.wait([answer], timeout=min(BEAT_SECONDS, limit / 4))[0]:
+                now = time.monotonic()
+                silence += min(now - checked, CHECK_SECONDS)  # this process may have been stopped itself
+                checked = now
+                if ray.wait([beat], timeout=0)[0]:
+                    beat, silence = self.actor.beat.remote(), 0.0
+                elif silence >= limit:
+                    if self._is_ended():
+                        why = f"its process on {self.host} made no progress for {limit:g} s (stopped or hung); killed"
+                        return TaskResult(why, died=True)
+                    silence = 0.0  # a long computation holds up its other thread
+            result: TaskResult = ray.get(answer)
+            return result
+        except ray.exceptions.RayError as error:
+            return TaskResult(f"{why_lost(error)} (on {self.host})", died=True)
+
+    def _is_ended(self) -> bool:
+        """Asks its node to kill it, unless it computes. A node that does not answer is lost."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        assert self.about
+        there: Any = ray.remote(end_if_idle).options(
+            num_cpus=0, max_retries=0, scheduling_strategy=On(self.node, soft=False)
+        )
+        with suppress(ray.exceptions.RayError):  # also where it is late
+            return bool(ray.get(there.remote(self.about.process), timeout=END_SECONDS))
+        return True
+
+    def kill(self) -> None:
+        import ray
+
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self.actor)
+
+
+def why_lost(error: Exception) -> str:
+    """Why a process of the cluster is gone, from the lines of an error of Ray's."""
+    return " ".join(str(error).split())[:2000]

@@ -1,0 +1,47 @@
+"""A Ray cluster on this machine: a head that runs nothing and nodes with a processor each, on loopback.
+
+Ray binds its servers to the address of the machine, whatever it is told, unless it takes the machine for one where
+clusters are not supported; then it binds 127.0.0.1, and all works.
+"""
+
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+
+VARIABLES = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_health_check_period_ms": "1000",  # a node that is lost is noticed in some five seconds
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # and so is the head
+}
+os.environ.update(VARIABLES)
+pytest.importorskip("ray", reason="pip install 'hardmoe[ray]'")
+from ray.cluster_utils import Cluster  # noqa: E402 the variables come first
+
+
+@contextmanager
+def cluster(nodes=2):
+    """A head and so many nodes; `add_node` and `remove_node` of what it yields add others, and end them."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(nodes):
+            made.add_node(num_cpus=1)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def pids(node, service):
+    """Ids of the processes of a node: "raylet", and on the head "gcs_server"."""
+    return [info.process.pid for info in node.all_processes[service]]
+
+
+def kill_all(node):
+    """The node is gone with all its processes, at once."""
+    for infos in node.all_processes.values():
+        for info in infos:
+            if info.process.poll() is None:
+                os.kill(info.process.pid, signal.SIGKILL)

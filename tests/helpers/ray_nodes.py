@@ -6,7 +6,8 @@ clusters are not supported; then it binds 127.0.0.1, and all works.
 
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -34,14 +35,30 @@ def cluster(nodes=2):
         made.shutdown()
 
 
-def pids(node, service):
-    """Ids of the processes of a node: "raylet", and on the head "gcs_server"."""
-    return [info.process.pid for info in node.all_processes[service]]
+def node_of(made, pid):
+    """The node that a process runs on."""
+    (node,) = [node for node in made.worker_nodes if parent_of(pid) in pids(node)]
+    return node
 
 
-def kill_all(node):
-    """The node is gone with all its processes, at once."""
-    for infos in node.all_processes.values():
-        for info in infos:
-            if info.process.poll() is None:
-                os.kill(info.process.pid, signal.SIGKILL)
+def pids(node):
+    return [info.process.pid for infos in node.all_processes.values() for info in infos]
+
+
+def parent_of(pid):
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def lose(node):
+    """The node is gone, with all its processes at once."""
+    lost = set(pids(node))
+    for pid in sorted(int(path.name) for path in Path("/proc").glob("[0-9]*")):
+        if parent_of(pid) in lost:
+            lost.add(pid)
+    for stop in (signal.SIGSTOP, signal.SIGKILL):  # first, so that none notes that another has gone
+        for pid in lost:
+            with suppress(ProcessLookupError):
+                os.kill(pid, stop)

@@ -39,6 +39,7 @@ NODES_SECONDS = 5.0  # between two looks at the cluster: nodes come and go
 IDLE_SECONDS = 10.0  # then an idle process leaves its GPU or cores to others
 END_SECONDS = 30.0  # for the lease of a run whose process was killed to be free
 TRIES = 3
+FAILED = "Traceback"  # in an error that a process raised, and Ray passes on
 
 
 class RayPool:
@@ -134,7 +135,12 @@ class RayPool:
                     self._changed.wait(BEAT_SECONDS)
                 else:
                     return None
-            if not (problem := process.start(lambda: self._closed)):
+            problem = process.start(lambda: self._closed)
+            if process.lost and not process.failed and not self._closed:
+                with self._changed:  # its node was lost before it ran: no try of the task
+                    self._processes.remove(process)
+                continue
+            if not problem:
                 return process
             self._warn(
                 f"node {process.host} of the Ray cluster {problem}; it gets no tasks"
@@ -175,6 +181,7 @@ class Process:
         self.runs = 0
         self.idle_since: float | None = None  # None: it is busy, or not to be used
         self.lost = ""  # why it never came to run
+        self.failed = False  # since its own start failed
 
     @property
     def host(self) -> str:
@@ -194,7 +201,7 @@ class Process:
             self.about, self.node = ray.get(answer)
             return self.about.problem(about([]), [])
         except ray.exceptions.RayError as error:
-            self.lost = why_lost(error)
+            self.lost, self.failed = why_lost(error), FAILED in str(error)
             return ""
 
     def run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
@@ -245,4 +252,7 @@ class Process:
 
 def why_lost(error: Exception) -> str:
     """Why a process of the cluster is gone, from the lines of an error of Ray's."""
-    return " ".join(str(error).split())[:2000]
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("\t")]
+    if any(FAILED in line for line in lines):
+        return f"its process failed: {lines[-1]}"
+    return f"its process ended: {' '.join(lines[1:] or lines)}"

@@ -3,6 +3,7 @@
 Ray is imported in functions: without the extra `ray` all else works.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -51,7 +52,9 @@ def connect(cluster: Cluster) -> str:
         try:
             # Ray lets workers import from the current folder of the command: that is to be the one of our packages
             with chdir(Path(moe_core.__file__).parents[1]):
-                ray.init(cluster.address if _is_here(cluster) else address, log_to_driver=False, logging_level="ERROR")
+                ray.init(
+                    cluster.address if _is_here(cluster) else address, log_to_driver=False, logging_level=logging.ERROR
+                )
         except Exception as error:
             why = " ".join(str(error).split())[:600]
             raise BadSetting(f"the Ray cluster at {address} refuses this command: {why}") from error

@@ -170,7 +170,7 @@ DIED = """The actor died unexpectedly before finishing this task.
 The actor died because its node has died. Node Id: 79aa
 \tthe actor's node was terminated unexpectedly
 """
-FAILED = "The actor died because of an error raised in its creation task, ray::Worker\nTraceback:\n  a\nOSError: full\n"
+FAILED = "The actor died because of an error raised in its creation task, ray::Worker\n  File a\nOSError: full\n"
 
 
 @pytest.mark.parametrize(

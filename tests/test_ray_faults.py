@@ -13,6 +13,7 @@ from helpers.plain import make_plainly
 from helpers.processes import until
 from helpers.ray_nodes import cluster, lose, node_of
 from helpers.with_controls import QUICK, small_study
+from moe_core.processes import alive
 from moe_core.settings import Cluster, Evaluation, Source
 from moe_core.store.layout import Layout
 from moe_core.study_file import load_study
@@ -47,7 +48,7 @@ def training(file, name, process):
             found = json.loads(Layout(file.parent).progress(*name).read_text())
         except (OSError, ValueError):
             return None
-        return found if found.get("step", 0) > 20 else None
+        return found if alive(found["process"]) and found.get("step", 0) > 20 else None
 
     return until(report, process, 300)
 

@@ -115,13 +115,13 @@ def run_study(
         os.environ[threads.SHARE] = str(max(1, threads.cores() // workers))  # of the processes started from here on
     with opened() as instance:
         reap(instance, context.root, context.study.name)
+        loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
+        remove_gone_shards(context.store.layout.tables, [shard.key for shard in context.shards])
         pool: Pool = LocalPool(capacity)
         if cluster.engine == "ray":
             pool = RayPool(
                 cluster, context.study, context.root, instance, workers, lambda why: on_event("warning", "", why)
             )
-        loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
-        remove_gone_shards(context.store.layout.tables, [shard.key for shard in context.shards])
         summary = loop.run(pool)
         if cluster.engine == "ray":  # processes of a cluster whose head was lost end up to a minute later
             reap(instance, context.root, context.study.name)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ NODES_SECONDS = 5.0  # between two looks at the cluster: nodes come and go
 IDLE_SECONDS = 10.0  # then an idle process leaves its GPU or cores to others
 END_SECONDS = 30.0  # for the lease of a run whose process was killed to be free
 TRIES = 3
-FAILED = "Traceback"  # in an error that a process raised, and Ray passes on
+FAILED = "error raised in its creation task"  # in what Ray says of a process that failed to start
 
 
 class RayPool:
@@ -60,13 +60,15 @@ class RayPool:
         self._study, self._layout, self._limit, self._warn = study, Layout(root), limit, warn
         self._slots = checked_slots(cluster, study)
         self._has_gpus = self._slots.gpus > 0  # a training does not go on without, should they all be lost
-        with shared_locks(root, instance) as locks:
-            check_nodes(study, locks, warn)
+        self._held = ExitStack()
+        self._locks = self._held.enter_context(shared_locks(root, instance))
+        check_nodes(study, self._locks, warn)
         self._threads = ThreadPoolExecutor(MOST, thread_name_prefix="ray")  # each waits for a busy process
         self._changed = threading.Condition()
         self._processes: list[Process] = []
         self._closed = False
-        threading.Thread(target=self._tend, daemon=True).start()
+        self._tender = threading.Thread(target=self._tend, daemon=True)
+        self._tender.start()
 
     @property
     def capacity(self) -> int:
@@ -93,6 +95,8 @@ class RayPool:
                 process.kill()
             self._changed.notify_all()
         self._threads.shutdown(cancel_futures=True)
+        self._tender.join(END_SECONDS)
+        self._held.close()
         ray.shutdown()
 
     def _on_gpu(self, task: Task) -> bool:
@@ -111,9 +115,10 @@ class RayPool:
         result = process.run(task, run_id, log, study)
         with self._changed:
             process.idle_since = time.monotonic()
-            if result.died or result.last or result.inputs_changed or process.runs >= RUNS_A_WORKER:
-                self._processes.remove(process)
-                process.kill()
+            if result.died or result.last or process.runs >= RUNS_A_WORKER:
+                self._drop(process)
+            if result.inputs_changed:  # those that are idle read the same study.toml
+                self._drop(*(process for process in self._processes if process.idle_since))
             self._changed.notify_all()
         if result.died:
             self._wait_for_end(run_id)
@@ -121,30 +126,43 @@ class RayPool:
 
     def _begin(self, on_gpu: bool) -> "Process | None":
         """A process for one task, which is busy from now on; None where the pool is closed."""
-        while True:
-            with self._changed:
-                while not self._closed:
-                    alike = [process for process in self._processes if process.on_gpu == on_gpu]
-                    idle = [process for process in alike if process.idle_since is not None]
-                    if idle:
-                        idle[-1].idle_since = None
-                        return idle[-1]
-                    if len(alike) < self._slots.of(on_gpu):
-                        self._processes.append(process := Process(self._study, on_gpu))
-                        break
-                    self._changed.wait(BEAT_SECONDS)
-                else:
-                    return None
-            problem = process.start(lambda: self._closed)
-            if process.lost and not process.failed and not self._closed:
-                with self._changed:  # its node was lost before it ran: no try of the task
-                    self._processes.remove(process)
-                continue
-            if not problem:
+        tries = TRIES
+        while process := self._take(on_gpu):
+            if process.about:
+                if process.answers():
+                    return process
+            elif problem := process.start(self._locks, lambda: self._closed):
+                self._warn(f"node {process.host} of the Ray cluster {problem}; it gets no tasks")
+                continue  # and its room stays taken
+            elif not process.lost:
                 return process
-            self._warn(
-                f"node {process.host} of the Ray cluster {problem}; it gets no tasks"
-            )  # and its room stays taken
+            else:  # its node was lost before it ran, which is no try of the task
+                tries -= 1
+                if process.failed or not tries:
+                    return process
+            with self._changed:
+                self._drop(process)
+        return None
+
+    def _take(self, on_gpu: bool) -> "Process | None":
+        """An idle process, or another one as soon as there is room; None once the pool is closed."""
+        with self._changed:
+            while not self._closed:
+                alike = [process for process in self._processes if process.on_gpu == on_gpu]
+                for process in alike:
+                    if process.idle_since:
+                        process.idle_since = None
+                        return process
+                if len(alike) < self._slots.of(on_gpu):
+                    self._processes.append(process := Process(self._study, on_gpu))
+                    return process
+                self._changed.wait(BEAT_SECONDS)
+            return None
+
+    def _drop(self, *processes: "Process") -> None:
+        for process in processes:
+            process.kill()
+            self._processes.remove(process)
 
     def _wait_for_end(self, run_id: str) -> None:
         """Returns when the process of a run holds its lease no longer: it writes no more."""
@@ -154,14 +172,14 @@ class RayPool:
 
     def _tend(self) -> None:
         """Notes what nodes came and went, and ends what is idle."""
+        slots = self._slots
         while not self._closed:
-            slots = cluster_slots(self._study)
+            with suppress(RuntimeError, ConnectionError):  # the head does not answer: with it the command ends
+                slots = cluster_slots(self._study)
             with self._changed:
                 self._slots = slots
                 now = time.monotonic()
-                for process in [p for p in self._processes if p.idle_since and now - p.idle_since > IDLE_SECONDS]:
-                    self._processes.remove(process)
-                    process.kill()
+                self._drop(*(p for p in self._processes if p.idle_since and now - p.idle_since > IDLE_SECONDS))
                 self._changed.notify_all()
                 self._changed.wait(NODES_SECONDS)
 
@@ -187,22 +205,30 @@ class Process:
     def host(self) -> str:
         return self.about.host if self.about else "?"
 
-    def start(self, closed: Callable[[], bool]) -> str:
-        """Waits until it runs. Returns what is wrong with its node; "" where nothing is."""
+    def start(self, locks: list[Path], closed: Callable[[], bool]) -> str:
+        """Waits until it runs. Returns what is wrong with its node; "" where nothing is, or it was `lost`."""
         import ray
 
-        if self.about:
-            return ""
-        answer = self.actor.about.remote()
+        answer = self.actor.about.remote(locks)
         try:
             while not ray.wait([answer], timeout=BEAT_SECONDS)[0]:
                 if closed():
                     self.kill()
             self.about, self.node = ray.get(answer)
-            return self.about.problem(about([]), [])
+            return self.about.problem(about([]), locks)
         except ray.exceptions.RayError as error:
-            self.lost, self.failed = why_lost(error), FAILED in str(error)
+            self.failed = isinstance(error, ray.exceptions.RayTaskError) or FAILED in str(error)
+            self.lost = why_lost(error)
             return ""
+
+    def answers(self) -> bool:
+        """Whether it lives: its node may be lost since its last task."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # also where it is late
+            ray.get(self.actor.beat.remote(), timeout=BEAT_SECONDS)
+            return True
+        return False
 
     def run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
         """Runs a task in it; `died` where it, or its node, is lost meanwhile, or it stalls, and then is killed."""

@@ -205,12 +205,12 @@ def _values_of_env(settings: Any) -> Iterator[str]:
 
 @contextmanager
 def shared_locks(root: Path, instance: dg.DagsterInstance) -> Iterator[list[Path]]:
-    """Holds locks that every node is to see as held: in the study's folder, and in Dagster's where its storage is
-    SQLite."""
-    name = f"nodes-{uuid.uuid4().hex}"
+    """Holds locks that every node is to see as held: in the study's folder, and in Dagster's where that is another
+    and its storage SQLite."""
+    name, home = f"nodes-{uuid.uuid4().hex}", Path(os.environ["DAGSTER_HOME"])
     locks = [Layout(root).lease(name)]
-    if isinstance(instance.run_storage, SqliteRunStorage):
-        locks.append(Path(os.environ["DAGSTER_HOME"]) / f".{name}.lock")
+    if isinstance(instance.run_storage, SqliteRunStorage) and not home.is_relative_to(root):
+        locks.append(home / f".{name}.lock")
     try:
         with ExitStack() as held:
             for lock in locks:

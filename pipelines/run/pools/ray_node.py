@@ -105,11 +105,11 @@ class Worker:
             os.environ.pop("OMP_NUM_THREADS", None)  # so that libraries compute as in the workers of one machine
         self._runner = resolve_name(RUNNER)()
 
-    def about(self) -> tuple[About, str]:
+    def about(self, locks: Sequence[Path]) -> tuple[About, str]:
         """(what it finds on its node, Ray's name of the node)"""
         import ray
 
-        return about([]), ray.get_runtime_context().get_node_id()
+        return about(locks), ray.get_runtime_context().get_node_id()
 
     def run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
         result: TaskResult = self._runner.run(task, run_id, log, study)

@@ -25,6 +25,7 @@ from moe_core.settings import Cluster, Study, ray_address
 from moe_core.store.layout import DAGSTER_SETTINGS, Layout
 from moe_core.store.locks import exclusive
 from pipelines.instance.home import NO_TELEMETRY
+from pipelines.instance.secrets import is_secret
 from pipelines.run.pools.ray_node import About, about
 
 CONNECT_SECONDS = 10.0  # Ray itself tries for minutes
@@ -32,7 +33,7 @@ NODE_SECONDS = 120.0  # for a node to start a process and describe itself
 CURRENT = "ray/ray_current_cluster"  # in the temporary folder: the address of what `ray start` started here
 PAGE = "docs/how-to/several-machines.md"
 PLAIN = (*(name for name in threads.VARIABLES if name != threads.SHARE), "DAGSTER_HOME", NO_TELEMETRY)
-SECRET = "AWS_"  # variables that begin so
+KEYS = "AWS_"  # variables that begin so
 
 
 def connect(cluster: Cluster) -> str:
@@ -166,19 +167,25 @@ def actor_options(study: Study, on_gpu: bool) -> dict[str, Any]:
 
 def plain_environment() -> dict[str, str]:
     """Variables that processes on the nodes get from this one. Ray's dashboard shows them, so they are no secrets."""
-    secret = _named_by_dagster()
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if (name.startswith("HARDMOE_") or name in PLAIN) and name not in secret and name != threads.SHARE
-    }
+    return _passed()[0]
 
 
 def secret_environment() -> dict[str, str]:
-    """Variables with passwords and keys: to be handed to a process in a call, where Ray's dashboard shows nothing.
+    """Variables with passwords and keys: to be handed to a process in a call, which Ray's dashboard does not show.
     What a node has itself stays there."""
-    secret = _named_by_dagster()
-    return {name: value for name, value in os.environ.items() if name in secret or name.startswith(SECRET)}
+    return _passed()[1]
+
+
+def _passed() -> tuple[dict[str, str], dict[str, str]]:
+    """(plain, secret) variables that are passed on."""
+    named = _named_by_dagster()
+    plain, secret = dict[str, str](), dict[str, str]()
+    for name, value in os.environ.items():
+        if name in named or name.startswith(KEYS):
+            secret[name] = value
+        elif name in PLAIN or (name.startswith("HARDMOE_") and name != threads.SHARE):
+            (secret if is_secret(name, value) else plain)[name] = value
+    return plain, secret
 
 
 def _named_by_dagster() -> set[str]:

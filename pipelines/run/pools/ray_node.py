@@ -59,10 +59,10 @@ class About:
 def about(locks: Sequence[Path]) -> About:
     """Of the process that calls it; `locks` are held by the command."""
     seen = tuple(is_held(path) for path in locks)
-    return About(socket.gethostname(), this_process(), _versions(), _processor(), seen, _dagster_settings())
+    return About(socket.gethostname(), this_process(), _installed(), _processor(), seen, _dagster_settings())
 
 
-def _versions() -> dict[str, str]:
+def _installed() -> dict[str, str]:
     found = {"Python": ".".join(platform.python_version_tuple()[:2]), "code of hardmoe": code_hash()}
     for name in VERSIONS:
         with suppress(PackageNotFoundError):

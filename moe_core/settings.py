@@ -79,6 +79,7 @@ class Data(Strict):
             *("accents", "plurals", "min_posts_per_tag", "min_users_per_tag", "max_user_share", "max_tags"),
             *("stop_tags", "synonyms"),
         },
+        "training": {"block"},
     }
 
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
@@ -124,6 +125,11 @@ class Data(Strict):
         "report", description="Copies across given splits: report lists them; remove keeps only those most held out."
     )
     max_reject_rate: Fraction = Field(0.5, description="Ingest stops with an error when a larger share is rejected.")
+    block: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1,
+        description="Adjacent posts that a training reads together, from 256 places at a time: 64 where posts lie in "
+        "an object store or on a spinning disk; 1: each post by itself.",
+    )
 
     @model_validator(mode="after")
     def _some_are_for_training(self) -> "Data":
@@ -137,6 +143,10 @@ class Data(Strict):
         """The fields that a stage's version is a hash of: its own, and those that are listed for no stage."""
         of_others = set().union(*self.FIELDS_OF.values()) - self.FIELDS_OF[stage]
         return self.model_dump(exclude=of_others.union(without))
+
+    def counted_in_training(self) -> dict[str, Any]:
+        """The table [data] of which a training's version is a hash; none for blocks of 1, as before there were any."""
+        return {"data": {"block": self.block}} if self.block > 1 else {}
 
 
 class Network(Strict):

@@ -155,7 +155,11 @@ def test_stored_pictures_are_moved_as_pictures_in_memory(tmp_path, store, side):
     images, rows = open_images(tmp_path, [Place("x", done.posts_version)], side), np.arange(40)[::-1]
     for crop in (0, 3, 2 * side):  # the last leaves nothing of some
         moves = moves_of((40,), Training(crop=crop), 0)
-        assert np.array_equal(images.read(rows, moves), moves.of(images.read(rows)))
+        wanted = moves.of(images.read(rows))
+        assert np.array_equal(images.read(rows, moves), wanted)
+        fetched, some = images.fetched(rows), np.array([7, 0, 39])
+        assert np.array_equal(fetched.read(some, moves[some]), wanted[some])
+        assert np.array_equal(fetched.subset(some).read(np.arange(3), moves[some]), wanted[some])
 
 
 def test_a_file_that_is_not_there(tmp_path):

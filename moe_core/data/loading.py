@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
 
 from moe_core import threads
@@ -20,7 +22,7 @@ from moe_core.store.layout import Layout
 from moe_core.tables.reading import scan_rows, take_rows
 from moe_core.tables.shards import locate
 from moe_core.training.moves import Moves
-from moe_core.training.posts import Posts
+from moe_core.training.posts import READ_ROWS, Images, Posts
 
 DECODED = 8  # images that a thread decodes in one go
 PART = 65_536  # posts whose hashtags are looked up at once
@@ -52,8 +54,38 @@ class StoredImages:
         order_B = np.argsort(self.offsets_N[rows_B], kind="stable")  # the order of the disk
         images = take_rows(self.path, self.version, self.offsets_N[rows_B[order_B]], ["image"])["image"]
         out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
-        _put(images.to_pylist(), out_BHWC, order_B, moves)
+        _put([*_views(images)], out_BHWC, order_B, moves)
         return out_BHWC
+
+    def fetched(self, rows_N: np.ndarray) -> Images:
+        """The images at these places, in memory, as they are stored."""
+        order_N = np.argsort(self.offsets_N[rows_N], kind="stable")
+        files: list[memoryview] = []
+        for first in range(0, len(rows_N), READ_ROWS):
+            offsets_B = self.offsets_N[rows_N[order_N[first : first + READ_ROWS]]]
+            files += _views(take_rows(self.path, self.version, offsets_B, ["image"])["image"])
+        return FetchedImages([files[place] for place in np.argsort(order_N)], self.size)
+
+
+@dataclass(frozen=True)
+class FetchedImages:
+    """Images in memory as `images.encode` made them, decoded as they are read."""
+
+    files: list[memoryview]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, rows_B: np.ndarray, moves: Moves | None = None) -> np.ndarray:
+        out_BHWC = np.empty((len(rows_B), self.size, self.size, 3), np.uint8)
+        _put([self.files[row] for row in rows_B], out_BHWC, np.arange(len(rows_B)), moves)
+        return out_BHWC
+
+    def subset(self, rows_N: np.ndarray) -> FetchedImages:
+        return FetchedImages([self.files[row] for row in rows_N], self.size)
+
+    fetched = subset
 
 
 @dataclass(frozen=True)
@@ -97,7 +129,16 @@ def open_posts(root: Path, places: Sequence[Place], labels: Labels, size: int) -
     return Posts(images, torch.from_numpy(labels.tags_T), torch.from_numpy(labels.starts_N1))
 
 
-def _put(stored: list[bytes], out_NHWC: np.ndarray, places_N: np.ndarray, moves: Moves | None) -> None:
+def _views(stored: pa.ChunkedArray) -> Iterator[memoryview]:
+    """The bytes of each image, in the memory where they are."""
+    for chunk in stored.chunks:
+        _, ends, values = chunk.buffers()
+        its_ends = np.frombuffer(ends, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        view = memoryview(values).cast("B")
+        yield from (view[first:end] for first, end in pairwise(its_ends.tolist()))
+
+
+def _put(stored: list[memoryview], out_NHWC: np.ndarray, places_N: np.ndarray, moves: Moves | None) -> None:
     """What `images.encode` made into its places: raw pixels all at once, files decoded by a share of the cores."""
     if all(len(raw) == out_NHWC[0].nbytes for raw in stored):
         images_NHWC = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, *out_NHWC.shape[1:])

@@ -4,7 +4,7 @@ Letters: N posts, B of a part, D embedding width.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -87,8 +87,9 @@ def index(context: Context) -> Index:
 
 def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
     """Posts where `wanted_N`, one bool a post, holds; their images are read when they are wanted."""
-    size = context.study.data.image_size
-    return open_posts(context.root, places(context), index.labels, size).subset(np.flatnonzero(wanted_N))
+    data = context.study.data
+    posts = open_posts(context.root, places(context), index.labels, data.image_size)
+    return replace(posts, block=data.block).subset(np.flatnonzero(wanted_N))
 
 
 def images_of(context: Context, shard: str, size: int) -> Images:

@@ -24,6 +24,7 @@ TRUNK = Stage(
         "network": study.network.model_dump(),
         "trunk": study.trunk.counted(),
         "trunk_setup": {"ranks": study.trunk_setup.ranks},
+        **study.data.counted_in_training(),
     },
     inputs=_trunk_inputs,
     make="moe_core.stages.trunk.trunk:make",

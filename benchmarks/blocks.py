@@ -31,7 +31,8 @@ HASHTAGS = [*SCENES, *(word for words in WORDS.values() for word in words.split(
 def drawn(count: int) -> Posts:
     """So many synthetic posts with a hashtag of a scene or a thing."""
     number = {tag: place for place, tag in enumerate(HASHTAGS)}
-    images, tags = [], []
+    images: list[np.ndarray] = []
+    tags: list[list[int]] = []
     for batch in synthetic_posts(0, 1, round(count * 1.2), 0):
         for data, written in zip(batch["image"].to_pylist(), batch["tags"].to_pylist(), strict=True):
             known = {number[tag] for raw in written if (tag := raw.strip("#").lower()) in number}

@@ -248,7 +248,7 @@ def main() -> None:
         posts = stored(Path(name), jpegs(args.posts // 2, LARGE), LARGE)
         images = posts.images
         assert isinstance(images, StoredImages)
-        taken = take_rows(images.path, images.version, images.offsets_N, ["image"])["image"]
+        taken = take_rows(images.path, images.version, images.offsets(np.arange(len(images))), ["image"])["image"]
         found = medians({"ours": ours(posts), "pillow": pillow(taken.to_pylist())}, args.repeats)
         print(f"{LARGE} px: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in found.items()))
         print(

@@ -10,15 +10,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import nn
 
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_labels
+from moe_core.data.mapped import mapped
 from moe_core.data.vocabulary import Vocabulary, load
 from moe_core.engine.context import Context
 from moe_core.models.resnet import ResNet, build, build_on_meta, channels_last
 from moe_core.serving.bundle import decoder_of
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
+from moe_core.store.hashing import content_hash
 from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.tables.reading import read_rows, scan_rows
 from moe_core.tables.vectors import vectors_in
@@ -81,7 +84,8 @@ class Index:
 
 
 def index(context: Context) -> Index:
-    split_N = splits(context)["split"].to_numpy().astype("U10")
+    file = context.need("splits").file("splits.parquet")
+    split_N = pl.read_parquet(file, columns=["split"], glob=False)["split"].to_numpy().astype("U10")
     return Index(split_N, read_labels(context.root, places(context), vocabulary(context)))
 
 
@@ -90,6 +94,21 @@ def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
     data = context.study.data
     posts = open_posts(context.root, places(context), index.labels, data.image_size)
     return replace(posts, block=data.block).subset(np.flatnonzero(wanted_N))
+
+
+def training_posts(context: Context) -> Posts:
+    """All posts for training that have something to predict. Of many posts the tags and places are mapped: another
+    process of this machine that trains on them holds none of its own."""
+
+    def parts() -> Iterator[tuple[np.ndarray, ...]]:
+        found = index(context)
+        return found.labels.parts(found.use("train"))
+
+    key = content_hash({name: context.version(name) for name in ("splits", "vocabulary")} | {"split": "train"})
+    posts_N, tags_T, starts_N1 = mapped(context.store.layout.arrays, key, ("posts", "tags", "starts"), parts)
+    data = context.study.data
+    images = replace(open_images(context.root, places(context), data.image_size), posts_N=posts_N)
+    return Posts(images, torch.from_numpy(tags_T), torch.from_numpy(starts_N1), data.block)
 
 
 def images_of(context: Context, shard: str, size: int) -> Images:

@@ -17,6 +17,7 @@ from torch import Tensor
 from moe_core.training.moves import Moves
 
 READ_ROWS = 1024  # that are copied to a device at once
+COUNTED = 1 << 20  # posts whose tags are counted at once
 NO_TAG = -1
 
 
@@ -109,7 +110,8 @@ class Posts:
     @cached_property
     def most_tags(self) -> int:
         """Tags of the post that has most: M."""
-        return int(self.starts_N1.diff().max()) if len(self) else 0
+        parts = (self.starts_N1[first : first + COUNTED + 1] for first in range(0, len(self), COUNTED))
+        return max((int(part.diff().max()) for part in parts), default=0)
 
     def tags_of(self, rows_B: np.ndarray) -> np.ndarray:
         """(B, M) int64: the tags of each post, filled up with NO_TAG to as many as any post has."""

@@ -28,8 +28,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
 def trunk_start(context: Context) -> tuple[ResNet, Posts]:
     """The network before its first step, and the posts it is trained on."""
     context = context.frozen
-    index = reading.index(context)
-    posts = reading.posts_where(context, index, index.use("train"))
+    posts = reading.training_posts(context)
     model = build(context.study.network, len(reading.vocabulary(context).hashtags), context.study.trunk.seed)
     if start := context.study.trunk_setup.start:
         load_start(model, Path(start))

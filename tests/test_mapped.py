@@ -46,7 +46,11 @@ def test_long_arrays_are_written_once_and_mapped(tmp_path, long):
         raise AssertionError
 
     again = mapped(tmp_path / "new", "key", ("one", "two"), never)
-    assert [array.tolist() for array in again] == [array.tolist() for array in wanted] == [list(range(3000)), [0, 1000, 2000]]
+    assert (
+        [array.tolist() for array in again]
+        == [array.tolist() for array in wanted]
+        == [list(range(3000)), [0, 1000, 2000]]
+    )
     (empty,) = mapped(tmp_path / "new", "none", ("one",), lambda: [])
     assert empty.tolist() == []
 

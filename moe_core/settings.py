@@ -225,7 +225,9 @@ class TrunkSetup(Strict):
         "its last layer is left out. Relative to study.toml.",
     )
     ranks: Annotated[int, Field(ge=1, le=1024)] = Field(
-        1, description="Processes that train together, one a GPU, or on the CPU where there is none."
+        1,
+        description="Processes that train together, one a GPU, or on the CPU where there is none; "
+        "with cluster.engine = ray on any nodes.",
     )
 
 

@@ -52,7 +52,7 @@ def _rank() -> None:
         if rank == 0:
             print(json.dumps(asdict(measurement)), flush=True)
     if rank == 0:
-        save_weights(Path(job["trained"]), model.state_dict(), {})
+        save_weights(Path(job["trained"]), model.state_dict(), {"device": device})
     torch.distributed.destroy_process_group()
 
 

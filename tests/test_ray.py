@@ -15,6 +15,7 @@ from pipelines.run.pools import ray_cluster
 from pipelines.run.pools.ray import why_lost
 from pipelines.run.pools.ray_cluster import (
     Slots,
+    Takes,
     actor_options,
     checked_slots,
     connect,
@@ -48,7 +49,7 @@ def test_room_is_counted_node_by_node(nodes, slots):
 
 def test_a_process_has_one_gpu_or_sees_none(monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", "/nowhere")
-    with_gpu, without = (actor_options(THREADS, on_gpu) for on_gpu in (True, False))
+    with_gpu, without = (actor_options(THREADS, takes) for takes in (Takes.GPU, Takes.CORES))
     assert (with_gpu["num_gpus"], without["num_gpus"], without["num_cpus"]) == (1, 0, 4)
     assert "CUDA_VISIBLE_DEVICES" not in with_gpu["runtime_env"]["env_vars"], "Ray's matter"
     assert without["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""

@@ -12,7 +12,9 @@ from moe_core.engine.context import Context
 from moe_core.engine.nodes import lines_of_first
 from moe_core.models.resnet import ResNet
 from moe_core.training.loop import Measurement
-from moe_core.weights import load_weights
+from moe_core.weights import load_weights, read_header
+
+TRAINED = "trained.safetensors"  # in the work folder
 
 
 def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path) -> Iterator[Measurement]:
@@ -23,7 +25,7 @@ def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path
     """
     checkpoint = checkpoint.absolute()
     work = checkpoint.parent
-    trained = work / "trained.safetensors"
+    trained = work / TRAINED
     job = {
         "study": context.study.model_dump(mode="json"),
         "root": str(context.root.absolute()),
@@ -35,3 +37,8 @@ def train_in_ranks(context: Context, ranks: int, model: ResNet, checkpoint: Path
         for line in lines_of_first(members, "the trunk", work):
             yield Measurement(**json.loads(line))
     model.load_state_dict(load_weights(trained)[0])
+
+
+def device_of_ranks(work: Path) -> str:
+    """What the first rank trained on, once all are done; the stage's own process may have no GPU."""
+    return read_header(work / TRAINED)[0]["device"]

@@ -31,6 +31,7 @@ TRUNK = Stage(
     description="One network trained on all the posts, with its decoder: the router, and the start of every expert.",
     trains=True,
     all_gpus=lambda study: study.trunk_setup.ranks > 1,
+    ranks=lambda study: study.trunk_setup.ranks,
     frozen=True,
     resolve=frozen.resolve,
     on_commit=frozen.on_commit,

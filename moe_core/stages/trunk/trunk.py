@@ -10,7 +10,7 @@ from moe_core.stages import reading
 from moe_core.stages.training.device import device_and_threads
 from moe_core.stages.training.fit import fit
 from moe_core.stages.trunk import frozen
-from moe_core.stages.trunk.ranks import train_in_ranks
+from moe_core.stages.trunk.ranks import device_of_ranks, train_in_ranks
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.training.posts import Posts
 
@@ -22,7 +22,10 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     train = partial(train_in_ranks, context, ranks) if ranks > 1 else None
     output = fit(context, spec, folder, model, posts, study.trunk, device, train=train, ranks=ranks)
     pointer = frozen.pointer_file(context.planner.graph, study, context.root, "trunk").name
-    return StageOutput(dict(output.metadata) | {"pointer": pointer}, output.content)
+    metadata = dict(output.metadata) | {"pointer": pointer}
+    if ranks > 1:
+        metadata["device"] = device_of_ranks(context.store.work_folder(spec))
+    return StageOutput(metadata, output.content)
 
 
 def trunk_start(context: Context) -> tuple[ResNet, Posts]:

@@ -23,6 +23,7 @@ from moe_core.store.layout import Layout
 from moe_core.store.locks import is_held
 from pipelines.run.pools.local import CLOSED, RUNS_A_WORKER
 from pipelines.run.pools.ray_cluster import (
+    Takes,
     actor_options,
     check_nodes,
     checked_slots,
@@ -76,9 +77,9 @@ class RayPool:
         return slots if self._limit is None else min(slots, self._limit)
 
     def has_room(self, task: Task, running: Collection[Task]) -> bool:
-        on_gpu = self._on_gpu(task)
-        alike = sum(self._on_gpu(other) == on_gpu for other in running)
-        return len(running) < self.capacity and alike < self._slots.of(on_gpu)
+        takes = self._takes(task)
+        alike = sum(self._takes(other) is takes for other in running)
+        return len(running) < self.capacity and alike < self._slots.of(takes)
 
     def load_ahead(self) -> None:
         """Nothing: processes start with their first tasks."""
@@ -99,8 +100,11 @@ class RayPool:
         self._held.close()
         ray.shutdown()
 
-    def _on_gpu(self, task: Task) -> bool:
-        return self._has_gpus and GRAPH[task.asset].uses_gpu
+    def _takes(self, task: Task) -> Takes:
+        stage = GRAPH[task.asset]
+        if stage.ranks(self._study) > 1:
+            return Takes.NOTHING
+        return Takes.GPU if self._has_gpus and stage.uses_gpu else Takes.CORES
 
     def _run(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
         result = self._ask(task, run_id, log, study)
@@ -109,7 +113,7 @@ class RayPool:
         return result
 
     def _ask(self, task: Task, run_id: str, log: Path, study: Study) -> TaskResult:
-        process = self._begin(self._on_gpu(task))
+        process = self._begin(self._takes(task))
         if process is None:
             return CLOSED
         result = process.run(task, run_id, log, study)
@@ -124,10 +128,10 @@ class RayPool:
             self._wait_for_end(run_id)
         return CLOSED if self._closed and result.died else result
 
-    def _begin(self, on_gpu: bool) -> "Process | None":
+    def _begin(self, takes: Takes) -> "Process | None":
         """A process for one task, which is busy from now on; None where the pool is closed."""
         tries = TRIES
-        while process := self._take(on_gpu):
+        while process := self._take(takes):
             if process.about:
                 if process.answers():
                     return process
@@ -144,17 +148,17 @@ class RayPool:
                 self._drop(process)
         return None
 
-    def _take(self, on_gpu: bool) -> "Process | None":
+    def _take(self, takes: Takes) -> "Process | None":
         """An idle process, or another one as soon as there is room; None once the pool is closed."""
         with self._changed:
             while not self._closed:
-                alike = [process for process in self._processes if process.on_gpu == on_gpu]
+                alike = [process for process in self._processes if process.takes is takes]
                 for process in alike:
                     if process.idle_since:
                         process.idle_since = None
                         return process
-                if len(alike) < self._slots.of(on_gpu):
-                    self._processes.append(process := Process(self._study, on_gpu))
+                if len(alike) < self._slots.of(takes):
+                    self._processes.append(process := Process(self._study, takes))
                     return process
                 self._changed.wait(BEAT_SECONDS)
             return None
@@ -187,13 +191,17 @@ class RayPool:
 class Process:
     """A process of the cluster, or one that waits until there is room for it."""
 
-    def __init__(self, study: Study, on_gpu: bool) -> None:
+    def __init__(self, study: Study, takes: Takes) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-        options = actor_options(study, on_gpu) | {"max_concurrency": 2}  # one thread runs, another answers `beat`
+        options = actor_options(study, takes) | {"max_concurrency": 2}  # one thread runs, another answers `beat`
+        if takes is Takes.NOTHING:  # beside this command, where all is as it should be
+            options["scheduling_strategy"] = On(ray.get_runtime_context().get_node_id(), soft=True)
         actor: Any = ray.remote(Worker).options(**options)
-        self.actor = actor.remote(secret_environment(), threads_of_ray="OMP_NUM_THREADS" not in os.environ)
-        self.on_gpu = on_gpu
+        threads_of_ray = "OMP_NUM_THREADS" not in os.environ
+        self.actor = actor.remote(secret_environment(), threads_of_ray, hide_gpus=takes is Takes.NOTHING)
+        self.takes = takes
         self.about: About | None = None  # once it runs
         self.node = ""
         self.runs = 0

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def _knock(address: str) -> None:
         ) from error
 
 
+class Takes(Enum):
+    """What a process of the cluster takes."""
+
+    GPU = 1
+    CORES = 2
+    NOTHING = 3  # it starts ranks, which take all that they need at once
+
+
 @dataclass(frozen=True)
 class Slots:
     """Tasks that fit at once: with a GPU each, and without."""
@@ -112,8 +121,8 @@ class Slots:
     gpus: int = 0
     cpus: int = 0
 
-    def of(self, on_gpu: bool) -> int:
-        return self.gpus if on_gpu else self.cpus
+    def of(self, takes: Takes) -> int:
+        return {Takes.GPU: self.gpus, Takes.CORES: self.cpus, Takes.NOTHING: 1}[takes]
 
 
 def slots_of(nodes: Iterable[Mapping[str, Any]], study: Study) -> Slots:
@@ -152,13 +161,13 @@ def checked_slots(cluster: Cluster, study: Study) -> Slots:
     return slots
 
 
-def actor_options(study: Study, on_gpu: bool) -> dict[str, Any]:
+def actor_options(study: Study, takes: Takes) -> dict[str, Any]:
     """Options of a process that computes: what it takes, and its environment. Ray neither starts it again nor repeats
     what it was asked: each try is a Dagster run of its own."""
-    variables = plain_environment() | ({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""})
+    variables = plain_environment() | ({"CUDA_VISIBLE_DEVICES": ""} if takes is Takes.CORES else {})
     return {
-        "num_gpus": 1 if on_gpu else 0,
-        "num_cpus": 1 if on_gpu else study.cluster.threads,
+        "num_gpus": 1 if takes is Takes.GPU else 0,
+        "num_cpus": {Takes.GPU: 1, Takes.CORES: study.cluster.threads, Takes.NOTHING: 0}[takes],
         "max_restarts": 0,
         "max_task_retries": 0,
         "runtime_env": {"env_vars": variables},

@@ -97,12 +97,14 @@ def _dagster_settings() -> str:
 class Worker:
     """A process that runs one task after the other, in a thread, and answers `beat` in another."""
 
-    def __init__(self, secrets: Mapping[str, str], threads_of_ray: bool) -> None:
-        """`threads_of_ray`: OMP_NUM_THREADS is Ray's, not the user's. Both before torch is loaded."""
+    def __init__(self, secrets: Mapping[str, str], threads_of_ray: bool, hide_gpus: bool) -> None:
+        """`threads_of_ray`: OMP_NUM_THREADS is Ray's, not the user's. All before torch is loaded."""
         for name, value in secrets.items():
             os.environ.setdefault(name, value)
         if threads_of_ray:
             os.environ.pop("OMP_NUM_THREADS", None)  # so that libraries compute as in the workers of one machine
+        if hide_gpus:  # from this process alone: what it starts would inherit an environment that Ray was given
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._runner = resolve_name(RUNNER)()
 
     def about(self, locks: Sequence[Path]) -> tuple[About, str]:

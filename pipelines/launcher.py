@@ -79,7 +79,8 @@ class HardmoeRayLauncher(RayRunLauncher):
         job = get_job_submission_id_from_run_id(run.run_id)
         self._instance.add_run_tags(run.run_id, {JOB: job})
         tags = {**run.tags, USER_DEFINED_RAY_KEY: asked.model_dump_json(exclude_none=True)}
-        self._launch_ray_job(job, shlex.join(command), run.with_tags(tags))
+        # `exec`, since Ray kills the shell where the head is lost, and its child would go on
+        self._launch_ray_job(job, f"exec {shlex.join(command)}", run.with_tags(tags))
 
     def _asked(self, run: dg.DagsterRun) -> RayLauncherConfig:
         """What a run asks the cluster for."""

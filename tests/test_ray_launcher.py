@@ -134,8 +134,8 @@ def test_dagster_yaml_and_the_tag_of_a_run_say_how_much(launch):
 def test_a_job_is_a_process_of_the_code_servers_python_and_knows_the_study(launch):
     _, run, job = launch("ingest")
     words = shlex.split(job["entrypoint"])
-    assert words[:5] == [sys.executable, "-m", "dagster", "api", "execute_run"]
-    assert json.loads(words[5])["pipeline_run_id"] == run.run_id
+    assert words[:6] == ["exec", sys.executable, "-m", "dagster", "api", "execute_run"]
+    assert json.loads(words[6])["pipeline_run_id"] == run.run_id
     variables = job["runtime_env"]["env_vars"]
     assert variables["HARDMOE_STUDY"] == os.environ["HARDMOE_STUDY"]
     assert run.tags["hardmoe/ray-job"] == job["submission_id"] == f"dagster-run-{run.run_id}"

@@ -32,7 +32,7 @@ from pipelines.run.pools.ray_node import About, about
 CONNECT_SECONDS = 10.0  # Ray itself tries for minutes
 NODE_SECONDS = 120.0  # for a node to start a process and describe itself
 CURRENT = "ray/ray_current_cluster"  # in the temporary folder: the address of what `ray start` started here
-PAGE = "docs/how-to/several-machines.md"
+PAGE = "docs/how-to/ray.md"
 PLAIN = (*(name for name in threads.VARIABLES if name != threads.SHARE), "DAGSTER_HOME", NO_TELEMETRY)
 KEYS = "AWS_"  # variables that begin so
 

@@ -74,3 +74,4 @@ bench: setup
 	$(BIN)/python benchmarks/ticks.py
 	$(BIN)/python benchmarks/routed.py
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/ray_share.py

@@ -23,6 +23,7 @@ from moe_core.store.artifact import Artifact
 from moe_core.workspace import open_study, token
 
 TRAINER = "trainer"  # the pool of all that train a network
+NODES = "nodes"  # the resource, (study) -> Nodes: where a stage starts processes of its own
 
 
 class Work(dg.Config):
@@ -44,7 +45,7 @@ def definition(name: str) -> dg.AssetsDefinition:
         partitions_def={None: None, "shards": shards(), "experts": experts()}[stage.keys],
         code_version=stage.code_version(study()),
         pool=TRAINER if stage.trains else None,
-        required_resource_keys={KEY} if stage.uses_gpu else None,
+        required_resource_keys={KEY, NODES} if stage.uses_gpu else None,
         check_specs=[spec.replace_key(spec.key.replace_asset_key(key_of(name))) for spec in asset.checks],
     )(materialize)
 
@@ -62,7 +63,10 @@ def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
             if problem := faiss_build.check():
                 context.log.warning(problem)
             work = _opened(progress.report, f"run {context.run_id}")
-            around = getattr(context.resources, KEY).around(stage) if stage.uses_gpu else nullcontext
+            around = nullcontext
+            if stage.uses_gpu:
+                around = getattr(context.resources, KEY).around(stage)
+                work = replace(work, nodes=getattr(context.resources, NODES)(work.study))
             built = build(work, name, key, force=config.force, around=around)
             metadata, checks = describe(work, built.artifact, context.instance)
         except (HardmoeError, OSError, RuntimeError) as error:

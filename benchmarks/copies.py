@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
+from duplicates import groups_of
 from PIL import Image, UnidentifiedImageError
 
-from moe_core.clustering.neighbors import near_pairs
-from moe_core.data.duplicates import group, signature
+from moe_core.data.duplicates import signature
 from moe_core.data.images import Rejected, decode
 from moe_core.data.sources.shards import find_shards, read_shard
-from moe_core.settings import Data, Source
+from moe_core.settings import Source
 
 PICTURES = 1000
 Change = Callable[[Image.Image], Image.Image]
@@ -66,7 +66,7 @@ def pictures(source: Source, size: int) -> Iterator[Image.Image]:
 def found(images: list[Image.Image], change: Change) -> float:
     """Share of the copies that are in a group with their picture."""
     both = np.stack([np.asarray(image) for image in [*images, *map(change, images)]])
-    first = group(signature(both), Data().near_duplicate_levels, near_pairs)
+    first = groups_of(signature(both))
     return float((first[: len(images)] == first[len(images) :]).mean())
 
 

@@ -6,12 +6,16 @@ of the fast one against the slow one must be 1. Example: python benchmarks/dupli
 
 import argparse
 import resource
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
 from moe_core.clustering.neighbors import near_pairs, pairs_by_scan
-from moe_core.data.duplicates import CELLS, RADIUS, SIGNATURE_BYTES, codes, group
+from moe_core.data.duplicates import CELLS, RADIUS, SIGNATURE_BYTES, codes
+from moe_core.data.groups import MEMORY, Signatures
+from moe_core.sorting import RowFile
 
 COPIES, ALIKE, WHITE = 0.03, 0.01, 0.05  # shares of posts: a copy of another; of one of ten pictures; small on white
 LEVELS = 8.0
@@ -40,12 +44,22 @@ def drawn(posts: int, seed: int = 0) -> np.ndarray:
     return out
 
 
+def groups_of(signatures: np.ndarray) -> np.ndarray:
+    """(N,) first of the group of each, as `splits` finds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Signatures(Path(folder), len(signatures), MEMORY)
+        found.add(signatures, np.zeros(len(signatures), bool))
+        pictures = found.pictures()
+        pictures.group(LEVELS, near_pairs)
+        return pictures.first_of(pictures.number_N)
+
+
 def crowd(posts: int) -> None:
     """One luma and many colors: the code is of luma alone."""
     signatures = drawn(1).repeat(posts, 0)
     signatures[:, CELLS**2 :] = np.random.default_rng(0).integers(20, 236, (posts, SIGNATURE_BYTES - CELLS**2))
     worked = time.process_time()
-    groups = len(set(group(signatures, LEVELS, near_pairs).tolist()))
+    groups = len(set(groups_of(signatures).tolist()))
     print(f"{posts:,} pictures of one code, {groups:,} groups: {time.process_time() - worked:.1f} s of processor time")
 
 
@@ -60,7 +74,7 @@ def main() -> None:
     signatures = drawn(args.posts)
     before = _peak()
     began, worked = time.monotonic(), time.process_time()
-    found = group(signatures, LEVELS, near_pairs)
+    found = groups_of(signatures)
     seconds = time.monotonic() - began
     _, sizes = np.unique(found, return_counts=True)
     worked = time.process_time() - worked
@@ -70,9 +84,12 @@ def main() -> None:
         f"groups of several: {(sizes > 1).sum():,} with {sizes[sizes > 1].sum():,} posts, the largest {sizes.max():,}"
     )
     code = np.unique(codes(signatures), axis=0)
-    began = time.monotonic()
-    pairs = [(i, j) for i, j in near_pairs(code, RADIUS)]
-    fast = len(code) / (time.monotonic() - began)
+    with tempfile.TemporaryDirectory() as folder:
+        file = RowFile(Path(folder) / "codes", code.shape[1])
+        file.append(code)
+        began = time.monotonic()
+        pairs = list(near_pairs(file, RADIUS, Path(folder), MEMORY))
+        fast = len(code) / (time.monotonic() - began)
     i_P, j_P = (np.concatenate(part) for part in zip(*pairs, strict=True))
     began = time.monotonic()
     query, row = pairs_by_scan(code[: args.queries], code, RADIUS)

@@ -4,6 +4,8 @@
    Pillow (2 workers), webdataset and Hugging Face datasets over the same JPEGs, where these are installed.
 2. Batches of 224 px images from JPEGs in posts.lance against Pillow alone decoding the same files, in as many threads.
 3. A training step (tiny ResNet, 32 px) fed from posts.lance against the same step with the posts as tensors in memory.
+4. Batches of 64 px images read in blocks of 64 adjacent posts against post by post, as raw pixels and as JPEG, with
+   posts.lance in the system's memory, and read from the disk.
 
 Each comparison alternates its contestants in one process; printed are the medians and their ratio.
 Example: pip install webdataset datasets; python benchmarks/loader.py --posts 8000 --repeats 3
@@ -11,13 +13,16 @@ Example: pip install webdataset datasets; python benchmarks/loader.py --posts 80
 
 import argparse
 import io
+import os
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -32,6 +37,7 @@ from moe_core.data.synthetic import synthetic_posts
 from moe_core.data.vocabulary import Vocabulary
 from moe_core.models.resnet import build
 from moe_core.settings import Data, Network, Source, Training
+from moe_core.store.layout import Layout
 from moe_core.tables.location import tables_in
 from moe_core.tables.reading import take_rows
 from moe_core.training.batches import batches
@@ -39,6 +45,7 @@ from moe_core.training.loop import train
 from moe_core.training.posts import ImagesInMemory, Posts
 
 SIDE, LARGE, CROP, BATCH = 64, 224, 4, 128
+Store = Literal["auto", "raw", "jpeg"]
 
 
 def jpegs(posts: int, side: int) -> list[bytes]:
@@ -56,17 +63,20 @@ def jpegs(posts: int, side: int) -> list[bytes]:
     return files[:posts]
 
 
-def stored(root: Path, files: list[bytes], side: int) -> Posts:
+def stored(root: Path, files: list[bytes], side: int, store: Store = "auto") -> Posts:
     """The files ingested, and opened as training does."""
     path = root / "posts.parquet"
     tags = [[f"t{n % 100}", f"u{n % 7}"] for n in range(len(files))]
     pl.DataFrame({"id": [f"{n:07d}" for n in range(len(files))], "image": files, "tags": tags}).write_parquet(path)
     source = Source(format="parquet", uri=str(path))
     (shard,) = find_shards(source)
-    done = ingest(tables_in(root), shard.key, read_shard(source, shard), Data(image_size=side), lambda _: None)
+    done = ingest(
+        tables_in(root), shard.key, read_shard(source, shard), Data(image_size=side, store=store), lambda _: None
+    )
     places = [Place(shard.key, done.posts_version)]
     words = Vocabulary([f"t{n}" for n in range(100)] + [f"u{n}" for n in range(7)], {})
-    return open_posts(tables_in(root).posts, places, read_labels(tables_in(root).posts, places, words), side)
+    table = tables_in(root).posts
+    return open_posts(table, places, read_labels(table, places, words, Layout(root).arrays), side)
 
 
 def augmented(image: np.ndarray, draw: np.random.Generator) -> torch.Tensor:
@@ -192,11 +202,45 @@ def steps(posts: Posts) -> Callable[[], int]:
     return run
 
 
+def from_disk(table: Path, run: Callable[[], int]) -> Callable[[], int]:
+    """After the files of the table were given up by the system's memory."""
+
+    def cold() -> int:
+        for file in table.rglob("*.lance"):
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+        return run()
+
+    return cold
+
+
+def blocks(files: list[bytes], repeats: int) -> None:
+    for store in ("raw", "jpeg"):
+        with tempfile.TemporaryDirectory() as name:
+            posts = stored(Path(name), files, SIDE, store)
+            runs = {f"blocks of {block}": ours(replace(posts, block=block)) for block in (1, 64)}
+            table = Path(name) / "posts.lance"
+            for where in ("memory", "disk"):
+                found = medians({n: from_disk(table, r) if where == "disk" else r for n, r in runs.items()}, repeats)
+                one, many = found.values()
+                print(
+                    f"{SIDE} px, {store}, posts.lance in {where}: "
+                    + ", ".join(f"{k} {v:,.0f} images/s" for k, v in found.items())
+                    + f": {many / one:.2f} times"
+                )
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--posts", type=int, default=8000)
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--blocks", action="store_true", help="4 alone")
     args = options.parse_args()
+    if args.blocks:
+        blocks(jpegs(args.posts, SIDE), args.repeats)
+        return
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         found = medians(dict(contestants(root, jpegs(args.posts, SIDE))), args.repeats)
@@ -209,7 +253,7 @@ def main() -> None:
         posts = stored(Path(name), jpegs(args.posts // 2, LARGE), LARGE)
         images = posts.images
         assert isinstance(images, StoredImages)
-        taken = take_rows(images.table, images.version, images.offsets_N, ["image"])["image"]
+        taken = take_rows(images.table, images.version, images.offsets(np.arange(len(images))), ["image"])["image"]
         found = medians({"ours": ours(posts), "pillow": pillow(taken.to_pylist())}, args.repeats)
         print(f"{LARGE} px: " + ", ".join(f"{k} {v:,.0f} images/s" for k, v in found.items()))
         print(
@@ -225,6 +269,7 @@ def main() -> None:
         )
         lance, tensors = found.values()
         print(f"step from posts.lance against tensors in memory: {lance / tensors:.3f} (target 0.92)")
+    blocks(jpegs(args.posts, SIDE), args.repeats)
 
 
 if __name__ == "__main__":

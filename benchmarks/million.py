@@ -1,7 +1,8 @@
 """Many synthetic posts from nothing to `partition` by `hardmoe run`: time of each stage, disk, memory of all processes.
 
 Memory is the proportional share (Pss) summed over the command and what it started, looked at every second.
-Example: python benchmarks/million.py --posts 1000000
+With several numbers of posts, what the largest process takes is compared with that at the first.
+Example: python benchmarks/million.py --posts 1000000 4000000
 """
 
 import argparse
@@ -20,14 +21,24 @@ from moe_core.study_file import dump_study
 LINE = re.compile(r"done\s+(\w+)\S*\s+([\d.]+) s")
 
 
+TARGET = 1.3  # of the largest process, at four times the posts
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--posts", type=int, default=1_000_000)
+    options.add_argument("--posts", type=int, nargs="+", default=[1_000_000])
     options.add_argument("--shards", type=int, default=20)
     args = options.parse_args()
+    largest = [run(posts, args.shards) for posts in args.posts]
+    for posts, mib in zip(args.posts[1:], largest[1:], strict=True):
+        print(f"{posts:,} posts against {args.posts[0]:,}: {mib / largest[0]:.2f} times (target {TARGET})")
+
+
+def run(posts: int, shards: int) -> float:
+    """MiB of the largest process."""
     with tempfile.TemporaryDirectory() as folder:
         root, base = Path(folder), demo()
-        source = Source(format="synthetic", posts=args.posts, shards=args.shards)
+        source = Source(format="synthetic", posts=posts, shards=shards)
         trunk = base.trunk.model_copy(update={"epochs": 1.0})
         (root / "study.toml").write_text(dump_study(base.model_copy(update={"source": source, "trunk": trunk})))
         command = [sys.executable, "-m", "pipelines.cli.main", "run", "--study", str(root / "study.toml")]
@@ -49,9 +60,10 @@ def main() -> None:
             print(f"{name:16} {sum(times):7.1f} s in {len(times)} runs")
         disk = sum(file.stat().st_blocks * 512 for file in root.rglob("*") if file.is_file())
     print(
-        f"{args.posts:,} posts: {seconds:.0f} s in all; {disk / 2**20:,.0f} MiB on disk; "
+        f"{posts:,} posts: {seconds:.0f} s in all; {disk / 2**20:,.0f} MiB on disk; "
         f"{peak:,.0f} MiB at the peak, the largest process {largest:,.0f} MiB"
     )
+    return largest
 
 
 def family(pid: int) -> list[int]:

@@ -13,13 +13,14 @@ import ctypes
 import hashlib
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -198,6 +199,16 @@ class Child:
     process: subprocess.Popen[str]
     heartbeat: Heartbeat
     stalled: bool = False
+    printed: bytes = b""  # the beginning of a line
+
+    def lines(self) -> list[str]:
+        """What it has printed since the last call, in whole lines; its `stdout` is a pipe."""
+        assert self.process.stdout is not None
+        pipe = self.process.stdout.fileno()
+        while select.select([pipe], [], [], 0)[0] and (part := os.read(pipe, 1 << 16)):
+            self.printed += part
+        whole, _, self.printed = self.printed.rpartition(b"\n")
+        return whole.decode("utf-8", "replace").splitlines()
 
     def exit_code(self) -> int | None:
         """As subprocess has it, negative for a signal; None while it runs. A stalled process is killed."""
@@ -235,17 +246,18 @@ def start_child(
     stdin: File = None,
     stdout: File = None,
     stderr: File = None,
+    pass_fds: Sequence[int] = (),
 ) -> Child:
     """Starts `python -m module PARENT PIPE *arguments`, which is to call `obey_parent(PARENT, PIPE)` first.
 
-    `environment` is added to that of this process; the files are those of subprocess.Popen.
+    `environment` is added to that of this process; the rest is as subprocess.Popen has it.
     """
     ours, theirs = os.pipe()
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(os.getpid()), str(theirs), *arguments],
             env={**os.environ, **own_modules_first(), **(environment or {})},
-            pass_fds=[theirs],
+            pass_fds=[theirs, *pass_fds],
             text=True,
             stdin=stdin,
             stdout=stdout,

@@ -81,6 +81,7 @@ class Data(Strict):
             *("accents", "plurals", "min_posts_per_tag", "min_users_per_tag", "max_user_share", "max_tags"),
             *("stop_tags", "synonyms"),
         },
+        "training": {"block"},
     }
 
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
@@ -126,6 +127,11 @@ class Data(Strict):
         "report", description="Copies across given splits: report lists them; remove keeps only those most held out."
     )
     max_reject_rate: Fraction = Field(0.5, description="Ingest stops with an error when a larger share is rejected.")
+    block: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1,
+        description="Adjacent posts that a training reads together, from 256 places at a time: 64 where posts lie in "
+        "an object store or on a spinning disk; 1: each post by itself.",
+    )
 
     @model_validator(mode="after")
     def _some_are_for_training(self) -> "Data":
@@ -139,6 +145,10 @@ class Data(Strict):
         """The fields that a stage's version is a hash of: its own, and those that are listed for no stage."""
         of_others = set().union(*self.FIELDS_OF.values()) - self.FIELDS_OF[stage]
         return self.model_dump(exclude=of_others.union(without))
+
+    def counted_in_training(self) -> dict[str, Any]:
+        """The table [data] of which a training's version is a hash; none for blocks of 1, as before there were any."""
+        return {"data": {"block": self.block}} if self.block > 1 else {}
 
 
 class Network(Strict):
@@ -217,7 +227,9 @@ class TrunkSetup(Strict):
         "its last layer is left out. Relative to study.toml.",
     )
     ranks: Annotated[int, Field(ge=1, le=1024)] = Field(
-        1, description="Processes that train together, one a GPU, or on the CPU where there is none."
+        1,
+        description="Processes that train together, one a GPU, or on the CPU where there is none; "
+        "with cluster.engine = ray on any nodes.",
     )
 
 
@@ -405,6 +417,30 @@ class Cluster(Strict):
         0,
         description="Threads of each training, on every machine: results follow from them. 0: by each machine's cores.",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="Where tasks run; local: on this machine; ray: on the nodes of a Ray cluster, with `threads`.",
+    )
+    address: str = Field(
+        "auto", description="ray: HOST:PORT of the cluster; auto: RAY_ADDRESS, else the cluster of this machine."
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_of_a_cluster(cls, address: str) -> str:
+        return ray_address(address)
+
+
+def ray_address(address: str) -> str:
+    """The address of a Ray cluster. Raises ValueError for what is none."""
+    if address.startswith("ray://"):
+        raise ValueError(
+            "the work of a Ray client is lost with its connection: start the command on a node of the cluster, with "
+            "'auto' or 'HOST:PORT'"
+        )
+    if address != "auto" and not re.fullmatch(r"[^\s:/]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
+        raise ValueError("wanted 'auto' or HOST:PORT, such as 'gpu01:6379'")
+    return address
 
 
 class Study(Strict):

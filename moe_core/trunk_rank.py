@@ -30,17 +30,16 @@ def _rank() -> None:
     """Trains as one rank of the job that standard input describes."""
     job = json.loads(sys.stdin.readline())
     rank, ranks = job["rank"], job["ranks"]
-    device = f"cuda:{rank}" if job["cuda"] else "cpu"
-    if job["cuda"]:
+    device, on_gpu = job["device"], job["device"] != "cpu"
+    if on_gpu:
         torch.cuda.set_device(device)
-    store = torch.distributed.FileStore(job["meeting"], ranks)  # a file:// address would end at a "#" or "?"
     torch.distributed.init_process_group(
-        "nccl" if job["cuda"] else "gloo",
-        store=store,
+        "nccl" if on_gpu else "gloo",
+        store=_meeting(rank, ranks, **job["meeting"]),
         rank=rank,
         world_size=ranks,
         timeout=TIMEOUT,
-        device_id=torch.device(device) if job["cuda"] else None,
+        device_id=torch.device(device) if on_gpu else None,
     )
     context = open_study(Study.model_validate(job["study"]), Path(job["root"]))
     device_and_threads(context.study, parallel=False)
@@ -53,8 +52,17 @@ def _rank() -> None:
         if rank == 0:
             print(json.dumps(asdict(measurement)), flush=True)
     if rank == 0:
-        save_weights(Path(job["trained"]), model.state_dict(), {})
+        save_weights(Path(job["trained"]), model.state_dict(), {"device": device})
     torch.distributed.destroy_process_group()
+
+
+def _meeting(
+    rank: int, ranks: int, file: str = "", host: str = "", port: int = 0, socket: int | None = None
+) -> torch.distributed.Store:
+    """Where the ranks find one another: a file, or rank 0, which got `socket` and listens there."""
+    if file:
+        return torch.distributed.FileStore(file, ranks)  # a file:// address would end at a "#" or "?"
+    return torch.distributed.TCPStore(host, port, ranks, rank == 0, TIMEOUT, master_listen_fd=socket)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from assets.record import Recorder
 from assets.runs import runs_by_task
@@ -90,7 +91,11 @@ def launch_requested(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     due = _due(work, instance, request)
     active = {name for name, _ in runs_by_task(instance, work.study.name, UNFINISHED)}
     since = dg.RunsFilter(statuses=FAILED, tags={REQUEST_TAG: request.id})
-    failed = {name: run for name, run in runs_by_task(instance, work.study.name, since) if name in due}
+    failed = {
+        name: run
+        for name, run in runs_by_task(instance, work.study.name, since)
+        if name in due and run.tags.get(WILL_RETRY_TAG) != "true"  # another follows, by `run_retries` of dagster.yaml
+    }
     dag = Dag(work.planner.graph, due)
     for name, run in failed.items():  # is not tried again
         context.log.warning(f"{name_of(*name)}: run {run.run_id} ended as {run.status.value}")

@@ -193,7 +193,7 @@ def test_ctrl_c_in_the_first_seconds_has_a_summary_and_leaves_no_request(file, m
 
     monkeypatch.setattr("pipelines.run.scheduler.reap", begin)
     monkeypatch.setattr(
-        "pipelines.run.scheduler.load_ahead", lambda: None
+        "pipelines.run.pools.local.load_ahead", lambda: None
     )  # a fork server would stay, and serve other tests
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,7 +1,10 @@
 """What is ready when: shard by shard where both have shards, else stage by stage."""
 
 from moe_core.engine.stage import Graph, Stage
+from moe_core.study_file import load_study
+from moe_core.workspace import open_study
 from pipelines.run.dag import Dag
+from pipelines.run.plan import planned_tasks
 
 
 def stage(name, keys, *reads):
@@ -97,3 +100,13 @@ def test_ten_thousand_experts_are_no_work():
     dag = Dag(GRAPH, [*experts, ("decoder", None)])
     finish(dag, *experts)
     assert dag.ready == [("decoder", None)]
+
+
+def test_the_expert_with_the_most_posts_comes_first_once_that_is_known(prepared):
+    context = open_study(load_study(prepared), prepared.parent)
+    sizes = dict(zip(context.experts, context.need("partition").metadata["sizes"], strict=True))
+    order = [task.key for task in planned_tasks(context) if task.stage == "expert"]
+    assert [sizes[key] for key in order] == sorted(sizes.values(), reverse=True)
+    assert order != context.experts, "the order of their numbers is another one"
+    unbuilt = open_study(context.study, prepared.parent / "nothing")
+    assert [task.key for task in planned_tasks(unbuilt) if task.stage == "expert"] == unbuilt.experts

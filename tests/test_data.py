@@ -99,7 +99,7 @@ def test_posts_come_back_in_their_order_whatever_was_ingested_first(tmp_path):
         source = parquet(shard.path, 2, tags=[[f"{key}0"], [f"{key}1"]])
         done = ingest(tables_in(tmp_path), key, read_shard(source, shard), Data(image_size=8), lambda _: None)
     places = [Place("a", done.posts_version), Place("b", done.posts_version)]
-    labels = read_labels(tables_in(tmp_path).posts, places, Vocabulary(["a0", "a1", "b0", "b1"], {}))
+    labels = read_labels(tables_in(tmp_path).posts, places, Vocabulary(["a0", "a1", "b0", "b1"], {}), tmp_path)
     assert labels.tags_T.tolist() == [0, 1, 2, 3]
 
 
@@ -108,7 +108,8 @@ def test_posts_are_loaded_with_the_vocabularys_ids(tmp_path):
     (done,) = everything(source, tmp_path)
     words = Vocabulary(["dog", "cat"], {"kitty": "cat"})
     places = [Place("x", done.posts_version)]
-    posts = open_posts(tables_in(tmp_path).posts, places, read_labels(tables_in(tmp_path).posts, places, words), 8)
+    table = tables_in(tmp_path).posts
+    posts = open_posts(table, places, read_labels(table, places, words, tmp_path), 8)
     assert posts.tags_T.tolist() == [1, 1, 0, 1]
     assert posts.starts_N1.tolist() == [0, 1, 2, 4]
     images = posts.images.read(np.arange(3))
@@ -167,7 +168,11 @@ def test_stored_pictures_are_moved_as_pictures_in_memory(tmp_path, store, side):
     )
     for crop in (0, 3, 2 * side):  # the last leaves nothing of some
         moves = moves_of((40,), Training(crop=crop), 0)
-        assert np.array_equal(images.read(rows, moves), moves.of(images.read(rows)))
+        wanted = moves.of(images.read(rows))
+        assert np.array_equal(images.read(rows, moves), wanted)
+        fetched, some = images.fetched(rows), np.array([7, 0, 39])
+        assert np.array_equal(fetched.read(some, moves[some]), wanted[some])
+        assert np.array_equal(fetched.subset(some).read(np.arange(3), moves[some]), wanted[some])
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from helpers.processes import until
+from moe_core.engine.nodes import ThisMachine
 from moe_core.errors import BadSetting
 from moe_core.processes import Child, Heartbeat, exit_reason, stall_seconds, start_child
 from moe_core.stages.experts.joint import Helpers
@@ -121,7 +122,7 @@ def test_a_helper_of_a_joint_training_that_stalls_is_replaced(tmp_path, monkeypa
     ours, theirs = os.pipe()
     process = subprocess.Popen(["sleep", "60"], text=True)
     hung = Child(process, Heartbeat(process.pid, ours))
-    with closing(Helpers(tmp_path, [""], {0: hung})) as helpers:
+    with closing(Helpers(tmp_path, ThisMachine(), [""], {0: hung})) as helpers:
 
         def replaced():
             helpers.replace_killed()
@@ -131,4 +132,4 @@ def test_a_helper_of_a_joint_training_that_stalls_is_replaced(tmp_path, monkeypa
         os.close(theirs)
         assert hung.process.poll() == -signal.SIGKILL
         assert hung.failure() == "no progress for 2 s (stopped or hung); killed"
-        assert helpers.children[0] is not hung
+        assert helpers.members[0] is not hung

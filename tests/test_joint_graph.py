@@ -17,10 +17,11 @@ from helpers.command import hardmoe, states, status, write
 from helpers.plain import make_plainly, plain_command
 from helpers.processes import mentions
 from helpers.with_controls import QUICK, small_study
+from moe_core.engine.nodes import ThisMachine
 from moe_core.engine.planner import Planner
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.settings import Decoder, Partition, Source
-from moe_core.stages.experts.joint import MOST_KILLED, Helpers, devices
+from moe_core.stages.experts.joint import MOST_KILLED, Helpers
 from moe_core.stages.graph import GRAPH
 from moe_core.stages.training.cost import training_cost
 from moe_core.study_file import dump_study, load_study
@@ -259,36 +260,36 @@ def test_a_takedown_names_the_generation_and_every_expert_of_it(finished, tmp_pa
 
 
 def test_a_killed_helper_is_replaced_and_one_that_failed_is_not(tmp_path):
-    with closing(Helpers(tmp_path, [""])) as helpers:
+    with closing(Helpers(tmp_path, ThisMachine(), [""])) as helpers:
         helpers.start(0)
-        killed = helpers.children[0].process
+        killed = helpers.members[0].process
         killed.kill()
         killed.wait()
         helpers.replace_killed()
         assert helpers.killed == 1
-        replaced = helpers.children[0].process
+        replaced = helpers.members[0].process
         assert replaced is not killed
         assert replaced.wait(60) == 1, "there is no work in this folder"
         helpers.replace_killed()
-        assert helpers.children[0].process is replaced
+        assert helpers.members[0].process is replaced
         assert helpers.killed == 1
 
 
 def test_helpers_that_are_killed_again_and_again_are_given_up(tmp_path):
-    with closing(Helpers(tmp_path, [""], killed=MOST_KILLED)) as helpers:
+    with closing(Helpers(tmp_path, ThisMachine(), [""], killed=MOST_KILLED)) as helpers:
         helpers.start(0)
-        last = helpers.children[0].process
+        last = helpers.members[0].process
         last.kill()
         last.wait()
         helpers.replace_killed()
-        assert helpers.children[0].process is last
+        assert helpers.members[0].process is last
         assert helpers.killed == MOST_KILLED
 
 
 def test_a_number_of_workers_that_is_none_is_refused(finished, monkeypatch):
     monkeypatch.setenv("HARDMOE_THREADS", "1")
     monkeypatch.setenv("HARDMOE_WORKERS", "1")
-    assert len(devices(joint_study())) == 1
+    assert len(ThisMachine().places(joint_study())) == 1
     monkeypatch.setenv("HARDMOE_WORKERS", "none")
     with pytest.raises(ValueError, match="HARDMOE_WORKERS is 'none': wanted a whole number of at least 1"):
-        devices(joint_study())
+        ThisMachine().places(joint_study())

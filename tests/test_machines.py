@@ -157,10 +157,11 @@ def test_commands_that_share_a_study_go_through_its_experts_in_different_orders(
     assert sum(a == b for a, b in zip(one[2:], two[2:], strict=True)) < 4
 
 
-def test_no_artifact_is_stale_by_the_number_of_threads(file):
+def test_no_artifact_is_stale_by_the_number_of_threads_or_the_engine(file):
     study = load_study(file)
+    clusters = (Cluster(), Cluster(threads=7, engine="ray", address="gpu01:6379"))
     ours, theirs = (
-        open_study(study.model_copy(update={"cluster": Cluster(threads=n)}), file.parent).planner for n in (0, 7)
+        open_study(study.model_copy(update={"cluster": cluster}), file.parent).planner for cluster in clusters
     )
     versions = [[task.spec and task.spec.version for task in planner.tasks()] for planner in (ours, theirs)]
     assert versions[0] == versions[1]

@@ -73,6 +73,8 @@ def test_an_expert_cannot_share_all_stages_nor_share_them_from_scratch(expert, s
         ("[store]\nuri = 's3://x/../y'\n", "wanted a bucket and a prefix of letters"),
         ("[store]\nendpoint = 'http://x'\n", "[store] endpoint = 'http://x' does nothing without uri"),
         ("[store]\nuri = 's3://x'\nendpoint = 'x:8333'\n", "endpoint = 'x:8333': wanted a URL"),
+        ("[cluster]\naddress = 'gpu01'\n", "wanted 'auto' or HOST:PORT, such as 'gpu01:6379'"),
+        ("[cluster]\naddress = 'ray://gpu01:10001'\n", "the work of a Ray client is lost with its connection"),
     ],
 )
 def test_a_mistake_is_told_without_the_rest_of_the_study(tmp_path, text, said):
@@ -140,9 +142,10 @@ def test_a_mark_of_byte_order_before_the_settings_is_no_mistake(tmp_path):
 
 
 DATA_STAGES = ("posts", "splits", "vocabulary")
+NOT_OF_DATA_STAGES = {*FILES_OF_WORDS, "block"}  # the content of a file is an input; a training reads in blocks
 
 
-@pytest.mark.parametrize("name", sorted(Data.model_fields.keys() - set(FILES_OF_WORDS)))  # whose content is an input
+@pytest.mark.parametrize("name", sorted(Data.model_fields.keys() - NOT_OF_DATA_STAGES))
 def test_a_field_of_data_counts_for_the_stages_that_it_is_listed_for(name):
     counts = {stage for stage in DATA_STAGES if name in GRAPH[stage].settings(Study())["data"]}
     assert counts == {stage for stage in DATA_STAGES if name in Data.FIELDS_OF[stage]} != set()
@@ -154,6 +157,16 @@ def test_a_field_of_data_that_is_listed_for_no_stage_counts_for_all():
 
     study = Study().model_copy(update={"data": Newer(sharpen=0.5)})
     assert [GRAPH[stage].settings(study)["data"]["sharpen"] for stage in DATA_STAGES] == [0.5] * 3
+
+
+def test_blocks_count_for_every_training_and_blocks_of_one_for_none():
+    study = Study()
+    for name, stage in GRAPH.items():
+        before, after = stage.settings(study), stage.settings(study.changed(data={"block": 64}))
+        if stage.trains:
+            assert after == before | {"data": before.get("data", {}) | {"block": 64}}, name
+        else:
+            assert after == before, name
 
 
 def test_fields_are_listed_by_their_names():

@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from moe_core.data.splits import ALONE, across, assign, leaks, place_of
+from moe_core.data.splits import ALONE, SPLITS, Places, across, decide, given_of, leaks, place_of
 from moe_core.engine.build import build_all
 from moe_core.settings import Data, Source, Study
 from moe_core.stages.data.split_check import check
-from moe_core.stages.data.stages import SPLITS
+from moe_core.stages.data.stages import SPLITS as STAGE
 from moe_core.workspace import open_study
 
 HALF = Data(test=0.3, validation=0.2, router=0.1)
@@ -24,7 +24,12 @@ def frame(ids, users=None, given=None):
 
 def splits_of(ids, groups=None, users=None, given=None, data=HALF):
     group_N = np.array(range(len(ids)) if groups is None else groups, np.int64)
-    return assign(frame(ids, users, given), group_N, data).to_list()
+    return decided(frame(ids, users, given), group_N, data)
+
+
+def decided(posts, group_N, data):
+    group_N = np.where(group_N == ALONE, len(posts), group_N)
+    return np.array(SPLITS)[decide(group_N, given_of(posts), Places(data).of(posts), data)].tolist()
 
 
 def named(split, data=HALF):
@@ -275,7 +280,7 @@ def violations(context, posts):
     import moe_core.stages.reading as reading
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "splits", lambda _: posts)
+        patch.setattr(reading, "split_batches", lambda _: iter([posts]))
         return {kind: count for kind, count in check(context).violations.items() if count}
 
 
@@ -284,5 +289,5 @@ def test_settings_of_splits_leave_the_posts_alone(tmp_path):
     one, other = (made(tmp_path, router=router)[0] for router in (0.0, 0.4))
     assert one.version("posts", "a") == other.version("posts", "a")
     assert one.version("splits") != other.version("splits")
-    assert SPLITS.reads == ("posts",)
+    assert STAGE.reads == ("posts",)
     assert Path(one.need("splits").path).name == one.version("splits")

@@ -60,8 +60,8 @@ def test_shards_are_replaced_tagged_located_put_back_and_cleaned_up(table, monke
     assert (ids(table, "posts.a.1", "a"), ids(table, "posts.a.2", "a")) == (list("xyz"), ["k"])
     assert [batch["id"].to_pylist() for batch in scan_rows(table, "posts.b.1", "b", ["id"], 2)] == [["u", "v"], ["w"]]
     files = data_files(table)
-    version, offsets_N = locate(table, [("a", "posts.a.1"), ("b", "posts.b.1")])
-    assert take_rows(table, version, offsets_N, ["id"])["id"].to_pylist() == list("xyzuvw")
+    version, runs = locate(table, [("a", "posts.a.1"), ("b", "posts.b.1")])
+    assert take_rows(table, version, runs[np.arange(len(runs))], ["id"])["id"].to_pylist() == list("xyzuvw")
     assert data_files(table) == files, "no row is written again"
     assert lance_tags(table)["posts.a.1"] == version
     put(table, "c", "q")
@@ -228,8 +228,8 @@ def test_a_server_that_refuses_and_loses_answers_loses_no_row(server, table, tmp
                 put(unsteady, shard, [f"{shard}{number}"], f"posts.{shard}.{number}")
         tags = [(shard, f"posts.{shard}.{number}") for shard in "ab" for number in range(2)]
         assert [ids(unsteady, tag, shard) for shard, tag in tags] == [[f"{s}{n}"] for s in "ab" for n in range(2)]
-        version, offsets_N = locate(unsteady, [("a", "posts.a.0"), ("b", "posts.b.1")])
-        assert take_rows(unsteady, version, offsets_N, ["id"])["id"].to_pylist() == ["a0", "b1"]
+        version, runs = locate(unsteady, [("a", "posts.a.0"), ("b", "posts.b.1")])
+        assert take_rows(unsteady, version, runs[np.arange(2)], ["id"])["id"].to_pylist() == ["a0", "b1"]
         clean(unsteady)
         assert min(proxy.counts[kind] for kind in ("refused", "conflict", "cut")) > 1
     assert [damage(table, tag, shard, 1, {}) for shard, tag in tags] == [[]] * 4
@@ -307,7 +307,9 @@ def ingested(tables):
         )
         places.append(Place(shard.key, "posts." + shard.key))
     words = Vocabulary([f"t{n}" for n in range(50)], {})
-    posts = open_posts(tables.posts, places, read_labels(tables.posts, places, words), 16)
+    posts = open_posts(
+        tables.posts, places, read_labels(tables.posts, places, words, tables.posts.folder / "arrays"), 16
+    )
     files = [sorted(piece.file for piece in pieces) for pieces in latest_pieces(tables.posts).values()]
     return posts.images.read(np.arange(len(posts))[::-1]), posts.tags_T, sorted(files)
 
@@ -328,11 +330,11 @@ def test_a_run_of_adjacent_posts_is_one_request(server, table, tmp_path):
     replace_rows(table, schema, "a", [rows], ["posts.a.1"])
     with flaky(server.endpoint, share=0) as proxy:
         seen = bucket_table(proxy.endpoint, table.place.uri, tmp_path)
-        version, offsets_N = locate(seen, [("a", "posts.a.1")])
+        version, runs = locate(seen, [("a", "posts.a.1")])
 
         def requests(rows_B):
             before = proxy.counts["passed"]
-            assert len(take_rows(seen, version, offsets_N[rows_B], ["image"])) == len(rows_B)
+            assert len(take_rows(seen, version, runs[rows_B], ["image"])) == len(rows_B)
             return proxy.counts["passed"] - before
 
         requests(np.arange(1))  # opens the file

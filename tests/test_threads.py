@@ -18,6 +18,7 @@ from helpers.processes import until
 from helpers.ui import free_port, launch, started_ui
 from helpers.with_controls import small_study
 from moe_core import threads
+from moe_core.engine.nodes import ThisMachine
 from moe_core.models.cost import multiply_adds
 from moe_core.models.resnet import build as build_network
 from moe_core.settings import Cluster, Decoder, Network, TrunkSetup
@@ -297,9 +298,9 @@ def helper(context, environment, monkeypatch):
     job |= {"study": context.study.model_dump(mode="json"), "version": context.version("joint_experts")}
     (work / JOB).write_text(json.dumps(job))
     monkeypatch.setattr(os, "environ", environment)
-    with closing(Helpers(work, [""])) as helpers:
+    with closing(Helpers(work, ThisMachine(), [""])) as helpers:
         helpers.start(0)
-        assert helpers.children[0].process.wait() == 0
+        assert helpers.members[0].process.wait() == 0
 
 
 def _png():

@@ -8,7 +8,7 @@ Letters: B pictures of a batch, S pixels a side, N signatures, M different ones,
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -25,8 +25,6 @@ MEAN_SHARE = 1 / 3  # of the difference allowed in a cell, what is allowed on av
 PAIRS = 1 << 18  # compared at once: bounds the memory
 AT_MOST = 1024  # others of its code, and others of near codes, that a picture is compared with
 DIRECTIONS, NEAREST = 3, 64  # of a crowd, where there are more: compared are the nearest in the order of each direction
-
-Neighbors = Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
 def signature(images_BSS3: np.ndarray) -> np.ndarray:
@@ -83,107 +81,24 @@ def same_picture(one_PW: np.ndarray, other_PW: np.ndarray, levels: float) -> np.
     return close | (one_PW == other_PW).all(1)
 
 
-def group(signatures_NW: np.ndarray, levels: float, neighbors: Neighbors) -> np.ndarray:
-    """(N,) int64: of each picture, the first that is one picture with it, directly or through others.
-
-    `neighbors(codes, radius)` yields the pairs (i, j), i < j, of codes that differ in at most `radius` bits.
-    """
-    if not len(signatures_NW):
-        return np.zeros(0, np.int64)
-    _, first_M, which_N = _unique(signatures_NW)
-    different_MW = signatures_NW[first_M]
-    code_MB = codes(different_MW)
-    busy = np.flatnonzero(~is_plain(code_MB))
-    label_M = np.arange(len(different_MW))
-    mean_M3 = np.stack([different_MW[:, part].mean(1) for part in _PARTS], axis=1).astype(np.float32)
-    for one, other in candidate_pairs(code_MB[busy], different_MW[busy], neighbors):
-        one, other = busy[one], busy[other]
-        apart = label_M[one] != label_M[other]
-        one, other = one[apart], other[apart]
-        near = _may_be_same(mean_M3[one], mean_M3[other], levels)
-        one, other = one[near], other[near]
-        same = same_picture(different_MW[one], different_MW[other], levels)
-        _join(label_M, one[same], other[same])
-    label_N = label_M[which_N]
-    earliest = np.full(len(different_MW), len(signatures_NW))
-    np.minimum.at(earliest, label_N, np.arange(len(signatures_NW)))
-    return earliest[label_N]
+PARTS = (slice(0, LUMA), slice(LUMA, LUMA + COLOUR_CELLS**2), slice(LUMA + COLOUR_CELLS**2, SIGNATURE_BYTES))
 
 
-def number_of_each(signatures_NW: np.ndarray) -> np.ndarray:
-    """(N,) int64, equal for equal signatures."""
-    return _unique(signatures_NW)[2]
-
-
-_PARTS = (slice(0, LUMA), slice(LUMA, LUMA + COLOUR_CELLS**2), slice(LUMA + COLOUR_CELLS**2, SIGNATURE_BYTES))
-
-
-def _may_be_same(one_P3: np.ndarray, other_P3: np.ndarray, levels: float) -> np.ndarray:
+def may_be_same(one_P3: np.ndarray, other_P3: np.ndarray, levels: float) -> np.ndarray:
     """(P,) bool: a cheap condition that follows from `same_picture`, on the means of luma and colors."""
     zero = np.array([0, 128, 128], np.float32)
     slack = levels * BRIGHTER + (BRIGHTER - 1) * np.maximum(np.abs(one_P3 - zero), np.abs(other_P3 - zero)) + 1
     return (np.abs(one_P3 - other_P3) <= slack).all(1)
 
 
-def candidate_pairs(
-    code_MB: np.ndarray, look_MW: np.ndarray, neighbors: Neighbors
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of rows with near codes, at most about PAIRS at once. Equal codes are searched once.
-
-    Of many rows with one code the first is paired with all others first: where they are one picture, one batch of
-    comparisons joins them, and the pairs among them cost no comparison any more. A row is paired with at most AT_MOST
-    others of its code and AT_MOST of near ones; rows for which there were more are a crowd, and paired with those that
-    are nearest to them in the directions in which the crowd differs most. So pairs grow with the rows, not with their
-    square.
-    """
-    if not len(code_MB):
-        return
-    found_CB, _, code_M = _unique(code_MB)
-    order_M = np.argsort(code_M, kind="stable")
-    size_C = np.bincount(code_M)
-    start_C = np.concatenate([[0], size_C.cumsum()[:-1]])
-    crowded_C = size_C > AT_MOST + 1
-    first_M = np.repeat(start_C, size_C)
-    for one, other in _in_parts(first_M, np.arange(len(order_M))):
-        yield order_M[one[one < other]], order_M[other[one < other]]
-    place_M = np.arange(len(order_M)) - first_M
-    later = np.arange(len(order_M))
-    for step in range(1, min(AT_MOST, int(size_C.max()) - 1) + 1):
-        later = later[place_M[later] >= step]
-        for one, other in _in_parts(later - step, later):
-            yield order_M[one], order_M[other]
-    left_C = np.full(len(size_C), AT_MOST)
-    for i_K, j_K in neighbors(found_CB, RADIUS):
-        order_K = np.argsort(i_K, kind="stable")
-        i_K, j_K = i_K[order_K], j_K[order_K]
-        before_K = _before(i_K, size_C[j_K])
-        width_K = np.clip(left_C[i_K] - before_K, 0, size_C[j_K])
-        np.subtract.at(left_C, i_K, width_K)
-        crowded_C[i_K[width_K < size_C[j_K]]] = True
-        crowded_C[j_K[width_K < size_C[j_K]]] = True
-        for one, other in _expand(start_C[i_K], size_C[i_K], start_C[j_K], width_K):
-            yield order_M[one], order_M[other]
-    crowd_Q = np.flatnonzero(crowded_C[code_M])
-    for order_Q in _orders(look_MW[crowd_Q]):
-        for step in range(1, min(NEAREST, len(crowd_Q) - 1) + 1):
-            for one, other in _in_parts(crowd_Q[order_Q[:-step]], crowd_Q[order_Q[step:]]):
-                near = np.bitwise_count(code_MB[one] ^ code_MB[other]).sum(1) <= RADIUS
-                yield one[near], other[near]
-
-
-def _in_parts(one_P: np.ndarray, other_P: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for first in range(0, len(one_P), PAIRS):
-        yield one_P[first : first + PAIRS], other_P[first : first + PAIRS]
-
-
-def _before(key_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:
+def before(key_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:
     """(K,) int64: sum of the counts before each among those of its key; keys ascend."""
     before_K = count_K.cumsum() - count_K
     _, first, which = np.unique(key_K, return_index=True, return_inverse=True)
     return np.asarray(before_K - before_K[first[which]])
 
 
-def _expand(
+def expand(
     start_K: np.ndarray, size_K: np.ndarray, other_K: np.ndarray, width_K: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs of one of the `size` places from `start` on and one of the `width` from `other` on."""
@@ -195,42 +110,14 @@ def _expand(
         yield start_K[at_P] + within_P // width_K[at_P], other_K[at_P] + within_P % width_K[at_P]
 
 
-def _orders(look_QW: np.ndarray) -> Iterator[np.ndarray]:
-    """(Q,) orders of signatures along the directions in which they differ most, at equal brightness.
-
-    All is rounded to whole numbers before it is summed, so that no order of summation changes an order.
-    """
-    if len(look_QW) < 2:
-        return
+def at_equal_brightness(look_QW: np.ndarray) -> np.ndarray:
+    """(Q, W) float64 of whole numbers: signatures of which only the structure is left."""
     luma = look_QW[:, :LUMA].astype(np.float64)
     bright_Q1 = np.sqrt(np.maximum((luma**2).mean(1), 1))[:, None] / 128
-    even = np.rint(np.concatenate([luma, look_QW[:, LUMA:] - 128.0], axis=1) / bright_Q1)
-    spread_WW = len(even) * (even.T @ even) - np.outer(even.sum(0), even.sum(0))
-    _, directions_WW = np.linalg.eigh(spread_WW)
-    for direction_W in directions_WW.T[::-1][:DIRECTIONS]:
-        yield np.argsort(even @ np.rint(127 * direction_W), kind="stable")
+    return np.asarray(np.rint(np.concatenate([luma, look_QW[:, LUMA:] - 128.0], axis=1) / bright_Q1))
 
 
-def _join(label_M: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> None:
-    """Gives joined sets one label, in place: the smallest of theirs."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    if not len(one_P):
-        return
-    labels, ends = np.unique(np.concatenate([label_M[one_P], label_M[other_P]]), return_inverse=True)
-    one, other = ends[: len(one_P)], ends[len(one_P) :]
-    graph = coo_matrix((np.ones(len(one), np.int8), (one, other)), shape=(len(labels), len(labels)))
-    _, part = connected_components(graph, directed=False)
-    smallest = np.full(part.max() + 1, len(label_M))
-    np.minimum.at(smallest, part, labels)
-    new = np.arange(len(label_M))
-    new[labels] = smallest[part]
-    label_M[:] = new[label_M]
-
-
-def _unique(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(different rows, where each is first, which of them each row is)."""
-    rows = np.ascontiguousarray(rows)
-    _, first, which = np.unique(rows.view(f"V{rows.shape[1]}").ravel(), return_index=True, return_inverse=True)
-    return rows[first], first, which
+def directions(count: int, sum_W: np.ndarray, square_WW: np.ndarray) -> np.ndarray:
+    """(DIRECTIONS, W) float64 of whole numbers: in which `count` rows with these sums and squares differ most."""
+    _, directions_WW = np.linalg.eigh(count * square_WW - np.outer(sum_W, sum_W))
+    return np.asarray(np.rint(127 * directions_WW.T[::-1][:DIRECTIONS]))

@@ -5,7 +5,6 @@ of one, so the posts of a user lie together, except those that repeat another's 
 """
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,6 +18,7 @@ SPLITS = (*USED, "dropped")
 ALONE = -1  # group of a post that is dropped because its id came before
 # a picture in two given splits stays in the higher
 _RANK = {"train": 0, "router": 1, "validation": 2, "test": 3}
+PART = 1 << 18  # posts decided at once
 
 
 def place_of(unit: str) -> float:
@@ -27,55 +27,83 @@ def place_of(unit: str) -> float:
     return int.from_bytes(digest) / 2**64
 
 
-def assign(posts: pl.DataFrame, group_N: np.ndarray, data: Data) -> pl.Series:
-    """The split of each post, one of SPLITS, from columns id, user and given (a value of GIVEN, or null).
+def given_of(posts: pl.DataFrame) -> np.ndarray:
+    """(N,) int8: how held out the split is that the source gives each post, from 1 on; 0 where it gives none.
 
-    `group_N`: row of the first post of each post's group, or ALONE. A group's posts get one split, unless the source
-    gives several: then those are kept, or, with data.leaks = "remove", only the one that is most held out; posts of
-    such a group that are given none are dropped.
+    Column given: a value of GIVEN, or null.
     """
-    unit = pl.col("id")
-    if data.split_by == "user":
-        unit = pl.when(pl.col("user").fill_null("") != "").then(pl.col("user")).otherwise(pl.col("id"))
-    units = posts.select(unit.alias("unit"))["unit"].gather(np.maximum(group_N, 0))
-    names = units.unique()
-    places = names.to_frame("unit").with_columns(pl.Series("place", [place_of(name) for name in names], pl.Float64))
-    validation, router = data.validation, data.validation + data.router
     rank = pl.col("given").replace_strict(_RANK, return_dtype=pl.Int8)
-    name = pl.col("top").replace_strict({number: split for split, number in _RANK.items()}, return_dtype=pl.String)
-    by_hash = _cut({"test": data.test, "validation": data.test + validation, "router": data.test + router})
-    given = posts["given"]
+    return posts.select((rank + 1).fill_null(0))["given"].to_numpy()
+
+
+class Places:
+    """Where the hash of its user (or id) puts each post, if it is the first of its group."""
+
+    def __init__(self, data: Data) -> None:
+        unit = pl.col("id")
+        if data.split_by == "user":
+            unit = pl.when(pl.col("user").fill_null("") != "").then(pl.col("user")).otherwise(pl.col("id"))
+        self._unit = unit.alias("unit")
+        self._held_out = data.validation + data.router
+        self._bounds = np.array([data.test, data.test + data.validation, data.test + self._held_out])
+        self._of_train = np.array([data.validation, self._held_out])
+
+    def of(self, posts: pl.DataFrame) -> np.ndarray:
+        """(N,) int8: the split by all shares, and where the post is taken out of train the one by the rest, as
+        numbers in SPLITS: 8 times the second, and the first."""
+        units = posts.select(self._unit)["unit"]
+        names = units.unique()
+        places = names.to_frame("unit").with_columns(pl.Series("place", [place_of(name) for name in names], pl.Float64))
+        place_N = units.to_frame("unit").join(places, on="unit", how="left", maintain_order="left")["place"].to_numpy()
+        by_hash = np.array([SPLITS.index(name) for name in ("test", "validation", "router", "train")], np.int8)
+        of_train = by_hash[1:]
+        rest_N = of_train[_first_above(self._of_train, place_N)]
+        return rest_N * 8 + by_hash[_first_above(self._bounds, place_N)]
+
+
+def _first_above(bounds: np.ndarray, place_N: np.ndarray) -> np.ndarray:
+    """(N,) the number of the first bound above each place; the number of bounds where none is."""
+    above = place_N[:, None] < bounds
+    return np.asarray(np.where(above.any(1), above.argmax(1), len(bounds)))
+
+
+def decide(group_N: np.ndarray, given_N: np.ndarray, place_N: np.ndarray, data: Data) -> np.ndarray:
+    """(N,) int8: the split of each post, a number in SPLITS, by what `given_of` and `Places` say of them.
+
+    `group_N`: row of the first post of each post's group, N where the post's id came before. A group's posts get one
+    split, unless the source gives several: then those are kept, or, with data.leaks = "remove", only the one that is
+    most held out; posts of such a group that are given none are dropped.
+    """
+    top_N, bottom_N = given_range(group_N, given_N)
     # a source that gives its posts train and validation alone has nothing to test on
-    untested = len(given) > 0 and given.null_count() == 0 and not (given == "test").any()
-    of_train = by_hash if untested else _cut({"validation": validation, "router": router})
-    kept = pl.col("given").is_not_null() & ((rank == pl.col("top")) | (data.leaks == "report"))
-    in_leak = pl.when(kept).then(pl.col("given")).otherwise(pl.lit("dropped"))
-    split = (
-        pl.when(pl.col("group") == ALONE)
-        .then(pl.lit("dropped"))
-        .when(pl.col("top").is_null())
-        .then(by_hash)
-        .when(pl.col("top") != pl.col("bottom"))
-        .then(in_leak)
-        .when(pl.col("top") == _RANK["train"])
-        .then(of_train)
-        .otherwise(name)
-    )
-    return (
-        pl.DataFrame({"group": group_N, "given": posts["given"], "unit": units})
-        .join(places, on="unit", how="left", maintain_order="left")
-        .with_columns(rank.max().over("group").alias("top"), rank.min().over("group").alias("bottom"))
-        .select(split.alias("split"))["split"]
-    )
+    untested = len(given_N) > 0 and bool((given_N > 0).all()) and not bool((given_N == _RANK["test"] + 1).any())
+    name_of = np.array([SPLITS.index(name) for name in ("dropped", *sorted(_RANK, key=_RANK.__getitem__))], np.int8)
+    split_N = np.full(len(group_N), SPLITS.index("dropped"), np.int8)
+    for first in range(0, len(group_N), PART):
+        some = slice(first, first + PART)
+        alone = group_N[some] == len(group_N)
+        group = np.where(alone, 0, group_N[some])
+        top, bottom, given = top_N[group], bottom_N[group], given_N[some]
+        by_hash, of_train = place_N[group] % 8, place_N[group] // 8
+        kept = (given > 0) & ((given == top) | (data.leaks == "report"))
+        found = np.where(top == _RANK["train"] + 1, by_hash if untested else of_train, name_of[top])
+        found = np.where(top != bottom, np.where(kept, name_of[given], name_of[0]), found)
+        split_N[some] = np.where(alone, name_of[0], np.where(top == 0, by_hash, found))
+    return split_N
 
 
-def _cut(bounds: dict[str, float]) -> pl.Expr:
-    """The first name whose bound lies above the place, else train."""
-    chain: Any = pl
-    for name, bound in bounds.items():
-        chain = chain.when(pl.col("place") < bound).then(pl.lit(name))
-    expression: pl.Expr = chain.otherwise(pl.lit("train"))
-    return expression
+def given_range(group_N: np.ndarray, given_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) int8 twice, at the first post of each group: the most and the least held out that the source gives in it,
+    as `given_of` says; 0 where it gives none."""
+    top_N, bottom_N = np.zeros(len(group_N), np.int8), np.full(len(group_N), len(_RANK) + 1, np.int8)
+    for first in range(0, len(group_N), PART):
+        some = slice(first, first + PART)
+        at = np.flatnonzero((given_N[some] > 0) & (group_N[some] < len(group_N)))
+        group, given = group_N[some][at], given_N[some][at]
+        np.maximum.at(top_N, group, given)
+        np.minimum.at(bottom_N, group, given)
+    bottom_N[bottom_N > len(_RANK)] = 0
+    return top_N, bottom_N
 
 
 def leaks(posts: pl.DataFrame, signature_N: np.ndarray) -> pl.DataFrame:
@@ -92,12 +120,6 @@ def leaks(posts: pl.DataFrame, signature_N: np.ndarray) -> pl.DataFrame:
         .select("group", "shard", "position", "id", "given", "split", "same")
         .sort("group", maintain_order=True)
     )
-
-
-def users_apart(posts: pl.DataFrame) -> int:
-    """Users whose posts lie in more than one split."""
-    used = posts.filter((pl.col("split") != "dropped") & (pl.col("user").fill_null("") != ""))
-    return used.group_by("user").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1).height
 
 
 def across(split: pl.Series, given: pl.Series, number_N: np.ndarray) -> tuple[int, int]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moe_core.data.sources.scan import Shard
 from moe_core.data.takedowns import Takedowns
+from moe_core.engine.nodes import Nodes, Report, ThisMachine
 from moe_core.engine.planner import Planner
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact, Spec
 from moe_core.store.protocols import ArtifactStore
-
-Report = Callable[[Mapping[str, Any]], None]
 
 
 def silent(_: Mapping[str, Any]) -> None:
@@ -28,6 +27,7 @@ class Context:
     planner: Planner
     report: Report = silent
     by: str = "a plain call"  # who works with it, for what is written down
+    nodes: Nodes = field(default_factory=ThisMachine)  # where a stage starts processes of its own
 
     @property
     def study(self) -> Study:

@@ -51,6 +51,7 @@ class Stage:
     uses_gpu: bool = True  # it computes on a GPU where there is one
     trains: bool = False  # it trains networks: it wants a GPU of its own, and its cost is counted
     all_gpus: Callable[[Study], bool] = lambda study: False  # it starts processes of its own, one a GPU
+    ranks: Callable[[Study], int] = lambda study: 1  # where more than one, they compute, and its own process does not
     frozen: bool = False  # planned and built on the shards of the frozen trunk, where that is kept
     resolve: Callable[[Any, Spec], Spec] | None = None  # (Planner, spec): where it depends on what was built before
     on_commit: Callable[[Any, Artifact], None] | None = None  # (Context, artifact): once built, and whenever found

@@ -4,20 +4,24 @@ Letters: N posts, B of a part, D embedding width.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from torch import nn
 
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_labels
+from moe_core.data.mapped import mapped
 from moe_core.data.vocabulary import Vocabulary, load
 from moe_core.engine.context import Context
 from moe_core.models.resnet import ResNet, build, build_on_meta, channels_last
 from moe_core.serving.bundle import decoder_of
 from moe_core.settings import Network
 from moe_core.store.artifact import Artifact
+from moe_core.store.hashing import content_hash
 from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.tables.location import tables_of
 from moe_core.tables.reading import read_rows, scan_rows
@@ -51,6 +55,13 @@ def splits(context: Context) -> pl.DataFrame:
     return pl.read_parquet(context.need("splits").file("splits.parquet"), glob=False)
 
 
+def split_batches(context: Context) -> Iterator[pl.DataFrame]:
+    """The same a part at a time."""
+    with pq.ParquetFile(context.need("splits").file("splits.parquet")) as file:
+        for batch in file.iter_batches(BATCH):
+            yield pl.DataFrame(batch)
+
+
 def vocabulary(context: Context) -> Vocabulary:
     artifact = context.need("vocabulary")
     return load(artifact.file("hashtags.parquet"), artifact.file("synonyms.parquet"))
@@ -75,15 +86,34 @@ class Index:
 
 
 def index(context: Context) -> Index:
-    split_N = splits(context)["split"].to_numpy().astype("U10")
-    table = tables_of(context.store).posts
-    return Index(split_N, read_labels(table, places(context), vocabulary(context)))
+    file = context.need("splits").file("splits.parquet")
+    split_N = pl.read_parquet(file, columns=["split"], glob=False)["split"].to_numpy().astype("U10")
+    return Index(
+        split_N,
+        read_labels(tables_of(context.store).posts, places(context), vocabulary(context), context.store.layout.arrays),
+    )
 
 
 def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
     """Posts where `wanted_N`, one bool a post, holds; their images are read when they are wanted."""
-    table, size = tables_of(context.store).posts, context.study.data.image_size
-    return open_posts(table, places(context), index.labels, size).subset(np.flatnonzero(wanted_N))
+    data = context.study.data
+    posts = open_posts(tables_of(context.store).posts, places(context), index.labels, data.image_size)
+    return replace(posts, block=data.block).subset(np.flatnonzero(wanted_N))
+
+
+def training_posts(context: Context) -> Posts:
+    """All posts for training that have something to predict. Of many posts the tags and places are mapped: another
+    process of this machine that trains on them holds none of its own."""
+
+    def parts() -> Iterator[tuple[np.ndarray, ...]]:
+        found = index(context)
+        return found.labels.parts(found.use("train"))
+
+    key = content_hash({name: context.version(name) for name in ("splits", "vocabulary")} | {"split": "train"})
+    posts_N, tags_T, starts_N1 = mapped(context.store.layout.arrays, key, ("posts", "tags", "starts"), parts)
+    data, table = context.study.data, tables_of(context.store).posts
+    images = replace(open_images(table, places(context), data.image_size), posts_N=posts_N)
+    return Posts(images, torch.from_numpy(tags_T), torch.from_numpy(starts_N1), data.block)
 
 
 def images_of(context: Context, shard: str, size: int) -> Images:

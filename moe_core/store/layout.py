@@ -6,7 +6,7 @@
     <root>/<asset>/request.json             requests: train the trunk again, fit the partition again
     <root>/posts.lance, rejects.lance       rows of all shards
     <root>/published.json, takedowns.parquet
-    <root>/dagster, logs, .progress, .runs, .sources, .scratch, .content_hashes.json
+    <root>/dagster, logs, .progress, .runs, .arrays, .sources, .scratch, .content_hashes.json
 
 Names are hidden (".") where a user has nothing to read in them.
 """
@@ -31,6 +31,7 @@ class Layout:
         self.posts_table, self.rejects_table = root / "posts.lance", root / "rejects.lance"
         self.tables = self.posts_table, self.rejects_table  # replaced shard by shard, always both
         self.content_hashes = root / ".content_hashes.json"  # of the source's files: an unchanged one is not read again
+        self.arrays = root / ".arrays"  # that the processes of a machine map, made again where they are gone
         self.source_cache = root / ".sources"  # what readers of a source keep, such as indices of tars
 
         self.in_use = root / ".in-use.lock"  # of the whole store: shared while building, exclusive while deleting

@@ -35,7 +35,8 @@ def left_at(layout: Layout, path: Path) -> Leftover:
 
 
 def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False) -> Iterator[Path]:
-    """Unfinished artifacts, texts, and work folders of finished ones. The caller holds the lock `layout.in_use` alone.
+    """Unfinished artifacts, texts, work folders of finished ones, and arrays that processes mapped, which may be of
+    posts that are gone. The caller holds the lock `layout.in_use` alone.
 
     So nothing is built on any machine, and unfinished artifacts are left over, but for those of a process that runs
     here, unless `every_process`. Texts are written without that lock: those of another machine are left over after a
@@ -47,6 +48,8 @@ def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False
         for path, key, version in work_folders(layout, asset):
             if layout.manifest(asset, key, version).exists():
                 yield path
+    if layout.arrays.is_dir():
+        yield layout.arrays
     layout.in_use.touch()
     yield from _texts(layout, layout.in_use.stat().st_mtime)
 

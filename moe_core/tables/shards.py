@@ -19,6 +19,7 @@ from moe_core.tables.location import Check, Table
 from moe_core.tables.memory import copied, passed_on
 from moe_core.tables.paths import open_path
 from moe_core.tables.reading import read_rows
+from moe_core.tables.runs import Runs
 from moe_core.tables.versions import (
     Pieces,
     at,
@@ -174,10 +175,10 @@ def values_in(table: Table, shard: str, column: str) -> dict[str, int]:
     return Counter(read_rows(table, table.open().version, shard, [column])[column].to_pylist())
 
 
-def locate(table: Table, places: Sequence[tuple[str, int | str]]) -> tuple[int, np.ndarray]:
+def locate(table: Table, places: Sequence[tuple[str, int | str]]) -> tuple[int, Runs]:
     """One version that holds the rows of all the (shard, version or Lance tag), and where each post lies in it.
 
-    Of N posts (N,) int64, for LanceDataset.take: shards in the order asked for, `position` inside.
+    Numbers for LanceDataset.take: shards in the order asked for, `position` inside.
     That is the version that they share, or the latest. Where the latest holds other rows of a shard (it was ingested
     with other settings since), the tagged ones are restored first, by a commit that names their data files again.
     """
@@ -187,10 +188,7 @@ def locate(table: Table, places: Sequence[tuple[str, int | str]]) -> tuple[int, 
     else:
         version = gather(table, places)
     _, pieces = at(table, version)
-    offsets = [np.zeros(0, np.int64)]
-    for shard, _ in places:
-        offsets += [np.arange(p.first, p.first + p.rows, dtype=np.int64) for p in pieces.get(shard, ())]
-    return int(version), np.concatenate(offsets)
+    return int(version), Runs((p.first, p.rows) for shard, _ in places for p in pieces.get(shard, ()))
 
 
 def gather(table: Table, places: Sequence[tuple[str, int | str | None]]) -> int:

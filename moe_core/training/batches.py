@@ -9,11 +9,11 @@ Letters: N posts, B posts in the batch, S steps, C channels, H W pixels, M tags 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from moe_core.training.moves import moved
 from moe_core.training.order import TOGETHER, Draws, Order
 from moe_core.training.posts import NO_TAG, READ_ROWS, ImagesOnDevice, Posts
 from moe_core.training.transfer import named, pinned, use
+from moe_core.training.windows import Part, in_windows, read_parts
 
 if TYPE_CHECKING:
     from moe_core.settings import Training
@@ -72,18 +73,23 @@ def batches(
     pixels = posts.images.read(np.zeros(1, np.int64)).nbytes
     most = max(1, min(READ_ROWS, READ_BYTES // pixels) // order.size)  # steps that are read at once
     most = min(1 << most.bit_length() - 1, TOGETHER)
-    parts = range(first // most * most, last, most)  # none of which lies in two blocks of the order
+    starts = range(first // most * most, last, most)  # none of which lies in two draws of the order
+    some_steps = [range(max(start, first), min(start + most, last)) for start in starts]
 
     on_cpu = not device.startswith("cuda")
 
-    def read(part: int) -> _Read:
+    def read(part: tuple[range, list[Part]]) -> _Read:
         use(device)
-        steps = range(max(part, first), min(part + most, last))
+        steps, windows = part
         draws = order.draws(steps)
         rows_N = draws.rows_SB.reshape(-1)
-        images_NHWC = posts.images.read(rows_N, draws.moves.flat() if on_cpu else None)
+        moves = draws.moves.flat() if on_cpu else None
+        images_NHWC = read_parts(windows, moves) if windows else posts.images.read(rows_N, moves)
         return _Read(steps, draws, images_NHWC, posts.tags_of(rows_N))
 
+    parts: Iterable[tuple[range, list[Part]]] = ((steps, []) for steps in some_steps)
+    if posts.block > 1:
+        parts = in_windows(posts.images, order, some_steps, range(first, last))
     if on_cpu:
         for some in ahead(read, parts, threads):
             yield from some.batches()
@@ -158,15 +164,17 @@ def _gathered(posts: Posts, images_NHWC: Tensor, order: Order, steps: range) -> 
             yield Batch(step, *at_once(moves_B4))
 
 
-def ahead(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """`work(item)` of each item in order, done by threads that are at most `threads` + 1 items ahead."""
-    if len(items) == 1:  # a thread would do nothing meanwhile
-        yield work(items[0])
+    rest = iter(items)
+    begin = list(islice(rest, 2))
+    if len(begin) < 2:  # a thread would do nothing meanwhile
+        yield from map(work, begin)
         return
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[Result]] = deque()
     try:
-        for item in items:
+        for item in chain(begin, rest):
             pending.append(pool.submit(work, item))
             if len(pending) > threads:
                 yield pending.popleft().result()

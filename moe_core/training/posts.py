@@ -6,7 +6,7 @@ V hashtags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from moe_core.training.moves import Moves
 
 READ_ROWS = 1024  # that are copied to a device at once
+COUNTED = 1 << 20  # posts whose tags are counted at once
 NO_TAG = -1
 
 
@@ -31,6 +32,10 @@ class Images(Protocol):
 
     def subset(self, rows_N: np.ndarray) -> Images:
         """The images at these places, not yet read."""
+        ...
+
+    def fetched(self, rows_N: np.ndarray) -> Images:
+        """The images at these places, in memory, as they are stored."""
         ...
 
 
@@ -49,6 +54,8 @@ class ImagesInMemory:
 
     def subset(self, rows_N: np.ndarray) -> ImagesInMemory:
         return ImagesInMemory(self.images_NHWC[rows_N])
+
+    fetched = subset
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class ImagesOnDevice:
     def subset(self, rows_N: np.ndarray) -> ImagesOnDevice:
         return ImagesOnDevice(self.images_NHWC[torch.from_numpy(rows_N).to(self.images_NHWC.device)])
 
+    fetched = subset
+
 
 def bytes_for_posts(mib: int | Literal["auto"], device: str) -> int:
     """Bytes of images that may stay on a device, by `device_mib`: "auto" is half of what is free there."""
@@ -86,6 +95,7 @@ class Posts:
     images: Images
     tags_T: Tensor  # int64 in [0, V)
     starts_N1: Tensor  # int64, post n has tags_T[starts_N1[n]:starts_N1[n + 1]]
+    block: int = 1  # adjacent posts that a training reads together
 
     def __post_init__(self) -> None:
         if len(self.starts_N1) != len(self.images) + 1 or int(self.starts_N1[-1]) != len(self.tags_T):
@@ -100,7 +110,8 @@ class Posts:
     @cached_property
     def most_tags(self) -> int:
         """Tags of the post that has most: M."""
-        return int(self.starts_N1.diff().max()) if len(self) else 0
+        parts = (self.starts_N1[first : first + COUNTED + 1] for first in range(0, len(self), COUNTED))
+        return max((int(part.diff().max()) for part in parts), default=0)
 
     def tags_of(self, rows_B: np.ndarray) -> np.ndarray:
         """(B, M) int64: the tags of each post, filled up with NO_TAG to as many as any post has."""
@@ -111,7 +122,7 @@ class Posts:
 
     def subset(self, rows_N: np.ndarray) -> Posts:
         """The posts at these places, in this order; images are not read."""
-        return Posts(self.images.subset(rows_N), *self.tag_rows(rows_N))
+        return Posts(self.images.subset(rows_N), *self.tag_rows(rows_N), self.block)
 
     def tag_rows(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
         """(tags_T, starts_B1) of the posts at these places, in this order."""
@@ -122,7 +133,7 @@ class Posts:
 
     def in_memory(self) -> Posts:
         """These posts with all images read."""
-        return Posts(ImagesInMemory(self.images.read(np.arange(len(self)))), self.tags_T, self.starts_N1)
+        return replace(self, images=ImagesInMemory(self.images.read(np.arange(len(self)))))
 
     def on_device(self, most_bytes: int, device: str) -> Posts:
         """These posts with all images on the device if they fit into `most_bytes`, else unchanged.
@@ -141,7 +152,7 @@ class Posts:
                 images_NHWC[first : first + len(rows)].copy_(torch.from_numpy(self.images.read(rows)))
         except torch.OutOfMemoryError:
             return self
-        return Posts(ImagesOnDevice(images_NHWC), self.tags_T, self.starts_N1)
+        return replace(self, images=ImagesOnDevice(images_NHWC))
 
     def _places_of(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(place in `rows_B`, place among the post's tags, tag) of every tag of these posts. In numpy: torch would

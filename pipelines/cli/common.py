@@ -14,12 +14,12 @@ from moe_core.clustering import faiss_build
 from moe_core.data.sources.scan import Unready
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Blocked, Name, PlannedTask, missing
-from moe_core.errors import BadSource, LockHeld
+from moe_core.errors import BadSetting, BadSource, LockHeld
 from moe_core.maintenance import takedown
 from moe_core.maintenance.takedown import Takedown
 from moe_core.maintenance.verify import damaged_pointers
 from moe_core.serving.publication import read_log
-from moe_core.settings import Study
+from moe_core.settings import Cluster, Study, ray_address
 from moe_core.store import places
 from moe_core.store.files import write_text
 from moe_core.store.layout import Layout
@@ -71,12 +71,23 @@ def changed_study(study_file: Path, settings: tuple[str, ...], dry_run: bool, re
     return open_study(changed.study, study_file.absolute().parent, requests=requests)
 
 
-def show_run_plan(
-    context: Context, planned: Sequence[PlannedTask], force: bool, workers: int | None, as_json: bool
-) -> None:
-    """What a run of these tasks would do."""
+def chosen_cluster(study: Study, engine: str | None, address: str | None) -> Cluster:
+    """Where runs take place: as the study says, but for what was chosen on the command line. Raises BadSetting."""
+    cluster = study.cluster.model_copy(update={"engine": engine or study.cluster.engine})
+    if address is None:
+        return cluster
+    if cluster.engine != "ray":
+        raise BadSetting("--address names a Ray cluster: it goes with --engine ray")
+    try:
+        return cluster.model_copy(update={"address": ray_address(address)})
+    except ValueError as error:
+        raise BadSetting(f"--address {address}: {error}") from None
+
+
+def show_run_plan(context: Context, planned: Sequence[PlannedTask], force: bool, workers: int, as_json: bool) -> None:
+    """What a run of these tasks would do, with so many workers."""
     warn_damaged(context)
-    plan = run_plan(context, planned, force, worker_count(workers, context.study))
+    plan = run_plan(context, planned, force, workers)
     if as_json:
         echo_json(plan.as_json())
     else:
@@ -115,12 +126,13 @@ def run_shown(context: Context, **options: Any) -> Summary:
     warn_damaged(context)
     warn_unready(context.planner.state.unready)
     _ = context.shards  # a source that is not there is an error before anything starts
+    cluster = options.get("cluster") or context.study.cluster
     if options.get("workers"):
         os.environ.setdefault("HARDMOE_WORKERS", str(options["workers"]))  # of a stage that starts its own
     try:
         now = finish_takedown(context)
         planned = planned_tasks(now, options.get("until"), options.get("only"))
-        with Display(now, planned, worker_count(options.get("workers"), now.study)) as display:
+        with Display(now, planned, worker_count(options.get("workers"), now.study, cluster)) as display:
             summary = run_study(now, on_event=display.event, on_poll=display.poll, **options)
     except KeyboardInterrupt:  # before or after runs are under way
         return Summary(interrupted=True)

@@ -146,7 +146,7 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
     context = study_at(study_file)
     show_keys(with_source(context))
     lock = lock_ui(port)
-    with opened() as instance:
+    with opened(launches=True) as instance:
         if (seconds := daemon_heartbeat_age(instance)) is not None:
             echo(
                 f"A daemon of this instance reported {seconds:.0f} s ago. Unless it was that of a `hardmoe ui` which "

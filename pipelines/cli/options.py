@@ -21,8 +21,17 @@ STUDY_OPTION = click.option(
     callback=_study_file,
     help="Folder of the study, or its study.toml.  [default: $HARDMOE_STUDY, else ./study.toml]",
 )
-WORKERS = click.option(
+_WORKERS = click.option(
     "--workers", type=int, default=None, help="Runs at once.  [default: one a GPU, else by the cores]"
+)
+_ENGINE = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default=None,
+    help="Where runs take place: on this machine, or on a Ray cluster.  [default: cluster.engine of study.toml]",
+)
+_ADDRESS = click.option(
+    "--address", default=None, metavar="HOST:PORT", help="Of the Ray cluster.  [default: cluster.address of study.toml]"
 )
 FORCE = click.option("--force", is_flag=True, help="Rebuild what exists already.")
 SET = click.option(
@@ -32,8 +41,15 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would run and 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
+def runs_on(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say where runs take place, and how many at once."""
+    for option in (_ADDRESS, _ENGINE, _WORKERS):
+        command = option(command)
+    return command
+
+
 def plans_and_runs(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of a command that plans some tasks and runs them."""
-    for option in (JSON, DRY_RUN, SET, FORCE, WORKERS):
+    for option in (JSON, DRY_RUN, SET, FORCE, runs_on):
         command = option(command)
     return command

@@ -13,8 +13,8 @@ from moe_core.stages.gate import current_partition, refit
 from moe_core.stages.trunk import frozen
 from moe_core.store import pointer
 from moe_core.store.layout import NAMES
-from pipelines.cli.common import finish, run_shown, study_at
-from pipelines.cli.options import JSON, STUDY_OPTION, WORKERS
+from pipelines.cli.common import chosen_cluster, finish, run_shown, study_at
+from pipelines.cli.options import JSON, STUDY_OPTION, runs_on
 from pipelines.run.task import Summary
 from pipelines.terminal import echo, echo_json
 
@@ -24,9 +24,18 @@ from pipelines.terminal import echo, echo_json
 @click.option("--dry-run", is_flag=True, help="Show what would move and be trained again; make no changes.")
 @click.option("--renew-trunk", "renew", is_flag=True, help="A new trunk and vocabulary from all shards, too.")
 @click.option("--until", default="partition", show_default=True, help="Continue to this asset and what it needs.")
-@WORKERS
+@runs_on
 @JSON
-def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, workers: int | None, as_json: bool) -> None:
+def repartition(
+    study_file: Path,
+    dry_run: bool,
+    renew: bool,
+    until: str,
+    workers: int | None,
+    engine: str | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """Fits the gate again from the clusters there are; experts keep their keys, and those that changed become stale.
 
     Example: hardmoe repartition --study cats/study.toml --dry-run
@@ -40,13 +49,14 @@ def repartition(study_file: Path, dry_run: bool, renew: bool, until: str, worker
         return
     context = study_at(study_file)
     context.planner.stage(until)
+    cluster = chosen_cluster(context.study, engine, address)
     before = context.planner.state.requests
     summary = Summary(interrupted=True)
     with suppress(KeyboardInterrupt):
         current_partition.request_refit(context)
         if renew and not frozen.request_renewal(context):
             echo("Trunk and vocabulary are those of all shards already.", err=True)
-        summary = run_shown(study_at(study_file), until=until, workers=workers)
+        summary = run_shown(study_at(study_file), until=until, workers=workers, cluster=cluster)
     if summary.interrupted and not {"trunk", "partition"} & {*summary.made, *summary.stopped}:
         for request, asset in (("refit", "partition"), ("renew", "trunk")):
             if request not in before:  # else the next run would do what nobody wants any more

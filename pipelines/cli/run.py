@@ -14,6 +14,7 @@ from moe_core.stages.trunk.frozen import request_renewal
 from moe_core.store.layout import Layout
 from pipelines.cli.common import (
     changed_study,
+    chosen_cluster,
     finish,
     run_shown,
     show_publication,
@@ -23,8 +24,9 @@ from pipelines.cli.common import (
     study_at,
     write_study,
 )
-from pipelines.cli.options import STUDY_OPTION, WORKERS, plans_and_runs
+from pipelines.cli.options import STUDY_OPTION, plans_and_runs, runs_on
 from pipelines.run.plan import planned_tasks
+from pipelines.run.scheduler import worker_count
 from pipelines.run.status import states_of
 from pipelines.terminal import echo
 
@@ -37,8 +39,8 @@ from pipelines.terminal import echo
     show_default=True,
     help="Folder of the study.",
 )
-@WORKERS
-def demo(root: Path, workers: int | None) -> None:
+@runs_on
+def demo(root: Path, workers: int | None, engine: str | None, address: str | None) -> None:
     """The whole graph on synthetic data; prints the comparison table.
 
     Example: hardmoe demo --root /tmp/demo
@@ -47,7 +49,7 @@ def demo(root: Path, workers: int | None) -> None:
     if not study_file.exists():
         write_study(study_file, recipes.demo())
     context = study_at(study_file)
-    finish(run_shown(context, workers=workers))
+    finish(run_shown(context, workers=workers, cluster=chosen_cluster(context.study, engine, address)))
     context = study_at(study_file)
     show_table(context)
     echo()
@@ -69,6 +71,8 @@ def run(
     until: str | None,
     renew_trunk: bool,
     workers: int | None,
+    engine: str | None,
+    address: str | None,
     force: bool,
     settings: tuple[str, ...],
     dry_run: bool,
@@ -83,12 +87,15 @@ def run(
     _json_needs_dry_run(as_json, dry_run)
     renew = renew_trunk or (force and until not in ("posts", "splits"))
     context = changed_study(study_file, settings, dry_run, requests=("renew",) if renew and dry_run else ())
+    cluster = chosen_cluster(context.study, engine, address)
     if dry_run:
-        show_run_plan(context, planned_tasks(context, until), force, workers, as_json)
+        show_run_plan(
+            context, planned_tasks(context, until), force, worker_count(workers, context.study, cluster), as_json
+        )
         return
     if renew:
         request_renewal(context)
-    finish(run_shown(context, until=until, workers=workers, force=force))
+    finish(run_shown(context, until=until, workers=workers, cluster=cluster, force=force))
     now, last = study_at(study_file), {task.stage for task in planned_tasks(context, until)}
     if "evaluation" in last:
         show_table(now)
@@ -112,6 +119,8 @@ def backfill(
     stale: bool,
     failed: bool,
     workers: int | None,
+    engine: str | None,
+    address: str | None,
     force: bool,
     settings: tuple[str, ...],
     dry_run: bool,
@@ -128,8 +137,11 @@ def backfill(
     context = changed_study(study_file, settings, dry_run)
     chosen = _chosen(context, experts, every, {"missing": missing, "stale": stale, "failed": failed})
     tasks: list[tuple[str, str | None]] = [("expert", key) for key in chosen]
+    cluster = chosen_cluster(context.study, engine, address)
     if dry_run:
-        show_run_plan(context, planned_tasks(context, only=tasks), force, workers, as_json)
+        show_run_plan(
+            context, planned_tasks(context, only=tasks), force, worker_count(workers, context.study, cluster), as_json
+        )
         return
     if not chosen:
         echo("No expert is to be trained: nothing to do.")
@@ -139,7 +151,7 @@ def backfill(
             "decoder.mode is joint: experts of one generation are trained together, not one by one; run "
             f"`hardmoe run --study {quote(str(study_file))} --until expert`, with --force where they exist"
         )
-    summary = run_shown(context, only=tasks, workers=workers, force=force)
+    summary = run_shown(context, only=tasks, workers=workers, cluster=cluster, force=force)
     show_results(context, tasks, summary)
     finish(summary)
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import dagster as dg
 
-from moe_core.errors import HardmoeError
+from moe_core.errors import BadSetting, HardmoeError
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
 from moe_core.text import shown
 from pipelines.instance.databases import AGAIN, damage, remove_empty
 from pipelines.instance.home import has_settings, set_home
 
-MISSING = {  # modules that an instance in PostgreSQL needs
+MISSING = {  # modules that an instance in PostgreSQL needs, or one whose runs go to Ray
     "dagster_postgres": "pip install 'hardmoe[postgres]'",
+    "dagster_ray": "pip install 'hardmoe[ray]'",
     "psycopg": "name the driver of dagster-postgres: postgresql+psycopg2://..., or scheme: postgresql+psycopg2",
 }
 
@@ -27,8 +28,8 @@ class CannotOpen(HardmoeError):
 
 
 @contextmanager
-def opened() -> Iterator[dg.DagsterInstance]:
-    """The instance of DAGSTER_HOME. Raises CannotOpen.
+def opened(launches: bool = False) -> Iterator[dg.DagsterInstance]:
+    """The instance of DAGSTER_HOME; where it `launches` runs, with its launcher. Raises CannotOpen.
 
     One process at a time creates its databases: Dagster does not see to that, and two that do so at once leave tables
     that nobody can open any more.
@@ -41,6 +42,10 @@ def opened() -> Iterator[dg.DagsterInstance]:
                     "Dagster's database %s was empty and has been recreated; %s", shown(path, most=None), AGAIN
                 )
             instance = dg.DagsterInstance.get()
+        if launches:
+            _ = instance.run_launcher  # which is created now, and may refuse the instance
+    except BadSetting:
+        raise
     except Exception as error:  # of YAML, Dagster, SQLAlchemy or the driver: all are the user's to mend
         if damaged := damage(home):
             raise CannotOpen(damaged) from error

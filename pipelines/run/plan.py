@@ -1,7 +1,7 @@
 """The tasks of a command, in the order in which they are worth starting."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
@@ -10,6 +10,9 @@ from moe_core.engine.planner import Name, PlannedTask
 def planned_tasks(context: Context, until: str | None = None, only: Iterable[Name] | None = None) -> list[PlannedTask]:
     """The whole graph, or what `until` needs; what others wait for longest comes first. `only` names some tasks.
 
+    Of the experts the one with the most posts comes first: a long training that begins last is what all others wait for
+    (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969; benchmarks/makespan.py).
+
     Raises BadSetting for an asset that the study has not.
     """
     planner, graph = context.planner, context.planner.graph
@@ -17,12 +20,20 @@ def planned_tasks(context: Context, until: str | None = None, only: Iterable[Nam
         return [planner.task(*name) for name in only]
     wanted = set(graph) if until is None else {planner.stage(until).name, *graph.above[until]}
     order = {name: number for number, name in enumerate(graph)}
+    posts = _posts_of_experts(context)
 
-    def rank(name: str) -> tuple[bool, bool, int]:
-        stage = graph[name]
-        return stage.control, not (stage.trains and stage.keys is None), order[name]
+    def rank(task: PlannedTask) -> tuple[bool, bool, int, int]:
+        stage = graph[task.stage]
+        size = posts.get(task.key, 0) if stage.keys == "experts" else 0
+        return stage.control, not (stage.trains and stage.keys is None), order[task.stage], -size
 
-    return sorted(planner.tasks(wanted), key=lambda task: rank(task.stage))
+    return sorted(planner.tasks(wanted), key=rank)
+
+
+def _posts_of_experts(context: Context) -> Mapping[str | None, int]:
+    """Training posts of each expert; empty while the partition is not built."""
+    partition = context.find("partition")
+    return dict(zip(context.experts, partition.metadata["sizes"], strict=True)) if partition else {}
 
 
 def in_own_order(names: Sequence[Name], process: str) -> list[Name]:

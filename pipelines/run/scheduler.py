@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
@@ -29,7 +31,7 @@ from moe_core.engine.planner import Name, PlannedTask
 from moe_core.errors import BadSetting, HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy
 from moe_core.processes import this_process
-from moe_core.settings import Study
+from moe_core.settings import Cluster, Study
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, name_of
 from moe_core.store.locks import Holder
@@ -43,10 +45,13 @@ from pipelines.run.dag import Dag
 from pipelines.run.interrupts import handled, signals_deferred
 from pipelines.run.plan import in_own_order, planned_tasks
 from pipelines.run.pools import Pool
-from pipelines.run.pools.local import LocalPool, load_ahead
+from pipelines.run.pools.local import LocalPool
+from pipelines.run.pools.ray import RayPool
+from pipelines.run.pools.ray_cluster import checked_slots
 from pipelines.run.task import Summary, Task, TaskResult
 
 POLL_SECONDS = 0.25  # the display is told at least so often
+LOCAL = Cluster()
 ELSEWHERE_SECONDS = 2.0  # between two looks at what another machine builds: each asks the file system for each task
 
 
@@ -69,14 +74,18 @@ Event = Callable[[str, str, str], None]
 Poll = Callable[[list[Running], dict[str, str]], None]  # what runs, and what waits for another process: name, why
 
 
-def worker_count(workers: int | None, study: Study) -> int:
-    """Runs at once: `workers`, else as many as there are GPUs, or shares of the cores.
+def worker_count(workers: int | None, study: Study, cluster: Cluster = LOCAL) -> int:
+    """Runs at once: `workers`, else as many as there are GPUs, or shares of the cores; on a cluster at most what that
+    can hold.
 
     Raises BadSetting below 1, and where HARDMOE_THREADS is another number than the study records.
     """
     if workers is not None and workers < 1:
         raise BadSetting(f"--workers {workers}: wanted at least 1")
     threads.record(study.cluster.threads)
+    if cluster.engine == "ray":
+        slots = checked_slots(cluster, study)
+        return min(workers or sys.maxsize, slots.gpus + slots.cpus)
     return workers or len(gpu_names()) or threads.workers_for(study.partition.experts)
 
 
@@ -87,10 +96,12 @@ def run_study(
     only: Iterable[Name] | None = None,
     workers: int | None = None,
     force: bool = False,
+    cluster: Cluster | None = None,
     on_event: Event = lambda *_: None,
     on_poll: Poll = lambda *_: None,
 ) -> Summary:
-    """Materializes what is missing or stale, up to the asset `until`, or `only` some artifacts.
+    """Materializes what is missing or stale, up to the asset `until`, or `only` some artifacts; where the study says,
+    or on another `cluster`.
 
     HARDMOE_STUDY must name the study. Raises BadSetting for an unknown asset. A failure stops what depends on it and
     nothing else. Ctrl-C ends what is under way, whose checkpoints stay, and the summary says so. What another process
@@ -98,7 +109,8 @@ def run_study(
     for again.
     """
     began = time.monotonic()
-    capacity = worker_count(workers, context.study)
+    cluster = cluster or context.study.cluster
+    capacity = worker_count(workers, context.study, cluster)
     prepare_home(context.root, worker_count(None, context.study))
     if workers:
         os.environ[threads.SHARE] = str(max(1, threads.cores() // workers))  # of the processes started from here on
@@ -106,7 +118,14 @@ def run_study(
         reap(instance, context.root, context.study.name)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
         remove_gone_shards(tables_of(context.store), [shard.key for shard in context.shards])
-        summary = loop.run(LocalPool(capacity))
+        pool: Pool = LocalPool(capacity)
+        if cluster.engine == "ray":
+            pool = RayPool(
+                cluster, context.study, context.root, instance, workers, lambda why: on_event("warning", "", why)
+            )
+        summary = loop.run(pool)
+        if cluster.engine == "ray":  # processes of a cluster whose head was lost end up to a minute later
+            reap(instance, context.root, context.study.name)
     if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
         try:
             collect_unless_busy(loop.context)
@@ -131,7 +150,8 @@ class _Loop:
     running: dict[Future[TaskResult], Running] = field(default_factory=dict)
     complete: dict[Name, str] = field(default_factory=dict)  # version
     lost: set[Name] = field(default_factory=set)  # failed, and what depends on it
-    outdated: list[Name] = field(default_factory=list)  # tasks whose run found that its inputs changed
+    outdated: list[Name] = field(default_factory=list)  # tasks to plan again: inputs changed, or the process was lost
+    died: Counter[Name] = field(default_factory=Counter)  # tries whose process was lost
     is_shared: bool = False  # other commands, here or elsewhere, build the same study
     is_elsewhere: bool = False  # one of them on another machine
 
@@ -159,7 +179,7 @@ class _Loop:
     def run(self, pool: Pool) -> Summary:
         try:
             if self.force or any(p.artifact is None for p in self.tasks.values()):
-                load_ahead()
+                pool.load_ahead()
             waiting, look = dict[str, str](), 0.0
             while self.running or self.dag.left:
                 if time.monotonic() >= look:
@@ -169,7 +189,7 @@ class _Loop:
                     done, _ = wait(self.running, POLL_SECONDS, FIRST_COMPLETED)
                     with signals_deferred():
                         for future in done:
-                            self._note(future.result(), self.running.pop(future))
+                            self._note(future.result(), self.running.pop(future), pool.tries)
                         if done:
                             self._replan_if_changed()
                             look = 0.0
@@ -188,20 +208,26 @@ class _Loop:
     def _submit_ready(self, pool: Pool) -> dict[str, str]:
         """Submits what is ready, as far as the pool has room. Returns what waits for another process, and why."""
         waiting: dict[str, str] = {}
+        full: set[str] = set()  # stages whose tasks must wait for room
         progress = True
         while progress:  # what is fresh sets others free at once
             progress = False
             busy = {running.name for running in self.running.values()}
             ready = self.dag.ready
             for name in in_own_order(ready, this_process()) if self.is_shared else ready:
-                if name in busy:  # by an older plan: what it leaves is looked at once it has ended
+                if name[0] in full or name in busy:  # by an older plan: what it leaves is looked at once it has ended
                     continue
                 planned = self.context.planner.task(*name)
+                tasks = [running.task for running in self.running.values()]
                 if planned.artifact and not self.force and not self.recorder.wants_run(planned):
                     self._note_fresh(planned)
                     progress = True
-                elif len(self.running) >= pool.capacity:
-                    break
+                elif not pool.has_room(Task(*name), tasks):
+                    full.add(name[0])
+                    if not tasks:
+                        waiting[planned.label] = "no node has room"  # the cluster lost those that had
+                    if len(tasks) >= pool.capacity:
+                        break
                 elif planned.spec and (builder := self.context.store.builder(planned.spec)):
                     waiting[planned.label] = str(builder)
                     self._note_other(builder)
@@ -241,11 +267,12 @@ class _Loop:
         self.summary.note(name_of(*name), reused)
         self.dag.done(name)
 
-    def _note(self, result: TaskResult, running: Running) -> None:
+    def _note(self, result: TaskResult, running: Running, tries: int) -> None:
         """Enters how a run ended, and tells it. One that failed since its inputs changed is planned again."""
         name = running.name
         if result.died:
             self._close_run(running, result.error, failed=True)
+            self.died[name] += 1
         if not result.error:
             self._complete(name, result.version, result.reused)
             self.is_shared = self.is_shared or result.reused
@@ -254,6 +281,10 @@ class _Loop:
         elif result.inputs_changed or (not result.died and self._inputs_changed(running)):
             self._close_run(running, f"inputs changed: {result.error}", failed=False)
             self.outdated.append(name)
+        elif result.died and self.died[name] < tries:
+            self.outdated.append(name)
+            why = f"{running.task.name}: {result.error}; started again, try {self.died[name] + 1} of {tries}"
+            self.on_event("warning", running.task.name, why)
         else:
             self._give_up(name, result.error)
             self.on_event("failed", running.task.name, result.error)

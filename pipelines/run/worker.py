@@ -13,6 +13,7 @@ import threading
 import traceback
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 # What every run needs is imported here, once, in the fork server: forked runs have it at no cost. Not lance or polars:
@@ -30,6 +31,7 @@ from assets.runs import identity, leased
 from assets.study import STUDY, key_of, study
 from moe_core.failpoints import failpoint
 from moe_core.processes import die_with_parent, leave_signals_to_parent, send_heartbeat
+from moe_core.settings import Study
 from moe_core.stages.graph import GRAPH
 from moe_core.training.loop import let_products_repeat
 from pipelines.definitions import defs
@@ -59,35 +61,46 @@ def work(tasks: Connection, heartbeat: Connection, sharers: int) -> None:
 
 
 def answer_all(tasks: Connection, sharers: int) -> None:
-    threads = torch.get_num_threads()
-    instance = None
+    runner = Runner(sharers)
     try:
         while True:
-            task, run_id, log, planned = tasks.recv()
-            if planned != study():  # changed between the command's look and the fork server's
-                tasks.send(TaskResult(f"{SETTINGS} while the run was started", inputs_changed=True))
-                continue
-            if planned.trunk.deterministic or planned.expert_training.deterministic:
-                let_products_repeat()
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "ab", buffering=0) as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-                torch.set_num_threads(threads)  # as in a process where nothing has run
-                try:
-                    instance = instance or open_instance()
-                    answer = materialize(task, run_id, instance, sharers)
-                except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
-                    traceback.print_exc()
-                    answer = TaskResult(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
-                sys.stdout.flush()
-                sys.stderr.flush()
-            if not _gpu_is_released():
-                tasks.send(replace(answer, last=True))
-                return
+            answer = runner.run(*tasks.recv())
             tasks.send(answer)
+            if answer.last:
+                return
     finally:
         end()  # nobody else would answer
+
+
+class Runner:
+    """Runs tasks in this process, one after the other."""
+
+    def __init__(self, sharers: int = 1) -> None:
+        """`sharers` is how many trainings may share a GPU."""
+        self.sharers = sharers
+        self.threads = torch.get_num_threads()
+        self.instance: dg.DagsterInstance | None = None
+
+    def run(self, task: Task, run_id: str, log: Path, planned: Study) -> TaskResult:
+        """Runs a task that was planned for a study. From then on all output of this process goes to the file `log`."""
+        if planned != study():  # changed between the command's look and this process's
+            return TaskResult(f"{SETTINGS} while the run was started", inputs_changed=True)
+        if planned.trunk.deterministic or planned.expert_training.deterministic:
+            let_products_repeat()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            torch.set_num_threads(self.threads)  # as in a process where nothing has run
+            try:
+                self.instance = self.instance or open_instance()
+                answer = materialize(task, run_id, self.instance, self.sharers)
+            except Exception as failure:  # Dagster's own: its data base is locked, or its disk full
+                traceback.print_exc()
+                answer = TaskResult(f"Dagster could not record the run: {str(failure).splitlines()[0]}")
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return answer if _gpu_is_released() else replace(answer, last=True)
 
 
 def _gpu_is_released() -> bool:

@@ -59,8 +59,9 @@ def started_ui(file, port, after=None):
     return process
 
 
-def launch(address, job, asset, partition):
+def launch(address, job, asset, partition=None):
     """Id of a run of one asset partition, launched as the UI's pages do."""
+    tags = [{"key": "dagster/partition", "value": partition}] if partition else []
     run = {
         "selector": {
             "repositoryLocationName": "hardmoe",
@@ -68,11 +69,16 @@ def launch(address, job, asset, partition):
             "jobName": job,
             "assetSelection": [{"path": [asset]}],
         },
-        "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+        "executionMetadata": {"tags": tags},
     }
-    body = json.dumps({"query": LAUNCH, "variables": {"run": run}}).encode()
-    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        launched = json.load(answer)["data"]["launchRun"]
+    launched = asked(address, LAUNCH, run=run)["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     return launched["run"]["runId"]
+
+
+def asked(address, query, **variables):
+    """What the webserver answers to a GraphQL query."""
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)["data"]

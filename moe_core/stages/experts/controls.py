@@ -53,8 +53,7 @@ def training_of(study: Study, times: float) -> Training:
 def make_dense_same_cost(context: Context, spec: Spec, folder: Path) -> StageOutput:
     study = context.study
     device = device_and_threads(study, parallel=True)
-    index = reading.index(context)
-    posts = reading.posts_where(context, index, index.use("train"))
+    posts = reading.training_posts(context)
     hashtags, size = len(reading.vocabulary(context).hashtags), study.data.image_size
     network = widened(study.network, hashtags, size, times=2)
     model = build(network, hashtags, study.trunk.seed)
@@ -67,7 +66,6 @@ def make_dense_same_cost(context: Context, spec: Spec, folder: Path) -> StageOut
 
 def make_trunk_same_budget(context: Context, spec: Spec, folder: Path) -> StageOutput:
     device = device_and_threads(context.study, parallel=True)
-    index = reading.index(context)
-    posts = reading.posts_where(context, index, index.use("train"))
+    posts = reading.training_posts(context)
     model = reading.network(context, context.need("trunk"))
     return fit(context, spec, folder, model, posts, context.study.expert_training, device)

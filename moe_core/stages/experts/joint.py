@@ -5,8 +5,6 @@ with them; one that dies or stalls is replaced. `random_joint_experts` is the sa
 """
 
 import json
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,12 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from moe_core import threads
 from moe_core.engine.context import Context
-from moe_core.processes import Child, start_child
-from moe_core.settings import Study
+from moe_core.engine.nodes import Member, Nodes
 from moe_core.stages.experts.experts import start, training_posts
 from moe_core.stages.experts.groups import group_of
 from moe_core.stages.training.device import device_and_threads
@@ -28,7 +23,6 @@ from moe_core.stages.training.log import TrainingLog, copy_log
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash
-from moe_core.threads import workers_for
 from moe_core.training.joint import Joint, take_part, trained_decoder, trained_expert
 from moe_core.weights import save_weights
 
@@ -43,8 +37,8 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         joint = open_joint(context, spec, work.folder)
         job = {"root": str(context.root), "name": spec.asset, "version": spec.version}
         write_text(joint.folder / JOB, json.dumps(job | {"study": study.model_dump(mode="json")}))
-        with closing(Helpers(joint.folder, devices(study)[1:])) as helpers:
-            for number in range(len(helpers.devices)):
+        with closing(Helpers(joint.folder, context.nodes, context.nodes.places(study)[1:])) as helpers:
+            for number in range(len(helpers.places)):
                 helpers.start(number)
             for _ in train_part(context, joint, device):
                 helpers.replace_killed()
@@ -57,7 +51,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             "loss": round(sum(one["loss"] for one in trained.values()) / len(trained), 4),
             "rounds": study.decoder.rounds,
             "seconds": round(time.monotonic() - began, 1),
-            "processes": len(helpers.devices) + 1,
+            "processes": len(helpers.places) + 1,
             "killed": helpers.killed,
             "device": device,
         },
@@ -106,35 +100,22 @@ class Helpers:
     """Other processes that take part."""
 
     work: Path
-    devices: list[str]  # CUDA_VISIBLE_DEVICES of each; empty: as here
-    children: dict[int, Child] = field(default_factory=dict)
+    nodes: Nodes
+    places: list[str]  # of each
+    members: dict[int, Member] = field(default_factory=dict)
     killed: int = 0
 
     def start(self, number: int) -> None:
-        environment = {"CUDA_VISIBLE_DEVICES": self.devices[number]} if self.devices[number] else {}
-        self.children[number] = start_child(
-            "moe_core.joint_helper", str(self.work), environment=environment, stdin=subprocess.DEVNULL
-        )
+        self.members[number] = self.nodes.helper(self.places[number], "moe_core.joint_helper", self.work)
 
     def replace_killed(self) -> None:
         """One that ended by an error is not replaced: this process comes to the same error, and reports it."""
-        for number, child in list(self.children.items()):
-            if (child.exit_code() or 0) < 0 and self.killed < MOST_KILLED:
+        for number, member in list(self.members.items()):
+            if (member.exit_code() or 0) < 0 and self.killed < MOST_KILLED:
                 self.killed += 1
-                child.close()
+                member.close()
                 self.start(number)
 
     def close(self) -> None:
-        for child in self.children.values():
-            child.close()
-
-
-def devices(study: Study) -> list[str]:
-    """One entry a process: its GPU, or nothing for a share of the cores. HARDMOE_WORKERS limits their number."""
-    most = threads.whole_number("HARDMOE_WORKERS") or study.partition.experts
-    if gpus := torch.cuda.device_count():
-        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        found = names[:gpus] if len(names) >= gpus else [str(number) for number in range(gpus)]
-    else:
-        found = [""] * workers_for(study.partition.experts)
-    return found[: min(study.partition.experts, most)]
+        for member in self.members.values():
+            member.close()

@@ -51,6 +51,9 @@ class Moved:
     def subset(self, rows_N: np.ndarray) -> Images:
         return Moved(self.images.subset(rows_N), self.moves[rows_N])
 
+    def fetched(self, rows_N: np.ndarray) -> Images:
+        return Moved(self.images.fetched(rows_N), self.moves[rows_N])
+
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     study, group = context.study, group_of(spec.asset)

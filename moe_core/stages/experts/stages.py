@@ -22,6 +22,7 @@ def _expert_settings(study: Study) -> dict[str, Any]:
         "network": study.network.model_dump(),
         "expert_training": study.expert_training.counted(),
         "expert": study.expert.model_dump(include={"start", "branch_at"}),
+        **study.data.counted_in_training(),
     }
 
 
@@ -135,7 +136,7 @@ def _dense_settings(study: Study) -> dict[str, Any]:
         "trunk": study.trunk.counted(),
         "trunk_setup": {"ranks": study.trunk_setup.ranks},
         "expert_training": {"epochs": study.expert_training.epochs},
-        "data": {"image_size": study.data.image_size},
+        "data": {"image_size": study.data.image_size} | study.data.counted_in_training().get("data", {}),
     }
 
 
@@ -177,6 +178,7 @@ STAGES = (
         settings=lambda study: {
             "network": study.network.model_dump(),
             "expert_training": study.expert_training.counted(),
+            **study.data.counted_in_training(),
         },
         inputs=lambda planner, key: {"trunk": Ref("trunk")},
         make="moe_core.stages.experts.controls:make_trunk_same_budget",

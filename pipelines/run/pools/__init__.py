@@ -1,5 +1,6 @@
 """Where the tasks of `hardmoe run` are carried out: what the scheduler asks of a pool."""
 
+from collections.abc import Collection
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
@@ -9,12 +10,23 @@ from pipelines.run.task import Task, TaskResult
 
 
 class Pool(Protocol):
-    """Processes of this machine (local.py), or a cluster.
+    """Processes of this machine (local.py), or of a Ray cluster (ray.py).
 
-    Runs at most `capacity` tasks at once; what is submitted beyond that waits in order.
+    Runs at most `capacity` tasks at once; what is submitted beyond that waits.
     """
 
-    capacity: int
+    tries: int  # of a task whose process died
+
+    @property
+    def capacity(self) -> int: ...
+
+    def has_room(self, task: Task, running: Collection[Task]) -> bool:
+        """Whether the task would start at once, beside those that run."""
+        ...
+
+    def load_ahead(self) -> None:
+        """Prepares for the first task while the caller continues."""
+        ...
 
     def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
         """Starts the task as the Dagster run `run_id`, with its output appended to the file `log`.

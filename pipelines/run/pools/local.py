@@ -8,6 +8,7 @@ import multiprocessing.forkserver
 import os
 import signal
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -30,6 +31,8 @@ _PROCESSES = threading.Lock()  # multiprocessing reads the exit status of all it
 class LocalPool:
     """Runs tasks in warm workers: an idle one takes the next task, one that is worn or dead is replaced."""
 
+    tries = 1
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._threads = ThreadPoolExecutor(capacity, thread_name_prefix="worker")  # each waits for a busy worker
@@ -38,6 +41,12 @@ class LocalPool:
         self._busy: set[Worker] = set()
         self._closed = False
         self._fresh = False  # workers no longer come from the fork server, which knows an older study.toml
+
+    def has_room(self, task: Task, running: Collection[Task]) -> bool:
+        return len(running) < self.capacity
+
+    def load_ahead(self) -> None:
+        load_ahead()
 
     def submit(self, task: Task, run_id: str, log: Path, study: Study) -> Future[TaskResult]:
         load_ahead()

@@ -209,7 +209,12 @@ def test_a_process_that_was_stopped_while_others_used_and_trimmed_its_number_sta
     assert records(place) == [5]
 
 
-POINTS = {"document.listed": b"old", "document.changed": b"old", "document.created": b"oldk0 "}
+POINTS = {
+    "document.listed": b"old",
+    "document.changed": b"old",
+    "document.created": b"oldk0 ",
+    "document.trimmed": b"oldk0 ",
+}
 
 
 @pytest.mark.parametrize("point", POINTS)

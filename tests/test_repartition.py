@@ -38,9 +38,9 @@ def test_a_new_shard_costs_its_own_features_and_the_experts_that_it_changed(stud
     assert weights_of(now) == weights
     gates = [load_gate(artifact.file("gate.safetensors"))[0] for artifact in (old, found)]
     assert np.array_equal(gates[0].centroids_MP, gates[1].centroids_MP)
-    rows = pl.read_parquet(found.file("assignment.parquet"))
+    rows = pl.read_parquet(found.path / "assignment")
     same = rows.filter(pl.col("shard") != "s3")
-    was = pl.read_parquet(old.file("assignment.parquet"))
+    was = pl.read_parquet(old.path / "assignment")
     assert same.select("id", "expert").equals(was.select("id", "expert"))
     assert rows.filter("new_since_fit")["shard"].unique().to_list() == ["s3"]
     assert (found.metadata["moved"], found.metadata["gone"]) == (0, 0)
@@ -298,10 +298,10 @@ def test_superseded_leaves_what_the_next_partition_follows_and_what_the_trunk_wa
 
 def test_the_random_partition_goes_on_and_new_posts_are_dealt_out_in_proportion(study_of):
     study, root = study_of()
-    was = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    was = pl.read_parquet(opened(study, root).need("partition").path / "assignment")
     add_shard(shards_of(root), 3, posts=60)
     make(study, root, "partition")
-    rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    rows = pl.read_parquet(opened(study, root).need("partition").path / "assignment")
     assert rows.filter(pl.col("shard") != "s3").select("id", "random").equals(was.select("id", "random"))
     new = rows.filter((pl.col("shard") == "s3") & (pl.col("split") == "train"))
     assert new["random"].sort().to_list() == new["expert"].sort().to_list(), "as many to each"

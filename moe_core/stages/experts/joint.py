@@ -71,7 +71,7 @@ def open_joint(context: Context, spec: Spec) -> Joint:
     work.mkdir(parents=True, exist_ok=True)
     return Joint(
         work,
-        posts=training_posts(context, group_of(spec.asset).column, context.experts),
+        posts=training_posts(context, group_of(spec.asset).column, context.experts, work),
         network=lambda key: start(context, key, own_decoder=False),
         training=context.study.expert_training,
         decoder=context.study.decoder,

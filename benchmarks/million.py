@@ -28,18 +28,19 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--posts", type=int, nargs="+", default=[1_000_000])
     options.add_argument("--shards", type=int, default=20)
+    options.add_argument("--epochs", type=float, default=1.0, help="of the trunk")
     args = options.parse_args()
-    largest = [run(posts, args.shards) for posts in args.posts]
+    largest = [run(posts, args.shards, args.epochs) for posts in args.posts]
     for posts, mib in zip(args.posts[1:], largest[1:], strict=True):
         print(f"{posts:,} posts against {args.posts[0]:,}: {mib / largest[0]:.2f} times (target {TARGET})")
 
 
-def run(posts: int, shards: int) -> float:
+def run(posts: int, shards: int, epochs: float) -> float:
     """MiB of the largest process."""
     with tempfile.TemporaryDirectory() as folder:
         root, base = Path(folder), demo()
         source = Source(format="synthetic", posts=posts, shards=shards)
-        trunk = base.trunk.model_copy(update={"epochs": 1.0})
+        trunk = base.trunk.model_copy(update={"epochs": epochs})
         partition = base.partition.model_copy(update={"max_fit_posts": FITTED})
         changed = {"source": source, "trunk": trunk, "partition": partition}
         (root / "study.toml").write_text(dump_study(base.model_copy(update=changed)))
@@ -68,7 +69,8 @@ def run(posts: int, shards: int) -> float:
         disk = sum(file.stat().st_blocks * 512 for file in root.rglob("*") if file.is_file())
     print(
         f"{posts:,} posts: {seconds:.0f} s in all; {disk / 2**20:,.0f} MiB on disk; "
-        f"{peak:,.0f} MiB at the peak, the largest process {max(largest.values()):,.0f} MiB"
+        f"{peak:,.0f} MiB at the peak, the largest process {max(largest.values()):,.0f} MiB",
+        flush=True,
     )
     return max(largest.values())
 

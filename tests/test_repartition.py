@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from helpers.arrivals import kept_at, lines, shards_of, status, weights_of
+from helpers.arrivals import kept_at, shards_of, status, weights_of
 from helpers.growing import add_shard, growing_study, make, opened
 from moe_core.clustering.gate import load_gate
 from moe_core.settings import Partition
@@ -98,10 +98,10 @@ def test_a_kept_expert_whose_weights_are_gone_is_trained_on_what_it_was_trained_
         "e001",
         "e002",
     ]
-    frame = pl.read_parquet(trained)
-    lost = lines(3)
-    with pytest.raises(ValueError, match=r"e001 was kept, but its weights are gone, and \d+ of the \d+ posts"):
-        membership.rows_of(frame, "expert", "e001", lost, "content_hash")
+    context, scratch = opened(study, root), root.parent / "scratch"
+    scratch.mkdir()
+    with pytest.raises(ValueError, match=r"e001 was kept, but its weights are gone, and 0 of the \d+ posts"):
+        membership.rows_of(context, trained, "expert", {"e001": "another hash"}, scratch)
 
 
 def test_weights_that_it_went_on_from_may_leave_once_it_is_trained(study_of):

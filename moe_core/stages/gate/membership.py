@@ -91,10 +91,10 @@ class Gathered:
 
 
 def gathered(context: Context, training_N: np.ndarray, number_N: np.ndarray, folder: Path) -> Gathered:
-    """The training posts of each expert; `number_N` says whose a post is, -1 for nobody's."""
+    """The training posts of each expert; `number_N` says whose a post is."""
     found = Gathered(folder)
     for rows, lines in line_batches(context):
-        mine = np.flatnonzero(training_N[rows] & (number_N[rows] >= 0))
+        mine = np.flatnonzero(training_N[rows])
         found.add(number_N[rows][mine], lines.members(mine))
     return found
 

@@ -84,8 +84,8 @@ def measure(folder: Path, count: int, fitted: int) -> None:
     found = partition.make(context, Spec("partition", None, "", {}, {}), folder)
     seconds, fitted_on = time.process_time() - began, found.metadata["fitted_on"]
     print(
-        f"{count:,} posts: partition {seconds:.0f} s of processor time, {peak():.0f} MiB at the peak, {before:.0f} MiB of "
-        f"it before; {found.metadata['training_posts']:,} training posts, fitted on {fitted_on:,}",
+        f"{count:,} posts: partition {seconds:.0f} s of processor time, {peak():.0f} MiB at the peak, {before:.0f} MiB "
+        f"of it before; {found.metadata['training_posts']:,} training posts, fitted on {fitted_on:,}",
         flush=True,
     )
 

@@ -10,6 +10,7 @@ import pytest
 from helpers.arrivals import kept_at, shards_of
 from helpers.growing import add_shard, make, opened
 from moe_core.maintenance.exposure import networks_that_saw
+from moe_core.maintenance.takedown import forget
 from moe_core.stages import reading
 from moe_core.stages.gate import assignment, membership, posts, previous
 from moe_core.stages.gate.stages import PARTITION
@@ -46,6 +47,15 @@ def test_a_shard_has_a_file_of_its_own_and_readers_of_a_shard_read_no_other(stud
     counts = [len(reading.ids_of(context, shard.key)) for shard in context.shards]
     found = reading.experts_of(context, "s1")
     assert np.array_equal(found, everything[counts[0] : counts[0] + counts[1]])
+
+
+def test_a_shard_of_which_all_posts_were_taken_down_has_a_file_of_none(study_of):
+    study, root = study_of()
+    forget(opened(study, root), ids=reading.ids_of(opened(study, root), "s1").to_pylist())
+    make(study, root, "partition")
+    context = opened(study, root)
+    assert [len(reading.experts_of(context, f"s{number}")) > 0 for number in range(3)] == [True, False, True]
+    assert len(reading.assigned(context, "random")) == len(reading.index(context).split_N)
 
 
 def test_a_partition_in_one_file_is_read_and_continued_as_one_of_files(study_of):

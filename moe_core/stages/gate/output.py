@@ -80,7 +80,7 @@ def _write_assignment(context: Context, folder: Path, posts: PostTable, columns:
     (folder / "assignment").mkdir()
     names = np.array(SPLITS)
     for shard, rows in posts.rows.items():
-        frame = pl.DataFrame({"id": pl.DataFrame({"id": reading.ids_of(context, shard)})["id"]}).select(
+        frame = pl.DataFrame({"id": reading.ids_of(context, shard)}).select(
             pl.lit(shard).alias("shard"),
             "id",
             pl.Series("split", names[posts.split_N[rows]], pl.String),

@@ -78,7 +78,8 @@ def post_table(context: Context) -> PostTable:
             f"partition.experts = {experts}, but only {count} training posts carry a hashtag: "
             "lower partition.experts, or add posts"
         )
-    return PostTable(split_N, training_N, rows)
+    nothing = slice(0, 0)  # of a shard all of whose posts were rejected or taken down
+    return PostTable(split_N, training_N, {shard.key: rows.get(shard.key, nothing) for shard in context.shards})
 
 
 def whitening_of(context: Context, posts: PostTable) -> Whitening:

@@ -84,12 +84,11 @@ def main() -> None:
     torch.set_num_threads(cores())
     index = reading.index(context)
     everything, held_out = (reading.posts_where(context, index, index.use(name)) for name in ("train", "test"))
-    assignment = reading.assignment(context)
 
     def clusters(column: str) -> tuple[dict[str, Posts], dict[str, Posts]]:
-        owner_N = assignment[column].to_numpy()
+        owner_N = reading.assigned(context, column)
         test_N = index.use("test")
-        return training_posts(context, column, context.experts), {
+        return training_posts(context, column, context.experts, Path(tempfile.gettempdir())), {
             key: reading.posts_where(context, index, test_N & (owner_N == number))
             for number, key in enumerate(context.experts)
         }

@@ -75,6 +75,10 @@ class TrainingFailed(HardmoeError):
     """A process that trains ended before it was done."""
 
 
+class RankLost(TrainingFailed):
+    """It was killed, or stalled, or is lost with its machine: the next try may do better."""
+
+
 OF_A_GPU = ("CUDA error", "cuDNN error", "CUDA out of memory", "NCCL")  # plain RuntimeErrors that begin with it
 
 

@@ -6,8 +6,9 @@ the number of rows; the disk holds each row twice while runs are merged.
 Letters: N rows, W bytes of a row.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from moe_core.store.files import errors_with_path
 
 FAN_IN = 32  # runs merged at once
+HASH = 16  # bytes: of a billion names two have one hash once in 10^21 times
+ROW = 8
 GAP = 1 << 14  # bytes between two rows that are read rather than skipped
 SPAN = 1 << 22  # bytes read at once
 
@@ -29,6 +32,12 @@ def numbers(rows_NW: np.ndarray) -> np.ndarray:
     whole = np.zeros((len(rows_NW), 8), np.uint8)
     whole[:, 8 - rows_NW.shape[1] :] = rows_NW
     return whole.view(">u8").ravel().astype(np.int64)
+
+
+def hashes_of(names: Iterable[str]) -> np.ndarray:
+    """(N, HASH) uint8."""
+    found = (hashlib.blake2b(name.encode(), digest_size=HASH).digest() for name in names)
+    return np.frombuffer(b"".join(found), np.uint8).reshape(-1, HASH)
 
 
 def starts(rows_NW: np.ndarray, before: np.ndarray | None) -> np.ndarray:
@@ -212,3 +221,21 @@ class Sorter:
         """Number of sorted rows whose key is at most `end`."""
         keys = np.ascontiguousarray(part_NW[:, : self._key]).view(f"V{self._key}").ravel()
         return int(np.searchsorted(keys, np.frombuffer(end, f"V{self._key}"), side="right")[0])
+
+
+def first_of_equal(rows: Iterable[np.ndarray], sought: Iterable[np.ndarray], folder: Path, memory: int) -> np.ndarray:
+    """(N,) for each of N sought hashes the number of the first of `rows` that is equal to it, -1 where none is."""
+    sorter, counts = Sorter(folder, HASH + 1 + ROW, HASH + 1 + ROW, memory), [0, 0]
+    for side, parts in enumerate((rows, sought)):
+        for part in parts:
+            number = np.arange(counts[side], counts[side] + len(part))
+            sorter.add(np.hstack([part, np.full((len(part), 1), side, np.uint8), big_endian(number)]))
+            counts[side] += len(part)
+    found_N = np.full(counts[1], -1, np.int32 if counts[0] < 2**31 else np.int64)
+    before, last = None, -1  # hash of the last row, and what is found for it
+    for block in sorter.sorted():
+        new, is_sought, number = starts(block[:, :HASH], before), block[:, HASH] == 1, numbers(block[:, HASH + 1 :])
+        first = np.append(last, np.where(is_sought, -1, number)[new])[np.cumsum(new)]
+        found_N[number[is_sought]] = first[is_sought]
+        before, last = block[-1, :HASH].copy(), int(first[-1])
+    return found_N

@@ -1,3 +1,5 @@
+import hashlib
+
 import faiss
 import numpy as np
 import pytest
@@ -218,13 +220,41 @@ def test_fewer_fine_clusters_than_experts_is_an_error():
         pack(np.array([1, 1]), np.eye(2), 3)
 
 
-def test_a_random_partition_has_the_sizes_and_follows_from_the_ids():
+def dealt(folder, ids, sizes, seed=0, old=None, memory=1 << 20):
+    """One group of posts, in parts of three."""
+    old_N = np.full(len(ids), -1) if old is None else old
+    parts = [ids[first : first + 3] for first in range(0, len(ids), 3)]
+    group_N = np.zeros(len(ids), np.uint8)
+    return random_partition(parts, group_N, np.array([sizes]), seed, old_N, folder / "sorted", memory)
+
+
+def test_a_random_partition_has_the_sizes_and_follows_from_the_ids(tmp_path):
     ids = [f"p{n}" for n in range(10)]
-    cluster = dict(zip(ids, random_partition(ids, np.array([7, 3]), seed=0), strict=True))
+    cluster = dict(zip(ids, dealt(tmp_path, ids, [7, 3]), strict=True))
     assert list(cluster.values()).count(1) == 3
-    backwards = dict(zip(ids[::-1], random_partition(ids[::-1], np.array([7, 3]), seed=0), strict=True))
+    backwards = dict(zip(ids[::-1], dealt(tmp_path, ids[::-1], [7, 3]), strict=True))
     assert backwards == cluster
-    assert dict(zip(ids, random_partition(ids, np.array([7, 3]), seed=1), strict=True)) != cluster
+    assert dict(zip(ids, dealt(tmp_path, ids, [7, 3], seed=1), strict=True)) != cluster
+
+
+def test_a_random_partition_is_the_same_with_little_memory_and_in_each_group_of_many(tmp_path):
+    """As from a sorted list of all, group by group."""
+    draw, count, seed = np.random.default_rng(0), 9000, 3
+    ids, group_N = [f"p{n}" for n in range(count)], draw.integers(0, 3, count).astype(np.uint8)
+    old_N, sizes_GK = draw.integers(-1, 4, count), np.zeros((4, 4), int)
+    np.add.at(sizes_GK, (group_N, draw.integers(0, 4, count) // 2 * 2), 1)
+    order = sorted(range(count), key=lambda n: hashlib.blake2b(f"{seed}:p{n}".encode(), digest_size=16).digest())
+    wanted = np.full(count, -1)
+    for group in range(3):
+        mine = [n for n in order if group_N[n] == group]
+        for k in range(4):
+            wanted[[n for n in mine if old_N[n] == k][: sizes_GK[group, k]]] = k
+        rest = [n for n in mine if wanted[n] < 0]
+        room = sizes_GK[group] - np.bincount(wanted[[n for n in mine if wanted[n] >= 0]], minlength=4)
+        wanted[rest] = np.repeat(np.arange(4), room)
+    for memory in (1, 1 << 26):
+        found = random_partition([ids[:5000], ids[5000:]], group_N, sizes_GK, seed, old_N, tmp_path / "sorted", memory)
+        assert found.tolist() == wanted.tolist()
 
 
 def test_clusters_go_on_from_their_means_and_a_new_one_is_half_of_the_worst_served():
@@ -264,18 +294,18 @@ def test_fine_clusters_keep_their_expert_where_the_balance_lets_them():
         repack(even[:2], x[:2], np.array([0, 1]), 3)
 
 
-def test_a_random_partition_that_goes_on_moves_no_more_than_its_sizes_ask_for():
+def test_a_random_partition_that_goes_on_moves_no_more_than_its_sizes_ask_for(tmp_path):
     ids = [f"p{n}" for n in range(8)]
     old = np.array([0, 0, 0, 0, 1, 1, -1, -1])
-    grown = random_partition(ids, np.array([5, 3]), 0, old)
+    grown = dealt(tmp_path, ids, [5, 3], 0, old)
     assert grown[:6].tolist() == old[:6].tolist()
     assert sorted(grown[6:].tolist()) == [0, 1]
-    shrunk = random_partition(ids, np.array([2, 6]), 0, old)
+    shrunk = dealt(tmp_path, ids, [2, 6], 0, old)
     assert np.bincount(shrunk).tolist() == [2, 6]
     assert (shrunk[:4] == 0).sum() == 2
     assert shrunk[4:].tolist() == [1, 1, 1, 1]
     with pytest.raises(ValueError, match="sizes sum to 7, got 8 posts"):
-        random_partition(ids, np.array([4, 3]), 0, old)
+        dealt(tmp_path, ids, [4, 3], 0, old)
 
 
 def test_faiss_finds_the_same_centroids_on_tensors_where_they_lie():

@@ -56,7 +56,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     shutil.copytree(trained, root)
     study_file = root / "study.toml"
     before = open_study(load_study(study_file), root)
-    assignment = pl.read_parquet(before.need("partition").file("assignment.parquet"))
+    assignment = pl.read_parquet(before.need("partition").path / "assignment")
     expert = f"e{assignment.filter(pl.col('id') == GONE)['expert'].item():03d}"
     other = "e001" if expert == "e000" else "e000"
     old = {key: before.need("expert", key) for key in before.experts}

@@ -250,7 +250,7 @@ def test_results_tell_the_agreement_of_the_embedding(finished):
 def test_a_takedown_names_the_generation_and_every_expert_of_it(finished, tmp_path):
     import polars as pl
 
-    assignment = pl.read_parquet(opened(finished).need("partition").file("assignment.parquet"))
+    assignment = pl.read_parquet(opened(finished).need("partition").path / "assignment")
     gone = assignment.filter((pl.col("split") == "train") & (pl.col("expert") == 1))["id"][0]
     (tmp_path / "ids").write_text(gone + "\n")
     done = json.loads(hardmoe("forget", "--study", finished, "--ids", tmp_path / "ids", "--dry-run", "--json").stdout)

@@ -4,7 +4,6 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
@@ -65,7 +64,7 @@ def test_images_of_an_expert_are_read_ahead_moved_as_they_were_drawn(monkeypatch
     monkeypatch.setattr(ImagesInMemory, "read", seen)
     monkeypatch.setattr(reading, "index", lambda context: SimpleNamespace(use=lambda split: np.ones(2 * count, bool)))
     monkeypatch.setattr(reading, "posts_where", lambda context, index, use_N: posts)
-    monkeypatch.setattr(reading, "assignment", lambda context: pl.DataFrame({"expert": expert_N}))
+    monkeypatch.setattr(reading, "assigned", lambda context, column: expert_N)
     monkeypatch.setattr(reading, "embedder", lambda context, artifact: network)
     monkeypatch.setattr(threads, "use", lambda work: 1)
     monkeypatch.setattr(

@@ -179,6 +179,14 @@ def test_why_a_process_was_lost_is_one_line(text, why):
     assert why_lost(RuntimeError(text)) == why
 
 
+def test_an_error_within_a_process_is_its_last_line():
+    error = type("RayTaskError(OSError)", (Exception,), {})  # as Ray names its own
+    assert (
+        why_lost(error("ray::Worker.about()\n  File a\n    about()\nOSError: full"))
+        == "its process failed: OSError: full"
+    )
+
+
 def test_without_the_engine_ray_is_never_imported():
     modules = (
         "pipelines.cli.run, pipelines.cli.repartition, pipelines.run.scheduler, pipelines.run.worker, assets.graph"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -70,8 +71,9 @@ def printed(member):
     return json.loads(wait_until(lambda: (member.exit_code(), member.lines())[1])[0])
 
 
-def test_more_ranks_than_places_are_refused(two, tmp_path):
+def test_more_ranks_than_places_are_refused(two, tmp_path, monkeypatch):
     _, nodes = two
+    monkeypatch.setattr("pipelines.run.pools.ray_gang.REPLACED_SECONDS", 1)
     with (
         pytest.raises(BadSetting, match=r"ranks = 3, but the Ray cluster has 2 times 1 CPUs"),
         of(nodes, tmp_path, {}, 3),
@@ -88,8 +90,7 @@ def test_a_gang_waits_until_there_is_room_for_all_of_it(two, tmp_path):
         def free(self):
             pass
 
-    with pytest.raises(BadSetting, match="3"), of(nodes, tmp_path, {}, 3):  # connects
-        pass
+    assert nodes.places(nodes.study) == ["", ""]  # connects
     taken = ray.remote(Taken).options(num_cpus=1).remote()
     ray.get(taken.free.remote())
     reports = []
@@ -219,12 +220,9 @@ def test_a_command_whose_gang_loses_a_node_resumes_and_makes_what_one_machine_ma
     (log,) = logs.glob(".work-*/rank-1.log")
     lose(node_of(made, parent_of(process_that_writes(log))))
     made.add_node(num_cpus=1)
-    out, errors = there.communicate(timeout=SECONDS)
-    assert there.returncode == 1
-    assert "rank 1 of the trunk was lost" in out + errors
-    there = run(files[1], *on_ray)
-    out, errors = there.communicate(timeout=SECONDS)
+    out, errors = there.communicate(timeout=2 * SECONDS)
     assert there.returncode == 0, out + errors
+    assert re.search(r"trunk: rank 1 of the trunk was lost: .*; started again, try 2 of 3", errors), errors
     one, other = (open_study(load_study(file), file.parent) for file in files)
     for name in ("trunk", "joint_experts"):
         assert one.need(name).content_hash == other.need(name).content_hash

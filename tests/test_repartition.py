@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from helpers.arrivals import kept_at, lines, shards_of, status, weights_of
+from helpers.arrivals import kept_at, shards_of, status, weights_of
 from helpers.growing import add_shard, growing_study, make, opened
 from moe_core.clustering.gate import load_gate
 from moe_core.settings import Partition
@@ -38,9 +38,9 @@ def test_a_new_shard_costs_its_own_features_and_the_experts_that_it_changed(stud
     assert weights_of(now) == weights
     gates = [load_gate(artifact.file("gate.safetensors"))[0] for artifact in (old, found)]
     assert np.array_equal(gates[0].centroids_MP, gates[1].centroids_MP)
-    rows = pl.read_parquet(found.file("assignment.parquet"))
+    rows = pl.read_parquet(found.path / "assignment")
     same = rows.filter(pl.col("shard") != "s3")
-    was = pl.read_parquet(old.file("assignment.parquet"))
+    was = pl.read_parquet(old.path / "assignment")
     assert same.select("id", "expert").equals(was.select("id", "expert"))
     assert rows.filter("new_since_fit")["shard"].unique().to_list() == ["s3"]
     assert (found.metadata["moved"], found.metadata["gone"]) == (0, 0)
@@ -98,10 +98,10 @@ def test_a_kept_expert_whose_weights_are_gone_is_trained_on_what_it_was_trained_
         "e001",
         "e002",
     ]
-    frame = pl.read_parquet(trained)
-    lost = lines(3)
-    with pytest.raises(ValueError, match=r"e001 was kept, but its weights are gone, and \d+ of the \d+ posts"):
-        membership.rows_of(frame, "expert", "e001", lost, "content_hash")
+    context, scratch = opened(study, root), root.parent / "scratch"
+    scratch.mkdir()
+    with pytest.raises(ValueError, match=r"e001 was kept, but its weights are gone, and 0 of the \d+ posts"):
+        membership.rows_of(context, trained, "expert", {"e001": "another hash"}, scratch)
 
 
 def test_weights_that_it_went_on_from_may_leave_once_it_is_trained(study_of):
@@ -298,10 +298,10 @@ def test_superseded_leaves_what_the_next_partition_follows_and_what_the_trunk_wa
 
 def test_the_random_partition_goes_on_and_new_posts_are_dealt_out_in_proportion(study_of):
     study, root = study_of()
-    was = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    was = pl.read_parquet(opened(study, root).need("partition").path / "assignment")
     add_shard(shards_of(root), 3, posts=60)
     make(study, root, "partition")
-    rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    rows = pl.read_parquet(opened(study, root).need("partition").path / "assignment")
     assert rows.filter(pl.col("shard") != "s3").select("id", "random").equals(was.select("id", "random"))
     new = rows.filter((pl.col("shard") == "s3") & (pl.col("split") == "train"))
     assert new["random"].sort().to_list() == new["expert"].sort().to_list(), "as many to each"

@@ -121,7 +121,7 @@ def test_after_a_takedown_a_damaged_file_of_the_trunk_is_no_obstacle(study_of):
     from moe_core.maintenance.takedown import forget
 
     study, root = study_of()
-    rows = pl.read_parquet(opened(study, root).need("partition").file("assignment.parquet"))
+    rows = pl.read_parquet(opened(study, root).need("partition").path / "assignment")
     forget(opened(study, root), ids=[rows.filter(pl.col("split") == "train")["id"][0]])
     half(pointer_of(opened(study, root), "trunk"))
     assert len(damages(study, root)) == 1

@@ -9,44 +9,46 @@ from helpers.arrivals import lines
 from moe_core.stages.gate import current_partition, membership, retraining
 
 
-def carried(before, now, most, count=12, same_trunk=True):
-    """One expert that was trained on the posts `before` and has `now`."""
-    text = lines(count)
+def carried(before, now, most, same_trunk=True):
+    """One expert that was trained on the posts `before` and has `now`: (hash then, what is decided, members)."""
+    text, written = lines(12), []
     content_hash = membership.hash_of(text.of(np.array(before)))
     old = SimpleNamespace(metadata={"members": {"e000": content_hash}})
-    frame = membership.frame_of("expert", "e000", text.ids[before], text.of(np.array(before)))
-    number_N = np.full(count, 1)
-    number_N[now] = 0
-    found = retraining.decide("expert", ["e000"], number_N, np.ones(count, bool), text, old, frame, same_trunk, most)
-    return content_hash, found
+    frame = membership.frame_of("expert", "e000", text.members(np.array(before)))
+    found = decided(old, text.members(np.array(now)), frame, most, written, same_trunk)
+    return content_hash, found, written[0]
+
+
+def decided(old, now, frame, most, written, same_trunk=True):
+    return retraining.decide(
+        "expert", ["e000"], lambda k: now, old, lambda key: frame, same_trunk, most, written.append
+    )
 
 
 @pytest.mark.parametrize(("most", "kept"), [(0.2, True), (0.19, False)])
 def test_one_of_ten_posts_left_and_one_came_is_a_change_of_a_fifth(most, kept):
-    content_hash, found = carried(list(range(10)), [*range(9), 10], most)
+    content_hash, found, kept_members = carried(list(range(10)), [*range(9), 10], most)
     assert found.changed == {"e000": 0.2}
     assert (found.hashes["e000"] == content_hash) is kept
     assert found.kept == ({"e000": 0.2} if kept else {})
-    assert found.frame["id"].to_list() == [f"p{n}" for n in (range(10) if kept else [*range(9), 10])]
+    assert kept_members["id"].to_list() == [f"p{n}" for n in (range(10) if kept else [*range(9), 10])]
     assert found.lineage["e000"] == [content_hash] if kept else [content_hash, found.hashes["e000"]]
 
 
 def test_small_changes_add_up_until_the_expert_is_trained_again():
     """Against what it was trained on, not against the partition before: 1 of 10 is kept, the second is one too many."""
-    content_hash, first = carried(list(range(10)), list(range(11)), most=0.1)
+    content_hash, first, frame = carried(list(range(10)), list(range(11)), most=0.1)
     assert first.hashes["e000"] == content_hash
-    assert len(first.frame) == 10, "the tenth is not forgotten to be new"
+    assert len(frame) == 10, "the tenth is not forgotten to be new"
     text = lines(12)
     old = SimpleNamespace(metadata={"members": first.hashes, "lineage": {"expert": first.lineage}})
-    second = retraining.decide(
-        "expert", ["e000"], np.zeros(12, int), np.ones(12, bool), text, old, first.frame, True, 0.1
-    )
+    second = decided(old, text.members(np.array(range(12))), frame, 0.1, [])
     assert second.changed == {"e000": 0.2}
     assert second.hashes["e000"] == membership.hash_of(text.of(np.arange(12)))
 
 
 def test_with_another_trunk_every_expert_starts_from_scratch():
-    content_hash, found = carried(list(range(10)), list(range(10)), most=1.0, same_trunk=False)
+    content_hash, found, _ = carried(list(range(10)), list(range(10)), most=1.0, same_trunk=False)
     assert found.lineage == {"e000": [content_hash]}
     assert found.kept == {}
 

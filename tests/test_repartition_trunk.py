@@ -61,7 +61,7 @@ def test_a_takedown_makes_the_trunk_stale_and_no_expert_goes_on_from_weights_tha
     add_shard(shards_of(root), 3, posts=30)
     make(study, root)
     before = opened(study, root)
-    rows = pl.read_parquet(before.need("partition").file("assignment.parquet"))
+    rows = pl.read_parquet(before.need("partition").path / "assignment")
     gone = rows.filter((pl.col("shard") == "s3") & (pl.col("split") == "train"))["id"][0]
     forget(opened(study, root), ids=[gone])
     now = opened(study, root)

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from assets.data import dropped_table, kept_table
 from moe_core.data.counting import TagCounter
+from moe_core.data.splits import SPLITS
 from moe_core.data.synonyms import plurals, read_stop_tags, read_synonyms
 from moe_core.data.vocabulary import Vocabulary, choose_from, load, save
 from moe_core.engine.build import build
 from moe_core.settings import Data, Source, Study
 from moe_core.stages.graph import GRAPH
-from moe_core.stages.reading import splits
+from moe_core.stages.reading import split_numbers
 from moe_core.workspace import open_study
 
 TAGS = pl.List(pl.String)
@@ -266,7 +267,7 @@ def test_the_stage_counts_training_posts_and_leaves_nothing_else_behind(tmp_path
     build(context, "splits")
     artifact = build(context, "vocabulary").artifact
     said = artifact.metadata
-    assert said["training_posts"] == (splits(context)["split"] == "train").sum() > 80
+    assert said["training_posts"] == (split_numbers(context) == SPLITS.index("train")).sum() > 80
     assert sorted(p.name for p in artifact.path.glob("[!.]*.parquet")) == [
         "dropped.parquet",
         "hashtags.parquet",

@@ -1,28 +1,73 @@
-"""Random partition of given sizes, the control of every claim about a partition; the same on every machine."""
+"""Random partition of given sizes, the control of every claim about a partition; the same on every machine.
+
+Letters: N posts, B of a part, G groups that are dealt out apart, K clusters.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from moe_core.sorting import ROW, Sorter, big_endian, numbers
 
-def random_partition(ids: Sequence[str], sizes_K: np.ndarray, seed: int, old_N: np.ndarray | None = None) -> np.ndarray:
-    """(N,) int64: the cluster of each post. It follows from the ids, whatever their order, and the sizes.
+MARK = 16  # bytes
+
+
+def random_partition(
+    ids: Iterable[Sequence[str]],  # of B posts, part by part
+    group_N: np.ndarray,  # uint8 in [0, G)
+    sizes_GK: np.ndarray,
+    seed: int,
+    old_N: np.ndarray,
+    folder: Path,
+    memory: int,
+) -> np.ndarray:
+    """(N,) int32: the cluster of each post. It follows from the ids, whatever their order, and the sizes.
 
     As few posts leave `old_N`, where each was before (-1: nowhere), as the sizes take: what a cluster has too much
-    leaves it at random, and is dealt out with the new posts where room is left.
+    leaves it at random, and is dealt out with the new posts where room is left. Posts are sorted in files in `folder`.
     """
-    if sum(sizes_K) != len(ids):
-        raise ValueError(f"sizes sum to {sum(sizes_K)}, got {len(ids)} posts")
-    order_N = np.array(sorted(range(len(ids)), key=lambda n: (_mark(seed, ids[n]), ids[n])), np.int64)
-    cluster_N = np.full(len(ids), -1)
-    if old_N is not None:
-        for k, size in enumerate(sizes_K):
-            cluster_N[order_N[old_N[order_N] == k][: int(size)]] = k
-    room_K = sizes_K - np.bincount(cluster_N[cluster_N >= 0], minlength=len(sizes_K))
-    cluster_N[order_N[cluster_N[order_N] < 0]] = np.repeat(np.arange(len(sizes_K)), room_K)
+    counts_G = np.bincount(group_N, minlength=len(sizes_GK))
+    for group in np.flatnonzero(counts_G != sizes_GK.sum(1)):
+        raise ValueError(f"sizes sum to {sizes_GK[group].sum()}, got {counts_G[group]} posts")
+    was_N = old_N >= 0
+    old_GK = count_pairs(group_N[was_N], old_N[was_N], sizes_GK.shape)
+    rooms_GK = (sizes_GK - np.minimum(sizes_GK, old_GK)).cumsum(1)
+    stayed_GK, dealt_G = np.zeros_like(old_GK), np.zeros(len(sizes_GK), np.int64)
+    cluster_N = np.full(len(group_N), -1, np.int32)
+    for group_B, row_B in _shuffled(ids, group_N, seed, folder, memory):
+        for group in np.unique(group_B):
+            rows = row_B[group_B == group]
+            was = old_N[rows]
+            stays = np.zeros(len(rows), bool)
+            for k in np.unique(was[was >= 0]):
+                mine = np.flatnonzero(was == k)
+                stays[mine[: sizes_GK[group, k] - stayed_GK[group, k]]] = True
+                stayed_GK[group, k] += stays[mine].sum()
+            cluster_N[rows[stays]] = was[stays]
+            moving = rows[~stays]
+            place = dealt_G[group] + np.arange(len(moving))
+            cluster_N[moving] = np.searchsorted(rooms_GK[group], place, side="right")
+            dealt_G[group] += len(moving)
     return cluster_N
 
 
-def _mark(seed: int, post_id: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{post_id}".encode(), digest_size=16).digest()
+def count_pairs(one_N: np.ndarray, other_N: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often each pair of numbers comes, in an array of that shape."""
+    return np.bincount(one_N.astype(np.int32) * shape[1] + other_N, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _shuffled(
+    ids: Iterable[Sequence[str]], group_N: np.ndarray, seed: int, folder: Path, memory: int
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """(group, row) of all posts by the hashes of their ids, group by group, some at a time."""
+    sorter, first = Sorter(folder, 1 + MARK + ROW, 1 + MARK + ROW, memory), 0
+    for part in ids:
+        marks = (hashlib.blake2b(f"{seed}:{post_id}".encode(), digest_size=MARK).digest() for post_id in part)
+        mark_B = np.frombuffer(b"".join(marks), np.uint8).reshape(-1, MARK)
+        row_B = np.arange(first, first + len(mark_B))
+        sorter.add(np.hstack([group_N[row_B, None], mark_B, big_endian(row_B)]))
+        first += len(mark_B)
+    for block in sorter.sorted():
+        yield block[:, 0], numbers(block[:, 1 + MARK :])

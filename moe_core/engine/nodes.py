@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moe_core import threads
-from moe_core.errors import BadSetting, TrainingFailed
+from moe_core.errors import BadSetting, RankLost, TrainingFailed
 from moe_core.processes import Child, start_child
 from moe_core.settings import Study
 
@@ -137,15 +137,15 @@ def start_rank(module: str, job: Job, folder: Path, interface: str, pass_fds: Se
 def lines_of_first(members: Sequence[Member], what: str, folder: Path) -> Iterator[str]:
     """What rank 0 prints, until all ranks have ended well. `what` they train is for messages.
 
-    Raises TrainingFailed with the last line that a failed rank logged.
+    Raises TrainingFailed with the last line that a failed rank logged, or RankLost.
     """
     while True:
         over = all(member.exit_code() is not None for member in members)
         for rank, member in enumerate(members):
             if member.failure() and member.stalled:
-                raise TrainingFailed(f"rank {rank} of {what} made {member.failure()}, and the others with it")
+                raise RankLost(f"rank {rank} of {what} made {member.failure()}, and the others with it")
         if any(member.failure() for member in members):
-            raise TrainingFailed(_failures(members, what, folder))
+            raise _failures(members, what, folder)
         lines = members[0].lines()
         yield from lines
         if over:
@@ -154,13 +154,14 @@ def lines_of_first(members: Sequence[Member], what: str, folder: Path) -> Iterat
             time.sleep(POLL_SECONDS)
 
 
-def _failures(members: Sequence[Member], what: str, folder: Path) -> str:
+def _failures(members: Sequence[Member], what: str, folder: Path) -> TrainingFailed:
     """Why they ended, once all have ended or had time to; those that were killed come first."""
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline and any(member.exit_code() is None for member in members):
         time.sleep(POLL_SECONDS)
     ends = sorted((member.exit_code() or 0, rank) for rank, member in enumerate(members))
-    return "; ".join(_why(rank, members[rank], what, folder) for code, rank in ends if code)
+    text = "; ".join(_why(rank, members[rank], what, folder) for code, rank in ends if code)
+    return RankLost(text) if ends[0][0] < 0 else TrainingFailed(text)
 
 
 def _why(rank: int, member: Member, what: str, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Which networks were trained on given posts, by what the artifacts in the store record. In doubt, one was."""
 
+from moe_core.stages.gate import assignment
 from moe_core.store.artifact import Artifact
 from moe_core.store.protocols import ArtifactStore
 
@@ -56,9 +57,8 @@ def _clusters_with(store: ArtifactStore, trained: set[Post]) -> tuple[set[str], 
     theirs, known = set[str](), set[str]()
     posts = pl.DataFrame(sorted(trained), schema={"shard": pl.String, "id": pl.String}, orient="row")
     for partition in store.everything("partition"):
-        rows = pl.read_parquet(partition.file("assignment.parquet"), glob=False).join(
-            posts, on=["shard", "id"], how="semi"
-        )
+        parts = assignment.batches(partition, ["shard", "id", "expert", "random"])
+        rows = pl.concat([part.join(posts, on=["shard", "id"], how="semi") for part in parts])
         recorded = None  # only a partition that follows another records what its experts were trained on
         if "trained.parquet" in partition.files:
             recorded = pl.read_parquet(partition.file("trained.parquet"), glob=False).join(posts, on="id", how="semi")

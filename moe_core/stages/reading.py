@@ -3,7 +3,7 @@
 Letters: N posts, B of a part, D embedding width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +15,13 @@ from torch import nn
 
 from moe_core.data.loading import Labels, Place, open_images, open_posts, read_labels
 from moe_core.data.mapped import mapped
+from moe_core.data.splits import SPLITS
 from moe_core.data.vocabulary import Vocabulary, load
 from moe_core.engine.context import Context
 from moe_core.models.resnet import ResNet, build, build_on_meta, channels_last
 from moe_core.serving.bundle import decoder_of
 from moe_core.settings import Network
+from moe_core.stages.gate import assignment
 from moe_core.store.artifact import Artifact
 from moe_core.store.hashing import content_hash
 from moe_core.tables.lance_tags import lance_tag_of
@@ -50,16 +52,19 @@ def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFram
             yield pl.DataFrame(batch)
 
 
-def splits(context: Context) -> pl.DataFrame:
-    """Columns shard, position, id, group and split of all the posts, in the one order."""
-    return pl.read_parquet(context.need("splits").file("splits.parquet"), glob=False)
-
-
-def split_batches(context: Context) -> Iterator[pl.DataFrame]:
-    """The same a part at a time."""
+def split_batches(context: Context, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Columns shard, position, id, group and split of all the posts, or some of these, in the one order, a part at a
+    time."""
     with pq.ParquetFile(context.need("splits").file("splits.parquet")) as file:
-        for batch in file.iter_batches(BATCH):
+        for batch in file.iter_batches(BATCH, columns=columns):
             yield pl.DataFrame(batch)
+
+
+def split_numbers(context: Context) -> np.ndarray:
+    """(N,) int8: the split of each post, a number in SPLITS."""
+    number = {name: number for number, name in enumerate(SPLITS)}
+    parts = (rows["split"].replace_strict(number, return_dtype=pl.Int8) for rows in split_batches(context, ["split"]))
+    return np.concatenate([np.zeros(0, np.int8), *(part.to_numpy() for part in parts)])
 
 
 def vocabulary(context: Context) -> Vocabulary:
@@ -77,21 +82,17 @@ def ids_of(context: Context, shard: str) -> pa.Array:
 class Index:
     """All the posts without their pixels: (N,) arrays in the one order."""
 
-    split_N: np.ndarray
+    split_N: np.ndarray  # int8: a number in SPLITS
     labels: Labels
 
     def use(self, split: str) -> np.ndarray:
         """(N,) bool: posts of a split that have something to predict."""
-        return (self.split_N == split) & self.labels.tagged_N
+        return (self.split_N == SPLITS.index(split)) & self.labels.tagged_N
 
 
 def index(context: Context) -> Index:
-    file = context.need("splits").file("splits.parquet")
-    split_N = pl.read_parquet(file, columns=["split"], glob=False)["split"].to_numpy().astype("U10")
-    return Index(
-        split_N,
-        read_labels(tables_of(context.store).posts, places(context), vocabulary(context), context.store.layout.arrays),
-    )
+    table, arrays = tables_of(context.store).posts, context.store.layout.arrays
+    return Index(split_numbers(context), read_labels(table, places(context), vocabulary(context), arrays))
 
 
 def posts_where(context: Context, index: Index, wanted_N: np.ndarray) -> Posts:
@@ -160,25 +161,22 @@ def trunk_features_where(context: Context, wanted_N: np.ndarray) -> np.ndarray:
     return np.concatenate([part_BD[wanted_N[rows_B]] for part_BD, rows_B in trunk_features(context)])
 
 
-def trained(context: Context) -> pl.DataFrame | None:
-    """Columns of, key, id, mark of the posts that each expert is trained on, where the assignment does not say it."""
-    artifact = context.need("partition")
-    there = "trained.parquet" in artifact.files
-    return pl.read_parquet(artifact.file("trained.parquet"), glob=False) if there else None
-
-
 def held_out(context: Context, index: Index, split: str) -> np.ndarray:
     """(N,) bool: posts of a split to judge by, without those that a network that is kept was trained on: a shard that
     arrives can put an old post into another split, where it joins two groups of near-duplicates."""
-    return index.use(split) & ~np.asarray(assignment(context)["trained"].to_numpy())
+    return index.use(split) & ~assigned(context, "trained")
 
 
-def assignment(context: Context) -> pl.DataFrame:
-    """Columns shard, id, split, expert, random, trained and new_since_fit of all the posts, in the one order.
+def assigned(context: Context, column: str) -> np.ndarray:
+    """(N,) a column of the assignment, such as expert or random, of all the posts in the one order."""
+    partition = context.need("partition")
+    parts = [assignment.read_shard(partition, shard.key, [column])[column].to_numpy() for shard in context.shards]
+    return np.concatenate(parts)
 
-    trained: a network that is kept was trained on the post; new_since_fit: it came since the gate was fitted.
-    """
-    return pl.read_parquet(context.need("partition").file("assignment.parquet"), glob=False)
+
+def experts_of(context: Context, shard: str) -> np.ndarray:
+    """(N,) int32: the number of the expert of each post of a shard."""
+    return assignment.read_shard(context.need("partition"), shard, ["expert"])["expert"].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -208,10 +206,9 @@ def read_routed_posts(context: Context, split: str) -> RoutedPosts:
     """Posts of a split that have a hashtag to predict and that no network was trained on; there may be none."""
     posts = index(context)
     use_N = held_out(context, posts, split)
-    rows = assignment(context)
     return RoutedPosts(
         posts_where(context, posts, use_N),
         trunk_features_where(context, use_N),
-        rows["expert"].to_numpy()[use_N],
-        rows["random"].to_numpy()[use_N],
+        assigned(context, "expert")[use_N],
+        assigned(context, "random")[use_N],
     )

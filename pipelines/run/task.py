@@ -27,7 +27,7 @@ class TaskResult:
     error: str = ""  # "" on success
     reused: bool = False  # the artifact existed
     version: str = field(default="", compare=False)  # of the artifact
-    died: bool = False  # its process ended without an answer, so Dagster's record of the run is still open
+    died: bool = False  # its process was lost, and Dagster's record of the run may still be open; or a rank of it was
     last: bool = field(default=False, compare=False)  # its process takes no other: a GPU failed it for good
     inputs_changed: bool = False  # not begun: what it was planned from is no longer so; `error` says what changed
 

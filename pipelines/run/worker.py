@@ -29,6 +29,7 @@ from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from assets.gpu import KEY
 from assets.runs import identity, leased
 from assets.study import STUDY, key_of, study
+from moe_core.errors import RankLost
 from moe_core.failpoints import failpoint
 from moe_core.processes import die_with_parent, leave_signals_to_parent, send_heartbeat
 from moe_core.settings import Study
@@ -149,9 +150,20 @@ def materialize(task: Task, run_id: str, instance: dg.DagsterInstance, sharers: 
         )
     failpoint("event.recorded", task.name)
     if not result.success:
-        return TaskResult(_why(result))
+        return TaskResult(_why(result), died=_is_lost(result))
     (made,) = result.asset_materializations_for_node(key.to_python_identifier())
     return TaskResult(reused=bool(made.metadata["reused"].value), version=str(made.metadata["version"].value))
+
+
+def _is_lost(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether a process that trained for the step was lost, though not this one."""
+    for event in result.all_events:
+        error = event.step_failure_data.error if event.is_step_failure else None
+        while error:
+            if error.cls_name == RankLost.__name__:
+                return True
+            error = error.cause
+    return False
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:

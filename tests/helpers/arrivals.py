@@ -5,7 +5,6 @@ import numpy as np
 from moe_core.data.loading import Labels
 from moe_core.settings import Repartition
 from moe_core.stages.gate import membership
-from moe_core.stages.reading import Index
 from moe_core.stages.trunk import frozen
 
 
@@ -33,8 +32,7 @@ def status(context):
 def lines(count, arrived=None, shard="s"):
     """Posts p0, p1, ... with the hashtag 0 each."""
     labels = Labels(np.zeros(count, np.int64), np.arange(count + 1))
-    ids, shards = np.array([f"p{n}" for n in range(count)]), np.array([shard] * count)
-    return membership.Lines(ids, shards, Index(np.array(["train"] * count), labels), arrived or {})
+    return membership.Lines([f"p{n}" for n in range(count)], [shard] * count, labels, arrived or {})
 
 
 def pointer_of(context, asset):

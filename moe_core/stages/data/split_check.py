@@ -16,12 +16,11 @@ from moe_core.data.images import stored_as
 from moe_core.data.loading import open_images
 from moe_core.data.splits import SPLITS, across, given_of
 from moe_core.engine.context import Context
-from moe_core.sorting import Sorter, big_endian, different
+from moe_core.sorting import Sorter, big_endian, different, hashes_of
 from moe_core.stages import reading
 from moe_core.stages.data.splits import (
     batches,
     count_posts,
-    hashes_of,
     later_of_equal,
     signatures_in,
     sorted_by_hash,

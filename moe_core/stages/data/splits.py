@@ -7,7 +7,6 @@ numbers are in memory, a few bytes each (docs/explanation/splits.md); hashes and
 Letters: N posts.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from moe_core.data.duplicates import SIGNATURE_BYTES
 from moe_core.data.groups import MEMORY, Pictures, Signatures
 from moe_core.data.splits import ALONE, PART, SPLITS, Places, decide, given_of, given_range, leaks
 from moe_core.engine.context import Context
-from moe_core.sorting import Sorter, big_endian, different, numbers, starts
+from moe_core.sorting import HASH, ROW, Sorter, big_endian, different, hashes_of, numbers, starts
 from moe_core.stages import reading
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, StageOutput
@@ -30,8 +29,6 @@ from moe_core.tables.lance_tags import advance_lance_tags
 from moe_core.tables.location import tables_of
 from moe_core.tables.reading import count_rows, scan_rows
 
-HASH = 16  # bytes, of an id or a user: with a billion of them two have one hash once in 10^21 times
-ROW = 8
 WRITTEN = {"shard": pl.String, "position": pl.Int64, "id": pl.String, "group": pl.Int64, "split": pl.String}
 
 
@@ -92,12 +89,6 @@ def count_posts(context: Context) -> int:
 def signatures_in(frame: pl.DataFrame) -> np.ndarray:
     """(N, SIGNATURE_BYTES) uint8."""
     return np.frombuffer(b"".join(frame["signature"].to_list()), np.uint8).reshape(-1, SIGNATURE_BYTES)
-
-
-def hashes_of(names: pl.Series) -> np.ndarray:
-    """(N, HASH) uint8."""
-    found = (hashlib.blake2b(name.encode(), digest_size=HASH).digest() for name in names.to_list())
-    return np.frombuffer(b"".join(found), np.uint8).reshape(-1, HASH)
 
 
 def sorted_by_hash(folder: Path) -> Sorter:

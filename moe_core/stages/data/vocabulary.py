@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from moe_core.data.splits import SPLITS
 from moe_core.data.vocabulary import Vocabulary, choose_from, reasons, save
 from moe_core.engine.context import Context
 from moe_core.stages import reading
@@ -17,9 +18,9 @@ KEPT_EXAMPLES, DROPPED_EXAMPLES = 25, 5  # shown in the UI; of the dropped, for 
 
 def _training_posts(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Columns of the training posts, a part at a time."""
-    split_N, first = reading.splits(context)["split"], 0
+    training_N, first = reading.split_numbers(context) == SPLITS.index("train"), 0
     for batch in reading.column_batches(context, columns):
-        yield batch.filter(split_N[first : first + batch.height] == "train")
+        yield batch.filter(training_N[first : first + batch.height])
         first += batch.height
 
 

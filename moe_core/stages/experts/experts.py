@@ -1,6 +1,7 @@
 """expert: one network trained on one cluster alone. random_expert and separate_expert are its controls."""
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def _train(context: Context, spec: Spec, column: str, folder: Path, own_decoder:
     """`column` of the assignment says whose posts it is trained on."""
     assert spec.key is not None
     device = device_and_threads(context.study, parallel=True)
-    posts = training_posts(context, column, [spec.key])[spec.key]
+    posts = training_posts(context, column, [spec.key], folder)[spec.key]
     before = _before(context, spec)
     model = start(context, spec.key, own_decoder, before)
     training = context.study.expert_training
@@ -47,23 +48,25 @@ def _train(context: Context, spec: Spec, column: str, folder: Path, own_decoder:
     return StageOutput(dict(done.metadata) | continuation, done.content)
 
 
-def training_posts(context: Context, column: str, keys: Sequence[str]) -> dict[str, Posts]:
+def training_posts(context: Context, column: str, keys: Sequence[str], folder: Path) -> dict[str, Posts]:
     """Training posts by expert, as its content hash names them; the column of the assignment says whose a post is.
 
-    Raises ValueError where a kept expert is to be trained again on posts of which some are gone.
+    Raises ValueError where a kept expert is to be trained again on posts of which some are gone. `folder`: for files
+    that are gone afterwards.
     """
-    rows = reading.assignment(context)
-    index = reading.index(context)
-    use_N, expert_N = index.use("train"), rows[column].to_numpy()
-    trained = reading.trained(context)
-    if trained is None:
-        number = {key: k for k, key in enumerate(context.experts)}
-        return {key: reading.posts_where(context, index, use_N & (expert_N == number[key])) for key in keys}
-    lines = membership.lines(context, rows, index)
-    found, hashes = {}, context.need("partition").metadata[MEMBERS[column]]
+    partition, index = context.need("partition"), reading.index(context)
+    if "trained.parquet" in partition.files:  # it continues another: its experts' posts are not all those of now
+        hashes = {key: partition.metadata[MEMBERS[column]][key] for key in keys}
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
+            file = partition.file("trained.parquet")
+            rows = membership.rows_of(context, file, column, hashes, Path(scratch))
+    else:
+        mine_N = np.where(index.use("train"), reading.assigned(context, column), -1)
+        rows = {key: np.flatnonzero(mine_N == k) for k, key in enumerate(context.experts) if key in keys}
+    found = {}
     for key in keys:
-        mine_N = np.zeros(len(use_N), bool)
-        mine_N[membership.rows_of(trained, column, key, lines, hashes[key])] = True
+        mine_N = np.zeros(len(index.split_N), bool)
+        mine_N[rows[key]] = True
         found[key] = reading.posts_where(context, index, mine_N)
     return found
 

@@ -77,7 +77,7 @@ def open_joint(context: Context, spec: Spec, work: Path) -> Joint:
     """The joint training of a generation as every process sees it; all of them work in the folder `work`."""
     return Joint(
         work,
-        posts=training_posts(context, group_of(spec.asset).column, context.experts),
+        posts=training_posts(context, group_of(spec.asset).column, context.experts, work),
         network=lambda key: start(context, key, own_decoder=False),
         training=context.study.expert_training,
         decoder=context.study.decoder,

@@ -91,7 +91,7 @@ def refit_on_posts(context: Context, decoder: nn.Linear, group: Group, device: s
     index = reading.index(context)
     use_N = index.use("train")
     posts = reading.posts_where(context, index, use_N)
-    expert_N = reading.assignment(context)[group.column].to_numpy()[use_N]
+    expert_N = reading.assigned(context, group.column)[use_N]
     features_ND = torch.empty(len(posts), decoder.in_features)
     for number, key in enumerate(context.experts):
         rows = np.flatnonzero(expert_N == number)

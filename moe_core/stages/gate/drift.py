@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
+from moe_core.clustering.random_partition import count_pairs
 from moe_core.engine.context import Context
 from moe_core.stages.gate.posts import Placement, PostTable
 from moe_core.stages.gate.previous import PreviousPartition
@@ -21,12 +21,15 @@ FAR, AMBIGUOUS = 0.99, 0.05  # quantiles at the fit: beyond and below them a pos
 
 def as_fitted(training_N: np.ndarray, experts: int, placement: Placement) -> dict[str, Any]:
     """How the training posts lie when the gate is fitted: what drift is measured by."""
-    mine = [training_N & (placement.expert_N == k) for k in range(experts)]
-    far = [float(np.quantile(placement.distance_N[mine_N], FAR)) if mine_N.any() else 0.0 for mine_N in mine]
+    far, sizes = [], []
+    for k in range(experts):
+        distances = placement.distance_N[training_N & (placement.expert_N == k)]
+        far.append(float(np.quantile(distances, FAR)) if len(distances) else 0.0)
+        sizes.append(len(distances))
     return {
         "far_beyond": far,
         "ambiguous_below": float(np.quantile(placement.gap_N[training_N], AMBIGUOUS)) if experts > 1 else 0.0,
-        "imbalance": imbalance([int(mine_N.sum()) for mine_N in mine]),
+        "imbalance": imbalance(sizes),
     }
 
 
@@ -62,13 +65,8 @@ def write_churn(
 ) -> dict[str, Any]:
     """Writes churn.json, by expert, and returns its totals; `changed`: share of its posts since its training."""
     keys, old = context.experts, len(previous.keys)
-    was_N = np.where(previous.was_N < 0, old, previous.was_N)
-    matrix = np.bincount(
-        (was_N * len(keys) + expert_N)[posts.training_N],
-        minlength=(old + 1) * len(keys),
-    ).reshape(old + 1, len(keys))
-    gone = previous.assignment.filter(pl.col("split") == "train").join(posts.columns, on=["shard", "id"], how="anti")
-    gone_K = np.bincount(gone["expert"].to_numpy(), minlength=old)
+    was_N = np.where(previous.was_N < 0, old, previous.was_N)[posts.training_N]
+    matrix = count_pairs(was_N, expert_N[posts.training_N], (old + 1, len(keys)))
     by_expert = {}
     for k, key in enumerate(keys):
         was = previous.keys.index(key) if key in previous.keys else None
@@ -79,7 +77,7 @@ def write_churn(
             "came": int(matrix[:old, k].sum()) - stayed,
             "left": int(matrix[was].sum()) - stayed if was is not None else 0,
             "new": int(matrix[old, k]),
-            "gone": int(gone_K[was]) if was is not None else 0,
+            "gone": int(previous.gone_K[was]) if was is not None else 0,
             "changed": changed[key],
             "again": key in retrained,
         }
@@ -89,7 +87,7 @@ def write_churn(
     return {
         "moved": sum(expert["came"] for expert in by_expert.values()),
         "new": int(matrix[old].sum()),
-        "gone": len(gone),
+        "gone": int(previous.gone_K.sum()),
         "trained_again": retrained,
         "kept": [key for key in keys if key not in retrained],
     }

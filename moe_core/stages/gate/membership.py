@@ -4,20 +4,30 @@
 which for an expert that is retained are those it was trained on. A partition that follows none needs no such file: its
 assignment says the same.
 
-Letters: N posts, T tags.
+Letters: N posts, B of a part, T tags.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
+from moe_core.data.loading import Labels
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
-from moe_core.stages import reading
+from moe_core.sorting import first_of_equal, hashes_of
+from moe_core.stages.gate import assignment
+from moe_core.stages.gate.posts import MEMORY, post_batches
 from moe_core.store.artifact import Artifact
+
+PART = 65_536  # lines hashed at once
+COLUMNS = ("expert", "random")  # of the assignment: the partition, and its control
+LINE = {"id": pl.String, "line": pl.String}
+MEMBER = {"of": pl.String, "key": pl.String, "id": pl.String, "mark": pl.UInt64}
 
 
 @dataclass(frozen=True)
@@ -25,84 +35,169 @@ class Lines:
     """One line of text a post: its id and the hashtags that are predicted, and the version of a shard that is younger
     than the trunk, so that an expert is known by all that it saw."""
 
-    ids: np.ndarray  # (N,) of str
-    shards: np.ndarray  # (N,) of str
-    index: reading.Index
+    ids: Sequence[str]
+    shards: Sequence[str]
+    labels: Labels
     arrived: Mapping[str, str]  # shard that the trunk has not seen -> version of its posts
 
     def of(self, rows: np.ndarray) -> list[str]:
         """Lines of some posts, in their order."""
-        labels = self.index.labels
-        tags = (labels.tags_T[labels.starts_N1[row] : labels.starts_N1[row + 1]].tolist() for row in rows)
+        tags = (
+            self.labels.tags_T[self.labels.starts_N1[row] : self.labels.starts_N1[row + 1]].tolist() for row in rows
+        )
         versions = {shard: f" {version}" for shard, version in self.arrived.items()}
         return [
             f"{self.ids[row]} {','.join(map(str, tags_of_row))}" + versions.get(self.shards[row], "")
             for row, tags_of_row in zip(rows.tolist(), tags, strict=True)
         ]
 
+    def members(self, rows: np.ndarray) -> pl.DataFrame:
+        """Columns id and line of some posts."""
+        return pl.DataFrame({"id": [self.ids[row] for row in rows.tolist()], "line": self.of(rows)}, LINE)
 
-def lines(context: Context, columns: pl.DataFrame, index: reading.Index) -> Lines:
-    """`columns`: shard and id of all the posts, in the one order."""
+
+def line_batches(context: Context) -> Iterator[tuple[slice, Lines]]:
+    """Lines of all the posts, with their rows in the one order, some at a time."""
     seen = {shard.key for shard in context.frozen.shards}
     arrived = {shard.key: context.version("posts", shard.key) for shard in context.shards if shard.key not in seen}
-    return Lines(columns["id"].to_numpy(), columns["shard"].to_numpy(), index, arrived)
+    for batch in post_batches(context):
+        yield batch.rows, Lines(batch.ids, [batch.shard] * len(batch.ids), batch.labels, arrived)
 
 
-def hash_of(lines: Sequence[str]) -> str:
+class Gathered:
+    """Ids and lines of the posts of each number, in files of a folder: those of one number at a time are in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+
+    def add(self, number_B: np.ndarray, frame: pl.DataFrame) -> None:
+        for number in np.unique(number_B).tolist():
+            with open(self._file(number), "ab") as file:
+                frame.filter(number_B == number).write_ipc_stream(file, compat_level=pl.CompatLevel.oldest())
+
+    def of(self, number: int) -> pl.DataFrame:
+        """Columns id and line."""
+        parts = [pl.DataFrame(schema=LINE)]
+        if self._file(number).exists():
+            with open(self._file(number), "rb") as file:
+                while file.peek(1):
+                    with pa.ipc.open_stream(file) as stream:
+                        parts.append(pl.DataFrame(stream.read_all()))
+        return pl.concat(parts)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number}.arrows"
+
+
+def gathered(context: Context, training_N: np.ndarray, number_N: np.ndarray, folder: Path) -> Gathered:
+    """The training posts of each expert; `number_N` says whose a post is."""
+    found = Gathered(folder)
+    for rows, lines in line_batches(context):
+        mine = np.flatnonzero(training_N[rows])
+        found.add(number_N[rows][mine], lines.members(mine))
+    return found
+
+
+def hash_of(lines: Iterable[str]) -> str:
     """Content hash of members, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:20]
+    ordered, found = pl.Series("line", lines, pl.String).sort(), hashlib.sha256()
+    for first in range(0, len(ordered), PART):
+        found.update(("\n" * (first > 0) + "\n".join(ordered[first : first + PART])).encode())
+    return found.hexdigest()[:20]
 
 
-def hashes_of(keys: Sequence[str], number_N: np.ndarray, training_N: np.ndarray, lines: Lines) -> dict[str, str]:
-    """Content hash of the training posts of each expert; `number_N` says whose a post is."""
-    return {key: hash_of(lines.of(np.flatnonzero(training_N & (number_N == k)))) for k, key in enumerate(keys)}
+def frame_of(column: str, key: str, members: pl.DataFrame) -> pl.DataFrame:
+    """Columns of, key, id, mark of an expert's members, by their ids and lines; the mark of one without a line is 0."""
+    marks = [mark_of(line) if line is not None else 0 for line in members["line"].to_list()]
+    mark = pl.Series("mark", marks, pl.UInt64)
+    return members.select(pl.lit(column).alias("of"), pl.lit(key).alias("key"), "id", mark)
 
 
-def frame_of(column: str, key: str, ids: np.ndarray, text: Sequence[str], gone: Sequence[str] = ()) -> pl.DataFrame:
-    """Columns of, key, id, mark of an expert's members; the mark of those that are `gone` is 0."""
-    marks = [int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest()) for line in text]
-    columns = {"id": [*ids.tolist(), *gone], "mark": marks + [0] * len(gone)}
-    return pl.DataFrame(columns, schema={"id": pl.String, "mark": pl.UInt64}).select(
-        pl.lit(column).alias("of"), pl.lit(key).alias("key"), "id", "mark"
-    )
+def mark_of(line: str) -> int:
+    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest())
 
 
-def trained_of(old: Artifact, lines: Lines) -> pl.DataFrame:
-    """Columns of, key, id, mark: what the experts of a partition were trained on.
+class TrainedMembers:
+    """What the experts of a partition were trained on.
 
     Of one that follows none, by its assignment and by the hashtags that its posts have now; a post that is gone has
     mark 0.
     """
-    if "trained.parquet" in old.files:
-        return pl.read_parquet(old.file("trained.parquet"), glob=False)
-    rows = pl.read_parquet(old.file("assignment.parquet"), glob=False).filter(pl.col("split") == "train")
-    now = positions(lines.ids)
-    keys = list(old.metadata["members"])
-    frames = []
-    for column in ("expert", "random"):  # the partition, and its control
-        for k, key in enumerate(keys):
-            mine = rows.filter(pl.col(column) == k).select("id").join(now, on="id", how="left", maintain_order="left")
-            there = mine["row"].drop_nulls().to_numpy()
-            there = there[lines.index.labels.tagged_N[there]]
-            gone = mine.filter(pl.col("row").is_null())["id"].to_list()
-            frames.append(frame_of(column, key, lines.ids[there], lines.of(there), gone))
-    return pl.concat(frames)
+
+    def __init__(self, context: Context, old: Artifact, scratch: Path) -> None:
+        self._keys = list(old.metadata["members"])
+        self._file = old.file("trained.parquet") if "trained.parquet" in old.files else None
+        self._gathered = {} if self._file else _gathered_by(context, old, scratch)
+
+    def of(self, column: str, key: str) -> pl.DataFrame:
+        """Columns of, key, id, mark."""
+        if self._file:
+            return members_in(self._file, column, key)
+        if key not in self._keys:
+            return pl.DataFrame(schema=MEMBER)
+        return frame_of(column, key, self._gathered[column].of(self._keys.index(key)))
 
 
-def positions(ids: np.ndarray) -> pl.DataFrame:
-    """Columns id and row: where each id comes first, which is the post that is used."""
-    frame = pl.DataFrame({"id": ids.tolist()}, schema={"id": pl.String}).with_row_index("row")
-    return frame.unique("id", keep="first", maintain_order=True).with_columns(pl.col("row").cast(pl.Int64))
+def members_in(file: Path, column: str, key: str) -> pl.DataFrame:
+    """Columns of, key, id, mark of an expert in `trained.parquet`."""
+    rows = pl.scan_parquet(file, glob=False).filter((pl.col("of") == column) & (pl.col("key") == key))
+    return rows.collect(engine="streaming")
 
 
-def rows_of(frame: pl.DataFrame, column: str, key: str, lines: Lines, content_hash: str) -> np.ndarray:
-    """(n,) int64, rising: where the members of an expert lie. Raises MissingInput where some are gone or changed."""
-    mine = frame.filter((pl.col("of") == column) & (pl.col("key") == key)).select("id")
-    rows = mine.join(positions(lines.ids), on="id", how="inner")["row"].sort().to_numpy()
-    if len(rows) != mine.height or hash_of(lines.of(rows)) != content_hash:
-        raise MissingInput(
-            f"{key} was kept, but its weights are gone, and {mine.height - len(rows)} of the {mine.height} posts that "
-            "it was trained on are, too, or have other hashtags: set repartition.retrain_share = 0 to train it on the "
-            "posts that it has now"
-        )
-    return np.asarray(rows)
+def _gathered_by(context: Context, old: Artifact, scratch: Path) -> dict[str, Gathered]:
+    """The training posts of a partition, by its assignment."""
+
+    def training() -> Iterator[pl.DataFrame]:
+        for rows in assignment.batches(old, ["id", "split", *COLUMNS]):
+            yield rows.filter(pl.col("split") == "train")
+
+    now = (hashes_of(batch.ids) for batch in post_batches(context))
+    row_O = first_of_equal(now, (hashes_of(rows["id"].to_list()) for rows in training()), scratch / "old", MEMORY)
+    found = {column: Gathered(scratch / f"old-{column}") for column in COLUMNS}
+    for column in COLUMNS:
+        number_N, first = np.full(sum(len(batch.ids) for batch in post_batches(context)), -1, np.int32), 0
+        for rows in training():
+            row, number = row_O[first : first + len(rows)], rows[column].to_numpy()
+            number_N[row[row >= 0]] = number[row >= 0]
+            gone = rows.filter(row < 0).select("id", pl.lit(None, pl.String).alias("line"))
+            found[column].add(number[row < 0], gone)
+            first += len(rows)
+        for rows_B, lines in line_batches(context):
+            mine = np.flatnonzero(lines.labels.tagged_N & (number_N[rows_B] >= 0))
+            found[column].add(number_N[rows_B][mine], lines.members(mine))
+    return found
+
+
+def rows_of(
+    context: Context, file: Path, column: str, hashes: Mapping[str, str], scratch: Path
+) -> dict[str, np.ndarray]:
+    """Where the members of experts with these content hashes lie, by `trained.parquet`: rows, rising, by key.
+
+    Raises MissingInput where some are gone or changed.
+    """
+    counts: list[int] = []
+
+    def members() -> Iterator[np.ndarray]:
+        for key in hashes:
+            ids = members_in(file, column, key)["id"].to_list()
+            counts.append(len(ids))
+            yield hashes_of(ids)
+
+    now = (hashes_of(batch.ids) for batch in post_batches(context))
+    row_M = first_of_equal(now, members(), scratch / "members", MEMORY)
+    rows = {key: np.sort(of_key) for key, of_key in zip(hashes, np.split(row_M, np.cumsum(counts)[:-1]), strict=True)}
+    found = Gathered(scratch / "lines")
+    for some, lines in line_batches(context):
+        for number, of_key in enumerate(rows.values()):
+            mine = of_key[slice(*np.searchsorted(of_key, (some.start, some.stop)))] - some.start
+            found.add(np.full(len(mine), number), lines.members(mine))
+    for number, (key, content_hash) in enumerate(hashes.items()):
+        gone = int((rows[key] < 0).sum())
+        if gone or hash_of(found.of(number)["line"]) != content_hash:
+            raise MissingInput(
+                f"{key} was kept, but its weights are gone, and {gone} of the {counts[number]} posts that it was "
+                "trained on are, too, or have other hashtags: set repartition.retrain_share = 0 to train it on the "
+                "posts that it has now"
+            )
+    return rows

@@ -1,6 +1,6 @@
 """The files and metadata of a partition, fitted from scratch or continued; pictures and hashtags of each cluster.
 
-Letters: N posts, K experts, V hashtags, T tags of all posts.
+Letters: N posts, B of a part, K experts, V hashtags, T tags of all posts.
 """
 
 from pathlib import Path
@@ -11,15 +11,18 @@ import polars as pl
 
 from moe_core.clustering.gate import Gate
 from moe_core.data.images import contact_sheet
-from moe_core.data.loading import Labels
+from moe_core.data.loading import Labels, open_images
+from moe_core.data.splits import SPLITS
 from moe_core.engine.context import Context
 from moe_core.errors import TooFewPosts
 from moe_core.stages import reading
+from moe_core.stages.gate import assignment
 from moe_core.stages.gate.drift import imbalance
-from moe_core.stages.gate.posts import Placement, PostTable
+from moe_core.stages.gate.posts import Placement, PostTable, post_batches
 from moe_core.stages.trunk.frozen import pointer_name
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.hashing import content_hash, file_hash
+from moe_core.tables.location import tables_of
 
 COLUMNS, PICTURES = 6, 12  # of a contact sheet
 SIDE = 64  # pixels of a picture on it
@@ -40,13 +43,7 @@ def write(
     """`random_N`: the control's expert of each post; `columns`: more of the assignment; `metadata`: hashes of members
     among it. Raises TooFewPosts for an expert without posts."""
     expert_N = placement.expert_N
-    assignment = posts.columns.with_columns(
-        pl.Series("split", posts.index.split_N.tolist(), pl.String),
-        pl.Series("expert", expert_N, pl.Int32),
-        pl.Series("random", random_N, pl.Int32),
-        *(pl.Series(name, column_N) for name, column_N in columns.items()),
-    )
-    assignment.write_parquet(folder / "assignment.parquet", statistics=False)
+    _write_assignment(context, folder, posts, {"expert": expert_N, "random": random_N} | columns)
     about = {"asset": spec.asset, "version": spec.version, "trunk": context.version("trunk")}
     gate.save(folder / "gate.safetensors", about)
     experts = len(context.experts)
@@ -56,7 +53,10 @@ def write(
         raise TooFewPosts(f"{', '.join(empty)} got no training post: lower partition.experts")
     write_sheets(context, folder, posts, placement)
     hashtags = reading.vocabulary(context).hashtags
-    top = top_hashtags(hashtags, posts.index.labels, posts.training_N, expert_N, experts)
+    counts_KV = np.zeros((experts, len(hashtags)), np.int32)
+    for batch in post_batches(context):
+        count_hashtags(counts_KV, batch.labels, posts.training_N[batch.rows], expert_N[batch.rows])
+    top = top_hashtags(hashtags, counts_KV)
     return StageOutput(
         {
             "pointer": pointer_name(context.planner.graph, context.study, "partition").name,
@@ -77,6 +77,19 @@ def write(
     )
 
 
+def _write_assignment(context: Context, folder: Path, posts: PostTable, columns: dict[str, np.ndarray]) -> None:
+    (folder / "assignment").mkdir()
+    names = np.array(SPLITS)
+    for shard, rows in posts.rows.items():
+        frame = pl.DataFrame({"id": reading.ids_of(context, shard)}).select(
+            pl.lit(shard).alias("shard"),
+            "id",
+            pl.Series("split", names[posts.split_N[rows]], pl.String),
+            *(pl.Series(name, column_N[rows]) for name, column_N in columns.items()),
+        )
+        frame.write_parquet(folder / assignment.file_of(shard), statistics=False)
+
+
 def write_sheets(context: Context, folder: Path, posts: PostTable, placement: Placement) -> None:
     """Two contact sheets a cluster, of its training posts: `sheets/e000.typical.png` of those nearest to its centroid,
     `sheets/e000.ambiguous.png` of those that another expert almost got."""
@@ -87,25 +100,24 @@ def write_sheets(context: Context, folder: Path, posts: PostTable, placement: Pl
         for name, measure_N in (("typical", placement.distance_N), ("ambiguous", placement.gap_N)):
             rows = mine[np.argsort(measure_N[mine], kind="stable")[:PICTURES]]
             chosen[f"{key}.{name}"] = rows[np.isfinite(measure_N[rows])]  # no other expert is infinitely far
-    wanted_N = np.zeros(len(posts.training_N), bool)
-    wanted_N[np.concatenate(list(chosen.values()))] = True
-    place_N = np.cumsum(wanted_N) - 1
-    images = reading.posts_where(context, posts.index, wanted_N).images
+    table = tables_of(context.store).posts
+    images = open_images(table, reading.places(context), context.study.data.image_size)
     for name, rows in chosen.items():
         if len(rows):
-            sheet = contact_sheet(images.read(place_N[rows]), COLUMNS, SIDE)
+            sheet = contact_sheet(images.read(rows), COLUMNS, SIDE)
             (folder / "sheets" / f"{name}.png").write_bytes(sheet)
 
 
-def top_hashtags(
-    hashtags: list[str], labels: Labels, training_N: np.ndarray, expert_N: np.ndarray, experts: int
-) -> list[list[list[Any]]]:
+def count_hashtags(counts_KV: np.ndarray, labels: Labels, training_B: np.ndarray, expert_B: np.ndarray) -> None:
+    """Adds the training posts of each cluster with each hashtag, in place."""
+    owner_T = np.repeat(np.arange(len(training_B)), np.diff(labels.starts_N1))
+    use_T = training_B[owner_T]
+    np.add.at(counts_KV, (expert_B[owner_T[use_T]], labels.tags_T[use_T]), 1)
+
+
+def top_hashtags(hashtags: list[str], counts_KV: np.ndarray) -> list[list[list[Any]]]:
     """By cluster, [hashtag, posts of the cluster with it, times its share among all posts] of those that set it
     apart: by posts x log(times), the cluster's part of the mutual information of hashtag and cluster."""
-    owner_T = np.repeat(np.arange(len(training_N)), np.diff(labels.starts_N1))
-    use_T = training_N[owner_T]
-    counts_KV = np.zeros((experts, len(hashtags)), np.int32)
-    np.add.at(counts_KV, (expert_N[owner_T[use_T]], labels.tags_T[use_T]), 1)
     share_V = counts_KV.sum(0) / max(counts_KV.sum(), 1)
     found = []
     for count_V in counts_KV:

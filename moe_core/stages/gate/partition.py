@@ -5,6 +5,7 @@ Fitted here from scratch; `refit` makes one that continues another.
 Letters: N posts, P whitened dimensions, M centroids, K experts.
 """
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,26 +22,34 @@ from moe_core.store.artifact import Spec, StageOutput
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
-    if "previous" in spec.inputs:
-        return refit.make(context, spec, folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
+        if "previous" in spec.inputs:
+            return refit.make(context, spec, folder, Path(scratch))
+        return _fit(context, spec, folder, Path(scratch))
+
+
+def _fit(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutput:
     settings, posts = context.study.partition, post_table(context)
     whitening = whitening_of(context, posts)
     fitted_NP = whitened(context, whitening, sample(posts.training_N, settings.max_fit_posts, settings.seed))
     clusters = settings.fine or settings.experts
     centroids_MP, objective = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
+    fitted_on = len(fitted_NP)
+    del fitted_NP  # as large as all that follows
     expert_M = np.arange(clusters)
     if settings.fine:
         expert_M = pack(sizes_of(context, posts, whitening, centroids_MP), centroids_MP, settings.experts)
     gate = Gate(whitening, centroids_MP, expert_M)
-    placement = placed(context, gate)
-    random_N = dealt_at_random(posts, placement.expert_N, np.full(len(posts.ids), -1), settings)
-    lines = membership.lines(context, posts.columns, posts.index)
+    placement = placed(context, gate, posts)
+    nobody_N = np.full(len(posts.split_N), -1, np.int32)
+    random_N = dealt_at_random(context, posts, placement.expert_N, nobody_N, scratch)
     metadata = {
-        "fitted_on": len(fitted_NP),
+        "fitted_on": fitted_on,
         "objective": objective,
         "fit": as_fitted(posts.training_N, gate.experts, placement),
     }
     for name, number_N in (("members", placement.expert_N), ("random_members", random_N)):
-        metadata[name] = membership.hashes_of(context.experts, number_N, posts.training_N, lines)
+        now = membership.gathered(context, posts.training_N, number_N, scratch / name)
+        metadata[name] = {key: membership.hash_of(now.of(k)["line"]) for k, key in enumerate(context.experts)}
     more = {name: np.zeros(len(random_N), bool) for name in ("trained", "new_since_fit")}  # none arrived since the fit
     return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)

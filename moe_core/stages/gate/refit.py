@@ -6,11 +6,11 @@ Letters: N posts, F posts that are fitted on, P whitened dimensions, M centroids
 import json
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from moe_core.clustering.balance import pack, repack
 from moe_core.clustering.gate import Gate
@@ -37,45 +37,43 @@ from moe_core.stages.gate.previous import PreviousPartition, previous_partition
 from moe_core.store.artifact import Spec, StageOutput
 
 
-def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
+def make(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutput:
     """Raises MissingInput where the partition that is continued is gone."""
     settings, posts = spec.settings, post_table(context)
-    previous = previous_partition(context, spec, posts)
+    previous = previous_partition(context, spec, posts, scratch)
     same_trunk = previous.trunk == context.version("trunk")
     metadata: dict[str, Any]
     if settings["how"] == "refit":
         gate, metadata = _fit(context, posts, previous, same_trunk)
-        placement = placed(context, gate)
+        placement = placed(context, gate, posts)
         metadata["fit"] = as_fitted(posts.training_N, gate.experts, placement)
         new_since_fit_N = np.zeros(len(placement.expert_N), bool)
     else:
         gate = previous.gate
         metadata = {name: previous.artifact.metadata[name] for name in ("fitted_on", "objective", "fit")}
-        placement = placed(context, gate)
+        placement = placed(context, gate, posts)
         expert_N = np.where(previous.unchanged_N, previous.expert_N, placement.expert_N)  # to the bit
         placement, new_since_fit_N = replace(placement, expert_N=expert_N), previous.new_since_fit_N
-    random_N = dealt_at_random(posts, placement.expert_N, previous.random_N, context.study.partition)
-    lines = membership.lines(context, posts.columns, posts.index)
-    trained = membership.trained_of(previous.artifact, lines)
-    members, random_members = (
-        retraining.decide(
-            column,
-            context.experts,
-            number_N,
-            posts.training_N,
-            lines,
-            previous.artifact,
-            trained,
-            same_trunk,
-            settings["repartition"]["retrain_share"],
+    random_N = dealt_at_random(context, posts, placement.expert_N, previous.random_N, scratch)
+    trained = membership.TrainedMembers(context, previous.artifact, scratch)
+    with retraining.MembersFile(folder / "trained.parquet") as file:
+        members, random_members = (
+            retraining.decide(
+                column,
+                context.experts,
+                membership.gathered(context, posts.training_N, number_N, scratch / column).of,
+                previous.artifact,
+                partial(trained.of, column),
+                same_trunk,
+                settings["repartition"]["retrain_share"],
+                file.write,
+            )
+            for column, number_N in (("expert", placement.expert_N), ("random", random_N))
         )
-        for column, number_N in (("expert", placement.expert_N), ("random", random_N))
-    )
     metadata |= retraining.as_metadata(members, random_members) | {"how": settings["how"]}
     metadata |= {"drift": drift(posts.training_N, new_since_fit_N, placement, metadata["fit"])}
     retrained = [key for key in context.experts if key not in members.kept]
     metadata |= write_churn(context, folder, posts, previous, placement.expert_N, members.changed, retrained)
-    pl.concat([members.frame, random_members.frame]).write_parquet(folder / "trained.parquet", statistics=False)
     trained_N = previous.trained_N if same_trunk else np.zeros(len(random_N), bool)
     more = {"trained": trained_N, "new_since_fit": new_since_fit_N}
     return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)
@@ -88,8 +86,8 @@ def preview(context: Context) -> dict[str, Any]:
     """
     if current_of(context.planner.state) is None:
         raise MissingInput(NO_PARTITION, "partition")
-    with tempfile.TemporaryDirectory() as folder:
-        metadata = make(context, context.spec("partition"), Path(folder)).metadata
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as scratch:
+        metadata = make(context, context.spec("partition"), Path(folder), Path(scratch)).metadata
         return {**metadata, **json.loads((Path(folder) / "churn.json").read_text("utf-8"))}
 
 

@@ -4,14 +4,15 @@ Changes are measured against the posts that an expert was trained on, not those 
 add up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
-from moe_core.stages.gate.membership import Lines, frame_of, hash_of
+from moe_core.stages.gate.membership import MEMBER, frame_of, hash_of
 from moe_core.store.artifact import Artifact
 
 LINEAGE = 16  # hashes of an expert that are remembered
@@ -25,33 +26,47 @@ class Members:
     lineage: dict[str, list[str]]  # hashes that it had since its first training, the last is that of `hashes`
     changed: dict[str, float]  # share of its posts that were added or removed since it was trained, before this
     kept: dict[str, float]  # the same of those that are retained
-    frame: pl.DataFrame  # columns of, key, id, mark: the members that the hashes name
+
+
+class MembersFile:
+    """Writes columns of, key, id, mark: the members that hashes name, an expert at a time."""
+
+    def __init__(self, path: Path) -> None:
+        schema = pl.DataFrame(schema=MEMBER).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        self._file = pq.ParquetWriter(path, schema, compression="zstd", write_statistics=["of", "key"])
+
+    def __enter__(self) -> "MembersFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, members: pl.DataFrame) -> None:
+        self._file.write_table(members.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
 def decide(
     column: str,
     keys: Sequence[str],
-    number_N: np.ndarray,
-    training_N: np.ndarray,
-    lines: Lines,
+    now: Callable[[int], pl.DataFrame],
     old: Artifact,
-    old_frame: pl.DataFrame,
+    trained: Callable[[str], pl.DataFrame],
     same_trunk: bool,
     most: float,
+    write: Callable[[pl.DataFrame], None],
 ) -> Members:
     """The members of each expert now, or those it was trained on where no more than `most` of them changed since.
 
-    With another trunk every expert is retrained, and begins a lineage.
+    `now`: ids and lines of the expert of a number; `trained`: what the expert of a key was trained on, as `write` takes
+    what the hashes name. With another trunk every expert is retrained, and begins a lineage.
     """
     name = "members" if column == "expert" else "random_members"
     before = old.metadata.get("lineage", {}).get(column, {})
-    hashes, lineage, changed, kept, frames = {}, {}, {}, {}, []
+    hashes, lineage, changed, kept = {}, {}, {}, {}
     for k, key in enumerate(keys):
-        rows = np.flatnonzero(training_N & (number_N == k))
-        text = lines.of(rows)
-        mine = frame_of(column, key, lines.ids[rows], text)
-        had = old_frame.filter((pl.col("of") == column) & (pl.col("key") == key))
-        hashes[key], content_hash = hash_of(text), old.metadata[name].get(key)
+        members, had = now(k), trained(key)
+        mine = frame_of(column, key, members)
+        hashes[key], content_hash = hash_of(members["line"]), old.metadata[name].get(key)
         if content_hash is None or not same_trunk:
             lineage[key], changed[key] = [hashes[key]], 1.0
         else:
@@ -62,8 +77,8 @@ def decide(
                 hashes[key], mine, kept[key] = content_hash, had, changed[key]
             else:
                 lineage[key] = [*lineage[key], hashes[key]][-LINEAGE:]
-        frames.append(mine)
-    return Members(hashes, lineage, changed, kept, pl.concat(frames))
+        write(mine)
+    return Members(hashes, lineage, changed, kept)
 
 
 def changed_share(now: pl.DataFrame, trained: pl.DataFrame) -> float:

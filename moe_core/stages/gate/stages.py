@@ -2,7 +2,7 @@
 
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
-from moe_core.stages.gate import current_partition
+from moe_core.stages.gate import assignment, current_partition
 from moe_core.store.artifact import Artifact
 
 
@@ -15,10 +15,9 @@ def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 def _ids(artifact: Artifact) -> list[str]:
     import polars as pl
 
-    found = set()
-    for name in ("assignment.parquet", "trained.parquet"):
-        if name in artifact.files:
-            found |= set(pl.read_parquet(artifact.file(name), columns=["id"], glob=False)["id"].to_list())
+    found = {post_id for rows in assignment.batches(artifact, ["id"]) for post_id in rows["id"].to_list()}
+    if "trained.parquet" in artifact.files:
+        found |= set(pl.read_parquet(artifact.file("trained.parquet"), columns=["id"], glob=False)["id"].to_list())
     return sorted(found)
 
 

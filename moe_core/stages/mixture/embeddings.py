@@ -28,8 +28,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     bundle = Bundle(context.need("mixture"))
     assert list(bundle.published) == list(context.experts)  # so their numbers are the assignment's
     images = reading.images_of(context, key, bundle.image_size)
-    rows = reading.assignment(context)
-    expert_N = rows.filter(rows["shard"] == key)["expert"].to_numpy()
+    expert_N = reading.experts_of(context, key)
     ids = reading.ids_of(context, key)
     content, width = hashlib.sha256(), bundle.router.width
 

@@ -287,6 +287,6 @@ class Process:
 def why_lost(error: Exception) -> str:
     """Why a process of the cluster is gone, from the lines of an error of Ray's."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("\t")]
-    if any(FAILED in line for line in lines):
+    if FAILED in str(error) or type(error).__name__.startswith("RayTaskError"):  # with a traceback
         return f"its process failed: {lines[-1]}"
     return f"its process ended: {' '.join(lines[1:] or lines)}"

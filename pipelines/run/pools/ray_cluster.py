@@ -59,6 +59,8 @@ def connect(cluster: Cluster) -> str:
                 )
         except Exception as error:
             why = " ".join(str(error).split())[:600]
+            if isinstance(error, ConnectionError):
+                why += "; where it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             raise BadSetting(f"the Ray cluster at {address} refuses this command: {why}") from error
         finally:
             if threading.current_thread() is threading.main_thread():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.engine.nodes import Job, Member, Nodes, Report, ThisMachine, most_places, start_rank
-from moe_core.errors import BadSetting, TrainingFailed
+from moe_core.errors import BadSetting, RankLost
 from moe_core.processes import CHECK_SECONDS, Child, stall_seconds, start_child
 from moe_core.settings import Study
 from moe_core.store.locks import exclusive
@@ -30,6 +30,7 @@ from pipelines.run.pools.ray_node import About, about
 
 LOOK_SECONDS = 0.5  # between two questions how a process is
 START_SECONDS = 120.0  # for the keepers of a gang that has its room
+REPLACED_SECONDS = 60.0  # for a node that was lost to come back, or another
 END_SECONDS = 10.0  # for the processes of a gang to be gone; then their keepers are killed
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process of a job
 SIOCGIFADDR = 0x8915  # of netdevice(7)
@@ -130,10 +131,7 @@ class RayNodes:
             if (own := _own_gpus()) >= ranks:
                 yield until.enter_context(ThisMachine().gang(module, ranks, job, folder, report))
                 return
-            takes, places = self._places()
-            if places - own < ranks:
-                there = f"{self._name(places, takes)}{f', {own} of them taken by this run' if own else ''}"
-                raise BadSetting(f"trunk_setup.ranks = {ranks}, but the Ray cluster has {there}")
+            takes = self._enough(ranks, own)
             lock = until.enter_context(_held_in(folder))
             group = until.enter_context(self._room(ranks, takes, report))
             keepers = [self._keeper(takes, group, number) for number in range(ranks)]
@@ -154,6 +152,18 @@ class RayNodes:
         lock = until.enter_context(_held_in(folder))
         keeper = self._keeper(self._places()[0])
         return RayMember(keeper, keeper.start_helper.remote(module, folder, about([]), lock), until=until)
+
+    def _enough(self, ranks: int, own: int) -> Takes:
+        """What each rank is to take. Raises BadSetting where the cluster has too little and gets no nodes soon."""
+        deadline = time.monotonic() + REPLACED_SECONDS
+        while True:
+            takes, places = self._places()
+            if places - own >= ranks:
+                return takes
+            if time.monotonic() >= deadline:
+                there = f"{self._name(places, takes)}{f', {own} of them taken by this run' if own else ''}"
+                raise BadSetting(f"trunk_setup.ranks = {ranks}, but the Ray cluster has {there}")
+            time.sleep(1)
 
     def _places(self) -> tuple[Takes, int]:
         """(what a rank or a helper takes, how often the cluster has that)"""
@@ -199,7 +209,7 @@ def _own_gpus() -> int:
 
 
 def _start(module: str, keepers: Sequence[Any], job: Job, folder: Path, lock: Path) -> "list[RayMember]":
-    """Starts a rank by each keeper, neighbors on one node. Raises TrainingFailed, or what is wrong with a node."""
+    """Starts a rank by each keeper, neighbors on one node. Raises RankLost, or what is wrong with a node."""
     import ray
 
     nodes, ours = {node["NodeID"]: node for node in ray.nodes()}, about([])
@@ -218,7 +228,7 @@ def _start(module: str, keepers: Sequence[Any], job: Job, folder: Path, lock: Pa
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        raise TrainingFailed(f"a rank could not be started: {why_lost(error)}") from error
+        raise RankLost(f"a rank could not be started: {why_lost(error)}") from error
     return members
 
 

@@ -41,7 +41,7 @@ def measure(folder: Path, count: int, fitted: int) -> None:
     keys = [SimpleNamespace(key=f"s{number:04d}") for number in range(SHARDS)]
     context: Any = SimpleNamespace(
         study=study,
-        root=folder,
+        store=None,
         shards=keys,
         experts=[f"e{number:03d}" for number in range(study.partition.experts)],
         frozen=SimpleNamespace(shards=keys),

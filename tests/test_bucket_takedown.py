@@ -90,6 +90,7 @@ from pathlib import Path
 from helpers import quick_leases
 from helpers.takedown import GONE
 from moe_core.engine.build import build
+from moe_core.maintenance.gc import collect
 from moe_core.maintenance.takedown import forget
 from moe_core.study_file import load_study
 from moe_core.workspace import open_study
@@ -98,6 +99,8 @@ file = Path(sys.argv[1])
 context = open_study(load_study(file), file.parent)
 if sys.argv[2] == "forget":
     forget(context, ids=[GONE])
+elif sys.argv[2] == "gc":
+    collect(context, superseded=True, keep=0)
 else:
     build(context, "posts", sys.argv[2])
 """
@@ -151,6 +154,21 @@ def test_a_process_that_wakes_up_after_the_takedown_brings_no_post_back(ingested
     collect(reopen(ingested))
     assert is_gone(ingested)
     assert not [one for one in verify(reopen(ingested)) if isinstance(one, Damage)]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", ["lease.taken", "artifact.removed", "artifact.removed 2", "rows.committed"])
+def test_a_clean_up_that_is_killed_is_finished_by_the_next(ingested, tmp_path, point):
+    now = elsewhere(ingested, tmp_path / "elsewhere")
+    build(now, "posts", "a")
+    with process(now, "gc", f"kill {point}") as killed:
+        assert killed.wait(PATIENT) == -signal.SIGKILL, killed.stderr.read()
+    collect(reopen(now), superseded=True, keep=0)
+    left = collect(reopen(now), superseded=True, keep=0)
+    assert (left.removed, left.versions, left.files) == ([], 0, 0)
+    wanted = {now.version("posts", key) for key in ("a", "b")}  # `two_shards` built this one of b
+    assert {artifact.version for artifact in now.store.everything("posts")} == wanted
+    assert not [one for one in verify(reopen(now)) if isinstance(one, Damage)]
 
 
 def test_rows_that_no_table_has_yet_are_refused_too(server, filled, tmp_path):

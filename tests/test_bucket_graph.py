@@ -13,6 +13,7 @@ from helpers.plain import make_plainly, plain_command
 from helpers.without_controls import QUICK, opened, quick_study
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import bundle_at
+from moe_core.settings import Decoder
 from moe_core.stages.training.log import log_of
 from moe_core.store.layout import NAMES
 from moe_core.study_file import dump_study
@@ -26,11 +27,34 @@ def server(tmp_path_factory):
         yield one
 
 
-def write(folder, **settings):
-    folder.mkdir()
-    file = folder / "study.toml"
-    file.write_text(dump_study(quick_study(trunk=TRUNK, **settings)))
-    return file
+@pytest.fixture
+def machines(server, tmp_path, monkeypatch):
+    """Study files in a bucket: of two machines, and of one that keeps the same study in its folder."""
+    for name, value in seaweed.environment(tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    store = server.settings()
+
+    def write(**settings):
+        files = [tmp_path / name / "study.toml" for name in ("one", "other", "local")]
+        for file in files:
+            file.parent.mkdir()
+            where = {} if file.parent.name == "local" else {"store": store}
+            file.write_text(dump_study(quick_study(**settings, **where)))
+        return files
+
+    return write
+
+
+def killed_after_a_checkpoint(file, asset):
+    """Builds up to a training, whose process is killed once a checkpoint is in the bucket."""
+    fault = {**os.environ, "HARDMOE_FAULT": "kill work.saved 1"}
+    assert subprocess.run(plain_command(file), env=fault).returncode == -signal.SIGKILL
+    context = opened(file)
+    version, place = context.version(asset), context.store.place
+    assert context.find(asset) is None
+    saved = [entry.name for entry in place.names(NAMES.work(asset, None, version).as_posix())]
+    assert any(name.endswith(".json") for name in saved)
+    place.remove(f"{asset}/.lease-{version}")  # as after a minute of silence
 
 
 def results(context):
@@ -40,28 +64,14 @@ def results(context):
     return {task.label: (task.spec.version, task.artifact.content_hash) for task in tasks}
 
 
-def test_a_study_in_a_bucket_gives_what_it_gives_in_a_folder(server, tmp_path, monkeypatch):
-    for name, value in seaweed.environment(tmp_path / "cache").items():
-        monkeypatch.setenv(name, value)
-    store = server.settings()
-    local, one, other = write(tmp_path / "local"), write(tmp_path / "one", store=store), tmp_path / "other"
-
-    fault = {**os.environ, "HARDMOE_FAULT": "kill work.saved 1"}
-    assert subprocess.run(plain_command(one), env=fault).returncode == -signal.SIGKILL
-    started = opened(one)
-    version = started.version("trunk")
-    place, work = started.store.place, NAMES.work("trunk", None, version).as_posix()
-    assert started.find("trunk") is None
-    assert any(entry.name.endswith(".json") for entry in place.names(work)), "a checkpoint is in the bucket"
-    place.remove(f"trunk/.lease-{version}")  # as after a minute of silence
-
-    file = write(other, store=store)  # as another machine, whose own folder is empty
-    monkeypatch.setenv("HARDMOE_FAULT", "")
+def test_a_study_in_a_bucket_gives_what_it_gives_in_a_folder(server, machines, tmp_path):
+    one, file, local = machines(trunk=TRUNK)
+    killed_after_a_checkpoint(one, "trunk")
     make_plainly(file)
     make_plainly(local)
     context, wanted = opened(file), results(opened(local))
     assert results(context) == wanted
-    assert len(log_of(context.need("trunk"))) == len(log_of(opened(local).need("trunk")))
+    assert len(log_of(context.need("trunk"))) == len(log_of(opened(local).need("trunk"))), "of all its steps"
     published = Bundle(bundle_at(file))
     assert published.parts == Bundle(bundle_at(local)).parts
     assert published.folder.is_relative_to(tmp_path / "cache")
@@ -73,3 +83,14 @@ def test_a_study_in_a_bucket_gives_what_it_gives_in_a_folder(server, tmp_path, m
     assert sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file()) == 0, "no file"
     assert 0 < counting.counts["passed"] < 100
     assert counting.moved < 200_000, "manifests and names"
+
+
+@pytest.mark.soak
+def test_joint_experts_resume_on_another_machine(machines):
+    """All their processes work in one folder of a machine, whose checkpoints travel as a whole."""
+    expert = QUICK.model_copy(update={"epochs": 4.0, "checkpoint_seconds": 0.01})
+    one, other, local = machines(decoder=Decoder(mode="joint", rounds=6), expert_training=expert)
+    killed_after_a_checkpoint(one, "joint_experts")
+    make_plainly(other)
+    make_plainly(local)
+    assert results(opened(other)) == results(opened(local))

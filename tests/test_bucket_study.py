@@ -8,11 +8,15 @@ import pytest
 
 from helpers import seaweed
 from helpers.builders import TESTS
+from helpers.command import write
+from moe_core.errors import BadSetting
 from moe_core.settings import Study
 from moe_core.store.layout import Layout
+from moe_core.store.places import claim
 from moe_core.store.protocols import open_store
 from moe_core.store.store import Store
 from moe_core.study_file import dump_study
+from pipelines.cli.common import study_at
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,20 @@ def test_with_a_uri_the_place_is_a_bucket_and_the_root_stays_local(tmp_path, mon
     assert (store.place.cache.root, store.place.cache.limit) == (tmp_path / "cache", 1 << 29)
     assert (store.root, store.layout.logs) == (tmp_path, Layout(tmp_path).logs)
     assert [*tmp_path.iterdir()] == [], "nothing was opened"
+
+
+def test_a_bucket_of_another_study_is_refused_by_every_command(server, tmp_path, monkeypatch):
+    for name, value in seaweed.environment(tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HARDMOE_STUDY", "")  # which the commands set
+    store = server.settings()
+    cats, dogs = (write(tmp_path / name, Study(name=name, store=store)) for name in ("cats", "dogs"))
+    place = study_at(cats).store.place
+    assert [*place.names()] == [], "a command that reads claims nothing"
+    claim(place, "cats", rounds=1)
+    study_at(cats)
+    with pytest.raises(BadSetting, match=r"holds the study 'cats', .* this one is 'dogs': give it a prefix of its own"):
+        study_at(dogs)
 
 
 FORKED = """

@@ -180,16 +180,25 @@ class Planner:
         return _unless_blocked(self.spec(name, key), name, key)
 
     def task(self, name: str, key: str | None = None) -> PlannedTask:
-        spec = self.spec(name, key)
-        if isinstance(spec, Blocked):
-            return PlannedTask(name, key, None, None, spec)
-        return PlannedTask(name, key, spec, self.find(name, key))
+        return self._planned([(name, key)])[0]
 
     def tasks(self, names: Iterable[str] | None = None) -> list[PlannedTask]:
         """All artifacts of some stages, or of all, in the order of the graph."""
         wanted = set(self.graph if names is None else names)
+        return self._planned([(name, key) for name in self.graph if name in wanted for key in self.keys(name)])
+
+    def _planned(self, names: list[Name]) -> list[PlannedTask]:
+        """Asks the store for all of them at once: in a bucket each is a request."""
         with _nothing_collected():
-            return [self.task(name, key) for name in self.graph if name in wanted for key in self.keys(name)]
+            specs = [(name, self.spec(*name)) for name in names]
+            known = [spec for _, spec in specs if isinstance(spec, Spec)]
+            found = iter(self.store.find_all(known))
+            return [
+                PlannedTask(*name, spec, next(found))
+                if isinstance(spec, Spec)
+                else PlannedTask(*name, None, None, spec)
+                for name, spec in specs
+            ]
 
     def pinned(self, artifacts: Iterable[Artifact]) -> Planner:
         """The same with these artifacts as they are, whatever the study says now."""

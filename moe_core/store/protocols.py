@@ -6,7 +6,7 @@ A file is read at a local path, its bytes checked. A pointer is replaced whole. 
 saves work: two processes that build the same artifact both get the one that was committed first.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,9 @@ class ArtifactStore(Protocol):
 
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built."""
+
+    def find_all(self, specs: Sequence[Spec]) -> list[Artifact | None]:
+        """As `find`, of many: where that takes a request each, many at once."""
 
     def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
         """One version of an asset's partition; None where it is not there, or `version` is empty."""

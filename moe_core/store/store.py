@@ -10,7 +10,7 @@ that no reader sees and the next writer removes.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class Store:
     def find(self, spec: Spec) -> Artifact | None:
         """The artifact of `spec`; None where it has not been built. Raises CorruptArtifact for a damaged manifest."""
         return self.get(spec.asset, spec.key, spec.version)
+
+    def find_all(self, specs: Sequence[Spec]) -> list[Artifact | None]:
+        """As `find`, of many."""
+        return [self.find(spec) for spec in specs]
 
     def get(self, asset: str, key: str | None, version: str) -> Artifact | None:
         """One version of an asset's partition; None where it is not there, or `version` is empty."""

@@ -263,13 +263,13 @@ def _nearest_in_order(blocks: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray
 
 def _root(parent_P: np.ndarray, of_Q: np.ndarray) -> np.ndarray:
     """The smallest of the set of each; ways that were gone are made short, in place."""
-    root = parent_P[of_Q]
+    found_Q = parent_P[of_Q]
     while True:
-        above = parent_P[root]
-        if np.array_equal(above, root):
-            parent_P[of_Q] = root
-            return root
-        root = above
+        above_Q = parent_P[found_Q]
+        if np.array_equal(above_Q, found_Q):
+            parent_P[of_Q] = found_Q
+            return found_Q
+        found_Q = above_Q
 
 
 def _join(parent_P: np.ndarray, one_Q: np.ndarray, other_Q: np.ndarray) -> None:

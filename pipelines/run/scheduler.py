@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -121,7 +122,12 @@ def run_study(
         pool: Pool = LocalPool(capacity)
         if cluster.engine == "ray":
             pool = RayPool(
-                cluster, context.study, context.root, instance, workers, lambda why: on_event("warning", "", why)
+                cluster,
+                context.study,
+                root=context.root,
+                instance=instance,
+                limit=workers,
+                warn=partial(on_event, "warning", ""),
             )
         summary = loop.run(pool)
         if cluster.engine == "ray":  # processes of a cluster whose head was lost end up to a minute later

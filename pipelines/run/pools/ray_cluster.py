@@ -227,7 +227,7 @@ def shared_locks(root: Path, instance: dg.DagsterInstance) -> Iterator[list[Path
     and its storage SQLite."""
     name, home = f"nodes-{uuid.uuid4().hex}", Path(os.environ["DAGSTER_HOME"])
     locks = [Layout(root).lease(name)]
-    if isinstance(instance.run_storage, SqliteRunStorage) and not home.is_relative_to(root):
+    if isinstance(instance.run_storage, SqliteRunStorage) and root not in (home, *home.parents):
         locks.append(home / f".{name}.lock")
     try:
         with ExitStack() as held:

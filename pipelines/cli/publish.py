@@ -65,7 +65,7 @@ def _decide(context: Context, version: str | None, force: bool, rollback: bool) 
         mixture = context.need("mixture").version
     else:
         there = (artifact.version for artifact in context.store.versions("mixture", None))
-        mixture = full_version(version, there, f"mixture in {context.root}")
+        mixture = full_version(version, there, f"mixture in {context.store.uri}")
     if force:
         return comparison.force(context, mixture)
     baseline = read_log(context.store.documents).published

@@ -8,9 +8,10 @@ import click
 from moe_core import recipes
 from moe_core.engine.context import Context
 from moe_core.errors import BadSetting
-from moe_core.serving.publication import published_bundle
+from moe_core.serving.publication import bundle_at
 from moe_core.stages.experts.modes import mode_of
 from moe_core.stages.trunk.frozen import request_renewal
+from moe_core.store.artifact import Artifact
 from moe_core.store.layout import Layout
 from pipelines.cli.common import (
     changed_study,
@@ -53,9 +54,9 @@ def demo(root: Path, workers: int | None, engine: str | None, address: str | Non
     context = study_at(study_file)
     show_table(context)
     echo()
-    report = context.need("report").file("report.html")
-    echo(f"Report: {report}   (hardmoe report --study {quote(str(study_file))} --open)")
-    echo(f"Bundle: {published_bundle(context.root)}")
+    echo(f"Report: {context.need('report').uri}/report.html   (hardmoe report --study {quote(str(study_file))} --open)")
+    bundle = bundle_at(study_file)
+    echo(f"Bundle: {bundle.uri if isinstance(bundle, Artifact) else bundle}")
     echo(f"Dagster's UI on this study: hardmoe ui --study {quote(str(study_file))}   (or `make ui`)")
 
 

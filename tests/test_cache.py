@@ -43,6 +43,17 @@ def test_another_file_under_the_same_name_is_fetched(tmp_path, source):
     assert source.get(cache, "x", 60).read_bytes() == content("x", 60)
 
 
+def test_what_a_build_used_is_given_up_at_once_and_may_go(tmp_path, source):
+    cache = Cache(tmp_path, 300)
+    paths = [source.get(cache, f"e00{n}/x") for n in range(3)]
+    with pytest.raises(CacheFull):
+        source.get(cache, "y")
+    cache.release_all()
+    assert not any(path.exists() for path in paths)
+    assert source.get(cache, "y").read_bytes() == content("y")
+    assert source.get(cache, "e002/x") == paths[2]
+
+
 def test_an_empty_file_is_a_file(tmp_path, source):
     assert source.get(Cache(tmp_path, 1000), "x", 0).read_bytes() == b""
 

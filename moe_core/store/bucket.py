@@ -41,7 +41,12 @@ CREDENTIALS = (
 NO_BUCKET = ("NoSuchBucket", "InvalidBucketName", "ContainerNotFound", "The specified bucket does not exist")
 REFUSED = ("status code: 401", "status code: 403", "AccessDenied", "ExpiredToken", "InvalidToken")
 BEYOND = ("InvalidRange", "status code: 416")
-FAILED = ("Generic S3 error", "Generic GCS error", "Generic MicrosoftAzure error")
+FAILED = (
+    "Generic S3 error",
+    "Generic GCS error",
+    "Generic MicrosoftAzure error",
+    "EOF while parsing",  # a Lance tag that was replaced by a longer one while it was read
+)
 NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "MissingCredential")
 
 _used_in: list[int] = []  # the process that has obstore's threads

@@ -24,6 +24,7 @@ from moe_core.store.leases import PACE, Pace, exclusive, shared
 from moe_core.tables.paths import open_path
 
 T = TypeVar("T")
+PREEMPTED = "already exists", "commit conflict"  # what lance says to one of several that create a data set
 
 
 class BucketTable:
@@ -64,7 +65,7 @@ class BucketTable:
         try:
             self.ask(lambda: lance.write_dataset(schema.empty_table(), self.uri, **how))
         except OSError as error:
-            if "already exists" not in str(error):
+            if not any(words in str(error) for words in PREEMPTED):
                 raise
             raise CommitConflictError(f"{self} was created by another process") from None
 

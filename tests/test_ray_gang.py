@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -159,12 +161,12 @@ def test_helpers_on_two_nodes_give_what_one_process_gives(two, tmp_path):
 
 
 def process_that_writes(log):
-    """The process whose errors go to a file."""
+    """The process whose errors go to a file; None while there is none."""
     for errors in Path("/proc").glob("[0-9]*/fd/2"):
         with suppress(OSError):
             if errors.readlink() == log:
                 return int(errors.parts[2])
-    raise AssertionError(f"nobody writes {log}")
+    return None
 
 
 def weights(artifact):
@@ -191,6 +193,28 @@ def test_a_trunk_of_ranks_on_two_nodes_resumes_and_ends_in_the_bits_of_one_machi
     assert int(load_weights(work / "checkpoint.safetensors")[1]["step"]) > 0
     one, other = weights(here.need("trunk")), weights(build(there, "trunk").artifact)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+ALONE = """
+import sys, time
+from pathlib import Path
+from moe_core.recipes import demo
+from moe_core.settings import Cluster
+from pipelines.run.pools.ray_gang import RayNodes
+nodes = RayNodes(demo().changed(cluster=Cluster(threads=1, engine="ray", address=sys.argv[1])))
+with nodes.gang("helpers.gang_rank", 2, {"do": {"0": "work", "1": "work"}}, Path(sys.argv[2]), print):
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.soak
+def test_ranks_on_nodes_end_with_the_process_that_started_them(two, tmp_path):
+    made, _ = two
+    logs = [tmp_path / f"rank-{rank}.log" for rank in range(2)]
+    with subprocess.Popen([sys.executable, "-c", ALONE, made.address, tmp_path]) as process:
+        pids = [wait_until(lambda log=log: process_that_writes(log)) for log in logs]
+        process.kill()
+    wait_until(lambda: not any(map(running, pids)))
 
 
 @pytest.mark.soak

@@ -1,5 +1,6 @@
 """Leases in a folder and in a bucket: one holder, a dead one followed, a stopped one told that it was overtaken."""
 
+import json
 import os
 import signal
 import socket
@@ -89,17 +90,33 @@ def test_an_error_inside_gives_it_up(place):
     assert holder(place, NAME) is None
 
 
-def test_a_dead_holder_is_followed_after_its_silence(place):
+def moved(place, record):
+    """As if the process that wrote a record were one of another machine."""
+    said = json.loads(place.read(record))
+    place.write(record, json.dumps(said | {"process": said["process"][:-8] + "0123abcd"}).encode())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_dead_holder_is_followed_at_once_and_one_of_another_machine_after_its_silence(place, elsewhere):
     process = builders.start(place, "", hold=NAME)
     assert process.stdout.readline() == "held\n"
     with pytest.raises(LockHeld), exclusive(place, NAME, wait=False, pace=QUICK):
         pass
     process.kill()
     process.communicate()
+    if elsewhere and not isinstance(place, Folder):
+        moved(place, f"{NAME}/000001")
+        before = time.monotonic()
+        assert holder(place, NAME, QUICK).is_elsewhere
+        while holder(place, NAME, QUICK):
+            time.sleep(QUICK.wait)
+        assert time.monotonic() - before >= QUICK.ttl, "who only asks sees it die, too"
+    else:
+        assert holder(place, NAME, Pace(ttl=3600)) is None
     before = time.monotonic()
-    with exclusive(place, NAME, wait=False, pace=QUICK) as lease:
+    with exclusive(place, NAME, wait=False, pace=QUICK if elsewhere else Pace(ttl=3600)) as lease:
         assert lease.generation in (0, 2)
-        if lease.generation:
+        if lease.generation and elsewhere:
             assert time.monotonic() - before >= QUICK.ttl
 
 
@@ -210,7 +227,7 @@ def test_one_who_shared_it_and_died_is_not_waited_for_and_one_who_wakes_up_is_to
     stopped.send_signal(signal.SIGSTOP)
     before = time.monotonic()
     with exclusive(bucket, NAME, pace=QUICK):
-        assert time.monotonic() - before >= QUICK.ttl
+        assert time.monotonic() - before >= QUICK.ttl, "the stopped one was waited for"
     stopped.send_signal(signal.SIGCONT)
     assert stopped.communicate("check\n", timeout=60)[0].startswith("Overtaken")
     with exclusive(bucket, NAME, wait=False, pace=QUICK):

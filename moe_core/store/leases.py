@@ -7,8 +7,9 @@ On an object store a lease is made of generations, each taken by a put-if-absent
     <name>/000007.end       it was given up
     <name>/with/<id>        one of those who share it, with a beat of its own
 
-The highest generation holds the lease. It may be followed by the next one when it was given up, or when its beat did
-not change for TTL seconds by the clock of the process that waits: no clocks of two machines are compared. A holder that
+The highest generation holds the lease. It may be followed by the next one when it was given up, when its process was
+one of this machine and is gone, or when its beat did not change for TTL seconds by the clock of the process that waits:
+no clocks of two machines are compared. A holder that
 was stopped for longer finds a higher generation when it wakes up. It may write until it asks `check`, so a lease saves
 work, and what decides is the put-if-absent of a result. A process that shares a lease, and one that wants it alone,
 both write first and look then, so that one of them sees the other.
@@ -27,6 +28,7 @@ from dataclasses import asdict, dataclass, field
 
 from moe_core.errors import HardmoeError, LockHeld, Overtaken
 from moe_core.failpoints import failpoint
+from moe_core.processes import is_dead
 from moe_core.store import locks
 from moe_core.store.blobs import Blobs, Folder
 from moe_core.store.locks import Holder, Told, holder_of, nobody_is_told
@@ -46,6 +48,7 @@ class Pace:
 
 
 PACE = Pace()
+_seen: dict[tuple[str, str], tuple["_State", float]] = {}  # leases that `holder` saw held, and since when they are so
 
 
 @dataclass
@@ -164,8 +167,11 @@ def _beating(lease: Lease, pace: Pace) -> Iterator[None]:
         beats.join()
 
 
-def holder(place: Blobs, name: str) -> Holder | None:
-    """Who holds a lease, alive or not known to be dead yet; None where nobody does."""
+def holder(place: Blobs, name: str, pace: Pace = PACE) -> Holder | None:
+    """Who holds a lease; None where nobody does, or who did is known to be dead.
+
+    That is known at once of a process of this machine; of another one once this process has looked for TTL seconds.
+    """
     if isinstance(place, Folder):
         if not place.path(name).exists():
             return None
@@ -174,8 +180,14 @@ def holder(place: Blobs, name: str) -> Holder | None:
                 return None
         except LockHeld:
             return holder_of(place.read(name))
-    state = _look(place, name)
-    return None if state.is_free else holder_of(place.read(_numbered(name, state.generation)))
+    now, state, lease = time.monotonic(), _look(place, name), (place.uri, name)
+    if state.is_free:
+        _seen.pop(lease, None)
+        return None
+    if lease not in _seen or _seen[lease][0] != state:
+        _seen[lease] = state, time.monotonic()
+    found = holder_of(place.read(_numbered(name, state.generation)))
+    return None if now - _seen[lease][1] > pace.ttl or is_dead(found.process) else found
 
 
 @dataclass(frozen=True)
@@ -203,22 +215,23 @@ def _look(place: Blobs, name: str) -> _State:
 def _take(place: Blobs, name: str, wait: bool, who: Holder, on_wait: Told, pace: Pace) -> int:
     """Takes the next generation as soon as it may be taken; returns it."""
     record = _record_of(who)
-    seen, since, reported = _look(place, name), time.monotonic(), 0
+    seen, since, other = _State(0, False, "", {}), 0.0, Holder()
     while True:
         now, state = time.monotonic(), _look(place, name)  # in this order: this process may be stopped, too
-        if state.is_free or (state == seen and now - since > pace.ttl):
+        if state.generation != seen.generation and not state.is_free:
+            other = holder_of(place.read(_numbered(name, state.generation)))
+            if wait and not is_dead(other.process):
+                on_wait(other)
+        if state.is_free or is_dead(other.process) or (state == seen and now - since > pace.ttl):
             mine = state.generation + 1
             # What was removed meanwhile could be created a second time: the highest one counts.
             if place.create(_numbered(name, mine), record) and _look(place, name).generation == mine:
                 return mine
             continue
-        if not wait and state != seen:
-            raise _is_held(place, name, holder_of(place.read(_numbered(name, state.generation))))
+        if not wait and state != seen and since:
+            raise _is_held(place, name, other)
         if state != seen:
             seen, since = state, time.monotonic()
-        if wait and state.generation != reported:
-            reported = state.generation
-            on_wait(holder_of(place.read(_numbered(name, state.generation))))
         _pause(pace)
 
 
@@ -226,21 +239,22 @@ def _await_sharing(
     place: Blobs, name: str, wait: bool, on_wait: Told, pace: Pace, watched: dict[str, tuple[str, float]]
 ) -> None:
     """Returns when those who share a lease are gone or dead. `watched` has the dead then: beat, and since when."""
-    reported: set[str] = set()
+    others: dict[str, Holder] = {}
     while True:
         now, sharing = time.monotonic(), _look(place, name).sharing
         for record in watched.keys() - sharing.keys():
             del watched[record]
         for record, beat in sharing.items():
+            if record not in others:
+                others[record] = holder_of(place.read(record))
+                if wait and not is_dead(others[record].process):
+                    on_wait(others[record])
             if not wait and record in watched and watched[record][0] != beat:
-                raise _is_held(place, name, holder_of(place.read(record)))
+                raise _is_held(place, name, others[record])
             if record not in watched or watched[record][0] != beat:
                 watched[record] = beat, time.monotonic()
-        if all(now - since > pace.ttl for _, since in watched.values()):
+        if all(now - since > pace.ttl or is_dead(others[record].process) for record, (_, since) in watched.items()):
             return
-        for record in sharing.keys() - reported if wait else ():
-            reported.add(record)
-            on_wait(holder_of(place.read(record)))
         _pause(pace)
 
 

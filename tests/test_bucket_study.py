@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
 from helpers import seaweed
 from helpers.builders import TESTS
@@ -15,8 +16,9 @@ from moe_core.store.layout import Layout
 from moe_core.store.places import claim
 from moe_core.store.protocols import open_store
 from moe_core.store.store import Store
-from moe_core.study_file import dump_study
+from moe_core.study_file import dump_study, load_study
 from pipelines.cli.common import study_at
+from pipelines.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,30 @@ for number in range(2):
     assert os.waitpid(child, 0)[1] == 0
 print([entry.name for entry in store.place.names()])
 """
+
+
+def test_init_claims_the_bucket_and_refuses_one_that_cannot_be_used(server, tmp_path, monkeypatch):
+    for name, value in seaweed.environment(tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    store = server.settings()
+
+    def init(name, *options):
+        arguments = ["init", str(tmp_path / name), "--source", "synthetic", "--recipe", "demo", *options]
+        done = CliRunner().invoke(main, arguments)
+        return done.stderr if done.exit_code else ""
+
+    assert init("cats", "--store", store.uri, "--endpoint", store.endpoint) == ""
+    assert load_study(tmp_path / "cats" / "study.toml").store == store
+    assert study_at(tmp_path / "cats" / "study.toml").store.place.read(".study") == b"cats\n"
+    refused = {
+        ("--store", store.uri, "--endpoint", store.endpoint): "holds the study 'cats'",
+        ("--store", "s3://nowhere/x", "--endpoint", store.endpoint): "there is no bucket s3://nowhere/x",
+        ("--store", "ftp://x"): "uri = 'ftp://x': wanted a bucket",
+        ("--endpoint", store.endpoint): "does nothing without uri",
+    }
+    for options, message in refused.items():
+        assert message in init("dogs", *options)
+    assert not (tmp_path / "dogs" / "study.toml").exists()
 
 
 def test_a_process_forked_before_the_first_request_uses_the_bucket(server, tmp_path):

@@ -20,6 +20,8 @@ from moe_core.recipes import quick as quicker
 from moe_core.settings import Source, Study
 from moe_core.store.layout import Layout
 from moe_core.store.owner import check_owner
+from moe_core.store.places import claim
+from moe_core.store.protocols import open_store
 from moe_core.study_file import dump_study, study_of
 from moe_core.text import format_duration, refuse_bytes
 from moe_core.training.trial import images_per_second
@@ -56,6 +58,13 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(list(RECIPES)),
     help="Named settings as they are.  [default: small, with what suits the source]",
 )
+@click.option(
+    "--store",
+    "store_uri",
+    default="",
+    help="Bucket and prefix for what all machines share, such as s3://bucket/cats.  [default: FOLDER]",
+)
+@click.option("--endpoint", default="", help="--store: URL of a server that is not Amazon's.")
 @click.option("--quick", is_flag=True, help="For a first look: no controls, fewer epochs.")
 @click.option("--name", default=None, help="Name of the study.  [default: the folder's]")
 @click.option("--force", is_flag=True, help="Replace a study.toml that is there.")
@@ -64,6 +73,8 @@ def init(
     source: str,
     kind: str | None,
     recipe: str | None,
+    store_uri: str,
+    endpoint: str,
     quick: bool,
     name: str | None,
     force: bool,
@@ -89,6 +100,8 @@ def init(
     kind = kind or guess_format(source)
     settings["images"] = settings["images"] and absolute(settings["images"])
     uri = "" if kind == "synthetic" else absolute(source)
+    stored = Study().changed(store={"uri": store_uri, "endpoint": endpoint})
+    stored = study_of(dump_study(stored), study_file)  # raises BadSetting
     given = Source.model_validate(settings | {"format": kind, "uri": uri})
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_") or "study"
     base = quicker(RECIPES[recipe]()) if quick else RECIPES[recipe]()
@@ -99,7 +112,9 @@ def init(
     for line in lines:
         echo(line)
     warn_unready(unready)
-    study = base.model_copy(update={"name": name or plain, "source": given})
+    study = base.model_copy(update={"name": name or plain, "source": given, "store": stored.store})
+    if place := open_store(study, folder).place:
+        claim(place, study.name)
     if kind != "synthetic":
         study = _as_proposed(study, seen, by_name)
     echo(f"Recipe {recipe}: {(RECIPES[recipe].__doc__ or '').strip().splitlines()[0]}")

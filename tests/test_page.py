@@ -13,7 +13,7 @@ from moe_core.evaluation import page, plots
 from moe_core.evaluation.measures import MEASURES, PAIRED
 from moe_core.recipes import demo
 from moe_core.stages.evaluation.score import TagCounts
-from moe_core.stages.gate.output import top_hashtags
+from moe_core.stages.gate.output import count_hashtags, top_hashtags
 from moe_core.stages.training.cost import TrainingCost
 from moe_core.text import format_duration
 
@@ -75,7 +75,9 @@ def test_a_glance_at_a_curve_is_short_enough_for_the_ui():
 def test_hashtags_that_set_a_cluster_apart_by_hand():
     """Four posts, two clusters: tag 0 on all, tag 1 on both of the first cluster, tag 2 on one of the second."""
     labels = Labels(np.array([0, 1, 0, 1, 0, 2, 0]), np.array([0, 2, 4, 6, 7]))
-    found = top_hashtags(["all", "first", "second"], labels, np.ones(4, bool), np.array([0, 0, 1, 1]), 2)
+    counts_KV = np.zeros((2, 3), np.int32)
+    count_hashtags(counts_KV, labels, np.ones(4, bool), np.array([0, 0, 1, 1]))
+    found = top_hashtags(["all", "first", "second"], counts_KV)
     # shares: tag 1 is 2 of 7, and 2 of 4 in the first cluster: 1.75 times
     assert found == [[["first", 2, 1.8]], [["second", 1, 2.3], ["all", 2, 1.2]]]
 

@@ -19,6 +19,8 @@ from moe_core.store.layout import Layout
 from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 
+pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # a cluster starts its processes by forks
+
 STATES = dg.DagsterRunStatus
 
 

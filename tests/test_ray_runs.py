@@ -20,8 +20,11 @@ from helpers.ui import asked, free_port, launch, started_ui
 from helpers.without_controls import QUICK, opened, quick_study
 from moe_core.processes import pid_of
 from moe_core.settings import Repartition
+from moe_core.store.documents import FolderDocuments
 from moe_core.store.layout import Layout
 from pipelines.requests import request_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # a cluster starts its processes by forks
 
 pytest.importorskip("dagster_ray", reason="pip install 'hardmoe[ray]'")
 
@@ -108,7 +111,7 @@ def files_with(folder, text):
 @pytest.mark.slow
 def test_runs_of_daemon_and_pages_are_jobs_of_the_cluster_and_no_password_is_seen(started_on, tmp_path):
     file = write(tmp_path / "cats", quick_study())
-    request_run(root=file.parent, until="posts")
+    request_run(FolderDocuments(file.parent), until="posts")
     services, password = started_on(file)
     launch(services.address, "study_assets", "trunk")
     posts = services.run("posts", STATES.SUCCESS)

@@ -4,6 +4,7 @@ import dagster as dg
 import pytest
 
 from helpers.without_controls import opened
+from moe_core.store.documents import FolderDocuments
 from moe_core.study_file import load_study
 from pipelines import requests
 from pipelines.requests import REQUEST_TAG, launch_requested, request_run
@@ -37,7 +38,7 @@ def crashed(instance, request, expert, will_retry):
 
 
 def test_a_crashed_run_that_is_launched_again_is_not_given_up(file, tick):
-    request = request_run(root=file.parent, until="expert")
+    request = request_run(FolderDocuments(file.parent), until="expert")
     with dg.instance_for_test() as instance:
         experts = tick(instance)
         assert len(experts) > 1

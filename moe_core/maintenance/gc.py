@@ -12,11 +12,11 @@ from moe_core.errors import BadSetting, LockHeld
 from moe_core.maintenance.lineage import Lineage
 from moe_core.maintenance.sweep import Freed, sweep
 from moe_core.serving import publication
-from moe_core.serving.publication import MANIFEST
 from moe_core.stages.gate.current_partition import current_of
 from moe_core.stages.graph import GRAPH
 from moe_core.store.artifact import Artifact
 from moe_core.store.blobs import Folder
+from moe_core.store.layout import BUNDLE_MANIFEST
 from moe_core.store.leftovers import Leftover
 from moe_core.store.locks import not_open
 from moe_core.tables.lance_tags import lance_tag_of
@@ -113,7 +113,7 @@ def _is_open(mixture: Artifact, removing: ExitStack) -> bool:
 
     Those of a bucket are open as copies of a machine, which need the bucket no more.
     """
-    return isinstance(mixture.place, Folder) and not not_open(mixture.unchecked(MANIFEST), removing)
+    return isinstance(mixture.place, Folder) and not not_open(mixture.unchecked(BUNDLE_MANIFEST), removing)
 
 
 def _abandoned(context: Context) -> Iterator[Leftover]:

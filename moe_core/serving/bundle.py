@@ -35,11 +35,11 @@ from moe_core.serving.manifest import (
     read_manifest,
     shapes_of,
 )
-from moe_core.serving.publication import MANIFEST
 from moe_core.settings import Study
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash, with_checksum
+from moe_core.store.layout import BUNDLE_MANIFEST
 from moe_core.store.locks import hold_open
 from moe_core.text import shown
 from moe_core.training.infer import features_of, logits_of, mixed, probabilities_of
@@ -123,7 +123,7 @@ class Bundle:
         self.folder = folder = bundle.whole() if isinstance(bundle, Artifact) else bundle
         try:
             read_manifest(folder)  # before it is held open: the folder may be no bundle
-            hold_open(folder / MANIFEST, self)
+            hold_open(folder / BUNDLE_MANIFEST, self)
         except FileNotFoundError:
             message = f"no bundle at {folder}: it was removed while it was opened"
             raise MissingInput(message, "mixture") from None

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from moe_core.errors import CorruptArtifact, MissingInput
-from moe_core.serving.publication import MANIFEST
 from moe_core.settings import MAX_EXPERTS, Fraction, Network
 from moe_core.store.hashing import without_checksum
+from moe_core.store.layout import BUNDLE_MANIFEST
 from moe_core.text import shown
 from moe_core.weights import Shape, Shapes
 
@@ -83,7 +83,7 @@ class Manifest(Table):
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest that was written there. Raises MissingInput without one, CorruptArtifact for anything else."""
-    path = folder / MANIFEST
+    path = folder / BUNDLE_MANIFEST
     if not path.is_file():
         raise MissingInput(
             f"no bundle at {folder}: wanted a folder with study.toml, or a mixture's with manifest.json "

@@ -15,11 +15,10 @@ from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, full_version
 from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.files import folders_in
-from moe_core.store.layout import NAMES, Layout
+from moe_core.store.layout import BUNDLE_MANIFEST, NAMES, Layout
 from moe_core.store.protocols import ArtifactStore, open_store
 from moe_core.study_file import load_study
 
-MANIFEST = "manifest.json"  # of a bundle
 FORMAT = "hardmoe publication 2"
 UNPUBLISHED = ""  # in place of a version, before the first publication
 
@@ -177,9 +176,9 @@ def bundle_at(path: Path, version: str | None = None) -> Path | Artifact:
         return layout.artifact("mixture", None, full_version(version, known, f"mixture in {study.parent}"))
     if version is not None:
         raise BadSetting(f"--version goes with a study: {path} is none, it has no study.toml")
-    if path.name == MANIFEST and not path.is_dir():
+    if path.name == BUNDLE_MANIFEST and not path.is_dir():
         path = path.parent
-    if (path / MANIFEST).is_file():
+    if (path / BUNDLE_MANIFEST).is_file():
         return path
     if not path.exists() and (versions := _bundles_in(path.parent)):
         return path.with_name(full_version(path.name, versions, f"mixture in {path.parent}"))
@@ -211,7 +210,7 @@ def _in_bucket(store: ArtifactStore, version: str | None) -> Artifact:
 
 
 def _bundles_in(folder: Path) -> list[str]:
-    return [bundle.name for bundle in folders_in(folder) if (bundle / MANIFEST).is_file()]
+    return [bundle.name for bundle in folders_in(folder) if (bundle / BUNDLE_MANIFEST).is_file()]
 
 
 def published_bundle(root: Path) -> Path:
@@ -223,7 +222,7 @@ def published_bundle(root: Path) -> Path:
             "published",
         )
     folder = layout.artifact("mixture", None, version)
-    if not (folder / MANIFEST).is_file():
+    if not (folder / BUNDLE_MANIFEST).is_file():
         raise MissingInput(
             f"the published mixture {version} is not at {folder}: restore the folder, or `hardmoe publish --study "
             f"{layout.study_file} --rollback`",

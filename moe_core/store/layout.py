@@ -15,6 +15,7 @@ import os
 from pathlib import Path, PurePath
 
 MANIFEST = "artifact.json"  # of an artifact: written last, so that its folder is complete
+BUNDLE_MANIFEST = "manifest.json"  # of a bundle
 STUDY = "study.toml"
 DAGSTER_SETTINGS = "dagster.yaml"
 WORK, LOCK = ".work-", ".lock-"  # before a version

@@ -26,7 +26,7 @@ STATES = dg.DagsterRunStatus
 
 def study_at(folder, **more):
     """A whole graph without controls, whose networks train for some seconds."""
-    training = QUICK.model_copy(update={"epochs": 40, "checkpoint_seconds": 0.1})
+    training = QUICK.model_copy(update={"epochs": 240, "checkpoint_seconds": 0.1})
     values = {
         "cluster": Cluster(threads=1),
         "source": Source(format="synthetic", posts=500, shards=2),

@@ -9,12 +9,15 @@ import pytest
 
 from helpers import seaweed
 from helpers.flaky import flaky
+from helpers.machines import hardmoe_on, lose
 from helpers.plain import make_plainly, plain_command
+from helpers.processes import until
 from helpers.without_controls import QUICK, opened, quick_study
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import bundle_at
-from moe_core.settings import Decoder
+from moe_core.settings import Cluster, Decoder, Partition, Source
 from moe_core.stages.training.log import log_of
+from moe_core.store.artifact import Spec
 from moe_core.store.layout import NAMES
 from moe_core.study_file import dump_study
 
@@ -94,3 +97,33 @@ def test_joint_experts_resume_on_another_machine(machines):
     make_plainly(other)
     make_plainly(local)
     assert results(opened(other)) == results(opened(local))
+
+
+@pytest.mark.soak
+def test_two_machines_on_one_bucket_make_the_same_though_one_is_lost(machines, tmp_path):
+    """It is known to be lost after a minute of silence, and the other one needs no folder of it."""
+    expert = QUICK.model_copy(update={"epochs": 150.0, "checkpoint_seconds": 0.1})
+    alike = {"cluster": Cluster(threads=1), "partition": Partition(experts=4, pca=8), "expert_training": expert}
+    one, other, local = machines(source=Source(format="synthetic", posts=1200, shards=1), **alike)
+
+    def built_by(host):
+        context = opened(one)
+        specs = [context.planner.spec("expert", key) for key in context.experts]
+        holders = [context.store.builder(spec) for spec in specs if isinstance(spec, Spec)]
+        return any(holder and holder.host == host for holder in holders)
+
+    first, second = (
+        hardmoe_on(host, "run", "--workers", "1", "--study", file, HARDMOE_CACHE=str(tmp_path / host))
+        for host, file in (("gpu01", one), ("gpu02", other))
+    )
+    try:
+        until(lambda: built_by("gpu02"), first, 300)
+        lose(second)
+        out, errors = first.communicate(timeout=900)
+        assert first.returncode == 0, out + errors
+    finally:
+        lose(first)
+        lose(second)
+    assert "0 failed" in out
+    make_plainly(local)
+    assert results(opened(one)) == results(opened(local))

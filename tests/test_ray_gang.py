@@ -33,6 +33,8 @@ from moe_core.workspace import open_study
 from pipelines.run.pools.ray_gang import RayNodes
 from pipelines.run.pools.ray_node import about
 
+pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # a cluster starts its processes by forks
+
 SECONDS = 300
 
 
@@ -201,8 +203,6 @@ from pathlib import Path
 from moe_core.recipes import demo
 from moe_core.settings import Cluster
 from pipelines.run.pools.ray_gang import RayNodes
-
-pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # a cluster starts its processes by forks
 nodes = RayNodes(demo().changed(cluster=Cluster(threads=1, engine="ray", address=sys.argv[1])))
 with nodes.gang("helpers.gang_rank", 2, {"do": {"0": "work", "1": "work"}}, Path(sys.argv[2]), print):
     time.sleep(1000)

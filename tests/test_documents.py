@@ -1,4 +1,4 @@
-"""Documents of a study in a bucket, and in a folder: nothing of two writers is lost, whoever is stopped or killed."""
+"""Documents of a study in a bucket, and in a folder: nothing of two writers is lost, no matter who is stopped or killed."""
 
 import json
 import os

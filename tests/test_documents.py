@@ -1,4 +1,4 @@
-"""Documents of a study in a bucket, and in a folder: nothing of two writers is lost, no matter who is stopped or killed."""
+"""Documents of a study in a bucket, and in a folder: nothing of two writers is lost when one is stopped or killed."""
 
 import json
 import os
@@ -14,8 +14,10 @@ from helpers.builders import TESTS, until_it_stops
 from moe_core.errors import StorageFailed
 from moe_core.serving.publication import read_log
 from moe_core.store.blobs import Folder
-from moe_core.store.documents import BucketDocuments, FolderDocuments, documents_of
+from moe_core.store.documents import BucketDocuments, FolderDocuments
 from moe_core.store.layout import NAMES
+from moe_core.store.objects import Objects
+from moe_core.store.store import Store
 
 NAME = NAMES.publication
 PATIENT = 120  # seconds
@@ -32,6 +34,11 @@ def place(request, tmp_path):
     return Folder(tmp_path) if request.param == "folder" else request.getfixturevalue("server").place(tmp_path)
 
 
+def documents_of(place):
+    """As the store has them that lies there."""
+    return FolderDocuments(root=place.root) if isinstance(place, Folder) else BucketDocuments(place)
+
+
 def put(documents, data, name=NAME):
     return documents.update(name, lambda _: data)
 
@@ -41,11 +48,11 @@ def records(place, name=NAME):
 
 
 def test_a_folder_keeps_its_files_and_a_bucket_its_records(tmp_path, server):
-    documents = documents_of(Folder(tmp_path / "study"))
+    documents = Store(root=tmp_path / "study").documents
     put(documents, b"one")
     assert (type(documents), (tmp_path / "study" / "published.json").read_bytes()) == (FolderDocuments, b"one")
     place = server.place(tmp_path)
-    put(documents_of(place), b"one")
+    put(Objects(place, tmp_path).documents, b"one")
     assert records(place) == [1]
 
 

@@ -87,7 +87,11 @@ class Blobs(Protocol):
 
 
 class Folder:
-    """Blobs as files under a local folder, or one that several machines mount."""
+    """Blobs as files under a local folder, or one that several machines mount.
+
+    A store that is a folder (store.py) reads, measures and removes by it. The rest serves tests of what else runs in a
+    bucket alone: artifacts by put-if-absent, leases, documents in records.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root

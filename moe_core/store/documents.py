@@ -20,7 +20,7 @@ from typing import Protocol
 
 from moe_core.errors import StorageFailed
 from moe_core.failpoints import failpoint
-from moe_core.store.blobs import Blobs, Folder
+from moe_core.store.blobs import Blobs
 from moe_core.store.files import fsync, stamp_of, write_bytes
 from moe_core.store.layout import Layout
 from moe_core.store.locks import exclusive
@@ -57,11 +57,6 @@ class Documents(Protocol):
 
     def stamps(self, names: Iterable[PurePath]) -> list[str]:
         """One for each document, which changes whenever it does. Cheap: a bucket is asked once for all."""
-
-
-def documents_of(place: Blobs) -> Documents:
-    """The documents of a place."""
-    return FolderDocuments(place.root) if isinstance(place, Folder) else BucketDocuments(place)
 
 
 class FolderDocuments:

@@ -1,6 +1,6 @@
 """Who builds what right now, among machines: leases that a dead holder loses.
 
-On an object store a lease is made of generations, each taken by a put-if-absent:
+A lease is made of generations, each taken by a put-if-absent:
 
     <name>/000007           who holds it alone: taken once, by one
     <name>/000007.beat      overwritten every BEAT seconds while it is held
@@ -9,12 +9,11 @@ On an object store a lease is made of generations, each taken by a put-if-absent
 
 The highest generation holds the lease. It may be followed by the next one when it was given up, when its process was
 one of this machine and is gone, or when its beat did not change for TTL seconds by the clock of the process that waits:
-no clocks of two machines are compared. A holder that
-was stopped for longer finds a higher generation when it wakes up. It may write until it asks `check`, so a lease saves
-work, and what decides is the put-if-absent of a result. A process that shares a lease, and one that wants it alone,
-both write first and look then, so that one of them sees the other.
+no clocks of two machines are compared. A holder that was stopped for longer finds a higher generation when it wakes up.
+It may write until it asks `check`, so a lease saves work, and what decides is the put-if-absent of a result. A process
+that shares a lease, and one that wants it alone, both write first and look then, so that one of them sees the other.
 
-In a folder a lease is a lock of the file `name`, which ends with its process.
+A store that is a folder has no leases but locks of files (locks.py), which end with their process.
 """
 
 import json
@@ -23,14 +22,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
 from moe_core.errors import HardmoeError, LockHeld, Overtaken
 from moe_core.failpoints import failpoint
 from moe_core.processes import is_dead
-from moe_core.store import locks
-from moe_core.store.blobs import Blobs, Folder
+from moe_core.store.blobs import Blobs
 from moe_core.store.locks import Holder, Told, holder_of, nobody_is_told
 
 BEAT, TTL = 10.0, 60.0  # seconds; a store that is slow or refuses for a while must not look like a death
@@ -53,17 +51,15 @@ _seen: dict[tuple[str, str], tuple["_State", float]] = {}  # leases that `holder
 
 @dataclass
 class Lease:
-    """What is held until its block ends. `generation` counts those who held it alone, from 1; 0 in a folder."""
+    """What is held until its block ends. `generation` counts those who held it alone, from 1; -1 where it is shared."""
 
     place: Blobs
     name: str
     record: str  # own one
-    generation: int = 0
+    generation: int
 
     def check(self) -> None:
         """Raises Overtaken where another process has the lease. To be asked before anything of worth is written."""
-        if isinstance(self.place, Folder):
-            return
         state = _look(self.place, self.name)
         if not (state.generation == self.generation or self.record in state.sharing):
             raise Overtaken(
@@ -87,10 +83,6 @@ def exclusive(
     dead the lease is taken after the time that its silence must last.
     """
     who = who or Holder.here()
-    if isinstance(place, Folder):
-        with _in_folder(place, name, wait, who, on_wait, pace):
-            yield Lease(place, name, name)
-        return
     watched: dict[str, tuple[str, float]] = {}
     while True:
         _await_sharing(place, name, wait, on_wait, pace, watched)
@@ -108,11 +100,6 @@ def shared(
     place: Blobs, name: str, who: Holder | None = None, on_wait: Told = nobody_is_told, pace: Pace = PACE
 ) -> Iterator[Lease]:
     """Holds a lease together with others; waits while a process holds it alone."""
-    if isinstance(place, Folder):
-        with locks.shared(place.path(name)):
-            failpoint("lease.shared", name)
-            yield Lease(place, name, name)
-        return
     who = who or Holder.here()
     lease = Lease(place, name, f"{name}/with/{uuid.uuid4().hex}", -1)
     record = _record_of(who)
@@ -172,14 +159,6 @@ def holder(place: Blobs, name: str, pace: Pace = PACE) -> Holder | None:
 
     That is known at once of a process of this machine; of another one once this process has looked for TTL seconds.
     """
-    if isinstance(place, Folder):
-        if not place.path(name).exists():
-            return None
-        try:
-            with locks.exclusive(place.path(name), wait=False):
-                return None
-        except LockHeld:
-            return holder_of(place.read(name))
     now, state, lease = time.monotonic(), _look(place, name), (place.uri, name)
     if state.is_free:
         _seen.pop(lease, None)
@@ -192,7 +171,7 @@ def holder(place: Blobs, name: str, pace: Pace = PACE) -> Holder | None:
 
 @dataclass(frozen=True)
 class _State:
-    """A lease as it lies in an object store: one request."""
+    """A lease as it lies in its place: one request."""
 
     generation: int  # 0 where nobody ever held it
     is_free: bool
@@ -284,28 +263,6 @@ def _numbered(name: str, generation: int) -> str:
 def _record_of(who: Holder) -> bytes:
     """Told from that of another attempt of the same process."""
     return json.dumps({**asdict(who), "attempt": uuid.uuid4().hex}).encode()
-
-
-@contextmanager
-def _in_folder(place: Folder, name: str, wait: bool, who: Holder, on_wait: Told, pace: Pace) -> Iterator[None]:
-    path = place.path(name)
-    reported: Holder | None = None
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(locks.exclusive(path, wait=False))
-                break
-            except LockHeld:
-                other = holder_of(place.read(name))
-            if not wait:
-                raise _is_held(place, name, other)
-            if other != reported:
-                reported = other
-                on_wait(other)
-            time.sleep(min(pace.wait, locks.WAIT_SECONDS))
-        path.write_text(json.dumps(asdict(who)))
-        failpoint("lease.taken", name)
-        yield
 
 
 def _is_held(place: Blobs, name: str, who: Holder) -> LockHeld:

@@ -21,7 +21,7 @@ from moe_core.errors import CorruptArtifact, HardmoeError, Overtaken, StorageFai
 from moe_core.failpoints import failpoint
 from moe_core.store.artifact import Artifact, Spec, StageOutput
 from moe_core.store.blobs import Blobs
-from moe_core.store.documents import documents_of
+from moe_core.store.documents import BucketDocuments
 from moe_core.store.files import errors_with_path, temporary_folder
 from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, NAMES, WORK, Layout
@@ -44,7 +44,7 @@ class Building:
 
     @property
     def generation(self) -> int:
-        """Which builder of the artifact it is, from 1; 0 in a folder."""
+        """Which builder of the artifact it is, from 1."""
         return self.alone.generation
 
     def check(self) -> None:
@@ -67,7 +67,7 @@ class Objects:
     def __init__(self, place: Blobs, root: Path) -> None:
         self.place, self.root = place, root
         self.layout = Layout(root)
-        self.documents = documents_of(place)
+        self.documents = BucketDocuments(place)
         self._held: dict[str, Building] = {}  # versions that this process builds
 
     @property

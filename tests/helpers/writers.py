@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from moe_core.store.blobs import Folder
 from moe_core.store.cache import Cache
-from moe_core.store.documents import documents_of
+from moe_core.store.documents import BucketDocuments, FolderDocuments
 from moe_core.store.places import place_of
 
 
 def documents(where):
     if "root" in where:
-        return documents_of(Folder(Path(where["root"])))
-    return documents_of(place_of(where["uri"], where["options"], Cache(Path(where["cache"]))))
+        return FolderDocuments(root=Path(where["root"]))
+    return BucketDocuments(place_of(where["uri"], where["options"], Cache(Path(where["cache"]))))

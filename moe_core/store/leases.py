@@ -163,10 +163,12 @@ def holder(place: Blobs, name: str, pace: Pace = PACE) -> Holder | None:
     if state.is_free:
         _seen.pop(lease, None)
         return None
-    if lease not in _seen or _seen[lease][0] != state:
-        _seen[lease] = state, time.monotonic()
+    seen, since = _seen.get(lease, (None, 0.0))
+    if seen != state:
+        since = time.monotonic()
+        _seen[lease] = state, since
     found = holder_of(place.read(_numbered(name, state.generation)))
-    return None if now - _seen[lease][1] > pace.ttl or is_dead(found.process) else found
+    return None if now - since > pace.ttl or is_dead(found.process) else found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moe_core.data import mapped as module
 from moe_core.data.mapped import mapped
 from moe_core.engine.build import build_all
 from moe_core.stages import reading
-from moe_core.store.leftovers import leftovers
+from moe_core.store.leftovers import leftovers, local_leftovers
 from moe_core.tables.runs import Runs
 from moe_core.training.batches import batches
 
@@ -122,3 +122,4 @@ def test_the_posts_of_a_training_are_the_same_where_they_are_mapped(tmp_path, mo
     monkeypatch.setattr(reading, "index", None)  # the next process does without
     assert torch.equal(reading.training_posts(context).tags_T, short.tags_T)
     assert context.store.layout.arrays in list(leftovers(context.store.layout, []))
+    assert context.store.layout.arrays in list(local_leftovers(context.store.layout)), "of a study in a bucket, too"

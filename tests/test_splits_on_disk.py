@@ -130,6 +130,7 @@ def test_without_memory_the_splits_are_the_same(tmp_path, source, undisturbed):
     assert found.good
     assert (found.searched, found.given > 50) == (1000, True)
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+    assert [*context.store.layout.scratch.iterdir()] == []
 
 
 @pytest.mark.parametrize("write", [1, 20, 60])

@@ -43,7 +43,7 @@ class Layout:
         self.takedowns_lock = root / ".takedowns.lock"
         self.documents_lock = root / ".documents.lock"  # while another document is replaced
 
-        self.scratch = root / ".scratch"  # what is being written for a bucket, by processes of this machine
+        self.scratch = root / ".scratch"  # what processes write that is no artifact yet
         self.progress_folder = root / ".progress"
         self.leases = root / ".runs"  # a lock for each run under way, which other machines see
         self.logs = root / "logs"

@@ -35,8 +35,8 @@ def left_at(layout: Layout, path: Path) -> Leftover:
 
 
 def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False) -> Iterator[Path]:
-    """Unfinished artifacts, texts, work folders of finished ones, and arrays that processes mapped, which may be of
-    posts that are gone. The caller holds the lock `layout.in_use` alone.
+    """Unfinished artifacts, work folders of finished ones, and what `local_leftovers` finds. The caller holds the lock
+    `layout.in_use` alone.
 
     So nothing is built on any machine, and unfinished artifacts are left over, but for those of a process that runs
     here, unless `every_process`. Texts are written without that lock: those of another machine are left over after a
@@ -48,16 +48,18 @@ def leftovers(layout: Layout, assets: Iterable[str], every_process: bool = False
         for path, key, version in work_folders(layout, asset):
             if layout.manifest(asset, key, version).exists():
                 yield path
+    layout.in_use.touch()
+    yield from local_leftovers(layout, every_process, layout.in_use.stat().st_mtime)
+
+
+def local_leftovers(layout: Layout, every_process: bool = False, now: float = 0.0) -> Iterator[Path]:
+    """What lies under the root of a study in a bucket, too: what was being written, texts, and arrays that processes
+    mapped, which may be of posts that are gone. With `now`, texts of other machines are among them, by their age.
+    """
+    yield from _parts(layout.scratch, every_process)
     if layout.arrays.is_dir():
         yield layout.arrays
-    layout.in_use.touch()
-    yield from _texts(layout, layout.in_use.stat().st_mtime)
-
-
-def local_leftovers(layout: Layout, every_process: bool = False) -> Iterator[Path]:
-    """Those of a study in a bucket that lie on this machine: what was being written for it, and texts."""
-    yield from _parts(layout.scratch, every_process)
-    yield from _texts(layout, 0.0)
+    yield from _texts(layout, now)
 
 
 def _parts(folder: Path, every_process: bool) -> Iterator[Path]:

@@ -56,7 +56,7 @@ def check(context: Context) -> Checked:
     Every post: the table is that of the posts, an id is used once, equal signatures lie in one split. A sample of
     held-out posts: their signature follows from their stored pixels, and a scan finds none of them in another split.
     """
-    scratch = hidden_name(context.store.layout.partition("splits", None))  # made where not all fits in memory
+    scratch = hidden_name(context.store.layout.scratch)  # made where not all fits in memory
     try:
         found = Checked()
         posts = _read(context, scratch, found)

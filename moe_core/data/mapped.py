@@ -7,14 +7,13 @@ written under a hidden name and renamed. Short arrays are made where they are wa
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from moe_core.store.files import dead_parts, errors_with_path, hidden_name
+from moe_core.store.files import errors_with_path, temporary_folder
 from moe_core.store.locks import exclusive
 
 SHORT_BYTES = 64 << 20  # of the arrays of a key together
@@ -59,11 +58,7 @@ def _short(parts: Iterable[Sequence[np.ndarray]], count: int) -> list[np.ndarray
 
 
 def _write(entry: Path, names: Sequence[str], parts: Iterable[Sequence[np.ndarray]]) -> None:
-    for dead in dead_parts(entry.parent):
-        shutil.rmtree(dead, ignore_errors=True)
-    temporary = hidden_name(entry.parent)
-    temporary.mkdir()
-    try:
+    with temporary_folder(entry.parent) as temporary:
         with errors_with_path(temporary), ExitStack() as opened:
             files = [opened.enter_context(open(temporary / name, "xb")) for name in names]
             for part in parts:
@@ -73,5 +68,3 @@ def _write(entry: Path, names: Sequence[str], parts: Iterable[Sequence[np.ndarra
                 file.flush()
                 os.fsync(file.fileno())
         temporary.rename(entry)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

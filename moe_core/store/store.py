@@ -21,12 +21,12 @@ from moe_core.store.blobs import Blobs, Folder
 from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.files import (
     dead_files,
-    dead_parts,
     errors_with_path,
     folders_in,
     fsync,
     hidden_name,
     remove_atomically,
+    temporary_folder,
     write_text,
 )
 from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
@@ -124,15 +124,10 @@ class Store:
         With `replace` an existing artifact stays until then and is replaced. Raises what `write` raises, and OSError.
         """
         parent = self.layout.partition(spec.asset, spec.key)
-        parent.mkdir(parents=True, exist_ok=True)
-        for path in dead_parts(parent):
-            shutil.rmtree(path, ignore_errors=True)
         for path in dead_files(self.work_folder(spec)):
             path.unlink(missing_ok=True)
         final = parent / spec.version
-        temporary = hidden_name(parent)
-        temporary.mkdir()
-        try:
+        with temporary_folder(parent) as temporary:
             failpoint("artifact.begun", spec.name)
             with errors_with_path(temporary):
                 written = write(temporary)
@@ -147,8 +142,6 @@ class Store:
                 if self.read(final) is None:
                     raise
             failpoint("artifact.renamed", spec.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         fsync(parent)
         failpoint("artifact.committed", spec.name)
         shutil.rmtree(self.work_folder(spec), ignore_errors=True)

@@ -131,6 +131,21 @@ class StageOutput:
     content: Mapping[str, str] | None = None  # None: every file counts
 
 
+def manifest_of(spec: Spec, output: StageOutput, files: Mapping[str, str]) -> dict[str, Json]:
+    """What the manifest of an artifact with these files (name -> SHA-256) records, wherever it lies."""
+    return {
+        "asset": spec.asset,
+        "key": spec.key,
+        "version": spec.version,
+        "code": spec.code,
+        "settings": spec.settings,
+        "inputs": dict(spec.inputs),
+        "content_hash": content_hash(dict(output.content) if output.content is not None else files),
+        "metadata": dict(output.metadata),
+        "files": files,
+    }
+
+
 def full_version(start: str, versions: Iterable[str], what: str) -> str:
     """The one version that begins with `start`. Raises BadSetting, which lists those that do; all where none does."""
     every = sorted(versions)

@@ -11,7 +11,7 @@ Of several that build one version at once all upload, one commits, and all get t
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from pathlib import Path
 
 from moe_core.errors import CorruptArtifact, HardmoeError, Overtaken, StorageFailed
 from moe_core.failpoints import failpoint
-from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.artifact import Artifact, Spec, StageOutput, manifest_of
 from moe_core.store.blobs import Blobs
 from moe_core.store.documents import BucketDocuments
 from moe_core.store.files import errors_with_path, temporary_folder
-from moe_core.store.hashing import Json, content_hash, file_hash, with_checksum, without_checksum
+from moe_core.store.hashing import file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, NAMES, WORK, Layout
 from moe_core.store.leases import PACE, Lease, Pace, exclusive, holder, shared
 from moe_core.store.leftovers import Leftover, left_at, local_leftovers
@@ -221,7 +221,8 @@ class Objects:
                 with suppress(HardmoeError, OSError):
                     self.place.remove(base)
                 raise
-        manifest = json.dumps(with_checksum(_manifest_of(spec, attempt, written, files)), indent=1).encode()
+        values = manifest_of(spec, written, files) | {"attempt": attempt, "made_at": time.time()}
+        manifest = json.dumps(with_checksum(values), indent=1).encode()
         failpoint("artifact.manifest", spec.name)
         if old is not None and self.place.read(name) == old:
             self.place.remove(name)
@@ -306,22 +307,6 @@ class Objects:
             failpoint("artifact.uploading", name)
             self.place.upload(f"{base}/{name}", path)
         return files
-
-
-def _manifest_of(spec: Spec, attempt: str, written: StageOutput, files: Mapping[str, str]) -> dict[str, Json]:
-    return {
-        "asset": spec.asset,
-        "key": spec.key,
-        "version": spec.version,
-        "attempt": attempt,
-        "code": spec.code,
-        "settings": spec.settings,
-        "inputs": dict(spec.inputs),
-        "content_hash": content_hash(dict(written.content) if written.content is not None else files),
-        "metadata": dict(written.metadata),
-        "files": files,
-        "made_at": time.time(),
-    }
 
 
 def _artifact(asset: str, key: str | None, version: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moe_core.errors import CorruptArtifact
 from moe_core.failpoints import failpoint
-from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.artifact import Artifact, Spec, StageOutput, manifest_of
 from moe_core.store.blobs import Blobs, Folder
 from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.files import (
@@ -29,7 +29,7 @@ from moe_core.store.files import (
     temporary_folder,
     write_text,
 )
-from moe_core.store.hashing import content_hash, file_hash, with_checksum, without_checksum
+from moe_core.store.hashing import file_hash, with_checksum, without_checksum
 from moe_core.store.layout import MANIFEST, Layout
 from moe_core.store.leftovers import Leftover, left_at, leftovers, remove_locks, work_folders
 from moe_core.store.locks import Holder, Told, builder, building, exclusive, nobody_is_told, shared
@@ -215,16 +215,5 @@ def _write_manifest(folder: Path, spec: Spec, written: StageOutput) -> None:
         fsync(path)
     for path in [p for p in folder.rglob("*") if p.is_dir()]:
         fsync(path)
-    manifest = {
-        "asset": spec.asset,
-        "key": spec.key,
-        "version": spec.version,
-        "code": spec.code,
-        "settings": spec.settings,
-        "inputs": dict(spec.inputs),
-        "content_hash": content_hash(dict(written.content) if written.content is not None else files),
-        "metadata": dict(written.metadata),
-        "files": files,
-    }
-    write_text(folder / MANIFEST, json.dumps(with_checksum(manifest), indent=1))
+    write_text(folder / MANIFEST, json.dumps(with_checksum(manifest_of(spec, written, files)), indent=1))
     fsync(folder)

@@ -214,6 +214,16 @@ def test_eight_builders_at_once_give_one_result(place, tmp_path):
     assert (len(files(place)), Objects(place, builders.ROOT).garbage("expert").lost) == (3, [])
 
 
+def test_what_one_thread_fetched_stays_while_it_builds(bucket, tmp_path):
+    store, made = Objects(bucket, tmp_path), builders.build(bucket)
+    with store.building(spec("e001"), pace=builders.QUICK):
+        fetched = made.file("note.txt")
+        with store.building(spec("e002"), pace=builders.QUICK):
+            pass
+        assert fetched.exists()
+    assert not fetched.exists()
+
+
 def test_of_builders_at_once_one_computes_and_the_others_get_it(place, tmp_path):
     told = together([start(place, tmp_path / f"{n}", wait=True) for n in range(4)])
     assert len({lines[-1] for lines in told}) == 1

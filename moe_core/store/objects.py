@@ -133,7 +133,8 @@ class Objects:
         """Keeps others from building this artifact and from deleting any; waits while another process builds it.
 
         Look for the artifact again inside the block: the other process may have built it. Checkpoints and the commit
-        ask inside it whether this process is still the one that builds. Files that were fetched are given up with it.
+        ask inside it whether this process is still the one that builds. Files that were fetched are given up with it,
+        or with the last of those that threads build at once.
         """
         who = Holder.here(by)
         alone = exclusive(self.place, _lease(spec), True, who, on_wait, pace)
@@ -143,7 +144,8 @@ class Objects:
                 yield building
             finally:
                 del self._held[spec.version]
-                self.place.release_all()  # or a process that builds much would keep all its inputs in the cache
+                if not self._held:  # another thread may build, and read what it fetched
+                    self.place.release_all()  # or a process that builds much would keep all its inputs in the cache
 
     def keeping(self, pace: Pace = PACE) -> AbstractContextManager[Lease]:
         """Keeps others from deleting artifacts."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import polars as pl
 import pytest
@@ -27,6 +28,7 @@ from moe_core.maintenance.takedown import forget
 from moe_core.maintenance.verify import Damage, verify
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.documents import FolderDocuments
+from moe_core.store.layout import NAMES
 from moe_core.store.store import Store
 from moe_core.study_file import dump_study, load_study
 from moe_core.tables.lance_tags import delete_lance_tag, lance_tag_of, lance_tags
@@ -241,6 +243,19 @@ def test_a_damaged_list_lets_nobody_in(ingested):
     (ingested.root / "takedowns.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"takedowns.parquet is not readable .* restore it from a backup"):
         reopen(ingested).version("posts", "a")
+
+
+def test_no_thread_holds_the_list_once_it_is_read(tmp_path, monkeypatch):
+    """One that gives it back while the interpreter ends would abort the command after its answer."""
+    documents = FolderDocuments(tmp_path)
+    written = Takedowns.record(documents, ["a", "b"], ["c"])
+    for _ in range(100):
+        data = documents.read(NAMES.takedowns)
+        monkeypatch.setattr(documents, "read", lambda _, data=data: data)
+        before = sys.getrefcount(data)
+        assert Takedowns.load(documents) == written
+        assert sys.getrefcount(data) == before
+        monkeypatch.undo()
 
 
 def test_what_another_takedown_adds_meanwhile_is_not_lost(tmp_path):

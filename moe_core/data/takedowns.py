@@ -88,7 +88,10 @@ class Takedowns:
         if data is None:
             return cls()
         try:
-            table = pq.read_table(io.BytesIO(data))
+            # Not read_table: the threads of a scan hold the bytes for a while, and one that gives them back while the
+            # interpreter ends aborts the process.
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                table = file.read(use_threads=False)
             salt = table.schema.metadata[b"salt"].decode()
             rows = table.to_pylist()
             entries = [

@@ -141,3 +141,35 @@ def postgres():
     yield f"postgresql+psycopg2://hardmoe@/postgres?host={folder}"
     subprocess.run([control, "-D", folder / "data", "-m", "immediate", "stop"], check=True, capture_output=True, **user)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A SeaweedFS of a module's own."""
+    from helpers import seaweed
+
+    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
+        yield one
+
+
+@pytest.fixture
+def bucket(server, tmp_path):
+    """A place of the test's own in the server's bucket."""
+    return server.place(tmp_path)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    """Blobs in a folder, and in a bucket."""
+    from moe_core.store.blobs import Folder
+
+    return Folder(tmp_path / "place") if request.param == "folder" else request.getfixturevalue("bucket")
+
+
+@pytest.fixture
+def no_process_is_left():
+    """Ends what helpers/builders.py started."""
+    yield
+    from helpers import builders
+
+    builders.end_all()

@@ -20,19 +20,6 @@ from moe_core.store.places import claim, place_of, probe
 ODD = "shard [a] %20#ä?'é+ &.tar/.hidden/x.json"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path):
-    if request.param == "folder":
-        return Folder(tmp_path / "place")
-    return request.getfixturevalue("server").place(tmp_path)
-
-
 def sha(data):
     return hashlib.sha256(data).hexdigest()
 

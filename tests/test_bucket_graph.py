@@ -24,12 +24,6 @@ from moe_core.study_file import dump_study
 TRUNK = QUICK.model_copy(update={"epochs": 6.0, "checkpoint_seconds": 0.01})  # 60 steps: some checkpoints
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
 @pytest.fixture
 def machines(server, tmp_path, monkeypatch):
     """Study files in a bucket: of two machines, and of one that keeps the same study in its folder."""

@@ -19,12 +19,6 @@ from moe_core.workspace import open_study, reopened, token
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def root(server, tmp_path_factory):
     """A folder whose study has a mixture in a bucket, and another one of experts that learned more slowly."""
     folder = tmp_path_factory.mktemp("study")

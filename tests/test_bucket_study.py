@@ -21,12 +21,6 @@ from pipelines.cli.common import study_at
 from pipelines.cli.main import main
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
 def test_without_a_uri_the_store_is_the_folder_of_the_study(tmp_path):
     store = open_store(Study(), root=tmp_path)
     assert (type(store), store.root, store.place) == (Store, tmp_path, None)

@@ -24,12 +24,6 @@ from moe_core.workspace import open_study
 PATIENT = 180
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
 @pytest.fixture(autouse=True, scope="module")
 def machine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:

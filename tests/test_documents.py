@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import pytest
 
-from helpers import seaweed
 from helpers.builders import TESTS, until_it_stops
 from moe_core.errors import StorageFailed
 from moe_core.serving.publication import read_log
@@ -21,17 +20,6 @@ from moe_core.store.store import Store
 
 NAME = NAMES.publication
 PATIENT = 120  # seconds
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path):
-    return Folder(tmp_path) if request.param == "folder" else request.getfixturevalue("server").place(tmp_path)
 
 
 def documents_of(place):

@@ -11,37 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from helpers import builders, seaweed
+from helpers import builders
 from helpers.builders import QUICK
 from moe_core.errors import LockHeld, Overtaken
 from moe_core.processes import this_process
-from moe_core.store.blobs import Folder
 from moe_core.store.leases import Lease, Pace, exclusive, holder, shared
 from moe_core.store.locks import Holder
 
 NAME = "expert/e000/.lease-v1"
 
-
-@pytest.fixture(autouse=True)
-def no_process_is_left():
-    yield
-    builders.end_all()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
-@pytest.fixture
-def bucket(server, tmp_path):
-    return server.place(tmp_path)
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path):
-    return Folder(tmp_path / "place") if request.param == "folder" else request.getfixturevalue("bucket")
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 
 def parts(place):

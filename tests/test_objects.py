@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from helpers import builders, seaweed
+from helpers import builders
 from helpers.builders import STEPS, is_right, said, spec, start, state_at, together
 from helpers.flaky import flaky
 from moe_core import failpoints
 from moe_core.errors import CorruptArtifact, LockHeld, Overtaken
 from moe_core.store import leases, objects
 from moe_core.store.artifact import Spec, StageOutput
-from moe_core.store.blobs import Folder
 from moe_core.store.hashing import with_checksum
 from moe_core.store.layout import Layout
 from moe_core.store.objects import Objects
@@ -31,27 +30,7 @@ POINTS = {  # of a commit, and the step from which the next builder resumes; Non
     "artifact.committed": None,
 }
 
-
-@pytest.fixture(autouse=True)
-def no_process_is_left():
-    yield
-    builders.end_all()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
-@pytest.fixture
-def bucket(server, tmp_path):
-    return server.place(tmp_path)
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path):
-    return Folder(tmp_path / "place") if request.param == "folder" else request.getfixturevalue("bucket")
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 
 def source(module):

@@ -4,23 +4,13 @@ import signal
 
 import pytest
 
-from helpers import builders, seaweed
+from helpers import builders
 from helpers.builders import CONTINUE, QUICK, until_it_stops
 from moe_core.store.objects import Objects
 
 ATTEMPT = "at-"
 
-
-@pytest.fixture(autouse=True)
-def no_process_is_left():
-    yield
-    builders.end_all()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 
 def remove_garbage(store):

@@ -6,24 +6,14 @@ from collections import defaultdict
 
 import pytest
 
-from helpers import builders, seaweed
+from helpers import builders
 from helpers.builders import CONTINUE, STOP, is_right, spec, start
 from helpers.flaky import flaky
 from moe_core.store.objects import Objects
 
 ROUNDS, KEYS = 5, 3
 
-
-@pytest.fixture(autouse=True)
-def no_process_is_left():
-    yield
-    builders.end_all()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 
 @pytest.mark.soak

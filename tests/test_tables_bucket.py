@@ -35,12 +35,6 @@ from moe_core.tables.shards import gather, locate, replace_rows, rewrite, scatte
 from moe_core.tables.versions import damage, latest_pieces
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
-
-
 @pytest.fixture
 def table(server, tmp_path):
     return bucket_table(server.endpoint, server.place(tmp_path).uri, tmp_path)

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import pytest
 
-from helpers import seaweed
 from helpers.flaky import flaky
 from helpers.shard_rows import OVERTAKEN, PROCESS, bucket_table, ids, put, put_in_bucket
 from moe_core.errors import LockHeld
@@ -18,12 +17,6 @@ from moe_core.tables.shards import shards_in
 from moe_core.tables.versions import damage, forget_opened, tags_of
 
 SHARDS, ROUNDS, ROWS = "abc", 4, 5
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
 
 
 def rows_of(shard, number):

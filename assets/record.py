@@ -51,6 +51,7 @@ class Recorder:
         assert planned.artifact
         stage = context.planner.graph[planned.stage]
         metadata, checks = describe(context, planned.artifact, self.instance)
+        metadata |= {"reused": dg.MetadataValue.bool(True)}
         tags = {
             DATA_VERSION_TAG: planned.spec.version,
             DATA_VERSION_IS_USER_PROVIDED_TAG: "true",

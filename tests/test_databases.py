@@ -140,8 +140,10 @@ def test_run_records_what_exists_again_and_makes_nothing(tmp_path):
         assert " 0 failed" in hardmoe("run", "--study", file, "--until", "vocabulary").stdout
         assert {path: path.stat().st_mtime_ns for path in file.parent.rglob("artifact.json")} == made
         with dg.DagsterInstance.from_config(str(file.parent / "dagster")) as recorded:
-            assert recorded.fetch_materializations(dg.AssetKey("splits"), limit=1).records
-            for asset, name in (("posts", "conserved"), ("vocabulary", "posts_suffice")):  # by a run, and without one
+            for asset in ("posts", "splits", "vocabulary"):  # by a run, and without one
+                (latest,) = recorded.fetch_materializations(dg.AssetKey(asset), limit=1).records
+                assert latest.asset_materialization.metadata["reused"].value
+            for asset, name in (("posts", "conserved"), ("vocabulary", "posts_suffice")):
                 check = dg.AssetCheckKey(dg.AssetKey(asset), name)
                 (latest,) = recorded.event_log_storage.get_asset_check_execution_history(check, limit=1)
                 assert latest.event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION"

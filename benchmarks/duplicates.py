@@ -14,8 +14,8 @@ import numpy as np
 
 from moe_core.clustering.neighbors import near_pairs, pairs_by_scan
 from moe_core.data.duplicates import CELLS, RADIUS, SIGNATURE_BYTES, codes
-from moe_core.data.groups import MEMORY, Signatures
-from moe_core.sorting import RowFile
+from moe_core.data.groups import Signatures
+from moe_core.sorting import MEMORY, RowFile
 
 COPIES, ALIKE, WHITE = 0.03, 0.01, 0.05  # shares of posts: a copy of another; of one of ten pictures; small on white
 LEVELS = 8.0

@@ -15,9 +15,10 @@ import numpy as np
 
 from moe_core.store.files import errors_with_path
 
+MEMORY = 128 << 20  # bytes, for sorting and joining
 FAN_IN = 32  # runs merged at once
 HASH = 16  # bytes: of a billion names two have one hash once in 10^21 times
-ROW = 8
+ROW = 8  # bytes, of the number of a row
 GAP = 1 << 14  # bytes between two rows that are read rather than skipped
 SPAN = 1 << 22  # bytes read at once
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from moe_core.clustering.faiss_build import import_faiss
-from moe_core.sorting import RowFile, Sorter, big_endian, numbers
+from moe_core.sorting import ROW, RowFile, Sorter, big_endian, numbers
 
 CODE = 16  # bytes
 WIDEST_BLOCK = 32  # bits: already more values than there are codes
-VALUE, ROW = 4, 8  # bytes, of a block's value and of a number of a row
+VALUE = 4  # bytes, of a block's value
 BYTES_A_ROW = 200  # of a part while it is joined
 PAIRS = 1 << 18  # compared at once
 STEP = 1 << 12  # rows from one value that is remembered to the next

@@ -1,17 +1,14 @@
 """Random partition of given sizes, the control of every claim about a partition; the same on every machine.
 
-Letters: N posts, B of a part, G groups that are dealt out apart, K clusters.
+Letters: N posts, B of a part, G groups that are dealt out apart, K clusters, H bytes of a hash.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from moe_core.sorting import ROW, Sorter, big_endian, numbers
-
-MARK = 16  # bytes
+from moe_core.sorting import HASH, ROW, Sorter, big_endian, hashes_of, numbers
 
 
 def random_partition(
@@ -62,12 +59,11 @@ def _shuffled(
     ids: Iterable[Sequence[str]], group_N: np.ndarray, seed: int, folder: Path, memory: int
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """(group, row) of all posts by the hashes of their ids, group by group, some at a time."""
-    sorter, first = Sorter(folder, 1 + MARK + ROW, 1 + MARK + ROW, memory), 0
+    sorter, first = Sorter(folder, 1 + HASH + ROW, 1 + HASH + ROW, memory), 0
     for part in ids:
-        marks = (hashlib.blake2b(f"{seed}:{post_id}".encode(), digest_size=MARK).digest() for post_id in part)
-        mark_B = np.frombuffer(b"".join(marks), np.uint8).reshape(-1, MARK)
-        row_B = np.arange(first, first + len(mark_B))
-        sorter.add(np.hstack([group_N[row_B, None], mark_B, big_endian(row_B)]))
-        first += len(mark_B)
+        row_B = np.arange(first, first + len(part))
+        hash_BH = hashes_of(f"{seed}:{post_id}" for post_id in part)
+        sorter.add(np.hstack([group_N[row_B, None], hash_BH, big_endian(row_B)]))
+        first += len(part)
     for block in sorter.sorted():
-        yield block[:, 0], numbers(block[:, 1 + MARK :])
+        yield block[:, 0], numbers(block[:, 1 + HASH :])

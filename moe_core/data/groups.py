@@ -31,11 +31,9 @@ from moe_core.data.duplicates import (
     may_be_same,
     same_picture,
 )
-from moe_core.sorting import RowFile, Sorter, big_endian, numbers, starts
+from moe_core.sorting import ROW, RowFile, Sorter, big_endian, numbers, starts
 
-MEMORY = 128 << 20  # bytes, for sorting and joining
 COMPARED = 1 << 14  # pairs compared at once, and signatures of which numbers are computed
-ROW = 8
 PICTURE = 1 + CODE_BYTES + SIGNATURE_BYTES  # plain, code, signature
 
 Neighbors = Callable[[RowFile, int, Path, int], Iterator[tuple[np.ndarray, np.ndarray]]]  # neighbors.near_pairs

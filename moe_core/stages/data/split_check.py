@@ -11,12 +11,11 @@ import polars as pl
 
 from moe_core.clustering.neighbors import pairs_by_scan
 from moe_core.data.duplicates import RADIUS, codes, is_plain, same_picture, signature
-from moe_core.data.groups import MEMORY
 from moe_core.data.images import stored_as
 from moe_core.data.loading import open_images
 from moe_core.data.splits import SPLITS, across, given_of
 from moe_core.engine.context import Context
-from moe_core.sorting import Sorter, big_endian, different, hashes_of
+from moe_core.sorting import MEMORY, Sorter, big_endian, different, hashes_of
 from moe_core.stages import reading
 from moe_core.stages.data.splits import (
     batches,

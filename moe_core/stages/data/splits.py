@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 from moe_core.clustering.neighbors import near_pairs
 from moe_core.data.duplicates import SIGNATURE_BYTES
-from moe_core.data.groups import MEMORY, Pictures, Signatures
+from moe_core.data.groups import Pictures, Signatures
 from moe_core.data.splits import ALONE, PART, SPLITS, Places, decide, given_of, given_range, leaks
 from moe_core.engine.context import Context
-from moe_core.sorting import HASH, ROW, Sorter, big_endian, different, hashes_of, numbers, starts
+from moe_core.sorting import HASH, MEMORY, ROW, Sorter, big_endian, different, hashes_of, numbers, starts
 from moe_core.stages import reading
 from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, StageOutput

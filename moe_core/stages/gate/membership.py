@@ -19,9 +19,9 @@ import pyarrow as pa
 from moe_core.data.loading import Labels
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
-from moe_core.sorting import first_of_equal, hashes_of
+from moe_core.sorting import MEMORY, first_of_equal, hashes_of
 from moe_core.stages.gate import assignment
-from moe_core.stages.gate.posts import MEMORY, post_batches
+from moe_core.stages.gate.posts import post_batches
 from moe_core.store.artifact import Artifact
 
 PART = 65_536  # lines hashed at once

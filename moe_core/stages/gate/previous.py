@@ -12,10 +12,10 @@ import polars as pl
 from moe_core.clustering.gate import Gate, load_gate
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
-from moe_core.sorting import first_of_equal, hashes_of
+from moe_core.sorting import MEMORY, first_of_equal, hashes_of
 from moe_core.stages import reading
 from moe_core.stages.gate import assignment
-from moe_core.stages.gate.posts import MEMORY, PostTable
+from moe_core.stages.gate.posts import PostTable
 from moe_core.store.artifact import Artifact, Spec
 
 

@@ -20,8 +20,8 @@ import polars as pl
 from duplicates import drawn
 
 from moe_core.settings import Data
+from moe_core.stages import reading
 from moe_core.stages.data import split_check, splits
-from moe_core.stages.reading import BATCH
 
 SHARD = 1_000_000  # signatures drawn at once, before anything is measured
 
@@ -34,8 +34,8 @@ def peak() -> float:
 
 
 def batches(path: Path, posts: int, columns: list[str]) -> Iterator[pl.DataFrame]:
-    for first in range(0, posts, BATCH):
-        row = np.arange(first, min(first + BATCH, posts))
+    for first in range(0, posts, reading.BATCH):
+        row = np.arange(first, min(first + reading.BATCH, posts))
         frame = pl.DataFrame({"position": row}).with_columns(
             shard=pl.lit("s0000"),
             id=pl.format("post-{}", "position"),
@@ -61,7 +61,7 @@ def measure(folder: Path, posts: int) -> None:
     )
     for module in (splits, split_check):
         setattr(module, "batches", lambda _, columns: batches(folder / "signatures", posts, columns))  # noqa: B010
-        setattr(module, "count_posts", lambda _: posts)  # noqa: B010
+    setattr(reading, "count_posts", lambda _: posts)  # noqa: B010
     before, began = peak(), time.monotonic()
     output = splits.make(context, None, folder)  # type: ignore[arg-type]
     made, seconds, began = peak(), time.monotonic() - began, time.monotonic()

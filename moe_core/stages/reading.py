@@ -26,7 +26,7 @@ from moe_core.store.artifact import Artifact
 from moe_core.store.hashing import content_hash
 from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.tables.location import tables_of
-from moe_core.tables.reading import read_rows, scan_rows
+from moe_core.tables.reading import count_rows, read_rows, scan_rows
 from moe_core.tables.vectors import vectors_in
 from moe_core.training.posts import Images, Posts
 from moe_core.weights import load_weights
@@ -50,6 +50,12 @@ def column_batches(context: Context, columns: list[str]) -> Iterator[pl.DataFram
     for place in places(context):
         for batch in scan_rows(table, place.version, place.shard, columns, BATCH):
             yield pl.DataFrame(batch)
+
+
+def count_posts(context: Context) -> int:
+    """How many posts there are, from the tables' manifests alone."""
+    table = tables_of(context.store).posts
+    return sum(count_rows(table, place.version, place.shard) for place in places(context))
 
 
 def split_batches(context: Context, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:

@@ -19,7 +19,6 @@ from moe_core.sorting import MEMORY, Sorter, big_endian, different, hashes_of
 from moe_core.stages import reading
 from moe_core.stages.data.splits import (
     batches,
-    count_posts,
     later_of_equal,
     signatures_in,
     sorted_by_hash,
@@ -78,7 +77,7 @@ class _Posts:
 
 def _read(context: Context, scratch: Path, found: Checked) -> _Posts | None:
     """Compares the table with the posts and counts what is wrong with all of them; None where the rows are others."""
-    count, first = count_posts(context), 0
+    count, first = reading.count_posts(context), 0
     split_N, given_N = np.full(count, -1, np.int8), np.zeros(count, np.int8)
     ids = sorted_by_hash(scratch / "ids")
     pictures = Sorter(scratch / "pictures", PICTURE + 2, PICTURE + 2, MEMORY // 4)

@@ -27,7 +27,6 @@ from moe_core.stages.data.rows import remove_gone_shards
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables.lance_tags import advance_lance_tags
 from moe_core.tables.location import tables_of
-from moe_core.tables.reading import count_rows, scan_rows
 
 WRITTEN = {"shard": pl.String, "position": pl.Int64, "id": pl.String, "group": pl.Int64, "split": pl.String}
 
@@ -73,17 +72,12 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
 
 
 def batches(context: Context, columns: list[str]) -> Iterator[pl.DataFrame]:
-    """Columns of all the posts a part at a time, in the one order; reports each shard."""
-    table = tables_of(context.store).posts
-    for number, place in enumerate(reading.places(context)):
-        for batch in scan_rows(table, place.version, place.shard, columns, reading.BATCH):
-            yield pl.DataFrame(batch)
-        context.report({"shards": number + 1})
-
-
-def count_posts(context: Context) -> int:
-    table = tables_of(context.store).posts
-    return sum(count_rows(table, place.version, place.shard) for place in reading.places(context))
+    """Columns of all the posts a part at a time, in the one order; reports how many were read."""
+    read = 0
+    for posts in reading.column_batches(context, columns):
+        read += len(posts)
+        context.report({"posts": read})
+        yield posts
 
 
 def signatures_in(frame: pl.DataFrame) -> np.ndarray:
@@ -119,7 +113,7 @@ class _Posts:
 
 
 def _read_posts(context: Context, scratch: Path) -> _Posts:
-    count, first = count_posts(context), 0
+    count, first = reading.count_posts(context), 0
     given_N, place_N = np.zeros(count, np.int8), np.zeros(count, np.int8)
     ids = sorted_by_hash(scratch / "ids")
     places = Places(context.study.data)

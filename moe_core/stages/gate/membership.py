@@ -20,6 +20,7 @@ from moe_core.data.loading import Labels
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
 from moe_core.sorting import MEMORY, first_of_equal, hashes_of
+from moe_core.stages import reading
 from moe_core.stages.gate import assignment
 from moe_core.stages.gate.posts import post_batches
 from moe_core.store.artifact import Artifact
@@ -90,13 +91,24 @@ class Gathered:
         return self._folder / f"{number}.arrows"
 
 
-def gathered(context: Context, training_N: np.ndarray, number_N: np.ndarray, folder: Path) -> Gathered:
-    """The training posts of each expert; `number_N` says whose a post is."""
-    found = Gathered(folder)
-    for rows, lines in line_batches(context):
-        mine = np.flatnonzero(training_N[rows])
-        found.add(number_N[rows][mine], lines.members(mine))
+def gathered(
+    context: Context, training_N: np.ndarray, numbers: Mapping[str, np.ndarray], scratch: Path
+) -> dict[str, Gathered]:
+    """The training posts of each expert, by column; `numbers`, (N,) by column, say whose a post is."""
+    found = {column: Gathered(scratch / f"now-{column}") for column in numbers}
+    _gather(context, training_N, numbers, found)
     return found
+
+
+def _gather(
+    context: Context, wanted_N: np.ndarray, numbers: Mapping[str, np.ndarray], found: Mapping[str, Gathered]
+) -> None:
+    """Adds the wanted posts that carry a hashtag to what is found of each column, with one pass over all the posts."""
+    for rows, lines in line_batches(context):
+        mine = np.flatnonzero(wanted_N[rows] & lines.labels.tagged_N)
+        members = lines.members(mine)
+        for column, number_N in numbers.items():
+            found[column].add(number_N[rows][mine], members)
 
 
 def hash_of(lines: Iterable[str]) -> str:
@@ -155,17 +167,18 @@ def _gathered_by(context: Context, old: Artifact, scratch: Path) -> dict[str, Ga
     now = (hashes_of(batch.ids) for batch in post_batches(context))
     row_O = first_of_equal(now, (hashes_of(rows["id"].to_list()) for rows in training()), scratch / "old", MEMORY)
     found = {column: Gathered(scratch / f"old-{column}") for column in COLUMNS}
-    for column in COLUMNS:
-        number_N, first = np.full(sum(len(batch.ids) for batch in post_batches(context)), -1, np.int32), 0
-        for rows in training():
-            row, number = row_O[first : first + len(rows)], rows[column].to_numpy()
+    count, first = reading.count_posts(context), 0
+    was_N, numbers = np.zeros(count, bool), {column: np.zeros(count, np.int32) for column in COLUMNS}
+    for rows in training():
+        row = row_O[first : first + len(rows)]
+        first += len(rows)
+        gone = rows.filter(row < 0).select("id", pl.lit(None, pl.String).alias("line"))
+        was_N[row[row >= 0]] = True
+        for column, number_N in numbers.items():
+            number = rows[column].to_numpy()
             number_N[row[row >= 0]] = number[row >= 0]
-            gone = rows.filter(row < 0).select("id", pl.lit(None, pl.String).alias("line"))
             found[column].add(number[row < 0], gone)
-            first += len(rows)
-        for rows_B, lines in line_batches(context):
-            mine = np.flatnonzero(lines.labels.tagged_N & (number_N[rows_B] >= 0))
-            found[column].add(number_N[rows_B][mine], lines.members(mine))
+    _gather(context, was_N, numbers, found)
     return found
 
 

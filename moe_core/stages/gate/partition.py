@@ -48,8 +48,10 @@ def _fit(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutp
         "objective": objective,
         "fit": as_fitted(posts.training_N, gate.experts, placement),
     }
-    for name, number_N in (("members", placement.expert_N), ("random_members", random_N)):
-        now = membership.gathered(context, posts.training_N, number_N, scratch / name)
-        metadata[name] = {key: membership.hash_of(now.of(k)["line"]) for k, key in enumerate(context.experts)}
+    numbers = {"expert": placement.expert_N, "random": random_N}
+    members = membership.gathered(context, posts.training_N, numbers, scratch)
+    for name, column in (("members", "expert"), ("random_members", "random")):
+        its = members[column]
+        metadata[name] = {key: membership.hash_of(its.of(k)["line"]) for k, key in enumerate(context.experts)}
     more = {name: np.zeros(len(random_N), bool) for name in ("trained", "new_since_fit")}  # none arrived since the fit
     return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)

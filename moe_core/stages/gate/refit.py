@@ -55,20 +55,22 @@ def make(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutp
         expert_N = np.where(previous.unchanged_N, previous.expert_N, placement.expert_N)  # to the bit
         placement, new_since_fit_N = replace(placement, expert_N=expert_N), previous.new_since_fit_N
     random_N = dealt_at_random(context, posts, placement.expert_N, previous.random_N, scratch)
+    numbers = {"expert": placement.expert_N, "random": random_N}
+    now = membership.gathered(context, posts.training_N, numbers, scratch)
     trained = membership.TrainedMembers(context, previous.artifact, scratch)
     with retraining.MembersFile(folder / "trained.parquet") as file:
         members, random_members = (
             retraining.decide(
                 column,
                 context.experts,
-                membership.gathered(context, posts.training_N, number_N, scratch / column).of,
+                now[column].of,
                 previous.artifact,
                 partial(trained.of, column),
                 same_trunk,
                 settings["repartition"]["retrain_share"],
                 file.write,
             )
-            for column, number_N in (("expert", placement.expert_N), ("random", random_N))
+            for column in membership.COLUMNS
         )
     metadata |= retraining.as_metadata(members, random_members) | {"how": settings["how"]}
     metadata |= {"drift": drift(posts.training_N, new_since_fit_N, placement, metadata["fit"])}

@@ -55,7 +55,7 @@ def environment(cache):
 
 
 @contextmanager
-def serving(folder):
+def serving(folder, *options):
     """Starts a server whose data lie in `folder`, with one bucket; ends it with the block."""
     program = weed()
     rights = {KEY: ["Admin"], READER: ["Read", "List"]}
@@ -68,7 +68,7 @@ def serving(folder):
     command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
     command += [f"-{name}={port}" for name, port in ports.items()]
     command += ["-s3", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]
-    command += ["-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=64"]
+    command += ["-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=64", *options]
     with open(folder / "weed.log", "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=folder)
     server = Server(f"http://127.0.0.1:{ports['s3.port']}", process, folder / "weed.log")

@@ -89,7 +89,8 @@ def main() -> None:
         file.append(code)
         began = time.monotonic()
         pairs = list(near_pairs(file, RADIUS, Path(folder), MEMORY))
-        fast = len(code) / (time.monotonic() - began)
+        seconds = time.monotonic() - began
+    fast = len(code) / seconds
     i_P, j_P = (np.concatenate(part) for part in zip(*pairs, strict=True))
     began = time.monotonic()
     query, row = pairs_by_scan(code[: args.queries], code, RADIUS)
@@ -97,9 +98,8 @@ def main() -> None:
     known = {(a, b) for a, b in zip(query.tolist(), row.tolist(), strict=True) if a < b}
     some = i_P < args.queries
     got = set(zip(i_P[some].tolist(), j_P[some].tolist(), strict=True))
-    print(
-        f"search: {fast:,.0f} codes/s among {len(code):,}, {fast * len(code):.3g} pairs/s; by scan {slow:,.0f} codes/s"
-    )
+    print(f"search: {len(i_P):,} pairs of near codes among {len(code):,} in {seconds:.1f} s, {fast:,.0f} codes/s")
+    print(f"by scan {slow:,.0f} codes/s")
     recall = len(known & got) / max(1, len(known))
     print(f"ratio {fast / slow:.1f}; recall against the scan {recall:.4f} of {len(known):,} pairs")
     if known != got:

@@ -1,7 +1,7 @@
 """Peak memory and time of `partition` at several numbers of posts, each in a fresh process.
 
-Posts (ids, three hashtags of 2,000, splits) and their features are drawn and handed to the stage in place of those of
-Lance tables, so that millions need no ingest and no trunk.
+A study whose posts (three hashtags each of 2,000, one picture for all) and features are drawn, so that millions need no
+ingest and no trunk; splits and vocabulary are the project's own. Cost: two minutes, and 0.6 GB of disk a million posts.
 Example: python benchmarks/partition.py --posts 1000000 4000000
 """
 
@@ -11,82 +11,109 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 from splits import peak
 
-from moe_core.data.loading import Labels
-from moe_core.data.splits import SPLITS
-from moe_core.settings import Partition, Study
+from moe_core.data.duplicates import SIGNATURE_BYTES
+from moe_core.data.ingest import POSTS
+from moe_core.data.rejects import REJECTS
+from moe_core.engine.build import build, build_all
+from moe_core.engine.context import Context
+from moe_core.engine.stage import Graph
+from moe_core.settings import Data, Partition, Source, Study
 from moe_core.stages import reading
-from moe_core.stages.gate import membership, output, partition, posts
-from moe_core.store.artifact import Spec
+from moe_core.stages.graph import GRAPH
+from moe_core.store.artifact import Spec, StageOutput
+from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.location import tables_of
+from moe_core.tables.shards import replace_rows
+from moe_core.tables.vectors import write_vectors
+from moe_core.workspace import open_study
 
-SHARDS, WIDTH, TAGS, HASHTAGS = 20, 48, 3, 2_000
+SHARDS, SIDE, WIDTH, HASHTAGS = 20, 8, 48, 2_000
+APART = np.array([0, 7, 31])  # of the numbers of a post's hashtags
 
 
-def ids(first: int, last: int) -> list[str]:
-    return [f"post-{row:012d}" for row in range(first, last)]
+def rows_of(context: Context, key: str | None) -> Iterator[range]:
+    """Numbers of the posts of a shard, some at a time."""
+    number = [shard.key for shard in context.shards].index(key or "")
+    each = context.study.source.posts // SHARDS
+    for first in range(number * each, (number + 1) * each, reading.BATCH):
+        yield range(first, min(first + reading.BATCH, (number + 1) * each))
 
 
-def measure(folder: Path, count: int, fitted: int) -> None:
-    """In a process of its own."""
-    each = count // SHARDS
-    study = Study(partition=Partition(experts=8, max_fit_posts=fitted))
-    keys = [SimpleNamespace(key=f"s{number:04d}") for number in range(SHARDS)]
-    context: Any = SimpleNamespace(
-        study=study,
-        store=None,
-        shards=keys,
-        experts=[f"e{number:03d}" for number in range(study.partition.experts)],
-        frozen=SimpleNamespace(shards=keys),
-        version=lambda *names: "drawn",
-        planner=SimpleNamespace(graph=None),
+def ids(rows: range) -> pa.Array:
+    return pa.array([f"post-{row:012d}" for row in rows])
+
+
+def draw_posts(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    picture, signature = bytes(3 * SIDE**2), bytes(SIGNATURE_BYTES)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for rows in rows_of(context, spec.key):
+            first_B = np.random.default_rng(rows.start).integers(0, HASHTAGS, len(rows))
+            tags = [[f"tag{number}" for number in its] for its in ((first_B[:, None] + APART) % HASHTAGS).tolist()]
+            columns: dict[str, Any] = {
+                "shard": [spec.key] * len(rows),
+                "position": rows,
+                "id": ids(rows),
+                "image": [picture] * len(rows),
+                "tags": tags,
+                "signature": [signature] * len(rows),
+            }
+            nothing = [None] * len(rows)
+            yield pa.record_batch([pa.array(columns.get(f.name, nothing), f.type) for f in POSTS], schema=POSTS)
+
+    assert spec.key
+    tables, lance_tag = tables_of(context.store), lance_tag_of(spec.key, context.version("posts", spec.key))
+    replace_rows(tables.posts, POSTS, spec.key, batches(), [lance_tag])
+    replace_rows(tables.rejects, REJECTS, spec.key, (), [lance_tag])
+    return StageOutput({})
+
+
+def draw_trunk(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    return StageOutput({})
+
+
+def draw_features(context: Context, spec: Spec, folder: Path) -> StageOutput:
+    centers = np.random.default_rng(0).normal(0, 3, (50, WIDTH))
+
+    def parts() -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
+        for rows in rows_of(context, spec.key):
+            draw = np.random.default_rng(rows.start)
+            yield {"id": ids(rows)}, centers[draw.integers(0, 50, len(rows))] + draw.standard_normal((len(rows), WIDTH))
+
+    write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", WIDTH, parts(), index=False)
+    return StageOutput({}, content={"features": spec.version})
+
+
+DRAWN = {"posts": draw_posts, "trunk": draw_trunk, "trunk_features": draw_features}
+
+
+def opened(root: Path, posts: int, fitted: int) -> Context:
+    study = Study(
+        source=Source(format="synthetic", posts=posts, shards=SHARDS),
+        data=Data(image_size=SIDE, near_duplicates="off"),
+        partition=Partition(experts=8, max_fit_posts=fitted),
     )
+    stages = (replace(stage, make=DRAWN.get(name, stage.make)) for name, stage in GRAPH.items())
+    return open_study(study, root, graph=Graph(stages, GRAPH.aliases))
 
-    def batches(_: Any) -> Iterator[posts.PostBatch]:
-        for number, shard in enumerate(keys):
-            for first in range(number * each, (number + 1) * each, reading.BATCH):
-                rows = slice(first, min(first + reading.BATCH, (number + 1) * each))
-                tags_T = np.random.default_rng(first).integers(0, HASHTAGS, TAGS * (rows.stop - first))
-                labels = Labels(tags_T, np.arange(0, len(tags_T) + 1, TAGS))
-                yield posts.PostBatch(shard.key, rows, ids(first, rows.stop), labels)
 
-    def features(_: Any) -> Iterator[tuple[np.ndarray, slice]]:
-        for batch in batches(None):
-            draw = np.random.default_rng(batch.rows.start)
-            centers = np.random.default_rng(0).normal(0, 3, (50, WIDTH))
-            size = batch.rows.stop - batch.rows.start
-            found = centers[draw.integers(0, 50, size)] + draw.standard_normal((size, WIDTH))
-            yield found.astype(np.float32), batch.rows
-
-    replaced: dict[tuple[Any, str], Any] = {
-        (reading, "split_numbers"): lambda _: (
-            np.random.default_rng(0).choice(len(SPLITS), count, p=[0.8, 0.05, 0.1, 0.05, 0.0]).astype(np.int8)
-        ),
-        (reading, "split_batches"): lambda _, columns: (pl.DataFrame({"id": batch.ids}) for batch in batches(None)),
-        (reading, "trunk_features"): features,
-        (reading, "ids_of"): lambda _, shard: pa.array(ids(int(shard[1:]) * each, (int(shard[1:]) + 1) * each)),
-        (reading, "vocabulary"): lambda _: SimpleNamespace(hashtags=[f"tag{number}" for number in range(HASHTAGS)]),
-        (reading, "places"): lambda _: [],
-        (output, "open_images"): lambda *_: SimpleNamespace(read=lambda rows: np.zeros((len(rows), 8, 8, 3), np.uint8)),
-        (output, "pointer_name"): lambda *_: folder / "pointer",
-        (output, "tables_of"): lambda _: SimpleNamespace(posts=None),
-    }
-    replaced |= {(module, "post_batches"): batches for module in (posts, membership, output)}
-    for (module, name), function in replaced.items():
-        setattr(module, name, function)
+def measure(root: Path, posts: int, fitted: int) -> None:
+    """In a process of its own."""
+    context = opened(root, posts, fitted)
     before, began = peak(), time.process_time()
-    found = partition.make(context, Spec("partition", None, "", {}, {}), folder)
-    seconds, fitted_on = time.process_time() - began, found.metadata["fitted_on"]
+    found = build(context, "partition").artifact.metadata
     print(
-        f"{count:,} posts: partition {seconds:.0f} s of processor time, {peak():.0f} MiB at the peak, {before:.0f} MiB "
-        f"of it before; {found.metadata['training_posts']:,} training posts, fitted on {fitted_on:,}",
+        f"{posts:,} posts: partition {time.process_time() - began:.0f} s of processor time, {peak():.0f} MiB at the "
+        f"peak, {before:.0f} MiB of it before; {found['training_posts']:,} training posts, fitted on "
+        f"{found['fitted_on']:,}",
         flush=True,
     )
 
@@ -101,6 +128,8 @@ def main() -> None:
         return measure(args.measure, args.posts[0], args.fitted)
     for count in args.posts:
         with tempfile.TemporaryDirectory() as name:
+            build_all(opened(Path(name), count, args.fitted), ("posts", "splits", "vocabulary", "trunk"))
+            build_all(opened(Path(name), count, args.fitted), ("trunk_features",))
             command = [sys.executable, __file__, "--measure", name, "--posts", str(count), "--fitted", str(args.fitted)]
             subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
 

@@ -55,7 +55,7 @@ def test_with_another_trunk_every_expert_starts_from_scratch():
 
 def test_a_post_of_a_shard_that_the_trunk_has_not_seen_is_known_with_the_version_of_its_shard():
     assert lines(1).of(np.array([0])) == ["p0 0"]
-    assert lines(1, {"s": "v1"}).of(np.array([0])) == ["p0 0 v1"]
+    assert lines(1, "v1").of(np.array([0])) == ["p0 0 v1"]
 
 
 # ---- keys

@@ -29,10 +29,10 @@ def status(context):
 # ---- which experts are trained again: figures to do in the head
 
 
-def lines(count, arrived=None, shard="s"):
+def lines(count, arrived=""):
     """Posts p0, p1, ... with the hashtag 0 each."""
     labels = Labels(np.zeros(count, np.int64), np.arange(count + 1))
-    return membership.Lines([f"p{n}" for n in range(count)], [shard] * count, labels, arrived or {})
+    return membership.Lines([f"p{n}" for n in range(count)], labels, arrived)
 
 
 def pointer_of(context, asset):

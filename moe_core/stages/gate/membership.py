@@ -33,22 +33,21 @@ MEMBER = {"of": pl.String, "key": pl.String, "id": pl.String, "mark": pl.UInt64}
 
 @dataclass(frozen=True)
 class Lines:
-    """One line of text a post: its id and the hashtags that are predicted, and the version of a shard that is younger
-    than the trunk, so that an expert is known by all that it saw."""
+    """One line of text a post of a shard: its id and the hashtags that are predicted, and the version of a shard that
+    is younger than the trunk, so that an expert is known by all that it saw."""
 
     ids: Sequence[str]
-    shards: Sequence[str]
     labels: Labels
-    arrived: Mapping[str, str]  # shard that the trunk has not seen -> version of its posts
+    arrived: str  # version of the posts of a shard that the trunk has not seen, else empty
 
     def of(self, rows: np.ndarray) -> list[str]:
         """Lines of some posts, in their order."""
         tags = (
             self.labels.tags_T[self.labels.starts_N1[row] : self.labels.starts_N1[row + 1]].tolist() for row in rows
         )
-        versions = {shard: f" {version}" for shard, version in self.arrived.items()}
+        end = f" {self.arrived}" if self.arrived else ""
         return [
-            f"{self.ids[row]} {','.join(map(str, tags_of_row))}" + versions.get(self.shards[row], "")
+            f"{self.ids[row]} {','.join(map(str, tags_of_row))}{end}"
             for row, tags_of_row in zip(rows.tolist(), tags, strict=True)
         ]
 
@@ -62,7 +61,7 @@ def line_batches(context: Context) -> Iterator[tuple[slice, Lines]]:
     seen = {shard.key for shard in context.frozen.shards}
     arrived = {shard.key: context.version("posts", shard.key) for shard in context.shards if shard.key not in seen}
     for batch in post_batches(context):
-        yield batch.rows, Lines(batch.ids, [batch.shard] * len(batch.ids), batch.labels, arrived)
+        yield batch.rows, Lines(batch.ids, batch.labels, arrived.get(batch.shard, ""))
 
 
 class Gathered:

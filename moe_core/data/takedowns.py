@@ -1,4 +1,4 @@
-"""takedowns.parquet in the study's root: what was taken down, as salted hashes, so that no ingest brings it back.
+"""takedowns.parquet, a document of the study: what was taken down, as salted hashes, so that no ingest brings it back.
 
 The list has no names: it holds SHA-256 of salt and id or user. With the file, a candidate can still be tested.
 """

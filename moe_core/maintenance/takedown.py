@@ -1,6 +1,6 @@
 """Takedown: posts leave every store, old versions and files included, and do not come back.
 
-The order is the safety. The list of takedowns is on the disk first, so that a takedown that is killed later is finished
+The order is the safety. The list of takedowns is written first, so that a takedown that is killed later is finished
 by the next one. Then go logs, while the tables still tell which ids are a user's; then the rows, by writing their
 shards again; then tags and versions that still hold them; then artifacts of single posts. At the end all that is
 left is searched for what names the posts. Networks that saw them stay, are named, and are stale.
@@ -38,7 +38,7 @@ class Takedown:
     shards: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)  # ids and users that no store holds; recorded all the same
     saw: list[str] = field(default_factory=list)  # networks made from the posts, "expert:e003 <version>"
-    removed: list[str] = field(default_factory=list)  # artifacts and files, relative to the root
+    removed: list[str] = field(default_factory=list)  # artifacts and files, relative to the root, or to the bucket
     bytes: int = 0
     left: list[str] = field(default_factory=list)  # files that still name an id or a user: not ours to change
     not_searched: list[str] = field(default_factory=list)  # ids and users that cannot be told from other text in files
@@ -69,9 +69,7 @@ def forget(context: Context, ids: Iterable[str] = (), users: Iterable[str] = (),
         found = _survey(context.store, takedowns, named, done)
         done.removed = [artifact.base for artifact in found.artifacts]
         return done
-    takedowns = Takedowns.record(
-        context.store.documents, *named
-    )  # on the disk first: from here on, every run finishes it
+    takedowns = Takedowns.record(context.store.documents, *named)  # first: from here on, every run finishes it
     try:
         with context.store.deleting(wait=False):
             for table in tables_of(context.store):

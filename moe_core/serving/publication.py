@@ -1,6 +1,6 @@
-"""Which mixture is published: `published.json` in the study's root, a pointer that keeps all decisions about it.
+"""Which mixture is published: `published.json`, a document of the study, a pointer that keeps all decisions about it.
 
-A reader reads it once and opens the bundle's folder, which never changes. Building an artifact publishes nothing; only
+A reader reads it once and opens the bundle, which never changes. Building an artifact publishes nothing; only
 a decision in this file does, and each records what it was based on, so that it can be explained and taken back.
 """
 

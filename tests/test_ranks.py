@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.processes import runs, until
 from helpers.ranks import TRUNK, context_of
 from moe_core.engine.build import build, build_all
 from moe_core.models.resnet import build as build_network
@@ -132,17 +133,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path):
     assert len(children) == 2
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() and _runs(pid) for pid in children):
-        assert time.monotonic() < deadline, "an orphan trains on"
-        time.sleep(0.1)
-
-
-def _runs(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    until(lambda: not any(map(runs, children)), seconds=30)  # no orphan trains on
 
 
 def test_the_trunk_starts_from_the_file_that_is_named_and_its_bytes_count(tmp_path):

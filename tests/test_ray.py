@@ -145,7 +145,6 @@ def test_a_node_that_is_not_as_this_machine_is_told(monkeypatch, change, why):
 
 
 def test_the_code_is_told_by_every_module_of_ours(tmp_path, monkeypatch):
-    assert code_hash() == code_hash()
     for name in ("moe_core/__init__.py", "assets/a.py", "pipelines/run/b.py"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("1\n")

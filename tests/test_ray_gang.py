@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import torch
 
 from helpers.command import write
 from helpers.joint_work import finish, joint
+from helpers.processes import runs, until
 from helpers.ranks import context_of
 from helpers.ray_nodes import cluster, lose, node_of, parent_of
 from helpers.with_controls import QUICK, small_study
@@ -35,7 +36,7 @@ from pipelines.run.pools.ray_node import about
 
 pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # a cluster starts its processes by forks
 
-SECONDS = 300
+wait_until = partial(until, seconds=300)
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +50,6 @@ def two():
         with cluster() as made:
             yield made, RayNodes(demo().changed(cluster=Cluster(threads=1, engine="ray", address=made.address)))
             ray.shutdown()
-
-
-def running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(true):
-    deadline = time.monotonic() + SECONDS
-    while not (found := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def of(nodes, folder, do, ranks=2, report=silent):
@@ -121,8 +107,8 @@ def test_a_rank_that_fails_ends_the_others(two, tmp_path):
         first = printed(members[0])
         with pytest.raises(TrainingFailed, match="rank 1 of it failed: the reason"):
             list(lines_of_first(members, "it", tmp_path))
-        assert running(first["pid"])
-    assert not running(first["pid"])
+        assert runs(first["pid"])
+    assert not runs(first["pid"])
 
 
 def test_a_rank_whose_keeper_is_stopped_ends_the_others(two, tmp_path, monkeypatch):
@@ -134,7 +120,7 @@ def test_a_rank_whose_keeper_is_stopped_ends_the_others(two, tmp_path, monkeypat
         os.kill(keeper, signal.SIGSTOP)
         with pytest.raises(TrainingFailed, match=r"rank 1 of it made no progress for 4 s"):
             list(lines_of_first(members, "it", tmp_path))
-    wait_until(lambda: not any(map(running, [*pids, keeper])))
+    wait_until(lambda: not any(map(runs, [*pids, keeper])))
 
 
 def test_a_node_with_other_packages_is_refused(two, tmp_path, monkeypatch):
@@ -216,7 +202,7 @@ def test_ranks_on_nodes_end_with_the_process_that_started_them(two, tmp_path):
     with subprocess.Popen([sys.executable, "-c", ALONE, made.address, tmp_path]) as process:
         pids = [wait_until(lambda log=log: process_that_writes(log)) for log in logs]
         process.kill()
-    wait_until(lambda: not any(map(running, pids)))
+    wait_until(lambda: not any(map(runs, pids)))
 
 
 @pytest.mark.soak
@@ -246,7 +232,7 @@ def test_a_command_whose_gang_loses_a_node_resumes_and_makes_what_one_machine_ma
     (log,) = logs.glob(".work-*/rank-1.log")
     lose(node_of(made, parent_of(process_that_writes(log))))
     made.add_node(num_cpus=1)
-    out, errors = there.communicate(timeout=2 * SECONDS)
+    out, errors = there.communicate(timeout=600)
     assert there.returncode == 0, out + errors
     assert re.search(r"trunk: rank 1 of the trunk was lost: .*; started again, try 2 of 3", errors), errors
     one, other = (open_study(load_study(file), file.parent) for file in files)

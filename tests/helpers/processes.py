@@ -1,6 +1,7 @@
 """Processes of a study."""
 
 import time
+from pathlib import Path
 
 
 def mentions(environ, text):
@@ -17,3 +18,11 @@ def until(true, process=None, seconds=120):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found
+
+
+def runs(pid):
+    """Whether there is such a process, of whatever parent; one that ended and waits to be collected does not run."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

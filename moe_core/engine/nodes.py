@@ -51,7 +51,7 @@ class Member(Protocol):
 
 
 class Nodes(Protocol):
-    """Where a stage starts processes: this machine (below), or a cluster's (pipelines/run/pools/ray_nodes.py)."""
+    """Where a stage starts processes: this machine (below), or a cluster's (pipelines/run/pools/ray_gang.py)."""
 
     def gang(
         self, module: str, ranks: int, job: Job, folder: Path, report: Report

@@ -21,7 +21,7 @@ from moe_core.study_file import load_study
 from pipelines.instance import opening
 from pipelines.instance.home import prepare_home
 from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
-from pipelines.run.scheduler import worker_count
+from pipelines.run.pools.choice import worker_count
 from pipelines.run.status import states_of
 
 

@@ -37,7 +37,7 @@ from moe_core.threads import (
     workers_for,
 )
 from moe_core.workspace import open_study
-from pipelines.run.scheduler import worker_count
+from pipelines.run.pools.choice import worker_count
 
 
 @pytest.fixture(autouse=True)

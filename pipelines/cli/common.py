@@ -34,8 +34,9 @@ from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened
 from pipelines.run.estimate import run_plan
 from pipelines.run.plan import planned_tasks
+from pipelines.run.pools.choice import worker_count
 from pipelines.run.reasons import older_than
-from pipelines.run.scheduler import run_study, worker_count
+from pipelines.run.scheduler import run_study
 from pipelines.run.status import states
 from pipelines.run.task import Summary, Task
 from pipelines.terminal import echo, echo_json

@@ -20,7 +20,7 @@ from pipelines.instance.home import prepare_home
 from pipelines.instance.opening import opened, opened_if_there
 from pipelines.instance.reap import reap as reap_runs
 from pipelines.instance.search import find_places
-from pipelines.run.scheduler import worker_count
+from pipelines.run.pools.choice import worker_count
 from pipelines.terminal import echo, echo_json
 
 APPLY = click.option("--apply", "apply_it", is_flag=True, help="Remove it; without, only show what would be removed.")

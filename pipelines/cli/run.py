@@ -27,7 +27,7 @@ from pipelines.cli.common import (
 )
 from pipelines.cli.options import STUDY_OPTION, plans_and_runs, runs_on
 from pipelines.run.plan import planned_tasks
-from pipelines.run.scheduler import worker_count
+from pipelines.run.pools.choice import worker_count
 from pipelines.run.status import states_of
 from pipelines.terminal import echo
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -29,7 +27,7 @@ from moe_core.devices import gpu_names
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.engine.planner import Name, PlannedTask
-from moe_core.errors import BadSetting, HardmoeError
+from moe_core.errors import HardmoeError
 from moe_core.maintenance.gc import collect_unless_busy
 from moe_core.processes import this_process
 from moe_core.settings import Cluster, Study
@@ -46,13 +44,10 @@ from pipelines.run.dag import Dag
 from pipelines.run.interrupts import handled, signals_deferred
 from pipelines.run.plan import in_own_order, planned_tasks
 from pipelines.run.pools import Pool
-from pipelines.run.pools.local import LocalPool
-from pipelines.run.pools.ray import RayPool
-from pipelines.run.pools.ray_cluster import checked_slots
+from pipelines.run.pools.choice import pool_on, worker_count
 from pipelines.run.task import Summary, Task, TaskResult
 
 POLL_SECONDS = 0.25  # the display is told at least so often
-LOCAL = Cluster()
 ELSEWHERE_SECONDS = 2.0  # between two looks at what another machine builds: each asks the file system for each task
 
 
@@ -73,21 +68,6 @@ class Running:
 # ("started" | "done" | "fresh" | "failed" | "replanned" | "warning", task's name, why)
 Event = Callable[[str, str, str], None]
 Poll = Callable[[list[Running], dict[str, str]], None]  # what runs, and what waits for another process: name, why
-
-
-def worker_count(workers: int | None, study: Study, cluster: Cluster = LOCAL) -> int:
-    """Runs at once: `workers`, else as many as there are GPUs, or shares of the cores; on a cluster at most what that
-    can hold.
-
-    Raises BadSetting below 1, and where HARDMOE_THREADS is another number than the study records.
-    """
-    if workers is not None and workers < 1:
-        raise BadSetting(f"--workers {workers}: wanted at least 1")
-    threads.record(study.cluster.threads)
-    if cluster.engine == "ray":
-        slots = checked_slots(cluster, study)
-        return min(workers or sys.maxsize, slots.gpus + slots.cpus)
-    return workers or len(gpu_names()) or threads.workers_for(study.partition.experts)
 
 
 def run_study(
@@ -111,7 +91,7 @@ def run_study(
     """
     began = time.monotonic()
     cluster = cluster or context.study.cluster
-    capacity = worker_count(workers, context.study, cluster)
+    worker_count(workers, context.study, cluster)  # raises what is wrong with them before anything is written
     prepare_home(context.root, worker_count(None, context.study))
     if workers:
         os.environ[threads.SHARE] = str(max(1, threads.cores() // workers))  # of the processes started from here on
@@ -119,17 +99,7 @@ def run_study(
         reap(instance, context.root, context.study.name)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
         remove_gone_shards(tables_of(context.store), [shard.key for shard in context.shards])
-        pool: Pool = LocalPool(capacity)
-        if cluster.engine == "ray":
-            pool = RayPool(
-                cluster,
-                context.study,
-                root=context.root,
-                instance=instance,
-                limit=workers,
-                warn=partial(on_event, "warning", ""),
-            )
-        summary = loop.run(pool)
+        summary = loop.run(pool_on(cluster, context, instance, workers, lambda why: on_event("warning", "", why)))
         if cluster.engine == "ray":  # processes of a cluster whose head was lost end up to a minute later
             reap(instance, context.root, context.study.name)
     if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):

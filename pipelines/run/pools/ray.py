@@ -73,8 +73,7 @@ class RayPool:
 
     @property
     def capacity(self) -> int:
-        slots = self._slots.gpus + self._slots.cpus
-        return slots if self._limit is None else min(slots, self._limit)
+        return self._slots.total if self._limit is None else min(self._slots.total, self._limit)
 
     def has_room(self, task: Task, running: Collection[Task]) -> bool:
         takes = self._takes(task)

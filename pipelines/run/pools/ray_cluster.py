@@ -123,6 +123,10 @@ class Slots:
     gpus: int = 0
     cpus: int = 0
 
+    @property
+    def total(self) -> int:
+        return self.gpus + self.cpus
+
     def of(self, takes: Takes) -> int:
         return {Takes.GPU: self.gpus, Takes.CORES: self.cpus, Takes.NOTHING: 1}[takes]
 
@@ -155,7 +159,7 @@ def checked_slots(cluster: Cluster, study: Study) -> Slots:
         )
     address = connect(cluster)
     slots = cluster_slots(study)
-    if not (slots.gpus or slots.cpus):
+    if not slots.total:
         raise BadSetting(
             f"the Ray cluster at {address} has no room: wanted a GPU, or {study.cluster.threads} CPUs on one node "
             f"(cluster.threads): join nodes to it with `ray start --address={address}`"

@@ -100,8 +100,6 @@ def run_study(
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
         remove_gone_shards(tables_of(context.store), [shard.key for shard in context.shards])
         summary = loop.run(pool_on(cluster, context, instance, workers, lambda why: on_event("warning", "", why)))
-        if cluster.engine == "ray":  # processes of a cluster whose head was lost end up to a minute later
-            reap(instance, context.root, context.study.name)
     if not summary.interrupted and any(name.startswith("posts:") for name in summary.made):
         try:
             collect_unless_busy(loop.context)

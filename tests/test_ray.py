@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from helpers.command import hardmoe, write
+from helpers.processes import until
 from helpers.with_controls import small_study
 from moe_core.errors import BadSetting, MissingLibrary
 from moe_core.settings import Cluster
-from pipelines.run.pools import ray_cluster
-from pipelines.run.pools.ray import why_lost
+from moe_core.store.layout import Layout
+from moe_core.store.locks import is_held
+from pipelines.run.pools import ray, ray_cluster
+from pipelines.run.pools.ray import RayPool, why_lost
 from pipelines.run.pools.ray_cluster import (
     Slots,
     Takes,
@@ -24,6 +29,7 @@ from pipelines.run.pools.ray_cluster import (
     slots_of,
 )
 from pipelines.run.pools.ray_node import about, code_hash
+from pipelines.run.task import Task
 
 THREADS = small_study(cluster=Cluster(threads=4))
 
@@ -100,6 +106,65 @@ def test_a_cluster_without_room_and_a_study_without_threads_are_refused(monkeypa
         checked_slots(Cluster(engine="ray"), THREADS)
     with pytest.raises(BadSetting, match=r"wants the number of threads .*: --set cluster.threads=N"):
         checked_slots(Cluster(engine="ray"), small_study())
+
+
+@pytest.fixture
+def pool_of(tmp_path, monkeypatch):
+    """Starts a pool on a cluster that has the slots in a list, and no nodes to check."""
+    pytest.importorskip("ray", reason="pip install 'hardmoe[ray]'")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr(ray, "NODES_SECONDS", 0.01)
+    monkeypatch.setattr(ray, "check_nodes", lambda study, locks, warn: None)
+    with ExitStack() as ends:
+
+        def start(slots):
+            monkeypatch.setattr(ray, "checked_slots", lambda cluster, study: slots[0])
+            monkeypatch.setattr(ray, "cluster_slots", lambda study: slots[0])
+            instance = ends.enter_context(dg.DagsterInstance.local_temp(str(tmp_path / "home")))
+            pool = RayPool(Cluster(), THREADS, root=tmp_path / "cats", instance=instance)
+            ends.callback(pool.close)
+            return pool
+
+        yield start
+
+
+def locks_in(folder):
+    return [path for path in folder.rglob("*nodes-*") if is_held(path)]
+
+
+def test_a_pool_holds_locks_for_its_nodes_and_leaves_none_where_it_ends_or_a_node_is_refused(
+    tmp_path, pool_of, monkeypatch
+):
+    pool = pool_of([Slots(0, 1)])
+    assert {path.parent for path in locks_in(tmp_path)} == {Layout(tmp_path / "cats").leases, tmp_path / "home"}
+    pool.close()
+    assert locks_in(tmp_path) == list(tmp_path.rglob("*nodes-*")) == []
+
+    def refuse(study, locks, warn):
+        assert sorted(locks) == sorted(locks_in(tmp_path))
+        raise BadSetting("node gpu01 has torch 1.0")
+
+    monkeypatch.setattr(ray, "check_nodes", refuse)
+    with pytest.raises(
+        BadSetting, match="gpu01"
+    ) as refused:  # keeps the frames of the error
+        pool_of([Slots(0, 1)])
+    assert list(tmp_path.rglob("*nodes-*")) == [], refused.value
+
+
+def test_trainings_wait_where_all_gpus_are_lost_and_do_not_go_on_without(pool_of):
+    slots = [Slots(gpus=1, cpus=2)]
+    pool = pool_of(slots)
+    assert pool.has_room(Task("trunk", None), [])
+    assert not pool.has_room(Task("expert", "e000"), [Task("trunk", None)])
+    slots[0] = Slots(gpus=0, cpus=2)
+    until(lambda: pool.capacity == 2)
+    assert not pool.has_room(Task("trunk", None), [])
+    assert pool.has_room(Task("vocabulary", None), [])
+    slots[0] = Slots(gpus=1, cpus=2)
+    until(lambda: pool.capacity == 3)
+    assert pool.has_room(Task("trunk", None), [])
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,10 @@ class RayPool:
         self._study, self._layout, self._limit, self._warn = study, Layout(root), limit, warn
         self._slots = checked_slots(cluster, study)
         self._has_gpus = self._slots.gpus > 0  # a training does not go on without, should they all be lost
-        self._held = ExitStack()
-        self._locks = self._held.enter_context(shared_locks(root, instance))
-        check_nodes(study, self._locks, warn)
+        with ExitStack() as until:
+            self._locks = until.enter_context(shared_locks(root, instance))
+            check_nodes(study, self._locks, warn)
+            self._held = until.pop_all()  # until the pool is closed
         self._threads = ThreadPoolExecutor(MOST, thread_name_prefix="ray")  # each waits for a busy process
         self._changed = threading.Condition()
         self._processes: list[Process] = []

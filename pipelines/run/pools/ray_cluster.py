@@ -233,14 +233,18 @@ def shared_locks(root: Path, instance: dg.DagsterInstance) -> Iterator[list[Path
     locks = [Layout(root).lease(name)]
     if isinstance(instance.run_storage, SqliteRunStorage) and root not in (home, *home.parents):
         locks.append(home / f".{name}.lock")
+    with ExitStack() as until:
+        yield [until.enter_context(shown_lock(lock)) for lock in locks]
+
+
+@contextmanager
+def shown_lock(lock: Path) -> Iterator[Path]:
+    """Holds a lock, which a node sees as held where it shares the folder; then the file is gone."""
     try:
-        with ExitStack() as held:
-            for lock in locks:
-                held.enter_context(exclusive(lock))
-            yield locks
+        with exclusive(lock):
+            yield lock
     finally:
-        for lock in locks:
-            lock.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
 def check_nodes(study: Study, locks: list[Path], warn: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from moe_core.engine.nodes import Job, Member, Nodes, Report, ThisMachine, most_
 from moe_core.errors import BadSetting, RankLost
 from moe_core.processes import CHECK_SECONDS, Child, stall_seconds, start_child
 from moe_core.settings import Study
-from moe_core.store.locks import exclusive
 from pipelines.run.pools.ray import why_lost
-from pipelines.run.pools.ray_cluster import Takes, actor_options, checked_slots
+from pipelines.run.pools.ray_cluster import Takes, actor_options, checked_slots, shown_lock
 from pipelines.run.pools.ray_node import About, about
 
 LOOK_SECONDS = 0.5  # between two questions how a process is
@@ -305,15 +304,9 @@ class RayMember:
         self._code, self._failure = -signal.SIGKILL, why + self._where
 
 
-@contextmanager
-def _held_in(folder: Path) -> Iterator[Path]:
-    """A lock in the folder, held, which a node sees where it shares the folder."""
-    lock = folder / f".nodes-{uuid.uuid4().hex}"
-    try:
-        with exclusive(lock):
-            yield lock
-    finally:
-        lock.unlink(missing_ok=True)
+def _held_in(folder: Path) -> AbstractContextManager[Path]:
+    """A lock in the folder, held, for the nodes."""
+    return shown_lock(folder / f".nodes-{uuid.uuid4().hex}")
 
 
 def _end(keepers: Sequence[Any]) -> None:

@@ -59,6 +59,10 @@ def test_a_process_has_one_gpu_or_sees_none(monkeypatch):
     assert (with_gpu["num_gpus"], without["num_gpus"], without["num_cpus"]) == (1, 0, 4)
     assert "CUDA_VISIBLE_DEVICES" not in with_gpu["runtime_env"]["env_vars"], "Ray's matter"
     assert without["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
+    for on_gpus in (True, False):
+        starts_ranks = actor_options(THREADS, Takes.NOTHING, on_gpus)
+        assert (starts_ranks["num_gpus"], starts_ranks["num_cpus"]) == (0, 0)
+        assert ("HARDMOE_RANKS_ON_GPUS" in starts_ranks["runtime_env"]["env_vars"]) == on_gpus
     assert without["max_restarts"] == without["max_task_retries"] == 0, "each try is a run of its own"
 
 
@@ -146,9 +150,7 @@ def test_a_pool_holds_locks_for_its_nodes_and_leaves_none_where_it_ends_or_a_nod
         raise BadSetting("node gpu01 has torch 1.0")
 
     monkeypatch.setattr(ray, "check_nodes", refuse)
-    with pytest.raises(
-        BadSetting, match="gpu01"
-    ) as refused:  # keeps the frames of the error
+    with pytest.raises(BadSetting, match="gpu01") as refused:  # keeps the frames of the error
         pool_of([Slots(0, 1)])
     assert list(tmp_path.rglob("*nodes-*")) == [], refused.value
 

@@ -104,8 +104,8 @@ def test_a_command_that_is_interrupted_stopped_and_loses_a_node_makes_the_same_b
     assert re.search(r"expert:e000: its process ended: The actor .*; started again, try 2 of 3", errors), errors
 
     runs = runs_of(file)
-    assert [asset for asset, status in runs if status == STATES.CANCELED] == ["trunk"]
-    assert [asset for asset, status in runs if status == STATES.FAILURE] == ["trunk", "expert"]
+    assert [asset for asset, status in runs if status == STATES.CANCELED] == ["trunk"], (runs, errors)
+    assert [asset for asset, status in runs if status == STATES.FAILURE] == ["trunk", "expert"], runs
     assert sum(status == STATES.SUCCESS for _, status in runs) == len(runs) - 3 == len(undisturbed)
     assert hashes(file) == undisturbed
 

@@ -31,6 +31,7 @@ from moe_core.settings import Cluster, Decoder, Partition, Source, TrunkSetup
 from moe_core.study_file import load_study
 from moe_core.weights import load_weights
 from moe_core.workspace import open_study
+from pipelines.run.pools.ray_cluster import Slots
 from pipelines.run.pools.ray_gang import RayNodes
 from pipelines.run.pools.ray_node import about
 
@@ -69,6 +70,25 @@ def test_more_ranks_than_places_are_refused(two, tmp_path, monkeypatch):
         of(nodes, tmp_path, {}, 3),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "slots", "why"),
+    [
+        ({"HARDMOE_RANKS_ON_GPUS": "1"}, Slots(gpus=0, cpus=8), "0 GPUs"),  # all are lost: cores are not to do it
+        ({}, Slots(), "0 times 1 CPUs"),
+    ],
+)
+def test_nodes_that_were_lost_are_waited_for(two, tmp_path, monkeypatch, variables, slots, why):
+    _, nodes = two
+    asked = []
+    monkeypatch.setattr("pipelines.run.pools.ray_gang.REPLACED_SECONDS", 1)
+    monkeypatch.setattr("pipelines.run.pools.ray_cluster.cluster_slots", lambda study: asked.append(study) or slots)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadSetting, match=f"ranks = 2, but the Ray cluster has {why}"), of(nodes, tmp_path, {}):
+        pass
+    assert len(asked) > 1
 
 
 def test_a_gang_waits_until_there_is_room_for_all_of_it(two, tmp_path):

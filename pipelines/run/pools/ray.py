@@ -158,7 +158,7 @@ class RayPool:
                         process.idle_since = None
                         return process
                 if len(alike) < self._slots.of(takes):
-                    self._processes.append(process := Process(self._study, takes))
+                    self._processes.append(process := Process(self._study, takes, self._has_gpus))
                     return process
                 self._changed.wait(BEAT_SECONDS)
             return None
@@ -191,11 +191,13 @@ class RayPool:
 class Process:
     """A process of the cluster, or one that waits until there is room for it."""
 
-    def __init__(self, study: Study, takes: Takes) -> None:
+    def __init__(self, study: Study, takes: Takes, on_gpus: bool) -> None:
+        """`on_gpus`: of a run that had GPUs when it began."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-        options = actor_options(study, takes) | {"max_concurrency": 2}  # one thread runs, another answers `beat`
+        options = actor_options(study, takes, on_gpus)
+        options["max_concurrency"] = 2  # one thread runs, another answers `beat`
         if takes is Takes.NOTHING:  # beside this command, where all is as it should be
             options["scheduling_strategy"] = On(ray.get_runtime_context().get_node_id(), soft=True)
         actor: Any = ray.remote(Worker).options(**options)

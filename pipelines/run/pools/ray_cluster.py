@@ -35,6 +35,7 @@ CURRENT = "ray/ray_current_cluster"  # in the temporary folder: the address of w
 PAGE = "docs/how-to/ray.md"
 PLAIN = (*(name for name in threads.VARIABLES if name != threads.SHARE), "DAGSTER_HOME", NO_TELEMETRY)
 KEYS = "AWS_"  # variables that begin so
+RANKS_ON_GPUS = "HARDMOE_RANKS_ON_GPUS"  # set for a process of a run on GPUs: its ranks do not go on without
 
 
 def connect(cluster: Cluster) -> str:
@@ -150,16 +151,22 @@ def cluster_slots(study: Study) -> Slots:
     return slots_of(ray.nodes(), study)
 
 
-def checked_slots(cluster: Cluster, study: Study) -> Slots:
-    """Connects to the cluster and returns what it can hold. Raises BadSetting where that is nothing."""
+def slots_at(cluster: Cluster, study: Study) -> Slots:
+    """Connects to the cluster and returns what it can hold now. Raises BadSetting for a study without threads."""
     if not study.cluster.threads:
         raise BadSetting(
             "the engine ray wants the number of threads of each training, since results follow from it: --set "
             "cluster.threads=N, at most the cores of the smallest node"
         )
-    address = connect(cluster)
-    slots = cluster_slots(study)
+    connect(cluster)
+    return cluster_slots(study)
+
+
+def checked_slots(cluster: Cluster, study: Study) -> Slots:
+    """The same. Raises BadSetting where it can hold nothing."""
+    slots = slots_at(cluster, study)
     if not slots.total:
+        address = connect(cluster)
         raise BadSetting(
             f"the Ray cluster at {address} has no room: wanted a GPU, or {study.cluster.threads} CPUs on one node "
             f"(cluster.threads): join nodes to it with `ray start --address={address}`"
@@ -167,10 +174,14 @@ def checked_slots(cluster: Cluster, study: Study) -> Slots:
     return slots
 
 
-def actor_options(study: Study, takes: Takes) -> dict[str, Any]:
+def actor_options(study: Study, takes: Takes, on_gpus: bool = False) -> dict[str, Any]:
     """Options of a process that computes: what it takes, and its environment. Ray neither starts it again nor repeats
-    what it was asked: each try is a Dagster run of its own."""
-    variables = plain_environment() | ({"CUDA_VISIBLE_DEVICES": ""} if takes is Takes.CORES else {})
+    what it was asked: each try is a Dagster run of its own. `on_gpus`: of a run that had GPUs when it began."""
+    variables = plain_environment()
+    if takes is Takes.CORES:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    if takes is Takes.NOTHING and on_gpus:
+        variables[RANKS_ON_GPUS] = "1"
     return {
         "num_gpus": 1 if takes is Takes.GPU else 0,
         "num_cpus": {Takes.GPU: 1, Takes.CORES: study.cluster.threads, Takes.NOTHING: 0}[takes],

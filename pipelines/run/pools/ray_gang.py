@@ -24,7 +24,7 @@ from moe_core.errors import BadSetting, RankLost
 from moe_core.processes import CHECK_SECONDS, Child, stall_seconds, start_child
 from moe_core.settings import Study
 from pipelines.run.pools.ray import why_lost
-from pipelines.run.pools.ray_cluster import Takes, actor_options, checked_slots, shown_lock
+from pipelines.run.pools.ray_cluster import RANKS_ON_GPUS, Takes, actor_options, shown_lock, slots_at
 from pipelines.run.pools.ray_node import About, about
 
 LOOK_SECONDS = 0.5  # between two questions how a process is
@@ -166,8 +166,9 @@ class RayNodes:
 
     def _places(self) -> tuple[Takes, int]:
         """(what a rank or a helper takes, how often the cluster has that)"""
-        slots = checked_slots(self.study.cluster, self.study)
-        return (Takes.GPU, slots.gpus) if slots.gpus else (Takes.CORES, slots.cpus)
+        slots = slots_at(self.study.cluster, self.study)
+        on_gpus = slots.gpus or RANKS_ON_GPUS in os.environ
+        return (Takes.GPU, slots.gpus) if on_gpus else (Takes.CORES, slots.cpus)
 
     def _keeper(self, takes: Takes, group: Any = None, number: int = 0) -> Any:
         """A keeper that is to be placed, in its part of a placement group where there is one."""

@@ -12,6 +12,17 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def variables_of_a_command():
+    """What a command sets in its own process is gone after the test: another would open the study of the last one."""
+    names = ("DAGSTER_HOME", "HARDMOE_STUDY", "HARDMOE_SHARE", "HARDMOE_WORKERS")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def both(tmp_path_factory):
     """A store with two mixtures (helpers/two_mixtures.py): to be copied, not changed."""

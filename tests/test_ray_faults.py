@@ -57,7 +57,7 @@ def training(file, name, process):
 
 def runs_of(file):
     """(asset, status) of each run in Dagster, the first one first."""
-    with dg.DagsterInstance.from_config(str(Layout(file.parent).used_dagster_home)) as instance:
+    with dg.DagsterInstance.from_config(str(Layout(file.parent).dagster_home)) as instance:
         runs = instance.get_runs()
         return [(next(iter(run.asset_selection)).path[-1], run.status) for run in reversed(runs)]
 

@@ -132,7 +132,7 @@ def test_a_source_that_goes_away_ends_what_cannot_be_planned_again(tmp_path, mon
     file = write(tmp_path / "study", small_study(source=source))
     monkeypatch.setenv("HARDMOE_STUDY", str(file))
     monkeypatch.setenv("DAGSTER_HOME", str(file.parent / "dagster"))
-    monkeypatch.setattr("pipelines.run.scheduler.LocalPool", lambda capacity: SourceGoes(Path(source.uri)))
+    monkeypatch.setattr("pipelines.run.scheduler.pool_on", lambda *_: SourceGoes(Path(source.uri)))
     done = run_study(opened(file), until="splits", workers=1)
     (failed,) = done.failed
     assert failed.startswith("posts:")

@@ -11,16 +11,15 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from moe_core.data.sources.registry import FORMATS
+from moe_core.models.shape import MAX_EXPERTS, MAX_WIDTH, check_stages
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Epochs = Annotated[float, Field(gt=0, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what FAISS takes
-MAX_WIDTH, MAX_BLOCKS = 16_384, 1_000  # of a network, so that it can be built; beyond every published ResNet
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 Shards = Annotated[int, Field(ge=1, le=100_000)]
 Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
-MAX_EXPERTS = 10_000  # each is a partition of Dagster's, and a clearly larger number is a slip of the keyboard
 
 SCHEMES = ("s3://", "gs://", "az://")  # of buckets
 
@@ -166,12 +165,7 @@ class Network(Strict):
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "Network":
-        if len(self.widths) != len(self.depths) or not self.widths:
-            raise ValueError(
-                f"widths {self.widths} and depths {self.depths} must have the same length, one entry a stage"
-            )
-        if sum(self.depths) > MAX_BLOCKS:
-            raise ValueError(f"depths are {sum(self.depths):,} blocks in all: wanted at most {MAX_BLOCKS:,}")
+        check_stages(self.widths, self.depths)
         return self
 
 

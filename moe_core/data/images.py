@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from moe_core.data.headers import TooManyParts, slim
 from moe_core.errors import CorruptArtifact
+
+try:
+    import simplejpeg
+except ModuleNotFoundError:  # not among what only answers: Pillow gives the same pixels, copied twice more
+    simplejpeg = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP")
 REASONS = {
@@ -144,11 +148,11 @@ def read_pixels(stored: bytes | memoryview, place_HWC: np.ndarray, colors: Liter
         place_HWC[..., order] = np.frombuffer(data, np.uint8).reshape(place_HWC.shape)
         return
     try:
-        if data[:2] == b"\xff\xd8":
+        if simplejpeg and data[:2] == b"\xff\xd8":
             height, width, _ = simplejpeg.decode_jpeg(data, colors, buffer=place_HWC).shape
             _check_size((width, height), size)
             return
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
             _check_size(image.size, size)
             place_HWC[..., order] = np.asarray(image.convert("RGB"))
     except (OSError, ValueError) as error:

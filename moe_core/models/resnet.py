@@ -10,14 +10,12 @@ Letters: B images, C channels, H W pixels, D embedding width, V hashtags.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from moe_core.settings import Network
+from moe_core.models.shape import NetworkShape
 
 
 class BasicBlock(nn.Module):
@@ -85,7 +83,7 @@ class Pointwise(nn.Conv2d):
 class ResNet(nn.Module):
     """`features` gives the embedding, `fc` decodes it into one logit a hashtag."""
 
-    def __init__(self, network: Network, hashtags: int) -> None:
+    def __init__(self, network: NetworkShape, hashtags: int) -> None:
         super().__init__()
         block: type[BasicBlock] | type[Bottleneck] = Bottleneck if network.block == "bottleneck" else BasicBlock
         channels = 64 if network.stem == "imagenet" else network.widths[0]
@@ -161,14 +159,14 @@ def shared_layer_names(stages: int) -> list[str]:
     return ["conv1", "bn1", *(f"layer{stage + 1}" for stage in range(stages))] if stages else []
 
 
-def build(network: Network, hashtags: int, seed: int) -> ResNet:
+def build(network: NetworkShape, hashtags: int, seed: int) -> ResNet:
     """A network with weights drawn from `seed`, in channels-last layout; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResNet(network, hashtags).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def build_on_meta(network: Network, hashtags: int) -> ResNet:
+def build_on_meta(network: NetworkShape, hashtags: int) -> ResNet:
     """A network without weights, to load some into: none are drawn only to be replaced."""
     with torch.device("meta"):
         return ResNet(network, hashtags).eval()

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from moe_core.errors import CorruptArtifact
 from moe_core.models.resnet import ResNet, shared_layer_names
-from moe_core.settings import Network
+from moe_core.models.shape import NetworkShape
 from moe_core.weights import Shapes, load_weights, save_weights
 
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -46,7 +46,7 @@ class ExpertTemplate:
     For one thread at a time.
     """
 
-    def __init__(self, network: Network, router: ResNet, stages: int) -> None:
+    def __init__(self, network: NetworkShape, router: ResNet, stages: int) -> None:
         with torch.device("meta"):
             self.network = ResNet(network, 1).eval()
             self.network.fc = nn.Identity()  # type: ignore[assignment]

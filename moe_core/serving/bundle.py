@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ from moe_core.serving.manifest import (
     read_manifest,
     shapes_of,
 )
-from moe_core.settings import Study
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash, with_checksum
@@ -46,6 +45,9 @@ from moe_core.training.infer import features_of, logits_of, mixed, probabilities
 from moe_core.training.posts import Images
 from moe_core.training.transfer import named
 from moe_core.weights import Shapes, read_header, read_weights
+
+if TYPE_CHECKING:  # bundles are opened where pydantic is not installed
+    from moe_core.settings import Study
 
 EXPERT_BYTES = 4 << 30  # of experts that are held at once on the CPU, where nothing else is given
 
@@ -64,7 +66,7 @@ class BundlePart:
 
 def write_bundle(
     folder: Path,
-    study: Study,
+    study: "Study",
     hashtags: list[str],
     router: BundlePart,
     gate: BundlePart,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_core.data.image_files import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from moe_core.data.images import REASONS, Rejected, decode
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from moe_core.errors import BadSource
 from moe_core.training.batches import ahead
 

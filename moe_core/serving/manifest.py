@@ -2,20 +2,19 @@
 only its own word for what it holds, and checksums are easily made to fit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from moe_core.errors import CorruptArtifact, MissingInput
-from moe_core.settings import MAX_EXPERTS, Fraction, Network
+from moe_core.models.shape import MAX_EXPERTS, MAX_WIDTH, check_stages
+from moe_core.serving.checked import Mistake, choice, number, several, table, tables, text, whole, yes_or_no
 from moe_core.store.hashing import without_checksum
 from moe_core.store.layout import BUNDLE_MANIFEST
 from moe_core.text import shown
@@ -26,59 +25,72 @@ MANIFEST_BYTES = 16 << 20  # 10,000 experts take 6 MB
 HASHTAGS_BYTES = 64 << 20  # 100,000 hashtags take 2 MB
 MOST_CENTROIDS = 1 << 20
 
-Name = Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
-Version = Annotated[str, Field(max_length=100)]
+NAME, VERSION = text(r"[\w.-]{1,100}"), text(most=100)
 
 
-class Table(BaseModel):
-    """A table of the manifest; unknown keys are left to later versions."""
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The network of the router and of each expert, a `NetworkShape`."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, strict=True)
+    block: Annotated[str, choice("basic", "bottleneck")] = "basic"
+    stem: Annotated[str, choice("small", "imagenet")] = "small"
+    widths: Annotated[tuple[int, ...], several(whole(1, MAX_WIDTH))] = (8, 16, 32)
+    depths: Annotated[tuple[int, ...], several(whole(1, 2**31 - 1))] = (1, 1, 1)
+    embedding: Annotated[int, whole(0, MAX_WIDTH)] = 128
+
+    def __post_init__(self) -> None:
+        check_stages(self.widths, self.depths)
 
 
-class Entry(Table):
+@dataclass(frozen=True, kw_only=True)
+class Entry:
     """A file of the bundle."""
 
-    file: Annotated[str, Field(pattern=r"^[\w./-]{1,200}$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    file: Annotated[str, text(r"[\w./-]{1,200}")]
+    sha256: Annotated[str, text(r"[0-9a-f]{64}")]
 
 
+@dataclass(frozen=True, kw_only=True)
 class PartEntry(Entry):
     """A file of weights, and the versions of what it was made from."""
 
-    version: Version
-    made_from: dict[Name, Version] = {}
+    version: Annotated[str, VERSION]
+    made_from: Annotated[dict[str, str], tables(NAME, VERSION)] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
 class ExpertEntry(PartEntry):
     """An expert's file."""
 
-    published: bool
+    published: Annotated[bool, yes_or_no]
 
 
-class Manifest(Table):
-    """manifest.json."""
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json; keys that are not here are left to later versions."""
 
-    format: Literal["hardmoe bundle 2"]
-    router: PartEntry
-    gate: PartEntry
-    decoder: PartEntry
-    experts: Annotated[dict[Name, ExpertEntry], Field(min_length=1, max_length=MAX_EXPERTS)]
-    vocabulary: Entry
-    answer: Literal["mixture_top1", "mixture_top1_router"]
-    router_weight: Fraction
-    temperature: Annotated[float, Field(gt=0)]  # of the nearest experts' weights, where several answer
-    branch_at: Annotated[int, Field(ge=0)]
-    network: Network
-    image_size: Annotated[int, Field(ge=8, le=1024)]
-    loss: Literal["softmax", "sigmoid"]
-    precision: Literal["auto", "float32", "bfloat16"]
+    format: Annotated[str, choice(FORMAT)]
+    router: Annotated[PartEntry, table(PartEntry)]
+    gate: Annotated[PartEntry, table(PartEntry)]
+    decoder: Annotated[PartEntry, table(PartEntry)]
+    experts: Annotated[dict[str, ExpertEntry], tables(NAME, table(ExpertEntry), 1, MAX_EXPERTS)]
+    vocabulary: Annotated[Entry, table(Entry)]
+    answer: Annotated[str, choice("mixture_top1", "mixture_top1_router")]
+    router_weight: Annotated[float, number(0, 1)]
+    temperature: Annotated[float, number(above=0)]  # of the nearest experts' weights, where several answer
+    branch_at: Annotated[int, whole(0)]
+    network: Annotated[Network, table(Network, more_keys=False)]
+    image_size: Annotated[int, whole(8, 1024)]
+    loss: Annotated[str, choice("softmax", "sigmoid")]
+    precision: Annotated[str, choice("auto", "float32", "bfloat16")]
 
-    @model_validator(mode="after")
-    def _an_expert_has_stages_of_its_own(self) -> Manifest:
+    def __post_init__(self) -> None:
+        """An expert has stages of its own."""
         if self.branch_at >= len(self.network.widths):
             raise ValueError(f"branch_at {self.branch_at} of {len(self.network.widths)} stages leaves experts none")
-        return self
+
+
+MANIFEST = table(Manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -103,20 +115,9 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is of format {shown(repr(manifest.get('format')))}, this hardmoe reads {FORMAT!r}", path
         )
     try:
-        return Manifest.model_validate(manifest)
-    except ValidationError as error:
-        raise CorruptArtifact(f"{path} is not a bundle's manifest: {_why(error)}") from None
-
-
-def _why(error: ValidationError) -> str:
-    """The first mistake: where, what is wanted, what is there."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(shown(part) for part in first["loc"] if part != "[key]")
-    why = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    came = first["input"]
-    return shown(f"{where}: {why}", 300) + ("" if isinstance(came, dict) else f", it is {shown(repr(came))}")
+        return MANIFEST(manifest)
+    except Mistake as mistake:
+        raise CorruptArtifact(f"{path} is not a bundle's manifest: {mistake}") from None
 
 
 def read_hashtags(folder: Path, entry: Entry) -> list[str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
+from moe_core.serving.folders import bundle_folder, bundles_in, study_at
 from moe_core.store import pointer
 from moe_core.store.artifact import Artifact, full_version
 from moe_core.store.documents import Documents, FolderDocuments
-from moe_core.store.files import folders_in
 from moe_core.store.layout import BUNDLE_MANIFEST, NAMES, Layout
 from moe_core.store.protocols import ArtifactStore, open_store
 from moe_core.study_file import load_study
@@ -158,37 +158,24 @@ def _damaged(documents: Documents, why: str) -> CorruptArtifact:
 
 
 def bundle_at(path: Path, version: str | None = None) -> Path | Artifact:
-    """The mixture that a path names, as `Bundle` takes it: its folder or manifest.json, also with only the beginning of
-    its version as in STUDY/mixture/1f0c; or the folder or study.toml of a study, whose mixture is that of `version`, or
-    of its beginning, or the published one.
+    """The mixture that a path names, as `Bundle` takes it: what `bundle_folder` takes; or the folder or study.toml of a
+    study, whose mixture is that of `version`, or of its beginning, or the published one.
 
     Raises MissingInput where it names none, BadSetting where it names several.
     """
-    study = Layout(path).study_file if path.is_dir() else path
-    if study.suffix == ".toml" and study.is_file():
-        store = open_store(load_study(study), root=study.parent)
-        if store.place:
-            return _in_bucket(store, version)
-        if version is None:
-            return published_bundle(study.parent)
-        layout = Layout(study.parent)
-        known = _bundles_in(layout.asset("mixture"))
-        return layout.artifact("mixture", None, full_version(version, known, f"mixture in {study.parent}"))
-    if version is not None:
+    study = study_at(path)
+    if study is None and version is not None:
         raise BadSetting(f"--version goes with a study: {path} is none, it has no study.toml")
-    if path.name == BUNDLE_MANIFEST and not path.is_dir():
-        path = path.parent
-    if (path / BUNDLE_MANIFEST).is_file():
-        return path
-    if not path.exists() and (versions := _bundles_in(path.parent)):
-        return path.with_name(full_version(path.name, versions, f"mixture in {path.parent}"))
-    if versions := _bundles_in(path):
-        raise BadSetting(f"{path} holds {len(versions)} mixtures: name one of them, such as {path / versions[0]}")
-    raise MissingInput(
-        f"no bundle at {path}: wanted a study's folder or study.toml, or a mixture's folder or manifest.json "
-        "(STUDY/mixture/VERSION)",
-        "mixture",
-    )
+    if study is None:
+        return bundle_folder(path)
+    store = open_store(load_study(study), root=study.parent)
+    if store.place:
+        return _in_bucket(store, version)
+    if version is None:
+        return published_bundle(study.parent)
+    layout = Layout(study.parent)
+    known = bundles_in(layout.asset("mixture"))
+    return layout.artifact("mixture", None, full_version(version, known, f"mixture in {study.parent}"))
 
 
 def _in_bucket(store: ArtifactStore, version: str | None) -> Artifact:
@@ -207,10 +194,6 @@ def _in_bucket(store: ArtifactStore, version: str | None) -> Artifact:
             f"the published mixture {version} is not in {store.uri}: `hardmoe publish --rollback`", "mixture"
         )
     return mixture
-
-
-def _bundles_in(folder: Path) -> list[str]:
-    return [bundle.name for bundle in folders_in(folder) if (bundle / BUNDLE_MANIFEST).is_file()]
 
 
 def published_bundle(root: Path) -> Path:

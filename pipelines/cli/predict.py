@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -19,9 +20,9 @@ from moe_core.evaluation.metrics import best_hashtags
 from moe_core.models.cost import multiply_adds
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.files import BATCH, decoded, files_of
-from moe_core.serving.publication import bundle_at
+from moe_core.serving.folders import bundle_folder, study_at
 from moe_core.serving.routed import routed
-from moe_core.study_file import load_study
+from moe_core.store.artifact import Artifact
 from moe_core.text import shown
 from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.terminal import echo, echo_json
@@ -84,9 +85,7 @@ def predict(
         raise BadSetting(f"--temperature {temperature}: wanted a number above 0")
     if bundle is not None and ctx.get_parameter_source("study_file") == ParameterSource.COMMANDLINE:
         raise BadSetting("--bundle and --study exclude one another: give one")
-    if bundle is None and not study_file.is_file():
-        load_study(study_file)  # raises BadSetting, as in every command
-    opened = Bundle(bundle_at(bundle or study_file, version), expert_bytes=memory << 20 if memory else None)
+    opened = Bundle(_mixture(bundle, study_file, version), expert_bytes=memory << 20 if memory else None)
     paths, left_out = files_of(images)
     _show_skipped(left_out)
     skipped = [{"image": str(path), "skipped": why} for path, why in left_out] if as_json else []
@@ -106,6 +105,17 @@ def predict(
         echo("]")
     if failed:
         sys.exit(1)
+
+
+def _mixture(bundle: Path | None, study_file: Path, version: str | None) -> Path | Artifact:
+    """The mixture that answers. A bundle's folder is opened without what reads a study, which may not be installed."""
+    if bundle is None and not study_file.is_file():
+        resolve_name("moe_core.study_file:load_study")(study_file)  # raises BadSetting, as in every command
+    path = bundle or study_file
+    if version is None and study_at(path) is None:
+        return bundle_folder(path)
+    mixture: Path | Artifact = resolve_name("moe_core.serving.publication:bundle_at")(path, version)
+    return mixture
 
 
 def _show_skipped(skipped: list[tuple[Path, str]]) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from moe_core.data.image_files import IMAGE_SUFFIXES
 from moe_core.data.sources.files import WILDCARD, File, file_of, files_at, key_of, listing, local, walk
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, in_batches, reasons_noted
+from moe_core.data.sources.raw import Row, in_batches, reasons_noted
 from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard

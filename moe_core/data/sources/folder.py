@@ -10,12 +10,13 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from moe_core.data.image_files import IMAGE_SUFFIXES
 from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.columns import BY_ROW, choose
 from moe_core.data.sources.files import file_of, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
-from moe_core.data.sources.raw import BATCH_BYTES, IMAGE_SUFFIXES, Row, Unusable, in_batches, reasons_noted
+from moe_core.data.sources.raw import BATCH_BYTES, Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from moe_core.data.image_files import IMAGE_SUFFIXES
 from moe_core.data.sources.byproducts import foreign
 from moe_core.data.sources.files import WILDCARD, files_at, is_remote, local
-from moe_core.data.sources.raw import IMAGE_SUFFIXES
 from moe_core.data.sources.reader import Contents, reader_of
 from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import BadSource

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from moe_core.data.image_files import IMAGE_SUFFIXES
 from moe_core.data.sources.files import key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.path_splits import split_of_word
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, in_batches, reasons_noted
+from moe_core.data.sources.raw import Row, in_batches, reasons_noted
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard

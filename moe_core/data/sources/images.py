@@ -13,8 +13,9 @@ from typing import IO
 
 import pyarrow as pa
 
+from moe_core.data.image_files import MAX_FILE_BYTES
 from moe_core.data.sources.files import unreachable
-from moe_core.data.sources.raw import MAX_FILE_BYTES, Unusable
+from moe_core.data.sources.raw import Unusable
 from moe_core.errors import BadSource
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

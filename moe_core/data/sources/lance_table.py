@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from moe_core.data.image_files import IMAGE_SUFFIXES
 from moe_core.data.sources.arrow import columns_of, names_images, to_raw
 from moe_core.data.sources.files import File, is_remote, key_of, listing, local
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moe_core.data.image_files import IMAGE_SUFFIXES
 from moe_core.data.sources.arrow import BROKEN, columns_of, names_images, to_raw
 from moe_core.data.sources.byproducts import of_saved_datasets, refuse_tables
 from moe_core.data.sources.declared import RATIO, SMALL, Absurd, check_arrow, rows_at_once
@@ -25,7 +26,7 @@ from moe_core.data.sources.files import (
     local,
     opened,
 )
-from moe_core.data.sources.raw import BATCH, BATCH_BYTES, IMAGE_SUFFIXES
+from moe_core.data.sources.raw import BATCH, BATCH_BYTES
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard

@@ -26,11 +26,6 @@ RAW = pa.schema(
 )
 BATCH = 1000
 BATCH_BYTES = 64 << 20
-MAX_FILE_BYTES = 256 << 20  # of one image as a file: what is larger is no photograph
-# Of picture files: first those that are read, the likeliest photograph first, then those that ingest rejects by name.
-READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".png", ".gif", ".bmp")
-NOT_READ = (".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".ico", ".dng", ".cr2", ".nef", ".arw")
-IMAGE_SUFFIXES: tuple[str, ...] = READ + NOT_READ
 
 Row = dict[str, Any]  # the columns of RAW that are not null, and perhaps `caption`
 

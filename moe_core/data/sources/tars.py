@@ -15,9 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from moe_core.data.image_files import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from moe_core.data.sources.declared import Absurd
 from moe_core.data.sources.files import File, damaged, opened
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, Unusable
+from moe_core.data.sources.raw import Unusable
 from moe_core.data.sources.text_values import MAX_LINE
 from moe_core.errors import BadSource
 from moe_core.store.locks import exclusive

@@ -14,9 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from moe_core.data.image_files import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from moe_core.data.sources.columns import BY_ROW, USUAL
 from moe_core.data.sources.files import File, files_at, is_remote, key_of
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, MAX_FILE_BYTES, Row, Unusable, in_batches, reasons_noted
+from moe_core.data.sources.raw import Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard

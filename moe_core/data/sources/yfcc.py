@@ -18,9 +18,10 @@ from urllib.parse import unquote_plus
 
 import pyarrow as pa
 
+from moe_core.data.image_files import IMAGE_SUFFIXES
 from moe_core.data.sources.files import damaged, files_at, key_of, listing, local
 from moe_core.data.sources.images import ImageFolder
-from moe_core.data.sources.raw import IMAGE_SUFFIXES, Row, Unusable, in_batches, reasons_noted
+from moe_core.data.sources.raw import Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.reader import Contents, Reader
 from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard

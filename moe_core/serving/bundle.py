@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from moe_core.clustering.gate import gate_of
 from moe_core.errors import CorruptArtifact, MissingInput
 from moe_core.evaluation.answers import Answer
+from moe_core.evaluation.thresholds import Curves
 from moe_core.models.resnet import ResNet, build_on_meta, channels_last
 from moe_core.serving.branches import ExpertTemplate, fused, own_shapes, shared_weights, write_branch
 from moe_core.serving.cache import ExpertCache, State
@@ -35,6 +36,7 @@ from moe_core.serving.manifest import (
     read_manifest,
     shapes_of,
 )
+from moe_core.serving.thresholds import read_thresholds, write_thresholds
 from moe_core.store.artifact import Artifact
 from moe_core.store.files import write_text
 from moe_core.store.hashing import file_hash, with_checksum
@@ -76,8 +78,11 @@ def write_bundle(
     answer: str,
     router_weight: float,
     temperature: float,
+    curves: Curves | None = None,
+    calibration_temperature: float | None = None,
 ) -> None:
-    """Copies the parts into `folder` and writes manifest.json, last."""
+    """Copies the parts into `folder` and writes manifest.json, last. `curves` and `calibration_temperature` are of the
+    answer as the other arguments make it, on validation posts."""
     (folder / "experts").mkdir()
     parts: dict[str, Any] = {}
     for name, part in {"router": router, "gate": gate, "decoder": decoder}.items():
@@ -100,6 +105,10 @@ def write_bundle(
         "precision": study.expert_training.precision,
         "vocabulary": {"file": "hashtags.json", "sha256": file_hash(folder / "hashtags.json")},
     }
+    if curves is not None:
+        manifest["thresholds"] = write_thresholds(folder, curves)
+    if calibration_temperature is not None:
+        manifest["calibration_temperature"] = calibration_temperature
     write_text(folder / "manifest.json", json.dumps(with_checksum(manifest), indent=1))
 
 
@@ -140,6 +149,9 @@ class Bundle:
         self.loss = manifest.loss
         self.precision = manifest.precision
         self.hashtags = read_hashtags(folder, manifest.vocabulary)
+        self.calibration_temperature = manifest.calibration_temperature
+        thresholds = manifest.thresholds
+        self.curves = thresholds and read_thresholds(folder, thresholds, len(self.hashtags))  # None in older bundles
         router, gate = _headed(folder, manifest.router, "trunk"), _headed(folder, manifest.gate, "partition")
         decoder = _headed(folder, manifest.decoder, "shared_decoder")
         for name, head in (("gate", gate), ("decoder", decoder)):

@@ -83,6 +83,9 @@ class Manifest:
     image_size: Annotated[int, whole(8, 1024)]
     loss: Annotated[str, choice("softmax", "sigmoid")]
     precision: Annotated[str, choice("auto", "float32", "bfloat16")]
+    thresholds: Annotated[Entry | None, table(Entry)] = None  # of each hashtag; none without validation posts
+    # by which p says how often the first hashtag is right; none without validation posts
+    calibration_temperature: Annotated[float | None, number(above=0)] = None
 
     def __post_init__(self) -> None:
         """An expert has stages of its own."""

@@ -57,13 +57,15 @@ def used(model):
     return model
 
 
-def bundle_at(folder, parts, answer="mixture_top1", branch_at=0, precision="auto", tags=("a", "b", "c", "d", "é")):
+def bundle_at(
+    folder, parts, answer="mixture_top1", branch_at=0, precision="auto", tags=("a", "b", "c", "d", "é"), **measured
+):
     folder.mkdir()
     expert, training = Expert(branch_at=branch_at), Training(precision=precision)
     study = Study(network=NETWORK, data=Data(image_size=SIDE), expert=expert, expert_training=training)
     published = {key: key != "e003" for key in parts.experts}
     files = (parts.router, parts.gate, parts.decoder, parts.experts)
-    write_bundle(folder, study, list(tags), *files, published, answer, router_weight=0.25, temperature=0.5)
+    write_bundle(folder, study, list(tags), *files, published, answer, router_weight=0.25, temperature=0.5, **measured)
     return folder
 
 

@@ -14,6 +14,7 @@ from moe_core.evaluation.answers import Answer
 from moe_core.serving.bundle import Bundle, BundlePart, decoder_of, write_bundle
 from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
+from moe_core.stages.mixture.thresholds import Measured, PublishedAnswer, measure
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, Spec, StageOutput
@@ -26,7 +27,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     study = context.study
     trunk, partition, decoder = (context.need(name) for name in ("trunk", "partition", "shared_decoder"))
     experts = {k: context.need("expert", k) for k in context.experts}
-    chosen = choose(context, trunk, decoder, experts)
+    chosen, measured = choose(context, trunk, decoder, experts)
     write_bundle(
         folder,
         study,
@@ -39,24 +40,30 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         chosen["answer"],
         chosen["router_weight"],
         chosen["temperature"],
+        measured.curves if measured else None,
+        measured.calibration_temperature if measured else None,
     )
     Bundle(folder)  # refuses what does not belong together, before it is committed
     return StageOutput(chosen | {"unpublished": [k for k, good in chosen["published"].items() if not good]})
 
 
-def choose(context: Context, router: Artifact, decoder: Artifact, experts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Chooses, by cross-entropy on validation posts, which experts answer, and whether and how the router joins in."""
+def choose(
+    context: Context, router: Artifact, decoder: Artifact, experts: Mapping[str, Artifact]
+) -> tuple[dict[str, Any], Measured | None]:
+    """Chooses, by cross-entropy on validation posts, which experts answer, and whether and how the router joins in; and
+    measures on them how precise that answer is. None where there are none."""
     study = context.study
     device = device_and_threads(study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
     validation = read_routed_posts(context, "validation")
     if not len(validation):
-        return {
+        unmeasured = {
             "published": dict.fromkeys(experts, True),
             "answer": "mixture_top1",
             "router_weight": calibrate.fixed(study.expert.router_weight, calibrate.WEIGHT),
             "temperature": calibrate.fixed(study.evaluation.temperature, calibrate.TEMPERATURE),
             "validation_posts": 0,
         }
+        return unmeasured, None
     posts, loss = validation.posts, study.expert_training.loss
     shared = decoder_of(load_weights(decoder.file("decoder.safetensors"))[0]).to(device)
     own = reading.last_layer(router).to(device)
@@ -76,20 +83,20 @@ def choose(context: Context, router: Artifact, decoder: Artifact, experts: Mappi
     of_router = by_router(validation)
     top1 = Answer(by_expert(validation.expert_N, posts.images, own.in_features, routed), [shared])
     weight = calibrate.router_weight(study.expert.router_weight, top1, of_router, posts, loss, device)
-    measured = calibrate.measures(top1, of_router, weight, posts, loss, device)
+    scored = calibrate.measures(top1, of_router, weight, posts, loss, device)
     # An expert is judged by the answer that would be given with it: alone, or with the router's mixed in.
-    trunk = measured.pop("trunk")
-    gains = {name: dict[str, float]() for name in measured}
-    for name, scores in measured.items():
+    trunk = scored.pop("trunk")
+    gains = {name: dict[str, float]() for name in scored}
+    for name, scores in scored.items():
         for number, key in enumerate(keys):
             rows = np.flatnonzero(validation.expert_N == number)
             if not len(rows):
                 continue
             gains[name][key] = float(trunk["cross_entropy"][rows].mean()) - float(scores["cross_entropy"][rows].mean())
             if study.expert.use_trunk_where_better and gains[name][key] <= 0:
-                for measure, values_N in scores.items():
-                    values_N[rows] = trunk[measure][rows]
-    answer = calibrate.answer(measured)
+                for name_of_measure, values_N in scores.items():
+                    values_N[rows] = trunk[name_of_measure][rows]
+    answer = calibrate.answer(scored)
     published = {k: not study.expert.use_trunk_where_better or gains[answer].get(k, 1.0) > 0 for k in experts}
 
     def answer_of(key: str) -> Callable[[RoutedPosts], Answer]:
@@ -98,13 +105,18 @@ def choose(context: Context, router: Artifact, decoder: Artifact, experts: Mappi
     gate, _ = load_gate(context.need("partition").file("gate.safetensors"))
     soft = study.evaluation
     answers = [answer_of(key) for key in keys]
-    return {
+    used_N = np.array([published[key] for key in keys])[validation.expert_N]
+    with_router = weight if answer == "mixture_top1_router" else None
+    given = PublishedAnswer(top1, of_router, used_N, with_router, loss)
+    measured = measure(given, posts, of_router.hashtags, device)
+    chosen = {
         "published": published,
         "answer": answer,
         "router_weight": weight,
         "temperature": calibrate.temperature(soft.temperature, gate, soft.topk, validation, answers, loss, device),
         "validation_posts": len(posts),
-        "validation_p_at_1": {name: round(float(s["p_at_1"].mean()), 4) for name, s in measured.items()},
-        "validation_cross_entropy": {name: round(float(s["cross_entropy"].mean()), 4) for name, s in measured.items()},
+        "validation_p_at_1": {name: round(float(s["p_at_1"].mean()), 4) for name, s in scored.items()},
+        "validation_cross_entropy": {name: round(float(s["cross_entropy"].mean()), 4) for name, s in scored.items()},
         "validation_gain": {k: round(gain, 4) for k, gain in gains[answer].items()},
     }
+    return chosen | measured.as_metadata(), measured

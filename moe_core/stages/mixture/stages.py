@@ -22,7 +22,7 @@ def _settings(study: Study) -> dict[str, Any]:
 
 MIXTURE = Stage(
     name="mixture",
-    code="5",
+    code="6",
     reads=("shared_decoder", "expert", "partition", "trunk", "vocabulary"),
     settings=_settings,
     inputs=lambda planner, key: (

@@ -5,6 +5,7 @@ shows its traceback. All are ValueErrors too, as a notebook expects of bad input
 """
 
 import sys
+from collections.abc import Sequence
 
 
 class HardmoeError(ValueError):
@@ -17,6 +18,18 @@ class BadSetting(HardmoeError):
 
 class BadSource(HardmoeError):
     """The source of a study cannot be read, or is not what its settings say."""
+
+
+class BadImage(HardmoeError):
+    """An image that was given to be answered is none, or is beyond the limits of ingest."""
+
+
+class Unknown(HardmoeError):
+    """A post or hashtag that was asked for is not there; `near`: spellings that may be meant."""
+
+    def __init__(self, message: str, near: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.near = list(near)
 
 
 class MissingLibrary(HardmoeError):

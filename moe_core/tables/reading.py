@@ -1,6 +1,7 @@
 """Rows of one shard, or by their number in a version."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,3 +42,15 @@ def take_rows(table: Table, version: int, rows_B: np.ndarray, columns: list[str]
     taken: pa.Table = table.ask(lambda: data.take(rows_B, columns=columns))
     passed_on(taken.nbytes)
     return taken
+
+
+def find_row(table: Table, tag: str | None, shard: str, position: int, columns: list[str]) -> dict[str, Any] | None:
+    """The row of a shard at a position of the source, at a Lance tag or in the latest version; None where there is
+    none."""
+    data, pieces = at(table, tag or int(table.open().version))
+    of_shard = fragments(data, pieces, shard)
+    if not of_shard:
+        return None
+    scanner = data.scanner(columns=columns, filter=f"position = {position:d}", limit=1, fragments=of_shard)
+    rows: list[dict[str, Any]] = table.ask(scanner.to_table).to_pylist()
+    return rows[0] if rows else None

@@ -45,17 +45,18 @@ def _with_vectors(columns: dict[str, pa.Array], name: str, vectors_BD: np.ndarra
 
 def vectors_in(path: Path, name: str) -> Iterator[np.ndarray]:
     """(B, D) float32, part by part in the order they were written."""
-    for column in _column(path, name):
+    for column in column_in(path, name):
         yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
 def ids_in(path: Path) -> Iterator[str]:
     """The column `id` of a data set that was written once."""
-    for column in _column(path, "id"):
+    for column in column_in(path, "id"):
         yield from column.to_pylist()
 
 
-def _column(path: Path, name: str) -> Iterator[pa.Array]:
+def column_in(path: Path, name: str) -> Iterator[pa.Array]:
+    """A column of a data set that was written once, part by part."""
     import lance
 
     with open_path(path) as openable:

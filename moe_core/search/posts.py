@@ -1,0 +1,110 @@
+"""What search knows of each post beside its vector: one row a post, in the order of the shards and of their rows."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from moe_core.errors import CorruptArtifact
+from moe_core.store.artifact import Artifact
+from moe_core.store.protocols import ArtifactStore
+from moe_core.tables.lance_tags import lance_tag_of
+from moe_core.tables.location import tables_of
+from moe_core.tables.reading import scan_rows
+from moe_core.tables.vectors import column_in
+from moe_core.tables.versions import at
+
+SEARCHED = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("position", pa.int64()),  # row in the shard
+        ("id", pa.string()),
+        ("expert", pa.int32()),  # its number in the mixture
+        ("split", pa.string()),
+        ("user", pa.string()),
+        ("taken_at", pa.timestamp("us")),
+        ("tags", pa.list_(pa.string())),  # canonical
+        ("original", pa.string()),  # path or URL where the source has the image
+    ]
+)
+OF_POSTS = ("position", "id", "user", "taken_at", "tags", "original")
+ROWS = 65_536  # read at once
+
+
+def embeddings_of(store: ArtifactStore, mixture: str) -> list[Artifact]:
+    """The newest embeddings of each shard by a mixture, in the order of the shards' keys."""
+    newest: dict[str, Artifact] = {}
+    for artifact in store.everything("embeddings"):
+        key = str(artifact.key)
+        if artifact.inputs["mixture"] == mixture and (key not in newest or newest[key].made_at < artifact.made_at):
+            newest[key] = artifact
+    return [newest[key] for key in sorted(newest)]
+
+
+def splits_of(store: ArtifactStore, embeddings: Sequence[Artifact]) -> Artifact | None:
+    """The newest splits of exactly the rows that were embedded; None where there are none."""
+    wanted = {artifact.key: artifact.inputs["posts"] for artifact in embeddings}
+    fitting = [
+        artifact
+        for artifact in store.everything("splits")
+        if wanted.items() <= dict(artifact.metadata.get("snapshot") or {}).items()
+    ]
+    return max(fitting, key=lambda artifact: artifact.made_at, default=None)
+
+
+def read_posts(
+    store: ArtifactStore, embeddings: Sequence[Artifact], splits: Artifact | None
+) -> Iterator[pa.RecordBatch]:
+    """Rows of SEARCHED of all the posts that were embedded, some at a time. Split is null without `splits`.
+
+    Raises CorruptArtifact where the embeddings of a shard are not those of its posts.
+    """
+    by_shard = _splits_by_shard(splits) if splits else {}
+    table = tables_of(store).posts
+    for artifact in embeddings:
+        shard, tag = str(artifact.key), lance_tag_of(str(artifact.key), artifact.inputs["posts"])
+        known = at(table, tag)[0].schema.names
+        parts = [*column_in(artifact.folder("embeddings.lance"), "expert")]
+        experts = pa.concat_arrays([pa.array([], pa.int32()), *parts])
+        split_N, first = by_shard.get(shard), 0
+        for batch in scan_rows(table, tag, shard, [name for name in OF_POSTS if name in known], ROWS):
+            rows = slice(first, first + len(batch))
+            columns = {name: batch[name] for name in batch.schema.names}
+            columns |= {"shard": pa.repeat(shard, len(batch)), "expert": experts[rows]}
+            if split_N is not None:
+                columns["split"] = split_N[rows]
+            if any(len(column) != len(batch) for column in columns.values()):
+                break
+            yield pa.record_batch(
+                [
+                    columns[field.name] if field.name in columns else pa.nulls(len(batch), field.type)
+                    for field in SEARCHED
+                ],
+                schema=SEARCHED,
+            )
+            first = rows.stop
+        if first != len(experts):
+            raise CorruptArtifact(f"{artifact.uri} has {len(experts)} posts, its shard has others: run `hardmoe run`")
+
+
+def _splits_by_shard(splits: Artifact) -> dict[str, pa.Array]:
+    parts: dict[str, list[pa.Array]] = {}
+    with pq.ParquetFile(splits.file("splits.parquet")) as file:
+        for batch in file.iter_batches(ROWS, columns=["shard", "split"]):
+            for (shard,), rows in pl.DataFrame(batch).group_by("shard", maintain_order=True):
+                parts.setdefault(shard, []).append(rows["split"].to_arrow().cast(pa.string()))
+    return {shard: pa.concat_arrays(arrays) for shard, arrays in parts.items()}
+
+
+def rows_of_ids(table: pa.Table, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows of each id; none where it is not known."""
+    found: dict[str, list[int]] = {one: [] for one in ids}
+    wanted, first = pa.array(list(found), pa.string()), 0
+    for chunk in table["id"].chunks:
+        for row in np.flatnonzero(pc.is_in(chunk, wanted).to_numpy(zero_copy_only=False)).tolist():
+            found[chunk[row].as_py()].append(first + row)
+        first += len(chunk)
+    return {one: np.array(rows, np.int64) for one, rows in found.items()}

@@ -361,6 +361,18 @@ class Evaluation(Strict):
         True,
         description="controls: train dense_same_cost too, which takes as many multiply-adds as trunk and experts do.",
     )
+    labels_file: str = Field(
+        "",
+        description="Table of other labels of posts (.parquet, .csv, .tsv), which the frozen embeddings are to "
+        "tell by neighbors and a linear probe; empty: none. Relative to study.toml.",
+    )
+    labels_column: str = Field("label", description="labels_file: column of the label.")
+    labels_id_column: str = Field("id", description="labels_file: column of the post's id.")
+
+    def counted(self) -> dict[str, Any]:
+        """The settings that change the table; those of labels only where there are any."""
+        without = {"labels_file"} if self.labels_file else {"labels_file", "labels_column", "labels_id_column"}
+        return self.model_dump(exclude=without)
 
 
 class Alerts(Strict):

@@ -24,7 +24,12 @@ from moe_core.text import refuse_bytes, shown
 
 MAX_BYTES = 1 << 20  # of a study.toml
 MAX_MISTAKES = 8  # named in an error
-PATHS = {"source": ("uri", "images"), "data": ("stop_tags", "synonyms"), "trunk_setup": ("start",)}  # of settings
+PATHS = {  # of settings
+    "source": ("uri", "images"),
+    "data": ("stop_tags", "synonyms"),
+    "trunk_setup": ("start",),
+    "evaluation": ("labels_file",),
+}
 
 
 def load_study(path: Path) -> Study:

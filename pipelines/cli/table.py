@@ -9,6 +9,8 @@ from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED, gain_text
 from moe_core.text import shown
 
+PROBES = {"neighbors": "nearest neighbors", "linear": "linear probe"}
+
 
 def print_table(table: dict[str, Any]) -> None:
     """Rows of the comparison, the published one marked; intervals are of 95 %."""
@@ -41,10 +43,32 @@ def print_table(table: dict[str, Any]) -> None:
     for row in agreement["rows"]:
         parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
         console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))
+    if transfer := table.get("transfer"):
+        _print_transfer(console, transfer)
     for line in compare(table).lines:
         console.print(shown(line, None), markup=False)
     for line in table.get("warnings", []):
         console.print(f"Warning: {shown(line, None)}", markup=False)
+
+
+def _print_transfer(console: Console, transfer: dict[str, Any]) -> None:
+    """How well each embedding, frozen, tells the labels that the user names."""
+    console.print(
+        f"Labels of {shown(transfer['column'])} told by the frozen embedding, {transfer['n']:,} test posts with "
+        f"{transfer['labels']:,} labels (the most frequent: {transfer['most_frequent']:.3f}); in parentheses the "
+        "mixture's gain:",
+        markup=False,
+    )
+    for row in transfer["rows"]:
+        parts = [f"{title} {row[name]:.3f}{_gain(row, name)}" for name, title in PROBES.items()]
+        console.print(f"  {row['name']:18} " + ", ".join(parts))
+
+
+def _gain(row: dict[str, Any], name: str) -> str:
+    if f"{name}_gain" not in row:
+        return ""
+    low, high = row[f"{name}_gain_ci95"]
+    return f" ({row[f'{name}_gain']:+.3f}, {low:+.3f} to {high:+.3f})"
 
 
 def _names(table: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """evaluation: the mixture against its controls on held-out posts, every figure with its interval and its n.
 
-`rows` describes the rows of the table, `predictions` computes their answers, `score` the measures, `costs` and
-`embedding_agreement` the rest of the table.
+`rows` describes the rows of the table, `predictions` computes their answers, `score` the measures, `costs`,
+`embedding_agreement` and `transfer` the rest of the table.
 """
 
 import json
@@ -27,6 +27,7 @@ from moe_core.stages.evaluation.score import (
     row_of,
     score,
 )
+from moe_core.stages.evaluation.transfer import transfer
 from moe_core.stages.reading import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
@@ -62,6 +63,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         "published_gains": gains,
         "per_expert": per_expert(bundle, scores, test.expert_N, tags, resamples),
         "embedding_agreement": embedding_agreement(context, bundle, controls, test, device),
+        "transfer": transfer(context, bundle, controls, test, device),
         "untrained": [row.title for row in ROWS.values() if row.role == "same_cost" and row.name not in scores],
         "rows": rows,
     }

@@ -5,11 +5,15 @@ from typing import Any
 from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
 from moe_core.settings import Study
+from moe_core.stages.evaluation.labels import hash_of_labels
 from moe_core.stages.evaluation.rows import CONTROL_STAGES, controls_of
 
 
-def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
-    inputs = {"mixture": Ref("mixture"), "splits": Ref("splits")}
+def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref | str]:
+    """The user's file of labels counts by its content."""
+    inputs: dict[str, Ref | str] = {"mixture": Ref("mixture"), "splits": Ref("splits")}
+    if planner.state.study.evaluation.labels_file:
+        inputs["labels"] = hash_of_labels(planner.state.study.evaluation)
     for networks in controls_of(planner.graph).values():
         for stage in networks.stages:
             inputs |= {f"{stage} {k}" if k else stage: Ref(stage, k) for k in planner.keys(stage)}
@@ -17,7 +21,7 @@ def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 
 
 def _evaluation_settings(study: Study) -> Any:
-    settings = study.evaluation.model_dump() | {"topk": min(study.evaluation.topk, study.partition.experts)}
+    settings = study.evaluation.counted() | {"topk": min(study.evaluation.topk, study.partition.experts)}
     return {"evaluation": settings if study.evaluation.controls else settings | {"dense_control": False}}
 
 

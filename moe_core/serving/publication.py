@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from moe_core.errors import BadSetting, CorruptArtifact, MissingInput
 from moe_core.serving.folders import bundle_folder, bundles_in, study_at
+from moe_core.serving.names import version_of
 from moe_core.store import pointer
-from moe_core.store.artifact import Artifact, full_version
+from moe_core.store.artifact import Artifact
 from moe_core.store.documents import Documents, FolderDocuments
 from moe_core.store.layout import BUNDLE_MANIFEST, NAMES, Layout
 from moe_core.store.protocols import ArtifactStore, open_store
@@ -174,8 +175,8 @@ def bundle_at(path: Path, version: str | None = None) -> Path | Artifact:
     if version is None:
         return published_bundle(study.parent)
     layout = Layout(study.parent)
-    known = bundles_in(layout.asset("mixture"))
-    return layout.artifact("mixture", None, full_version(version, known, f"mixture in {study.parent}"))
+    known, where = bundles_in(layout.asset("mixture")), f"mixture in {study.parent}"
+    return layout.artifact("mixture", None, version_of(FolderDocuments(study.parent), version, known, where))
 
 
 def _in_bucket(store: ArtifactStore, version: str | None) -> Artifact:
@@ -187,7 +188,8 @@ def _in_bucket(store: ArtifactStore, version: str | None) -> Artifact:
                 "published",
             )
     else:
-        version = full_version(version, [known for _, known in store.listed("mixture")], f"mixture in {store.uri}")
+        known = [each for _, each in store.listed("mixture")]
+        version = version_of(store.documents, version, known, f"mixture in {store.uri}")
     mixture = store.get("mixture", None, version)
     if mixture is None:
         raise MissingInput(

@@ -38,6 +38,7 @@ class Layout:
         self.in_use = root / ".in-use.lock"  # of the whole store: shared while building, exclusive while deleting
         self.run_request = root / "run-request.json"  # what Dagster's jobs ask the sensor to launch
         self.publication = root / "published.json"  # the mixture that answers, with all decisions about it
+        self.mixture_names = root / "mixture_names.json"  # and notes, that people gave to mixtures
         self.publication_lock = root / ".publishing.lock"
         self.takedowns = root / "takedowns.parquet"  # salted hashes of what was taken down
         self.takedowns_lock = root / ".takedowns.lock"

@@ -20,6 +20,8 @@ COMMANDS = {
     "lineage": ("lineage", "What something was made from, and what depends on it."),
     "ui": ("inspect", "Dagster's UI and daemon on the study, until interrupted."),
     "predict": ("predict", "Hashtags of images."),
+    "mixtures": ("mixtures", "All mixtures of a study; names and notes for them."),
+    "compare": ("mixtures", "Several studies in one table."),
     "publish": ("publish", "Publish a mixture, or go back."),
     "doctor": ("doctor", "What this machine has, and what is wrong with it."),
     "reap": ("maintenance", "End runs whose process died."),

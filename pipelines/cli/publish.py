@@ -11,9 +11,10 @@ from assets.record import report_checks
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.errors import BadSetting, HardmoeError
+from moe_core.serving.names import version_of
 from moe_core.serving.publication import PublicationLog, read_log
 from moe_core.stages.mixture import comparison, promotion
-from moe_core.store.artifact import Spec, full_version
+from moe_core.store.artifact import Spec
 from pipelines.cli.common import study_at
 from pipelines.cli.options import JSON, STUDY_OPTION
 from pipelines.instance.opening import opened_if_there
@@ -23,7 +24,7 @@ from pipelines.terminal import echo, echo_json
 @click.command()
 @STUDY_OPTION
 @click.option(
-    "--version", default=None, help="Of the mixture, or its beginning.  [default: that of the study as it is]"
+    "--version", default=None, help="Of the mixture, its beginning, or its name.  [default: that of the study as it is]"
 )
 @click.option("--force", is_flag=True, help="Without comparing it with the published one.")
 @click.option("--rollback", is_flag=True, help="Go back to the mixture that was published before.")
@@ -64,8 +65,8 @@ def _decide(context: Context, version: str | None, force: bool, rollback: bool) 
     if version is None:
         mixture = context.need("mixture").version
     else:
-        there = (artifact.version for artifact in context.store.versions("mixture", None))
-        mixture = full_version(version, there, f"mixture in {context.store.uri}")
+        there = [artifact.version for artifact in context.store.versions("mixture", None)]
+        mixture = version_of(context.store.documents, version, there, f"mixture in {context.store.uri}")
     if force:
         return comparison.force(context, mixture)
     baseline = read_log(context.store.documents).published

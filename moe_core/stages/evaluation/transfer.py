@@ -93,8 +93,8 @@ def _labelled(context: Context, settings: Evaluation) -> tuple[np.ndarray, np.nd
     if often["label"].n_unique() < 2:
         raise TooFewPosts(
             f"evaluation.labels_column = {shown(column)}: {settings.labels_file} has {len(found):,} of the "
-            f"{len(ours):,} test posts by {shown(id_column)}, and {often['label'].n_unique()} labels that are on at least "
-            f"{LEAST} of them: wanted two or more; name other columns, or raise data.test"
+            f"{len(ours):,} test posts by {shown(id_column)}, and {often['label'].n_unique()} labels that are on at "
+            f"least {LEAST} of them: wanted two or more; name other columns, or raise data.test"
         )
     if len(often) > SAMPLE:
         often = often.sample(SAMPLE, seed=0).sort("row").filter(pl.len().over("label") >= LEAST)

@@ -55,6 +55,9 @@ class Source(Strict):
     split_column: str = Field(
         "", description="Column of the split; empty: by the usual names, then the names of files; #none: no split."
     )
+    original_column: str = Field(
+        "", description="Column of the URL of the image, kept with the post; empty: by the usual names (url...)."
+    )
     shards: Shards = Field(4, description="synthetic: number of input shards. Other formats: one shard a file.")
     posts: Positive = Field(40_000, description="synthetic: number of posts.")
     seed: Seed = Field(0, description="synthetic: seed of the posts.")

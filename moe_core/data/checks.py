@@ -15,6 +15,7 @@ from moe_core.data.takedowns import MAX_ID
 from moe_core.settings import Data
 
 MAX_TAGS, MAX_TAG_BYTES = 1000, 100_000  # of one post
+MAX_ORIGINAL = 2048  # bytes: what is longer is no address, but perhaps a picture in a data: URL
 TAGS_OF_REJECTED, TAG_OF_REJECTED = 20, 100  # tags, and characters of each, kept of a post with too many
 FIRST, LAST = pl.datetime(1826, 1, 1), pl.datetime(2100, 1, 1)  # outside of these years a camera's clock was wrong
 CHUNK_ROWS, CHUNK_BYTES = 128, 8 << 20  # of image files, decoded by one thread in one go
@@ -93,6 +94,7 @@ def checked(batch: pa.RecordBatch, before: int, data: Data) -> pl.DataFrame:
         "user",
         "taken_at",
         "given",
+        pl.when(pl.col("original").str.len_bytes() <= MAX_ORIGINAL).then("original").alias("original"),
         pl.coalesce(pl.when(holds).then(reason) for holds, reason, _ in checks).alias("reason"),
         pl.coalesce(pl.when(holds).then(detail.fill_null("")) for holds, _, detail in checks)
         .str.head(MAX_DETAIL)

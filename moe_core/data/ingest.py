@@ -39,6 +39,7 @@ POSTS = pa.schema(
         ("format", pa.string()),
         ("signature", pa.binary(SIGNATURE_BYTES)),
         ("given", pa.string()),  # split that the source gives, by our name for it
+        ("original", pa.string()),  # where the source has the image; null in posts from before it was kept
     ]
 )
 DECODED = {

@@ -114,6 +114,7 @@ def _batch(
             "split": pa.nulls(count, pa.string()),
             "reason": pa.nulls(count, pa.string()),
             "detail": pa.nulls(count, pa.string()),
+            "original": pa.nulls(count, pa.string()),
         }
     )
 

@@ -77,6 +77,9 @@ class BucketTable:
     def restart(self, base: Any, schema: pa.Schema) -> None:
         self._commit(base, schema, [])
 
+    def widen(self, base: Any, schema: pa.Schema) -> None:
+        self._commit(base, schema, [replace(fragment.metadata, id=0) for fragment in base.get_fragments()])
+
     def fence(self, check: Callable[[], None]) -> None:
         if self.exists():
             data = self.open()

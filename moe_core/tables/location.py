@@ -6,7 +6,7 @@ killed writer leaves nothing visible.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -60,6 +60,9 @@ class Table(Protocol):
     def restart(self, base: Any, schema: pa.Schema) -> None:
         """Commits that there are no rows and other columns. Raises CommitConflictError as `swap` does."""
 
+    def widen(self, base: Any, schema: pa.Schema) -> None:
+        """Commits the same rows with more columns at the end, null in all. Raises as `swap` does."""
+
     def fence(self, check: Check) -> None:
         """Refuses what writers commit that were taken for dead and wake up: their next try asks their own check.
 
@@ -111,6 +114,11 @@ def tables_in(root: Path) -> Tables:
     return Tables(*map(LocalTable, Layout(root).tables))
 
 
+def as_new(data: Any) -> list[Any]:
+    """The fragments of a version for another, which numbers them itself."""
+    return [replace(fragment.metadata, id=0) for fragment in data.get_fragments()]
+
+
 def unchecked() -> None:
     """A lock of a file cannot be lost."""
 
@@ -159,6 +167,12 @@ class LocalTable:
         import lance
 
         lance.LanceDataset.commit(self.uri, lance.LanceOperation.Overwrite(schema, []))
+
+    def widen(self, base: Any, schema: pa.Schema) -> None:
+        import lance
+
+        change = lance.LanceOperation.Overwrite(schema, as_new(base))
+        lance.LanceDataset.commit(self.uri, change, read_version=base.version)
 
     def fence(self, check: Check) -> None:
         """Nobody is taken for dead who is not: a lock of a file ends with its process."""

@@ -44,7 +44,8 @@ def replace_rows(
     """Replaces all rows of `shard` in one commit; returns the version that holds them, to which `lance_tags` point.
 
     `position` must ascend. Rows are written before the lock is taken, so shards are written in parallel and only their
-    commits queue. A data set with other columns is started again; its old versions stay as long as they are tagged.
+    commits queue. New columns at the end are null in the rows that are there. A data set with other columns is started
+    again; its old versions stay as long as they are tagged.
     """
     with table.writing() as check:
         _create(table, schema)
@@ -58,10 +59,15 @@ def _create(table: Table, schema: pa.Schema) -> None:
         if not table.exists():
             table.create(schema)
         elif (data := table.open()).schema != schema:
-            table.restart(data, schema)
+            (table.widen if _begins(schema, data.schema) else table.restart)(data, schema)
 
     with table.committing():
         retried(table, create)
+
+
+def _begins(schema: pa.Schema, older: pa.Schema) -> bool:
+    """Whether a schema is an older one with more columns behind it: a row without these is a row with nulls."""
+    return list(schema)[: len(older)] == list(older)
 
 
 def _write(table: Table, schema: pa.Schema, shard: str, batches: Iterable[pa.RecordBatch]) -> list[Any]:
@@ -215,7 +221,7 @@ def outdated(table: Table, data: Any, places: Iterable[tuple[str, int | str | No
         if version in tags and tags[str(version)]["metadata"].get("rows") == content:
             continue
         old, old_pieces = (data, {}) if version is None else at(table, version)
-        if old.schema != data.schema:
+        if not _begins(data.schema, old.schema):
             raise MissingInput(
                 f"{table} holds {shard} with other columns now: ingest it again (hardmoe run)", "posts", shard
             )

@@ -27,6 +27,7 @@ from moe_core.data.sources.declared import RATIO, Absurd
 from moe_core.data.sources.files import damaged, is_remote, local
 from moe_core.data.sources.images import ImageFolder
 from moe_core.data.sources.joining import Joined, RowText
+from moe_core.data.sources.originals import root_of, shard_name
 from moe_core.data.sources.raw import BATCH, BATCH_BYTES, RAW, TAGS, Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.scan import Shard
 from moe_core.errors import BadSource
@@ -81,6 +82,10 @@ def columns_of(schema: pa.Schema, source: Source, where: str) -> dict[str, str]:
             number = pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)
             if not (is_text(kind) or pt.is_null(kind) or (number and ours != "caption")):
                 raise BadSource(f"{where}: column {columns[ours]} is {kind}, wanted text or whole numbers")
+    if "original" in columns and not is_text(plain(schema.field(columns["original"]).type)):
+        if source.original_column:
+            raise BadSource(f"{where}: column {columns['original']} is no text (source.original_column)")
+        del columns["original"]
     if "tags" in columns:
         kind = plain(schema.field(columns["tags"]).type)
         inner = plain(kind.value_type) if is_list(kind) else kind
@@ -103,7 +108,8 @@ def to_raw(
     the rows.
     """
     where = shard.path
-    folder = None if is_remote(where) else ImageFolder(local(where).parent)
+    folder = None if is_remote(where) else ImageFolder(local(where).parent, root=root_of(source))
+    file = shard_name(source, where)
     columns = columns_of(schema, source, where)
     names = list(dict.fromkeys(name for name in columns.values() if name != BY_ROW))
     classes = class_names(schema, columns.get("tags"))
@@ -115,7 +121,7 @@ def to_raw(
 
     def texts() -> Iterator[tuple[int, pa.RecordBatch, dict[str, pa.Array]]]:
         for row, piece in pieces():
-            yield row, piece, _text_columns(piece, columns, shard, row, classes)
+            yield row, piece, _text_columns(piece, columns, shard, row, classes) | _origin(piece, columns, file, row)
 
     def keys() -> Iterator[str | None]:
         for _, piece in pieces() if named else ():
@@ -255,6 +261,15 @@ def _text_columns(
     return out
 
 
+def _origin(batch: pa.RecordBatch, columns: dict[str, str], file: str, row: int) -> dict[str, pa.Array]:
+    """`original`: the URL of each row, null without one. `place`: where the row lies."""
+    place = pa.array([f"{file}#{row + n}" for n in range(len(batch))])
+    if "original" not in columns:
+        return {"original": pa.nulls(len(batch), pa.string()), "place": place}
+    unreadable: list[str | None] = [None] * len(batch)  # text that is not UTF-8 costs no post here
+    return {"original": texts_of(batch[columns["original"]], "", unreadable), "place": place}
+
+
 def _with_images(
     text: dict[str, pa.Array], image: pa.Array, where: str, folder: ImageFolder | None, name_is_id: bool
 ) -> Iterator[pa.RecordBatch]:
@@ -272,23 +287,26 @@ def _with_images(
     image = image.cast(pa.binary())
     if name_is_id and paths is not None:
         text = text | {"id": pa.array(paths, pa.string())}
-    columns = text | {"image": image}
+    # a URL of the row, else the image's file, else the place of the row
+    known_N = text["original"].is_valid().to_pylist()
+    columns = text | {"image": image, "original": pc.coalesce(text["original"], text["place"])}
     batch = pa.RecordBatch.from_arrays([columns[field.name] for field in RAW], schema=RAW)
     if paths is not None and image.null_count and any(paths):
-        yield from in_batches(_with_files(batch, paths, where, folder))
+        yield from in_batches(_with_files(batch, paths, known_N, where, folder))
     elif len(batch):
         yield batch
 
 
 def _with_files(
-    batch: pa.RecordBatch, paths: list[str | None], where: str, folder: ImageFolder | None
+    batch: pa.RecordBatch, paths: list[str | None], known_N: list[bool], where: str, folder: ImageFolder | None
 ) -> Iterator[Row]:
-    for row, path in zip(batch.to_pylist(), paths, strict=True):
+    for row, path, known in zip(batch.to_pylist(), paths, known_N, strict=True):
         if row["image"] is None and not row["reason"]:
             with reasons_noted(row):
                 if folder is None:
                     raise Unusable("no_image_file", f"{where} is not on this machine: files it names are not read")
                 row["image"] = folder.read(path or "", absolute=True)
+                row["original"] = row["original"] if known else folder.found
         yield row
 
 

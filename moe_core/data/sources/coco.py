@@ -122,10 +122,11 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
 
 
 def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -> Iterator[Row]:
-    pictures: list[tuple[Any, Any, Any, Any]] = []
+    pictures: list[tuple[Any, ...]] = []
     names: dict[Any, str] = {}
     tags: dict[Any, dict[Any, None]] = {}
     seen: set[Any] = set()
+    fields = ("file_name", source.id_column, "date_captured", source.original_column)
     for path in paths:
         here = set[Any]()
         for section, element in elements(Path(path)):
@@ -134,9 +135,7 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
             if section == "images":
                 number = _number(element.get("id"))
                 if number not in seen:
-                    pictures.append(
-                        (number, element.get("file_name"), element.get(source.id_column), element.get("date_captured"))
-                    )
+                    pictures.append((number, *map(element.get, fields)))
                 here.add(number)
             elif section == "categories":
                 names[_number(element.get("id"))] = str(element.get("name") or element.get("id"))
@@ -147,7 +146,7 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
                 elif element.get("category_id") is not None:
                     of_image[(_number(element["category_id"]),)] = None
         seen |= here
-    for number, name, own, taken in pictures:
+    for number, name, own, taken, url in pictures:
         row: Row = {"id": None, "taken_at": time_of(taken)}
         with reasons_noted(row):
             file = text_of(name, "file_name") or ""
@@ -157,6 +156,7 @@ def _posts(paths: list[str], source: Source, images: ImageFolder, within: str) -
             of_image = tags.get(number, {})
             row["tags"] = [tag if isinstance(tag, str) else names.get(tag[0], str(tag[0])) for tag in of_image]
             row["image"] = images.read(file)
+            row["original"] = text_of(url, source.original_column) or images.found
         yield row
 
 

@@ -16,6 +16,7 @@ USUAL = {
         "user": "user user_id userid owner owner_id author author_id username user_name",
         "taken_at": "taken_at date_taken datetaken taken created_at timestamp datetime date_time date time",
         "split": "split subset fold",
+        "original": "url image_url original_url photo_url download_url source_url",
     }.items()
 }
 NAMED = 50  # columns listed in an error

@@ -120,6 +120,7 @@ def _posts(source: Source, shard: Shard, images: ImageFolder, within: str) -> It
                 row["tags"], row["caption"] = together
                 with reasons_noted(row):
                     row["image"] = images.read(name)
+                    row["original"] = row.get("original") or images.found
             yield row
 
 
@@ -152,7 +153,7 @@ def _text(values: dict[str, Any], columns: dict[str, str], number: str, within: 
             row["id"] = number
         else:
             row["id"] = text_of(values.get(columns["id"]), columns["id"])
-        for ours in ("user", "split", "caption"):
+        for ours in ("user", "split", "caption", "original"):
             if ours in columns:
                 row[ours] = text_of(values.get(columns[ours]), columns[ours])
         if "tags" in columns:

@@ -19,6 +19,7 @@ from moe_core.data.sources.registry import FORMATS
 from moe_core.data.sources.scan import Scan, Shard
 from moe_core.errors import BadSource
 from moe_core.settings import Source
+from moe_core.text import utf8
 
 WHAT = FORMATS["imagefolder"].what
 
@@ -94,7 +95,7 @@ def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.Record
         for path, above in _images(start):
             read += 1
             name = os.path.relpath(path, root)
-            row: Row = {"id": name, "tags": above, "split": split}
+            row: Row = {"id": name, "tags": above, "split": split, "original": utf8(name)}
             with reasons_noted(row):
                 row["image"] = images.read(name)
             yield row

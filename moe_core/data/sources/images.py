@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from moe_core.data.image_files import MAX_FILE_BYTES
 from moe_core.data.sources.files import unreachable
+from moe_core.data.sources.originals import within
 from moe_core.data.sources.raw import Unusable
 from moe_core.errors import BadSource
 
@@ -28,9 +29,11 @@ HELD = 1 << 20  # bytes of names of absent files that stay in memory
 
 
 class ImageFolder:
-    """Folders in which names are looked up, in their order."""
+    """Folders in which names are looked up, in their order. `root`: what paths are relative to; the first folder."""
 
-    def __init__(self, *folders: Path) -> None:
+    def __init__(self, *folders: Path, root: str = "") -> None:
+        self.root = root or str(folders[0])
+        self.found = ""  # what was read last, relative to `root`
         # text rather than paths: a Path a row costs as much as reading a small file
         self.folders = [
             (str(folder), os.path.realpath(folder).rstrip(os.sep) + os.sep) for folder in dict.fromkeys(folders)
@@ -71,7 +74,9 @@ class ImageFolder:
                 raise Unusable("outside_folder", f"{name} may lead outside of the folder")
             for folder, real in self.folders:
                 try:
-                    return self._inside(name, real)
+                    data = self._inside(name, real)
+                    self.found = within(os.path.normpath(os.path.join(folder, name)), self.root)
+                    return data
                 except OSError as error:
                     if error.errno in ABSENT:
                         absent.append(os.path.join(folder, name))

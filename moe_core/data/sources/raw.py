@@ -22,6 +22,7 @@ RAW = pa.schema(
         ("split", pa.string()),
         ("reason", pa.string()),  # why the row cannot be used; null where it can
         ("detail", pa.string()),
+        ("original", pa.string()),  # URL, path within the source, or place in a file
     ]
 )
 BATCH = 1000

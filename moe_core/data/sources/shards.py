@@ -83,7 +83,9 @@ def _find(source: Source, scan: Scan) -> Iterator[Shard]:
         shards = reader_of(source.format).find(source, scan)
     except OSError as error:
         raise unreachable(source.uri, error) from None
-    settings = source.model_dump(exclude=WHERE | SYNTHETIC)
+    # a study from before `original` was kept is not stale for that: nothing that is computed reads it
+    unset = set() if source.original_column else {"original_column"}
+    settings = source.model_dump(exclude=WHERE | SYNTHETIC | unset)
     for shard in shards:
         read = {"content": shard.content_hash, "version": VERSION, "settings": settings}
         if split := split_by_name(source, shard.path):

@@ -22,6 +22,7 @@ from moe_core.data.sources.raw import Unusable
 from moe_core.data.sources.text_values import MAX_LINE
 from moe_core.errors import BadSource
 from moe_core.store.locks import exclusive
+from moe_core.text import utf8
 
 INDEX_VERSION = 1  # raised when other members are pictures
 BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, RecursionError, OverflowError, ValueError)
@@ -182,6 +183,7 @@ class TarImages:
     def __init__(self, tars: list[File], cache: Path | None) -> None:
         self.tars = tars
         self.cache = cache
+        self.found = ""  # tar#member that was read last
 
     @contextmanager
     def open(self) -> Iterator["TarImages"]:
@@ -249,6 +251,7 @@ class TarImages:
                 data = bytes(file.read(size))
                 if len(data) != size:
                     raise BadSource(f"{path} was cut short while it was read: run the same command again")
+                self.found = utf8(f"{os.path.basename(os.fsdecode(path))}#{os.fsdecode(name)}")
                 return data
         raise Unusable("no_image_file", f"no image {stems[0] if stems else ''} in the tars")
 

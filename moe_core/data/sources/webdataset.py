@@ -17,6 +17,7 @@ import pyarrow as pa
 from moe_core.data.image_files import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from moe_core.data.sources.columns import BY_ROW, USUAL
 from moe_core.data.sources.files import File, files_at, is_remote, key_of
+from moe_core.data.sources.originals import shard_name
 from moe_core.data.sources.raw import Row, Unusable, in_batches, reasons_noted
 from moe_core.data.sources.reader import Reader
 from moe_core.data.sources.registry import FORMATS
@@ -24,6 +25,7 @@ from moe_core.data.sources.scan import Scan, Shard
 from moe_core.data.sources.tars import Member, members
 from moe_core.data.sources.text_values import tags_of, tags_of_text, text_of, time_of
 from moe_core.settings import Source
+from moe_core.text import utf8
 
 FORMAT = FORMATS["webdataset"]
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
@@ -53,8 +55,8 @@ def _check(file: File) -> None:
 
 
 def read(source: Source, shard: Shard, cache: Path | None) -> Iterator[pa.RecordBatch]:
-    samples = _samples(shard.path)
-    return in_batches(_post(sample, source, f"{shard.key}/{row}") for row, sample in enumerate(samples))
+    samples, tar = enumerate(_samples(shard.path)), shard_name(source, shard.path)
+    return in_batches(_post(sample, source, f"{shard.key}/{row}", tar) for row, sample in samples)
 
 
 def columns(source: Source, shard: Shard) -> tuple[dict[str, str], list[str]] | None:
@@ -191,7 +193,7 @@ def _best(parts: dict[str, Member], suffixes: Sequence[str]) -> Member | None:
     return parts[min(names, key=rank)] if names else None
 
 
-def _post(sample: Sample, source: Source, number: str) -> Row:
+def _post(sample: Sample, source: Source, number: str, tar: str) -> Row:
     key, parts = sample
     row: Row = {"id": key}
     with reasons_noted(row):
@@ -209,6 +211,7 @@ def _post(sample: Sample, source: Source, number: str) -> Row:
         if image is None:
             raise Unusable("no_image_file", f"sample {key} has {', '.join(sorted(parts))}, no image")
         row["image"] = image.data
+        row["original"] = row.get("original") or utf8(f"{tar}#{image.name}")
     return row
 
 
@@ -218,6 +221,8 @@ def _add_text(row: Row, description: Any, parts: dict[str, Member], source: Sour
     for ours in ("user", "split"):
         row[ours] = text_of(_value(values, ours, source), ours)
     row["taken_at"] = time_of(_value(values, "taken_at", source))
+    url = _value(values, "original", source)
+    row["original"] = url if isinstance(url, str) else None
     if source.caption_column:
         name = source.caption_column
         member = _best(parts, (name,)) if name in ("txt", "cls") else None

@@ -48,10 +48,11 @@ class Layout:
     taken: int
     tags: int
     machine_tags: int
+    url: int  # of the image
     marker: int
 
 
-LAYOUTS = {23: Layout(23, 0, -1, 1, 3, 8, 9, 22), 25: Layout(25, 1, 2, 3, 5, 10, 11, 24)}
+LAYOUTS = {23: Layout(23, 0, -1, 1, 3, 8, 9, 14, 22), 25: Layout(25, 1, 2, 3, 5, 10, 11, 16, 24)}
 
 
 def find(source: Source, scan: Scan) -> list[Shard]:
@@ -184,6 +185,7 @@ def _post(line: bytes | Unusable, number: int, layout: Layout, images: ImageFold
             raise Unusable("bad_row", f"row {number}: {photo!r} is not a photo id")
         hashed = fields[layout.hash].strip() if layout.hash >= 0 else ""
         row["image"] = _image(images, photo, hashed if re.fullmatch(r"[0-9a-fA-F]{8,64}", hashed) else "")
+        row["original"] = unquote_plus(fields[layout.url]).strip() or images.found
     return row
 
 

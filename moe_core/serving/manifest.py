@@ -6,7 +6,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -121,6 +121,12 @@ def read_manifest(folder: Path) -> Manifest:
         return MANIFEST(manifest)
     except Mistake as mistake:
         raise CorruptArtifact(f"{path} is not a bundle's manifest: {mistake}") from None
+
+
+def entries_of(manifest: Manifest) -> dict[str, Entry]:
+    """Every file that a manifest names, by the name of its part or the key of its expert."""
+    parts = {field.name: getattr(manifest, field.name) for field in fields(manifest)}
+    return {name: part for name, part in parts.items() if isinstance(part, Entry)} | manifest.experts
 
 
 def read_hashtags(folder: Path, entry: Entry) -> list[str]:

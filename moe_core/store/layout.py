@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 
 MANIFEST = "artifact.json"  # of an artifact: written last, so that its folder is complete
 BUNDLE_MANIFEST = "manifest.json"  # of a bundle
+CARD = "MODEL_CARD.md"  # beside it: what a person should know of the mixture
 STUDY = "study.toml"
 DAGSTER_SETTINGS = "dagster.yaml"
 WORK, LOCK = ".work-", ".lock-"  # before a version

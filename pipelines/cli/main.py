@@ -22,6 +22,8 @@ COMMANDS = {
     "predict": ("predict", "Hashtags of images."),
     "mixtures": ("mixtures", "All mixtures of a study; names and notes for them."),
     "compare": ("mixtures", "Several studies in one table."),
+    "bundle": ("bundle", "Whether a bundle is whole and answers."),
+    "export": ("export", "A mixture as a folder that travels, or as ONNX files."),
     "publish": ("publish", "Publish a mixture, or go back."),
     "doctor": ("doctor", "What this machine has, and what is wrong with it."),
     "reap": ("maintenance", "End runs whose process died."),

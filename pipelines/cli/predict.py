@@ -6,13 +6,11 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from click.core import ParameterSource
 
 from moe_core import threads
 from moe_core.errors import BadSetting
@@ -20,25 +18,17 @@ from moe_core.evaluation.metrics import best_hashtags
 from moe_core.models.cost import multiply_adds
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.files import BATCH, decoded, files_of
-from moe_core.serving.folders import bundle_folder, study_at
 from moe_core.serving.routed import routed
-from moe_core.store.artifact import Artifact
 from moe_core.text import shown
-from pipelines.cli.options import JSON, STUDY_OPTION
+from pipelines.cli.asking import asks_a_mixture, chosen_mixture
+from pipelines.cli.options import JSON
 from pipelines.terminal import echo, echo_json
 
 LISTED = 10  # files of a reason that are named
 
 
 @click.command()
-@STUDY_OPTION
-@click.option("--version", default=None, help="Of the study's mixture, or its beginning.  [default: the published one]")
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    help="In place of --study: a mixture's folder or manifest.json, also by the beginning of its version "
-    "(cats/mixture/1f0c).",
-)
+@asks_a_mixture
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", default=5, show_default=True, help="Hashtags an image.")
 @click.option("--topk", default=1, show_default=True, help="Experts asked for an image; 1: the published answer.")
@@ -83,9 +73,7 @@ def predict(
             raise BadSetting(f"--{option} {value}: wanted at least 1")
     if temperature is not None and not 0 < temperature < math.inf:
         raise BadSetting(f"--temperature {temperature}: wanted a number above 0")
-    if bundle is not None and ctx.get_parameter_source("study_file") == ParameterSource.COMMANDLINE:
-        raise BadSetting("--bundle and --study exclude one another: give one")
-    opened = Bundle(_mixture(bundle, study_file, version), expert_bytes=memory << 20 if memory else None)
+    opened = Bundle(chosen_mixture(ctx, bundle, study_file, version), expert_bytes=memory << 20 if memory else None)
     paths, left_out = files_of(images)
     _show_skipped(left_out)
     skipped = [{"image": str(path), "skipped": why} for path, why in left_out] if as_json else []
@@ -105,17 +93,6 @@ def predict(
         echo("]")
     if failed:
         sys.exit(1)
-
-
-def _mixture(bundle: Path | None, study_file: Path, version: str | None) -> Path | Artifact:
-    """The mixture that answers. A bundle's folder is opened without what reads a study, which may not be installed."""
-    if bundle is None and not study_file.is_file():
-        resolve_name("moe_core.study_file:load_study")(study_file)  # raises BadSetting, as in every command
-    path = bundle or study_file
-    if version is None and study_at(path) is None:
-        return bundle_folder(path)
-    mixture: Path | Artifact = resolve_name("moe_core.serving.publication:bundle_at")(path, version)
-    return mixture
 
 
 def _show_skipped(skipped: list[tuple[Path, str]]) -> None:

@@ -80,6 +80,8 @@ def commands() -> str:
         command = main.get_command(click.Context(main), name)
         assert command
         lines += ["", *_section(f"hardmoe {name}", command)]
+        for of_group in (command.commands if isinstance(command, click.Group) else {}).values():
+            lines += ["", *_section(f"hardmoe {name} {of_group.name}", of_group)]
     return "\n".join(lines) + "\n"
 
 

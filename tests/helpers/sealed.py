@@ -47,7 +47,7 @@ def refused(folder):
 
 
 def entry_of(said, name):
-    return said["experts"]["e000"] if name == "e000" else said[name]
+    return said["experts"][name] if name in said["experts"] else said[name]
 
 
 def rewritten(folder, name, change):

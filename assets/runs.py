@@ -1,7 +1,8 @@
 """Which process carries out a Dagster run, by its tags and its lease; and the end of a run whose process is gone.
 
 The lease is a lock in the study's folder. Machines that share the folder see it, and it ends with the process: the
-kernel frees it, or the file system where the machine is lost.
+kernel frees it, or the file system where the machine is lost. Of a study in a bucket there is one in the bucket, too,
+for machines that share no folder: it has beats, and is free once they stop.
 """
 
 import atexit
@@ -14,8 +15,10 @@ import dagster as dg
 from assets.study import STUDY, root, study
 from moe_core.engine.planner import Name
 from moe_core.processes import this_process
-from moe_core.store.layout import Layout
+from moe_core.store import leases
+from moe_core.store.layout import NAMES, Layout
 from moe_core.store.locks import exclusive
+from moe_core.store.protocols import open_store
 
 PROCESS, HOST = "hardmoe/process", "hardmoe/host"
 
@@ -41,14 +44,18 @@ def process_of(run: dg.DagsterRun) -> str | None:
 @contextmanager
 def leased(run_id: str) -> Iterator[None]:
     """Holds the lease of a run. Tags that name this process come after it, and the end of the run before its end."""
-    lease = Layout(root()).lease(run_id)
-    with exclusive(lease):
+    lease, place = Layout(root()).lease(run_id), open_store(study(), root()).place
+    with exclusive(lease), ExitStack() as held:
+        if place:
+            held.enter_context(leases.exclusive(place, str(NAMES.lease(run_id))))
         _leased.add(run_id)
         try:
             yield
         finally:
             _leased.discard(run_id)
     lease.unlink(missing_ok=True)
+    if place:
+        place.remove(str(NAMES.lease(run_id)))
 
 
 def claim(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:

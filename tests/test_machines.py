@@ -216,7 +216,7 @@ def backfills_on_two_machines_one_is_lost(tmp_path, monkeypatch, experts, variab
         with dg.DagsterInstance.from_config(str(layout.used_dagster_home)) as instance:
             assert reap(instance, root, "tiny") == [], "both live"
             assert {run.tags[HOST] for run in started_runs(instance)} <= {"gpu01", "gpu02"}
-            assert "running" in {state.state for state in states_of(context, only="expert")}
+            until(lambda: "running" in {state.state for state in states_of(context, only="expert")}, first)
             until(lambda: built_by("gpu02"), first)
             lose(second)
             out, errors = first.communicate(timeout=900)

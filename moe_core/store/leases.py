@@ -21,7 +21,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
@@ -169,6 +169,23 @@ def holder(place: Blobs, name: str, pace: Pace = PACE) -> Holder | None:
         _seen[lease] = state, since
     found = holder_of(place.read(_numbered(name, state.generation)))
     return None if now - since > pace.ttl or is_dead(found.process) else found
+
+
+def silent(place: Blobs, names: Iterable[str], pace: Pace = PACE) -> set[str]:
+    """Those of some leases that nobody holds, or whose holder is dead: known once each other one has had a beat, so
+    after TTL seconds at most."""
+    began, free = time.monotonic(), set[str]()
+    waiting = {name: _look(place, name) for name in names}
+    while waiting:
+        for name, seen in [*waiting.items()]:
+            state = _look(place, name)
+            if holder(place, name, pace) is None or (state == seen and time.monotonic() - began > pace.ttl):
+                free.add(name)
+            if name in free or state != seen:
+                del waiting[name]
+        if waiting:
+            _pause(pace)
+    return free
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def ui(study_file: Path, port: int, allow_host: tuple[str, ...], path_prefix: st
                 "has ended, stop it or this command: two daemons would start each run twice",
                 err=True,
             )
-        if ended := reap(instance, context.root, context.study.name):
+        if ended := reap(instance, context.root, context.study.name, context.store.place):
             echo(f"Ended {len(ended)} runs whose process is gone: {', '.join(ended)}")
     echo(f"Dagster's UI: http://127.0.0.1:{port}{prefix}   (Ctrl-C ends it)")
     os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # the code server alone shows an error of its code

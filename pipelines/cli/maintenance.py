@@ -33,12 +33,14 @@ JSON_FILES = "a .json list or .jsonl strings hold ids with line ends"
 def reap(study_file: Path) -> None:
     """Ends runs whose processes are gone, and frees their pool slots.
 
+    Of machines that share only a bucket: those that are silent for a minute, for which it waits.
+
     Example: hardmoe reap --study cats/study.toml
     """
     context = study_at(study_file)
     prepare_home(context.root, worker_count(None, context.study))
     with opened() as instance:
-        ended = reap_runs(instance, root=context.root, study=context.study.name)
+        ended = reap_runs(instance, context.root, context.study.name, context.store.place, wait=True)
     echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 

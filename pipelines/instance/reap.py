@@ -11,7 +11,9 @@ from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_
 from assets.runs import HOST, end_run, process_of
 from assets.study import STUDY
 from moe_core.processes import is_dead, is_ours, pid_of
-from moe_core.store.layout import Layout
+from moe_core.store.blobs import Blobs
+from moe_core.store.layout import NAMES, Layout
+from moe_core.store.leases import PACE, Pace, holder, silent
 from moe_core.store.locks import is_held
 from pipelines.aliases import socket_prefix
 
@@ -19,15 +21,34 @@ GRPC_INFO = ".dagster/grpc_info"  # Dagster's tag: the code server that starts t
 BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
 
 
-def reap(instance: dg.DagsterInstance, root: Path, study: str) -> list[str]:
+def reap(
+    instance: dg.DagsterInstance,
+    root: Path,
+    study: str,
+    place: Blobs | None = None,
+    wait: bool = False,
+    pace: Pace = PACE,
+) -> list[str]:
     """Ends the runs that dead processes left, and frees their pool slots. Returns the runs' ids.
 
-    Those of this machine, and of the study in the folder `root` also those of other machines, which are dead once their
-    leases are free. A run that waits in the queue is left to the next daemon.
+    Those of this machine, and of the study in the folder `root`, or in the bucket `place`, also those of other
+    machines, which are dead once their leases are free. A bucket's are known to be after a minute of silence, for which
+    only `wait` takes the time. A run that waits in the queue is left to the next daemon.
     """
     layout = Layout(root)
     runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    dead = {run.run_id: why for run in runs if (why := _why_dead(run, layout, study))}
+    dead = {run.run_id: why for run in runs if (why := _why_dead(run))}
+    others = {run.run_id: run for run in runs if run.run_id not in dead and _is_elsewhere(run, study)}
+    if place:
+        names = {str(NAMES.lease(run_id)): run_id for run_id in others}
+        names = {name: run_id for name, run_id in names.items() if [*place.names(name)]}  # else nobody can tell
+        free = silent(place, names, pace) if wait else {name for name in names if not holder(place, name, pace)}
+        lost = [names[name] for name in free]
+    else:
+        lost = [run_id for run_id in others if is_held(layout.lease(run_id)) is False]
+    for run_id in lost:
+        name = pid_of(str(process_of(others[run_id])))
+        dead[run_id] = f"process {name} of {others[run_id].tags.get(HOST)} is gone: killed, or its machine was lost"
     ended = []
     for run_id, why in dead.items():
         run = instance.get_run_by_id(run_id)
@@ -38,17 +59,22 @@ def reap(instance: dg.DagsterInstance, root: Path, study: str) -> list[str]:
         run = instance.get_run_by_id(lease.name)
         if (run is None or run.is_finished) and is_held(lease) is False:
             lease.unlink(missing_ok=True)
+    if place:
+        for run_id in lost:
+            place.remove(str(NAMES.lease(run_id)))
     return ended
 
 
-def _why_dead(run: dg.DagsterRun, layout: Layout, study: str) -> str:
-    """Which process of a run is gone; "" where none is, or nobody can tell."""
+def _is_elsewhere(run: dg.DagsterRun, study: str) -> bool:
+    """Whether a process of another machine carries out this run of the study."""
+    name = process_of(run)
+    return bool(name) and not is_ours(str(name)) and run.tags.get(STUDY) == study
+
+
+def _why_dead(run: dg.DagsterRun) -> str:
+    """Which process of this machine is gone that carried out a run, or was to start it; "" where none is."""
     if name := process_of(run):
-        if is_dead(name):
-            return f"process {pid_of(name)} is gone: killed, or its machine went down"
-        if not is_ours(name) and run.tags.get(STUDY) == study and is_held(layout.lease(run.run_id)) is False:
-            return f"process {pid_of(name)} of {run.tags.get(HOST)} is gone: killed, or its machine was lost"
-        return ""
+        return f"process {pid_of(name)} is gone: killed, or its machine went down" if is_dead(name) else ""
     if run.parent_run_id:  # has the tags of the run that it repeats, until its own are written
         return ""
     if run.status in ACTIVE_RUN_STATUSES:

@@ -96,7 +96,7 @@ def run_study(
     if workers:
         os.environ[threads.SHARE] = str(max(1, threads.cores() // workers))  # of the processes started from here on
     with opened() as instance:
-        reap(instance, context.root, context.study.name)
+        reap(instance, context.root, context.study.name, context.store.place)
         loop = _Loop(context, instance, until, None if only is None else list(only), force, on_event, on_poll)
         remove_gone_shards(tables_of(context.store), [shard.key for shard in context.shards])
         summary = loop.run(pool_on(cluster, context, instance, workers, lambda why: on_event("warning", "", why)))

@@ -27,7 +27,9 @@ from moe_core.training.transfer import named, on_the_way, one_behind, pinned
 WINDOW = 32  # batches
 WINDOW_BYTES = 256 << 20  # of what is kept of their images
 ACTIVATION_BYTES = 4 << 30  # about, of the images that pass a network together; 256 of 224 pixels in a ResNet-50
-MULTIPLE = 8  # images of an expert are made so many: oneDNN takes milliseconds to prepare for a number it has not seen
+# Images that pass a network together are made a multiple of an eighth of their number or less, at most of this one:
+# oneDNN takes milliseconds to prepare for a number that it has not seen.
+MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Predictions:
 
     probabilities_BV: Tensor  # float32, rows sum to one; on the device
     experts: list[str]  # the nearest of each image
+    embeddings_BD: Tensor | None = None  # float32, on the CPU: of each image by the nearest, published or not
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,14 @@ def routed(
     topk: int = 1,
     temperature: float | None = None,
     device: str = "cpu",
+    embed: bool = False,
 ) -> Iterator[Predictions]:
     """Answers in the order of `batches`, (B, H, W, C) uint8 of the bundle's size each; B may vary and be 0.
 
     A window has at most `window` batches, fewer where what is kept of them reaches `window_bytes`. With
     `topk` = 1 the published answer; above, the `topk` nearest experts weighted by softmax(-d^2 / temperature), an
-    unpublished one replaced by the router; the temperature is the bundle's where none is given. Raises ValueError for
-    images of another size or an expert's damaged file.
+    unpublished one replaced by the router; the temperature is the bundle's where none is given. With `embed` also the
+    images' embeddings. Raises ValueError for images of another size or an expert's damaged file.
     """
     temperature, device = bundle.temperature if temperature is None else temperature, named(device)
     if window < 1 or window_bytes < 1 or topk < 1 or not 0 < temperature < math.inf:
@@ -79,10 +83,10 @@ def routed(
     for seen in one_behind(_seen(bundle, batches, device), device):
         waiting.append(_route(bundle, *seen, topk, temperature))
         if len(waiting) == window or sum(batch.nbytes for batch in waiting) >= window_bytes:
-            yield from _predict(bundle, waiting, topk == 1, device)
+            yield from _predict(bundle, waiting, topk == 1, device, embed)
             waiting = []
     if waiting:
-        yield from _predict(bundle, waiting, topk == 1, device)
+        yield from _predict(bundle, waiting, topk == 1, device, embed)
 
 
 def predict(bundle: Bundle, images_NHWC: np.ndarray) -> tuple[Tensor, list[str]]:
@@ -103,11 +107,14 @@ def _seen(bundle: Bundle, batches: Iterable[np.ndarray], device: str) -> Iterato
             )
         trunk, start = [], []
         for first in range(0, max(1, len(images_BHWC)), at_once):
-            pixels_BCHW = pinned(as_tensor(images_BHWC[first : first + at_once]), device).to(device, non_blocking=True)
+            some_BHWC = images_BHWC[first : first + at_once]
+            pixels_BCHW = as_tensor(_filled_up(some_BHWC, at_once))
+            pixels_BCHW = pinned(pixels_BCHW, device).to(device, non_blocking=True)
             with inference_context(bundle.precision, device):
                 early_BCHW = router.forward_stem(normalize(pixels_BCHW), bundle.branch_at)
-                trunk.append(router.forward_rest(early_BCHW, bundle.branch_at).float())
-            start.append((early_BCHW if bundle.branch_at else pixels_BCHW).permute(0, 2, 3, 1).contiguous())
+                trunk.append(router.forward_rest(early_BCHW, bundle.branch_at)[: len(some_BHWC)].float())
+            start_BCHW = (early_BCHW if bundle.branch_at else pixels_BCHW)[: len(some_BHWC)]
+            start.append(start_BCHW.permute(0, 2, 3, 1).contiguous())
         yield on_the_way(torch.cat(trunk)), torch.cat(start) if len(start) > 1 else start[0]
 
 
@@ -120,6 +127,13 @@ def _route(
     return RoutedBatch(trunk_BD, start_BHWC, expert_BS, weight_BS)
 
 
+def _filled_up(rows_B: np.ndarray, at_once: int) -> np.ndarray:
+    """The rows and the last one so often that their number is one of those that networks see: see MULTIPLE."""
+    multiple = min(MULTIPLE, at_once, 1 << max(0, len(rows_B).bit_length() - 4))
+    missing = -len(rows_B) % multiple
+    return np.concatenate([rows_B, rows_B[-1:].repeat(missing, 0)]) if missing else rows_B
+
+
 def _at_once(bundle: Bundle) -> int:
     """Images that pass a network together: BATCH, fewer where their largest activations would not fit into memory."""
     network, side = bundle.network, bundle.image_size
@@ -129,14 +143,18 @@ def _at_once(bundle: Bundle) -> int:
     return min(BATCH, max(1, ACTIVATION_BYTES // (largest * 4 * 4)))  # four of them at a time, float32
 
 
-def _predict(bundle: Bundle, window: list[RoutedBatch], published: bool, device: str) -> Iterator[Predictions]:
+def _predict(
+    bundle: Bundle, window: list[RoutedBatch], published: bool, device: str, embed: bool
+) -> Iterator[Predictions]:
     """Predictions of a window of batches. `published`: by the published answer, which may mix the router's in."""
     keys = list(bundle.published)
     expert_NS = np.concatenate([batch.expert_BS for batch in window])
     used_NS = np.array([bundle.published[key] for key in keys])[expert_NS]
     features_NSD = torch.empty(*expert_NS.shape, bundle.router.width)
     ends = np.cumsum([len(batch.expert_BS) for batch in window])
-    parts = _parts(expert_NS, np.unique(expert_NS[used_NS]), ends, _at_once(bundle), device)
+    computed_NS = used_NS.copy()
+    computed_NS[:, 0] |= embed
+    parts = _parts(expert_NS, np.unique(expert_NS[computed_NS]), ends, _at_once(bundle), device)
 
     def compute(key: str, network: ResNet) -> None:
         mine = parts[keys.index(key)]
@@ -152,7 +170,8 @@ def _predict(bundle: Bundle, window: list[RoutedBatch], published: bool, device:
         with_router = published and bundle.answer == "mixture_top1_router"
         probabilities_BV = _mixed(bundle, batch, features_NSD[part], used_NS[part], with_router, device)
         check_finite(probabilities_BV, what="answers")
-        yield Predictions(probabilities_BV, [keys[number] for number in batch.expert_BS[:, 0]])
+        experts = [keys[number] for number in batch.expert_BS[:, 0].tolist()]
+        yield Predictions(probabilities_BV, experts, features_NSD[part, 0] if embed else None)
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,7 @@ class _Part:
 
     rows: np.ndarray  # of the window, ascending
     places: np.ndarray  # which of the experts of each image it is
-    padded_M: np.ndarray  # the rows, the last one so often that they are a multiple of MULTIPLE
+    padded_M: np.ndarray  # the rows, the last one so often that their number is one that is seen more often
     index_M: Tensor  # where these lie in their batches, on the device
 
 
@@ -172,9 +191,8 @@ def _parts(
     cut, begins = [], np.concatenate([[0], ends[:-1]])
     for number in numbers.tolist():
         rows, places = np.nonzero(expert_NS == number)
-        for some in np.array_split(np.arange(len(rows)), -(-len(rows) // at_once)):
-            filled_up = np.pad(rows[some], (0, -len(some) % min(MULTIPLE, at_once)), mode="edge")
-            cut.append((number, rows[some], places[some], filled_up))
+        split = np.array_split(np.arange(len(rows)), -(-len(rows) // at_once))
+        cut += [(number, rows[some], places[some], _filled_up(rows[some], at_once)) for some in split]
     rows_P = np.concatenate([np.zeros(0, np.int64), *(padded_M for *_, padded_M in cut)])
     index_P = torch.from_numpy(rows_P - begins[np.searchsorted(ends, rows_P, side="right")])
     index_P = pinned(index_P, device).to(device, non_blocking=True)

@@ -16,6 +16,7 @@ from pipelines.terminal import echo
 
 BUG = "This is a bug of hardmoe, not a mistake of yours: please report it, with the lines above, where you got hardmoe"
 OURS = ("moe_core", "assets", "pipelines")  # where one of these is missing, that is a bug
+OF_SERVE = ("fastapi", "starlette", "uvicorn", "httptools", "prometheus_client", "python_multipart")
 LONGEST = 4000  # characters of one message: it may quote a user's file
 
 
@@ -51,8 +52,9 @@ def _message(error: Exception) -> str | None:
     """One line for what a user can mend; None for a bug."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, and one is wanted there: move it away"
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OURS:
-        return f"this needs {error.name}, which is not installed: pip install 'hardmoe[cpu]', or [gpu], has all of it"
+    if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) not in OURS:
+        has_it = "'hardmoe[serve]' has" if missing in OF_SERVE else "'hardmoe[cpu]', or [gpu], has all of"
+        return f"this needs {error.name}, which is not installed: pip install {has_it} it"
     error = device_error(error) or error
     if isinstance(error, HardmoeError | OSError):  # OSError: a disk is full, a permission is missing ...
         return " ".join(str(error).split())

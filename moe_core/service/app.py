@@ -1,0 +1,220 @@
+"""The application: endpoints over a mixture, behind a guard.
+
+Another page is mounted by its own router: `create_app(..., routers=[router])`; its endpoints find the service at
+`request.app.state.service`. Paths that are listed in PUBLIC are answered without the token.
+"""
+
+import io
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from moe_core.service import answers
+from moe_core.service.answers import Alive, Embeddings, Hashtags, Json, Predictions, Problem, Ready
+from moe_core.service.bodies import MULTIPART, NPY, BadBody
+from moe_core.service.front import Front
+from moe_core.service.guard import Origins, Token
+from moe_core.service.limits import TooMuch
+from moe_core.service.service import Answered, Failed, Late, Service
+from moe_core.text import shown
+
+MOST_TAGS = 1000  # of one answer
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+FORM = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY["schema"]}}}
+IMAGES = {
+    "description": "One image as it is; several as files of a form, or as an array of pixels (N, S, S, 3) uint8.",
+    "required": True,
+    "content": {
+        "application/octet-stream": BINARY,
+        "image/jpeg": BINARY,
+        "image/png": BINARY,
+        MULTIPART: {"schema": FORM},
+        NPY: BINARY,
+    },
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request cannot be read."},
+    401: {"description": "The token is missing or wrong."},
+    408: {"description": "The body did not come in time."},
+    413: {"description": "The body is too large, or has too many images."},
+    422: {"description": "No image could be decoded, or a parameter is out of range."},
+    429: {"description": "Too much waits already: try again after Retry-After seconds."},
+    503: {"description": "The mixture cannot answer."},
+    504: {"description": "No answer within the time limit."},
+}
+PROBLEMS = {status: row | {"model": Problem} for status, row in PROBLEMS.items()}
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+
+
+def create_app(
+    service: Service,
+    *,
+    origins: Origins | None = None,
+    token: Token | None = None,
+    routers: Sequence[APIRouter] = (),
+) -> FastAPI:
+    """The application of a service. `origins` and `token` refuse requests; `routers` add paths of others."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="hardmoe",
+        description="Hashtags and embeddings of images, by a hard mixture of experts.",
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for each in (router, *routers):
+        app.include_router(each)
+    app.add_middleware(Front, metrics=service.metrics, origins=origins, token=token)
+    for error, status in ((BadBody, 0), (TooMuch, 429), (Late, 504), (Failed, 503)):
+        app.add_exception_handler(error, _problem(status))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Top = Annotated[int, Query(ge=1, le=MOST_TAGS, description="Hashtags an image.")]
+Least = Annotated[float, Query(ge=0, le=1, description="Leave out hashtags that are less probable.")]
+
+
+@router.post(
+    "/predict",
+    response_model=Predictions,
+    responses=PROBLEMS,
+    openapi_extra={"requestBody": IMAGES},
+    summary="Hashtags",
+)
+async def predict(request: Request, top: Top = 5, min_p: Least = 0.0) -> Response:
+    """The most probable hashtags of each image, by the published answer of the mixture."""
+    answered = await service_of(request).answer(request, top=top)
+    return Json(answers.predictions(_some(answered), min_p))
+
+
+@router.post(
+    "/embed",
+    response_model=Embeddings,
+    responses=PROBLEMS | {200: {"content": {NPY: BINARY}}},
+    openapi_extra={"requestBody": IMAGES},
+    summary="Embeddings",
+)
+async def embed(request: Request) -> Response:
+    """Each image in the embedding space that search uses: by its own expert, published or not.
+
+    With `Accept: application/x-npy` an array (N, D) float32, where all images could be decoded.
+    """
+    answered = _some(await service_of(request).answer(request, embed=True))
+    if NPY not in request.headers.get("accept", ""):
+        return Json(answers.embeddings(answered))
+    if failed := next(filter(None, answered.errors), ""):
+        raise BadBody(422, f"an image could not be decoded: {failed}")
+    assert answered.answers is not None
+    assert answered.answers.embeddings_ND is not None
+    file = io.BytesIO()
+    np.save(file, answered.answers.embeddings_ND, allow_pickle=False)
+    return Response(file.getvalue(), media_type=NPY, headers={"X-Mixture": answered.mixture.version})
+
+
+@router.get("/tags", response_model=Hashtags, responses={s: PROBLEMS[s] for s in (401, 422)}, summary="Vocabulary")
+async def tags(
+    request: Request,
+    match: Annotated[str, Query(max_length=200, description="Only hashtags that contain this.")] = "",
+    first: Annotated[int, Query(ge=0, le=10**9, description="Leave out so many of them.")] = 0,
+    top: Annotated[int, Query(ge=1, le=10_000, description="At most so many.")] = 1000,
+) -> Response:
+    """Hashtags that the mixture knows."""
+    mixture = service_of(request).following.now
+    match = match.casefold()
+    found = [tag for tag in mixture.bundle.hashtags if match in tag.casefold()] if match else mixture.bundle.hashtags
+    return Json({"mixture": mixture.version, "count": len(found), "tags": found[first : first + top]})
+
+
+@router.get("/healthz", response_model=Alive, summary="Whether the process answers")
+async def healthz() -> Response:
+    """Asks nothing of the mixture, and wants no token."""
+    return Json({"ok": True})
+
+
+@router.get(
+    "/readyz", response_model=Ready, responses={s: PROBLEMS[s] for s in (401, 503)}, summary="Whether it can answer"
+)
+async def readyz(request: Request) -> Response:
+    """Which mixture answers, and since when."""
+    service = service_of(request)
+    mixture = service.following.now
+    since = datetime.fromtimestamp(mixture.since, UTC).isoformat(timespec="seconds")
+    if not service.batcher.is_running:
+        raise Failed("it is ending")
+    return Json({"ready": True, "mixture": mixture.version, "since": since})
+
+
+@router.get("/metrics", responses={401: PROBLEMS[401]}, summary="Figures for Prometheus", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Requests, images, batches, experts, memory."""
+    return Response(service_of(request).metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _some(answered: Answered) -> Answered:
+    """Raises BadBody where no image could be decoded."""
+    if answered.answers is None:
+        more = f", and {len(answered.errors) - 1:,} more" if len(answered.errors) > 1 else ""
+        raise BadBody(422, f"no image could be decoded: {answered.errors[0]}{more}")
+    return answered
+
+
+def _problem(status: int) -> Any:
+    """A handler that answers with a status, or the error's own."""
+
+    async def said(_: Request, error: Exception) -> Response:
+        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, TooMuch) else None
+        return Json({"error": str(error)}, error.status if isinstance(error, BadBody) else status, headers)
+
+    return said
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return Json({"error": shown(f"{where}: {first['msg']}", 300)}, 422)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Json({"error": f"{error.detail}"}, error.status_code, error.headers)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, shown(request.url.path), exc_info=error)
+    return Json({"error": HTTPStatus.INTERNAL_SERVER_ERROR.phrase}, 500)
+
+
+def _version() -> str:
+    try:
+        return version("hardmoe")
+    except PackageNotFoundError:
+        return "0"

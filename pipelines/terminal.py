@@ -2,11 +2,14 @@
 
 import json
 import sys
+import time
 from typing import Any
 
 import click
 
-from moe_core.text import ZWJ, shown
+from moe_core.text import ZWJ, format_duration, shown
+
+COUNTER_SECONDS = 0.25  # between two lines of a Counter
 
 
 def echo(*parts: object, err: bool = False) -> None:
@@ -30,6 +33,38 @@ def echo_json(document: Any, before: str = "", end: str = "\n") -> None:
     if not text.isprintable():
         text = "".join(c if c.isprintable() or c == ZWJ else _escaped(c) for c in text)
     click.echo((before + text + end).encode(), nl=False)
+
+
+class Counter:
+    """How many are done, on one line of a terminal; where standard error is none, nothing."""
+
+    def __init__(self, what: str, total: int | None, first: int = 0) -> None:
+        self.what, self.total, self.first = what, total, first
+        self._started = self._shown = time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def __enter__(self) -> "Counter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Makes room for another line."""
+        if self._live:
+            click.echo("\r\033[K", file=sys.stderr, nl=False)
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if not self._live or now - self._shown < COUNTER_SECONDS:
+            return
+        self._shown = now
+        speed = (done - self.first) / (now - self._started)
+        line = f"{done:,} {self.what}, {speed:,.0f} a second"
+        if self.total is not None and speed > 0:
+            left = format_duration((self.total - done) / speed)
+            line = f"{done:,} of {self.total:,} {self.what}, {speed:,.0f} a second, {left} left"
+        click.echo(f"\r\033[K{line}", file=sys.stderr, nl=False)
 
 
 def _escaped(character: str) -> str:

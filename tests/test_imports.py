@@ -7,7 +7,7 @@ import pytest
 
 from helpers.imports import MODULES, all_imports, circles, imports_of
 
-LIBRARIES = ("data", "models", "clustering", "training", "evaluation", "serving", "tables")
+LIBRARIES = ("data", "models", "clustering", "training", "evaluation", "serving", "tables", "tagging")
 APART = ("data", "models", "clustering", "evaluation")  # libraries that do not import one another
 ALONG_THE_GRAPH = ("data", "trunk", "gate", "experts", "mixture", "evaluation")  # rooms of moe_core/stages
 ABOVE_STAGES = ("maintenance", "workspace", "trunk_rank", "joint_helper")

@@ -220,7 +220,8 @@ def test_a_folder_s_files_that_are_left_out_are_counted_and_named(cats, holiday,
     assert f"Skipped 2 (hidden): {holiday}/.DS_Store, {holiday}/.git\n" in done.stderr
     assert f"Skipped 1 (a link to a folder): {holiday}/round.jpg\n" in done.stderr
     assert "photo.HEIC: not_an_image" in done.stderr
-    assert len(done.stderr.splitlines()) == 4
+    assert done.stderr.endswith("\n3 answered, 1 failed, 30 skipped\n")
+    assert len(done.stderr.splitlines()) == 5
     said = json.loads(hardmoe("predict", "--study", cats, holiday, "--json").stdout)
     assert sum("skipped" in one for one in said) == 27 + 2 + 1
     assert {"image": str(holiday / "round.jpg"), "skipped": "a link to a folder"} in said

@@ -150,8 +150,8 @@ class Bundle:
         self.precision = manifest.precision
         self.hashtags = read_hashtags(folder, manifest.vocabulary)
         self.calibration_temperature = manifest.calibration_temperature
-        thresholds = manifest.thresholds
-        self.curves = thresholds and read_thresholds(folder, thresholds, len(self.hashtags))  # None in older bundles
+        thresholds = manifest.thresholds  # older bundles have none
+        self.curves = read_thresholds(folder, thresholds, len(self.hashtags)) if thresholds else None
         router, gate = _headed(folder, manifest.router, "trunk"), _headed(folder, manifest.gate, "partition")
         decoder = _headed(folder, manifest.decoder, "shared_decoder")
         for name, head in (("gate", gate), ("decoder", decoder)):

@@ -21,6 +21,7 @@ USUAL = {
 }
 NAMED = 50  # columns listed in an error
 NO_SPLIT = "#none"  # as source.split_column: neither a column nor file names give splits
+NO_TAGS = "#none"  # as source.tags_column: pictures alone are read
 BY_ROW = "#row"  # as source.id_column: the shard's key and the number of the row
 
 
@@ -34,7 +35,7 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for ours, usual in USUAL.items():
         named = getattr(source, f"{ours}_column")
-        if ours == "split" and named == NO_SPLIT:
+        if (ours, named) in (("split", NO_SPLIT), ("tags", NO_TAGS)):
             continue
         if named:
             if named not in names and not (ours == "id" and named == BY_ROW):
@@ -55,7 +56,7 @@ def choose(names: Sequence[str], source: Source, where: str) -> dict[str, str]:
     missing = [
         f"{' or '.join(USUAL[name][:2] if name == 'tags' else USUAL[name][:1])} (source.{name}_column)"
         for name in ("image", "tags")
-        if name not in chosen and not (name == "tags" and "caption" in chosen)
+        if name not in chosen and not (name == "tags" and ("caption" in chosen or source.tags_column == NO_TAGS))
     ]
     if missing:
         raise BadSource(f"{where} has no column {', '.join(missing)}: it has {present}")

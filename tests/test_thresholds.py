@@ -134,6 +134,13 @@ def test_a_bundle_keeps_thresholds_and_one_without_them_opens(tmp_path, curves):
         assert kept.curves.thresholds(precision).tolist() == curves.thresholds(precision).tolist()
 
 
+def test_a_bundle_whose_hashtags_all_have_too_few_posts_has_no_threshold(tmp_path):
+    few = counted(SCORES[:9], CARRIED[:9], TAGS).curves()
+    kept = read_thresholds(tmp_path, entry_of(write_thresholds(tmp_path, few)), TAGS)
+    assert np.isinf(kept.thresholds(0.0)).all()
+    assert kept.posts == 9
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -26,12 +26,11 @@ from moe_core.models.cost import multiply_adds
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.files import BATCH, decoded_items, entries_of
 from moe_core.serving.folders import bundle_folder, study_at
+from moe_core.serving.routed import routed
 from moe_core.store.artifact import Artifact
 from moe_core.tagging.answers import Asked, Wanted
 from moe_core.tagging.inputs import Record, image_of
 from moe_core.text import shown
-from moe_core.training.infer import features_of
-from moe_core.training.posts import ImagesInMemory
 
 if TYPE_CHECKING:
     import polars as pl
@@ -113,16 +112,19 @@ class Mixture:
         Raises BadImage for one that cannot be read.
         """
         self._set_threads()
+
+        def batches() -> Iterator[np.ndarray]:
+            records, size = _records(images), self.bundle.image_size
+            for some, errors, images_BHWC in decoded_items(records, image_of, size, threads.share()):
+                for record, error in zip(some, errors, strict=True):
+                    if error:
+                        raise BadImage(f"{shown(record.name, 300)}: {error}")
+                yield images_BHWC
+
         parts = [np.empty((0, self.bundle.router.width), np.float32)]
-        records = _records(images)
-        for some, errors, images_BHWC in decoded_items(records, image_of, self.bundle.image_size, threads.share()):
-            for record, error in zip(some, errors, strict=True):
-                if error:
-                    raise BadImage(f"{shown(record.name, 300)}: {error}")
-            pixels = ImagesInMemory(images_BHWC)
-            router_BD = features_of(self.bundle.router_on(self.device), pixels, self.bundle.precision, self.device)
-            expert_B = self.bundle.gate.assign(router_BD.numpy())
-            parts.append(self.bundle.features_by_expert(expert_B, pixels, self.device).numpy())
+        for answer in routed(self.bundle, batches(), device=self.device, embed=True):
+            assert answer.embeddings_BD is not None
+            parts.append(answer.embeddings_BD.numpy())
         return np.concatenate(parts)
 
     def search(

@@ -22,7 +22,7 @@ setup: .venv/.ready-$(FAISS)
 
 test: setup
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m browser tests/test_browser.py  # skipped, with the reason, where there is no chromium
+	$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_look_browser.py  # skipped, with the reason, where there is no chromium
 
 soak: setup
 	$(BIN)/python -m pytest -m soak

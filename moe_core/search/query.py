@@ -78,13 +78,13 @@ class Hashtags:
     def __init__(self, hashtags: Sequence[str], synonyms: Mapping[str, str], accents: Accents) -> None:
         self.hashtags, self._accents = hashtags, accents
         self._numbers = {tag: number for number, tag in enumerate(hashtags)}
-        self._synonyms = synonyms
+        self.synonyms = synonyms
 
     def number(self, written: str) -> int:
         """The hashtag's place in the bundle. Raises Unknown, which offers near spellings."""
         tag = self._meant(written)
         if tag is None or tag not in self._numbers:
-            near = difflib.get_close_matches(tag or written, [*self._numbers, *self._synonyms], OFFERED, cutoff=0.5)
+            near = difflib.get_close_matches(tag or written, [*self._numbers, *self.synonyms], OFFERED, cutoff=0.5)
             offer = f": did you mean {', '.join(near)}?" if near else ""
             raise Unknown(
                 f"no hashtag {shown(written)!r} among the {len(self.hashtags):,} of this mixture{offer}", near
@@ -96,11 +96,11 @@ class Hashtags:
         meant = self._meant(written)
         if meant is None:
             raise BadSetting(f"{shown(written)!r} is no hashtag: nothing is left of it in canonical spelling")
-        return [meant, *(tag for tag, its in self._synonyms.items() if its == meant and tag != meant)]
+        return [meant, *(tag for tag, its in self.synonyms.items() if its == meant and tag != meant)]
 
     def _meant(self, written: str) -> str | None:
         tag = pl.DataFrame({"tag": [written]}).select(canonical(pl.col("tag"), self._accents)).item()
-        return self._synonyms.get(tag, tag)
+        return self.synonyms.get(tag, tag)
 
 
 def tag_vectors(bundle: Bundle, numbers: Sequence[int]) -> np.ndarray:

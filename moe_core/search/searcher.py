@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -29,6 +28,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import read_log
 from moe_core.store.artifact import Artifact, full_version
 from moe_core.store.layout import NAMES
+from moe_core.store.protocols import ArtifactStore
 from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.tables.location import tables_of
 from moe_core.tables.reading import find_row
@@ -120,6 +120,43 @@ class Searcher:
                 self._bundle = Bundle(self.mixture)
             return self._bundle
 
+    @property
+    def store(self) -> ArtifactStore:
+        return self._store
+
+    @property
+    def embeddings(self) -> Sequence[Artifact]:
+        """Of each shard, in the order of the posts."""
+        return self._embeddings
+
+    @property
+    def posts(self) -> pa.Table:
+        """Rows of posts.SEARCHED: what is known of each post, taken down meanwhile or not."""
+        return self._posts
+
+    @property
+    def vectors(self) -> Exact:
+        """Of the same posts, in the same order."""
+        return self._vectors
+
+    @property
+    def hashtags(self) -> Hashtags:
+        """Those of the mixture, and what else is written for them."""
+        return self._hashtags
+
+    @property
+    def takedowns(self) -> Takedowns:
+        """As they are now."""
+        return self._current_takedowns()
+
+    def allowed(self, filters: Filters) -> np.ndarray | None:
+        """(N,) bool: posts that fulfil the filters; None where there are none. Raises BadSetting."""
+        return self._allowed(filters)
+
+    def row(self, post_id: str) -> int:
+        """Where a post is among them. Raises Unknown, also where it is taken down."""
+        return int(self._rows_of([post_id], self._current_takedowns())[post_id][0])
+
     def find(
         self,
         images: Sequence[Picture] = (),
@@ -149,6 +186,8 @@ class Searcher:
         """As `find`, with the expert of each image and how it was searched."""
         if not 1 <= top <= MOST:
             raise BadSetting(f"top {top}: wanted 1 to {MOST:,}")
+        if filters.split is not None and filters.split not in SPLITS:
+            raise BadSetting(f"no split {filters.split!r}: wanted one of {', '.join(SPLITS)}")
         takedowns = self._current_takedowns()
         asked = self._rows_of(posts, takedowns)
         allowed_N = self._allowed(filters)
@@ -183,16 +222,6 @@ class Searcher:
                 return _as_file(found["image"], size)
         return None
 
-    def posts(self, filters: Filters = NO_FILTERS) -> pl.DataFrame:
-        """Columns of SEARCHED of the posts that fulfil the conditions, in their order, experts by their keys; without
-        what was taken down. Raises BadSetting for a condition that names nothing."""
-        takedowns, allowed_N = self._current_takedowns(), self._allowed(filters)
-        found = pl.DataFrame(self._posts if allowed_N is None else self._posts.filter(pa.array(allowed_N)))
-        if takedowns.entries:
-            found = found.filter([not takedowns.holds(*post) for post in found.select("id", "user").iter_rows()])
-        keys = list(self.published)
-        return found.with_columns(pl.col("expert").replace_strict(range(len(keys)), keys, return_dtype=pl.String))
-
     def _tags(self, written: Sequence[str]) -> np.ndarray:
         return tag_vectors(self.bundle, [self._hashtags.number(tag) for tag in written])
 
@@ -209,8 +238,6 @@ class Searcher:
     def _allowed(self, filters: Filters) -> np.ndarray | None:
         if not filters:
             return None
-        if filters.split is not None and filters.split not in SPLITS:
-            raise BadSetting(f"no split {filters.split!r}: wanted one of {', '.join(SPLITS)}")
         tags = self._hashtags.spellings(filters.tag) if filters.tag is not None else []
         return allowed(self._posts, filters, list(self.published), tags)
 

@@ -8,7 +8,8 @@ from moe_core.service.answers import Json
 from moe_core.service.guard import Origins, Token
 from moe_core.service.metrics import Metrics
 
-PUBLIC = ("/healthz",)
+PUBLIC = ("/healthz", "/")
+PAGE = "/look/page/"  # files of the page at /, which asks for the token itself
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
@@ -43,7 +44,7 @@ class Front:
             await send(message)
 
         refusal = self.origins.refusal(scope) if self.origins else None
-        if refusal is None and self.token and scope["path"] not in PUBLIC:
+        if refusal is None and self.token and not _is_public(scope["path"]):
             refusal = self.token.refusal(scope)
         if refusal is None:
             answer = self.app
@@ -56,3 +57,7 @@ class Front:
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(PAGE)

@@ -62,3 +62,13 @@ def column_in(path: Path, name: str) -> Iterator[pa.Array]:
     with open_path(path) as openable:
         for batch in lance.dataset(openable).to_batches(columns=[name], batch_size=PART):
             yield batch[name]
+
+
+def vectors_at(path: Path, name: str, rows_M: np.ndarray) -> np.ndarray:
+    """(M, D) float32: vectors of some rows, in the order asked for; nothing else is read."""
+    import lance
+
+    with open_path(path) as openable:
+        column = lance.dataset(openable).take(rows_M, columns=[name])[name].combine_chunks()
+    vectors_MD: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return vectors_MD

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EADDRINUSE
 from pathlib import Path
+from pkgutil import resolve_name
 
 import click
 import torch
@@ -17,10 +18,12 @@ from fastapi import FastAPI
 
 from moe_core import threads
 from moe_core.errors import BadSetting
+from moe_core.service import look
 from moe_core.service.app import create_app
 from moe_core.service.following import Source, fixed
 from moe_core.service.guard import Origins, Token, is_loopback
 from moe_core.service.limits import MIB, Limits
+from moe_core.service.looking import Looking
 from moe_core.service.protocol import BoundedHead
 from moe_core.service.service import Service
 from moe_core.service.sources import published_of
@@ -28,6 +31,7 @@ from moe_core.serving.bundle import Bundle
 from moe_core.serving.folders import bundle_folder
 from moe_core.serving.publication import bundle_at
 from moe_core.store.artifact import Artifact
+from moe_core.study_file import load_study
 from moe_core.text import shown
 from pipelines.cli.options import STUDY_OPTION
 from pipelines.terminal import echo
@@ -71,7 +75,8 @@ def serve(
 ) -> None:
     """Answer over HTTP with the published mixture, until interrupted.
 
-    A mixture that is published meanwhile, or rolled back to, takes over without a failed request.
+    A mixture that is published meanwhile, or rolled back to, takes over without a failed request. In a browser: a page
+    to look at its experts, posts and hashtags.
 
     \b
     Example: hardmoe serve --study cats
@@ -100,7 +105,8 @@ def serve(
         service = Service(source, limits, "cuda" if torch.cuda.is_available() else "cpu", poll)
         port = listener.getsockname()[1]
         origins = Origins(port, allowed, "hardmoe serve --allow-host NAME") if local or allowed else None
-        app = create_app(service, origins=origins, token=Token(token) if token else None)
+        app = create_app(service, origins=origins, token=Token(token) if token else None, routers=[look.router])
+        app.state.looking = _looking(service, None if bundle else study_file)
         name = f"[{host}]" if ":" in host else host
         echo(f"Mixture {service.following.now.version} answers at http://{name}:{port}   (Ctrl-C ends it)")
         sys.stdout.flush()
@@ -119,6 +125,18 @@ def _token(file: Path | None) -> str | None:
             "spaces, such as `openssl rand -hex 32` prints"
         )
     return token
+
+
+def _looking(service: Service, study_file: Path | None) -> Looking:
+    """What the page at / shows: also the posts of a study, where what reads them is installed."""
+    if study_file is None:
+        return Looking(lambda: service.following.now)
+    try:
+        posts_of = resolve_name("moe_core.search.opening:posts_of")
+    except ImportError as error:
+        why = f"posts are read by {error.name}, which is not installed: pip install 'hardmoe[cpu]'"
+        return Looking(lambda: service.following.now, why=why)
+    return Looking(lambda: service.following.now, posts_of(study_file), load_study(study_file).name)
 
 
 def _source(study_file: Path, bundle: Path | None, version: str | None, expert_bytes: int | None) -> Source:

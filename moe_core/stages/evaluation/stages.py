@@ -27,7 +27,7 @@ def _evaluation_settings(study: Study) -> Any:
 
 EVALUATION = Stage(
     name="evaluation",
-    code="6",
+    code="5",
     reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
     settings=_evaluation_settings,
     inputs=_evaluation_inputs,
@@ -37,7 +37,7 @@ EVALUATION = Stage(
 
 REPORT = Stage(
     name="report",
-    code="4",
+    code="3",
     reads=("evaluation", "partition"),
     settings=lambda study: {},
     inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},

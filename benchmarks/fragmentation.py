@@ -81,7 +81,7 @@ def cell_of(context: Any) -> dict[str, Any]:
     networks = {name: controls_of(context.planner.graph)[name] for name in ("trunk_same_budget", "random_partition")}
     controls = {name: open_control(context, bundle, of, validation, device) for name, of in networks.items()}
     random_weight = controls["random_partition"].router_weight
-    scores, _ = score(context, bundle, controls, test, device)
+    scores, *_ = score(context, bundle, controls, test, device)
     partition = context.need("partition").metadata
     return {
         "training_posts": partition["training_posts"],

@@ -2,18 +2,27 @@
 
 import os
 import platform
+import shutil
+import time
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from moe_core import threads
 from moe_core.clustering import faiss_build
 from moe_core.devices import driver_version, gpu_names
-from moe_core.errors import MissingLibrary
+from moe_core.errors import HardmoeError, MissingLibrary
+from moe_core.settings import Study
+from moe_core.store import places
+from moe_core.store.cache import default_folder
+from moe_core.store.protocols import open_store
+from moe_core.text import one_line
 from moe_core.training.loop import uses_bfloat16
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HARDMOE_WORKERS", *threads.VARIABLES)
+PROBES = 2  # rounds of eight writers
 FIT = "https://pytorch.org/get-started/locally, https://docs.nvidia.com/deploy/cuda-compatibility"
 
 
@@ -50,6 +59,25 @@ def describe(experts: int) -> tuple[dict[str, str], list[str]]:
         "variables": " ".join(f"{name}={value}" for name, value in of_user.items()) or "none",
     }
     return machine, problems
+
+
+def store_of(study: Study, root: Path) -> tuple[str, list[str]]:
+    """(where a study's artifacts lie, what is wrong there). A bucket is asked for its owner, and whether it keeps
+    `If-None-Match: *`; what that writes is removed."""
+    try:
+        store = open_store(study, root)
+        if store.place is None:
+            free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
+            return f"{store.uri}, a folder with {free / 2**30:,.0f} GiB free", []
+        began = time.perf_counter()
+        owned = places.is_claimed(store.place, study.name)
+        seconds = time.perf_counter() - began
+        places.probe(store.place, rounds=PROBES)
+    except (HardmoeError, OSError) as error:
+        return study.store.uri or str(root), [f"store: {one_line(error, 1000)}"]
+    whose = "this study's" if owned else "empty yet"
+    cache = f"cache of {study.store.cache_gib:g} GiB in {default_folder()}"
+    return f"{store.uri}, {whose}, answers in {1000 * seconds:.0f} ms and keeps If-None-Match; {cache}", []
 
 
 def _torch() -> str:

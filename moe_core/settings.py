@@ -345,6 +345,12 @@ class Publish(Strict):
         "by more than this: P@1, or R@5 or R@10 where posts carry more than three tags "
         "(docs/explanation/publication.md).",
     )
+    license: str = Field(
+        "",
+        max_length=200,
+        description="License of the mixtures, such as CC-BY-4.0, for their MODEL_CARD.md; empty: not stated. No result "
+        "is stale by it.",
+    )
 
 
 class Evaluation(Strict):

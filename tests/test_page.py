@@ -113,6 +113,32 @@ class Elements(HTMLParser):
         self.words += data
 
 
+def thresholds(tags):
+    precision = {"precision": 0.875, "precision_ci95": [0.8, 0.9], "recall": 0.25, "recall_ci95": [0.2, 0.3]}
+    good = {
+        "wanted": 0.9,
+        "hashtags": 2,
+        "given": 8,
+        "validation_precision": 0.95,
+        "validation_recall": 0.3,
+    } | precision
+    shown = {
+        "positives": 20,
+        "curve": [(0.5, 1.0), (1.0, 0.5)],
+        "threshold": 0.5,
+        "validation": [9, 10],
+        "test": [7, 8],
+    }
+    return {
+        "validation_posts": 100,
+        "fewest_positives": 10,
+        "standard_errors": 1.0,
+        "wanted": [good, {"wanted": 0.98, "hashtags": 0, "given": 0}],
+        "of_hashtags": 0.8,
+        "hashtags": [*({"tag": tag} | shown for tag in tags), {"tag": "rare", "positives": 3, "curve": []}],
+    }
+
+
 def rendered(tags=("sea", "sand"), experts=2):
     names = [f"e{number:03d}" for number in range(experts)]
     measures = dict.fromkeys(MEASURES, 0.5) | {f"{name}_ci95": [0.4, 0.6] for name in MEASURES}
@@ -146,6 +172,16 @@ def rendered(tags=("sea", "sand"), experts=2):
             "warnings": [],
             "untrained": [],
             "rows": rows,
+            "calibration": {
+                "definition": "what ECE is",
+                "n": 6,
+                "temperature": 0.5,
+                "ece": 0.25,
+                "ece_scaled": 0.125,
+                "bins": [{"n": 6, "confidence": 0.75, "right": 0.5}],
+                "bins_scaled": [{"n": 6, "confidence": 0.5, "right": 0.5}],
+            },
+            "thresholds": thresholds(tags),
         },
         posts={"read": 12, "accepted": 11, "rejected": 1},
         reasons=dict.fromkeys(tags, 1),
@@ -180,6 +216,15 @@ def test_a_gain_is_colored_only_where_its_interval_excludes_zero():
     text = rendered()
     assert '<span class="down">−0.080</span>' in text  # -0.1 to -0.02
     assert '<span class="">+0.250</span>' in text  # -0.1 to 0.6
+
+
+def test_thresholds_and_calibration_are_on_the_page():
+    words = " ".join(Elements(rendered()).words.split())
+    assert "are 0.250 away from that (ECE), and 0.125 when they are scaled by the temperature 0.5" in words
+    rows = [re.sub(r"<svg.*?</svg>|<[^>]+>", " ", row).split() for row in rendered().split("<tr>")]
+    assert ["0.9", "2", "0.950", "0.300", "8", "0.875", "0.800", "to", "0.900", "0.250", "0.200", "to", "0.300"] in rows
+    assert ["sea", "20", "0.500", "0.900", "9", "of", "10", "0.875", "7", "of", "8"] in rows
+    assert any(row[:3] == ["rare", "3", "none"] for row in rows)
 
 
 def test_many_experts_are_a_page_too():

@@ -121,6 +121,26 @@ def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
     return Interval(float(values_N.mean()), float(low), float(high), count)
 
 
+def bootstrap_ratio(part_N: np.ndarray, of_N: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Percentile bootstrap over posts of the sum of one count over the sum of another, such as hashtags that are right
+    over hashtags that are given. A resample in which nothing is given is left out.
+
+    Raises TooFewPosts where nothing is given.
+    """
+    count = len(of_N)
+    if not of_N.sum():
+        raise TooFewPosts("nothing to measure on: wanted at least one that is given")
+    draw = np.random.default_rng([seed, count])
+    ratios = list[np.ndarray]()
+    step = max(1, CELLS // count)
+    for first in range(0, resamples, step):
+        rows_RN = draw.integers(0, count, (min(step, resamples - first), count), np.int32)
+        parts_R, of_R = part_N[rows_RN].sum(1), of_N[rows_RN].sum(1)
+        ratios.append(parts_R[of_R > 0] / of_R[of_R > 0])
+    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
+    return Interval(float(part_N.sum() / of_N.sum()), float(low), float(high), count)
+
+
 def paired_difference(a_N: np.ndarray, b_N: np.ndarray, resamples: int, seed: int) -> Interval:
     """Bootstrap of the mean of a - b on the same posts: narrower than two intervals side by side."""
     if len(a_N) != len(b_N):

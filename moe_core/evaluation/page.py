@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.measures import COSTS, MEASURES, PAIRED
-from moe_core.evaluation.plots import BLUE, ORANGE, Line, bars, intervals, lines, short, sparkline
+from moe_core.evaluation.plots import BLUE, GREY, ORANGE, Line, bars, intervals, lines, share_line, short, sparkline
 from moe_core.settings import Study
 from moe_core.study_file import dump_study
-from moe_core.text import format_duration, shown
+from moe_core.text import format_duration
+from moe_core.text import shown as text_shown
 
 FIGURES = ("cheaper", "same_cost", "ablation")  # roles of the rows over which gains are shown in large
 SIZES_OF = 40  # experts at most in the plot of sizes
@@ -59,7 +60,7 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("moe_core.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"shown": shown, "duration": format_duration, "signed": signed, "short": short}
+    environment.filters |= {"shown": text_shown, "duration": format_duration, "signed": signed, "short": short}
     return environment.get_template("report.html.j2")
 
 
@@ -77,7 +78,36 @@ def _of_table(study: Study, table: Mapping[str, Any]) -> dict[str, Any]:
         "costs": COSTS,
         "figures": [(row["name"], gains[row["name"]]) for row in rows if row["role"] in FIGURES],
         "plot": Markup(intervals(measured, "P@1 of each row")),
+        **_of_confidence(table),
     }
+
+
+def _of_confidence(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Plots of how far the published answer's probabilities can be trusted; empty for a table without."""
+    calibration, thresholds = table.get("calibration"), table.get("thresholds")
+    reliability, tradeoff = "", ""
+    if calibration:
+        curves = [Line("as right as sure", [(0, 0), (1, 1)], GREY, 1.2)]
+        for name, color in (("bins", BLUE), ("bins_scaled", ORANGE)):
+            points = [(row["confidence"], row["right"]) for row in calibration[name]]
+            curves.append(Line("scaled" if name == "bins_scaled" else "as it is", points, color))
+        reliability = lines(curves, "probability of the first hashtag", "share of posts that carry it")
+    if thresholds:
+        rows = [row for row in thresholds["wanted"] if "validation_precision" in row and "precision" in row]
+        validation = [(row["validation_recall"], row["validation_precision"]) for row in rows]
+        test = [(row["recall"], row["precision"]) for row in rows]
+        both = [Line("validation", validation, BLUE), Line("test", test, ORANGE)]
+        tradeoff = lines(both, "recall", "precision") if rows else ""
+    of_hashtags = thresholds["hashtags"] if thresholds else []
+    return {
+        "reliability": Markup(reliability),
+        "tradeoff": Markup(tradeoff),
+        "hashtag_curves": [(row, Markup(_curve_of(row))) for row in of_hashtags],
+    }
+
+
+def _curve_of(row: Mapping[str, Any]) -> str:
+    return share_line(row["curve"], f"precision over recall of {text_shown(row['tag'])}") if row["curve"] else ""
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

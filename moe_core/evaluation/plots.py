@@ -123,6 +123,14 @@ def sparkline(points: Sequence[tuple[float, float]], about: str) -> str:
     return _svg(80, 20, about, [line])
 
 
+def share_line(points: Sequence[tuple[float, float]], about: str) -> str:
+    """A curve of shares over shares in a square of both from 0 to 1, to stand in a line of text."""
+    path = " ".join(f"{1 + 38 * x:.1f},{39 - 38 * y:.1f}" for x, y in points)
+    square = f'<path d="M1 1H39V39H1Z" fill="none" stroke="{GREY}" stroke-opacity=".35"/>'
+    line = f'<polyline points="{path}" fill="none" stroke="{BLUE}" stroke-width="1.5" stroke-linejoin="round"/>'
+    return _svg(40, 40, about, [square, line])
+
+
 def glance(points: Sequence[tuple[float, float]], about: str) -> str:
     """A curve with its first and last value and no axes, in so few characters that its data URI has less than 1,000."""
     points = thinned(points, 36)

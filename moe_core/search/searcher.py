@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -186,8 +187,6 @@ class Searcher:
         """As `find`, with the expert of each image and how it was searched."""
         if not 1 <= top <= MOST:
             raise BadSetting(f"top {top}: wanted 1 to {MOST:,}")
-        if filters.split is not None and filters.split not in SPLITS:
-            raise BadSetting(f"no split {filters.split!r}: wanted one of {', '.join(SPLITS)}")
         takedowns = self._current_takedowns()
         asked = self._rows_of(posts, takedowns)
         allowed_N = self._allowed(filters)
@@ -222,6 +221,16 @@ class Searcher:
                 return _as_file(found["image"], size)
         return None
 
+    def posts(self, filters: Filters = NO_FILTERS) -> pl.DataFrame:
+        """Columns of SEARCHED of the posts that fulfil the conditions, in their order, experts by their keys; without
+        what was taken down. Raises BadSetting for a condition that names nothing."""
+        takedowns, allowed_N = self._current_takedowns(), self._allowed(filters)
+        found = pl.DataFrame(self._posts if allowed_N is None else self._posts.filter(pa.array(allowed_N)))
+        if takedowns.entries:
+            found = found.filter([not takedowns.holds(*post) for post in found.select("id", "user").iter_rows()])
+        keys = list(self.published)
+        return found.with_columns(pl.col("expert").replace_strict(range(len(keys)), keys, return_dtype=pl.String))
+
     def _tags(self, written: Sequence[str]) -> np.ndarray:
         return tag_vectors(self.bundle, [self._hashtags.number(tag) for tag in written])
 
@@ -238,6 +247,8 @@ class Searcher:
     def _allowed(self, filters: Filters) -> np.ndarray | None:
         if not filters:
             return None
+        if filters.split is not None and filters.split not in SPLITS:
+            raise BadSetting(f"no split {filters.split!r}: wanted one of {', '.join(SPLITS)}")
         tags = self._hashtags.spellings(filters.tag) if filters.tag is not None else []
         return allowed(self._posts, filters, list(self.published), tags)
 

@@ -31,7 +31,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def export_bundle(bundle: Bundle, out: Path, card: str | None = None) -> None:
-    """Copies what the manifest names into the new folder `out`, with the card; without one that of the bundle, if any.
+    """Copies what the manifest names into the new folder `out`, with the card, if any.
 
     Raises BadSetting as `new_folder`, CorruptArtifact where the copy is not what the manifest names.
     """
@@ -42,6 +42,4 @@ def export_bundle(bundle: Bundle, out: Path, card: str | None = None) -> None:
             shutil.copyfile(source / name, folder / name)
         if card is not None:
             write_text(folder / CARD, card)
-        elif (source / CARD).is_file():
-            shutil.copyfile(source / CARD, folder / CARD)
         Bundle(folder)  # reads every byte of the copy

@@ -1,27 +1,46 @@
 """What this machine has: doctor."""
 
 import sys
+from pathlib import Path
 
 import click
 
-from moe_core.machine import describe
+from moe_core.machine import describe, store_of
 from moe_core.settings import Partition
+from moe_core.store.layout import Layout
+from moe_core.study_file import load_study
 from pipelines.cli.options import JSON
 from pipelines.terminal import echo, echo_json
 
 
 @click.command()
-@click.option("--experts", default=Partition().experts, show_default=True, help="K of the study it is for.")
+@click.option("--experts", type=int, default=None, help="K of the study it is for.  [default: its own, else 8]")
+@click.option(
+    "--study",
+    "study_file",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of a study, or its study.toml: its store is looked at, too.",
+)
 @JSON
-def doctor(experts: int, as_json: bool) -> None:
+def doctor(experts: int | None, study_file: Path | None, as_json: bool) -> None:
     """Show in ten lines what hardmoe would compute with here, and what is wrong with it, if anything; then exit code 1.
 
     torch and the driver, GPUs with their free memory, what precision "auto" means, where k-means runs, which FAISS,
     cores and threads, runs at once, and the environment variables that change any of it.
 
-    Example: hardmoe doctor --experts 64
+    With --study also where its artifacts lie, and whether a bucket answers and keeps its word.
+
+    Example: hardmoe doctor --study cats
     """
-    machine, problems = describe(experts)
+    study = None
+    if study_file is not None:
+        study_file = Layout(study_file).study_file if study_file.is_dir() else study_file
+        study = load_study(study_file)
+    machine, problems = describe(experts or (study.partition if study else Partition()).experts)
+    if study is not None and study_file is not None:
+        machine["store"], wrong = store_of(study, study_file.absolute().parent)
+        problems += wrong
     if as_json:
         echo_json({"machine": machine, "problems": problems})
     else:

@@ -43,6 +43,9 @@ def print_table(table: dict[str, Any]) -> None:
     for row in agreement["rows"]:
         parts = [f"{where} {row[where]:.3f}" for where in ("within", "across") if where in row]
         console.print(f"  {row['name']:18} " + ", ".join(parts) + (" experts" if "across" in row else " the expert"))
+    if calibration := table.get("calibration"):
+        scaled = f", {calibration['ece_scaled']:.3f} with --calibrated" if calibration["temperature"] else ""
+        console.print(f"p of the first hashtag: expected calibration error {calibration['ece']:.3f}{scaled}")
     if transfer := table.get("transfer"):
         _print_transfer(console, transfer)
     for line in compare(table).lines:

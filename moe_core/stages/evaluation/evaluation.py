@@ -1,7 +1,7 @@
 """evaluation: the mixture against its controls on held-out posts, every figure with its interval and its n.
 
-`rows` describes the rows of the table, `predictions` computes their answers, `score` the measures, `costs`,
-`embedding_agreement` and `transfer` the rest of the table.
+`rows` describes the rows of the table, `predictions` computes their answers, `score` the measures, `confidence` what
+the published answer's probabilities are worth, `costs`, `embedding_agreement` and `transfer` the rest of the table.
 """
 
 import json
@@ -40,7 +40,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     if not len(test):
         raise TooFewPosts("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
     controls = open_controls(context, bundle, device)
-    scores, tags = score(context, bundle, controls, test, device)
+    scores, tags, confidence = score(context, bundle, controls, test, device)
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
     relevant_NV = relevant_tags(test.posts, frequent)
     costs, resamples = Costs(context, bundle), context.study.evaluation.bootstrap
@@ -64,6 +64,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         "per_expert": per_expert(bundle, scores, test.expert_N, tags, resamples),
         "embedding_agreement": embedding_agreement(context, bundle, controls, test, device),
         "transfer": transfer(context, bundle, controls, test, device),
+        **confidence.as_json(resamples),
         "untrained": [row.title for row in ROWS.values() if row.role == "same_cost" and row.name not in scores],
         "rows": rows,
     }
@@ -75,5 +76,6 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             "measure": table["measure"],
             "p_at_1": {row["name"]: row["p_at_1"] for row in rows},
             "published_gains": gains,
+            "ece": {"before": table["calibration"]["ece"], "after": table["calibration"]["ece_scaled"]},
         }
     )

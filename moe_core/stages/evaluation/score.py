@@ -24,6 +24,7 @@ from moe_core.evaluation.metrics import (
     per_post,
 )
 from moe_core.serving.bundle import Bundle
+from moe_core.stages.evaluation.confidence import Confidence
 from moe_core.stages.evaluation.predictions import (
     Control,
     Prediction,
@@ -86,8 +87,9 @@ class Scores:
 
 def score(
     context: Context, bundle: Bundle, controls: Mapping[str, Control], test: RoutedPosts, device: str
-) -> tuple[dict[str, Scores], TagCounts]:
-    """(scores of each row that the study has, in the order of the table; counts of the tags found)."""
+) -> tuple[dict[str, Scores], TagCounts, Confidence]:
+    """(scores of each row that the study has, in the order of the table; counts of the tags found; what is kept of the
+    published answer's probabilities)."""
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
     frequent_V = torch.tensor(frequent, device=device)
     posts_of_ap = min(len(test), AP_POSTS)
@@ -97,7 +99,7 @@ def score(
         return Scores(measures, np.zeros((posts_of_ap, len(frequent)), np.float32))
 
     scored = defaultdict[str, Scores](nothing)
-    tags = TagCounts(len(bundle.published), len(bundle.hashtags))
+    tags, confidence = TagCounts(len(bundle.published), len(bundle.hashtags)), Confidence(bundle, len(test))
     pixels, features = 3 * bundle.image_size**2, 4 * bundle.router.width * (1 + len(bundle.published))
     chunk = max(1, min(CHUNK, CHUNK_BYTES // pixels, FEATURE_BYTES // features))
 
@@ -107,6 +109,9 @@ def score(
             best_BK, places_B = best_hashtags(p_BV, BEST), first + rows_B
             for measure, values_B in per_post(p_BV, tags_T, starts_B1, best_BK).items():
                 scored[name].measures[measure][places_B] = values_B
+            if name == bundle.answer:
+                right_B = scored[name].measure("p_at_1")[places_B]
+                confidence.add(places_B, p_BV, right_B, tags_T, starts_B1)
             if name in ("trunk", bundle.answer):
                 expert_T = np.repeat(expert_N[rows_B], starts_B1.diff().numpy())
                 tags.add(name, tags_T, expert_T, found_tags(best_BK, tags_T, starts_B1))
@@ -121,7 +126,7 @@ def score(
     for row, control in controls.items():  # all posts at once: each of its networks is read once
         context.report({"control": row})
         add(control_predictions(context, bundle, row, control, test, device), test.posts, test.expert_N)
-    return {name: scored[name] for name in ROWS if name in scored}, tags
+    return {name: scored[name] for name in ROWS if name in scored}, tags, confidence
 
 
 def frequent_tags(posts: Posts, hashtags: int) -> list[int]:

@@ -27,7 +27,7 @@ def _evaluation_settings(study: Study) -> Any:
 
 EVALUATION = Stage(
     name="evaluation",
-    code="5",
+    code="6",
     reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
     settings=_evaluation_settings,
     inputs=_evaluation_inputs,
@@ -37,7 +37,7 @@ EVALUATION = Stage(
 
 REPORT = Stage(
     name="report",
-    code="3",
+    code="4",
     reads=("evaluation", "partition"),
     settings=lambda study: {},
     inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},

@@ -11,13 +11,19 @@ from torch import Tensor
 from moe_core.clustering.gate import load_gate
 from moe_core.engine.context import Context
 from moe_core.evaluation.answers import Answer
+from moe_core.evaluation.card import render
 from moe_core.serving.bundle import Bundle, BundlePart, decoder_of, write_bundle
+from moe_core.serving.manifest import entries_of, read_manifest
 from moe_core.stages import reading
 from moe_core.stages.mixture import calibrate
+from moe_core.stages.mixture.card import card_of
 from moe_core.stages.mixture.thresholds import Measured, PublishedAnswer, measure
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Artifact, Spec, StageOutput
+from moe_core.store.files import write_text
+from moe_core.store.hashing import file_hash
+from moe_core.store.layout import CARD
 from moe_core.training.infer import by_expert, features_of
 from moe_core.training.posts import Images
 from moe_core.weights import load_weights
@@ -44,7 +50,17 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         measured.calibration_temperature if measured else None,
     )
     Bundle(folder)  # refuses what does not belong together, before it is committed
-    return StageOutput(chosen | {"unpublished": [k for k, good in chosen["published"].items() if not good]})
+    content = content_of(folder)
+    write_text(folder / CARD, render(card_of(context, spec, chosen)))  # no result: a license changes none
+    unpublished = [k for k, good in chosen["published"].items() if not good]
+    return StageOutput(chosen | {"unpublished": unpublished}, content)
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a bundle: for its parts that of the manifest, for which they were read already."""
+    known = {entry.file: entry.sha256 for entry in entries_of(read_manifest(folder)).values()}
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {name: known.get(name) or file_hash(folder / name) for name in names}
 
 
 def choose(

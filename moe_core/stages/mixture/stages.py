@@ -38,7 +38,7 @@ PUBLISHED = Stage(
     name="published",
     code="2",
     reads=("mixture", "splits", "vocabulary", "posts"),
-    settings=lambda study: {"publish": study.publish.model_dump()},
+    settings=lambda study: {"publish": study.publish.model_dump(exclude={"license"})},
     inputs=lambda planner, key: {"mixture": Ref("mixture"), "splits": Ref("splits")},
     make="moe_core.stages.mixture.comparison:make",
     description="Which mixture is answered with: a new one only if it is whole and not worse on the validation posts.",

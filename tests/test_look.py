@@ -31,7 +31,7 @@ def browser(finished_store):
 @pytest.fixture(scope="module")
 def every(browser):
     """All posts, as their table has them."""
-    return pl.from_arrow(browser.searcher.posts).with_columns(pl.col("tags").fill_null([]))
+    return pl.from_arrow(browser.searcher.table).with_columns(pl.col("tags").fill_null([]))
 
 
 def ids(posts):
@@ -152,7 +152,7 @@ def test_of_a_suspect_trunk_and_expert_agree_against_the_post(browser):
 
 def test_a_hashtag_in_the_place_of_one_that_both_see_is_suspected(finished_store, monkeypatch):
     searcher = Searcher(open_study(study(), finished_store))
-    browser, table = Browser(searcher), searcher.posts
+    browser, table = Browser(searcher), searcher.table
     seen = {}  # posts of which both find a hashtag: that one
     for post in browser.page(order="worst", top=200).posts[::-1][:40]:
         why = explain(searcher.bundle, pixels(browser, post.id), hashtags=1)[0]
@@ -163,7 +163,7 @@ def test_a_hashtag_in_the_place_of_one_that_both_see_is_suspected(finished_store
     wrong = {one: known[0] if tag != known[0] else known[1] for one, tag in seen.items()}
     pairs = zip(table["id"].to_pylist(), table["tags"].to_pylist(), strict=True)
     tags = pl.Series("tags", [[wrong[one]] if one in wrong else its for one, its in pairs])
-    monkeypatch.setattr(Searcher, "posts", pl.from_arrow(table).with_columns(tags).to_arrow().cast(table.schema))
+    monkeypatch.setattr(Searcher, "table", pl.from_arrow(table).with_columns(tags).to_arrow().cast(table.schema))
     suspects, first = {}, 0
     while page := Browser(searcher).page(order="suspect", first=first, top=200).posts:
         suspects |= {post.id: post.doubt for post in page}

@@ -96,7 +96,7 @@ class Browser:
 
     def splits(self) -> dict[str, int]:
         """Number of posts of each split; none where it is not recorded."""
-        counts = dict(self.searcher.posts.group_by("split").aggregate([("split", "count")]).to_pydict().items())
+        counts = dict(self.searcher.table.group_by("split").aggregate([("split", "count")]).to_pydict().items())
         found = dict(zip(counts["split"], counts["split_count"], strict=True))
         return {name: found[name] for name in SPLITS if found.get(name)}
 
@@ -124,7 +124,7 @@ class Browser:
     def posts(self, rows: np.ndarray, doubt: Callable[[int], Doubt | None] = lambda _: None) -> list[Post]:
         """What is known of these, without those that were taken down."""
         takedowns = self.searcher.takedowns
-        columns = self.searcher.posts.take(pa.array(rows, pa.int64())).drop_columns(["position", "shard"]).to_pylist()
+        columns = self.searcher.table.take(pa.array(rows, pa.int64())).drop_columns(["position", "shard"]).to_pylist()
         return [
             Post(
                 **post | {"row": row, "tags": post["tags"] or [], "expert": self.keys[post["expert"]]}, doubt=doubt(row)
@@ -183,13 +183,13 @@ class Browser:
         ]
 
     def _experts(self) -> np.ndarray:
-        return np.asarray(self.searcher.posts["expert"].to_numpy())
+        return np.asarray(self.searcher.table["expert"].to_numpy())
 
     @cached_property
     def _tags(self) -> dict[int, list[tuple[str, int, float]]]:
         """Hashtags of the vocabulary that set each cluster apart, as `partition` ranks them: by posts x log(times)."""
         counts: list[pl.DataFrame] = []
-        for batch in self.searcher.posts.select(["expert", "tags"]).to_batches():
+        for batch in self.searcher.table.select(["expert", "tags"]).to_batches():
             frame = pl.DataFrame(batch)
             ids_T, starts_N1 = self.vocabulary.compressed_rows(frame["tags"])
             owner_T = np.repeat(np.arange(len(frame)), np.diff(starts_N1))

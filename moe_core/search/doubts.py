@@ -85,7 +85,7 @@ class Doubts:
 
 def doubts_of(searcher: Searcher, vocabulary: Vocabulary, seed: int = 0) -> Doubts:
     """Judges the posts of a mixture. Raises MissingInput where their stored features are gone."""
-    bundle, posts = searcher.bundle, searcher.posts
+    bundle, posts = searcher.bundle, searcher.table
     ids, starts = [np.zeros(0, np.int64)], [np.zeros(1, np.int64)]
     for batch in posts.select(["tags"]).to_batches():
         ids_T, starts_N1 = vocabulary.compressed_rows(pl.DataFrame(batch)["tags"])

@@ -131,7 +131,7 @@ class Searcher:
         return self._embeddings
 
     @property
-    def posts(self) -> pa.Table:
+    def table(self) -> pa.Table:
         """Rows of posts.SEARCHED: what is known of each post, taken down meanwhile or not."""
         return self._posts
 

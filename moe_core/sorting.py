@@ -107,7 +107,7 @@ class RowFile:
 
     def append(self, rows_NW: np.ndarray) -> None:
         with errors_with_path(self.path), open(self.path, "ab", buffering=0) as file:
-            left = memoryview(rows_NW.tobytes())
+            left = np.ascontiguousarray(rows_NW).reshape(-1).data
             while left:
                 left = left[file.write(left) :]
         self.rows += len(rows_NW)
@@ -210,7 +210,9 @@ class Sorter:
             counts = [len(part) if end is None else self._up_to(part, end) for part in parts]
             block = np.concatenate([part[:count] for part, count in zip(parts, counts, strict=True)])
             parts = [part[count:] for part, count in zip(parts, counts, strict=True)]
-            yield block[order_of(block[:, : self._key])]
+            block = block[order_of(block[:, : self._key])]
+            yield block
+            del block  # before the next one is there
             for number, run in enumerate(runs):
                 if not len(parts[number]) and read[number] < len(run):
                     parts[number] = run.read(read[number], read[number] + each)

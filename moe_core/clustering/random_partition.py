@@ -66,4 +66,7 @@ def _shuffled(
         sorter.add(np.hstack([group_N[row_B, None], hash_BH, big_endian(row_B)]))
         first += len(part)
     for block in sorter.sorted():
-        yield block[:, 0], numbers(block[:, 1 + HASH :])
+        found = block[:, 0].copy(), numbers(block[:, 1 + HASH :])
+        del block  # before the next one is there
+        yield found
+        del found

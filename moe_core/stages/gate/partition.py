@@ -19,10 +19,11 @@ from moe_core.stages.gate.drift import as_fitted
 from moe_core.stages.gate.output import write
 from moe_core.stages.gate.posts import dealt_at_random, placed, post_table, sample, sizes_of, whitened, whitening_of
 from moe_core.store.artifact import Spec, StageOutput
+from moe_core.tables.memory import large_blocks_given_back
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
+    with large_blocks_given_back(), tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         if "previous" in spec.inputs:
             return refit.make(context, spec, folder, Path(scratch))
         return _fit(context, spec, folder, Path(scratch))
@@ -41,7 +42,7 @@ def _fit(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutp
         expert_M = pack(sizes_of(context, posts, whitening, centroids_MP), centroids_MP, settings.experts)
     gate = Gate(whitening, centroids_MP, expert_M)
     placement = placed(context, gate, posts)
-    nobody_N = np.full(len(posts.split_N), -1, np.int32)
+    nobody_N = np.broadcast_to(np.int32(-1), len(posts.split_N))
     random_N = dealt_at_random(context, posts, placement.expert_N, nobody_N, scratch)
     metadata = {
         "fitted_on": fitted_on,

@@ -19,10 +19,11 @@ from moe_core.data.loading import Labels
 from moe_core.data.splits import SPLITS
 from moe_core.engine.context import Context
 from moe_core.errors import TooFewPosts
-from moe_core.sorting import MEMORY
 from moe_core.stages import reading
 from moe_core.tables.location import tables_of
 from moe_core.tables.reading import scan_rows
+
+MEMORY = 32 << 20  # bytes, to sort posts for the control
 
 
 @dataclass(frozen=True)

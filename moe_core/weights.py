@@ -14,6 +14,7 @@ from moe_core.store.files import write_bytes
 from moe_core.text import shown
 
 CHECKSUM = "checksum"
+SMALL = 1 << 16  # numbers of a tensor
 Shape = tuple[str, tuple[int, ...]]  # type by safetensors' name, such as F32, and sizes
 Shapes = Mapping[str, Shape]
 
@@ -22,9 +23,8 @@ def save_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, st
     """Writes `path` whole or not at all. Raises NotFinite naming the first tensor with a NaN or an infinity."""
     from safetensors.torch import save
 
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NotFinite(f"{name} holds a number that is not finite: not saved to {path}")
+    if (name := _not_finite(state)) is not None:
+        raise NotFinite(f"{name} holds a number that is not finite: not saved to {path}")
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     # safetensors writes several entries in random order: one entry keeps equal weights equal files
     described = dict(about) | {CHECKSUM: _checksum(tensors, about)}
@@ -68,10 +68,18 @@ def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         raise CorruptArtifact(f"{path} is not a readable weights file: {error}", path) from None
     except MemoryError:
         raise HardmoeError(f"{path} does not fit into memory, {path.stat().st_size:,} bytes") from None
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NotFinite(f"{path}: {shown(name)} holds a number that is not finite")
+    if (name := _not_finite(state)) is not None:
+        raise NotFinite(f"{path}: {shown(name)} holds a number that is not finite")
     return state
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds a NaN or an infinity. Small ones, of which there are many, are checked together."""
+    numbers = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    small = [tensor.reshape(-1) for tensor in numbers.values() if tensor.numel() <= SMALL]
+    if small and torch.isfinite(torch.cat(small)).all():
+        numbers = {name: tensor for name, tensor in numbers.items() if tensor.numel() > SMALL}
+    return next((name for name, tensor in numbers.items() if not torch.isfinite(tensor).all()), None)
 
 
 def read_header(path: Path) -> tuple[dict[str, str], Shapes]:

@@ -50,7 +50,7 @@ SWITCH_SECONDS = 0.001  # for which a thread of Python keeps others waiting: tho
 @click.option("--port", default=8000, show_default=True, help="Port; 0: one that is free.")
 @click.option("--allow-host", multiple=True, help="Also a name of this server: that of a proxy before it.")
 @click.option("--token-file", type=click.Path(path_type=Path), help=f"File with the token.  [default: ${TOKEN}]")
-@click.option("--memory", type=int, default=None, help="MiB of experts held at once.  [default: as predict]")
+@click.option("--memory", type=float, default=None, help="MiB of experts held at once.  [default: as predict]")
 @click.option("--body", default=64, show_default=True, help="MiB of a request's body, at most.")
 @click.option("--images", default=256, show_default=True, help="Images of a request, at most.")
 @click.option("--queue", type=int, default=None, help="Images that wait, at most.  [default: 256 MiB of pixels]")
@@ -66,7 +66,7 @@ def serve(
     port: int,
     allow_host: tuple[str, ...],
     token_file: Path | None,
-    memory: int | None,
+    memory: float | None,
     body: int,
     images: int,
     queue: int | None,
@@ -82,7 +82,9 @@ def serve(
     Example: hardmoe serve --study cats
              curl --data-binary @cat.jpg http://127.0.0.1:8000/predict
     """
-    for option, value in (("memory", memory), ("body", body), ("images", images), ("queue", queue)):
+    if memory is not None and not 0 < memory < 1 << 40:
+        raise BadSetting(f"--memory {memory}: wanted MiB, more than 0")
+    for option, value in (("body", body), ("images", images), ("queue", queue)):
         if value is not None and value < 1:
             raise BadSetting(f"--{option} {value}: wanted at least 1")
     for option, seconds in (("time-limit", time_limit), ("poll", poll)):
@@ -98,7 +100,7 @@ def serve(
             "`openssl rand -hex 32`"
         )
     allowed = [checked_host(name) for name in allow_host]
-    source = _source(study_file, bundle, version, memory * MIB if memory else None)
+    source = _source(study_file, bundle, version, int(memory * MIB) if memory else None)
     threads.use(0, threads.whole_number("HARDMOE_THREADS"))
     limits = Limits(body * MIB, max(256, 2 * body) * MIB, images, queue, time_limit)
     with _listening(host, port) as listener:

@@ -1,9 +1,9 @@
 """`hardmoe serve` against `routed` on the same stream of images, in the same run.
 
-The mixture is that of benchmarks/routed.py: a tiny network, 64 experts on disk, memory for eight. Clients on loopback, in a
-process of their own on the same cores, each send their next request when the last one is answered. `routed` gets the
-same images in batches of 256, files decoded by threads ahead as `hardmoe predict` does. Both take turns; the ratio is
-that of the sums of their times. On a machine with other load also that of processor time, of the server and of its
+The mixture is that of benchmarks/routed.py: a tiny network, 64 experts on disk, memory for eight. Clients on loopback,
+in a process of their own on the same cores, each send their next request when the last one is answered. `routed` gets
+the same images in batches of 256, files decoded by threads ahead as `hardmoe predict` does. Both take turns; the ratio
+is that of the sums of their times. On a machine with other load also that of processor time, of the server and of its
 clients, says something. Then, under the same load: the other mixture is published, and rolled back. With --memory-over
 N requests of one image are sent, and the server's memory is printed now and then.
 

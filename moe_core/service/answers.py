@@ -76,6 +76,35 @@ class Hashtags(Said):
     tags: list[str]
 
 
+class Near(Problem):
+    """A post or hashtag that is not there, or no posts at all."""
+
+    near: list[str] = Field([], description="Spellings that may be meant.")
+
+
+class Found(Said):
+    """A post."""
+
+    id: str
+    score: float = Field(description="Inner product of the query and the post's embedding, both of unit length.")
+    tags: list[str]
+    expert: str
+    split: str | None
+    user: str | None
+    taken_at: str | None = Field(description="UTC, ISO 8601.")
+    original: str | None = Field(description="Path or URL where the source has the image.")
+    shard: str
+
+
+class Posts(Said):
+    """Posts that were found, the best first."""
+
+    mixture: str
+    experts: list[str] = Field(description="Of each image that was asked by.")
+    exact: bool = Field(description="Whether every post was compared.")
+    posts: list[Found]
+
+
 class Ready(Said):
     """Which mixture answers."""
 

@@ -19,9 +19,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from moe_core.service import answers
-from moe_core.service.answers import Alive, Embeddings, Hashtags, Json, Predictions, Problem, Ready
-from moe_core.service.bodies import MULTIPART, NPY, BadBody
+from moe_core.service import answers, searching
+from moe_core.service.answers import Alive, Embeddings, Hashtags, Json, Predictions, Ready
+from moe_core.service.bodies import NPY, BadBody
+from moe_core.service.described import BINARY, IMAGES, PROBLEMS
 from moe_core.service.front import Front
 from moe_core.service.guard import Origins, Token
 from moe_core.service.limits import TooMuch
@@ -29,31 +30,6 @@ from moe_core.service.service import Answered, Failed, Late, Service
 from moe_core.text import shown
 
 MOST_TAGS = 1000  # of one answer
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-FORM = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY["schema"]}}}
-IMAGES = {
-    "description": "One image as it is; several as files of a form, or as an array of pixels (N, S, S, 3) uint8.",
-    "required": True,
-    "content": {
-        "application/octet-stream": BINARY,
-        "image/jpeg": BINARY,
-        "image/png": BINARY,
-        MULTIPART: {"schema": FORM},
-        NPY: BINARY,
-    },
-}
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The request cannot be read."},
-    401: {"description": "The token is missing or wrong."},
-    408: {"description": "The body did not come in time."},
-    413: {"description": "The body is too large, or has too many images."},
-    422: {"description": "No image could be decoded, or a parameter is out of range."},
-    429: {"description": "Too much waits already: try again after Retry-After seconds."},
-    503: {"description": "The mixture cannot answer."},
-    504: {"description": "No answer within the time limit."},
-}
-PROBLEMS = {status: row | {"model": Problem} for status, row in PROBLEMS.items()}
-
 log = logging.getLogger(__name__)
 router = APIRouter()
 
@@ -82,7 +58,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for each in (router, *routers):
+    for each in (router, searching.router, *routers):
         app.include_router(each)
     app.add_middleware(Front, metrics=service.metrics, origins=origins, token=token)
     for error, status in ((BadBody, 0), (TooMuch, 429), (Late, 504), (Failed, 503)):
@@ -91,11 +67,6 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
     return app
-
-
-def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
 
 
 Top = Annotated[int, Query(ge=1, le=MOST_TAGS, description="Hashtags an image.")]
@@ -111,7 +82,7 @@ Least = Annotated[float, Query(ge=0, le=1, description="Leave out hashtags that 
 )
 async def predict(request: Request, top: Top = 5, min_p: Least = 0.0) -> Response:
     """The most probable hashtags of each image, by the published answer of the mixture."""
-    answered = await service_of(request).answer(request, top=top)
+    answered = await _service(request).answer(request, top=top)
     return Json(answers.predictions(_some(answered), min_p))
 
 
@@ -127,7 +98,7 @@ async def embed(request: Request) -> Response:
 
     With `Accept: application/x-npy` an array (N, D) float32, where all images could be decoded.
     """
-    answered = _some(await service_of(request).answer(request, embed=True))
+    answered = _some(await _service(request).answer(request, embed=True))
     if NPY not in request.headers.get("accept", ""):
         return Json(answers.embeddings(answered))
     if failed := next(filter(None, answered.errors), ""):
@@ -147,7 +118,7 @@ async def tags(
     top: Annotated[int, Query(ge=1, le=10_000, description="At most so many.")] = 1000,
 ) -> Response:
     """Hashtags that the mixture knows."""
-    mixture = service_of(request).following.now
+    mixture = _service(request).following.now
     match = match.casefold()
     found = [tag for tag in mixture.bundle.hashtags if match in tag.casefold()] if match else mixture.bundle.hashtags
     return Json({"mixture": mixture.version, "count": len(found), "tags": found[first : first + top]})
@@ -164,7 +135,7 @@ async def healthz() -> Response:
 )
 async def readyz(request: Request) -> Response:
     """Which mixture answers, and since when."""
-    service = service_of(request)
+    service = _service(request)
     mixture = service.following.now
     since = datetime.fromtimestamp(mixture.since, UTC).isoformat(timespec="seconds")
     if not service.batcher.is_running:
@@ -175,7 +146,12 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", responses={401: PROBLEMS[401]}, summary="Figures for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Requests, images, batches, experts, memory."""
-    return Response(service_of(request).metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(_service(request).metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
 
 
 def _some(answered: Answered) -> Answered:

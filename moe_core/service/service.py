@@ -38,6 +38,16 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """A request's images, in order: their names, why one could not be decoded or "", and the pixels of the others."""
+
+    mixture: Mixture
+    names: list[str | None]
+    errors: list[str]
+    pixels_NHWC: np.ndarray
+
+
+@dataclass(frozen=True)
 class Answered:
     """A request's images, in order: their names, why one could not be decoded or "", and answers to the others."""
 
@@ -87,28 +97,39 @@ class Service:
 
         Raises BadBody, TooMuch, Late and Failed.
         """
+        async with self.pictures(request) as pictures:
+            answers = await self._computed(pictures, top, embed)
+        return Answered(pictures.mixture, pictures.names, pictures.errors, answers)
+
+    @asynccontextmanager
+    async def pictures(self, request: Request) -> AsyncIterator[Pictures]:
+        """The images in a request's body, decoded for the mixture that is published now; they have room and time.
+
+        Raises BadBody, TooMuch and Late.
+        """
         mixture, reserved = self.following.now, max(LEAST_BYTES, declared_length(request, self.limits))
+        is_read = False
         with _held(self.bodies, reserved):
-            body = b""
             try:
                 async with asyncio.timeout(self.limits.seconds):
                     body = await read_body(request, self.limits)
+                    is_read = True
                     images = await self._images(body, request.headers.get("content-type", ""), mixture)
+                    del body
                     with _held(self.queue, len(images), self.batcher.seconds_each):
                         pixels_NHWC, errors = await self._pixels(images, mixture.bundle.image_size)
-                        names = images.names
-                        del images
-                        answers = await self._computed(mixture, pixels_NHWC, top, embed)
+                        pictures = Pictures(mixture, images.names, errors, pixels_NHWC)
+                        del images, pixels_NHWC
+                        yield pictures
             except TimeoutError:
-                if not body:
+                if not is_read:
                     raise BadBody(408, f"the body did not come in {self.limits.seconds:g} s") from None
                 raise Late(f"no answer in {self.limits.seconds:g} s (--time-limit): send fewer images") from None
             except ClientDisconnect:
                 raise BadBody(400, "the body ends early") from None
-        self.metrics.images.labels("answered").inc(len(pixels_NHWC))
-        if len(errors) > len(pixels_NHWC):
-            self.metrics.images.labels("not_decoded").inc(len(errors) - len(pixels_NHWC))
-        return Answered(mixture, names, errors, answers)
+        good = len(pictures.pixels_NHWC)
+        self.metrics.images.labels("answered").inc(good)
+        self.metrics.images.labels("not_decoded").inc(len(errors) - good)
 
     async def _images(self, body: bytes, content_type: str, mixture: Mixture) -> Images:
         take_apart = partial(images_in, body, content_type, mixture.bundle.image_size, self.limits)
@@ -131,8 +152,8 @@ class Service:
     def _in_thread(self, work: Callable[[], Result]) -> Awaitable[Result]:
         return asyncio.get_running_loop().run_in_executor(self._decoding, work)
 
-    async def _computed(self, mixture: Mixture, pixels_NHWC: np.ndarray, top: int, embed: bool) -> Answers | None:
-        if not len(pixels_NHWC):
+    async def _computed(self, pictures: Pictures, top: int, embed: bool) -> Answers | None:
+        if not len(pictures.pixels_NHWC):
             return None
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answers] = loop.create_future()
@@ -140,7 +161,8 @@ class Service:
         def done(answers: Answers | Exception) -> None:
             loop.call_soon_threadsafe(_settle, answered, answers)
 
-        job = Job(mixture, pixels_NHWC, top, embed, done)
+        mixture = pictures.mixture
+        job = Job(mixture, pictures.pixels_NHWC, top, embed, done)
         self.batcher.submit(job)
         try:
             return await answered

@@ -6,7 +6,7 @@ Another page is mounted by its own router: `create_app(..., routers=[router])`; 
 
 import io
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -58,13 +58,16 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
+    methods: dict[str, set[str]] = {}  # of each path
     for each in (router, searching.router, *routers):
         app.include_router(each)
+        for route in each.routes:
+            methods.setdefault(getattr(route, "path", ""), set()).update(getattr(route, "methods", None) or ())
     app.add_middleware(Front, metrics=service.metrics, origins=origins, token=token)
     for error, status in ((BadBody, 0), (TooMuch, 429), (Late, 504), (Failed, 503)):
         app.add_exception_handler(error, _problem(status))
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, _http_error(methods))
     app.add_exception_handler(Exception, _bug)
     return app
 
@@ -179,9 +182,17 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return Json({"error": shown(f"{where}: {first['msg']}", 300)}, 422)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return Json({"error": f"{error.detail}"}, error.status_code, error.headers)
+def _http_error(methods: Mapping[str, Collection[str]]) -> Any:
+    """A handler of what is not found; a wrong method is told the right ones of the path."""
+
+    async def said(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(sorted(methods.get(request.url.path, ())))
+        return Json({"error": f"{error.detail}"}, error.status_code, headers)
+
+    return said
 
 
 async def _bug(request: Request, error: Exception) -> Response:

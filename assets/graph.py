@@ -43,6 +43,7 @@ ASSETS = {
     "mixture": StageAsset("mixture", {"pytorch"}, mixture.look_mixture),
     "published": StageAsset("mixture", {"numpy"}, mixture.look_published, checks=(mixture.NEWEST,)),
     "embeddings": StageAsset("results", {"lance"}),
+    "search_index": StageAsset("results", {"faiss", "numpy"}),
     "evaluation": StageAsset("results", {"numpy"}, results.look_evaluation),
     "report": StageAsset("results", {"html"}, results.look_report),
 }

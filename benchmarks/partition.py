@@ -88,7 +88,7 @@ def draw_features(context: Context, spec: Spec, folder: Path) -> StageOutput:
             draw = np.random.default_rng(rows.start)
             yield {"id": ids(rows)}, centers[draw.integers(0, 50, len(rows))] + draw.standard_normal((len(rows), WIDTH))
 
-    write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", WIDTH, parts(), index=False)
+    write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", WIDTH, parts())
     return StageOutput({}, content={"features": spec.version})
 
 

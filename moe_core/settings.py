@@ -384,6 +384,18 @@ class Evaluation(Strict):
         return self.model_dump(exclude=without)
 
 
+class Search(Strict):
+    """How posts are searched (docs/how-to/search.md)."""
+
+    index_from: Positive = Field(50_000, description="Posts from which an index is built; fewer are all compared.")
+    recall: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.99, description="Share of the 20 nearest posts that the index is to find; more takes longer."
+    )
+    memory_mib: Positive = Field(
+        2048, description="MiB of vectors in memory, at most; more are read from the disk for each query."
+    )
+
+
 class Alerts(Strict):
     """A command to run for each failed run, while the sensor `alert` is started (docs/how-to/operations.md)."""
 
@@ -478,6 +490,7 @@ class Study(Strict):
     decoder: Decoder = Decoder()
     publish: Publish = Publish()
     evaluation: Evaluation = Evaluation()
+    search: Search = Search()
     alerts: Alerts = Alerts()
     store: Storage = Storage()
     cluster: Cluster = Cluster()

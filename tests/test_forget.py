@@ -79,6 +79,7 @@ def test_a_takedown_from_the_command_to_the_retrained_mixture(trained, tmp_path)
     assert {name.split("/")[0] for name in done["removed"]} >= {
         "trunk_features",
         "embeddings",
+        "search_index",
         "partition",
         "report",
         "vocabulary",

@@ -185,10 +185,10 @@ def test_with_a_token_the_page_alone_is_public(bundle):
 
 def test_posts_that_come_later_are_found_and_a_study_without_any_says_so(copied):
     file = copied.root / "study.toml"
-    aside = (copied.root / "embeddings").rename(copied.root / "aside")
+    aside = (copied.root / "search_index").rename(copied.root / "aside")
     with page_of(published_of(file, None), posts_of(file)) as client:
         about = client.get("/look/about").json()
         assert about["posts"] is None
-        assert "has embedded no posts" in about["why"]
-        aside.rename(copied.root / "embeddings")
+        assert "no search index of mixture" in about["why"]
+        aside.rename(copied.root / "search_index")
         assert client.get("/look/about").json()["posts"] > 300

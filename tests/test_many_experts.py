@@ -63,7 +63,7 @@ def test_one_changed_expert_of_120_makes_decoder_mixture_and_evaluation_stale(tm
     old = {place: why for place, (state, why) in found.items() if state != "fresh"}
     assert old.pop(("expert", "e007")) == "its posts changed"
     assert old.pop(("shared_decoder", None)) == "expert e007 retrained"
-    assert {name for name, _ in old} == {"mixture", "published", "evaluation", "embeddings", "report"}
+    assert {name for name, _ in old} == {"mixture", "published", "evaluation", "embeddings", "search_index", "report"}
     assert "0 made, 6 fresh, 0 failed" in hardmoe(*run, "partition", **dagster_home).stdout
     assert staleness(file) == "STALE STALE FRESH"  # Dagster looks no further than to what an asset reads itself
     assert "3 made, 125 fresh, 0 failed" in hardmoe(*run, "mixture", **dagster_home).stdout
@@ -88,7 +88,7 @@ def test_eight_experts_become_twelve_and_eight_again(tmp_path):
     first = opened(file)
     assert first.experts == [f"e{k:03d}" for k in range(8)]
     weights = {key: first.need("expert", key).path for key in first.experts}
-    after = ("shared_decoder", "mixture", "published", "evaluation", "embeddings", "report")
+    after = ("shared_decoder", "mixture", "published", "evaluation", "embeddings", "search_index", "report")
     bundles, ever = {first.version("mixture"): first.experts}, set(first.experts)
     for count in (12, 8):
         before = opened(file)

@@ -52,7 +52,7 @@ def test_lance_writes_into_the_folder_of_that_name_alone(tmp_path, name):
     assert set(lance_tags(tables_in(folder).posts)) == {"posts.s0.v1"}
     vectors_BD = np.eye(2, dtype=np.float32)
     parts = [({"id": pa.array(["a", "b"])}, vectors_BD)]
-    write_vectors(folder / "x.lance", {"id": pa.string()}, "vector", 2, parts, index=False)
+    write_vectors(folder / "x.lance", {"id": pa.string()}, "vector", 2, parts)
     assert list(ids_in(folder / "x.lance")) == ["a", "b"]
     assert np.array_equal(np.concatenate(list(vectors_in(folder / "x.lance", "vector"))), vectors_BD)
     assert os.listdir(tmp_path) == [name]

@@ -192,7 +192,7 @@ def test_vectors_beside_slices_are_stored_as_they_are(tmp_path):
         ({"id": ids[first : first + 5], "tags": tags.cast(columns["tags"])[first : first + 5]}, np.full((5, 2), first))
         for first in range(0, 40, 5)
     ]
-    assert write_vectors(tmp_path / "v.lance", columns, "vector", 2, iter(parts), index=False) == 40
+    assert write_vectors(tmp_path / "v.lance", columns, "vector", 2, iter(parts)) == 40
     table = lance.dataset(str(tmp_path / "v.lance")).to_table()
     assert table["id"].to_pylist() == ids.to_pylist()
     assert table["tags"].to_pylist() == tags.to_pylist()

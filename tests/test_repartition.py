@@ -49,7 +49,7 @@ def test_a_new_shard_costs_its_own_features_and_the_experts_that_it_changed(stud
     states = status(now)
     assert {state for state, _ in states.values()} == {"fresh", "missing"}
     assert [name for (name, _), (state, _) in states.items() if state == "missing"] == (
-        ["published", "evaluation"] + ["embeddings"] * 4 + ["report"]
+        ["published", "evaluation"] + ["embeddings"] * 4 + ["search_index", "report"]
     )
     assert states["vocabulary", None][1] == "kept: made from 3 of 4 shards"
     share = found.metadata["kept_members"]["expert"]["e001"]

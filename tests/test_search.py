@@ -1,5 +1,7 @@
 """Search over the posts of a mixture, against numpy on the embeddings as they are stored."""
 
+import shutil
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -8,12 +10,16 @@ import pytest
 from helpers.bundles import bundle_at, images, random_parts
 from helpers.kills import study
 from moe_core.data.takedowns import Takedowns
+from moe_core.engine.build import build
 from moe_core.errors import BadImage, BadSetting, MissingInput, Unknown
+from moe_core.maintenance.takedown import forget
 from moe_core.search.filters import Filters, moment
 from moe_core.search.query import embedded
 from moe_core.search.searcher import Searcher
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.routed import predict
+from moe_core.store.artifact import StageOutput
+from moe_core.store.layout import NAMES
 from moe_core.tables.vectors import ids_in, vectors_in
 from moe_core.training.posts import ImagesInMemory
 from moe_core.workspace import open_study
@@ -79,6 +85,39 @@ def test_a_stored_picture_finds_its_post(searcher, stored):
     assert [hit.id for hit in answer.hits] == [post]
     assert answer.hits[0].score == pytest.approx(1, abs=1e-4)
     assert answer.experts == [answer.hits[0].expert]
+
+
+@pytest.fixture(scope="module")
+def indexed(finished_store, tmp_path_factory):
+    """A copy whose posts lie in an index."""
+    root = tmp_path_factory.mktemp("indexed") / "copy"
+    shutil.copytree(finished_store, root)
+    context = open_study(study().changed(search={"index_from": 100, "recall": 0.9}), root)
+    assert not build(context, "search_index").reused
+    return context
+
+
+def test_an_index_reads_some_lists_and_says_how_much_it_finds(indexed, searcher):
+    index = Searcher(indexed)
+    about = index.index.metadata
+    assert (about["lists"], about["posts"]) == (80, len(searcher))
+    assert 1 <= about["probes"] < 80
+    assert set(about["recall"]) == {"posts", "hashtags"}
+    found = 0
+    for hit in searcher.find(tags=[searcher.bundle.hashtags[0]], top=30):
+        answer, true = (each.answer(posts=[hit.id], top=10) for each in (index, searcher))
+        assert (answer.exact, true.exact) == (False, True)
+        found += len({each.id for each in answer.hits} & {each.id for each in true.hits})
+    assert found >= 0.8 * 30 * 10
+
+
+def test_an_index_finds_as_many_as_there_are_where_few_posts_may_be_in_the_answer(indexed, searcher):
+    tag = searcher.bundle.hashtags[0]
+    user = searcher.find(tags=[tag], top=1)[0].user
+    for filters in (Filters(user=user), Filters(split="test", expert="e001")):
+        assert Searcher(indexed).find(tags=[tag], filters=filters, top=10_000) == searcher.find(
+            tags=[tag], filters=filters, top=10_000
+        )
 
 
 def test_vectors_that_are_not_in_memory_give_the_same_answers(context, searcher, stored):
@@ -157,10 +196,35 @@ def test_what_is_taken_down_meanwhile_is_in_no_further_answer(copied):
     assert third.user == second.user or hits[0].id == third.id
 
 
-def test_a_mixture_that_embedded_nothing_is_an_error(both):
-    context = open_study(study(), both)
+def test_an_index_of_another_mixture_than_the_published_one_is_an_error(copied):
+    index, mixture = copied.need("search_index"), copied.version("mixture")
+    changed = replace(index.spec, inputs=index.inputs | {"mixture": "0" * 20})
+    copied.store.make(changed, lambda folder: filled(folder, index))
+    copied.store.remove(index)
+    with pytest.raises(MissingInput, match=f"no search index of mixture {mixture}: there are of 00000000"):
+        Searcher(copied)
+    copied.store.documents.update(NAMES.publication, lambda before: None)
     with pytest.raises(MissingInput, match=r"no mixture of .* is published"):
-        Searcher(context)
+        Searcher(copied)
+
+
+def filled(folder, index):
+    for name in index.files:
+        shutil.copyfile(index.file(name), folder / name)
+    return StageOutput(index.metadata)
+
+
+def test_a_takedown_removes_the_index_and_an_open_one_answers_on_without_the_post(copied):
+    searcher = Searcher(copied)
+    tag = searcher.bundle.hashtags[0]
+    first, second, *_ = searcher.find(tags=[tag])
+    forget(copied, ids=[first.id])
+    with pytest.raises(MissingInput, match="there is none"):
+        Searcher(copied)
+    hits = searcher.find(tags=[tag])
+    assert (hits[0], len(hits)) == (second, 20)
+    assert searcher.picture(first.id) is None
+    assert searcher.picture(second.id)
 
 
 def test_an_image_is_embedded_by_its_expert_even_where_the_trunk_answers_in_its_place(tmp_path):

@@ -293,7 +293,7 @@ def test_a_commit_between_look_and_commit_is_looked_at_again(table, monkeypatch)
 def test_vectors_of_no_rows_are_an_empty_data_set(tmp_path):
     from moe_core.tables.vectors import vectors_in, write_vectors
 
-    assert write_vectors(tmp_path / "x.lance", {"id": pa.string()}, "feature", 4, iter(()), index=True) == 0
+    assert write_vectors(tmp_path / "x.lance", {"id": pa.string()}, "feature", 4, iter(())) == 0
     assert list(vectors_in(tmp_path / "x.lance", "feature")) == []
 
 

@@ -96,7 +96,7 @@ def _old(context: Context, keep: int, removing: ExitStack) -> tuple[list[Artifac
             roots |= {artifact.version for artifact in newest[:keep]}
             now = _version_now(context, name, key)
             roots |= {artifact.version for artifact in artifacts} if now is None else {now}
-        if name == "embeddings":
+        if name in ("embeddings", "search_index"):
             roots |= {artifact.version for artifact in artifacts if artifact.inputs.get("mixture") in served}
     in_use = [
         mixture.version

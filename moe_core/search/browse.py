@@ -19,7 +19,6 @@ from moe_core.errors import BadSetting, Unknown
 from moe_core.search.doubts import Doubt, Doubts, doubts_of
 from moe_core.search.filters import Filters
 from moe_core.search.plane import Plane, fitted
-from moe_core.search.posts import embeddings_of
 from moe_core.search.searcher import NO_FILTERS, Searcher
 from moe_core.text import shown
 
@@ -81,10 +80,8 @@ class Browser:
         return Vocabulary(list(self.searcher.hashtags.hashtags), self.searcher.hashtags.synonyms)
 
     def is_outdated(self) -> bool:
-        """Whether the store has other embeddings of the mixture by now, such as those of a shard that arrived."""
-        there = embeddings_of(self.searcher.store, self.searcher.mixture.version)
-        known = {artifact.version for artifact in self.searcher.embeddings}
-        return not {artifact.version for artifact in there} <= known
+        """Whether the store has newer ones of the mixture by now, such as those of a shard that arrived."""
+        return self.searcher.is_outdated()
 
     def filters(
         self, split: str | None = None, expert: str | None = None, tag: str | None = None, user: str | None = None

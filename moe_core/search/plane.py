@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_core.search.exact import unit
+from moe_core.search.lists import unit
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from moe_core.data.splits import SPLITS
 from moe_core.errors import CorruptArtifact
+from moe_core.search.files import SEARCHED
 from moe_core.store.artifact import Artifact
 from moe_core.store.protocols import ArtifactStore
 from moe_core.tables.lance_tags import lance_tag_of
@@ -17,65 +19,28 @@ from moe_core.tables.reading import scan_rows
 from moe_core.tables.vectors import column_in
 from moe_core.tables.versions import at
 
-SEARCHED = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("position", pa.int64()),  # row in the shard
-        ("id", pa.string()),
-        ("expert", pa.int32()),  # its number in the mixture
-        ("split", pa.string()),
-        ("user", pa.string()),
-        ("taken_at", pa.timestamp("us")),
-        ("tags", pa.list_(pa.string())),  # canonical
-        ("original", pa.string()),  # path or URL where the source has the image
-    ]
-)
 OF_POSTS = ("position", "id", "user", "taken_at", "tags", "original")
 ROWS = 65_536  # read at once
 
 
-def embeddings_of(store: ArtifactStore, mixture: str) -> list[Artifact]:
-    """The newest embeddings of each shard by a mixture, in the order of the shards' keys."""
-    newest: dict[str, Artifact] = {}
-    for artifact in store.everything("embeddings"):
-        key = str(artifact.key)
-        if artifact.inputs["mixture"] == mixture and (key not in newest or newest[key].made_at < artifact.made_at):
-            newest[key] = artifact
-    return [newest[key] for key in sorted(newest)]
-
-
-def splits_of(store: ArtifactStore, embeddings: Sequence[Artifact]) -> Artifact | None:
-    """The newest splits of exactly the rows that were embedded; None where there are none."""
-    wanted = {artifact.key: artifact.inputs["posts"] for artifact in embeddings}
-    fitting = [
-        artifact
-        for artifact in store.everything("splits")
-        if wanted.items() <= dict(artifact.metadata.get("snapshot") or {}).items()
-    ]
-    return max(fitting, key=lambda artifact: artifact.made_at, default=None)
-
-
-def read_posts(
-    store: ArtifactStore, embeddings: Sequence[Artifact], splits: Artifact | None
-) -> Iterator[pa.RecordBatch]:
-    """Rows of SEARCHED of all the posts that were embedded, some at a time. Split is null without `splits`.
+def read_posts(store: ArtifactStore, embeddings: Sequence[Artifact], splits: Artifact) -> Iterator[pa.RecordBatch]:
+    """Rows of SEARCHED of all the posts that were embedded, some at a time.
 
     Raises CorruptArtifact where the embeddings of a shard are not those of its posts.
     """
-    by_shard = _splits_by_shard(splits) if splits else {}
+    by_shard, names = _splits_by_shard(splits), pa.array(SPLITS)
     table = tables_of(store).posts
     for artifact in embeddings:
         shard, tag = str(artifact.key), lance_tag_of(str(artifact.key), artifact.inputs["posts"])
         known = at(table, tag)[0].schema.names
         parts = [*column_in(artifact.folder("embeddings.lance"), "expert")]
         experts = pa.concat_arrays([pa.array([], pa.int32()), *parts])
-        split_N, first = by_shard.get(shard), 0
+        split_N, first = by_shard.get(shard, np.empty(0, np.int8)), 0
         for batch in scan_rows(table, tag, shard, [name for name in OF_POSTS if name in known], ROWS):
             rows = slice(first, first + len(batch))
             columns = {name: batch[name] for name in batch.schema.names}
             columns |= {"shard": pa.repeat(shard, len(batch)), "expert": experts[rows]}
-            if split_N is not None:
-                columns["split"] = split_N[rows]
+            columns["split"] = names.take(pa.array(split_N[rows]))
             if any(len(column) != len(batch) for column in columns.values()):
                 break
             yield pa.record_batch(
@@ -90,13 +55,16 @@ def read_posts(
             raise CorruptArtifact(f"{artifact.uri} has {len(experts)} posts, its shard has others: run `hardmoe run`")
 
 
-def _splits_by_shard(splits: Artifact) -> dict[str, pa.Array]:
-    parts: dict[str, list[pa.Array]] = {}
+def _splits_by_shard(splits: Artifact) -> dict[str, np.ndarray]:
+    """(N,) int8: numbers in SPLITS of the posts of each shard."""
+    number = {name: number for number, name in enumerate(SPLITS)}
+    parts: dict[str, list[np.ndarray]] = {}
     with pq.ParquetFile(splits.file("splits.parquet")) as file:
         for batch in file.iter_batches(ROWS, columns=["shard", "split"]):
             for (shard,), rows in pl.DataFrame(batch).group_by("shard", maintain_order=True):
-                parts.setdefault(shard, []).append(rows["split"].to_arrow().cast(pa.string()))
-    return {shard: pa.concat_arrays(arrays) for shard, arrays in parts.items()}
+                numbers = rows["split"].replace_strict(number, return_dtype=pl.Int8)
+                parts.setdefault(str(shard), []).append(numbers.to_numpy())
+    return {shard: np.concatenate(arrays) for shard, arrays in parts.items()}
 
 
 def rows_of_ids(table: pa.Table, ids: Sequence[str]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from PIL import Image
 from moe_core.data.images import REASONS, Rejected, decode
 from moe_core.data.tags import Accents, canonical
 from moe_core.errors import BadImage, BadSetting, Unknown
-from moe_core.search.exact import unit
+from moe_core.search.lists import unit
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.files import decoded
 from moe_core.text import shown

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,22 +22,22 @@ from moe_core.data.takedowns import Takedowns
 from moe_core.data.vocabulary import load
 from moe_core.engine.context import Context
 from moe_core.errors import BadSetting, CorruptArtifact, MissingInput, Unknown
-from moe_core.search.exact import Exact, unit
+from moe_core.search.files import POSTS_FILE, VectorFiles, open_posts
 from moe_core.search.filters import Filters, allowed
-from moe_core.search.posts import SEARCHED, embeddings_of, read_posts, rows_of_ids, splits_of
+from moe_core.search.lists import Lists, unit
+from moe_core.search.posts import rows_of_ids
 from moe_core.search.query import Hashtags, Picture, combined, embedded, pixels_of, tag_vectors
 from moe_core.serving.bundle import Bundle
+from moe_core.serving.names import version_of
 from moe_core.serving.publication import read_log
-from moe_core.store.artifact import Artifact, full_version
+from moe_core.store.artifact import Artifact
 from moe_core.store.layout import NAMES
 from moe_core.store.protocols import ArtifactStore
 from moe_core.tables.lance_tags import lance_tag_of
 from moe_core.tables.location import tables_of
 from moe_core.tables.reading import find_row
-from moe_core.tables.vectors import vectors_in
 from moe_core.text import shown
 
-MEMORY_BYTES = 2 << 30
 MOST = 10_000  # answers of one query
 NO_FILTERS = Filters()
 
@@ -69,17 +70,18 @@ class Searcher:
     """Searches the posts that a mixture embedded: the published one, or that of a version or its beginning.
 
     Threads may share it. What is taken down meanwhile is in no further answer; for a newly published mixture open
-    another one. Vectors are in memory where they take at most `memory_bytes`. `bundle`: the same mixture where the
-    caller has it open; else it is opened when an image or a hashtag is first asked by.
+    another one. Vectors are in memory where they take at most `memory_bytes`, by default the study's search.memory_mib.
+    `bundle`: the same mixture where the caller has it open; else it is opened when an image or a hashtag is first asked
+    by. `index` is the artifact search_index, whose metadata have the recall.
 
-    Raises MissingInput where the mixture or its embeddings are not in the store.
+    Raises MissingInput where the mixture or its index is not in the store.
     """
 
     def __init__(
         self,
         context: Context,
         version: str | None = None,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: int | None = None,
         bundle: Bundle | None = None,
         device: str | None = None,
     ) -> None:
@@ -90,23 +92,12 @@ class Searcher:
             raise BadSetting(f"the bundle at {bundle.folder} is not mixture {self.mixture.version}")
         self._bundle, self._opening = bundle, threading.Lock()
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._embeddings = embeddings_of(self._store, self.mixture.version)
-        if not self._embeddings:
-            raise MissingInput(
-                f"mixture {self.mixture.version} has embedded no posts, or they were removed: `hardmoe run` embeds "
-                "those of the newest mixture",
-                "embeddings",
-            )
-        splits = splits_of(self._store, self._embeddings)
-        self._posts = pa.Table.from_batches(read_posts(self._store, self._embeddings, splits), SEARCHED)
-        folders = [artifact.folder("embeddings.lance") for artifact in self._embeddings]
-        width = int(self._embeddings[0].metadata["width"])
-        self._vectors = Exact(
-            lambda: (part for folder in folders for part in vectors_in(folder, "embedding")),
-            len(self._posts),
-            width,
-            memory_bytes,
-        )
+        self.index = _index_of(self._store, self.mixture.version)
+        self._posts = open_posts(self.index.file(POSTS_FILE))
+        if memory_bytes is None:
+            memory_bytes = context.study.search.memory_mib << 20
+        probes = int(self.index.metadata["probes"])
+        self._vectors = Lists(VectorFiles(self.index.file), memory_bytes, probes)
         self._hashtags = self._read_hashtags()
         self._takedowns, self._stamp = Takedowns(), ""
 
@@ -126,9 +117,17 @@ class Searcher:
         return self._store
 
     @property
-    def embeddings(self) -> Sequence[Artifact]:
-        """Of each shard, in the order of the posts."""
-        return self._embeddings
+    def embeddings(self) -> list[Artifact]:
+        """Of each shard, in the order of the posts. Raises MissingInput where a takedown removed one since."""
+        shards: Any = self.index.metadata["shards"]
+        found = [self._store.get("embeddings", key, self.index.inputs[f"embeddings {key}"]) for key in shards]
+        if None in found:
+            raise MissingInput("embeddings of these posts were removed: `hardmoe run` makes them again", "embeddings")
+        return [artifact for artifact in found if artifact]
+
+    def is_outdated(self) -> bool:
+        """Whether the mixture has a newer index by now, such as with the posts of a shard that arrived."""
+        return any(index.made_at > self.index.made_at for index in _indices(self._store, self.mixture.version))
 
     @property
     def table(self) -> pa.Table:
@@ -136,8 +135,8 @@ class Searcher:
         return self._posts
 
     @property
-    def vectors(self) -> Exact:
-        """Of the same posts, in the same order."""
+    def vectors(self) -> Lists:
+        """Of the same posts."""
         return self._vectors
 
     @property
@@ -200,7 +199,7 @@ class Searcher:
         none = np.empty((0, 1), np.float32)
         query_D = combined(np.concatenate(parts) if parts else none, vectors.get("without", none))
         left_out = {int(row) for rows in asked.values() for row in rows}
-        return Answer(self._hits(query_D, allowed_N, left_out, takedowns, top), experts, exact=True)
+        return Answer(self._hits(query_D, allowed_N, left_out, takedowns, top), experts, self._vectors.is_exact)
 
     def picture(self, post_id: str) -> bytes | None:
         """The stored image of a post as an image file (JPEG, PNG or WebP); None where it is not there any more."""
@@ -211,7 +210,7 @@ class Searcher:
             return None
         shard, position = self._posts["shard"][row].as_py(), self._posts["position"][row].as_py()
         table, size = tables_of(self._store).posts, self.mixture.settings["data"]["image_size"]
-        embedded_from = {artifact.key: artifact.inputs["posts"] for artifact in self._embeddings}
+        embedded_from: Any = self.index.metadata["shards"]
         for version in (lance_tag_of(shard, embedded_from[shard]), None):  # what a takedown left of a shard has no tag
             try:
                 found = find_row(table, version, shard, position, ["id", "image"])
@@ -303,11 +302,29 @@ def _mixture(context: Context, version: str | None) -> Artifact:
                 "published",
             )
     else:
-        version = full_version(version, [known for _, known in store.listed("mixture")], f"mixture in {store.uri}")
+        known = [each for _, each in store.listed("mixture")]
+        version = version_of(store.documents, version, known, f"mixture in {store.uri}")
     mixture = store.get("mixture", None, version)
     if mixture is None:
         raise MissingInput(f"mixture {version} is not in {store.uri}: `hardmoe publish --list` shows others", "mixture")
     return mixture
+
+
+def _index_of(store: ArtifactStore, mixture: str) -> Artifact:
+    """The newest index of a mixture's embeddings."""
+    if of_mixture := _indices(store, mixture):
+        return max(of_mixture, key=lambda index: index.made_at)
+    others = sorted({index.inputs["mixture"] for index in store.versions("search_index", None)})
+    there = f"there are of {', '.join(others)}" if others else "there is none"
+    raise MissingInput(
+        f"no search index of mixture {mixture}: {there}. `hardmoe run` builds that of the newest mixture; a takedown "
+        "removes those that hold its posts",
+        "search_index",
+    )
+
+
+def _indices(store: ArtifactStore, mixture: str) -> list[Artifact]:
+    return [index for index in store.versions("search_index", None) if index.inputs["mixture"] == mixture]
 
 
 def _as_file(stored: bytes, size: int) -> bytes:

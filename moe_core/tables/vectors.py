@@ -10,7 +10,6 @@ from moe_core.tables.memory import copied
 from moe_core.tables.paths import open_path
 
 PART = 16_384  # rows read at once
-INDEX_FROM = 5_000  # rows below which a flat scan answers at once and an index would only cost
 
 
 def write_vectors(
@@ -19,12 +18,8 @@ def write_vectors(
     name: str,
     width: int,
     parts: Iterable[tuple[dict[str, pa.Array], np.ndarray]],
-    index: bool,
 ) -> int:
-    """Writes a data set of some columns and one float32 vector a row, part by part; returns the number of rows.
-
-    With `index`, also a cosine index for search where rows are many.
-    """
+    """Writes a data set of some columns and one float32 vector a row, part by part; returns the number of rows."""
     import lance
 
     schema = pa.schema([*columns.items(), (name, pa.list_(pa.float32(), width))])
@@ -32,10 +27,7 @@ def write_vectors(
     reader = pa.RecordBatchReader.from_batches(schema, stream)
     with open_path(path) as openable:
         data = lance.write_dataset(reader, openable, mode="create", data_storage_version="stable")
-        rows = data.count_rows()
-        if index and rows >= INDEX_FROM:
-            data.create_index(name, "IVF_FLAT", metric="cosine", num_partitions=max(1, round(rows**0.5 / 4)))
-    return rows
+        return int(data.count_rows())
 
 
 def _with_vectors(columns: dict[str, pa.Array], name: str, vectors_BD: np.ndarray) -> pa.RecordBatch:

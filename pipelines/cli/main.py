@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": ("mixtures", "Several studies in one table."),
     "bundle": ("bundle", "Whether a bundle is whole and answers."),
     "export": ("export", "A mixture as a folder that travels, or as ONNX files."),
+    "search": ("search", "Posts nearest to images, posts and hashtags."),
     "serve": ("serve", "Answer over HTTP."),
     "publish": ("publish", "Publish a mixture, or go back."),
     "doctor": ("doctor", "What this machine has, and what is wrong with it."),

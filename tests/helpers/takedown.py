@@ -87,7 +87,7 @@ def write_features(context, key):
 
     def write(folder):
         parts = [({"id": pa.array(names.to_list())}, np.eye(len(names)))]
-        write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", len(names), parts, index=False)
+        write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", len(names), parts)
         return StageOutput({})
 
     context.store.make(Spec("trunk_features", key, "1", {}, {"posts": context.version("posts", key)}), write)

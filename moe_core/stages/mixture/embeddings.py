@@ -1,4 +1,4 @@
-"""embeddings: every post of a shard in the one space that the shared decoder reads, with an index for search.
+"""embeddings: every post of a shard in the one space that the shared decoder reads.
 
 Each post is embedded by its own expert, published or not: the trunk, which answers in place of an unpublished one, has
 another space where the decoder was refitted or trained with the experts.
@@ -42,5 +42,5 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             yield {"id": ids[first : first + CHUNK], "expert": pa.array(expert_B)}, embedding_BD
 
     columns = {"id": pa.string(), "expert": pa.int32()}
-    count = write_vectors(folder / "embeddings.lance", columns, "embedding", width, parts(), index=True)
+    count = write_vectors(folder / "embeddings.lance", columns, "embedding", width, parts())
     return StageOutput({"posts": count, "width": width}, content={"embeddings": content.hexdigest()})

@@ -1,8 +1,10 @@
-"""What the stages of the mixture depend on: the bundle, which bundle is published, and the embeddings of all posts."""
+"""What the stages of the mixture depend on: bundle, published bundle, embeddings of all posts, what search reads."""
 
 from typing import Any
 
+from moe_core.engine.planner import Planner
 from moe_core.engine.stage import Ref, Stage
+from moe_core.search.files import POSTS_FILE, ids_of
 from moe_core.settings import Study
 from moe_core.stages.mixture import promotion
 from moe_core.tables.vectors import ids_in
@@ -54,7 +56,24 @@ EMBEDDINGS = Stage(
     settings=lambda study: {},
     inputs=lambda planner, key: {"mixture": Ref("mixture"), "posts": Ref("posts", key)},
     make="moe_core.stages.mixture.embeddings:make",
-    description="Every post of a shard in the one embedding space, by its own expert, published or not; with a vector "
-    "index where posts are many.",
+    description="Every post of a shard in the one embedding space, by its own expert, published or not.",
     post_ids=lambda artifact: ids_in(artifact.folder("embeddings.lance")),
+)
+
+
+def _search_inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
+    inputs = {f"embeddings {shard.key}": Ref("embeddings", shard.key) for shard in planner.state.shards}
+    return inputs | {"mixture": Ref("mixture"), "splits": Ref("splits")}
+
+
+SEARCH_INDEX = Stage(
+    name="search_index",
+    code="1",
+    reads=("embeddings", "splits", "posts"),
+    settings=lambda study: {"search": study.search.model_dump(include={"index_from", "recall"})},
+    inputs=_search_inputs,
+    make="moe_core.stages.mixture.search_index:make",
+    description="What search reads: the vectors of all posts, in lists where posts are many, with the recall measured.",
+    uses_gpu=False,
+    post_ids=lambda artifact: ids_of(artifact.file(POSTS_FILE)),
 )

@@ -32,7 +32,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             context.report({"posts": first + len(found_BD)})
             yield {"id": ids[first : first + len(found_BD)]}, found_BD
 
-    rows = write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", model.width, parts(), index=False)
+    rows = write_vectors(folder / "features.lance", {"id": pa.string()}, "feature", model.width, parts())
     return StageOutput(
         {"posts": rows, "width": model.width, "mean_norm": round(float(sum(norms)) / max(rows, 1), 4)},
         content={"features": content.hexdigest()},

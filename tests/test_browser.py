@@ -1,10 +1,8 @@
 """Dagster's UI as `hardmoe ui` starts it, and the report, in a headless Chromium.
 
-HARDMOE_SCREENSHOTS names a folder for pictures of what was seen. Those of the docs (`make screenshots`) are taken of
-the study that HARDMOE_SCREENSHOTS_STUDY names: one whose mixture gains on the trunk, such as the demo.
+helpers/browser.py says where pictures of what was seen go.
 """
 
-import io
 import json
 import os
 import shutil
@@ -18,28 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from helpers.browser import CHROMIUM, LONG, SCREENSHOTS, SHOWN_STUDY, WICKED, Watched, launched
 from moe_core.recipes import demo
 from moe_core.settings import Data, Network, Partition, Source, Training
 from moe_core.stages.graph import GRAPH
 from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SCREENSHOTS = os.environ.get("HARDMOE_SCREENSHOTS")
-SHOWN_STUDY = os.environ.get("HARDMOE_SCREENSHOTS_STUDY")
 DIALOG = ":is([role=dialog], [class*=dialog])"
-LONG = 60_000  # milliseconds: runs of the daemon start within some ten seconds
-WICKED = [
-    "<img src=x onerror=alert(1)>",
-    '"><script>alert(2)</script>',
-    "](javascript:alert(3))",
-    "![x](http://wicked.test/x.png)",
-    "http://wicked.test",
-    "**bold** | _cell_ `code`",
-]
-
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -132,36 +117,8 @@ def _answers(address):
 
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright (in the extra `dev`)")
-    with playwright.sync_playwright() as running:
-        root = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=root)
+    with launched() as browser:
         yield browser
-        browser.close()
-
-
-class Watched:
-    """A page, and what it must never do."""
-
-    def __init__(self, page):
-        self.page, self.dialogs, self.strange, self.scripts = page, [], [], []
-        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
-        page.on("request", self._request)
-
-    def _request(self, request):
-        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:", "file:")):
-            self.strange.append(request.url)
-
-    def shoot(self, name):
-        if SCREENSHOTS:
-            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-            with Image.open(io.BytesIO(self.page.screenshot())) as shot:
-                shot.save(Path(SCREENSHOTS) / f"{name}.webp", quality=80, method=6)
-
-    def check(self):
-        assert (self.dialogs, self.strange) == ([], [])
-        wicked = self.page.locator("img[src='x'], img[src*='wicked'], a[href*='javascript'], a[href*='wicked.test']")
-        assert wicked.count() == 0
 
 
 @pytest.fixture

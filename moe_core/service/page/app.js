@@ -95,17 +95,17 @@ function login() {
 async function draw() {
   const [name, parameters] = here();
   const { post, ...rest } = parameters;
-  detail(name === "map" || about.posts === null ? null : post, about.experts);
-  const where = link(name, name === "map" ? parameters : rest);
+  detail(about.posts === null ? null : post, about.experts);
+  const where = link(name, rest);
   if (where === shown && name !== "image") return;
   shown = where;
   tabs(name);
-  byId("query").value = name === "search" ? parameters.q || "" : "";
+  byId("query").value = name === "search" ? rest.q || "" : "";
   asked?.abort();
   asked = new AbortController();
   busy(name === "worst" || name === "suspects" ? SLOW : "Loading…");
   try {
-    byId("view").replaceChildren(...(await view(name, rest.post ? rest : parameters, asked.signal)).filter(Boolean));
+    byId("view").replaceChildren(...(await view(name, rest, asked.signal)).filter(Boolean));
     scrollTo(0, 0);
   } catch (error) {
     if (error.name !== "AbortError") shown = "";

@@ -57,7 +57,7 @@ export async function detail(id, experts) {
         { class: "actions" },
         selection(post),
         el("a", { href: link("search", { like: post.id }) }, "More like this"),
-        el("a", { href: link("map", { post: post.id }) }, "On the map"),
+        el("a", { href: link("map", { mark: post.id }) }, "On the map"),
       ),
       facts(post, experts),
       ...reasons(why, experts, post.tags),

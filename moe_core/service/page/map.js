@@ -9,7 +9,7 @@ const NEAR = 14; // pixels within which a post is meant
 
 export async function map(parameters, about, open, signal) {
   const found = await get("map", {}, signal);
-  const marked = parameters.post ? (await get("post", { id: parameters.post }, signal)).at : parameters.at?.split(",").map(Number);
+  const marked = parameters.mark ? (await get("post", { id: parameters.mark }, signal)).at : parameters.at?.split(",").map(Number);
   const hidden = new Set();
   const canvas = el("canvas", { role: "img", "aria-label": `Map of ${found.points.length} posts in the colors of their experts` });
   const tip = el("div", { class: "tip", hidden: true });

@@ -52,7 +52,7 @@ ui: setup
 # pictures of the docs, of the demo or another finished study: make screenshots STUDY=folder
 screenshots: demo
 	HARDMOE_SCREENSHOTS=docs/images HARDMOE_SCREENSHOTS_STUDY=$(STUDY)/study.toml \
-		$(BIN)/python -m pytest -m browser tests/test_browser.py -k pictures_for_the_docs
+		$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_look_browser.py -k pictures_for_the_docs
 
 bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from assets.partition import seen
-from assets.showing import Shown, plot_of_bars, table
+from assets.showing import Shown, look, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.serving.publication import read_log
@@ -51,7 +51,8 @@ def of_expert(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def look_expert(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
-    return Shown(seen(work.need("partition"), str(artifact.key)) | _known(work, artifact))
+    key = str(artifact.key)
+    return Shown(seen(work.need("partition"), key) | _known(work, artifact) | look(f"posts?expert={key}"))
 
 
 def _known(work: Context, expert: Artifact) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def look_mixture(work: Context, artifact: Artifact, instance: dg.DagsterInstance
     name = "gain of each expert on validation posts (cross-entropy)"
     answered = table(("expert", "gain in cross-entropy", "answers"), rows)
     plot = plot_of_bars(list(gains.items()), name, "{:+.4f}")
-    return Shown(plot | {"published": answered, "validation gain": None})
+    return Shown(plot | {"published": answered, "validation gain": None} | look("clusters"))
 
 
 NEWEST = dg.AssetCheckSpec(

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from assets.mixture import of_expert
-from assets.showing import Shown, cost_so_far, picture, plot_of_bars, table
+from assets.showing import Shown, cost_so_far, look, picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import compare
@@ -79,4 +79,4 @@ def look_report(work: Context, artifact: Artifact, instance: dg.DagsterInstance)
         "open": dg.MetadataValue.url(f"/hardmoe/report/{artifact.version}"),  # pipelines/ui/report_page.py serves it
         "page": dg.MetadataValue.path(f"{artifact.uri}/report.html"),
     }
-    return Shown(links)
+    return Shown(links | look("worst?split=test"))

@@ -5,6 +5,7 @@ sheets are files of the artifact, named by their paths, and parts of the report.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _MARKUP = re.compile(r"[!-,/:-@\[-^`{-~]|(?<![^\W_])_|_(?![^\W_])")
 _ADDRESS = re.compile(r"(?i)://|www(?=\.)|@")
 ROWS = 40  # of a plot of bars at most
 MOST_ROWS = 100  # of a table of lineage
+SERVED_AT = "HARDMOE_SERVE_URL"  # variable with the address of `hardmoe serve`, where one runs
 INLINE = 1000  # characters of Markdown from which Dagster's UI shows a link to it in its place
 
 
@@ -112,6 +114,12 @@ def _at_most(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         return list(rows)
     more = ("and more", "hardmoe lineage has all")
     return [*rows[:MOST_ROWS], (*more, *[""] * len(rows[0]))[: len(rows[0])]]
+
+
+def look(view: str) -> dict[str, Any]:
+    """A link to a view of the page of `hardmoe serve`; nothing where no address is known."""
+    address = os.environ.get(SERVED_AT, "").strip().rstrip("/")
+    return {"look": dg.MetadataValue.url(f"{address}/#/{view}")} if re.match(r"https?://[^\s/]", address) else {}
 
 
 def curves(artifact: Artifact) -> dict[str, Any]:

@@ -141,6 +141,13 @@ def test_a_hashtag_finds_posts_and_an_unknown_one_offers_others(server, seen):
     page.get_by_text("Did you mean").wait_for()
     page.locator("main .tag", has_text=known).first.click()
     page.get_by_role("heading", name=known, exact=True).wait_for()
+    forgive(seen, 404)
+
+
+def forgive(seen, status):
+    """Chromium itself notes each answer that is an error; here one was wanted."""
+    noted = f"Failed to load resource: the server responded with a status of {status} "
+    seen.watch.errors = [said for said in seen.watch.errors if not said.startswith(noted)]
 
 
 DROP = """([name, data]) => {
@@ -171,7 +178,7 @@ def test_a_file_that_is_no_image_is_refused_in_words(server, seen):
     page = at(seen, server)
     page.locator("#file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no image"})
     page.get_by_role("alert").get_by_text("this image is not used").wait_for()
-    seen.watch.errors = [said for said in seen.watch.errors if "422" not in said]  # which Chromium itself notes
+    forgive(seen, 422)
 
 
 def test_text_of_users_stays_text(server, seen):
@@ -191,7 +198,7 @@ def test_text_of_users_stays_text(server, seen):
     page.locator("#query").press("Enter")
     page.locator("main h1", has_text="<img").wait_for()
     page.get_by_text("onerror=alert(1)").first.wait_for()
-    seen.watch.errors = [said for said in seen.watch.errors if "404" not in said and "422" not in said]
+    forgive(seen, 404)
 
 
 COLORS = """canvas => {
@@ -308,15 +315,15 @@ def test_a_server_with_a_token_asks_for_it(made, chromium):
 
 
 @pytest.mark.skipif(not (SCREENSHOTS and SHOWN_STUDY), reason="pictures for the docs: make screenshots")
-@pytest.mark.parametrize(("name", "width", "height"), [("desktop", 1400, 1000), ("phone", 390, 844)])
-def test_pictures_for_the_docs_are_of_the_demo(chromium, name, width, height):
-    context = chromium.new_context(viewport={"width": width, "height": height})
+def test_pictures_for_the_docs_are_of_the_study_that_they_show(chromium):
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
     watch = Watched(context.new_page())
     watch.page.set_default_timeout(LONG)
     with serving("--study", Path(SHOWN_STUDY)) as server:
-        for view in VIEWS[:-1]:
+        for view in ("clusters", "suspects"):
             watch.page.goto(f"http://127.0.0.1:{server.port}/#/{view}")
-            watch.page.locator("h1").wait_for()
+            watch.page.locator("main .tag").first.wait_for()
             watch.page.wait_for_load_state("networkidle")
-            watch.shoot(f"look-{view}-{name}")
+            watch.shoot(f"look-{view}-desktop")
+        watch.check_own()
         context.close()

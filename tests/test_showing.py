@@ -15,11 +15,15 @@ from moe_core.stages.graph import GRAPH
 from moe_core.study_file import dump_study
 
 CELLS = """
-import json, sys
+import json, os, sys
 from types import SimpleNamespace
 from assets.mixture import who_answers
-from assets.showing import bar, cell, numbers, table
+from assets.showing import bar, cell, look, numbers, table
 said = json.load(sys.stdin)
+links = []
+for address in ("", "javascript:alert(1)", "http://127.0.0.1:8000/"):
+    os.environ["HARDMOE_SERVE_URL"] = address
+    links.append([link.value for link in look("posts?expert=e001").values()])
 judged = {"validation_gain": {"e000": -0.0123}, "published": {"e000": False, "e001": True}}
 mixture = SimpleNamespace(metadata=judged)
 print(json.dumps({
@@ -27,6 +31,7 @@ print(json.dumps({
     "short": table(("tag",), [(said[0],)]).value,
     "long": [record.data["tag"] for record in table(("tag",), [(said[0],)] * 50).records],
     "answers": [who_answers(mixture, key)["its images are answered by"] for key in ("e000", "e001")],
+    "links": links,
     "bars": [bar(0, 9), bar(1, 900), bar(9, 9)],
     "numbers": numbers({"step": 10, "steps": 40, "images_per_second": 100.0, "images_seen": 320, "note": "x"}),
 }))
@@ -77,6 +82,10 @@ def test_a_table_too_long_for_the_ui_to_show_as_markdown_is_one_of_dagsters(told
 
 def test_bars_of_text(told):
     assert told["bars"] == ["", "▇", "▇" * 12]
+
+
+def test_assets_link_to_the_page_of_serve_where_its_address_is_known(told):
+    assert told["links"] == [[], [], ["http://127.0.0.1:8000/#/posts?expert=e001"]]
 
 
 def test_progress_says_how_much_is_done_and_what_is_left(told):

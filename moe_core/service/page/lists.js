@@ -76,17 +76,11 @@ const VIEWS = {
 
 function judgement(view, { doubt }) {
   if (!doubt) return [];
-  const percent = (p) => `${Math.round(100 * p)} %`;
+  const percent = (p) => `${Math.round(100 * p)}\u00a0%`;
   if (view === "worst") return [el("p", { class: "doubt" }, "says ", el("b", {}, `#${doubt.answer}`), ` ${percent(doubt.answer_p)}`)];
   return [
-    el(
-      "p",
-      { class: "doubt" },
-      el("s", {}, `#${doubt.suspect}`),
-      " both say ",
-      el("b", {}, `#${doubt.agreed}`),
-      ` ${doubt.agreed_p.map(percent).join(", ")}`,
-    ),
+    el("p", { class: "doubt" }, el("s", {}, `#${doubt.suspect}`)),
+    el("p", { class: "doubt" }, "both: ", el("b", {}, `#${doubt.agreed}`), ` ${percent(Math.min(...doubt.agreed_p))}`),
   ];
 }
 

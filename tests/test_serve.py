@@ -93,6 +93,8 @@ def test_hashtags_are_as_many_and_as_probable_as_asked_for(server, wanted):
     found = server.predict(body, query=f"?min_p={least - 1e-4}")[1]["images"][0]["tags"]
     assert found == [tag for tag in tags if tag["p"] >= least]
     assert server.predict(body, query="?min_p=1")[1]["images"][0]["tags"] == []
+    status, document, _ = server.predict(body, query="?precision=0.9")
+    assert (status, "has no thresholds" in document["error"]) == (422, True)
 
 
 def test_an_embedding_is_that_of_the_image_s_own_expert_published_or_not(server, wanted):
@@ -177,6 +179,7 @@ def test_a_body_that_cannot_be_used_says_why(server, body, headers, words):
         ("POST", "/predict?top=0", 422, "top: Input should be greater than or equal to 1"),
         ("POST", "/predict?top=x", 422, "top: Input should be a valid integer"),
         ("POST", "/predict?min_p=nan", 422, "min_p: "),
+        ("POST", "/predict?precision=2", 422, "precision: Input should be less than or equal to 1"),
         ("GET", "/tags?top=10001", 422, "top: "),
         ("GET", "/predict", 405, "Method Not Allowed"),
         ("GET", "/nowhere", 404, "Not Found"),

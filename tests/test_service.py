@@ -11,13 +11,14 @@ import pytest
 from helpers.bundles import EXPERTS, SIDE, bundle_at, flip, images, random_parts
 from helpers.service import npy
 from moe_core.errors import CorruptArtifact, StorageFailed
+from moe_core.service.answers import predictions
 from moe_core.service.app import create_app
-from moe_core.service.batching import Batcher, Job
+from moe_core.service.batching import Answers, Batcher, Job
 from moe_core.service.following import Following, Source, fixed
 from moe_core.service.guard import Token, is_loopback
 from moe_core.service.limits import Limits, Room, TooMuch
 from moe_core.service.mixture import Mixture
-from moe_core.service.service import Service
+from moe_core.service.service import Answered, Service
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.routed import predict, routed
 
@@ -278,6 +279,17 @@ def test_embeddings_come_with_the_answers_of_the_stream(mixture):
     assert plain[0].embeddings_BD is None
     assert mixture.bundle.image_size == SIDE
     assert len(mixture.bundle.published) == EXPERTS
+
+
+def test_hashtags_below_their_threshold_for_a_precision_are_left_out(mixture):
+    answers = Answers(["e000"], [[3, 0, 2]], [[0.5, 0.3, 0.125]], None)
+    answered = Answered(mixture, [None], [""], answers)
+    limit_V = np.array([0.4, 1, 0.125, 0.2, 1], np.float32)
+    (found,) = predictions(answered, 0.0, limit_V)["images"]
+    assert [tag["tag"] for tag in found["tags"]] == ["d", "c"]
+    (found,) = predictions(answered, 0.2, limit_V)["images"]
+    assert [tag["tag"] for tag in found["tags"]] == ["d"]
+    assert mixture.limits_of(0.9) is None
 
 
 def test_loopback_is_told_from_what_others_reach():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -128,15 +129,19 @@ class Json(Response):
         return json.dumps(content, separators=(",", ":")).encode()
 
 
-def predictions(answered: Answered, least: float) -> dict[str, Any]:
-    """Predictions, hashtags of probability `least` and more."""
+def predictions(answered: Answered, least: float, limit_V: np.ndarray | None) -> dict[str, Any]:
+    """Predictions, hashtags of probability `least` and more, and of their own limit."""
     bundle, answers = answered.mixture.bundle, answered.answers
     names = bundle.hashtags
 
     def said(place: int) -> dict[str, Any]:
         assert answers is not None
         pairs = zip(answers.hashtags_NK[place], answers.p_NK[place], strict=True)
-        tags = [{"tag": names[tag], "p": round(p, DIGITS)} for tag, p in pairs if p >= least]
+        tags = [
+            {"tag": names[tag], "p": round(p, DIGITS)}
+            for tag, p in pairs
+            if p >= least and (limit_V is None or p >= limit_V[tag])
+        ]
         return {"answer": bundle.answer, "tags": tags}
 
     return {"mixture": answered.mixture.version, "images": [*_rows(answered, said)]}

@@ -30,6 +30,7 @@ from moe_core.service.service import Answered, Failed, Late, Service
 from moe_core.text import shown
 
 MOST_TAGS = 1000  # of one answer
+TOP, TOP_OF_LIMITED = 5, 50  # hashtags of an image, as in `hardmoe predict`
 log = logging.getLogger(__name__)
 router = APIRouter()
 
@@ -72,8 +73,15 @@ def create_app(
     return app
 
 
-Top = Annotated[int, Query(ge=1, le=MOST_TAGS, description="Hashtags an image.")]
+Top = Annotated[
+    int | None,
+    Query(ge=1, le=MOST_TAGS, description=f"Hashtags an image: {TOP}, or {TOP_OF_LIMITED} with min_p or precision."),
+]
 Least = Annotated[float, Query(ge=0, le=1, description="Leave out hashtags that are less probable.")]
+Precision = Annotated[
+    float | None,
+    Query(ge=0, le=1, description="Only hashtags above their threshold for this precision, by validation posts."),
+]
 
 
 @router.post(
@@ -83,10 +91,16 @@ Least = Annotated[float, Query(ge=0, le=1, description="Leave out hashtags that 
     openapi_extra={"requestBody": IMAGES},
     summary="Hashtags",
 )
-async def predict(request: Request, top: Top = 5, min_p: Least = 0.0) -> Response:
-    """The most probable hashtags of each image, by the published answer of the mixture."""
-    answered = await _service(request).answer(request, top=top)
-    return Json(answers.predictions(_some(answered), min_p))
+async def predict(request: Request, top: Top = None, min_p: Least = 0.0, precision: Precision = None) -> Response:
+    """The most probable hashtags of each image, by the mixture's published answer, as `hardmoe predict` gives them."""
+    most = top or (TOP if precision is None and not min_p else TOP_OF_LIMITED)
+    answered = _some(await _service(request).answer(request, top=most))
+    limit_V = None if precision is None else answered.mixture.limits_of(precision)
+    if precision is not None and limit_V is None:
+        raise BadBody(
+            422, f"precision: mixture {answered.mixture.version} has no thresholds; min_p asks for a lowest p"
+        )
+    return Json(answers.predictions(answered, min_p, limit_V))
 
 
 @router.post(

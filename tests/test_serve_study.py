@@ -8,15 +8,20 @@ import threading
 
 import pytest
 
+from helpers import seaweed
 from helpers.bundles import bundle_at, images, random_parts
 from helpers.service import npy, png, serving, until
 from moe_core.data.takedowns import Takedowns
+from moe_core.service.following import Following
+from moe_core.service.sources import published_of
 from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import Decision
 from moe_core.serving.routed import predict
 from moe_core.settings import Study
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.store.documents import FolderDocuments
+from moe_core.store.protocols import open_store
 from moe_core.study_file import dump_study
 
 OLD, NEW = "a" * 20, "b" * 20
@@ -99,6 +104,37 @@ def test_a_mixture_can_be_pinned_by_the_beginning_of_its_version(root):
         assert server.predict(png())[1]["mixture"] == NEW
         status, document, _ = server.ask("GET", "/search?tag=v")
         assert (status, bool(document["error"])) == (404, True)  # this store has no posts
+
+
+def test_the_published_mixture_of_a_study_in_a_bucket_is_followed(root, server, tmp_path, monkeypatch):
+    for name, value in seaweed.environment(tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    study, bucket_root = Study(name="served", store=server.settings()), tmp_path / "local"
+    bucket_root.mkdir()
+    (bucket_root / "study.toml").write_text(dump_study(study), "utf-8")
+    store = open_store(study, bucket_root)
+
+    def made(name):
+        def write(folder):
+            shutil.copytree(root / "mixture" / name, folder, dirs_exist_ok=True)
+            return StageOutput({})
+
+        return store.make(Spec("mixture", None, name, {}, {}), write).version
+
+    def published(version):
+        decision = Decision("published", version, "", version, "for a test", "test")
+        publication.change(store.documents, lambda log: log.adding(decision))
+
+    old, new = made(OLD), made(NEW)
+    published(old)
+    following = Following(published_of(bucket_root / "study.toml", None))
+    assert (following.now.version, following.now.bundle.hashtags) == (old, list("abcde"))
+    published(new)
+    assert following.look()
+    assert (following.now.version, following.now.bundle.hashtags) == (new, list("vwxyz"))
+    publication.change(store.documents, lambda log: log.rolled_back("test"))
+    assert following.look()
+    assert following.now.version == old
 
 
 def command(*arguments, **variables):

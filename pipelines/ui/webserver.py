@@ -26,11 +26,10 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from moe_core.text import shown
+from moe_core.service.guard import Origins, is_same_site, values
 from pipelines.ui import report_page
 from pipelines.ui.commands import checked_host, checked_prefix
 
-OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 POLL_MILLISECONDS = 2000  # between two updates of running assets on an open page: Dagster's own value
 STATEMENT_MILLISECONDS, RECYCLE_SECONDS, OVERFLOW = 15000, 3600, 20  # of the database: Dagster's own values
 CLOSE_SECONDS = 5  # for open connections, when the server ends
@@ -38,17 +37,10 @@ FRAMES = [(b"x-frame-options", b"SAMEORIGIN"), (b"content-security-policy", b"fr
 
 
 class Guard:
-    """An ASGI middleware around everything that the server answers: refuses what pages of other origins can send.
-
-    Hosts and origins are compared as whole strings. Browsers send them in one form only; what comes in another form,
-    such as with upper case, a trailing dot, a user or a second header, comes from no page of ours.
-    """
+    """An ASGI middleware around everything that the server answers: refuses what pages of other origins can send."""
 
     def __init__(self, app: ASGIApp, port: int, allowed: Iterable[str] = ()) -> None:
-        own = {f"{name}:{port}" for name in OWN_NAMES} | (set(OWN_NAMES) if port == 80 else set())
-        allowed = set(allowed)
-        self.app, self.hosts = app, own | allowed
-        self.origins = {f"http://{host}" for host in self.hosts} | {f"https://{host}" for host in allowed}
+        self.app, self.origins = app, Origins(port, allowed, "hardmoe ui --allow-host NAME")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None if scope["type"] == "lifespan" else self.refusal(scope)
@@ -65,23 +57,9 @@ class Guard:
 
     def refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that no page of this server sends; None for one that is to be answered."""
-        websocket, method = scope["type"] == "websocket", scope.get("method", "GET")
-        if not scope["path"].startswith("/"):
-            return _refused(HTTPStatus.BAD_REQUEST, "the target of a request must be a path")
-        hosts, origins = _values(scope, "host"), _values(scope, "origin")
-        if len(hosts) != 1 or hosts[0] not in self.hosts:
-            return _refused(
-                HTTPStatus.MISDIRECTED_REQUEST,
-                f"host {_quoted(hosts)} is not served here: wanted {' or '.join(sorted(self.hosts))}; `hardmoe ui "
-                "--allow-host NAME` adds one",
-            )
-        if len(origins) > 1 or (websocket and not origins) or not self.origins.issuperset(origins):
-            return _refused(
-                HTTPStatus.FORBIDDEN,
-                f"origin {_quoted(origins)} may not use this server; `hardmoe ui --allow-host NAME` adds one",
-            )
-        if not _is_same_site(scope) and not (method == "GET" and not websocket and _is_navigation(scope)):
-            return _refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+        if found := self.origins.refusal(scope):
+            return _refused(*found)
+        method = scope.get("method", "GET")
         if method not in ("GET", "HEAD", "OPTIONS", "POST"):
             return _refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not used here")
         if method == "POST" and not _is_json(scope):
@@ -109,7 +87,7 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, Any]):
         return [first, *report_page.routes(prefix), *super().build_routes()]
 
     async def graphql_http_endpoint(self, request: Request) -> Response:
-        if not _is_same_site(request.scope):  # a link to a page of the UI is followed, one to an answer is not
+        if not is_same_site(request.scope):  # a link to a page of the UI is followed, one to an answer is not
             return _refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
         if request.method == "POST":
             try:
@@ -140,28 +118,10 @@ def _only_reads(query: str) -> bool:
     return all(operation.operation is OperationType.QUERY for operation in operations)
 
 
-def _values(scope: Scope, name: str) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name.encode()]
-
-
-def _is_same_site(scope: Scope) -> bool:
-    """Whether a browser names this origin, or the user, as the initiator of a request, or a program names none."""
-    return set(_values(scope, "sec-fetch-site")) <= {"same-origin", "none"}
-
-
-def _is_navigation(scope: Scope) -> bool:
-    """Whether the user follows a link into a tab: the page that has the link sees nothing of the answer."""
-    return (_values(scope, "sec-fetch-mode"), _values(scope, "sec-fetch-dest")) == (["navigate"], ["document"])
-
-
 def _is_json(scope: Scope) -> bool:
     """Checks the type itself: browsers send `text/plain; application/json` unasked, and Dagster takes it for JSON."""
-    types = _values(scope, "content-type")
+    types = values(scope, "content-type")
     return len(types) == 1 and types[0].partition(";")[0].strip().lower() == "application/json"
-
-
-def _quoted(values: Sequence[str]) -> str:
-    return shown(", ".join(map(repr, values)), 200) or "(none)"
 
 
 def _refused(status: HTTPStatus, why: str) -> Response:

@@ -166,16 +166,17 @@ def test_search_follows_the_published_mixture_and_the_takedowns(copied):
         tags = server.ask("GET", "/tags")[1]["tags"]
         status, document, _ = server.ask("GET", f"/search?tag={tags[0]}&top=5")
         assert status == 200, document
-        assert (len(document["posts"]), document["experts"], document["mixture"]) == (5, [], server.version())
-        first = document["posts"][0]
-        assert sorted(document["posts"], key=lambda post: -post["score"]) == document["posts"]
+        assert (len(document["hits"]), document["images"], document["mixture"]) == (5, [], server.version())
+        first = document["hits"][0]
+        assert sorted(document["hits"], key=lambda post: -post["score"]) == document["hits"]
         status, document, _ = server.ask("POST", "/search?top=3", png(), {"Content-Type": "image/png"})
         assert status == 200, document
-        assert document["experts"] == [server.predict(png())[1]["images"][0]["expert"]]
+        routed = server.predict(png())[1]["images"][0]
+        assert document["images"] == [{key: routed[key] for key in ("image", "expert", "expert_published")}]
         status, document, _ = server.ask("GET", f"/search?post={first['id']}&split={first['split']}")
         assert status == 200, document
-        assert first["id"] not in {post["id"] for post in document["posts"]}
-        assert {post["split"] for post in document["posts"]} == {first["split"]}
+        assert first["id"] not in {post["id"] for post in document["hits"]}
+        assert {post["split"] for post in document["hits"]} == {first["split"]}
         for query, wanted, words in (
             ("tag=nowhere-to-be-found", 404, "no hashtag"),
             ("post=nobody", 404, "no post"),
@@ -187,5 +188,5 @@ def test_search_follows_the_published_mixture_and_the_takedowns(copied):
             assert (status, words in document["error"]) == (wanted, True), document
         assert server.ask("POST", "/search", b"a cat")[0] == 422
         Takedowns.record(copied.store.documents, [first["id"]], [])
-        found = server.ask("GET", f"/search?tag={tags[0]}&top=5")[1]["posts"]
+        found = server.ask("GET", f"/search?tag={tags[0]}&top=5")[1]["hits"]
         assert first["id"] not in {post["id"] for post in found}

@@ -83,6 +83,14 @@ class Near(Problem):
     near: list[str] = Field([], description="Spellings that may be meant.")
 
 
+class Routed(Said):
+    """An image that was asked by, and whose embedding that is."""
+
+    image: str | None
+    expert: str
+    expert_published: bool
+
+
 class Found(Said):
     """A post."""
 
@@ -90,6 +98,7 @@ class Found(Said):
     score: float = Field(description="Inner product of the query and the post's embedding, both of unit length.")
     tags: list[str]
     expert: str
+    expert_published: bool
     split: str | None
     user: str | None
     taken_at: str | None = Field(description="UTC, ISO 8601.")
@@ -98,12 +107,12 @@ class Found(Said):
 
 
 class Posts(Said):
-    """Posts that were found, the best first."""
+    """Posts that were found, the best first, as `hardmoe search --json` has them."""
 
     mixture: str
-    experts: list[str] = Field(description="Of each image that was asked by.")
     exact: bool = Field(description="Whether every post was compared.")
-    posts: list[Found]
+    images: list[Routed] = Field(description="Those that were asked by.")
+    hits: list[Found]
 
 
 class Ready(Said):

@@ -3,6 +3,7 @@
 Posts need a study; with a bundle alone every search is a 404 that says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from moe_core.text import one_line
 
 if TYPE_CHECKING:  # answers with a bundle alone need no pyarrow
     from moe_core.search.browse import Browser
+    from moe_core.search.searcher import Hit
 
 STATUS = {Unknown: 404, MissingInput: 404, BadImage: 422, BadSetting: 422}
 SEARCHES = Room(64, "searches")  # that are under way
@@ -34,7 +36,7 @@ Post = Annotated[list[str], Query(max_length=20, description="Id of a post that 
 Split = Annotated[str | None, Query(max_length=100, description="Only posts of train, validation or test.")]
 Expert = Annotated[str | None, Query(max_length=100, description="Only posts of this expert, such as e003.")]
 User = Annotated[str | None, Query(max_length=1000, description="Only posts of this user.")]
-Carries = Annotated[str | None, Query(max_length=1000, description="Only posts that carry this hashtag.")]
+Carrying = Annotated[str | None, Query(max_length=1000, description="Only posts that carry this hashtag.")]
 Since = Annotated[str | None, Query(max_length=40, description="Only posts from then on, such as 2015-06.")]
 Until = Annotated[str | None, Query(max_length=40, description="Only posts up to the end of this, such as 2015.")]
 Top = Annotated[int, Query(ge=1, le=1000, description="Posts at most.")]
@@ -51,14 +53,14 @@ async def search(
     split: Split = None,
     expert: Expert = None,
     user: User = None,
-    carries: Carries = None,
+    carrying: Carrying = None,
     since: Since = None,
     until: Until = None,
     top: Top = 20,
 ) -> Response:
     """Posts nearest to all of these together, the best first; hashtags also find posts that do not carry them."""
     asked = {"tags": tag, "without": without, "posts": post, "top": top}
-    return await _found(request, asked, (split, expert, carries, user), since, until)
+    return await _found(request, asked, (split, expert, carrying, user), since, until)
 
 
 @router.post(
@@ -76,7 +78,7 @@ async def search_by_images(
     split: Split = None,
     expert: Expert = None,
     user: User = None,
-    carries: Carries = None,
+    carrying: Carrying = None,
     since: Since = None,
     until: Until = None,
     top: Top = 20,
@@ -86,13 +88,18 @@ async def search_by_images(
         if error := next(filter(None, pictures.errors), ""):
             raise BadBody(422, f"an image could not be decoded: {error}")
         asked = {"images": [*pictures.pixels_NHWC], "tags": tag, "without": without, "posts": post, "top": top}
-        return await _found(request, asked, (split, expert, carries, user), since, until)
+        return await _found(request, asked, (split, expert, carrying, user), since, until, pictures.names)
 
 
 async def _found(
-    request: Request, asked: dict[str, Any], filters: tuple[str | None, ...], since: str | None, until: str | None
+    request: Request,
+    asked: dict[str, Any],
+    filters: tuple[str | None, ...],
+    since: str | None,
+    until: str | None,
+    names: Sequence[str | None] = (),
 ) -> Response:
-    """The answer, or why there is none. Raises TooMuch."""
+    """The answer, or why there is none. `names` of its images. Raises TooMuch."""
     looking: Looking | None = getattr(request.app.state, "looking", None)
     if looking is None:
         return Json({"error": ALONE, "near": []}, 404)
@@ -105,8 +112,17 @@ async def _found(
                 name: _moment(text, name == "until") for name, text in (("since", since), ("until", until)) if text
             }
             answer = posts.searcher.answer(filters=replace(posts.filters(*filters), **dates), **asked)
-            hits = [asdict(hit) | {"taken_at": hit.taken_at and hit.taken_at.isoformat()} for hit in answer.hits]
-            return Json({"mixture": looked.version, "experts": answer.experts, "exact": answer.exact, "posts": hits})
+            published, images = looked.bundle.published, zip(names, answer.experts, strict=True)
+            return Json(
+                {
+                    "mixture": looked.version,
+                    "exact": answer.exact,
+                    "images": [
+                        {"image": name, "expert": key, "expert_published": published[key]} for name, key in images
+                    ],
+                    "hits": [_said(hit) | {"expert_published": published[hit.expert]} for hit in answer.hits],
+                }
+            )
         except HardmoeError as error:
             status = next((STATUS[kind] for kind in STATUS if isinstance(error, kind)), 503)
             return Json({"error": one_line(error, 500), "near": getattr(error, "near", [])}, status)
@@ -118,6 +134,10 @@ async def _found(
         return await run_in_threadpool(search)
     finally:
         SEARCHES.give(1)
+
+
+def _said(hit: "Hit") -> dict[str, Any]:
+    return asdict(hit) | {"taken_at": hit.taken_at and hit.taken_at.isoformat()}
 
 
 def _moment(text: str, end: bool) -> Any:

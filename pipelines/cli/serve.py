@@ -170,7 +170,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 def _run(app: FastAPI, listener: socket.socket, seconds: float) -> None:
     """Answers until Ctrl-C or SIGTERM; requests under way are answered, for so many seconds at most."""
-    logging.basicConfig(level=logging.WARNING, handlers=[_Shown()])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Shown()])
     logging.getLogger("moe_core.service").setLevel(logging.INFO)
     sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(

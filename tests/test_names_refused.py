@@ -75,7 +75,7 @@ def test_predict_answers_every_file_whatever_its_name_and_the_locale(both, tmp_p
     for name in names:
         (tmp_path / os.fsdecode(name)).write_bytes(png())
     (tmp_path / os.fsdecode(b"\xe9bad.png")).write_bytes(b"no")
-    mixture = next((both / "mixture").iterdir())
+    mixture = next((both / "mixture").glob("[!.]*"))
     line = [sys.executable, "-m", "pipelines.cli.main", "predict", "--bundle", mixture, tmp_path]
     as_text = subprocess.run(line, capture_output=True, env=os.environ | locale)
     as_json = subprocess.run([*line, "--json"], capture_output=True, env=os.environ | locale)
@@ -87,5 +87,6 @@ def test_predict_answers_every_file_whatever_its_name_and_the_locale(both, tmp_p
     assert b"caf\\udce9.png" in as_text.stdout
     for done in (as_text, as_json):
         assert b"\x1b" not in done.stdout + done.stderr
-        (error,) = done.stderr.splitlines()
+        error, counts = done.stderr.splitlines()
         assert b"\\udce9bad.png: not_an_image" in error
+        assert counts == b"4 answered, 1 failed, 0 skipped"

@@ -46,12 +46,18 @@ def test_answers_and_embeddings_are_the_same_bits_without_the_pipeline(whole_bun
     assert light == full
     assert light["shapes"] == [[12, 8, 8, 3], [12, 5], [12, 6]]
     assert len(light["errors"]) == 1
+    assert sum(bool(tags) for tags in light["tags"]) == 12
 
 
 def test_the_command_predicts_without_the_pipeline(whole_bundle, pictures):
     done = run("--command", "predict", "--bundle", whole_bundle, pictures / "00.png", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(json.loads(done.stdout)[0]["tags"]) == 5
+
+
+def test_the_server_and_studies_in_folders_need_no_pipeline():
+    done = run("--served")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_is_there_without_the_pipeline():

@@ -1,5 +1,6 @@
 """A program that answers with a bundle: `light.py FOLDER IMAGES`. With --only-four it finds torch, numpy, Pillow and
-safetensors, what torch brings, and our own modules; with --command it is `hardmoe`, and finds click, too.
+safetensors, what torch brings, and our own modules; with --command it is `hardmoe`, and finds click, too; with --served
+it imports what `hardmoe serve` needs, and finds what the extra `serve` installs.
 """
 
 import hashlib
@@ -11,6 +12,9 @@ from pathlib import Path
 FOUR = {"torch", "numpy", "PIL", "safetensors"}
 OF_TORCH = {"filelock", "fsspec", "functorch", "jinja2", "markupsafe", "mpmath", "networkx", "packaging", "sympy"}
 OF_TORCH |= {"torchgen", "typing_extensions"}
+OF_SERVE = {"click", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "multipart", "pydantic", "tomlkit"}
+OF_SERVE |= {"starlette", "anyio", "idna", "sniffio", "h11", "httptools", "uvloop", "annotated_types", "annotated_doc"}
+OF_SERVE |= {"pydantic_core", "typing_inspection", "rich", "pygments", "markdown_it", "mdurl", "opentelemetry"}
 OURS = {"moe_core", "pipelines", "assets", "helpers"}
 
 
@@ -31,6 +35,7 @@ def answers(folder, images):
     """Hashes of probabilities and embeddings, bit for bit, and the experts, of all image files."""
     import numpy as np
 
+    import moe_core as hm
     from moe_core.serving.bundle import Bundle
     from moe_core.serving.files import decoded, files_of
     from moe_core.serving.routed import routed
@@ -51,6 +56,7 @@ def answers(folder, images):
         "experts": answer.experts,
         "shapes": [list(array.shape) for array in arrays.values()],
         "errors": [error for files, _ in batches for _, error in files if error],
+        "tags": [prediction.tags for prediction in hm.open(folder).predict(files)],
         "loaded": sorted({"pydantic", "polars", "pyarrow", "lance", "simplejpeg", "dagster"} & sys.modules.keys()),
     }
 
@@ -61,6 +67,11 @@ if __name__ == "__main__":
         from pipelines.cli.main import main
 
         main(sys.argv[2:], prog_name="hardmoe")
+    if sys.argv[1] == "--served":
+        finds_only(*OF_SERVE)
+        import pipelines.cli.serve  # noqa: F401
+
+        sys.exit()
     if sys.argv[1] == "--only-four":
         finds_only()
         del sys.argv[1]

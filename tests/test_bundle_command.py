@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from helpers import bundles
 from helpers.bundles import bundle_at, images, random_parts
 from helpers.sealed import changed, rewritten
 from moe_core.serving.bundle import Bundle
@@ -110,9 +111,11 @@ def test_a_damaged_bundle_is_not_exported(bundle_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_onnx_files_are_written_by_the_command(whole_bundle, tmp_path):
+def test_onnx_files_are_written_by_the_command_also_of_networks_whose_biases_are_all_zero(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason="pip install 'hardmoe[onnx]'")
-    done = hardmoe("export", "--onnx", tmp_path / "out", "--bundle", whole_bundle)
+    monkeypatch.setattr(bundles, "used", lambda model: model)
+    bundle = bundle_at(tmp_path / "bundle", random_parts(tmp_path, 0, count=2))
+    done = hardmoe("export", "--onnx", tmp_path / "out", "--bundle", bundle)
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     assert re.fullmatch(r".*out: ONNX files of 2 experts, 0\.\d MiB\n", done.stdout)
     assert np.load(tmp_path / "out/gate.npz")["centroids"].shape == (2, 6)

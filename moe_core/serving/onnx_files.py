@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.errors import HardmoeError, MissingLibrary
-from moe_core.models.resnet import ResNet, shared_layer_names
+from moe_core.models.resnet import ResNet, channels_last, shared_layer_names
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.export import new_folder
 from moe_core.store.files import write_text
@@ -105,15 +105,13 @@ def _written(bundle: Bundle, folder: Path, report: Callable[[int], None]) -> dic
 
     first = start[0] if start else pixels_BHWC
     reads = "start" if start else "pixels"
-    programs: list[Any] = []  # of the first expert: the others differ in their weights alone
+    program = _program_of_experts(bundle, first, reads)
     experts: dict[str, Any] = {}
 
     def write(key: str, network: ResNet) -> None:
         expert, path = _Expert(network, bundle.branch_at).eval(), folder / "experts" / f"{key}.onnx"
-        if not programs:
-            programs.append(_program(expert, first, reads, ["features"]))
-        _fill(programs[0], network, bundle.branch_at)
-        _save(programs[0], path)
+        _fill(program, network, bundle.branch_at)
+        _save(program, path)
         _checked(path, expert, first, reads)
         experts[key] = _entry(folder, path) | {"published": bundle.published[key]}
         report(len(experts))
@@ -191,6 +189,15 @@ def _program(module: nn.Module, example_B: Tensor, reads: str, gives: list[str])
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     return program
+
+
+def _program_of_experts(bundle: Bundle, example_B: Tensor, reads: str) -> Any:
+    """The one graph of all experts, with drawn weights: the exporter drops and joins those that are zero or equal."""
+    generator = torch.Generator().manual_seed(0)
+    with bundle.experts.using(next(iter(bundle.published))) as state:
+        drawn = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in state.items()}
+    with bundle.filled(channels_last(drawn)) as network:
+        return _program(_Expert(network, bundle.branch_at).eval(), example_B, reads, ["features"])
 
 
 def _fill(program: Any, network: ResNet, stages: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_core.clustering.faiss_build import import_faiss
+from moe_core.clustering.kmeans import assign
 from moe_core.search.files import VectorFiles
 from moe_core.search.lists import Lists, best, unit
 
@@ -35,7 +36,7 @@ def write_lists(folder: Path, parts: Parts, count: int, width: int, lists: int, 
     lists = len(centroids_KD)
     list_N, sizes_K = np.empty(count, np.int32), np.zeros(lists, np.int64)
     for first, part_BD in _units(parts):
-        list_N[first : first + len(part_BD)] = list_B = (part_BD @ centroids_KD.T).argmax(1)
+        list_N[first : first + len(part_BD)] = list_B = assign(part_BD, centroids_KD, "cpu")
         sizes_K += np.bincount(list_B, minlength=lists)
     np.save(files.centroids, centroids_KD)
     np.save(files.ends, sizes_K.cumsum())

@@ -97,7 +97,7 @@ def test_choices_of_the_mixture_are_the_same_in_parts_of_any_size(finished, monk
     before = finished.need("mixture").metadata
     monkeypatch.setattr(answers, "PART_BYTES", 2 * 4 * len(Bundle(finished.need("mixture").path).hashtags))
     experts = {key: finished.need("expert", key) for key in finished.experts}
-    chosen = bundle.choose(finished, finished.need("trunk"), finished.need("shared_decoder"), experts)
+    chosen, _ = bundle.choose(finished, finished.need("trunk"), finished.need("shared_decoder"), experts)
     for name, value in chosen.items():
         assert value == (pytest.approx(before[name], abs=2e-4) if name.startswith("validation") else before[name]), name
 

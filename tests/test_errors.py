@@ -58,8 +58,8 @@ def test_a_mistake_is_one_line(study, words, message):
     assert message in done.output
 
 
-WITH_STUDY = sorted(set(COMMANDS) - {"demo", "init", "doctor"})
-NEEDED = {"lineage": ["trunk"], "predict": ["x.png"]}
+WITH_STUDY = sorted(set(COMMANDS) - {"demo", "init", "bundle", "compare"})
+NEEDED = {"lineage": ["trunk"], "predict": ["x.png"], "export": ["out", "--onnx"]}
 
 
 @pytest.mark.parametrize("command", WITH_STUDY)

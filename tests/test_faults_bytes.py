@@ -148,9 +148,9 @@ def test_verify_as_a_command(copied):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARDMOE_STUDY", "")
         command = ["verify", "--study", str(copied.root / "study.toml")]
-        assert CliRunner().invoke(main, command).output == "17 artifacts read, 0 damaged\n"
+        assert CliRunner().invoke(main, command).output == "18 artifacts read, 0 damaged\n"
         flip(copied.need("expert", "e001").path / "weights.safetensors", 999)
         done = CliRunner().invoke(main, command)
     assert done.exit_code == 1
-    assert "17 artifacts read, 1 damaged\n" in done.output
+    assert "18 artifacts read, 1 damaged\n" in done.output
     assert "e001" in done.output

@@ -116,7 +116,7 @@ def test_dagster_records_each_run_with_the_versions_it_read(finished):
         assert f"| trunk | {context.version('trunk')} |" in said["made from"].value
         observed = instance.fetch_observations(dg.AssetKey("expert_shard"), limit=10).records
         assert {r.partition_key for r in observed} == {"e000", "e001"}
-        assert len(instance.get_runs()) == 24
+        assert len(instance.get_runs()) == 25
 
 
 def test_the_check_of_splits_is_recorded_and_passes(finished):

@@ -67,14 +67,14 @@ def store_of(study: Study, root: Path) -> tuple[str, list[str]]:
     try:
         store = open_store(study, root)
         if store.place is None:
-            free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
+            free = shutil.disk_usage(store.layout.owner.parent).free
             return f"{store.uri}, a folder with {free / 2**30:,.0f} GiB free", []
         began = time.perf_counter()
         owned = places.is_claimed(store.place, study.name)
         seconds = time.perf_counter() - began
         places.probe(store.place, rounds=PROBES)
     except (HardmoeError, OSError) as error:
-        return study.store.uri or str(root), [f"store: {one_line(error, 1000)}"]
+        return study.store.uri, [f"store: {one_line(error, 1000)}"]
     whose = "this study's" if owned else "empty yet"
     cache = f"cache of {study.store.cache_gib:g} GiB in {default_folder()}"
     return f"{store.uri}, {whose}, answers in {1000 * seconds:.0f} ms and keeps If-None-Match; {cache}", []

@@ -46,7 +46,7 @@ def test_init_says_which_columns_it_takes_and_ignores(tmp_path):
     columns = {"Photo_ID": ["a"], "image": [picture()], "tags": [["cat"]], "url": ["x"], "width": [16]}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     lines = described(Source(format="parquet", uri=str(tmp_path)))
-    assert "Columns: id from Photo_ID, image from image, tags from tags; ignored: url, width" in lines
+    assert "Columns: id from Photo_ID, image from image, tags from tags, original from url; ignored: width" in lines
     lines = described(table(tmp_path / "csv", [("file", "tags", "note"), ("0.png", "cat", "hello")]))
     assert "Columns: image from file, tags from tags; ignored: note" in lines
 

@@ -91,13 +91,23 @@ def test_pins_whose_rows_are_alive_move_to_the_latest_version_and_no_others(tabl
 
 def test_other_columns_begin_the_data_set_again_and_tags_keep_the_old_one(table):
     put(table, "a", ["x"], "posts.a.1")
-    wider = SCHEMA.append(pa.field("user", pa.string()))
-    row = pa.record_batch([pa.array([v]) for v in ("b", 0, "z", "ann")], schema=wider)
-    version = replace_rows(table, wider, "b", [row])
+    other = SCHEMA.insert(1, pa.field("user", pa.string()))
+    row = pa.record_batch([pa.array([v]) for v in ("b", "ann", 0, "z")], schema=other)
+    version = replace_rows(table, other, "b", [row])
     assert read_rows(table, version, "b", ["user"])["user"].to_pylist() == ["ann"]
     assert ids(table, "posts.a.1", "a") == ["x"]
     with pytest.raises(ValueError, match="with other columns now: ingest it again"):
         locate(table, [("a", "posts.a.1"), ("b", version)])
+
+
+def test_columns_that_come_at_the_end_are_null_in_the_rows_that_are_there(table):
+    put(table, "a", ["x"], "posts.a.1")
+    wider = SCHEMA.append(pa.field("user", pa.string()))
+    row = pa.record_batch([pa.array([v]) for v in ("b", 0, "z", "ann")], schema=wider)
+    version = replace_rows(table, wider, "b", [row], ["posts.b.1"])
+    assert read_rows(table, version, "b", ["user"])["user"].to_pylist() == ["ann"]
+    assert read_rows(table, version, "a", ["id", "user"]).to_pylist() == [{"id": "x", "user": None}]
+    assert taken(table, locate(table, [("a", "posts.a.1"), ("b", "posts.b.1")])) == ["x", "z"]
 
 
 def taken(table, located):

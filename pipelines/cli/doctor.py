@@ -7,9 +7,8 @@ import click
 
 from moe_core.machine import describe, store_of
 from moe_core.settings import Partition
-from moe_core.store.layout import Layout
 from moe_core.study_file import load_study
-from pipelines.cli.options import JSON
+from pipelines.cli.options import JSON, study_file_of
 from pipelines.terminal import echo, echo_json
 
 
@@ -20,6 +19,7 @@ from pipelines.terminal import echo, echo_json
     "study_file",
     type=click.Path(path_type=Path),
     default=None,
+    callback=study_file_of,
     help="Folder of a study, or its study.toml: its store is looked at, too.",
 )
 @JSON
@@ -33,10 +33,7 @@ def doctor(experts: int | None, study_file: Path | None, as_json: bool) -> None:
 
     Example: hardmoe doctor --study cats
     """
-    study = None
-    if study_file is not None:
-        study_file = Layout(study_file).study_file if study_file.is_dir() else study_file
-        study = load_study(study_file)
+    study = load_study(study_file) if study_file else None
     machine, problems = describe(experts or (study.partition if study else Partition()).experts)
     if study is not None and study_file is not None:
         machine["store"], wrong = store_of(study, study_file.absolute().parent)

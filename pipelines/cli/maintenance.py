@@ -40,7 +40,7 @@ def reap(study_file: Path) -> None:
     context = study_at(study_file)
     prepare_home(context.root, worker_count(None, context.study))
     with opened() as instance:
-        ended = reap_runs(instance, context.root, context.study.name, context.store.place, wait=True)
+        ended = reap_runs(instance, root=context.root, study=context.study.name, place=context.store.place, wait=True)
     echo(f"{len(ended)} dead runs ended" + (": " + ", ".join(ended) if ended else ""))
 
 

@@ -9,8 +9,9 @@ import click
 from moe_core.store.layout import STUDY, Layout
 
 
-def _study_file(ctx: click.Context, option: click.Parameter, path: Path) -> Path:
-    return Layout(path).study_file if path.is_dir() else path
+def study_file_of(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """The study.toml of what `--study` names: the file, or its folder."""
+    return Layout(path).study_file if path and path.is_dir() else path
 
 
 STUDY_OPTION = click.option(
@@ -18,7 +19,7 @@ STUDY_OPTION = click.option(
     "study_file",
     type=click.Path(path_type=Path),
     default=lambda: os.environ.get("HARDMOE_STUDY") or STUDY,
-    callback=_study_file,
+    callback=study_file_of,
     help="Folder of the study, or its study.toml.  [default: $HARDMOE_STUDY, else ./study.toml]",
 )
 _WORKERS = click.option(

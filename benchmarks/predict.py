@@ -27,7 +27,7 @@ from routed import NETWORKS, bundle_of, drawn
 from moe_core import threads
 from moe_core.models.cost import multiply_adds
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.files import BATCH, decoded, files_of
+from moe_core.serving.files import BATCH, decoded, entries_of
 from moe_core.serving.routed import routed
 from moe_core.tagging.answers import Asked, Wanted
 from moe_core.tagging.inputs import open_inputs, records_of, settle
@@ -46,7 +46,7 @@ def pictures(folder: Path, count: int, side: int) -> None:
 
 def bare(bundle: Bundle, folder: Path) -> int:
     """Decodes and answers; the number of answers."""
-    files, _ = files_of([folder])
+    files = [Path(name) for name, skipped in entries_of(folder) if not skipped]
     stream = (images for _, images in decoded(files, bundle.image_size, threads.share()))
     return sum(len(answer.experts) for answer in routed(bundle, stream))
 

@@ -24,7 +24,7 @@ from moe_core import threads
 from moe_core.errors import BadImage, BadSetting, Unknown
 from moe_core.models.cost import multiply_adds
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.files import BATCH, decoded_items, entries_of
+from moe_core.serving.files import BATCH, decoded_items, entries_of, file_of, no_images
 from moe_core.serving.folders import bundle_folder, study_at
 from moe_core.serving.routed import routed
 from moe_core.store.artifact import Artifact
@@ -200,15 +200,18 @@ def _several(one_or_more: str | Sequence[str]) -> Sequence[str]:
 
 
 def _records(images: Picture | Iterable[Picture]) -> Iterator[Record]:
-    """The images, those of folders each."""
+    """The images, those of folders each. Raises BadSource for a folder without any."""
     several: Iterable[Picture] = [images] if isinstance(images, PICTURES) else images
     row = 0
     for number, picture in enumerate(several, 1):
         if isinstance(picture, str | os.PathLike):
+            before = row
             for path, skipped in entries_of(Path(picture)):
                 if not skipped:
                     row += 1
                     yield Record(path, "", 0, row, "", None, "")
+            if row == before:
+                raise no_images(Path(picture))
         else:
             row += 1
             yield Record(f"image {number}", "given", 0, row, "", _bytes_of(picture, number), "")
@@ -219,9 +222,7 @@ def _bytes_of(picture: bytes | np.ndarray | Image.Image, number: int) -> bytes:
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise BadImage(f"image {number}: {picture.dtype} of shape {picture.shape}: wanted uint8 and (H, W, 3)")
-        picture = Image.fromarray(picture)
+        return file_of(picture, number)
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()

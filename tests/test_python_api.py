@@ -11,7 +11,7 @@ from PIL import Image
 
 import moe_core as hm
 from helpers.partitioned import hardmoe
-from moe_core.errors import BadImage, BadSetting, MissingInput, Unknown
+from moe_core.errors import BadImage, BadSetting, BadSource, MissingInput, Unknown
 from moe_core.serving.publication import published_bundle
 
 NOTEBOOK = Path(__file__).parents[1] / "docs/tutorial/ask.ipynb"
@@ -122,6 +122,13 @@ def test_the_package_imports_in_no_time():
     program = "import sys, moe_core; print(*{'torch', 'numpy', 'polars'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("ask", ["predict", "embed"])
+def test_a_folder_without_images_is_an_error(mixture, tmp_path, ask):
+    (tmp_path / "notes.txt").write_text("no picture by its name")
+    with pytest.raises(BadSource, match="holds no image file"):
+        getattr(mixture, ask)(tmp_path)
 
 
 @pytest.mark.slow

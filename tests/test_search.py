@@ -204,7 +204,7 @@ def test_an_index_of_another_mixture_than_the_published_one_is_an_error(copied):
     with pytest.raises(MissingInput, match=f"no search index of mixture {mixture}: there are of 00000000"):
         Searcher(copied)
     copied.store.documents.update(NAMES.publication, lambda before: None)
-    with pytest.raises(MissingInput, match=r"no mixture of .* is published"):
+    with pytest.raises(MissingInput, match=r"no mixture in .* is published"):
         Searcher(copied)
 
 

@@ -1,5 +1,6 @@
 """Bundles: what they refuse, and routed answers to streams of batches."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from moe_core.errors import NotFinite
 from moe_core.models.resnet import ResNet, build
 from moe_core.serving.bundle import Bundle, BundlePart, write_bundle
 from moe_core.serving.cache import ExpertCache
-from moe_core.serving.files import decoded, files_of
+from moe_core.serving.files import decoded, entries_of
 from moe_core.serving.routed import predict, routed
 from moe_core.settings import Data, Network, Study
 from moe_core.training.infer import features_of
@@ -317,7 +318,9 @@ def test_folders_are_searched_and_what_is_no_image_is_named(tmp_path):
         Image.fromarray(images(1)[0]).save(tmp_path / name, "PNG")
     (tmp_path / "in" / "notes.txt").write_text("no image")
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no")
-    files, skipped = files_of([tmp_path / "b.png", tmp_path / "in", tmp_path / "none.png"])
+    named = (tmp_path / "b.png", tmp_path / "in", tmp_path / "none.png")
+    entries = [(Path(name), why) for path in named for name, why in entries_of(path)]
+    files, skipped = [path for path, why in entries if not why], [entry for entry in entries if entry[1]]
     assert [p.name for p in files] == ["b.png", "bad.jpg", "c.PNG", "a.png", "none.png"]
     assert skipped == [
         (tmp_path / "in" / ".hidden.png", "hidden"),
@@ -327,11 +330,6 @@ def test_folders_are_searched_and_what_is_no_image_is_named(tmp_path):
     assert [error for _, error in read][:4] == ["", f"not_an_image: {REASONS['not_an_image']}", "", ""]
     assert "No such file" in read[4][1]
     assert np.array_equal(images_BHWC, images(1).repeat(3, 0))
-
-
-def test_a_folder_without_images_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no image file"):
-        files_of([tmp_path])
 
 
 def test_images_whose_experts_are_all_unpublished_are_answered_by_the_router(tmp_path, parts):

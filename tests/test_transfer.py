@@ -38,7 +38,7 @@ def test_labels_that_lie_apart_are_told_and_chance_is_chance(right):
 
 @pytest.mark.parametrize("right", [neighbors_right, probe_right])
 def test_a_post_is_told_from_other_folds_alone(right):
-    """Copies with labels at random: whoever saw the copy would know, and copies share a fold."""
+    """Copies with labels at random: who saw the copy would know, and copies share a fold."""
     draw = np.random.default_rng(1)
     features_ND = torch.from_numpy(np.repeat(draw.standard_normal((300, 64)), 2, axis=0))
     label_N = torch.from_numpy(np.repeat(draw.integers(0, 2, 300), 2))

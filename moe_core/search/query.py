@@ -9,23 +9,20 @@ Letters: N images, D embedding width.
 """
 
 import difflib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image
 
 from moe_core.data.images import REASONS, Rejected, decode
 from moe_core.data.tags import Accents, canonical
 from moe_core.errors import BadImage, BadSetting, Unknown
 from moe_core.search.lists import unit
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.files import decoded
+from moe_core.serving.files import decoded, file_of
+from moe_core.serving.routed import routed
 from moe_core.text import shown
-from moe_core.training.infer import features_of
-from moe_core.training.posts import ImagesInMemory
 
 Picture = np.ndarray | bytes | Path  # (H, W, 3) uint8, an image file's bytes, or its path
 OFFERED = 5  # spellings that are near to an unknown hashtag
@@ -44,13 +41,9 @@ def _pixels(picture: Picture, size: int, number: int) -> np.ndarray:
             raise BadImage(f"{shown(path, 300)}: {error}")
         return np.asarray(images_BHWC[0])
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise BadImage(f"image {number}: {picture.dtype} of shape {picture.shape}: wanted uint8 and (H, W, 3)")
-        if picture.shape == (size, size, 3):
+        if picture.dtype == np.uint8 and picture.shape == (size, size, 3):
             return picture
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "BMP")
-        picture = file.getvalue()
+        picture = file_of(picture, number)
     try:
         pixels = decode(picture, size).pixels
     except Rejected as why:
@@ -64,12 +57,9 @@ def embedded(bundle: Bundle, images_NHWC: np.ndarray, device: str = "cpu") -> tu
     As `embeddings` has stored posts: by the nearest expert, also where the publish gate has the trunk answer in its
     place. Distances between what two networks make of pictures would say nothing.
     """
-    images = ImagesInMemory(images_NHWC)
-    router_ND = features_of(bundle.router_on(device), images, bundle.precision, device).numpy()
-    expert_N = bundle.gate.assign(router_ND)
-    keys = list(bundle.published)
-    embedding_ND = bundle.features_by_expert(expert_N, images, device).numpy()
-    return embedding_ND, [keys[number] for number in expert_N.tolist()]
+    (answer,) = routed(bundle, [images_NHWC], device=device, embed=True)
+    assert answer.embeddings_BD is not None
+    return answer.embeddings_BD.numpy(), answer.experts
 
 
 class Hashtags:

@@ -28,8 +28,7 @@ from moe_core.search.lists import Lists, unit
 from moe_core.search.posts import rows_of_ids
 from moe_core.search.query import Hashtags, Picture, combined, embedded, pixels_of, tag_vectors
 from moe_core.serving.bundle import Bundle
-from moe_core.serving.names import version_of
-from moe_core.serving.publication import read_log
+from moe_core.serving.publication import mixture_in
 from moe_core.store.artifact import Artifact
 from moe_core.store.layout import NAMES
 from moe_core.store.protocols import ArtifactStore
@@ -86,7 +85,7 @@ class Searcher:
         device: str | None = None,
     ) -> None:
         self._context, self._store = context, context.store
-        self.mixture = _mixture(context, version)
+        self.mixture = mixture_in(context.store, version)
         self.published: dict[str, bool] = dict(self.mixture.metadata["published"])  # by expert, in their order
         if bundle is not None and not bundle.parts.items() <= self.mixture.inputs.items():
             raise BadSetting(f"the bundle at {bundle.folder} is not mixture {self.mixture.version}")
@@ -149,10 +148,6 @@ class Searcher:
         """As they are now."""
         return self._current_takedowns()
 
-    def allowed(self, filters: Filters) -> np.ndarray | None:
-        """(N,) bool: posts that fulfil the filters; None where there are none. Raises BadSetting."""
-        return self._allowed(filters)
-
     def row(self, post_id: str) -> int:
         """Where a post is among them. Raises Unknown, also where it is taken down."""
         return int(self._rows_of([post_id], self._current_takedowns())[post_id][0])
@@ -188,7 +183,7 @@ class Searcher:
             raise BadSetting(f"top {top}: wanted 1 to {MOST:,}")
         takedowns = self._current_takedowns()
         asked = self._rows_of(posts, takedowns)
-        allowed_N = self._allowed(filters)
+        allowed_N = self.allowed(filters)
         parts = [self._vectors.rows(np.array([rows[0] for rows in asked.values()]))] if asked else []
         experts: list[str] = []
         if images:
@@ -223,7 +218,7 @@ class Searcher:
     def posts(self, filters: Filters = NO_FILTERS) -> pl.DataFrame:
         """Columns of SEARCHED of the posts that fulfil the conditions, in their order, experts by their keys; without
         what was taken down. Raises BadSetting for a condition that names nothing."""
-        takedowns, allowed_N = self._current_takedowns(), self._allowed(filters)
+        takedowns, allowed_N = self._current_takedowns(), self.allowed(filters)
         found = pl.DataFrame(self._posts if allowed_N is None else self._posts.filter(pa.array(allowed_N)))
         if takedowns.entries:
             found = found.filter([not takedowns.holds(*post) for post in found.select("id", "user").iter_rows()])
@@ -243,7 +238,8 @@ class Searcher:
                 raise Unknown(f"no post {shown(one)!r} among the {len(self):,} of mixture {self.mixture.version}")
         return found
 
-    def _allowed(self, filters: Filters) -> np.ndarray | None:
+    def allowed(self, filters: Filters) -> np.ndarray | None:
+        """(N,) bool: posts that fulfil the filters; None where there are none. Raises BadSetting."""
         if not filters:
             return None
         if filters.split is not None and filters.split not in SPLITS:
@@ -290,24 +286,6 @@ class Searcher:
             return Hashtags(self.bundle.hashtags, {}, accents)
         known = load(vocabulary.file("hashtags.parquet"), vocabulary.file("synonyms.parquet"))
         return Hashtags(known.hashtags, known.synonyms, accents)
-
-
-def _mixture(context: Context, version: str | None) -> Artifact:
-    store = context.store
-    if version is None:
-        version = read_log(store.documents).published
-        if not version:
-            raise MissingInput(
-                f"no mixture of {store.uri} is published: `hardmoe run`, or `hardmoe publish`, publishes one",
-                "published",
-            )
-    else:
-        known = [each for _, each in store.listed("mixture")]
-        version = version_of(store.documents, version, known, f"mixture in {store.uri}")
-    mixture = store.get("mixture", None, version)
-    if mixture is None:
-        raise MissingInput(f"mixture {version} is not in {store.uri}: `hardmoe publish --list` shows others", "mixture")
-    return mixture
 
 
 def _index_of(store: ArtifactStore, mixture: str) -> Artifact:

@@ -5,6 +5,7 @@ Letters: B images of a batch, H W pixels, C channels.
 
 import errno
 import heapq
+import io
 import json
 import os
 import stat
@@ -16,10 +17,11 @@ from tempfile import TemporaryFile
 from typing import IO, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from moe_core.data.image_files import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from moe_core.data.images import REASONS, Rejected, decode
-from moe_core.errors import BadSource
+from moe_core.errors import BadImage, BadSource
 from moe_core.training.batches import ahead
 
 BATCH = 256
@@ -28,26 +30,6 @@ NO_IMAGE, HIDDEN, FOLDER = "no image by its name", "hidden", "/"
 SORTED = 200_000  # names of a folder that are sorted in memory, some 40 MB
 
 Item = TypeVar("Item")
-
-
-def files_of(paths: Iterable[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """(files, what was left out of their folders, each with the reason): the files themselves, and of each folder the
-    image files in it and below, sorted. Links to folders are not followed, links to files are.
-
-    Raises BadSource for a folder without any.
-    """
-    files: list[Path] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in paths:
-        before = len(files)
-        for each, why in entries_of(path):
-            if why:
-                skipped.append((Path(each), why))
-            else:
-                files.append(Path(each))
-        if len(files) == before:
-            raise no_images(path)
-    return files, skipped
 
 
 def no_images(folder: Path) -> BadSource:
@@ -135,6 +117,15 @@ def decoded_items(
         read_items = [item for group in ahead(decode_group, groups, threads) for item in group]
         pixels = np.frombuffer(bytearray().join(data for _, data in read_items), np.uint8)
         yield batch, [error for error, _ in read_items], pixels.reshape(-1, size, size, 3)
+
+
+def file_of(pixels_HWC: np.ndarray, number: int) -> bytes:
+    """A picture that was given as an array, the `number`th, as an image file. Raises BadImage where it is none."""
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3 or 0 in pixels_HWC.shape:
+        raise BadImage(f"image {number}: {pixels_HWC.dtype} of shape {pixels_HWC.shape}: wanted uint8 and (H, W, 3)")
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(file, "BMP")
+    return file.getvalue()
 
 
 class Skip(Exception):

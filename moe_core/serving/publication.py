@@ -171,7 +171,7 @@ def bundle_at(path: Path, version: str | None = None) -> Path | Artifact:
         return bundle_folder(path)
     store = open_store(load_study(study), root=study.parent)
     if store.place:
-        return _in_bucket(store, version)
+        return mixture_in(store, version)
     if version is None:
         return published_bundle(study.parent)
     layout = Layout(study.parent)
@@ -179,7 +179,9 @@ def bundle_at(path: Path, version: str | None = None) -> Path | Artifact:
     return layout.artifact("mixture", None, version_of(FolderDocuments(study.parent), version, known, where))
 
 
-def _in_bucket(store: ArtifactStore, version: str | None) -> Artifact:
+def mixture_in(store: ArtifactStore, version: str | None = None) -> Artifact:
+    """The published mixture of a store, or that of a name, a version or its beginning. Raises MissingInput where it is
+    not there, BadSetting for a version that is none."""
     if version is None:
         version = read_log(store.documents).published
         if not version:

@@ -37,13 +37,13 @@ def answers(folder, images):
 
     import moe_core as hm
     from moe_core.serving.bundle import Bundle
-    from moe_core.serving.files import decoded, files_of
+    from moe_core.serving.files import decoded, entries_of
     from moe_core.serving.routed import routed
     from moe_core.training.infer import features_of
     from moe_core.training.posts import ImagesInMemory
 
     bundle = Bundle(Path(folder))
-    files, _ = files_of([Path(images)])
+    files = [Path(name) for name, skipped in entries_of(Path(images)) if not skipped]
     batches = list(decoded(files, bundle.image_size, 1))
     pixels = np.concatenate([pixels_BHWC for _, pixels_BHWC in batches])
     (answer,) = routed(bundle, [pixels])

@@ -90,7 +90,7 @@ def test_the_table_holds_no_more_however_many_posts_and_control_networks_there_a
         test = replace(test, expert_N=test.expert_N % EXPERTS)
         controls = {"random_partition": control(experts, True), "separate_decoders_top1": control(experts, False)}
         with LiveBytes() as live, torch.no_grad():
-            scores, _ = score.score(context, bundle, controls, test, "cpu")
+            scores, *_ = score.score(context, bundle, controls, test, "cpu")
         for name in ("mixture_top1", "separate_decoders_top1_router"):
             assert np.isfinite(scores[name].measure("p_at_1")).all()
         peaks.append(live.peak)

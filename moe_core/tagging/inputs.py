@@ -17,7 +17,7 @@ from moe_core.data.sources.registry import FORMATS
 from moe_core.errors import MissingLibrary
 from moe_core.serving.files import Skip, bytes_of, entries_of, no_images
 
-TABLES = ("parquet", "arrow", "lance", "folder", "webdataset")  # formats that a file's name tells
+TABLES = tuple(name for name, format in FORMATS.items() if format.suffixes and format.told_by_suffix)  # told by names
 NAMED = 10  # files that are left out for one reason, that are named
 
 

@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linked import LABELLED, link
+from linked import LABELLED, link, make
 
-from moe_core.engine.build import build
 from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED, Line, lines
 from moe_core.recipes import demo
 from moe_core.serving.bundle import Bundle
@@ -32,7 +31,6 @@ from moe_core.stages.evaluation.score import gains_over_rows, measure_posts, sco
 from moe_core.stages.reading import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.files import write_text
-from moe_core.workspace import open_study
 
 POSTS, EXPERTS = (5_000, 20_000, 80_000, 320_000), (2, 4, 8, 16)
 TEST, VALIDATION = 10_000, 1_500
@@ -59,17 +57,6 @@ def study_of(posts: int, experts: int, test: int) -> Study:
             "evaluation": base.evaluation.model_copy(update={"topk": 1}),
         }
     )
-
-
-def make(study: Study, root: Path, names: Sequence[str]) -> Any:
-    """The study open at `root`, with these assets made."""
-    context = open_study(study, root)
-    for name in names:
-        for key in context.planner.keys(name):
-            built = build(context, name, key)
-            if not built.reused:
-                print(f"{time.strftime('%H:%M:%S')}  {root.name}  {name} {key or ''}", flush=True)
-    return context
 
 
 def cell_of(context: Any) -> dict[str, Any]:

@@ -2,8 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from moe_core.engine.build import build
+from moe_core.engine.context import Context
+from moe_core.settings import Study
+from moe_core.workspace import open_study
 
 INGESTED = ("posts", "posts.lance", "rejects.lance")
 LABELLED = (*INGESTED, "splits", "vocabulary")  # all before the first network
@@ -23,3 +29,19 @@ def link(source: Path, root: Path, names: Iterable[str]) -> None:
         unfinished = shutil.ignore_patterns(".part-*", ".lock-*", ".work-*")
         shutil.copytree(source / name, part, copy_function=os.link, ignore=unfinished)
         part.rename(root / name)
+
+
+def make(study: Study, root: Path, names: Sequence[str], until: float = float("inf")) -> Context:
+    """The study open at `root`, with these assets made; what is there already is not made again.
+
+    Raises SystemExit where the next is to be made after `until`, by the monotonic clock.
+    """
+    context = open_study(study, root)
+    for name in names:
+        for key in context.planner.keys(name):
+            if time.monotonic() > until:
+                raise SystemExit(f"stopped before {name} {key or ''} of {root}: the same command goes on there")
+            built = build(context, name, key)
+            if not built.reused:
+                print(f"{time.strftime('%H:%M:%S')}  {root.name}  {name} {key or ''}", flush=True)
+    return context

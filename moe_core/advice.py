@@ -171,9 +171,14 @@ def smallest_difference(posts: int) -> float:
     return 1.96 * math.sqrt(DISAGREE / posts)
 
 
-def measure_for(tags_a_post: float, top_share: float = 0.0) -> str:
-    """The measure to compare mixtures by: P@1 up to MANY_TAGS tags a post, unless one hashtag is on more than HALF of
+def measure_for(tags_a_post: float, top_share: float = 0.0, loss: str = "softmax", wanted: str = "auto") -> str:
+    """The measure to compare mixtures by: the `wanted` one of publish.measure; or by itself mAP with the sigmoid loss,
+    which is for posts of many tags; else P@1 up to MANY_TAGS tags a post, unless one hashtag is on more than HALF of
     the posts; else R@5 up to five tags a post, and R@10 beyond."""
+    if wanted != "auto":
+        return wanted
+    if loss == "sigmoid":
+        return "map"
     if tags_a_post <= MANY_TAGS and top_share <= HALF:
         return "p_at_1"
     return "r_at_5" if tags_a_post <= 5 else "r_at_10"

@@ -342,8 +342,12 @@ class Publish(Strict):
     margin: Fraction = Field(
         0.005,
         description="A new mixture is published unless its score on validation posts is lower than the published one's "
-        "by more than this: P@1, or R@5 or R@10 where posts carry more than three tags "
-        "(docs/explanation/publication.md).",
+        "by more than this (docs/explanation/publication.md).",
+    )
+    measure: Literal["auto", "p_at_1", "r_at_5", "r_at_10", "map"] = Field(
+        "auto",
+        description="The score that mixtures are judged by, for publication and in the comparison of `results`; auto: "
+        "mAP with the sigmoid loss, else P@1, or R@5 or R@10 where posts carry more than three tags.",
     )
     license: str = Field(
         "",

@@ -65,7 +65,7 @@ def compare(table: Mapping[str, Any]) -> Comparison:
     baselines = {name: row for name, row in rows.items() if row["role"] in BASELINES}
     compared = tuple(_compared(row, table["published_gains"][name], table) for name, row in baselines.items())
     worth, why = _worth(compared, baselines, published, table["untrained"])
-    return Comparison(table["measure"], published[table["measure"]], table["n"], compared, worth, why)
+    return Comparison(table["measure"], published[table["measure"]], _posts(table), compared, worth, why)
 
 
 def _compared(row: Mapping[str, Any], pair: Mapping[str, Any], table: Mapping[str, Any]) -> Compared:
@@ -79,7 +79,7 @@ def _compared(row: Mapping[str, Any], pair: Mapping[str, Any], table: Mapping[st
         return Compared(name, outcome, gain, (low, high), None, f"{outcome} than {title}: {figures}")
     if low == high == 0:
         return Compared(name, "same", gain, (low, high), None, f"the same as {title}: no test post tells them apart")
-    posts = posts_to_decide(gain, low, high, table["n"])
+    posts = posts_to_decide(gain, low, high, _posts(table))
     more = (
         f"about {posts:,} test posts would decide a difference of this size"
         if posts
@@ -87,6 +87,11 @@ def _compared(row: Mapping[str, Any], pair: Mapping[str, Any], table: Mapping[st
     )
     text = f"undecided against {title}: {figures}; the interval includes zero, {more}"
     return Compared(name, "undecided", gain, (low, high), posts, text)
+
+
+def _posts(table: Mapping[str, Any]) -> int:
+    """Test posts that the measure of the table is of."""
+    return int(table["n"] if MEASURES[table["measure"]].of_posts else table["map_posts"])
 
 
 def posts_to_decide(gain: float, low: float, high: float, posts: int) -> int | None:

@@ -17,7 +17,7 @@ class Measure:
     title: str
     sign: int = 1  # 1: higher is better; -1: lower
     of_posts: bool = True  # a mean over posts; False: of all the answers together
-    paired: bool = False  # the published row is compared with each other by it, post by post
+    paired: bool = False  # the published row is compared with each other by it, post by post; mAP by resamples
     headline: bool = False  # shown with its interval where there is room for few
 
 
@@ -50,6 +50,12 @@ COSTS = (
     Cost("multiply_adds", "multiply-adds", per_image=True),
     Cost("training_images", "images trained on"),
 )
+
+
+def measures_of_gains(gains: Mapping[str, Mapping[str, Any]]) -> list[Measure]:
+    """Measures of which `published_gains` has a difference to every row: older tables have none of mAP."""
+    known = {name for pair in gains.values() for name in pair}
+    return [measure for measure in MEASURES.values() if measure.paired or f"{measure.name}_gain" in known]
 
 
 def gain_text(pair: Mapping[str, Any], measure: Measure) -> str:

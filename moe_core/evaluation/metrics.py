@@ -148,8 +148,15 @@ def paired_difference(a_N: np.ndarray, b_N: np.ndarray, resamples: int, seed: in
     return bootstrap(a_N - b_N, resamples, seed)
 
 
-def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Macro mean over hashtags of the average precision over posts; its interval resamples posts.
+def interval_of(means_R1: np.ndarray, n: int) -> Interval:
+    """Of a mean over `n` posts that is the first of these, the rest being those of resamples."""
+    low, high = np.nanquantile(means_R1[1:], [0.025, 0.975])
+    return Interval(float(means_R1[0]), float(low), float(high), n)
+
+
+def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R + 1,) float64: macro mean over hashtags of the average precision over posts, of the posts themselves and then
+    of resamples of them, the same ones for all rows of equally many posts; `interval_of` makes an interval of it.
 
     A resample weighs each post by how often it was drawn, so each hashtag's posts are sorted once. A hashtag that a
     resample leaves without a post is left out of that resample. Copies of one post do not precede one another: were
@@ -179,9 +186,7 @@ def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples:
         value_R = (precision_RP * gain_RP).sum(1) / np.maximum(total_R, 1)
         sums_R += np.where(total_R > 0, value_R, 0)
         used_R += total_R > 0
-    means_R = sums_R / np.maximum(used_R, 1)
-    low, high = np.quantile(means_R[1:], [0.025, 0.975])
-    return Interval(float(means_R[0]), float(low), float(high), count)
+    return np.asarray(sums_R / np.maximum(used_R, 1))
 
 
 def tag_agreement(

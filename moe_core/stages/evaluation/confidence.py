@@ -55,6 +55,15 @@ class Confidence:
             "thresholds": self._thresholds(curves, resamples) if curves else None,
         }
 
+    def thresholds(self) -> dict[str, np.ndarray]:
+        """(V,) float64: `threshold` of each hashtag for a precision of OF_HASHTAGS, NaN where it has none; how many
+        test posts are `given` the hashtag by it, and of these the `right` ones."""
+        limit_V = np.full(len(self.true_V), np.nan)
+        if self.bundle.curves:
+            stored_V = self.bundle.curves.thresholds(OF_HASHTAGS).astype(float)
+            limit_V = np.where(np.isfinite(stored_V), stored_V, np.nan)
+        return {"threshold": limit_V, "right": self.true_V.astype(float), "given": self.above_V.astype(float)}
+
     def _calibration(self) -> dict[str, Any]:
         before, after = (calibration(p_N, self.right_N) for p_N in (self.first_N, self.scaled_N))
         return {

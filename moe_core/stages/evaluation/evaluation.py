@@ -1,11 +1,16 @@
 """evaluation: the mixture against its controls on held-out posts, every figure with its interval and its n.
 
 `rows` describes the rows of the table, `predictions` computes their answers, `score` the measures, `confidence` what
-the published answer's probabilities are worth, `costs`, `embedding_agreement` and `transfer` the rest of the table.
+the published answer's probabilities are worth, `hashtags` each hashtag and the bands of them, `costs`,
+`embedding_agreement` and `transfer` the rest of the table.
 """
 
 import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
 
 from moe_core.advice import measure_for, warnings
 from moe_core.engine.context import Context
@@ -14,14 +19,17 @@ from moe_core.evaluation.metrics import tag_statistics
 from moe_core.serving.bundle import Bundle
 from moe_core.stages import reading
 from moe_core.stages.data.statistics import seen
+from moe_core.stages.evaluation.confidence import Confidence
 from moe_core.stages.evaluation.costs import Costs
 from moe_core.stages.evaluation.embedding_agreement import embedding_agreement
+from moe_core.stages.evaluation.hashtags import Hashtags
 from moe_core.stages.evaluation.predictions import open_controls
 from moe_core.stages.evaluation.rows import ROWS
 from moe_core.stages.evaluation.score import (
     AP_POSTS,
     frequent_tags,
     gains_over_rows,
+    map_of,
     per_expert,
     relevant_tags,
     row_of,
@@ -32,6 +40,8 @@ from moe_core.stages.reading import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
 
+HASHTAGS_FILE = "hashtags.parquet"
+
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     device = device_and_threads(context.study, parallel=False, hashtags=len(reading.vocabulary(context).hashtags))
@@ -40,19 +50,19 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     if not len(test):
         raise TooFewPosts("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
     controls = open_controls(context, bundle, device)
-    scores, tags, confidence = score(context, bundle, controls, test, device)
+    scores, tags, confidence, hashtags = score(context, bundle, controls, test, device)
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
-    relevant_NV = relevant_tags(test.posts, frequent)
+    map_R1 = map_of(scores, relevant_tags(test.posts, frequent))
     costs, resamples = Costs(context, bundle), context.study.evaluation.bootstrap
-    rows = [row_of(context, name, scores[name], test.posts, relevant_NV) | ROWS[name].cost(costs) for name in scores]
-    gains = gains_over_rows(bundle.answer, scores, resamples)
+    rows = [row_of(context, name, scores[name], test.posts, map_R1[name]) | ROWS[name].cost(costs) for name in scores]
+    gains = gains_over_rows(bundle.answer, scores, resamples, map_R1)
     tags_a_post, top_share = tag_statistics(test.posts.tags_T, len(test))
     table = {
         "published": bundle.answer,
         "n": len(test),
         "tags_a_post": round(tags_a_post, 3),
         "top_share": round(top_share, 4),
-        "measure": measure_for(tags_a_post, top_share),
+        "measure": measure_for(tags_a_post, top_share, bundle.loss, context.study.publish.measure),
         "warnings": warnings(seen(context), context.study),
         "hashtags": len(bundle.hashtags),
         "hashtags_in_map": len(frequent),
@@ -61,6 +71,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         | {f"{row}_router": c.router_weight for row, c in controls.items() if c.router_weight is not None},
         "temperature": bundle.temperature,
         "published_gains": gains,
+        "bands": _hashtags(context, folder, bundle, hashtags, confidence),
         "per_expert": per_expert(bundle, scores, test.expert_N, tags, resamples),
         "embedding_agreement": embedding_agreement(context, bundle, controls, test, device),
         "transfer": transfer(context, bundle, controls, test, device),
@@ -79,3 +90,15 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             "ece": {"before": table["calibration"]["ece"], "after": table["calibration"]["ece_scaled"]},
         }
     )
+
+
+def _hashtags(
+    context: Context, folder: Path, bundle: Bundle, hashtags: Hashtags, confidence: Confidence
+) -> dict[str, Any]:
+    """`bands` of table.json; writes hashtags.parquet, a row for each hashtag."""
+    vocabulary = pl.read_parquet(context.need("vocabulary").file("hashtags.parquet"), glob=False)
+    training_V = vocabulary.sort("id")["posts"].to_numpy().astype(np.int64)
+    bands, ap = hashtags.measure(training_V, context.study.evaluation.bootstrap)
+    frame = hashtags.frame(bundle.hashtags, training_V, ap, confidence.thresholds())
+    frame.write_parquet(folder / HASHTAGS_FILE)
+    return bands

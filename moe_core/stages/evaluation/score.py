@@ -20,11 +20,13 @@ from moe_core.evaluation.metrics import (
     best_hashtags,
     bootstrap,
     found_tags,
+    interval_of,
     paired_difference,
     per_post,
 )
 from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation.confidence import Confidence
+from moe_core.stages.evaluation.hashtags import Hashtags
 from moe_core.stages.evaluation.predictions import (
     Control,
     Prediction,
@@ -87,9 +89,9 @@ class Scores:
 
 def score(
     context: Context, bundle: Bundle, controls: Mapping[str, Control], test: RoutedPosts, device: str
-) -> tuple[dict[str, Scores], TagCounts, Confidence]:
+) -> tuple[dict[str, Scores], TagCounts, Confidence, Hashtags]:
     """(scores of each row that the study has, in the order of the table; counts of the tags found; what is kept of the
-    published answer's probabilities)."""
+    published answer's probabilities, and of each hashtag)."""
     frequent = frequent_tags(test.posts, len(bundle.hashtags))
     frequent_V = torch.tensor(frequent, device=device)
     posts_of_ap = min(len(test), AP_POSTS)
@@ -100,6 +102,7 @@ def score(
 
     scored = defaultdict[str, Scores](nothing)
     tags, confidence = TagCounts(len(bundle.published), len(bundle.hashtags)), Confidence(bundle, len(test))
+    hashtags = Hashtags(bundle.answer, len(bundle.hashtags), test.posts)
     pixels, features = 3 * bundle.image_size**2, 4 * bundle.router.width * (1 + len(bundle.published))
     chunk = max(1, min(CHUNK, CHUNK_BYTES // pixels, FEATURE_BYTES // features))
 
@@ -115,6 +118,7 @@ def score(
             if name in ("trunk", bundle.answer):
                 expert_T = np.repeat(expert_N[rows_B], starts_B1.diff().numpy())
                 tags.add(name, tags_T, expert_T, found_tags(best_BK, tags_T, starts_B1))
+            hashtags.add(name, places_B, p_BV, best_BK, tags_T, starts_B1)
             if (of_ap := np.flatnonzero(places_B < posts_of_ap)).size:
                 scored[name].scores_NV[places_B[of_ap]] = p_BV[of_ap][:, frequent_V].cpu().numpy()
 
@@ -126,7 +130,7 @@ def score(
     for row, control in controls.items():  # all posts at once: each of its networks is read once
         context.report({"control": row})
         add(control_predictions(context, bundle, row, control, test, device), test.posts, test.expert_N)
-    return {name: scored[name] for name in ROWS if name in scored}, tags, confidence
+    return {name: scored[name] for name in ROWS if name in scored}, tags, confidence, hashtags
 
 
 def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
@@ -146,12 +150,16 @@ def measure_posts(scores: Scores, resamples: int) -> dict[str, Any]:
     return columns
 
 
-def row_of(context: Context, name: str, scores: Scores, posts: Posts, relevant_NV: np.ndarray) -> dict[str, Any]:
-    """A row of the table without its costs."""
+def row_of(context: Context, name: str, scores: Scores, posts: Posts, map_R1: np.ndarray) -> dict[str, Any]:
+    """A row of the table without its costs; `map_R1`: its mAP, and that of resamples."""
     row = {"name": name, "title": ROWS[name].title, "role": ROWS[name].role, "n": len(posts)}
-    precision = average_precision(scores.scores_NV, relevant_NV, AP_RESAMPLES, seed=0)
-    of_posts = measure_posts(scores, context.study.evaluation.bootstrap)
-    return row | of_posts | precision.as_json("map") | {"map_n": precision.n}
+    of_posts, count = measure_posts(scores, context.study.evaluation.bootstrap), len(scores.scores_NV)
+    return row | of_posts | interval_of(map_R1, count).as_json("map") | {"map_n": count}
+
+
+def map_of(scores: Mapping[str, Scores], relevant_NV: np.ndarray) -> dict[str, np.ndarray]:
+    """mAP of each row, and of resamples of the posts, the same ones for all."""
+    return {name: average_precision(of.scores_NV, relevant_NV, AP_RESAMPLES, seed=0) for name, of in scores.items()}
 
 
 def relevant_tags(posts: Posts, frequent: list[int]) -> np.ndarray:
@@ -187,8 +195,11 @@ def per_expert(
     return rows
 
 
-def gains_over_rows(published: str, scores: Mapping[str, Scores], resamples: int) -> dict[str, dict[str, Any]]:
-    """Paired difference of the published row to each other on the same posts: mean and 95 % interval, by measure."""
+def gains_over_rows(
+    published: str, scores: Mapping[str, Scores], resamples: int, map_R1: Mapping[str, np.ndarray] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Paired difference of the published row to each other on the same posts: mean and 95 % interval, by measure; of
+    mAP, too, where it was computed."""
     gains: dict[str, dict[str, Any]] = {}
     for name in scores:
         if name == published:
@@ -197,4 +208,7 @@ def gains_over_rows(published: str, scores: Mapping[str, Scores], resamples: int
         for measure in (paired.name for paired in PAIRED):
             pair = paired_difference(scores[published].measure(measure), scores[name].measure(measure), resamples, 0)
             gains[name] |= pair.as_json(f"{measure}_gain")
+        if map_R1:
+            difference_R1, count = map_R1[published] - map_R1[name], len(scores[name].scores_NV)
+            gains[name] |= interval_of(difference_R1, count).as_json("map_gain")
     return gains

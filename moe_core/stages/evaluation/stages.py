@@ -22,12 +22,13 @@ def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref | str
 
 def _evaluation_settings(study: Study) -> Any:
     settings = study.evaluation.counted() | {"topk": min(study.evaluation.topk, study.partition.experts)}
-    return {"evaluation": settings if study.evaluation.controls else settings | {"dense_control": False}}
+    evaluation = settings if study.evaluation.controls else settings | {"dense_control": False}
+    return {"evaluation": evaluation, "publish": study.publish.model_dump(include={"measure"})}
 
 
 EVALUATION = Stage(
     name="evaluation",
-    code="6",
+    code="7",
     reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
     settings=_evaluation_settings,
     inputs=_evaluation_inputs,
@@ -37,7 +38,7 @@ EVALUATION = Stage(
 
 REPORT = Stage(
     name="report",
-    code="4",
+    code="5",
     reads=("evaluation", "partition"),
     settings=lambda study: {},
     inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},

@@ -20,7 +20,8 @@ from moe_core.engine.context import Context
 from moe_core.errors import CorruptArtifact, HardmoeError, MissingInput
 from moe_core.evaluation.comparison import posts_to_decide
 from moe_core.evaluation.measures import MEASURES
-from moe_core.evaluation.metrics import paired_difference, per_post, tag_statistics
+from moe_core.evaluation.metrics import interval_of, paired_difference, per_post, tag_statistics
+from moe_core.evaluation.ranking import RankedPosts, mean_average_precision
 from moe_core.serving import publication
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.publication import UNPUBLISHED, Decision, PublicationLog
@@ -107,13 +108,14 @@ def _validation_posts(context: Context, new: Bundle, old: Bundle) -> tuple[Posts
 
 
 def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, old: Bundle) -> dict[str, Any]:
-    """Measures of both among the hashtags that both know: P@1 and the one that suits the tags a post, each with its
+    """Measures of both among the hashtags that both know: P@1 and the one that publish.measure says, each with its
     paired difference, and the cross-entropy where both know the same hashtags."""
     tags_a_post, top_share = tag_statistics(posts.tags_T, len(posts))
-    measure = measure_for(tags_a_post, top_share)
-    compared = dict.fromkeys(("p_at_1", measure))
+    measure = measure_for(tags_a_post, top_share, new.loss, context.study.publish.measure)
     device = device_and_threads(context.study, parallel=False, hashtags=len(hashtags))
-    scores = {name: _scores(context, bundle, posts, hashtags, device) for name, bundle in (("new", new), ("old", old))}
+    ranks = measure == "map"
+    both = {n: _scores(context, bundle, posts, hashtags, device, ranks) for n, bundle in (("new", new), ("old", old))}
+    scores = {name: measures for name, (measures, _) in both.items()}
     found: dict[str, Any] = {
         "validation_posts": len(posts),
         "hashtags_compared": len(hashtags),
@@ -121,18 +123,31 @@ def _compare(context: Context, posts: Posts, hashtags: list[str], new: Bundle, o
         "tags_a_post": round(tags_a_post, 3),
     }
     same = set(new.hashtags) == set(old.hashtags) == set(hashtags)
-    for name in (*compared, *(("cross_entropy",) if same else ())):
+    of_posts = dict.fromkeys(("p_at_1", *(() if ranks else (measure,))))
+    for name in (*of_posts, *(("cross_entropy",) if same else ())):
         found[f"{name}_new"], found[f"{name}_published"] = (
             round(float(scores[which][name].mean()), 5) for which in ("new", "old")
         )
-    for name in compared:
-        gain = paired_difference(scores["new"][name], scores["old"][name], context.study.evaluation.bootstrap, seed=0)
+    resamples = context.study.evaluation.bootstrap
+    for name in of_posts:
+        gain = paired_difference(scores["new"][name], scores["old"][name], resamples, seed=0)
         found |= gain.as_json(f"{name}_gain")
-    return found
+    return found | _map(both["new"][1], both["old"][1], posts, resamples) if ranks else found
 
 
-def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str], device: str) -> dict[str, np.ndarray]:
-    """Measures of each post, (N,), by the answer that the bundle gives its users, among some of its hashtags."""
+def _map(new: RankedPosts, old: RankedPosts, posts: Posts, resamples: int) -> dict[str, Any]:
+    """mAP of both, and its difference."""
+    tags_T, starts_N1 = posts.tags_T.numpy(), posts.starts_N1.numpy()
+    new_R1, old_R1 = (mean_average_precision(r, tags_T, starts_N1, resamples, seed=0) for r in (new, old))
+    found = {"map_new": round(float(new_R1[0]), 5), "map_published": round(float(old_R1[0]), 5)}
+    return found | interval_of(new_R1 - old_R1, len(posts)).as_json("map_gain")
+
+
+def _scores(
+    context: Context, bundle: Bundle, posts: Posts, hashtags: list[str], device: str, ranks: bool
+) -> tuple[dict[str, np.ndarray], RankedPosts]:
+    """(measures of each post, (N,); the posts as its hashtags rank them, where mAP is wanted), by the answer that the
+    bundle gives its users, among some of its hashtags."""
     number = {tag: n for n, tag in enumerate(bundle.hashtags)}
     columns_V = torch.tensor([number[tag] for tag in hashtags], device=device)
 
@@ -142,15 +157,18 @@ def _scores(context: Context, bundle: Bundle, posts: Posts, hashtags: list[str],
             yield resized(posts.images.read(rows_B), bundle.image_size)
 
     chunks: list[dict[str, np.ndarray]] = []
+    ranked = RankedPosts(len(posts) if ranks else 0, len(hashtags))
     first = 0
     for answer in routed(bundle, batches(), device=device):
         p_BV: Tensor = answer.probabilities_BV[:, columns_V]
         starts_B1 = posts.starts_N1[first : first + len(p_BV) + 1]
         tags_T = posts.tags_T[starts_B1[0] : starts_B1[-1]]
         chunks.append(per_post(p_BV, tags_T, starts_B1 - starts_B1[0]))
+        if ranks:
+            ranked.add(np.arange(first, first + len(p_BV)), p_BV, tags_T, starts_B1 - starts_B1[0])
         first += len(p_BV)
         context.report({"posts": first, "of": len(posts)})
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}, ranked
 
 
 def judgment_of(margin: float, baseline: str, scores: dict[str, Any]) -> Judgment:

@@ -1,0 +1,237 @@
+"""Measures by hashtag and by band of hashtags, of the published row and of what it is compared with.
+
+Memory grows with the tags of the test posts, with the hashtags, and with what `RankedPosts` keeps, never with posts x
+hashtags.
+
+Letters: N posts, B of a part, V hashtags, T tags of all test posts, K best hashtags, R resamples.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import polars as pl
+from torch import Tensor
+
+from moe_core.evaluation.bands import BANDS, DEFINITION, band_means, band_of
+from moe_core.evaluation.metrics import BEST, interval_of
+from moe_core.evaluation.ranking import RankedPosts, resamples_for, sample_of, weights_of
+from moe_core.training.posts import Posts
+
+COMPARED = ("trunk", "trunk_same_budget", "dense_same_cost")  # beside the published row, where the study has them
+TOP = 5  # best hashtags among which a tag counts as found
+RECALLS = {"r_at_5": 5, "r_at_10": 10}
+MISTAKES = 5  # hashtags named that a hashtag is mistaken for
+
+Means = dict[str, np.ndarray]  # by measure: (R + 1, bands), first of the posts themselves
+
+
+class RowTags:
+    """What is kept of a row: the place of each tag of the test posts among the best hashtags, and ranked posts."""
+
+    def __init__(self, tags: int, hashtags: int, ranked: int) -> None:
+        self.place_T = np.full(tags, BEST, np.uint8)  # BEST: not among them
+        self.given_V = np.zeros(hashtags, np.int64)  # how often among the first TOP
+        self.ranked = RankedPosts(ranked, hashtags)
+
+
+class Hashtags:
+    """Counts by hashtag while the rows of the table are scored, a part of the posts at a time."""
+
+    def __init__(self, published: str, hashtags: int, posts: Posts) -> None:
+        self.published, self.hashtags, self.posts = published, hashtags, posts
+        self.sample = sample_of(len(posts))
+        self.rows: dict[str, RowTags] = {}
+        self._place_N = np.full(len(posts), -1)
+        self._place_N[self.sample] = np.arange(len(self.sample))
+        self._starts_N1 = posts.starts_N1.numpy()
+        self._mistakes: list[np.ndarray] = []  # hashtag x V + the one in its place
+
+    def add(
+        self, name: str, places_B: np.ndarray, p_BV: Tensor, best_BK: Tensor, tags_T: Tensor, starts_B1: Tensor
+    ) -> None:
+        """Counts a row's answers to the posts at these places of all; other rows than the compared are left out."""
+        if name not in (self.published, *COMPARED):
+            return
+        row = self.rows.get(name) or RowTags(len(self.posts.tags_T), self.hashtags, len(self.sample))
+        self.rows[name] = row
+        counts_B, best_bk = np.diff(starts_B1.numpy()), best_BK.numpy()
+        owner_T = np.repeat(np.arange(len(places_B)), counts_B)
+        found_TK = best_bk[owner_T] == tags_T.numpy()[:, None]
+        place_T = np.where(found_TK.any(1), found_TK.argmax(1), BEST)
+        offset_T = np.arange(len(owner_T)) - starts_B1.numpy()[owner_T]
+        row.place_T[self._starts_N1[places_B][owner_T] + offset_T] = place_T
+        row.given_V += np.bincount(best_bk[:, :TOP].ravel(), minlength=self.hashtags)
+        drawn = np.flatnonzero(self._place_N[places_B] >= 0)
+        if drawn.size:
+            some_T = np.isin(owner_T, drawn)
+            starts = np.concatenate([[0], counts_B[drawn].cumsum()])
+            tags = tags_T[some_T]
+            some_BV = p_BV if len(drawn) == len(p_BV) else p_BV[drawn]
+            row.ranked.add(self._place_N[places_B[drawn]], some_BV, tags, starts_B1.new_tensor(starts))
+            if name == self.published:
+                self._add_mistakes(best_bk, tags_T.numpy(), owner_T, place_T, counts_B, some_T)
+
+    def _add_mistakes(
+        self,
+        best_BK: np.ndarray,
+        tags_T: np.ndarray,
+        owner_T: np.ndarray,
+        place_T: np.ndarray,
+        counts_B: np.ndarray,
+        some_T: np.ndarray,
+    ) -> None:
+        """Of each tag that is not among as many answers as its post has tags: the wrong ones among these."""
+        given_BK = np.arange(best_BK.shape[1]) < counts_B[:, None]
+        right_T = place_T < best_BK.shape[1]
+        given_BK[owner_T[right_T], place_T[right_T]] = False
+        missed = np.flatnonzero(some_T & (place_T >= counts_B[owner_T].clip(max=best_BK.shape[1])))
+        tag, answer = np.nonzero(given_BK[owner_T[missed]])
+        keys = tags_T[missed][tag] * self.hashtags + best_BK[owner_T[missed][tag], answer]
+        self._mistakes.append(keys.astype(np.int64))
+
+    def mistakes(self) -> dict[int, list[tuple[int, int]]]:
+        """By hashtag: (hashtag that is given in its place, how often), the most frequent first."""
+        keys, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *self._mistakes]), return_counts=True)
+        tag, other = np.divmod(keys, self.hashtags)
+        order = np.lexsort((other, -counts, tag))
+        tag, other, counts = tag[order], other[order], counts[order]
+        tags, starts = np.unique(tag, return_index=True)
+        ends = np.append(starts[1:], len(tag))
+        return {
+            int(v): list(zip(other[a : min(a + MISTAKES, b)].tolist(), counts[a:b].tolist(), strict=False))
+            for v, a, b in zip(tags, starts, ends, strict=True)
+        }
+
+    def measure(self, training_V: np.ndarray, resamples: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(`bands` of table.json, average precision (V,) of each row), given the training posts of each hashtag."""
+        band_V = band_of(training_V)
+        ap: dict[str, np.ndarray] = {}
+        means: dict[str, Means] = {name: {} for name in self.rows}
+        tags_T, starts_N1 = (part.numpy() for part in self.posts.tag_rows(self.sample))
+        for name, row in self.rows.items():
+            drawn = row.ranked.resampled(tags_T, starts_N1, resamples, seed=0)
+            ap[name] = next(drawn)
+            means[name]["map"] = np.stack([band_means(ap_V, band_V) for ap_V in chain([ap[name]], drawn)])
+        self._add_recalls(means, band_V, resamples_for(len(self.posts.tags_T), resamples))
+        test_V = np.bincount(self.posts.tags_T.numpy(), minlength=self.hashtags)
+        bands = [
+            self._counts(number, band_V, training_V, test_V) | self._figures(number, means)
+            for number in range(len(BANDS))
+        ]
+        document = {
+            "definition": DEFINITION,
+            "n": len(self.posts),
+            "map_posts": len(self.sample),
+            "kept": next(iter(self.rows.values())).ranked.kept,
+            "bands": [band for band in bands if band["hashtags"]],
+        }
+        return document, ap
+
+    def _add_recalls(self, means: Mapping[str, Means], band_V: np.ndarray, resamples: int) -> None:
+        """The mean over hashtags of the share of its posts in which each is found, by band."""
+        posts, tags_T = len(self.posts), self.posts.tags_T.numpy()
+        owner_T = np.repeat(np.arange(posts), np.diff(self._starts_N1))
+        kept: dict[tuple[str, str], list[np.ndarray]] = {(n, m): [] for n in self.rows for m in RECALLS}
+        for weight_N in weights_of(posts, resamples, seed=0):
+            weight_T = weight_N[owner_T]
+            total_V = np.bincount(tags_T, weight_T, self.hashtags)
+            for (name, measure), values in kept.items():
+                found_T = self.rows[name].place_T < RECALLS[measure]
+                found_V = np.bincount(tags_T[found_T], weight_T[found_T], self.hashtags)
+                recall_V = np.where(total_V > 0, found_V / np.maximum(total_V, 1), np.nan)
+                values.append(band_means(recall_V, band_V))
+        for (name, measure), values in kept.items():
+            means[name][measure] = np.stack(values)
+
+    def _counts(self, number: int, band_V: np.ndarray, training_V: np.ndarray, test_V: np.ndarray) -> dict[str, Any]:
+        """Hashtags and posts of a band."""
+        of_band_V = band_V == number
+        posts_V = training_V[of_band_V]
+        of_band_T = of_band_V[self.posts.tags_T.numpy()]
+        carrying = np.searchsorted(self._starts_N1, np.flatnonzero(of_band_T), side="right")
+        return {
+            "band": BANDS[number],
+            "hashtags": int(of_band_V.sum()),
+            "from_posts": int(posts_V.min()) if len(posts_V) else 0,
+            "to_posts": int(posts_V.max(initial=0)),
+            "hashtags_tested": int((of_band_V & (test_V > 0)).sum()),
+            "test_tags": int(of_band_T.sum()),
+            "test_posts": len(np.unique(carrying)),
+        }
+
+    def _figures(self, number: int, means: Mapping[str, Means]) -> dict[str, Any]:
+        """Of a band: each row's measures with their intervals, and what the published row gains on each other."""
+        rows, gains = {}, {}
+        for name, row in means.items():
+            values = {measure: values[:, number] for measure, values in row.items()}
+            rows[name] = _columns(values, "")
+            if name != self.published:
+                published = {m: means[self.published][m][:, number] for m in values}
+                gains[name] = _columns({m: published[m] - values[m] for m in values}, "_gain")
+        return {"rows": rows, "gains": gains}
+
+    def frame(
+        self,
+        names: Sequence[str],
+        training_V: np.ndarray,
+        ap: Mapping[str, np.ndarray],
+        thresholds: Mapping[str, np.ndarray],
+    ) -> pl.DataFrame:
+        """A row for each hashtag, by its id; `thresholds`: (V,) threshold, right and given of it, NaN where none is
+        stored."""
+        tags_T = self.posts.tags_T.numpy()
+        test_V = np.bincount(tags_T, minlength=self.hashtags)
+        sampled_V = np.bincount(self.posts.tag_rows(self.sample)[0].numpy(), minlength=self.hashtags)
+        published, stored_V = self.rows[self.published], np.isfinite(thresholds["threshold"])
+        found = {
+            name: np.bincount(tags_T[row.place_T < TOP], minlength=self.hashtags) for name, row in self.rows.items()
+        }
+        right_V = np.where(stored_V, thresholds["right"], found[self.published])
+        given_V = np.where(stored_V, thresholds["given"], published.given_V)
+        mistakes = self.mistakes()
+        columns: dict[str, Any] = {
+            "tag": list(names),
+            "band": [BANDS[band] for band in band_of(training_V)],
+            "training_posts": training_V,
+            "test_posts": test_V,
+            "cut": np.where(stored_V, "threshold", f"top {TOP}"),
+            "threshold": _nullable(thresholds["threshold"]),
+            "right": right_V.astype(np.int64),
+            "given": given_V.astype(np.int64),
+            "precision": _nullable(_share(right_V, given_V)),
+            "recall": _nullable(_share(right_V, test_V)),
+            "map_posts": sampled_V,
+        }
+        for name in (self.published, *(name for name in self.rows if name != self.published)):
+            prefix = "" if name == self.published else f"{name}_"
+            columns[f"{prefix}ap"] = _nullable(ap[name])
+            columns[f"{prefix}recall_at_{TOP}"] = _nullable(_share(found[name], test_V))
+        columns["ap_gain"] = _nullable(ap[self.published] - ap["trunk"])
+        columns[f"recall_at_{TOP}_gain"] = _nullable(_share(found[self.published] - found["trunk"], test_V))
+        columns["mistaken_for"] = pl.Series(
+            [[{"tag": names[u], "n": n} for u, n in mistakes.get(v, [])] for v in range(self.hashtags)],
+            dtype=pl.List(pl.Struct({"tag": pl.String, "n": pl.Int64})),
+        )
+        return pl.DataFrame(columns)
+
+
+def _columns(values: Mapping[str, np.ndarray], suffix: str) -> dict[str, Any]:
+    """Means with 95 % intervals, given those of the posts and then of the resamples; null where there are none."""
+    columns: dict[str, Any] = {}
+    for measure, values_R1 in values.items():
+        name = f"{measure}{suffix}"
+        if not np.isfinite(values_R1[0]):
+            columns |= {name: None, f"{name}_ci95": None}
+            continue
+        columns |= interval_of(values_R1, 0).as_json(name)
+    return columns
+
+
+def _share(part_V: np.ndarray, of_V: np.ndarray) -> np.ndarray:
+    return np.where(of_V > 0, part_V / np.maximum(of_V, 1), np.nan)
+
+
+def _nullable(values_V: np.ndarray) -> pl.Series:
+    return pl.Series(values_V.astype(np.float64)).round(5).fill_nan(None)

@@ -10,9 +10,12 @@ from assets.showing import Shown, cost_so_far, look, picture, plot_of_bars, tabl
 from assets.study import key_of
 from moe_core.engine.context import Context
 from moe_core.evaluation.comparison import compare
-from moe_core.evaluation.measures import HEADLINE, MEASURES, PAIRED, gain_text
+from moe_core.evaluation.hashtag_table import BAND_HEAD, HASHTAGS_FILE, band_lines, gained_and_lost, mistaken_text
+from moe_core.evaluation.measures import HEADLINE, MEASURES, gain_text, measures_of_gains
 from moe_core.evaluation.plots import intervals
 from moe_core.store.artifact import Artifact
+
+MOST = 5  # hashtags that gain, and that lose
 
 
 def look_evaluation(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
@@ -21,7 +24,8 @@ def look_evaluation(work: Context, artifact: Artifact, instance: dg.DagsterInsta
         if row["n"]:
             observation = dg.AssetObservation(key_of("expert"), partition=row["expert"], metadata=of_expert(row))
             instance.report_runless_asset_event(observation)
-    return Shown(_comparison(comparison) | _experts(comparison) | cost_so_far(work))
+    shown = _comparison(comparison) | _hashtags(comparison, artifact) | _experts(comparison)
+    return Shown(shown | cost_so_far(work))
 
 
 def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -37,9 +41,9 @@ def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
         for r in rows
     ]
     head = ("row", "95 %: from", HEADLINE[0].title, "to", *(measure.title for measure in HEADLINE[1:]))
-    over = ("row", *(measure.title for measure in PAIRED))
-    pairs = comparison["published_gains"].items()
-    gains = [(row, *(gain_text(pair, measure) for measure in PAIRED)) for row, pair in pairs]
+    pairs, paired = comparison["published_gains"].items(), measures_of_gains(comparison["published_gains"])
+    over = ("row", *(measure.title for measure in paired))
+    gains = [(row, *(gain_text(pair, measure) for measure in paired)) for row, pair in pairs]
     best = next(row for row in rows if row["name"] == marked)
     words = compare(comparison)
     return {
@@ -51,6 +55,30 @@ def _comparison(comparison: dict[str, Any]) -> dict[str, Any]:
         "published less each other row, on the same posts": table(over, gains),
         "p at 1": None,
     } | {f"published {measure.title}": best[measure.name] for measure in MEASURES.values()}
+
+
+def _hashtags(comparison: dict[str, Any], artifact: Artifact) -> dict[str, Any]:
+    """Bands of hashtags, and those of them that gain and lose most; nothing of an evaluation without them."""
+    if not comparison.get("bands"):
+        return {}
+    gained, lost = gained_and_lost(artifact, MOST)
+    head = ("hashtag", "band", "test posts", "AP", "gain over the trunk", "mistaken for")
+    rows = [
+        (
+            row["tag"],
+            row["band"],
+            f"{row['test_posts']:,}",
+            f"{row['ap']:.3f}",
+            f"{row['ap_gain']:+.3f}",
+            mistaken_text(row["mistaken_for"][:3]),
+        )
+        for row in (*gained, *lost[::-1])
+    ]
+    return {
+        "hashtags by band": table(BAND_HEAD, band_lines(comparison["bands"], comparison["published"])),
+        "hashtags that gain and lose most": table(head, rows) if rows else None,
+        "every hashtag": dg.MetadataValue.path(f"{artifact.uri}/{HASHTAGS_FILE}"),
+    }
 
 
 def _experts(comparison: dict[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,21 @@
 """Plots, the report's page and what the UI is told: right numbers, and users' text stays text."""
 
-import base64
+import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
+from base64 import b64encode
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from helpers.report import WICKED, rendered
 from moe_core.data.loading import Labels
 from moe_core.evaluation import page, plots
-from moe_core.evaluation.measures import MEASURES, PAIRED
-from moe_core.recipes import demo
 from moe_core.stages.evaluation.score import TagCounts
 from moe_core.stages.gate.output import count_hashtags, top_hashtags
-from moe_core.stages.training.cost import TrainingCost
 from moe_core.text import format_duration
 
-WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -113,103 +111,29 @@ class Elements(HTMLParser):
         self.words += data
 
 
-def thresholds(tags):
-    precision = {"precision": 0.875, "precision_ci95": [0.8, 0.9], "recall": 0.25, "recall_ci95": [0.2, 0.3]}
-    good = {
-        "wanted": 0.9,
-        "hashtags": 2,
-        "given": 8,
-        "validation_precision": 0.95,
-        "validation_recall": 0.3,
-    } | precision
-    shown = {
-        "positives": 20,
-        "curve": [(0.5, 1.0), (1.0, 0.5)],
-        "threshold": 0.5,
-        "validation": [9, 10],
-        "test": [7, 8],
-    }
-    return {
-        "validation_posts": 100,
-        "fewest_positives": 10,
-        "standard_errors": 1.0,
-        "wanted": [good, {"wanted": 0.98, "hashtags": 0, "given": 0}],
-        "of_hashtags": 0.8,
-        "hashtags": [*({"tag": tag} | shown for tag in tags), {"tag": "rare", "positives": 3, "curve": []}],
-    }
-
-
-def rendered(tags=("sea", "sand"), experts=2):
-    names = [f"e{number:03d}" for number in range(experts)]
-    measures = dict.fromkeys(MEASURES, 0.5) | {f"{name}_ci95": [0.4, 0.6] for name in MEASURES}
-    costs = dict.fromkeys(("parameters", "parameters_used", "multiply_adds", "training_images"), 1234)
-    roles = {"trunk": "cheaper", "mixture_top1": "answer"}
-    rows = [{"name": name, "title": name, "role": role} | measures | costs for name, role in roles.items()]
-    moved = [{"tag": tag, "n": 9, "trunk": 1, "mixture": 2} for tag in tags]
-    one = {
-        "n": 3,
-        "published": True,
-        "trunk_p_at_1": 0.25,
-        "mixture_p_at_1": 0.5,
-        "p_at_1_gain": 0.25,
-        "p_at_1_gain_ci95": [-0.1, 0.6],
-        "lifted": moved,
-        "lowered": moved,
-        "hashtags": [[tag, 5, 2.0] for tag in tags],
-        "sheets": {"typical": base64.b64encode(b"picture").decode()},
-        "size": 10,
-    }
-    lost = {f"{m.name}_gain": -0.08 for m in PAIRED} | {f"{m.name}_gain_ci95": [-0.1, -0.02] for m in PAIRED}
-    return page.render(
-        study=demo(),
-        table={
-            "published": "mixture_top1",
-            "n": 6,
-            "hashtags_in_map": 2,
-            "map_posts": 6,
-            "published_gains": {"trunk": lost},
-            "measure": "p_at_1",
-            "warnings": [],
-            "untrained": [],
-            "rows": rows,
-            "calibration": {
-                "definition": "what ECE is",
-                "n": 6,
-                "temperature": 0.5,
-                "ece": 0.25,
-                "ece_scaled": 0.125,
-                "bins": [{"n": 6, "confidence": 0.75, "right": 0.5}],
-                "bins_scaled": [{"n": 6, "confidence": 0.5, "right": 0.5}],
-            },
-            "thresholds": thresholds(tags),
-        },
-        posts={"read": 12, "accepted": 11, "rejected": 1},
-        reasons=dict.fromkeys(tags, 1),
-        vocabulary={"hashtags": 2, "dropped": 1, "dropped_by_reason": {"too_few_posts": 1}},
-        partition={"experts": experts, "imbalance": 1.0},
-        experts=[one | {"key": name, "expert": name} for name in names],
-        logs={name: [{"images_seen": 10 * n, "loss": 3 - n, "lr": 0.1} for n in (1, 2)] for name in ("trunk", *names)},
-        lineage=[("trunk", "abc", "def")],
-        spending=[TrainingCost("trunk", 1, 60.0, 5000)],
-    )
-
-
-def test_the_page_names_no_other_file_and_forbids_scripts():
+def test_the_page_names_no_other_file_and_allows_one_script_by_its_hash():
     text = rendered()
     seen = Elements(text)
-    assert not seen.tags & {"script", "link", "iframe", "object", "base"}
+    assert not seen.tags & {"link", "iframe", "object", "base"}
+    (script,) = re.findall(r'<script type="module">(.*?)</script>', text, re.DOTALL)
+    known = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     links = [value for name, value in seen.attributes if name in ("src", "href")]
     assert links
     assert all(value.startswith("data:image/webp;base64,") for value in links)
     assert not re.search(r"url\(|@import", text)
-    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in seen.attributes
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert ("content", f"{policy}; script-src 'sha256-{known}'") in seen.attributes
+    without = Elements(rendered(hashtags=False))
+    assert "script" not in without.tags
+    assert ("content", policy) in without.attributes
 
 
 def test_wicked_text_stays_text_on_the_page():
     plain, wicked = Elements(rendered()), Elements(rendered(WICKED))
     assert wicked.tags == plain.tags
     assert not [name for name, _ in wicked.attributes if name.startswith("on")]
-    assert [tag for tag in WICKED if wicked.words.count(tag) < 2 * 3] == []  # of both experts, three lists
+    # of both experts three lists; once as a hashtag, twice as what hashtags are mistaken for
+    assert [tag for tag in WICKED if wicked.words.count(tag) < 2 * 3 + 3] == []
 
 
 def test_a_gain_is_colored_only_where_its_interval_excludes_zero():
@@ -229,3 +153,20 @@ def test_thresholds_and_calibration_are_on_the_page():
 
 def test_many_experts_are_a_page_too():
     assert "Training posts of each expert" not in rendered(experts=page.SIZES_OF + 1)
+
+
+def words_of(page):
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def test_bands_and_hashtags_are_on_the_page_and_an_evaluation_without_them_is_a_page_too():
+    words = words_of(rendered())
+    counts = "2 hashtags on 7 to 9 training posts; 1 of them on 4 test posts"
+    assert f"head {counts} mixture_top1 0.500 0.400 to 0.600" in words
+    assert "trunk 0.500 0.400 to 0.600 +0.100 : +0.050 to +0.200" in words
+    assert f"tail {counts} mixture_top1 trunk" in words, "nothing is measured"
+    assert "sea head 9 4 p ≥ 0.700 0.750 0.500 0.625 +0.125 sea 3, sand 1" in words
+    assert "sand tail 3 0 top 5 sea 3, sand 1" in words
+    older = words_of(rendered(hashtags=False))
+    assert "Head, middle and tail" not in older
+    assert "Every hashtag" not in older

@@ -1,14 +1,19 @@
 """The report's page, from templates/report.html.j2. The template escapes text of users (tags, names), and the page
-forbids scripts and requests to the browser that shows it."""
+forbids the browser all requests, and all scripts but the one that sorts and filters hashtags, which it knows by a hash.
+"""
 
+import hashlib
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from moe_core.evaluation.comparison import compare
-from moe_core.evaluation.measures import COSTS, MEASURES, PAIRED
+from moe_core.evaluation.hashtag_table import BAND_MEASURES
+from moe_core.evaluation.measures import COSTS, MEASURES, measures_of_gains
 from moe_core.evaluation.plots import BLUE, GREY, ORANGE, Line, bars, intervals, lines, share_line, short, sparkline
 from moe_core.settings import Study
 from moe_core.study_file import dump_study
@@ -18,6 +23,11 @@ from moe_core.text import shown as text_shown
 FIGURES = ("cheaper", "same_cost", "ablation")  # roles of the rows over which gains are shown in large
 SIZES_OF = 40  # experts at most in the plot of sizes
 SMOOTH = 10  # measurements whose mean is a point of a loss curve
+HASHTAGS = 2000  # in their table, at most: half a megabyte of the page
+
+SCRIPT = files("moe_core.evaluation").joinpath("templates/hashtags.js").read_text("utf-8")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SCRIPT_POLICY = f"script-src 'sha256-{b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
 
 
 def render(
@@ -30,7 +40,7 @@ def render(
 ) -> str:
     """One HTML page with everything in it; it needs no other file and no network. `logs`: of the trunk and experts.
 
-    `shown`: posts, reasons, vocabulary, partition and lineage, which the template takes as they are.
+    `shown`: posts, reasons, vocabulary, partition, lineage and hashtags, which the template takes as they are.
     """
     losses = {name: smoothed([(line["images_seen"], line["loss"]) for line in log]) for name, log in logs.items()}
     rates = {name: [(line["images_seen"], line["lr"]) for line in log] for name, log in logs.items()}
@@ -53,7 +63,7 @@ def render(
 
 def render_table(study: Study, table: Mapping[str, Any], since: Sequence[str] = ()) -> str:
     """A page of the table alone, with its comparison in words; `since`: what changed in the study afterwards."""
-    return _template().render(**_of_table(study, table), partition=None, spending=(), since=since)
+    return _template().render(**_of_table(study, table), partition=None, spending=(), since=since, hashtags=())
 
 
 def _template() -> Template:
@@ -61,6 +71,7 @@ def _template() -> Template:
         loader=PackageLoader("moe_core.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"shown": text_shown, "duration": format_duration, "signed": signed, "short": short}
+    environment.filters["share"] = lambda share: "" if share is None else f"{share:.3f}"
     return environment.get_template("report.html.j2")
 
 
@@ -74,7 +85,12 @@ def _of_table(study: Study, table: Mapping[str, Any]) -> dict[str, Any]:
         "comparison": compare(table),
         "best": next(row for row in rows if row["name"] == table["published"]),
         "measures": MEASURES.values(),
-        "paired": PAIRED,
+        "paired": measures_of_gains(gains),
+        "bands": table.get("bands"),  # tables of before have none
+        "band_measures": [MEASURES[name] for name in BAND_MEASURES],
+        "policy": POLICY,
+        "script": Markup(SCRIPT),
+        "script_policy": SCRIPT_POLICY,
         "costs": COSTS,
         "figures": [(row["name"], gains[row["name"]]) for row in rows if row["role"] in FIGURES],
         "plot": Markup(intervals(measured, "P@1 of each row")),

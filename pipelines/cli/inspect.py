@@ -10,6 +10,7 @@ import click
 from moe_core.engine.context import Context
 from moe_core.errors import HardmoeError
 from moe_core.evaluation.comparison import compare
+from moe_core.evaluation.hashtag_table import hashtags_file
 from moe_core.evaluation.page import render_table
 from moe_core.store.artifact import name_of
 from moe_core.store.files import write_text
@@ -66,7 +67,7 @@ def status(study_file: Path, as_json: bool) -> None:
 @STUDY_OPTION
 @JSON
 def results(study_file: Path, as_json: bool) -> None:
-    """The comparison table.
+    """The comparison table; --json also names the file with a row for each hashtag.
 
     Example: hardmoe results --study cats/study.toml --json
     """
@@ -81,10 +82,17 @@ def results(study_file: Path, as_json: bool) -> None:
             "publication": publication_of(context),
             "is_current": since is None,
             "changed_since": since or [],
+            "hashtags_file": _hashtags_file(context),
         }
         echo_json(document)
         return
     show_table(context)
+
+
+def _hashtags_file(context: Context) -> str | None:
+    """Path of the table with a row for each hashtag; None where the evaluation has none."""
+    file = hashtags_file(context.need("evaluation"))
+    return str(file) if file else None
 
 
 @click.command()

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_core.evaluation.comparison import compare
-from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, PAIRED, gain_text
+from moe_core.evaluation.hashtag_table import BAND_HEAD, band_lines
+from moe_core.evaluation.measures import COSTS, HEADLINE, MEASURES, gain_text, measures_of_gains
 from moe_core.text import shown
 
 PROBES = {"neighbors": "nearest neighbors", "linear": "linear probe"}
@@ -33,8 +34,11 @@ def print_table(table: dict[str, Any]) -> None:
         console.print("most_frequent: every image is answered with the most frequent training hashtags")
     console.print("It gains, on the same posts:")
     for name, pair in table["published_gains"].items():
-        gains = ", ".join(f"{measure.title} {gain_text(pair, measure)}" for measure in PAIRED)
+        paired = measures_of_gains(table["published_gains"])
+        gains = ", ".join(f"{measure.title} {gain_text(pair, measure)}" for measure in paired)
         console.print(f"  over {name:30} {gains}")
+    if bands := table.get("bands"):
+        _print_bands(console, bands, table["published"])
     agreement = table["embedding_agreement"]
     console.print(
         f"Overlap of a post's hashtags with those of its {agreement['neighbors']} nearest neighbors in the embedding, "
@@ -52,6 +56,16 @@ def print_table(table: dict[str, Any]) -> None:
         console.print(shown(line, None), markup=False)
     for line in table.get("warnings", []):
         console.print(f"Warning: {shown(line, None)}", markup=False)
+
+
+def _print_bands(console: Console, bands: dict[str, Any], published: str) -> None:
+    """Means over the hashtags of each band."""
+    lines = Table(title="Means over the hashtags of a band; 95 % intervals", box=None)
+    for head in BAND_HEAD:
+        lines.add_column(head, justify="left" if head in ("band", "row") else "right", overflow="fold")
+    for cells in band_lines(bands, published):
+        lines.add_row(*cells, style="bold" if cells[4] == published else "")
+    console.print(lines)
 
 
 def _print_transfer(console: Console, transfer: dict[str, Any]) -> None:

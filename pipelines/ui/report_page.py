@@ -9,13 +9,15 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from moe_core.errors import HardmoeError
+from moe_core.evaluation.page import POLICY, SCRIPT_POLICY
 from moe_core.store.artifact import Artifact
 from moe_core.store.protocols import open_store
 from moe_core.study_file import load_study
 
 PATH = "/hardmoe/report"
-# The page has no script and loads nothing: a fault in it must not reach the UI, whose origin it shares.
-ALONE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox allow-popups"
+# The page loads nothing and has one script, known by its hash; in the sandbox it has an origin of its own, so that a
+# fault in it does not reach the UI.
+ALONE = f"{POLICY}; {SCRIPT_POLICY}; sandbox allow-popups allow-scripts"
 HEADERS = {"Content-Security-Policy": ALONE, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 

@@ -15,6 +15,7 @@ import polars as pl
 from moe_core.advice import measure_for, warnings
 from moe_core.engine.context import Context
 from moe_core.errors import TooFewPosts
+from moe_core.evaluation.hashtag_table import HASHTAGS_FILE
 from moe_core.evaluation.metrics import tag_statistics
 from moe_core.serving.bundle import Bundle
 from moe_core.stages import reading
@@ -39,8 +40,6 @@ from moe_core.stages.evaluation.transfer import transfer
 from moe_core.stages.reading import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
 from moe_core.store.artifact import Spec, StageOutput
-
-HASHTAGS_FILE = "hashtags.parquet"
 
 
 def make(context: Context, spec: Spec, folder: Path) -> StageOutput:

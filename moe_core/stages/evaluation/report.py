@@ -8,7 +8,8 @@ from typing import Any
 
 from moe_core.data.images import webp
 from moe_core.engine.context import Context
-from moe_core.evaluation.page import render
+from moe_core.evaluation.hashtag_table import most_tested
+from moe_core.evaluation.page import HASHTAGS, render
 from moe_core.stages.training.cost import training_cost
 from moe_core.stages.training.log import log_of
 from moe_core.store.artifact import Artifact, Spec, StageOutput
@@ -32,6 +33,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         "vocabulary": dict(context.need("vocabulary").metadata),
         "partition": dict(partition.metadata),
         "experts": _experts(partition, table["per_expert"]),
+        "hashtags": most_tested(evaluation, HASHTAGS),
         "lineage": _lineage(context),
     }
     networks = {"trunk": context.need("trunk"), **{k: context.need("expert", k) for k in context.experts}}

@@ -75,7 +75,7 @@ def _hashtags(comparison: dict[str, Any], artifact: Artifact) -> dict[str, Any]:
         for row in (*gained, *lost[::-1])
     ]
     return {
-        "hashtags by band": table(BAND_HEAD, band_lines(comparison["bands"], comparison["published"])),
+        "hashtags by band": table(BAND_HEAD, band_lines(comparison["bands"])),
         "hashtags that gain and lose most": table(head, rows) if rows else None,
         "every hashtag": dg.MetadataValue.path(f"{artifact.uri}/{HASHTAGS_FILE}"),
     }

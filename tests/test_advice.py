@@ -107,5 +107,11 @@ def test_the_measure_follows_from_the_tags_of_a_post(tags, top, measure):
     assert measure_for(tags, top) == measure
 
 
+def test_with_the_sigmoid_loss_map_judges_unless_the_study_says_otherwise():
+    assert measure_for(6, 0.1, "sigmoid") == "map"
+    assert measure_for(6, 0.1, "sigmoid", "r_at_10") == "r_at_10"
+    assert measure_for(1, 0.1, "softmax", "map") == "map"
+
+
 def test_what_a_number_of_posts_can_tell_by_hand():
     assert smallest_difference(1000) == pytest.approx(0.0196)  # 1.96 x (0.1 / 1000)^1/2

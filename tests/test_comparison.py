@@ -40,6 +40,7 @@ def table(gains, measure="p_at_1", n=1000):
     return {
         "published": "mixture_top1",
         "n": n,
+        "map_posts": n // 2,
         "measure": measure,
         "rows": [*rows, mixture],
         "untrained": [r.title for r in ROWS.values() if r.role == "same_cost" and r.name not in gains],
@@ -177,6 +178,13 @@ def test_a_run_warns_before_it_trains_and_only_then(both, capsys):
         assert ("Warning: " in capsys.readouterr().err) == warned
 
 
+def test_a_comparison_by_map_is_of_the_posts_that_were_ranked():
+    found = compare(table(dict.fromkeys(BASELINES, OPEN), measure="map"))
+    assert (found.title, found.n) == ("mAP", 500)
+    by_p_at_1 = compare(table(dict.fromkeys(BASELINES, OPEN)))
+    assert found.compared[0].posts_to_decide < by_p_at_1.compared[0].posts_to_decide
+
+
 @pytest.fixture(scope="module")
 def many_tags(tmp_path_factory):
     """A store with two mixtures of posts with four tags each."""
@@ -206,3 +214,22 @@ def test_posts_of_many_tags_are_published_by_recall_and_the_record_says_so(many_
     assert "softmax" not in " ".join(warnings_of(context)), "one epoch is too few for the sigmoid"
     longer = new.model_copy(update={"trunk": new.trunk.model_copy(update={"epochs": 22.0})})
     assert "4.0 tags a post: softmax shares one answer" in " ".join(warnings_of(open_study(longer, root)))
+
+
+def test_publication_is_judged_by_map_where_the_study_says_so(many_tags):
+    root, (old, new) = many_tags
+    by_map = new.changed(publish={"measure": "map"})
+    context = open_study(by_map, root)
+    baseline = open_study(old, root).version("mixture")
+    found = judge(context, context.version("mixture"), baseline)
+    scores = found.scores
+    assert scores["measure"] == "map"
+    low, high = scores["map_gain_ci95"]
+    assert low <= scores["map_gain"] <= high
+    assert scores["map_gain"] == pytest.approx(scores["map_new"] - scores["map_published"], abs=2e-5)
+    assert 0 < scores["map_published"] < 1
+    assert found.publish == (scores["map_gain"] >= -0.005)
+    assert found.why.startswith(f"mAP {scores['map_new']:.4f} against {scores['map_published']:.4f} of {baseline}")
+    assert "p_at_1_gain" in scores
+    same = judge(context, baseline, context.version("mixture"))
+    assert same.scores["map_gain"] == -scores["map_gain"]

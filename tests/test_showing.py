@@ -190,6 +190,15 @@ def test_the_evaluation_shows_the_cost_of_all_training(metadata):
     assert metadata["evaluation", None]["study: training images so far"].value > trained
 
 
+def test_the_evaluation_shows_bands_of_hashtags_and_those_that_gain_and_lose_most(metadata):
+    said = metadata["evaluation", None]
+    bands = said["hashtags by band"]
+    assert isinstance(bands, dg.MarkdownMetadataValue | dg.TableMetadataValue)
+    assert "head" in str(bands.value if isinstance(bands, dg.MarkdownMetadataValue) else bands.records)
+    assert said["every hashtag"].path.endswith("/hashtags.parquet")
+    assert "hashtags that gain and lose most" in said
+
+
 def test_the_partition_shows_sizes_and_each_cluster_its_hashtags(metadata):
     assert "| e000 |" in metadata["partition", None]["clusters"].value
     assert "data:image/svg+xml" in metadata["partition", None]["training posts of each expert"].value

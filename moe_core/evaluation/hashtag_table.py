@@ -44,9 +44,8 @@ def gained_and_lost(evaluation: Artifact, most: int) -> tuple[list[Row], list[Ro
     return gained.sort("ap_gain", descending=True).head(most).to_dicts(), lost.sort("ap_gain").head(most).to_dicts()
 
 
-def band_lines(bands: Mapping[str, Any], published: str) -> list[tuple[str, ...]]:
-    """`bands` of table.json as cells: band, hashtags, training posts of each, test posts, row, R@5, R@10, mAP; first
-    the published row of each band."""
+def band_lines(bands: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """`bands` of table.json as the cells under BAND_HEAD; first the published row of each band."""
     lines = []
     for band in bands["bands"]:
         head = (
@@ -55,8 +54,7 @@ def band_lines(bands: Mapping[str, Any], published: str) -> list[tuple[str, ...]
             f"{band['from_posts']:,} to {band['to_posts']:,}",
             f"{band['test_posts']:,}",
         )
-        for name in sorted(band["rows"], key=lambda name: name != published):
-            row = band["rows"][name]
+        for name, row in band["rows"].items():
             lines.append((*head, name, *(_cell(row, measure) for measure in BAND_MEASURES)))
             head = ("", "", "", "")
     return lines

@@ -1,8 +1,9 @@
 """How well each of many hashtags ranks posts: its average precision, from the best hashtags of each post alone.
 
 Posts x hashtags numbers are too many to keep. As in COCO's detection benchmark, which takes the best 100 answers of a
-picture, a hashtag ranks the posts among whose best ones it is; a post that carries it and is not among them counts as
-never found. Where all hashtags are kept, this is the plain average precision.
+picture, a hashtag ranks the posts among whose best ones it is (one that is as good as the best of the rest is not); a
+post that carries it and is not among them counts as never found. Where all hashtags are kept, this is the plain average
+precision.
 
 Letters: N posts, B of them at a time, V hashtags, M kept of each post, T tags of all posts, P of them kept, E kept
 pairs of post and hashtag, R resamples.
@@ -14,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-
-from moe_core.evaluation.metrics import best_hashtags
 
 POSTS = 50_000  # ranked, at most
 KEPT = 5_000_000  # pairs of post and hashtag, unless LEAST a post are more
@@ -43,12 +42,19 @@ class RankedPosts:
 
     def add(self, places_B: np.ndarray, scores_BV: Tensor, tags_T: Tensor, starts_B1: Tensor) -> None:
         """Keeps the best of some posts; scores may lie on any device, none is negative."""
-        best_BM = best_hashtags(scores_BV, self.kept)
+        best_BM, score_BM = self._best(scores_BV.float())
         carried_BV = torch.zeros(scores_BV.shape, dtype=torch.bool)
         carried_BV[torch.repeat_interleave(torch.arange(len(scores_BV)), starts_B1.diff()), tags_T] = True
-        self.id_NM[places_B] = best_BM.numpy()
-        self.score_NM[places_B] = scores_BV.gather(1, best_BM.to(scores_BV.device)).float().cpu().numpy()
-        self.carried_NM[places_B] = carried_BV.gather(1, best_BM).numpy()
+        self.id_NM[places_B], self.score_NM[places_B] = best_BM.numpy(), score_BM.numpy()
+        self.carried_NM[places_B] = (carried_BV.gather(1, best_BM) & (score_BM >= 0)).numpy()
+
+    def _best(self, scores_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """((B, M) hashtags, their scores) on the CPU, in any order; -1 where others of the same score are left out."""
+        if self.kept == self.hashtags:
+            return torch.arange(self.hashtags).expand(len(scores_BV), -1), scores_BV.cpu()
+        top = scores_BV.topk(self.kept + 1, dim=1)
+        score_BM, next_B1 = top.values[:, :-1], top.values[:, -1:]
+        return top.indices[:, :-1].cpu(), score_BM.where(score_BM > next_B1, -1.0).cpu()
 
     def lists(self, tags_T: np.ndarray, starts_N1: np.ndarray) -> "RankedLists":
         """The posts that each hashtag ranks, given the tags of all N posts."""

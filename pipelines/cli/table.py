@@ -63,7 +63,7 @@ def _print_bands(console: Console, bands: dict[str, Any], published: str) -> Non
     lines = Table(title="Means over the hashtags of a band; 95 % intervals", box=None)
     for head in BAND_HEAD:
         lines.add_column(head, justify="left" if head in ("band", "row") else "right", overflow="fold")
-    for cells in band_lines(bands, published):
+    for cells in band_lines(bands):
         lines.add_row(*cells, style="bold" if cells[4] == published else "")
     console.print(lines)
 

@@ -91,24 +91,23 @@ class Hashtags:
         keys = tags_T[missed][tag] * self.hashtags + best_BK[owner_T[missed][tag], answer]
         self._mistakes.append(keys.astype(np.int64))
 
-    def mistakes(self) -> dict[int, list[tuple[int, int]]]:
-        """By hashtag: (hashtag that is given in its place, how often), the most frequent first."""
+    def _mistaken(self, names: Sequence[str]) -> pl.Series:
+        """(V,) of lists: the hashtags that are given in the place of each, and how often, the most frequent first."""
         keys, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *self._mistakes]), return_counts=True)
-        tag, other = np.divmod(keys, self.hashtags)
-        order = np.lexsort((other, -counts, tag))
-        tag, other, counts = tag[order], other[order], counts[order]
-        tags, starts = np.unique(tag, return_index=True)
-        ends = np.append(starts[1:], len(tag))
-        return {
-            int(v): list(zip(other[a : min(a + MISTAKES, b)].tolist(), counts[a:b].tolist(), strict=False))
-            for v, a, b in zip(tags, starts, ends, strict=True)
-        }
+        pairs = pl.DataFrame({"id": keys // self.hashtags, "other": keys % self.hashtags, "n": counts.astype(np.int64)})
+        first = pairs.sort("id", "n", "other", descending=[False, True, False]).group_by("id", maintain_order=True)
+        named = first.head(MISTAKES)
+        named = named.with_columns(pl.Series(names, dtype=pl.String).gather(named["other"]).alias("tag"))
+        lists = named.group_by("id", maintain_order=True).agg(pl.struct("tag", "n").alias("mistaken_for"))
+        every = pl.DataFrame({"id": np.arange(self.hashtags)})
+        return every.join(lists, on="id", how="left", maintain_order="left")["mistaken_for"].fill_null([])
 
     def measure(self, training_V: np.ndarray, resamples: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(`bands` of table.json, average precision (V,) of each row), given the training posts of each hashtag."""
         band_V = band_of(training_V)
         ap: dict[str, np.ndarray] = {}
-        means: dict[str, Means] = {name: {} for name in self.rows}
+        names = sorted(self.rows, key=lambda name: name != self.published)
+        means: dict[str, Means] = {name: {} for name in names}
         tags_T, starts_N1 = (part.numpy() for part in self.posts.tag_rows(self.sample))
         for name, row in self.rows.items():
             drawn = row.ranked.resampled(tags_T, starts_N1, resamples, seed=0)
@@ -190,7 +189,6 @@ class Hashtags:
         }
         right_V = np.where(stored_V, thresholds["right"], found[self.published])
         given_V = np.where(stored_V, thresholds["given"], published.given_V)
-        mistakes = self.mistakes()
         columns: dict[str, Any] = {
             "tag": list(names),
             "band": [BANDS[band] for band in band_of(training_V)],
@@ -210,10 +208,7 @@ class Hashtags:
             columns[f"{prefix}recall_at_{TOP}"] = _nullable(_share(found[name], test_V))
         columns["ap_gain"] = _nullable(ap[self.published] - ap["trunk"])
         columns[f"recall_at_{TOP}_gain"] = _nullable(_share(found[self.published] - found["trunk"], test_V))
-        columns["mistaken_for"] = pl.Series(
-            [[{"tag": names[u], "n": n} for u, n in mistakes.get(v, [])] for v in range(self.hashtags)],
-            dtype=pl.List(pl.Struct({"tag": pl.String, "n": pl.Int64})),
-        )
+        columns["mistaken_for"] = self._mistaken(names)
         return pl.DataFrame(columns)
 
 

@@ -22,14 +22,14 @@ from typing import Any
 from linked import LABELLED, link
 
 from moe_core.data.sources.guessing import absolute, guess_format
-from moe_core.evaluation.measures import PAIRED
+from moe_core.evaluation.measures import MEASURES as ALL
 from moe_core.recipes import RECIPES
 from moe_core.settings import Study
 from moe_core.store.files import write_text
 from moe_core.study_file import dump_study, load_study
 from moe_core.workspace import open_study
 
-MEASURES = {measure.name: measure.title for measure in PAIRED}
+MEASURES = {name: measure.title for name, measure in ALL.items() if measure.paired or name == "map"}
 SEEDED = ("trunk", "expert_training", "partition")
 
 

@@ -92,7 +92,8 @@ def propose(seen: Seen, study: Study) -> Proposal:
     loss = study.trunk.loss
     if _wants_sigmoid(seen, study):
         loss = "sigmoid"
-        why.append(f'loss "sigmoid": {seen.tags_a_post:.1f} tags a post, softmax suits up to {MANY_TAGS:g}')
+        judged = ", and mAP judges the mixtures" if study.publish.measure == "auto" else ""
+        why.append(f'loss "sigmoid": {seen.tags_a_post:.1f} tags a post, softmax suits up to {MANY_TAGS:g}{judged}')
     return Proposal(experts, loss, validation, tuple(why))
 
 

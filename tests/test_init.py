@@ -55,7 +55,7 @@ def test_experts_loss_and_validation_posts_follow_from_the_source_with_a_reason_
     assert study.recipe == "small"
     assert "Set data.validation 0.13: 624 validation posts to choose by" in said
     assert "Set partition.experts 2: about 1,848 training posts an expert" in said
-    assert 'Set loss "sigmoid": 6.0 tags a post, softmax suits up to 3' in said
+    assert 'Set loss "sigmoid": 6.0 tags a post, softmax suits up to 3, and mAP judges the mixtures' in said
     assert "Estimate for the training, from a trial: " in said
     assert "more for the controls (--quick leaves them out)" in said
 

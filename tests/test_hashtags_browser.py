@@ -4,6 +4,7 @@ import pytest
 
 from helpers.browser import CHROMIUM, Watched, launched
 from helpers.report import WICKED, rendered
+from pipelines.ui.report_page import HEADERS
 
 pytestmark = [
     pytest.mark.browser,
@@ -51,3 +52,17 @@ def test_hashtags_are_sorted_and_filtered_without_a_network(opened):
     assert tags(page)[0] == "sea"
     assert (head.nth(0).get_attribute("aria-sort"), head.nth(2).get_attribute("aria-sort")) == (None, "descending")
     watched.check_own()
+
+
+@pytest.mark.parametrize("opened", [1200], indirect=True)
+def test_the_script_runs_in_the_sandbox_beside_dagster_s_ui_and_no_other_does(opened):
+    page, watched = opened
+    address = "http://127.0.0.1:9/hardmoe/report"
+    text = rendered(TAGS).replace("</body>", "<script>document.title = 'another'</script></body>")
+    page.route(address, lambda route: route.fulfill(body=text, content_type="text/html", headers=HEADERS))
+    page.goto(address)
+    page.fill("#hashtag-text", "sand")
+    assert tags(page) == ["sand", "sandal"]
+    assert page.title() != "another"
+    assert page.evaluate("self.origin") == "null", "an origin of its own"
+    assert [error for error in watched.errors if "script" in error]

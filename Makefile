@@ -21,7 +21,7 @@ setup: .venv/.ready-$(FAISS)
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # most wait for processes that they start
 	$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_look_browser.py  # skipped, with the reason, where there is no chromium
 
 soak: setup

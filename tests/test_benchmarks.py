@@ -156,7 +156,7 @@ def test_curves_of_a_finished_study(tmp_path, capsys, monkeypatch):
     assert "<svg" in (tmp_path / "curves.svg").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_four_ways_of_waiting_are_compared_on_an_idle_machine_and_beside_hogs(capsys, monkeypatch):
     arguments = [
         "--networks",

@@ -54,7 +54,11 @@ def changed_meanwhile(file, started, change, *command, workers=1):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "what", "workers"),
-    [(request_refit, "request to refit", 1), (forget_a_post, "takedown", 1), (forget_a_post, "takedown", 2)],
+    [
+        (request_refit, "request to refit", 1),
+        (forget_a_post, "takedown", 1),
+        pytest.param(forget_a_post, "takedown", 2, marks=pytest.mark.soak),
+    ],
 )
 def test_a_request_or_a_takedown_is_planned_for_again(file, started, change, what, workers):
     """With two at once the other expert still trains when the rest is planned again."""
@@ -83,11 +87,18 @@ def set_to(*settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("command", [["run", "--until", "shared_decoder"], ["backfill", "--all"]])
+@pytest.mark.parametrize(
+    ("command", "workers"),
+    [
+        (["run", "--until", "shared_decoder"], 1),
+        pytest.param(["run", "--until", "shared_decoder"], 2, marks=pytest.mark.soak),
+        pytest.param(["backfill", "--all"], 1, marks=pytest.mark.soak),
+        pytest.param(["backfill", "--all"], 2, marks=pytest.mark.soak),
+    ],
+)
 def test_other_settings_are_planned_for_again(file, started, command, workers):
     """With two at once the other expert, which trains as planned before, is trained again."""
-    change = set_to("expert_training.lr=0.07")
+    change = set_to("expert_training.lr=0.07", "expert_training.epochs=1")
     code, out, errors = changed_meanwhile(file, started, change, *command, workers=workers)
     assert code == 0, out + errors
     assert "Inputs changed (settings); replanning the remaining tasks" in errors

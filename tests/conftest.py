@@ -1,9 +1,12 @@
+import functools
+import importlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -154,13 +157,25 @@ def postgres():
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A SeaweedFS of a module's own."""
-    from helpers import seaweed
+SERVERS = ["seaweed", pytest.param("rgw", marks=pytest.mark.soak)]  # modules of helpers
 
-    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as one:
-        yield one
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """Starts an S3 server of a module's own when it is first asked for."""
+    with ExitStack() as running:
+
+        def serve(name):
+            folder = tmp_path_factory.mktemp(name)
+            return running.enter_context(importlib.import_module(f"helpers.{name}").serving(folder))
+
+        yield functools.cache(serve)
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request, servers):
+    """A SeaweedFS of a module's own; in the soak test also a Ceph RadosGW."""
+    return servers(request.param)
 
 
 @pytest.fixture
@@ -169,12 +184,12 @@ def bucket(server, tmp_path):
     return server.place(tmp_path)
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path):
-    """Blobs in a folder, and in a bucket."""
+@pytest.fixture(params=["folder", *SERVERS])
+def place(request, servers, tmp_path):
+    """Blobs in a folder, and in a bucket of each server."""
     from moe_core.store.blobs import Folder
 
-    return Folder(tmp_path / "place") if request.param == "folder" else request.getfixturevalue("bucket")
+    return Folder(tmp_path / "place") if request.param == "folder" else servers(request.param).place(tmp_path)
 
 
 @pytest.fixture

@@ -307,6 +307,6 @@ def _reason(error: Exception) -> str:
     text = str(error)
     code, message = (re.search(f"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
     if code:
-        return f"{code[1]}: {message[1]}" if message else code[1]
+        return f"{code[1]}: {message[1]}" if message and message[1] else code[1]  # Ceph sends an empty one
     first = text.split("\n", 1)[0].strip()
     return first.rsplit(" - ", 1)[-1].strip()[:200] or type(error).__name__

@@ -120,6 +120,7 @@ def until_it_answers(server):
         assert time.monotonic() < deadline, server.log.read_text()[-2000:]
         try:
             urllib.request.urlopen(server.endpoint, timeout=5).close()
+            return
         except urllib.error.HTTPError as error:  # refused without credentials: it answers
             error.close()
             return

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from helpers.flaky import flaky
+from helpers.processes import until
 from helpers.shard_rows import OVERTAKEN, PROCESS, bucket_table, ids, put, put_in_bucket
 from moe_core.errors import LockHeld
 from moe_core.tables.cleaning import clean, search
@@ -50,6 +51,7 @@ def test_whatever_happens_each_tag_has_its_rows(seed, server, tmp_path):
             ]
             for process in processes:
                 process.start()
+            until(table.exists)  # processes that start on a busy machine take longer than the draw
             time.sleep(draw.uniform(3, 12))
             *killed, stopped = draw.sample(processes, 3)
             for process in killed:

@@ -49,6 +49,7 @@ public addrv = [v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]
 
 [osd]
 public addr = 127.0.0.1
+cluster addr = 127.0.0.1
 """
 
 

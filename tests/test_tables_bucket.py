@@ -180,7 +180,7 @@ def wake_up(process):
     assert process.exitcode == OVERTAKEN
 
 
-@pytest.mark.parametrize("point", ["rows.checked", "rows.committed"])
+@pytest.mark.parametrize("point", ["rows.checked", "rows.committed", "rows.tagging"])
 def test_a_writer_that_was_taken_for_dead_brings_nothing_back_when_it_wakes_up(point, table, tmp_path):
     """Else a takedown would be undone."""
     put(table, "a", ["x"], "posts.a.1")

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.flaky import flaky
 from helpers.processes import until
-from helpers.shard_rows import OVERTAKEN, PROCESS, bucket_table, ids, put, put_in_bucket
+from helpers.shard_rows import OVERTAKEN, PROCESS, bucket_table, ids, put, put_in_bucket, running
 from moe_core.errors import LockHeld
 from moe_core.tables.cleaning import clean, search
 from moe_core.tables.lance_tags import lance_tags
@@ -49,23 +49,22 @@ def test_whatever_happens_each_tag_has_its_rows(seed, server, tmp_path):
                 PROCESS(target=put_in_bucket, args=(proxy.endpoint, table.place.uri, tmp_path / f"{n}", writes(shard)))
                 for n, shard in enumerate(SHARDS * 2)
             ]
-            for process in processes:
-                process.start()
-            until(table.exists)  # processes that start on a busy machine take longer than the draw
-            time.sleep(draw.uniform(3, 12))
-            *killed, stopped = draw.sample(processes, 3)
-            for process in killed:
-                process.kill()
-            if stopped.is_alive():
-                os.kill(stopped.pid, signal.SIGSTOP)
-            is_right(table)
-            with suppress(LockHeld):  # some live; the stopped one is waited for until it counts as dead
-                clean(table)
-            if stopped.is_alive():
-                os.kill(stopped.pid, signal.SIGCONT)
-            for process in processes:
-                process.join()
-                assert process.exitcode in (0, -signal.SIGKILL, OVERTAKEN)
+            with running(processes):
+                until(table.exists)  # processes that start on a busy machine take longer than the draw
+                time.sleep(draw.uniform(3, 12))
+                *killed, stopped = draw.sample(processes, 3)
+                for process in killed:
+                    process.kill()
+                if stopped.is_alive():
+                    os.kill(stopped.pid, signal.SIGSTOP)
+                is_right(table)
+                with suppress(LockHeld):  # some live; the stopped one is waited for until it counts as dead
+                    clean(table)
+                if stopped.is_alive():
+                    os.kill(stopped.pid, signal.SIGCONT)
+                for process in processes:
+                    process.join()
+                    assert process.exitcode in (0, -signal.SIGKILL, OVERTAKEN)
             is_right(table)
     for shard in SHARDS:
         for _, rows, lance_tag in writes(shard):

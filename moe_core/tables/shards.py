@@ -133,8 +133,13 @@ def swap(table: Table, new: Mapping[str, list[Any]], lance_tags: Mapping[str, st
         data = retried(table, commit)
         failpoint("rows.committed", table)
         _check_commit(table, data.version, check)
+        failpoint("rows.tagging", table)
         for lance_tag, shard in lance_tags.items():
-            put_lance_tag(table, data, lance_tag, files[shard])
+            try:
+                put_lance_tag(table, data, lance_tag, files[shard])
+            except ValueError:  # the version is no more, where this process was taken for dead
+                check()
+                raise
         failpoint("rows.tagged", table)
         return int(data.version)
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +42,19 @@ def run_all(processes):
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
+
+
+@contextmanager
+def running(processes):
+    """Starts processes; none of them is left after the block, also of those that are stopped."""
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def bucket_table(endpoint, uri, folder, pace=PACE):

@@ -137,7 +137,8 @@ def _filled_up(rows_B: np.ndarray, at_once: int) -> np.ndarray:
 def _at_once(bundle: Bundle) -> int:
     """Images that pass a network together: BATCH, fewer where their largest activations would not fit into memory."""
     network, side = bundle.network, bundle.image_size
-    first = network.widths[0] * (4 if network.block == "bottleneck" else 1)
+    widest = max(network.widths[0], bundle.expert_network.widths[0])
+    first = widest * (4 if network.block == "bottleneck" else 1)
     imagenet = network.stem == "imagenet"  # it halves the side, and its pooling again
     largest = max((side // 2) ** 2 * 64, (side // 4) ** 2 * first) if imagenet else side**2 * first
     return min(BATCH, max(1, ACTIVATION_BYTES // (largest * 4 * 4)))  # four of them at a time, float32

@@ -128,18 +128,24 @@ def images_of(context: Context, shard: str, size: int) -> Images:
     return open_images(tables_of(context.store).posts, [place(context, shard)], size)
 
 
-def network(context: Context, artifact: Artifact, shape: Network | None = None) -> ResNet:
-    """The network of an artifact with `weights.safetensors`, of the study's shape where no other is given."""
+def shape_of(context: Context, artifact: Artifact) -> Network:
+    """Of an artifact's network: the trunk's where no other is recorded."""
+    shape = artifact.metadata.get("network")
+    return Network.model_validate(shape) if shape else context.study.network
+
+
+def network(context: Context, artifact: Artifact) -> ResNet:
+    """The network of an artifact with `weights.safetensors`."""
     state, _ = load_weights(artifact.file("weights.safetensors"))
-    model = build(shape or context.study.network, len(state["fc.bias"]), seed=0)
+    model = build(shape_of(context, artifact), len(state["fc.bias"]), seed=0)
     model.load_state_dict(state)
     return model
 
 
-def embedder(context: Context, artifact: Artifact, shape: Network | None = None) -> ResNet:
+def embedder(context: Context, artifact: Artifact) -> ResNet:
     """The same network without its last layer, to compute features by: that layer may be larger than all the rest."""
     state, _ = load_weights(artifact.file("weights.safetensors"))
-    model = build_on_meta(shape or context.study.network, hashtags=1)
+    model = build_on_meta(shape_of(context, artifact), hashtags=1)
     model.fc = nn.Identity()  # type: ignore[assignment]
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     model.load_state_dict(channels_last(rest), assign=True)

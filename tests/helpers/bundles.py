@@ -24,7 +24,7 @@ def images(count, seed=0):
     return coarse.repeat(4, 1).repeat(4, 2)
 
 
-def random_parts(folder, branch_at, count=EXPERTS, hashtags=TAGS):
+def random_parts(folder, branch_at, count=EXPERTS, hashtags=TAGS, expert_network=NETWORK):
     """Files of a bundle whose experts and decoder all differ but for the first stages; e003 is not published."""
 
     def part(name, state, **about):
@@ -39,7 +39,7 @@ def random_parts(folder, branch_at, count=EXPERTS, hashtags=TAGS):
     decoder = build(NETWORK, hashtags, 99).fc
     experts = {}
     for n in range(count):
-        expert, key = used(build(NETWORK, hashtags, n + 1)), f"e{n:03d}"
+        expert, key = used(build(expert_network, hashtags, n + 1)), f"e{n:03d}"
         for mine, router in zip(expert.shared_layers(branch_at), trunk.shared_layers(branch_at), strict=True):
             mine.load_state_dict(router.state_dict())
         experts[key] = part(key, expert.state_dict(), asset="expert", key=key)
@@ -58,10 +58,17 @@ def used(model):
 
 
 def bundle_at(
-    folder, parts, answer="mixture_top1", branch_at=0, precision="auto", tags=("a", "b", "c", "d", "é"), **measured
+    folder,
+    parts,
+    answer="mixture_top1",
+    branch_at=0,
+    precision="auto",
+    tags=("a", "b", "c", "d", "é"),
+    widths=(),
+    **measured,
 ):
     folder.mkdir()
-    expert, training = Expert(branch_at=branch_at), Training(precision=precision)
+    expert, training = Expert(branch_at=branch_at, widths=widths), Training(precision=precision)
     study = Study(network=NETWORK, data=Data(image_size=SIDE), expert=expert, expert_training=training)
     published = {key: key != "e003" for key in parts.experts}
     files = (parts.router, parts.gate, parts.decoder, parts.experts)

@@ -16,7 +16,6 @@ from moe_core.evaluation.answers import Answer, ReadLayers
 from moe_core.evaluation.metrics import cross_entropy
 from moe_core.models.resnet import ResNet
 from moe_core.serving.bundle import Bundle, decoder_of
-from moe_core.settings import Network
 from moe_core.stages import reading
 from moe_core.stages.evaluation.rows import Networks, controls_of
 from moe_core.stages.mixture.calibrate import router_weight
@@ -67,8 +66,6 @@ def open_control(context: Context, bundle: Bundle, networks: Networks, validatio
     """A control; the router's weight suits its networks, chosen on validation posts as the mixture's is."""
     keys: Sequence[str | None] = context.experts if networks.routed_by else (None,)
     artifacts = [context.need(networks.stage, key) for key in keys]
-    shape = artifacts[0].metadata.get("network")  # where it is not the trunk's
-    network = Network.model_validate(shape) if shape else None
 
     def layer(number: int) -> nn.Linear:
         if not networks.decoder:
@@ -76,7 +73,7 @@ def open_control(context: Context, bundle: Bundle, networks: Networks, validatio
         return decoder_of(load_weights(context.need(networks.decoder).file("decoder.safetensors"))[0])
 
     control = Control(
-        lambda number: reading.embedder(context, artifacts[number], network),
+        lambda number: reading.embedder(context, artifacts[number]),
         layer,
         1 if networks.decoder else len(artifacts),
         bundle.router.width,

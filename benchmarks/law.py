@@ -26,6 +26,7 @@ import numpy as np
 import polars as pl
 import torch
 from linked import LABELLED, link, make
+from seeds import with_settings
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.metrics import best_hashtags, bootstrap, paired_difference
@@ -199,9 +200,10 @@ def measure(args: argparse.Namespace) -> None:
         args.root.mkdir(parents=True, exist_ok=True)
         table_of(args.source, posts, table)
         study = study_of(table, (max(POSTS) / posts) ** 0.5, width, experts, seed, args.epochs)
+        study = with_settings(study, args.said)
         labelled = args.root / f"{posts}"
         make(study, labelled, LABELLED_STAGES, until)
-        of_trunk = args.root / f"{posts}-w{width}-s{seed}{args.label}"
+        of_trunk = args.root / f"{posts}-w{width}-s{seed}"  # for all labels: versions lie side by side
         link(labelled, of_trunk, LABELLED)
         make(study, of_trunk, OF_TRUNK, until)
         root = args.root / to.stem
@@ -285,7 +287,8 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--epochs", type=float, nargs=2, default=(8.0, 4.0), help="of trunk and experts")
     options.add_argument("--separate", type=int, nargs="*", default=[], help="K with decoders of their own as well")
-    options.add_argument("--label", default="", help="of cells with other settings")
+    options.add_argument("--set", dest="said", nargs="+", default=[], metavar="SECTION.KEY=VALUE")
+    options.add_argument("--label", default="", help="of cells with other settings, such as -wide")
     options.add_argument("--hours", type=float, default=1e6)
     options.add_argument("--plot", type=Path, help="folder for SVG")
     args = options.parse_args()

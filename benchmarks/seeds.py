@@ -38,15 +38,21 @@ def study_of(recipe: str, source: str, said: Sequence[str], seed: int) -> Study:
     settings = RECIPES[recipe]().model_dump(mode="json")
     if source != "synthetic":
         settings["source"] |= {"format": guess_format(source), "uri": absolute(source)}
+    for section in SEEDED:
+        settings[section]["seed"] = seed
+    return with_settings(Study.model_validate(settings | {"name": f"seed{seed}"}), said)
+
+
+def with_settings(study: Study, said: Sequence[str]) -> Study:
+    """The study with `section.key=value` settings. Raises ValueError for what is none."""
+    settings = study.model_dump(mode="json")
     for one in said:
         place, found, text = one.partition("=")
         section, _, key = place.partition(".")
         if not found or key not in settings.get(section, {}):
             raise ValueError(f"--set {one}: wanted section.key=value of study.toml, such as trunk.epochs=50")
         settings[section][key] = value_of(text)
-    for section in SEEDED:
-        settings[section]["seed"] = seed
-    return Study.model_validate(settings | {"name": f"seed{seed}"})
+    return Study.model_validate(settings)
 
 
 def value_of(text: str) -> Any:

@@ -273,7 +273,8 @@ def plot(cells: Sequence[Mapping[str, Any]], control: str) -> str:
                 curves.append(Line("", [(at, 100 * bound) for bound in pair["gain_ci95"]], COLOURS[number], 1))
         means = [(at, float(np.mean(values))) for at, values in sorted(points.items())]
         curves.append(Line(f"width {width}", means, COLOURS[number]))
-    marks = [(at, f"{2**at / 1000:.3g}k") for at in range(round(min(each)), round(max(each)) + 1)]
+    doublings = range(round(min(each) - log2(1000)), round(max(each) - log2(1000)) + 1)  # of 1,000 posts
+    marks = [(log2(1000) + n, f"{2.0**n:g}k") for n in doublings]
     return lines(curves, "training posts an expert", "points of P@1", marks)
 
 

@@ -1,0 +1,83 @@
+"""benchmarks/law.py: parts of a table that lie in each other, hashtags that name a source, gains and their plot."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import law
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.setattr(law, "VALIDATION", 10)
+    rows = [
+        {"id": f"p{n:03d}", "image": b"", "tags": ["cat"], "split": "test" if n % 10 == 0 else "train"}
+        for n in range(200)
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "all.parquet")
+    return tmp_path / "all.parquet"
+
+
+def test_fewer_posts_are_a_part_of_more_and_are_judged_by_the_same(table, tmp_path):
+    parts = []
+    for posts in (50, 100):
+        law.table_of(table, posts, tmp_path / f"{posts}.parquet")
+        part = pl.read_parquet(tmp_path / f"{posts}.parquet")
+        parts.append({split: set(part.filter(pl.col("split") == split)["id"]) for split in part["split"].unique()})
+    assert [len(part["train"]) for part in parts] == [50, 100]
+    assert parts[0]["train"] < parts[1]["train"]
+    assert parts[0]["validation"] == parts[1]["validation"]
+    assert len(parts[0]["validation"]) == 10
+    assert len(parts[0]["test"]) == len(parts[1]["test"]) == 20
+    assert not parts[1]["train"] & (parts[1]["validation"] | parts[1]["test"])
+
+
+def test_a_hashtag_names_a_source_that_always_has_it_and_alone():
+    tags = {
+        "a": [["sign", "red"], ["sign", "blue"]],
+        "b": [["house", "red"], ["blue"]],
+        "c": [["cat"], ["cat", "sign2"]],
+    }
+    rows = [{"source": s, "tags": t, "split": "train"} for s, some in tags.items() for t in some for _ in range(10)]
+    bundle = SimpleNamespace(hashtags=["red", "cat", "sign", "blue", "house"])
+    assert law.naming_tags(None, bundle, pl.DataFrame(rows)) == [1, 2]
+    assert law.naming_tags(None, bundle, pl.DataFrame(rows).drop("source")) == []
+
+
+def test_gains_are_of_posts_that_can_be_judged():
+    found = {
+        "mixture_top1_router": np.array([1, 1, 0, np.nan, 1.0]),
+        "trunk_same_budget": np.array([1, 0, 0, np.nan, 0.0]),
+    }
+    told = law.summary("mixture_top1_router", found, np.array([True, True, True, True, False]))
+    assert told["n"] == 3
+    assert told["p_at_1"] == {"mixture_top1_router": pytest.approx(2 / 3, abs=1e-5), "trunk_same_budget": 0.33333}
+    assert told["less"]["trunk_same_budget"]["gain"] == pytest.approx(1 / 3, abs=1e-5)
+
+
+def test_a_mixture_without_the_router_meets_random_experts_without_it():
+    found = {"mixture_top1": np.ones(4), "random_partition": np.zeros(4), "random_partition_router": np.ones(4)}
+    told = law.summary("mixture_top1", found, np.ones(4, bool))
+    assert told["less"]["random_partition_router"]["gain"] == 1
+
+
+def test_cells_are_a_table_and_a_line_a_width():
+    def cell(width, experts, gain):
+        pair = {"gain": gain, "gain_ci95": [gain - 0.01, gain + 0.01]}
+        about = {"width": width, "label": "", "experts": experts, "seed": 0, "epochs": [8.0, 4.0]}
+        scores = {"published": "mixture_top1", "p_at_1": {"mixture_top1": 0.5}}
+        return about | scores | {"training_posts": 64_000, "less": dict.fromkeys(law.LESS[:3], pair)}
+
+    cells = [cell(4, 8, 0.02), cell(8, 8, -0.01), cell(8, 16, 0.03)]
+    lines = law.printed(cells).splitlines()
+    assert len(lines) == 5
+    assert "| 8 | 64,000 | 8 + 4 | 16 | 4,000 | 0 | 50.0 | +3.0 (+2.0 to +4.0) |" in lines[-1]
+    drawn = law.plot(cells, "trunk_same_budget")
+    assert ">width 4<" in drawn
+    assert ">width 8<" in drawn
+    assert ">8k<" in drawn

@@ -9,6 +9,8 @@ from pathlib import Path
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.settings import Study
+from moe_core.store.files import write_text
+from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 
 INGESTED = ("posts", "posts.lance", "rejects.lance")
@@ -37,6 +39,7 @@ def make(study: Study, root: Path, names: Sequence[str], until: float = float("i
     Raises SystemExit where the next is to be made after `until`, by the monotonic clock.
     """
     context = open_study(study, root)
+    write_text(root / "study.toml", dump_study(study))
     for name in names:
         for key in context.planner.keys(name):
             if time.monotonic() > until:

@@ -44,6 +44,7 @@ ASSETS = {
     "published": StageAsset("mixture", {"numpy"}, mixture.look_published, checks=(mixture.NEWEST,)),
     "embeddings": StageAsset("results", {"lance"}),
     "search_index": StageAsset("results", {"faiss", "numpy"}),
+    "pilot": StageAsset("results", {"pytorch", "numpy"}, results.look_pilot),
     "evaluation": StageAsset("results", {"numpy"}, results.look_evaluation),
     "report": StageAsset("results", {"html"}, results.look_report),
 }

@@ -6,9 +6,10 @@ from typing import Any
 import dagster as dg
 
 from assets.mixture import of_expert
-from assets.showing import Shown, cost_so_far, look, picture, plot_of_bars, table
+from assets.showing import Shown, cell, cost_so_far, look, picture, plot_of_bars, table
 from assets.study import key_of
 from moe_core.engine.context import Context
+from moe_core.evaluation import pilot
 from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.hashtag_table import BAND_HEAD, HASHTAGS_FILE, band_lines, gained_and_lost, mistaken_text
 from moe_core.evaluation.measures import HEADLINE, MEASURES, gain_text, measures_of_gains
@@ -100,6 +101,21 @@ def _experts(comparison: dict[str, Any]) -> dict[str, Any]:
     return plot_of_bars(gains, "P@1 gain of each expert over the trunk", "{:+.3f}") | {
         "P@1 of each expert's test posts": table(head, rows)
     }
+
+
+def look_pilot(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:
+    result = json.loads(artifact.file("pilot.json").read_text("utf-8"))
+    about = "gain over the trunk by the share of the training"
+    return Shown(
+        {
+            "choice": pilot.choice(result),
+            about: picture(pilot.plot(result), about),
+            f"gain in {pilot.title_of(result)}": table(pilot.HEAD, pilot.rows_of(result)),
+            "notes": dg.MetadataValue.md("\n".join(f"- {cell(note)}" for note in pilot.notes(result))),
+            "chosen": None,
+        }
+        | cost_so_far(work)
+    )
 
 
 def look_report(work: Context, artifact: Artifact, instance: dg.DagsterInstance) -> Shown:

@@ -36,7 +36,7 @@ def variants(base: Decoder) -> dict[str, Decoder]:
 def table_of(study: Study, root: Path) -> dict:
     context = open_study(study, root)
     graph = context.planner.graph
-    build_all(context, [name for name in graph if not (graph[name].control or name in ("embeddings", "report"))])
+    build_all(context, [name for name in graph.usual if not (graph[name].control or name in ("embeddings", "report"))])
     return json.loads(context.need("evaluation").file("table.json").read_text("utf-8"))
 
 

@@ -120,7 +120,7 @@ def main() -> None:
     study = study_of(args.folder, rows, [held for held, _ in pairs], args.epochs, args.experts)
     (args.folder / "study.toml").write_text(dump_study(study), "utf-8")
     context = open_study(study, args.folder)
-    names = list(context.planner.graph)
+    names = context.planner.graph.usual
     build_all(context, [name for name in names if name not in ("published", "evaluation", "search_index", "report")])
     context = open_study(study, args.folder)
     known = set(Bundle(context.need("mixture")).hashtags)

@@ -52,7 +52,7 @@ def _empty(output: StageOutput, folder: Path) -> StageOutput:
 def fill(study: Study, root: Path) -> int:
     """Commits every artifact of the study, empty. Returns their number."""
     count = 0
-    for stage in open_study(study, root).planner.graph:
+    for stage in open_study(study, root).planner.graph.usual:
         context = open_study(study, root)
         for key in context.planner.keys(stage):
             spec = context.planner.spec(stage, key)

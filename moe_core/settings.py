@@ -342,6 +342,24 @@ class Decoder(Strict):
         return self
 
 
+class Pilot(Strict):
+    """What `hardmoe pilot` tries, to tell a mixture's gain before its experts are trained (docs/how-to/pilot.md)."""
+
+    experts: tuple[Annotated[int, Field(ge=2, le=MAX_EXPERTS)], ...] = Field(
+        (4, 8, 16, 32),
+        min_length=1,
+        strict=False,
+        description="Numbers of experts to compare; one too large for the posts is left out.",
+    )
+    clusters: Annotated[int, Field(ge=2, le=MAX_EXPERTS)] = Field(
+        3, description="Clusters of each that experts are trained on, at most; more narrow the interval."
+    )
+    share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.25, description="Largest share of a cluster's posts that an expert is trained on; a half and a quarter, too."
+    )
+    seed: Seed = Field(0, description="Seed of what is drawn: clusters, and posts of each.")
+
+
 class Publish(Strict):
     """When a new mixture takes the published one's place."""
 
@@ -498,6 +516,7 @@ class Study(Strict):
     repartition: Repartition = Repartition()
     expert: Expert = Expert()
     decoder: Decoder = Decoder()
+    pilot: Pilot = Pilot()
     publish: Publish = Publish()
     evaluation: Evaluation = Evaluation()
     search: Search = Search()

@@ -9,7 +9,7 @@ from helpers.imports import MODULES, all_imports, circles, imports_of
 
 LIBRARIES = ("data", "models", "clustering", "training", "evaluation", "serving", "tables", "tagging")
 APART = ("data", "models", "clustering", "evaluation")  # libraries that do not import one another
-ALONG_THE_GRAPH = ("data", "trunk", "gate", "experts", "mixture", "evaluation")  # rooms of moe_core/stages
+ALONG_THE_GRAPH = ("data", "trunk", "gate", "experts", "mixture", "pilot", "evaluation")  # rooms of moe_core/stages
 ABOVE_STAGES = ("maintenance", "workspace", "trunk_rank", "joint_helper")
 STORE_MAY = ("store", "settings", "text", "failpoints", "errors", "processes")
 MOE = "moe_core"

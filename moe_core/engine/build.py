@@ -62,7 +62,7 @@ def build(
 
 
 def build_all(context: Context, names: Iterable[str] | None = None) -> None:
-    """Builds every key of these stages, in this order; of all stages of the study where none are named."""
-    for name in context.planner.graph if names is None else names:
+    """Builds every key of these stages, in this order; of all that a run makes where none are named."""
+    for name in context.planner.graph.usual if names is None else names:
         for key in context.planner.keys(name):
             build(context, name, key)

@@ -183,8 +183,8 @@ class Planner:
         return self._planned([(name, key)])[0]
 
     def tasks(self, names: Iterable[str] | None = None) -> list[PlannedTask]:
-        """All artifacts of some stages, or of all, in the order of the graph."""
-        wanted = set(self.graph if names is None else names)
+        """All artifacts of some stages, or of a run of everything, in the order of the graph."""
+        wanted = set(self.graph.usual if names is None else names)
         return self._planned([(name, key) for name in self.graph if name in wanted for key in self.keys(name)])
 
     def _planned(self, names: list[Name]) -> list[PlannedTask]:

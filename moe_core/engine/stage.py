@@ -46,6 +46,7 @@ class Stage:
     make: str | Make  # "module:function" where the module loads torch or polars, which planning does without
     keys: Literal["shards", "experts"] | None = None  # its partitions, one artifact each; None: one artifact
     control: bool = False  # trained only to compare with
+    on_request: bool = False  # made only where it is named: a run of everything leaves it out
     when: Callable[[Study], bool] = lambda study: True  # whether a study has it at all
     description: str = ""  # as Dagster shows it
     uses_gpu: bool = True  # it computes on a GPU where there is one
@@ -82,6 +83,11 @@ class Graph(dict[str, Stage]):
         """The stages that a study has: controls only where it wants them."""
         wanted = (s for s in self.values() if s.when(study) and (study.evaluation.controls or not s.control))
         return Graph(wanted, self.aliases)
+
+    @cached_property
+    def usual(self) -> tuple[str, ...]:
+        """The stages of a run of everything: all but those that are made on request."""
+        return tuple(name for name, stage in self.items() if not stage.on_request)
 
     @cached_property
     def upstream(self) -> Mapping[str, tuple[str, ...]]:

@@ -106,6 +106,12 @@ def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
     scipy.stats.bootstrap gives the same; it takes half a second to import and refuses a single post. Raises TooFewPosts
     for no values and NotFinite for a value that is not finite.
     """
+    low, high = np.quantile(resampled_means(values_N, resamples, seed), [0.025, 0.975])
+    return Interval(float(values_N.mean()), float(low), float(high), len(values_N))
+
+
+def resampled_means(values_N: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R,) means of resamples with replacement. Raises as `bootstrap` does."""
     count = len(values_N)
     if count == 0:
         raise TooFewPosts("no post to measure on: wanted at least one")
@@ -117,8 +123,7 @@ def bootstrap(values_N: np.ndarray, resamples: int, seed: int) -> Interval:
     for first in range(0, resamples, step):
         rows = min(step, resamples - first)
         means_R[first : first + rows] = values_N[draw.integers(0, count, (rows, count), np.int32)].mean(1)
-    low, high = np.quantile(means_R, [0.025, 0.975])
-    return Interval(float(values_N.mean()), float(low), float(high), count)
+    return means_R
 
 
 def bootstrap_ratio(part_N: np.ndarray, of_N: np.ndarray, resamples: int, seed: int) -> Interval:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from moe_core.evaluation import pilot as pilots
 from moe_core.evaluation.comparison import compare
 from moe_core.evaluation.hashtag_table import BAND_MEASURES
 from moe_core.evaluation.measures import COSTS, MEASURES, measures_of_gains
@@ -36,9 +37,11 @@ def render(
     experts: Sequence[Mapping[str, Any]],
     logs: Mapping[str, Sequence[Mapping[str, float]]],
     spending: Sequence[Any],
+    pilot: Mapping[str, Any] | None,
     **shown: Any,
 ) -> str:
-    """One HTML page with everything in it; it needs no other file and no network. `logs`: of the trunk and experts.
+    """One HTML page with everything in it; it needs no other file and no network. `logs`: of the trunk and experts,
+    `pilot`: what one found, where there was one.
 
     `shown`: posts, reasons, vocabulary, partition, lineage and hashtags, which the template takes as they are.
     """
@@ -49,6 +52,7 @@ def render(
         **_of_table(study, table),
         **shown,
         experts=experts,
+        pilot=_of_pilot(pilot) if pilot else None,
         loss=Markup(lines(_curves(losses), "images seen", "loss")),
         rate=Markup(lines(_curves(rates), "images seen", "learning rate")),
         sizes=Markup(sizes),
@@ -63,7 +67,8 @@ def render(
 
 def render_table(study: Study, table: Mapping[str, Any], since: Sequence[str] = ()) -> str:
     """A page of the table alone, with its comparison in words; `since`: what changed in the study afterwards."""
-    return _template().render(**_of_table(study, table), partition=None, spending=(), since=since, hashtags=())
+    shown: dict[str, Any] = {"partition": None, "pilot": None, "spending": (), "since": since, "hashtags": ()}
+    return _template().render(**_of_table(study, table), **shown)
 
 
 def _template() -> Template:
@@ -95,6 +100,18 @@ def _of_table(study: Study, table: Mapping[str, Any]) -> dict[str, Any]:
         "figures": [(row["name"], gains[row["name"]]) for row in rows if row["role"] in FIGURES],
         "plot": Markup(intervals(measured, "P@1 of each row")),
         **_of_confidence(table),
+    }
+
+
+def _of_pilot(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a pilot."""
+    return {
+        "choice": pilots.choice(result),
+        "title": pilots.title_of(result),
+        "head": pilots.HEAD,
+        "rows": pilots.rows_of(result),
+        "notes": list(pilots.notes(result)),
+        "plot": Markup(pilots.plot(result)),
     }
 
 

@@ -6,6 +6,7 @@ from moe_core.stages.evaluation.stages import EVALUATION, REPORT
 from moe_core.stages.experts.stages import STAGES as EXPERT_STAGES
 from moe_core.stages.gate.stages import PARTITION
 from moe_core.stages.mixture.stages import EMBEDDINGS, MIXTURE, PUBLISHED, SEARCH_INDEX
+from moe_core.stages.pilot.stages import PILOT
 from moe_core.stages.trunk.stages import TRUNK, TRUNK_FEATURES
 
 GRAPH = Graph(
@@ -19,6 +20,7 @@ GRAPH = Graph(
         *EXPERT_STAGES,
         MIXTURE,
         PUBLISHED,
+        PILOT,
         EVALUATION,
         EMBEDDINGS,
         SEARCH_INDEX,

@@ -25,6 +25,7 @@ from pipelines.cli.common import (
     with_source,
 )
 from pipelines.cli.options import JSON, STUDY_OPTION
+from pipelines.cli.pilot import last_pilot, pilot_as_json, show_pilot
 from pipelines.instance.opening import opened
 from pipelines.instance.reap import reap
 from pipelines.instance.ui_lock import daemon_heartbeat_age, lock_ui
@@ -43,11 +44,12 @@ def status(study_file: Path, as_json: bool) -> None:
     Example: hardmoe status --study cats/study.toml
     """
     context = study_at(study_file)
-    states = states_of(context)
-    posts = posts_of(context)
+    pilot, posts = last_pilot(context), posts_of(context)
+    states = [*states_of(context), *(states_of(context, "pilot") if pilot else ())]
     if as_json:
         unready = {file.path: file.why for file in context.planner.state.unready}
-        echo_json({"posts": posts, "unready": unready, "assets": [asdict(state) for state in states]})
+        assets = [asdict(state) for state in states]
+        echo_json({"posts": posts, "unready": unready, "assets": assets, "pilot": pilot_as_json(pilot)})
         return
     reasons = ", ".join(f"{reason} {n}" for reason, n in posts["rejects_by_reason"].items())
     echo(
@@ -61,6 +63,8 @@ def status(study_file: Path, as_json: bool) -> None:
     for state in states:
         name = name_of(state.asset, state.key)
         echo(f"{name:28} ", (f"{state.state:8}", colors[state.state]), f" {state.why}".rstrip())
+    if pilot:
+        show_pilot(pilot.artifact)
 
 
 @click.command()

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": ("run", "The whole graph on synthetic data; prints the comparison table."),
     "init": ("init", "Preview a source, write study.toml."),
     "run": ("run", "Build everything missing or stale."),
+    "pilot": ("pilot", "What a mixture would gain, before its experts are trained."),
     "backfill": ("run", "Train some experts, or all."),
     "repartition": ("repartition", "Fit the gate again; experts that changed are stale."),
     "status": ("inspect", "What is fresh, stale, missing, failed, running."),

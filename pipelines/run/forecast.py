@@ -16,6 +16,7 @@ from moe_core.errors import HardmoeError
 from moe_core.stages.data.statistics import seen
 from moe_core.stages.experts.groups import CLUSTERED, RANDOM
 from moe_core.stages.experts.modes import mode_of
+from moe_core.stages.pilot.plan import images_of
 from moe_core.stages.training.log import seconds_left
 from moe_core.text import format_duration
 from pipelines.run.scheduler import Running
@@ -88,6 +89,8 @@ class Forecast:
         of_trunk, of_experts = study.trunk.epochs * posts, study.expert_training.epochs * posts
         if stage == "trunk":
             return of_trunk
+        if stage == "pilot":
+            return images_of(self.context)
         if stage == "dense_same_cost":
             return of_trunk + of_experts
         one_cluster = self.context.planner.graph[stage].keys == "experts"

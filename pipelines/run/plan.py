@@ -18,7 +18,7 @@ def planned_tasks(context: Context, until: str | None = None, only: Iterable[Nam
     planner, graph = context.planner, context.planner.graph
     if only is not None:
         return [planner.task(*name) for name in only]
-    wanted = set(graph) if until is None else {planner.stage(until).name, *graph.above[until]}
+    wanted = set(graph.usual) if until is None else {planner.stage(until).name, *graph.above[until]}
     order = {name: number for number, name in enumerate(graph)}
     posts = _posts_of_experts(context)
 

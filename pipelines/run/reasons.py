@@ -14,7 +14,7 @@ from moe_core.store.artifact import Artifact, Spec
 from moe_core.text import shown
 
 MOST = 4  # reasons of one artifact that are named, and shards of a reason
-RETRAINED = {name for name, stage in GRAPH.items() if stage.trains and not stage.keys}
+RETRAINED = {name for name, stage in GRAPH.items() if stage.trains and not (stage.keys or stage.on_request)}
 PARTS = {name for name, stage in GRAPH.items() if stage.trains and stage.keys}  # of which an artifact names several
 OTHERS = {
     "takedowns": "posts taken down",
@@ -30,6 +30,7 @@ OTHERS = {
     "partition": "partition changed",
     "mixture": "mixture changed",
     "evaluation": "evaluation changed",
+    "pilot": "the pilot changed",
     "shared_decoder": "decoder changed",
     "random_decoder": "decoder of the random experts changed",
 }

@@ -8,7 +8,8 @@ from moe_core.workspace import open_study
 
 def tasks(context):
     graph = context.planner.graph
-    return [(s, key) for s in graph.values() if not s.control for key in context.planner.keys(s.name)]
+    stages = [graph[name] for name in graph.usual if not graph[name].control]
+    return [(s, key) for s in stages for key in context.planner.keys(s.name)]
 
 
 def make_all(context):

@@ -45,7 +45,7 @@ def opened(study, root, **more):
 def make(study, root, until="mixture"):
     """Makes what is missing, each in a context of its own as in a run; returns the names of what was made."""
     made = []
-    for name in list(GRAPH)[: list(GRAPH).index(until) + 1]:
+    for name in GRAPH.usual[: GRAPH.usual.index(until) + 1]:
         if name in opened(study, root).planner.graph:
             keys = opened(study, root).planner.keys(name)
             new = [key for key in keys if not build(opened(study, root), name, key).reused]

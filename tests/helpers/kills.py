@@ -129,7 +129,8 @@ class Kills:
         from moe_core.tables.reading import read_rows
 
         context = self.context()
-        wanted = [stage for stage in context.planner.graph.values() if not stage.control]
+        graph = context.planner.graph
+        wanted = [graph[name] for name in graph.usual if not graph[name].control]
         found = {
             f"{stage.name}:{key}": context.need(stage.name, key).content_hash
             for stage in wanted

@@ -38,7 +38,10 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     }
     networks = {"trunk": context.need("trunk"), **{k: context.need("expert", k) for k in context.experts}}
     logs = {name: log_of(artifact) for name, artifact in networks.items()}
-    page = render(context.study, logs=logs, spending=training_cost(context), **shown)
+    pilot = context.need("pilot") if "pilot" in spec.inputs else None
+    found = json.loads(pilot.file("pilot.json").read_text("utf-8")) if pilot else None
+    page = render(context.study, logs=logs, spending=training_cost(context), pilot=found, **shown)
+    shown |= {"pilot": pilot.content_hash} if pilot else {}
     (folder / "report.html").write_text(page, "utf-8")
     # logs and costs are left out of its content: two machines take different times to the same result
     return StageOutput({"bytes": len(page.encode())}, content={"page": content_hash(shown)})

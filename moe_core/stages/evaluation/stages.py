@@ -20,6 +20,12 @@ def _evaluation_inputs(planner: Planner, key: str | None) -> dict[str, Ref | str
     return inputs
 
 
+def _report_inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
+    """With the pilot where one was made: no report waits for it."""
+    pilot = ("pilot",) if planner.find("pilot") else ()
+    return {name: Ref(name) for name in ("evaluation", "partition", *pilot)}
+
+
 def _evaluation_settings(study: Study) -> Any:
     settings = study.evaluation.counted() | {"topk": min(study.evaluation.topk, study.partition.experts)}
     evaluation = settings if study.evaluation.controls else settings | {"dense_control": False}
@@ -41,7 +47,7 @@ REPORT = Stage(
     code="5",
     reads=("evaluation", "partition"),
     settings=lambda study: {},
-    inputs=lambda planner, key: {name: Ref(name) for name in ("evaluation", "partition")},
+    inputs=_report_inputs,
     make="moe_core.stages.evaluation.report:make",
     description="One self-contained HTML page: the table, and what each expert sees. `hardmoe report --open` opens it.",
     uses_gpu=False,

@@ -13,11 +13,21 @@ import numpy as np
 from moe_core.clustering.balance import pack
 from moe_core.clustering.gate import Gate
 from moe_core.clustering.kmeans import fit_kmeans
+from moe_core.clustering.whitening import Whitening
 from moe_core.engine.context import Context
 from moe_core.stages.gate import membership, refit
 from moe_core.stages.gate.drift import as_fitted
 from moe_core.stages.gate.output import write
-from moe_core.stages.gate.posts import dealt_at_random, placed, post_table, sample, sizes_of, whitened, whitening_of
+from moe_core.stages.gate.posts import (
+    PostTable,
+    dealt_at_random,
+    placed,
+    post_table,
+    sample,
+    sizes_of,
+    whitened,
+    whitening_of,
+)
 from moe_core.store.artifact import Spec, StageOutput
 from moe_core.tables.memory import large_blocks_given_back
 
@@ -37,10 +47,7 @@ def _fit(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutp
     centroids_MP, objective = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
     fitted_on = len(fitted_NP)
     del fitted_NP  # as large as all that follows
-    expert_M = np.arange(clusters)
-    if settings.fine:
-        expert_M = pack(sizes_of(context, posts, whitening, centroids_MP), centroids_MP, settings.experts)
-    gate = Gate(whitening, centroids_MP, expert_M)
+    gate = gate_of(context, posts, whitening, centroids_MP, settings.experts)
     placement = placed(context, gate, posts)
     nobody_N = np.broadcast_to(np.int32(-1), len(posts.split_N))
     random_N = dealt_at_random(context, posts, placement.expert_N, nobody_N, scratch)
@@ -56,3 +63,11 @@ def _fit(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutp
         metadata[name] = {key: membership.hash_of(its.of(k)["line"]) for k, key in enumerate(context.experts)}
     more = {name: np.zeros(len(random_N), bool) for name in ("trained", "new_since_fit")}  # none arrived since the fit
     return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)
+
+
+def gate_of(context: Context, posts: PostTable, whitening: Whitening, centroids_MP: np.ndarray, experts: int) -> Gate:
+    """The gate with these centroids: each its own expert's, or fine ones packed into so many experts."""
+    expert_M = np.arange(experts)
+    if context.study.partition.fine:
+        expert_M = pack(sizes_of(context, posts, whitening, centroids_MP), centroids_MP, experts)
+    return Gate(whitening, centroids_MP, expert_M)

@@ -1,0 +1,1 @@
+"""The pilot: what a mixture would gain, told before its experts are trained."""

@@ -4,12 +4,11 @@ import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 from base64 import b64encode
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from helpers.report import WICKED, rendered
+from helpers.report import WICKED, Elements, rendered
 from moe_core.data.loading import Labels
 from moe_core.evaluation import page, plots
 from moe_core.stages.evaluation.score import TagCounts
@@ -95,20 +94,6 @@ def test_tags_that_an_expert_lifted_and_lowered_by_hand():
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
-
-
-class Elements(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.words = set(), [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.words += data
 
 
 def test_the_page_names_no_other_file_and_allows_one_script_by_its_hash():

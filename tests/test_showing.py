@@ -10,7 +10,7 @@ import pytest
 
 from helpers.plain import make_plainly
 from moe_core.recipes import demo
-from moe_core.settings import Data, Network, Partition, Source, Training
+from moe_core.settings import Data, Network, Partition, Pilot, Source, Training
 from moe_core.stages.graph import GRAPH
 from moe_core.study_file import dump_study
 
@@ -132,8 +132,9 @@ def events(tmp_path_factory):
             "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
             "network": Network(widths=(4,), depths=(1,), embedding=8),
             "trunk": training,
-            "expert_training": training,
+            "expert_training": training.model_copy(update={"batch_size": 16}),
             "partition": Partition(experts=2, pca=4),
+            "pilot": Pilot(experts=(2,), share=0.5),
             "evaluation": demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50}),
         }
     )
@@ -183,6 +184,16 @@ def test_an_expert_shows_its_curves_its_cluster_and_its_gain(metadata):
     assert said["typical posts"].path.endswith("sheets/e001.typical.png")
     assert "| hashtag | posts |" in said["hashtags that set it apart"].value
     assert isinstance(said["P@1 gain over the trunk"].value, float)
+
+
+def test_a_pilot_shows_its_choice_its_curves_and_what_each_number_of_experts_would_cost(metadata):
+    said = metadata["pilot", None]
+    assert said["choice"].value.startswith(("training the trunk on: ", "K = 2: it would gain "))
+    assert "data:image/svg+xml" in said["gain over the trunk by the share of the training"].value
+    (gains,) = (value for name, value in said.items() if name.startswith("gain in P@1, "))
+    assert "training on" in str(gains.value)
+    assert "half the interval that each doubt alone would give" in said["notes"].value
+    assert said["study: training images so far"].value > said["training images"].value > 0
 
 
 def test_the_evaluation_shows_the_cost_of_all_training(metadata):

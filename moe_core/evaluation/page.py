@@ -37,7 +37,7 @@ def render(
     experts: Sequence[Mapping[str, Any]],
     logs: Mapping[str, Sequence[Mapping[str, float]]],
     spending: Sequence[Any],
-    pilot: Mapping[str, Any] | None,
+    pilot: Mapping[str, Any] | None = None,
     **shown: Any,
 ) -> str:
     """One HTML page with everything in it; it needs no other file and no network. `logs`: of the trunk and experts,

@@ -32,11 +32,11 @@ def choice(result: Mapping[str, Any]) -> str:
     nearest = max(rows.values(), key=lambda row: row["gain_ci95"][0])
     if all(row["gain_ci95"][1] < 0 for row in rows.values()):
         return f"training the trunk on: a mixture would lose to it with any K, least with {_named(nearest)}"
+    text = f"training the trunk on: no interval lies above zero. Nearest is {_named(nearest)}"
+    if nearest["gain_ci95"][1] < 0:
+        return f"{text}, which lies below zero"
     doubt = max(nearest["parts"], key=lambda part: nearest["parts"][part])
-    return (
-        f"training the trunk on: no interval lies above zero. Nearest is {_named(nearest)}, which "
-        f"{'includes zero' if nearest['gain_ci95'][1] >= 0 else 'lies below zero'}; {ADVICE[doubt]}"
-    )
+    return f"{text}, which includes zero: the pilot cannot tell; {ADVICE[doubt]}"
 
 
 def rows_of(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

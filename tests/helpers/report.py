@@ -1,6 +1,7 @@
 """A report's page of made-up figures, with any hashtags."""
 
 import base64
+from html.parser import HTMLParser
 
 from moe_core.evaluation import page
 from moe_core.evaluation.bands import BANDS
@@ -10,6 +11,20 @@ from moe_core.recipes import demo
 from moe_core.stages.training.cost import TrainingCost
 
 WICKED = ['<img src=x onerror="alert(1)">', "](javascript:alert(2))", "</pre><script>alert(3)</script>", "{{ 7 * 7 }}"]
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.words = set(), [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.words += data
 
 
 def bands():
@@ -69,7 +84,7 @@ def thresholds(tags):
     }
 
 
-def rendered(tags=("sea", "sand"), experts=2, hashtags=True):
+def rendered(tags=("sea", "sand"), experts=2, hashtags=True, pilot=None):
     """The page of a made-up study; without hashtags as from an evaluation that had no figures of them."""
     names = [f"e{number:03d}" for number in range(experts)]
     measures = dict.fromkeys(MEASURES, 0.5) | {f"{name}_ci95": [0.4, 0.6] for name in MEASURES}
@@ -125,4 +140,5 @@ def rendered(tags=("sea", "sand"), experts=2, hashtags=True):
         lineage=[("trunk", "abc", "def")],
         spending=[TrainingCost("trunk", 1, 60.0, 5000)],
         hashtags=each_hashtag(tags) if hashtags else [],
+        pilot=pilot,
     )

@@ -11,7 +11,7 @@ from moe_core.store.artifact import Artifact
 from moe_core.text import format_duration
 
 HALVINGS = 2  # of the largest share
-VALIDATION = 30  # validation posts an expert, on average, below which a number of experts is left out
+VALIDATION = 10  # validation posts an expert, on average, below which a number of experts is left out
 MOST_VALIDATION = 100_000  # validation posts measured on, drawn where there are more
 
 

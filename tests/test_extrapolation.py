@@ -68,6 +68,18 @@ def test_more_posts_and_clusters_narrow_the_interval_and_seeds_leave_a_rest():
     assert width(20_000, 8) > 4 * SEEDS
 
 
+def test_gains_that_follow_no_law_widen_the_interval():
+    def width(gain_S):
+        gains = [np.tile(np.array(gain_S)[:, None], 50) for _ in range(3)]
+        (one,) = estimates([Sampled(3, gains, np.full(3, 1 / 3))], SHARES, seed=0)
+        return one.high - one.low, one.parts["fit"]
+
+    straight, bent = width([0.01, 0.02, 0.03]), width([0.0, 0.1, 0.03])
+    assert straight[1] == 0
+    assert bent[1] > 10 * SEEDS
+    assert bent[0] > 5 * straight[0]
+
+
 def test_where_all_clusters_were_drawn_none_is_left_to_differ():
     gains = [np.full((3, 50), gain) for gain in (0.0, 0.1, 0.2)]
     (every,) = estimates([Sampled(3, gains, np.full(3, 1 / 3))], SHARES, seed=0)

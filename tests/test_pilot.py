@@ -61,7 +61,7 @@ def test_a_pilot_is_made_by_its_command_and_shown_and_no_run_makes_it(ready):
         assert row.keys() >= FIELDS
         low, high = row["gain_ci95"]
         assert low < row["gain"] < high
-        assert row["parts"].keys() == {"posts", "clusters", "seeds", "form"}
+        assert row["parts"].keys() == {"posts", "clusters", "seeds", "fit", "form"}
         cost = pilot["costs"]["experts"][str(row["experts"])]
         assert cost["bytes"] == row["experts"] * pilot["costs"]["training_on"]["bytes"] > 0
         assert cost["device_hours"] > 0

@@ -7,7 +7,7 @@ from moe_core.evaluation import pilot
 
 
 def row(experts, low, high, doubt="posts"):
-    parts = dict.fromkeys(("posts", "clusters", "seeds", "form"), 0.001) | {doubt: 0.02}
+    parts = dict.fromkeys(("posts", "clusters", "seeds", "fit", "form"), 0.001) | {doubt: 0.02}
     return {
         "experts": experts,
         "clusters": 3,
@@ -70,7 +70,7 @@ def test_each_number_of_experts_has_its_interval_whether_zero_is_in_it_and_its_c
 def test_the_notes_name_every_doubt_and_what_was_left_out():
     notes = list(pilot.notes(found(row(4, -0.01, 0.03), chosen=None)))
     assert "The pilot took 60 s of training, 90 % of the images of one mixture's experts" in notes[0]
-    assert notes[1].endswith("would give: posts 0.020, clusters 0.001, seeds 0.001, form 0.001")
+    assert notes[1].endswith("would give: posts 0.020, clusters 0.001, seeds 0.001, fit 0.001, form 0.001")
     assert notes[2] == "K = 32 was left out: too few posts"
 
 

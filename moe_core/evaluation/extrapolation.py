@@ -70,10 +70,10 @@ def estimates(sampled: Sequence[Sampled], share_S: np.ndarray, seed: int, resamp
     """The gain of each K at a share of one.
 
     Its interval holds the percentiles over resamples of which each form of the law has as many. In each, posts are
-    drawn with replacement within each cluster, the same for all shares; the mean over clusters moves by what
-    clusters differ beyond their posts, as for C of K clusters; each share and the gain at one move by what seeds do.
-    How much clusters differ is one number for all K of a form, since C is small, and is itself in doubt: with f degrees
-    of freedom its square is that of the clusters times f / chi^2(f).
+    drawn with replacement within each cluster, the same for all shares; the mean over clusters moves by what clusters
+    differ beyond their posts, as for C of K clusters; each share and the gain at one move by what seeds do, and each
+    share by what gains lie beside the law. How much clusters differ is one number for all K of a form, since C is
+    small, and is itself in doubt: with f degrees of freedom its square is that of the clusters times f / chi^2(f).
     """
     draw = np.random.default_rng([seed, 1])
     means: list[list[np.ndarray]] = [[] for _ in sampled]
@@ -84,17 +84,33 @@ def estimates(sampled: Sequence[Sampled], share_S: np.ndarray, seed: int, resamp
         weight_S = weights(form, share_S)
         of_posts = [[weight_S @ gain_SN for gain_SN in one.gains] for one in sampled]
         spread_R = _between(of_posts, each, draw)
-        of_seeds = SEEDS * float(np.sqrt(1 + (weight_S**2).sum()))
+        length = float(np.linalg.norm(weight_S))
+        of_seeds, of_fit = SEEDS * float(np.sqrt(1 + length**2)), _misfit(form, sampled, share_S) * length
         for number, (one, posts) in enumerate(zip(sampled, of_posts, strict=True)):
             resampled = [resampled_means(v_N, each, 100 * seed + place) for place, v_N in enumerate(posts)]
             mean_R = np.einsum("c,cr->r", one.weight_C, np.stack(resampled))
             left_out = 1 - len(posts) / one.clusters  # none where all clusters were drawn
             cluster_R = spread_R * np.sqrt((one.weight_C**2).sum() * left_out) * draw.standard_normal(each)
-            seeds_R = of_seeds * draw.standard_normal(each)
-            means[number].append(mean_R + cluster_R + seeds_R)
+            rest_R = float(np.hypot(of_seeds, of_fit)) * draw.standard_normal(each)
+            means[number].append(mean_R + cluster_R + rest_R)
             values[number][form] = float(weight_S @ one.mean_S)
-            parts[number].append({"posts": mean_R.std(), "clusters": cluster_R.std(), "seeds": of_seeds})
+            doubts = {"posts": mean_R.std(), "clusters": cluster_R.std(), "seeds": of_seeds, "fit": of_fit}
+            parts[number].append(doubts)
     return [_estimate(np.concatenate(m), v, p) for m, v, p in zip(means, values, parts, strict=True)]
+
+
+def _misfit(form: str, sampled: Sequence[Sampled], share_S: np.ndarray) -> float:
+    """How far the gains at a share lie from the law beyond what seeds and clusters explain: a standard deviation, one
+    for all K."""
+    design_S2 = np.stack([np.ones(len(share_S)), FORMS[form](share_S)], 1)
+    beside_S = np.linalg.svd(design_S2.T)[2][-1]  # of norm one: what no law of this form has
+    found = list[float]()
+    for one in sampled:
+        aside_C = np.array([beside_S @ gain_SN.mean(1) for gain_SN in one.gains])
+        mean = float(one.weight_C @ aside_C)
+        spread = len(aside_C) / max(len(aside_C) - 1, 1) * float((one.weight_C**2 * (aside_C - mean) ** 2).sum())
+        found.append(mean**2 - spread)
+    return float(np.sqrt(max(0.0, np.mean(found) - SEEDS**2)))
 
 
 def _between(of_posts: Sequence[Sequence[np.ndarray]], resamples: int, draw: np.random.Generator) -> np.ndarray:

@@ -14,6 +14,7 @@ ADVICE = {
     "posts": "more validation posts (data.validation) narrow it most",
     "clusters": "experts of more clusters (pilot.clusters) narrow it most",
     "seeds": "most of it is chance between seeds, which no pilot tells",
+    "fit": "the gains at the shares follow no law: a larger pilot.share helps most",
     "form": "most of it is how the law goes on: a larger pilot.share narrows it",
 }
 

@@ -110,7 +110,7 @@ def _misfit(form: str, sampled: Sequence[Sampled], share_S: np.ndarray) -> float
         mean = float(one.weight_C @ aside_C)
         spread = len(aside_C) / max(len(aside_C) - 1, 1) * float((one.weight_C**2 * (aside_C - mean) ** 2).sum())
         found.append(mean**2 - spread)
-    return float(np.sqrt(max(0.0, np.mean(found) - SEEDS**2)))
+    return max(0.0, float(np.mean(found)) - SEEDS**2) ** 0.5
 
 
 def _between(of_posts: Sequence[Sequence[np.ndarray]], resamples: int, draw: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ Letters: M validation posts, N of one cluster, S shares, W weights of the router
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from moe_core.devices import gpu_names
 from moe_core.engine.context import Context
 from moe_core.evaluation.answers import Answer
 from moe_core.evaluation.extrapolation import FORMS, Estimate, Sampled, chosen, curve, estimates
+from moe_core.evaluation.measures import MEASURES
 from moe_core.evaluation.metrics import tag_statistics
+from moe_core.models.resnet import ResNet
 from moe_core.stages import reading
+from moe_core.stages.experts.experts import start
 from moe_core.stages.gate.posts import post_table, sample
 from moe_core.stages.pilot.clusters import Cluster, drawn_clusters
 from moe_core.stages.pilot.plan import MOST_VALIDATION, PilotPlan, plan_of
@@ -45,7 +48,9 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     trunk = context.need("trunk")
     posts = reading.posts_where(context, index, validation_N)
     tags_a_post, top_share = tag_statistics(posts.tags_T, len(posts))
-    measure = measure_for(tags_a_post, top_share)
+    measure = measure_for(tags_a_post, top_share, study.expert_training.loss, study.publish.measure)
+    if not MEASURES[measure].of_posts:  # mAP, which no post has by itself
+        measure = "r_at_5"
     features_MD = torch.from_numpy(reading.trunk_features_where(context, validation_N))
     judge = Judge(
         posts,
@@ -79,8 +84,8 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         **found.pop(measure),
         "others": found,
     }
-    weight_bytes = trunk.file("weights.safetensors").stat().st_size
-    costs = _costs(plan, clusters, experts, onward, budget, weight_bytes)
+    costs = _costs(plan, clusters, experts, onward, budget, _bytes_of(start(context, "e000", own_decoder=False)))
+    costs["training_on"]["bytes"] = _bytes_of(reading.network(context, trunk))
     images, seconds = sum(run.images for run in runs), sum(run.seconds for run in runs)
     spent = {"images": images, "seconds": round(seconds, 1), "budgets": round(images / budget, 3)}
     (folder / "pilot.json").write_text(json.dumps({**law, "costs": costs, "pilot": spent}, indent=1))
@@ -182,24 +187,29 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(value), 5) for value in values]
 
 
+def _bytes_of(network: ResNet) -> int:
+    """Bytes of a network's weights."""
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
+
+
 def _costs(
     plan: PilotPlan,
     clusters: Sequence[Cluster],
     experts: Sequence[Sequence[Measured]],
     onward: Sequence[Measured],
     budget: float,
-    weight_bytes: int,
+    expert_bytes: int,
 ) -> dict[str, Any]:
     """Images, hours and bytes of disk of training on, and of each number of experts, at the speeds of this pilot."""
     devices = max(1, len(gpu_names()))
 
-    def cost(networks: int, runs: Sequence[Measured]) -> Mapping[str, Any]:
+    def cost(networks: int, runs: Sequence[Measured]) -> dict[str, Any]:
         hours = budget / (sum(run.images for run in runs) / sum(run.seconds for run in runs)) / 3600
         return {
             "images": round(budget),
             "device_hours": round(hours, 4),
             "hours": round(hours * math.ceil(networks / devices) / networks, 4),
-            "bytes": networks * weight_bytes,
+            "bytes": networks * expert_bytes,
         }
 
     of_experts = {

@@ -75,11 +75,13 @@ def flaky(upstream, seed=0, share=0.2):
             proxy.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             ready.set()
             await stop.wait()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # sockets are closed in the next round
+            server.close()
+            for _ in range(3):  # a connection that was just accepted is a task in the next round, and so is its end
+                tasks = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.sleep(0.01)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()

@@ -22,7 +22,7 @@ setup: .venv/.ready-$(FAISS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile  # most wait for processes that they start
-	$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_look_browser.py  # skipped, with the reason, where there is no chromium
+	$(BIN)/python -m pytest -m browser $(wildcard tests/test_*browser.py)  # skipped, with the reason, where there is no chromium
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
@@ -52,7 +52,7 @@ ui: setup
 # pictures of the docs, of the demo or another finished study: make screenshots STUDY=folder
 screenshots: demo
 	HARDMOE_SCREENSHOTS=docs/images HARDMOE_SCREENSHOTS_STUDY=$(STUDY)/study.toml \
-		$(BIN)/python -m pytest -m browser tests/test_browser.py tests/test_look_browser.py -k pictures_for_the_docs
+		$(BIN)/python -m pytest -m browser $(wildcard tests/test_*browser.py) -k pictures_for_the_docs
 
 bench: setup
 	$(BIN)/python benchmarks/dagster_tax.py

@@ -17,7 +17,7 @@ there. Several processes may work on one DIR. Printed at the end: all the cells 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from moe_core.store.files import write_text
 POSTS = (16_000, 59_000, 235_000)
 VALIDATION, TRAINING_SAMPLE = 5_000, 5_000
 RESAMPLES = 2_000
+LABELLED_STAGES = ("posts", "splits", "vocabulary")
 OF_TRUNK = ("trunk", "trunk_features", "trunk_same_budget", "dense_same_cost")
 CUT = ("partition", "expert", "random_expert", "shared_decoder", "random_decoder", "mixture")
 LESS = ("trunk_same_budget", "dense_same_cost", "random_partition_router", "separate_decoders_top1_router", "trunk")
@@ -214,12 +215,10 @@ def measure(args: argparse.Namespace) -> None:
         write_text(to, json.dumps(about | found, indent=1))
 
 
-LABELLED_STAGES = ("posts", "splits", "vocabulary")
-
-
-def cells_of(root: Path) -> Iterator[dict[str, Any]]:
+def cells_of(root: Path) -> list[dict[str, Any]]:
+    """All the cells that there are, in the order of the table."""
     cells = [json.loads(file.read_text()) for file in (root / "cells").glob("*.json")]
-    return iter(sorted(cells, key=lambda cell: [cell[k] for k in ("label", "width", "posts", "experts", "seed")]))
+    return sorted(cells, key=lambda cell: [cell[k] for k in ("label", "width", "posts", "experts", "seed")])
 
 
 def printed(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -294,7 +293,7 @@ def main() -> None:
     options.add_argument("--plot", type=Path, help="folder for SVG")
     args = options.parse_args()
     measure(args)
-    cells = list(cells_of(args.root))
+    cells = cells_of(args.root)
     print(printed(cells))
     if args.plot:
         plain = [cell for cell in cells if not cell["label"]]

@@ -8,7 +8,7 @@ import torch
 
 from helpers import bundles
 from moe_core.errors import CorruptArtifact
-from moe_core.models.resnet import build
+from moe_core.models.resnet import ResNet, build
 from moe_core.models.widening import fill_wider
 from moe_core.serving.bundle import Bundle
 from moe_core.serving.onnx_files import export_onnx
@@ -124,6 +124,21 @@ def test_onnx_files_of_wider_experts_answer_as_they_do(wide, tmp_path):
     done = []
     export_onnx(bundle, tmp_path / "out", report=done.append)  # compares the answers
     assert done == [1, 2, 3, 4]
+
+
+def test_images_that_pass_a_network_together_are_bounded_by_the_widest_stage(tmp_path, monkeypatch):
+    """Two stages of an expert of 8x8 pixels: the second has a quarter of them, and ten times the channels."""
+    network = bundles.NETWORK.model_copy(update={"widths": (4, 40)})
+    parts = bundles.random_parts(tmp_path, 1, expert_network=network)
+    folder = bundles.bundle_at(tmp_path / "b", parts, branch_at=1, precision="float32", widths=network.widths)
+    pictures = bundles.images(20, seed=1)
+    wanted_NV, _ = predict(Bundle(folder), pictures)
+    passed, rest = [], ResNet.forward_rest
+    monkeypatch.setattr(ResNet, "forward_rest", lambda self, x, at: passed.append(len(x)) or rest(self, x, at))
+    monkeypatch.setattr("moe_core.serving.routed.ACTIVATION_BYTES", 3 * 4 * 4 * 40 * 4 * 4)
+    found_NV, _ = predict(Bundle(folder), pictures)
+    assert max(passed) == 3
+    assert torch.allclose(found_NV, wanted_NV, atol=1e-5)
 
 
 @pytest.mark.parametrize(

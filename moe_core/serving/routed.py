@@ -136,11 +136,17 @@ def _filled_up(rows_B: np.ndarray, at_once: int) -> np.ndarray:
 
 def _at_once(bundle: Bundle) -> int:
     """Images that pass a network together: BATCH, fewer where their largest activations would not fit into memory."""
-    network, side = bundle.network, bundle.image_size
-    widest = max(network.widths[0], bundle.expert_network.widths[0])
-    first = widest * (4 if network.block == "bottleneck" else 1)
-    imagenet = network.stem == "imagenet"  # it halves the side, and its pooling again
-    largest = max((side // 2) ** 2 * 64, (side // 4) ** 2 * first) if imagenet else side**2 * first
+    side, imagenet = bundle.image_size, bundle.network.stem == "imagenet"
+    outputs = 4 if bundle.network.block == "bottleneck" else 1
+    first = side // 4 if imagenet else side  # that stem halves the side, and its pooling again; so does each stage
+    largest = max(
+        (side // 2) ** 2 * 64 if imagenet else 0,
+        *(
+            max(1, first >> stage) ** 2 * outputs * width
+            for network in (bundle.network, bundle.expert_network)
+            for stage, width in enumerate(network.widths)
+        ),
+    )
     return min(BATCH, max(1, ACTIVATION_BYTES // (largest * 4 * 4)))  # four of them at a time, float32
 
 

@@ -47,7 +47,7 @@ def _fit(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutp
     centroids_MP, objective = fit_kmeans(fitted_NP, clusters, settings.iterations, settings.restarts, settings.seed)
     fitted_on = len(fitted_NP)
     del fitted_NP  # as large as all that follows
-    gate = gate_of(context, posts, whitening, centroids_MP, settings.experts)
+    gate = gate_with(context, posts, whitening, centroids_MP, settings.experts)
     placement = placed(context, gate, posts)
     nobody_N = np.broadcast_to(np.int32(-1), len(posts.split_N))
     random_N = dealt_at_random(context, posts, placement.expert_N, nobody_N, scratch)
@@ -65,7 +65,7 @@ def _fit(context: Context, spec: Spec, folder: Path, scratch: Path) -> StageOutp
     return write(context, spec, folder, posts, gate, placement, random_N, more, metadata)
 
 
-def gate_of(context: Context, posts: PostTable, whitening: Whitening, centroids_MP: np.ndarray, experts: int) -> Gate:
+def gate_with(context: Context, posts: PostTable, whitening: Whitening, centroids_MP: np.ndarray, experts: int) -> Gate:
     """The gate with these centroids: each its own expert's, or fine ones packed into so many experts."""
     expert_M = np.arange(experts)
     if context.study.partition.fine:

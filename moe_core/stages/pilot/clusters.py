@@ -13,7 +13,7 @@ import torch
 from moe_core.clustering.kmeans import fit_kmeans
 from moe_core.engine.context import Context
 from moe_core.evaluation.extrapolation import draw_clusters
-from moe_core.stages.gate.partition import gate_of
+from moe_core.stages.gate.partition import gate_with
 from moe_core.stages.gate.posts import PostTable, placed, sample, whitened, whitening_of
 from moe_core.stages.pilot.plan import PilotPlan
 from moe_core.tables.memory import large_blocks_given_back
@@ -57,7 +57,7 @@ def _draw(context: Context, plan: PilotPlan, posts: PostTable, validation_N: np.
         context.report({"experts": experts})
         how = settings.iterations, settings.restarts, settings.seed
         centroids_MP, _ = fit_kmeans(fitted_NP, settings.fine or experts, *how)
-        gate = gate_of(context, posts, whitening, centroids_MP, experts)
+        gate = gate_with(context, posts, whitening, centroids_MP, experts)
         expert_N = placed(context, gate, posts).expert_N
         draw = np.random.default_rng([seed, experts])
         expert_M = expert_N[validation_N]

@@ -39,6 +39,7 @@ def make(study: Study, root: Path, names: Sequence[str], until: float = float("i
     Raises SystemExit where the next is to be made after `until`, by the monotonic clock.
     """
     context = open_study(study, root)
+    root.mkdir(parents=True, exist_ok=True)
     write_text(root / "study.toml", dump_study(study))
     for name in names:
         for key in context.planner.keys(name):

@@ -11,7 +11,7 @@ from typing import Literal
 from moe_core.settings import Study
 
 MANY_TAGS = 3.0  # tags a post beyond which softmax, whose target is 1/k, shares one answer, and P@1 says little
-SIGMOID_EPOCHS = 20  # of the trunk: with fewer the sigmoid lags behind (docs/explanation/results.md)
+SIGMOID_EPOCHS = 20  # of the trunk: with fewer the sigmoid lags behind (docs/history/results.md)
 HALF = 0.5  # share of posts that carry one hashtag, beyond which answering with it alone has a high P@1
 POSTS_AN_EXPERT = 1000  # training posts: an expert of fewer overfits before it gains on the trunk
 MARGIN_POSTS = 3  # validation posts that publish.margin must be worth: of fewer, chance decides

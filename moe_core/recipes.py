@@ -30,7 +30,7 @@ def small() -> Study:
     """A tiny ResNet (w=8) and eight experts, 22+8 epochs at 32x32: 13 minutes on two cores for 40,000 photographs.
 
     Without dense_same_cost, which takes about as long as the trunk on one core. P@1 0.460 and R@5 0.391 on Tiny
-    ImageNet with half of the router's probabilities mixed in, as it was then (docs/explanation/results.md).
+    ImageNet with half of the router's probabilities mixed in, as it was then (docs/history/experiments.md).
     """
     # Of 30 epochs in all the trunk gets most: the experts see few posts each and overfit beyond some eight.
     return Study(

@@ -45,7 +45,7 @@ def test_more_than_three_tags_a_post_want_the_sigmoid(tags, loss):
 
 
 def test_with_few_epochs_the_sigmoid_is_not_proposed():
-    """It lags behind at first: R@5 0.326 after 6 + 3 epochs, softmax 0.355 (docs/explanation/results.md)."""
+    """It lags behind at first: R@5 0.326 after 6 + 3 epochs, softmax 0.355 (docs/history/results.md)."""
     seen = Seen(posts=100_000, tags_a_post=4.0, distinct_tags=500)
     assert propose(seen, quick(small())).loss == "softmax"
     assert warnings(seen, quick(small())) == []

@@ -13,7 +13,6 @@ from moe_core.evaluation.answers import Answer, ReadLayers
 from moe_core.serving.bundle import Bundle
 from moe_core.stages.evaluation import evaluation, score
 from moe_core.stages.evaluation.predictions import open_controls
-from moe_core.stages.evaluation.score import relevant_tags
 from moe_core.stages.mixture import bundle
 from moe_core.training.posts import ImagesInMemory, Posts
 
@@ -55,14 +54,6 @@ def test_of_layers_that_are_read_the_last_one_is_kept():
     layers[2]
     assert first() is None
     assert reads == [0, 2]
-
-
-def test_the_posts_of_map_carry_their_hashtags():
-    posts = some_posts(30)
-    frequent = sorted(set(posts.tags_T.tolist()))[::2]
-    tags_NM = posts.tags_of(np.arange(30))
-    wanted_NV = (tags_NM[:, :, None] == np.array(frequent)).any(axis=1)
-    assert np.array_equal(relevant_tags(posts, frequent), wanted_NV)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from moe_core.models.resnet import build, build_on_meta
 from moe_core.recipes import resnet18_k16, small
 from moe_core.settings import Decoder, Evaluation, Network, Study, Training, TrunkSetup
 from moe_core.stages.evaluation.rows import controls_of
-from moe_core.stages.evaluation.score import Scores, gains_over_rows
+from moe_core.stages.evaluation.score import gains_over_rows
 from moe_core.stages.experts.controls import training_of, widened
 from moe_core.stages.experts.modes import MODES
 from moe_core.stages.graph import GRAPH
@@ -101,7 +101,7 @@ def test_the_temperature_trusts_the_nearest_expert_as_far_as_it_is_right(near_is
 
 def test_paired_differences_by_hand():
     def scored(p_at_1):
-        return Scores(dict.fromkeys(("p_at_1", "r_at_5", "r_at_10"), np.array(p_at_1)), np.zeros((0, 0)))
+        return dict.fromkeys(("p_at_1", "r_at_5", "r_at_10"), np.array(p_at_1))
 
     found = gains_over_rows(
         "best", {"best": scored([1.0, 1.0]), "half": scored([1.0, 0.0]), "same": scored([1.0, 1.0])}, 50

@@ -58,6 +58,12 @@ def test_average_precision_is_that_of_plain_loops_with_ties_and_weights(seed):
         assert np.isnan(found_V[-2:]).all(), "no post carries them"
 
 
+def test_a_perfect_ranking_has_a_precision_of_one_in_every_resample():
+    tags = [np.array([0]) if n < 10 else np.array([1]) for n in range(20)]
+    ranked = ranked_of(np.array([[20 - n, n] for n in range(20)], np.float32), tags)
+    assert set(mean_average_precision(*ranked, resamples=20, seed=0)) == {1.0}
+
+
 def test_a_post_outside_of_whose_best_a_hashtag_is_counts_as_never_found(monkeypatch):
     monkeypatch.setattr("moe_core.evaluation.ranking.MOST", 2)
     scores_NV = np.array([[0.5, 0.4, 0.1], [0.3, 0.2, 0.5], [0.1, 0.6, 0.3]], np.float32)
@@ -142,8 +148,13 @@ def test_each_hashtag_is_that_of_plain_loops(small):
     rows, tags = small
     hashtags = counted(rows, tags)
     training_V = np.arange(14, 0, -1) * 10
-    document, ap = hashtags.measure(training_V, resamples=20)
-    assert set(ap) == {"trunk", "mixture_top1"}
+    document, ap, map_R1 = hashtags.measure(training_V, resamples=20)
+    assert set(ap) == set(map_R1) == set(rows), "every row is ranked"
+    assert set(document["bands"][0]["rows"]) == {"trunk", "mixture_top1"}, "bands are of the compared rows"
+    assert hashtags.ranked_hashtags == 12
+    for name, ap_V in ap.items():
+        assert map_R1[name][0] == pytest.approx(np.nanmean(ap_V))
+        assert np.quantile(map_R1[name][1:], 0.025) < map_R1[name][0] < np.quantile(map_R1[name][1:], 0.975)
     stored = none_stored(14) | {"threshold": np.array([0.5, *[np.nan] * 13])}
     stored |= {"right": np.array([3.0, *[0] * 13]), "given": np.array([4.0, *[0] * 13])}
     table = hashtags.frame([f"t{v}" for v in range(14)], training_V, ap, stored).to_dicts()
@@ -177,7 +188,7 @@ def test_each_hashtag_is_that_of_plain_loops(small):
 def test_bands_are_means_over_their_hashtags_with_paired_gains(small):
     rows, tags = small
     hashtags, training_V = counted(rows, tags), np.arange(14, 0, -1) * 10
-    document, ap = hashtags.measure(training_V, resamples=50)
+    document, ap, _ = hashtags.measure(training_V, resamples=50)
     table = hashtags.frame([f"t{v}" for v in range(14)], training_V, ap, none_stored(14)).to_dicts()
     assert [band["band"] for band in document["bands"]] == ["head", "middle", "tail"]
     for band in document["bands"]:
@@ -212,7 +223,7 @@ def test_the_figures_are_the_same_in_parts_of_any_size(small):
 def test_a_band_without_test_posts_has_no_figures():
     scores_NV, tags = drawn(20, 6)
     training_V = np.array([40, 40, 40, 40, 1000, 1000])  # those that no post carries are the frequent ones
-    document, _ = counted({"trunk": scores_NV, "mixture_top1": scores_NV}, tags).measure(training_V, 10)
+    document, _, _ = counted({"trunk": scores_NV, "mixture_top1": scores_NV}, tags).measure(training_V, 10)
     frequent = document["bands"][0]
     assert (frequent["hashtags"], frequent["hashtags_tested"], frequent["test_posts"]) == (2, 0, 0)
     assert set(frequent["rows"]["trunk"].values()) | set(frequent["gains"]["trunk"].values()) == {None}
@@ -225,7 +236,7 @@ def test_of_many_posts_some_are_ranked_drawn_evenly(monkeypatch):
     assert 400 < places.mean() < 600
     scores_NV, tags = drawn(300, 8)
     hashtags = counted({"trunk": scores_NV, "mixture_top1": scores_NV}, tags)
-    document, ap = hashtags.measure(np.arange(8, 0, -1), 5)
+    document, ap, _ = hashtags.measure(np.arange(8, 0, -1), 5)
     assert (document["n"], document["map_posts"]) == (300, 100)
     carried = [tags[n] for n in sample_of(300)]
     ranked, tags_T, starts_N1 = ranked_of(scores_NV[sample_of(300)], carried)
@@ -247,7 +258,7 @@ def test_memory_does_not_grow_with_posts_times_hashtags(monkeypatch):
         tags_T, starts_B1 = posts.tag_rows(rows_B)
         for name in ("trunk", "mixture_top1", "dense_same_cost"):
             hashtags.add(name, rows_B, p_BV, best_hashtags(p_BV, BEST), tags_T, starts_B1)
-    _, ap = hashtags.measure(np.arange(vocabulary, 0, -1), 10)
+    _, ap, _ = hashtags.measure(np.arange(vocabulary, 0, -1), 10)
     table = hashtags.frame(
         [str(v) for v in range(vocabulary)], np.arange(vocabulary, 0, -1), ap, none_stored(vocabulary)
     )

@@ -5,11 +5,9 @@ from scipy import stats
 
 from moe_core.evaluation.measures import MEASURES
 from moe_core.evaluation.metrics import (
-    average_precision,
     best_hashtags,
     bootstrap,
     found_tags,
-    interval_of,
     paired_difference,
     per_post,
 )
@@ -97,33 +95,7 @@ def test_a_constant_gain_has_a_certain_difference():
     assert (found.low, found.high) == pytest.approx((0.1, 0.1))
 
 
-def test_average_precision_by_hand():
-    scores = np.array([[0.9], [0.8], [0.7]])
-    found = interval_of(average_precision(scores, np.array([[True], [False], [True]]), 20, seed=0), 3)
-    assert found.mean == pytest.approx((1 + 2 / 3) / 2)
-    assert found.low <= found.mean <= found.high
-
-
-def test_average_precision_is_the_mean_over_hashtags():
-    scores = np.array([[0.9, 0.1], [0.1, 0.9]])
-    relevant = np.array([[True, True], [False, False]])
-    assert average_precision(scores, relevant, 20, seed=0)[0] == pytest.approx((1 + 0.5) / 2)
-
-
-def test_the_interval_of_average_precision_holds_its_mean_where_scores_say_nothing():
-    draw = np.random.default_rng(0)
-    found = interval_of(average_precision(draw.random((2000, 40)), draw.random((2000, 40)) < 0.01, 100, seed=0), 2000)
-    assert found.low < found.mean < found.high
-
-
-def test_a_perfect_ranking_has_an_interval_of_one():
-    found = average_precision(np.arange(20)[:, None], np.arange(20)[:, None] >= 10, 20, seed=0)
-    assert set(found.tolist()) == {1.0}
-
-
-def test_scores_and_measures_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="scores hold a number that is not finite"):
-        average_precision(np.array([[np.nan]]), np.array([[True]]), 20, seed=0)
+def test_measures_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="the measure of post 1 is not finite"):
         bootstrap(np.array([1.0, np.nan]), 20, seed=0)
 

@@ -19,7 +19,7 @@ FORMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "logarithm": np.log2,
     "root": lambda share: -(share**-0.5),
 }
-SEEDS = 0.004  # standard deviation of a gain over seeds: 0.3 to 0.4 points, docs/explanation/results.md
+SEEDS = 0.004  # standard deviation of a gain over seeds: 0.3 to 0.4 points, docs/history/results.md
 RESAMPLES = 2000  # of which each form has its part
 NORMAL = 1.96  # standard deviations to either side that hold 95 % of a normal distribution
 

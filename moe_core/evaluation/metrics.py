@@ -159,41 +159,6 @@ def interval_of(means_R1: np.ndarray, n: int) -> Interval:
     return Interval(float(means_R1[0]), float(low), float(high), n)
 
 
-def average_precision(scores_NV: np.ndarray, relevant_NV: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(R + 1,) float64: macro mean over hashtags of the average precision over posts, of the posts themselves and then
-    of resamples of them, the same ones for all rows of equally many posts; `interval_of` makes an interval of it.
-
-    A resample weighs each post by how often it was drawn, so each hashtag's posts are sorted once. A hashtag that a
-    resample leaves without a post is left out of that resample. Copies of one post do not precede one another: were
-    they counted as each other's forerunners, every resample would rank better than the sample and the interval could
-    miss its own mean. Raises NotFinite for scores that are not finite and ValueError for a hashtag
-    without a post.
-    """
-    if not np.isfinite(scores_NV).all():
-        raise NotFinite("scores hold a number that is not finite: check the weights that gave them")
-    count, hashtags = scores_NV.shape
-    if count == 0 or not relevant_NV.any(0).all():
-        raise ValueError("wanted at least one post for every hashtag")
-    draw = np.random.default_rng([seed, count])
-    weights_RN = np.ones((resamples + 1, count), np.float32)  # the first is the sample itself
-    for row in range(1, resamples + 1):
-        weights_RN[row] = np.bincount(draw.integers(0, count, count), minlength=count)
-    sums_R, used_R = np.zeros(resamples + 1), np.zeros(resamples + 1)
-    for tag in range(hashtags):
-        order_N = np.argsort(-scores_NV[:, tag], kind="stable")
-        places = np.flatnonzero(relevant_NV[order_N, tag])  # ranks of the posts that carry the tag
-        seen_RN = np.cumsum(weights_RN[:, order_N], axis=1)[:, places]
-        gain_RP = weights_RN[:, order_N[places]]
-        hits_RP = np.cumsum(gain_RP, axis=1)
-        total_R = hits_RP[:, -1]
-        others_RP = gain_RP - 1  # copies of the post itself; -1 where it was not drawn, and then its gain is 0
-        precision_RP = (hits_RP - others_RP) / (seen_RN - others_RP)
-        value_R = (precision_RP * gain_RP).sum(1) / np.maximum(total_R, 1)
-        sums_R += np.where(total_R > 0, value_R, 0)
-        used_R += total_R > 0
-    return np.asarray(sums_R / np.maximum(used_R, 1))
-
-
 def tag_agreement(
     features_ND: Tensor, expert_N: np.ndarray, tags_T: Tensor, starts_N1: Tensor, k: int
 ) -> dict[str, np.ndarray]:

@@ -106,7 +106,8 @@ class RankedLists:
         """(V,) float64: the precision at each post that carries the hashtag, averaged over them; NaN without any.
 
         Posts of equal scores are answered together, as in scikit-learn. `weight_N`: how often each post was
-        drawn; copies of one post do not precede one another (metrics.average_precision).
+        drawn; copies of one post do not precede one another, or every resample would rank better than the posts
+        themselves, and the interval could miss its own mean.
         """
         total_V = np.bincount(self.tags_T, weight_N[self.owner_T], self.hashtags)
         weight_E = weight_N[self.post_E]

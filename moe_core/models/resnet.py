@@ -2,7 +2,7 @@
 
 Any torchvision or timm ResNet checkpoint of the same shape loads. Source: He et al., "Deep Residual Learning for Image
 Recognition", CVPR 2016. The optional 1x1 convolution before the pooling (`conv_embed`, `bn_embed`) widens the embedding
-at little cost; docs/explanation/experiments.md says what it brings.
+at little cost; docs/history/experiments.md says what it brings.
 
 Letters: B images, C channels, H W pixels, D embedding width, V hashtags.
 """

@@ -26,16 +26,7 @@ from moe_core.stages.evaluation.embedding_agreement import embedding_agreement
 from moe_core.stages.evaluation.hashtags import Hashtags
 from moe_core.stages.evaluation.predictions import open_controls
 from moe_core.stages.evaluation.rows import ROWS
-from moe_core.stages.evaluation.score import (
-    AP_POSTS,
-    frequent_tags,
-    gains_over_rows,
-    map_of,
-    per_expert,
-    relevant_tags,
-    row_of,
-    score,
-)
+from moe_core.stages.evaluation.score import gains_over_rows, per_expert, row_of, score
 from moe_core.stages.evaluation.transfer import transfer
 from moe_core.stages.reading import read_routed_posts
 from moe_core.stages.training.device import device_and_threads
@@ -50,10 +41,12 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         raise TooFewPosts("no test post carries a hashtag of the vocabulary: raise data.test, or give a split column")
     controls = open_controls(context, bundle, device)
     scores, tags, confidence, hashtags = score(context, bundle, controls, test, device)
-    frequent = frequent_tags(test.posts, len(bundle.hashtags))
-    map_R1 = map_of(scores, relevant_tags(test.posts, frequent))
     costs, resamples = Costs(context, bundle), context.study.evaluation.bootstrap
-    rows = [row_of(context, name, scores[name], test.posts, map_R1[name]) | ROWS[name].cost(costs) for name in scores]
+    bands, map_R1 = _hashtags(context, folder, bundle, hashtags, confidence)
+    ranked = len(hashtags.sample)
+    rows = [
+        row_of(context, name, scores[name], len(test), map_R1[name], ranked) | ROWS[name].cost(costs) for name in scores
+    ]
     gains = gains_over_rows(bundle.answer, scores, resamples, map_R1)
     tags_a_post, top_share = tag_statistics(test.posts.tags_T, len(test))
     table = {
@@ -64,13 +57,13 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
         "measure": measure_for(tags_a_post, top_share, bundle.loss, context.study.publish.measure),
         "warnings": warnings(seen(context), context.study),
         "hashtags": len(bundle.hashtags),
-        "hashtags_in_map": len(frequent),
-        "map_posts": min(len(test), AP_POSTS),
+        "hashtags_in_map": hashtags.ranked_hashtags,
+        "map_posts": ranked,
         "router_weight": {"mixture_top1_router": bundle.router_weight}
         | {f"{row}_router": c.router_weight for row, c in controls.items() if c.router_weight is not None},
         "temperature": bundle.temperature,
         "published_gains": gains,
-        "bands": _hashtags(context, folder, bundle, hashtags, confidence),
+        "bands": bands,
         "per_expert": per_expert(bundle, scores, test.expert_N, tags, resamples),
         "embedding_agreement": embedding_agreement(context, bundle, controls, test, device),
         "transfer": transfer(context, bundle, controls, test, device),
@@ -93,11 +86,11 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
 
 def _hashtags(
     context: Context, folder: Path, bundle: Bundle, hashtags: Hashtags, confidence: Confidence
-) -> dict[str, Any]:
-    """`bands` of table.json; writes hashtags.parquet, a row for each hashtag."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(`bands` of table.json, mAP of each row and of resamples); writes hashtags.parquet, a row for each hashtag."""
     vocabulary = pl.read_parquet(context.need("vocabulary").file("hashtags.parquet"), glob=False)
     training_V = vocabulary.sort("id")["posts"].to_numpy().astype(np.int64)
-    bands, ap = hashtags.measure(training_V, context.study.evaluation.bootstrap)
+    bands, ap, map_R1 = hashtags.measure(training_V, context.study.evaluation.bootstrap)
     frame = hashtags.frame(bundle.hashtags, training_V, ap, confidence.thresholds())
     frame.write_parquet(folder / HASHTAGS_FILE)
-    return bands
+    return bands, map_R1

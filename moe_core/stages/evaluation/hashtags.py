@@ -1,4 +1,4 @@
-"""Measures by hashtag and by band of hashtags, of the published row and of what it is compared with.
+"""mAP of every row; measures by hashtag and by band of hashtags of the published row and what it is compared with.
 
 Memory grows with the tags of the test posts, with the hashtags, and with what `RankedPosts` keeps, never with posts x
 hashtags.
@@ -7,7 +7,6 @@ Letters: N posts, B of a part, V hashtags, T tags of all test posts, K best hash
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,11 @@ Means = dict[str, np.ndarray]  # by measure: (R + 1, bands), first of the posts 
 
 
 class RowTags:
-    """What is kept of a row: the place of each tag of the test posts among the best hashtags, and ranked posts."""
+    """What is kept of a row: the place of each tag of the test posts among the best hashtags."""
 
-    def __init__(self, tags: int, hashtags: int, ranked: int) -> None:
+    def __init__(self, tags: int, hashtags: int) -> None:
         self.place_T = np.full(tags, BEST, np.uint8)  # BEST: not among them
         self.given_V = np.zeros(hashtags, np.int64)  # how often among the first TOP
-        self.ranked = RankedPosts(ranked, hashtags)
 
 
 class Hashtags:
@@ -42,7 +40,8 @@ class Hashtags:
     def __init__(self, published: str, hashtags: int, posts: Posts) -> None:
         self.published, self.hashtags, self.posts = published, hashtags, posts
         self.sample = sample_of(len(posts))
-        self.rows: dict[str, RowTags] = {}
+        self.rows: dict[str, RowTags] = {}  # of the published row and the compared
+        self.ranked: dict[str, RankedPosts] = {}  # of every row
         self._place_N = np.full(len(posts), -1)
         self._place_N[self.sample] = np.arange(len(self.sample))
         self._starts_N1 = posts.starts_N1.numpy()
@@ -51,27 +50,28 @@ class Hashtags:
     def add(
         self, name: str, places_B: np.ndarray, p_BV: Tensor, best_BK: Tensor, tags_T: Tensor, starts_B1: Tensor
     ) -> None:
-        """Counts a row's answers to the posts at these places of all; other rows than the compared are left out."""
-        if name not in (self.published, *COMPARED):
-            return
-        row = self.rows.get(name) or RowTags(len(self.posts.tags_T), self.hashtags, len(self.sample))
-        self.rows[name] = row
+        """Counts a row's answers to the posts at these places of all."""
         counts_B, best_bk = np.diff(starts_B1.numpy()), best_BK.numpy()
         owner_T = np.repeat(np.arange(len(places_B)), counts_B)
+        drawn = np.flatnonzero(self._place_N[places_B] >= 0)
+        some_T = np.isin(owner_T, drawn)
+        if name not in self.ranked:
+            self.ranked[name] = RankedPosts(len(self.sample), self.hashtags)
+        if drawn.size:
+            starts = np.concatenate([[0], counts_B[drawn].cumsum()])
+            some_BV = p_BV if len(drawn) == len(p_BV) else p_BV[drawn]
+            self.ranked[name].add(self._place_N[places_B[drawn]], some_BV, tags_T[some_T], starts_B1.new_tensor(starts))
+        if name not in (self.published, *COMPARED):
+            return
+        row = self.rows.get(name) or RowTags(len(self.posts.tags_T), self.hashtags)
+        self.rows[name] = row
         found_TK = best_bk[owner_T] == tags_T.numpy()[:, None]
         place_T = np.where(found_TK.any(1), found_TK.argmax(1), BEST)
         offset_T = np.arange(len(owner_T)) - starts_B1.numpy()[owner_T]
         row.place_T[self._starts_N1[places_B][owner_T] + offset_T] = place_T
         row.given_V += np.bincount(best_bk[:, :TOP].ravel(), minlength=self.hashtags)
-        drawn = np.flatnonzero(self._place_N[places_B] >= 0)
-        if drawn.size:
-            some_T = np.isin(owner_T, drawn)
-            starts = np.concatenate([[0], counts_B[drawn].cumsum()])
-            tags = tags_T[some_T]
-            some_BV = p_BV if len(drawn) == len(p_BV) else p_BV[drawn]
-            row.ranked.add(self._place_N[places_B[drawn]], some_BV, tags, starts_B1.new_tensor(starts))
-            if name == self.published:
-                self._add_mistakes(best_bk, tags_T.numpy(), owner_T, place_T, counts_B, some_T)
+        if name == self.published:
+            self._add_mistakes(best_bk, tags_T.numpy(), owner_T, place_T, counts_B, some_T)
 
     def _add_mistakes(
         self,
@@ -102,17 +102,27 @@ class Hashtags:
         every = pl.DataFrame({"id": np.arange(self.hashtags)})
         return every.join(lists, on="id", how="left", maintain_order="left")["mistaken_for"].fill_null([])
 
-    def measure(self, training_V: np.ndarray, resamples: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(`bands` of table.json, average precision (V,) of each row), given the training posts of each hashtag."""
+    @property
+    def ranked_hashtags(self) -> int:
+        """How many hashtags mAP is averaged over: those that a ranked post carries."""
+        return len(np.unique(self.posts.tag_rows(self.sample)[0].numpy()))
+
+    def measure(
+        self, training_V: np.ndarray, resamples: int
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(`bands` of table.json; (V,) average precision of each row; (R + 1,) mAP of each row, first of the posts
+        themselves), given the training posts of each hashtag."""
         band_V = band_of(training_V)
         ap: dict[str, np.ndarray] = {}
+        map_R1: dict[str, np.ndarray] = {}
         names = sorted(self.rows, key=lambda name: name != self.published)
         means: dict[str, Means] = {name: {} for name in names}
         tags_T, starts_N1 = (part.numpy() for part in self.posts.tag_rows(self.sample))
-        for name, row in self.rows.items():
-            drawn = row.ranked.resampled(tags_T, starts_N1, resamples, seed=0)
-            ap[name] = next(drawn)
-            means[name]["map"] = np.stack([band_means(ap_V, band_V) for ap_V in chain([ap[name]], drawn)])
+        for name, ranked in self.ranked.items():
+            ap_R1V = np.stack(list(ranked.resampled(tags_T, starts_N1, resamples, seed=0)))
+            ap[name], map_R1[name] = ap_R1V[0], np.nanmean(ap_R1V, axis=1)
+            if name in means:
+                means[name]["map"] = np.stack([band_means(ap_V, band_V) for ap_V in ap_R1V])
         self._add_recalls(means, band_V, resamples_for(len(self.posts.tags_T), resamples))
         test_V = np.bincount(self.posts.tags_T.numpy(), minlength=self.hashtags)
         bands = [
@@ -123,10 +133,10 @@ class Hashtags:
             "definition": DEFINITION,
             "n": len(self.posts),
             "map_posts": len(self.sample),
-            "kept": next(iter(self.rows.values())).ranked.kept,
+            "kept": self.ranked[self.published].kept,
             "bands": [band for band in bands if band["hashtags"]],
         }
-        return document, ap
+        return document, ap, map_R1
 
     def _add_recalls(self, means: Mapping[str, Means], band_V: np.ndarray, resamples: int) -> None:
         """The mean over hashtags of the share of its posts in which each is found, by band."""

@@ -5,18 +5,16 @@ Letters: N posts, K experts, V hashtags, T tags of all posts.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from moe_core.engine.context import Context
 from moe_core.evaluation.measures import MEASURES, PAIRED
 from moe_core.evaluation.metrics import (
     BEST,
-    average_precision,
     best_hashtags,
     bootstrap,
     found_tags,
@@ -41,7 +39,8 @@ CHUNK = 8192  # test posts at a time, at most
 CHUNK_BYTES = 256 << 20  # of their pixels
 FEATURE_BYTES = 1 << 30  # of their features by all the experts
 LIFTED = 6  # hashtags shown of each expert that gained, and that lost
-AP_POSTS, AP_RESAMPLES = 10_000, 50  # mAP sorts posts x hashtags, so it is bounded
+
+Measures = dict[str, np.ndarray]  # of one row, (N,) each
 
 
 class TagCounts:
@@ -76,31 +75,16 @@ class TagCounts:
         }
 
 
-@dataclass
-class Scores:
-    """Measures of one row, (N,) each, and the scores that mAP needs."""
-
-    measures: dict[str, np.ndarray]
-    scores_NV: np.ndarray  # of the first AP_POSTS posts and the hashtags of mAP
-
-    def measure(self, name: str) -> np.ndarray:
-        return self.measures[name]
-
-
 def score(
     context: Context, bundle: Bundle, controls: Mapping[str, Control], test: RoutedPosts, device: str
-) -> tuple[dict[str, Scores], TagCounts, Confidence, Hashtags]:
-    """(scores of each row that the study has, in the order of the table; counts of the tags found; what is kept of the
-    published answer's probabilities, and of each hashtag)."""
-    frequent = frequent_tags(test.posts, len(bundle.hashtags))
-    frequent_V = torch.tensor(frequent, device=device)
-    posts_of_ap = min(len(test), AP_POSTS)
+) -> tuple[dict[str, Measures], TagCounts, Confidence, Hashtags]:
+    """(measures of each row that the study has, in the order of the table; counts of the tags found; what is kept of
+    the published answer's probabilities; of each hashtag)."""
 
-    def nothing() -> Scores:
-        measures = {measure: np.full(len(test), np.nan) for measure, each in MEASURES.items() if each.of_posts}
-        return Scores(measures, np.zeros((posts_of_ap, len(frequent)), np.float32))
+    def nothing() -> Measures:
+        return {measure: np.full(len(test), np.nan) for measure, each in MEASURES.items() if each.of_posts}
 
-    scored = defaultdict[str, Scores](nothing)
+    scored = defaultdict[str, Measures](nothing)
     tags, confidence = TagCounts(len(bundle.published), len(bundle.hashtags)), Confidence(bundle, len(test))
     hashtags = Hashtags(bundle.answer, len(bundle.hashtags), test.posts)
     pixels, features = 3 * bundle.image_size**2, 4 * bundle.router.width * (1 + len(bundle.published))
@@ -111,16 +95,14 @@ def score(
             tags_T, starts_B1 = posts.tag_rows(rows_B)
             best_BK, places_B = best_hashtags(p_BV, BEST), first + rows_B
             for measure, values_B in per_post(p_BV, tags_T, starts_B1, best_BK).items():
-                scored[name].measures[measure][places_B] = values_B
+                scored[name][measure][places_B] = values_B
             if name == bundle.answer:
-                right_B = scored[name].measure("p_at_1")[places_B]
+                right_B = scored[name]["p_at_1"][places_B]
                 confidence.add(places_B, p_BV, right_B, tags_T, starts_B1)
             if name in ("trunk", bundle.answer):
                 expert_T = np.repeat(expert_N[rows_B], starts_B1.diff().numpy())
                 tags.add(name, tags_T, expert_T, found_tags(best_BK, tags_T, starts_B1))
             hashtags.add(name, places_B, p_BV, best_BK, tags_T, starts_B1)
-            if (of_ap := np.flatnonzero(places_B < posts_of_ap)).size:
-                scored[name].scores_NV[places_B[of_ap]] = p_BV[of_ap][:, frequent_V].cpu().numpy()
 
     for first in range(0, len(test), chunk):
         some = test.rows(np.arange(first, min(first + chunk, len(test))))
@@ -133,53 +115,30 @@ def score(
     return {name: scored[name] for name in ROWS if name in scored}, tags, confidence, hashtags
 
 
-def frequent_tags(posts: Posts, hashtags: int) -> list[int]:
-    """Hashtags that mAP is averaged over: the most frequent of those that occur among its posts, at most 1,000."""
-    last = int(posts.starts_N1[min(len(posts), AP_POSTS)])
-    counts = np.bincount(posts.tags_T[:last].numpy(), minlength=hashtags)
-    order = np.argsort(-counts, kind="stable")[:1000]
-    return [int(tag) for tag in order if counts[tag]]
-
-
-def measure_posts(scores: Scores, resamples: int) -> dict[str, Any]:
+def measure_posts(scores: Measures, resamples: int) -> dict[str, Any]:
     """The mean over posts of each measure of single posts, with its 95 % interval."""
     columns: dict[str, Any] = {}
     for measure in MEASURES.values():
         if measure.of_posts:
-            columns |= bootstrap(scores.measure(measure.name), resamples, seed=0).as_json(measure.name)
+            columns |= bootstrap(scores[measure.name], resamples, seed=0).as_json(measure.name)
     return columns
 
 
-def row_of(context: Context, name: str, scores: Scores, posts: Posts, map_R1: np.ndarray) -> dict[str, Any]:
+def row_of(
+    context: Context, name: str, scores: Measures, posts: int, map_R1: np.ndarray, map_posts: int
+) -> dict[str, Any]:
     """A row of the table without its costs; `map_R1`: its mAP, and that of resamples."""
-    row = {"name": name, "title": ROWS[name].title, "role": ROWS[name].role, "n": len(posts)}
-    of_posts, count = measure_posts(scores, context.study.evaluation.bootstrap), len(scores.scores_NV)
-    return row | of_posts | interval_of(map_R1, count).as_json("map") | {"map_n": count}
-
-
-def map_of(scores: Mapping[str, Scores], relevant_NV: np.ndarray) -> dict[str, np.ndarray]:
-    """mAP of each row, and of resamples of the posts, the same ones for all."""
-    return {name: average_precision(of.scores_NV, relevant_NV, AP_RESAMPLES, seed=0) for name, of in scores.items()}
-
-
-def relevant_tags(posts: Posts, frequent: list[int]) -> np.ndarray:
-    """(N, V) bool: which of the posts of mAP carry which of its hashtags."""
-    count = min(len(posts), AP_POSTS)
-    tags_T, starts_N1 = posts.tag_rows(np.arange(count))
-    place_V = np.full(int(posts.tags_T.max()) + 1, -1)
-    place_V[frequent] = np.arange(len(frequent))
-    place_T, owner_T = place_V[tags_T.numpy()], np.repeat(np.arange(count), starts_N1.diff().numpy())
-    relevant_NV = np.zeros((count, len(frequent)), bool)
-    relevant_NV[owner_T[place_T >= 0], place_T[place_T >= 0]] = True
-    return relevant_NV
+    row = {"name": name, "title": ROWS[name].title, "role": ROWS[name].role, "n": posts}
+    of_posts = measure_posts(scores, context.study.evaluation.bootstrap)
+    return row | of_posts | interval_of(map_R1, map_posts).as_json("map") | {"map_n": map_posts}
 
 
 def per_expert(
-    bundle: Bundle, scores: Mapping[str, Scores], expert_N: np.ndarray, tags: TagCounts, resamples: int
+    bundle: Bundle, scores: Mapping[str, Measures], expert_N: np.ndarray, tags: TagCounts, resamples: int
 ) -> list[dict[str, Any]]:
     """P@1 of the trunk and of the mixture on the test posts of each expert, and the tags that gained and lost."""
     rows = []
-    trunk_N, mixture_N = (scores[name].measure("p_at_1") for name in ("trunk", bundle.answer))
+    trunk_N, mixture_N = (scores[name]["p_at_1"] for name in ("trunk", bundle.answer))
     for number, (key, published) in enumerate(bundle.published.items()):
         own_N = expert_N == number
         count = int(own_N.sum())
@@ -196,7 +155,7 @@ def per_expert(
 
 
 def gains_over_rows(
-    published: str, scores: Mapping[str, Scores], resamples: int, map_R1: Mapping[str, np.ndarray] | None = None
+    published: str, scores: Mapping[str, Measures], resamples: int, map_R1: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Paired difference of the published row to each other on the same posts: mean and 95 % interval, by measure; of
     mAP, too, where it was computed."""
@@ -206,9 +165,8 @@ def gains_over_rows(
             continue
         gains[name] = {}
         for measure in (paired.name for paired in PAIRED):
-            pair = paired_difference(scores[published].measure(measure), scores[name].measure(measure), resamples, 0)
+            pair = paired_difference(scores[published][measure], scores[name][measure], resamples, 0)
             gains[name] |= pair.as_json(f"{measure}_gain")
         if map_R1:
-            difference_R1, count = map_R1[published] - map_R1[name], len(scores[name].scores_NV)
-            gains[name] |= interval_of(difference_R1, count).as_json("map_gain")
+            gains[name] |= interval_of(map_R1[published] - map_R1[name], 0).as_json("map_gain")
     return gains

@@ -1,7 +1,7 @@
 """Where does a hard mixture pay? Its gain by training posts, width of the network and K, on a table of real pictures.
 
     python benchmarks/law.py --source photos.parquet --root DIR [--posts 16000 59000 235000] [--widths 8] [--experts 16]
-        [--seeds 0] [--epochs 8 4] [--hours 1] [--plot FOLDER]
+        [--seeds 0] [--epochs 8 4] [--hours 1] [--cells FOLDER] [--plot FOLDER]
 
 The table has the columns id, image, tags, split (train or test) and, optionally, source. VALIDATION of its training
 posts are set apart for choices, and each number of posts is a part of the next larger one. The recipe is `small`;
@@ -10,8 +10,9 @@ out. In a cell the published mixture meets, post by post, the trunk trained furt
 network of the mixture's cost, and a random partition with the router's answer; also within each source, and without the
 hashtags that name a source. The trunk and the controls are the same for every K.
 
-A cell is kept in DIR/cells as soon as it is done, and every network before: stopped, or after --hours, it goes on
-there. Several processes may work on one DIR. Printed at the end: all the cells that there are.
+A cell is kept in --cells (DIR/cells) as soon as it is done, and every network before in DIR: stopped, or after --hours,
+it goes on there. Several processes may work on one DIR. Printed at the end: all the cells that there are; those that
+docs/explanation/results.md shows are in benchmarks/law-cells.
 """
 
 import argparse
@@ -194,7 +195,7 @@ def measure(args: argparse.Namespace) -> None:
     until = time.monotonic() + 3600 * args.hours
     for posts, width, seed, experts in product(args.posts, args.widths, args.seeds, args.experts):
         separate = experts in args.separate
-        to = args.root / "cells" / f"{posts}-w{width}-k{experts}-s{seed}{args.label}.json"
+        to = args.cells / f"{posts}-w{width}-k{experts}-s{seed}{args.label}.json"
         if to.exists():
             continue
         table = args.root / f"{posts}.parquet"
@@ -211,13 +212,13 @@ def measure(args: argparse.Namespace) -> None:
         link(of_trunk, root, (*LABELLED, *OF_TRUNK))
         found = cell_of(make(study, root, [*CUT, *["separate_expert"] * separate], until), args.source, separate)
         about = {"posts": posts, "width": width, "experts": experts, "seed": seed, "label": args.label}
-        to.parent.mkdir(exist_ok=True)
+        to.parent.mkdir(parents=True, exist_ok=True)
         write_text(to, json.dumps(about | found, indent=1))
 
 
-def cells_of(root: Path) -> list[dict[str, Any]]:
+def cells_of(folder: Path) -> list[dict[str, Any]]:
     """All the cells that there are, in the order of the table."""
-    cells = [json.loads(file.read_text()) for file in (root / "cells").glob("*.json")]
+    cells = [json.loads(file.read_text()) for file in folder.glob("*.json")]
     return sorted(cells, key=lambda cell: [cell[k] for k in ("label", "width", "posts", "experts", "seed")])
 
 
@@ -281,7 +282,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--source", type=Path, required=True)
     options.add_argument("--root", type=Path, required=True)
-    options.add_argument("--posts", type=int, nargs="*", default=POSTS)
+    options.add_argument("--cells", type=Path, help="folder of the cells, where not DIR/cells")
+    options.add_argument("--posts", type=int, nargs="*", default=POSTS, help="none: only print and plot")
     options.add_argument("--widths", type=int, nargs="+", default=[8])
     options.add_argument("--experts", type=int, nargs="+", default=[16])
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -292,8 +294,9 @@ def main() -> None:
     options.add_argument("--hours", type=float, default=1e6)
     options.add_argument("--plot", type=Path, help="folder for SVG")
     args = options.parse_args()
+    args.cells = args.cells or args.root / "cells"
     measure(args)
-    cells = cells_of(args.root)
+    cells = cells_of(args.cells)
     print(printed(cells))
     if args.plot:
         plain = [cell for cell in cells if not cell["label"]]

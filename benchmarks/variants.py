@@ -14,7 +14,7 @@ last one prints the table: P@1 in points with paired 95 % intervals, and multipl
 
 import argparse
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,12 +214,13 @@ def gathered(folder: Path, by: Routes, split: str, width: int) -> Tensor:
     return out_ND
 
 
-def answers(cell: Cell, gate: str, by: Routes, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def answers(
+    cell: Cell, gate: str, features: Mapping[str, Tensor], decoder: nn.Linear
+) -> Iterator[tuple[str, np.ndarray]]:
     """(name, whether the first hashtag of each test post is right) of each way to answer."""
     study, trunk = cell.context.study, reading.last_layer(cell.context.need("trunk"))
-    features = {split: gathered(folder, by, split, trunk.in_features) for split in by}
-    refitted = nn.Linear(trunk.in_features, trunk.out_features)
-    refitted.load_state_dict(trunk.state_dict())
+    refitted = nn.Linear(decoder.in_features, decoder.out_features)
+    refitted.load_state_dict(decoder.state_dict())
     how = study.decoder.refit_epochs, study.decoder.refit_lr, study.expert_training.loss, study.expert_training.seed
     refit(refitted, features["train"], cell.train, *how)
     loss = study.expert_training.loss
@@ -227,7 +228,7 @@ def answers(cell: Cell, gate: str, by: Routes, folder: Path) -> Iterator[tuple[s
         split: Answer(torch.from_numpy(some.features_ND), [trunk])
         for split, some in (("validation", cell.validation), ("test", cell.test))
     }
-    for name, layer in (("trunk's decoder", trunk), ("refitted", refitted)):
+    for name, layer in (("decoder as it is", decoder), ("refitted", refitted)):
         weights = {"": 0.0}
         if gate != "branch":
             own = Answer(features["validation"], [layer])
@@ -252,6 +253,15 @@ def controls(cell: Cell) -> dict[str, np.ndarray]:
         for name, rows_B, p_BV in control_predictions(cell.context, bundle, row, control, cell.test, "cpu"):
             found[name][rows_B] = per_post(p_BV, *cell.test.posts.tag_rows(rows_B))["p_at_1"]
     return found
+
+
+def shown(right_N: np.ndarray, known: Mapping[str, np.ndarray]) -> str:
+    """P@1 in points, and less each control."""
+    found = [f"{100 * right_N.mean():.2f}"]
+    for row, control_N in known.items():
+        pair = paired_difference(right_N, control_N, RESAMPLES, 0)
+        found.append(f"less {row} {100 * pair.mean:+.2f} ({100 * pair.low:+.2f} to {100 * pair.high:+.2f})")
+    return "; ".join(found)
 
 
 def adds_of(cell: Cell, gate: str, scale: float) -> int:
@@ -289,13 +299,11 @@ def main() -> None:
         return print("another process trains the others")
     known = controls(cell)
     print(f"multiply-adds an image: {adds_of(cell, args.gate, args.scale):,}")
-    for name, right_N in answers(cell, args.gate, by, folder):
+    decoder = reading.last_layer(cell.context.need("trunk"))
+    features = {split: gathered(folder, by, split, decoder.in_features) for split in by}
+    for name, right_N in answers(cell, args.gate, features, decoder):
         np.save(folder / f"{name.replace(' ', '-')}.npy", right_N)
-        less = []
-        for row, control_N in known.items():
-            pair = paired_difference(right_N, control_N, RESAMPLES, 0)
-            less.append(f"less {row} {100 * pair.mean:+.2f} ({100 * pair.low:+.2f} to {100 * pair.high:+.2f})")
-        print(f"{args.gate} x{args.scale:g}, {name}: {100 * right_N.mean():.2f}; " + "; ".join(less))
+        print(f"{args.gate} x{args.scale:g}, {name}: {shown(right_N, known)}")
 
 
 if __name__ == "__main__":

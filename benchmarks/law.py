@@ -195,7 +195,7 @@ def measure(args: argparse.Namespace) -> None:
     until = time.monotonic() + 3600 * args.hours
     for posts, width, seed, experts in product(args.posts, args.widths, args.seeds, args.experts):
         separate = experts in args.separate
-        to = args.cells / f"{posts}-w{width}-k{experts}-s{seed}{args.label}.json"
+        to = args.cells / f"{posts}-w{width}-k{experts}-s{seed}{args.label and f'-{args.label}'}.json"
         if to.exists():
             continue
         table = args.root / f"{posts}.parquet"
@@ -245,7 +245,7 @@ def printed(cells: Sequence[Mapping[str, Any]]) -> str:
     found = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for cell in cells:
         row = [
-            f"{cell['width']}{cell['label']}",
+            f"{cell['width']} {cell['label']}".strip(),
             f"{cell['training_posts']:,}",
             "{:g} + {:g}".format(*cell["epochs"]),
             cell["experts"],
@@ -290,7 +290,7 @@ def main() -> None:
     options.add_argument("--epochs", type=float, nargs=2, default=(8.0, 4.0), help="of trunk and experts")
     options.add_argument("--separate", type=int, nargs="*", default=[], help="K with decoders of their own as well")
     options.add_argument("--set", dest="said", nargs="+", default=[], metavar="SECTION.KEY=VALUE")
-    options.add_argument("--label", default="", help="of cells with other settings, such as -wide")
+    options.add_argument("--label", default="", help="of cells with other settings, such as wide")
     options.add_argument("--hours", type=float, default=1e6)
     options.add_argument("--plot", type=Path, help="folder for SVG")
     args = options.parse_args()

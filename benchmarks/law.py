@@ -259,20 +259,24 @@ def printed(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(cells: Sequence[Mapping[str, Any]], control: str) -> str:
-    """Gain over a control in points of P@1 by posts an expert, a line a width; marks are intervals over test posts."""
+    """Gain over a control in points of P@1 by posts an expert, a line for each width and K: the mean over seeds, and
+    the intervals over test posts of each."""
     from math import log2
 
     each = [log2(cell["training_posts"] / cell["experts"]) for cell in cells]
     curves = [Line("", [(min(each) - 0.2, 0), (max(each) + 0.2, 0)], GREY, 1)]
-    for number, width in enumerate(sorted({cell["width"] for cell in cells})):
+    for number, (width, experts) in enumerate(sorted({(cell["width"], cell["experts"]) for cell in cells})):
+        colour = COLOURS[number % len(COLOURS)]
         points: dict[float, list[float]] = {}
         for cell, at in zip(cells, each, strict=True):
-            if cell["width"] == width:
+            if (cell["width"], cell["experts"]) == (width, experts):
                 pair = cell["less"][control]
                 points.setdefault(round(at, 2), []).append(100 * pair["gain"])
-                curves.append(Line("", [(at, 100 * bound) for bound in pair["gain_ci95"]], COLOURS[number], 1))
+                curves.append(Line("", [(at, 100 * bound) for bound in pair["gain_ci95"]], colour, 1))
         means = [(at, float(np.mean(values))) for at, values in sorted(points.items())]
-        curves.append(Line(f"width {width}", means, COLOURS[number]))
+        if len(means) == 1:  # a mark
+            means = [(means[0][0] - 0.08, means[0][1]), (means[0][0] + 0.08, means[0][1])]
+        curves.append(Line(f"w={width}, K={experts}", means, colour))
     doublings = range(round(min(each) - log2(1000)), round(max(each) - log2(1000)) + 1)  # of 1,000 posts
     marks = [(log2(1000) + n, f"{2.0**n:g}k") for n in doublings]
     return lines(curves, "training posts an expert", "points of P@1", marks)

@@ -7,6 +7,7 @@ Letters: N posts, B of a part, V hashtags, T tags of all test posts, K best hash
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class Hashtags:
         counts_B, best_bk = np.diff(starts_B1.numpy()), best_BK.numpy()
         owner_T = np.repeat(np.arange(len(places_B)), counts_B)
         drawn = np.flatnonzero(self._place_N[places_B] >= 0)
-        some_T = np.isin(owner_T, drawn)
+        some_T = self._place_N[places_B][owner_T] >= 0
         if name not in self.ranked:
             self.ranked[name] = RankedPosts(len(self.sample), self.hashtags)
         if drawn.size:
@@ -119,10 +120,12 @@ class Hashtags:
         means: dict[str, Means] = {name: {} for name in names}
         tags_T, starts_N1 = (part.numpy() for part in self.posts.tag_rows(self.sample))
         for name, ranked in self.ranked.items():
-            ap_R1V = np.stack(list(ranked.resampled(tags_T, starts_N1, resamples, seed=0)))
-            ap[name], map_R1[name] = ap_R1V[0], np.nanmean(ap_R1V, axis=1)
+            drawn = ranked.resampled(tags_T, starts_N1, resamples, seed=0)
+            ap[name] = next(drawn)
+            found = [(np.nanmean(ap_V), band_means(ap_V, band_V)) for ap_V in chain([ap[name]], drawn)]
+            map_R1[name] = np.array([mean for mean, _ in found])
             if name in means:
-                means[name]["map"] = np.stack([band_means(ap_V, band_V) for ap_V in ap_R1V])
+                means[name]["map"] = np.stack([of_bands for _, of_bands in found])
         self._add_recalls(means, band_V, resamples_for(len(self.posts.tags_T), resamples))
         test_V = np.bincount(self.posts.tags_T.numpy(), minlength=self.hashtags)
         bands = [

@@ -92,7 +92,7 @@ def test_the_table_holds_no_more_however_many_posts_and_control_networks_there_a
         with LiveBytes() as live, torch.no_grad():
             scores, *_ = score.score(context, bundle, controls, test, "cpu")
         for name in ("mixture_top1", "separate_decoders_top1_router"):
-            assert np.isfinite(scores[name].measure("p_at_1")).all()
+            assert np.isfinite(scores[name]["p_at_1"]).all()
         peaks.append(live.peak)
     assert peaks[1] < peaks[0] + LAYER / 2
     assert peaks[1] < 3 * LAYER + 14 * PART

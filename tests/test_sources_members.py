@@ -59,10 +59,12 @@ def test_tricks_in_a_tar(tmp_path):
         ("both.png", png()),
         ("both.json", json.dumps({"tags": "cat dog", "user": 5, "taken_at": 1.7e9}).encode()),
     ]
-    tar_of(tmp_path / "x.tar", members)
-    before = set(tmp_path.parent.rglob("*"))
-    found = rows_of(Source(format="webdataset", uri=str(tmp_path)))
-    assert set(tmp_path.parent.rglob("*")) == before
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    tar_of(inside / "x.tar", members)
+    before = set(tmp_path.rglob("*"))
+    found = rows_of(Source(format="webdataset", uri=str(inside)))
+    assert set(tmp_path.rglob("*")) == before, "nothing beside the tar"
     assert [(row["id"], row["reason"]) for row in found] == [
         ("dir/a", None),
         ("../up", "outside_folder"),

@@ -264,11 +264,12 @@ def shown(right_N: np.ndarray, known: Mapping[str, np.ndarray]) -> str:
     return "; ".join(found)
 
 
-def adds_of(cell: Cell, gate: str, scale: float) -> int:
-    """Multiply-adds of an answer."""
+def adds_of(cell: Cell, gate: str, scale: float, whole: bool = False) -> int:
+    """Multiply-adds of an answer; `whole`: experts share no stages with the trunk."""
     study, hashtags = cell.context.study, len(reading.vocabulary(cell.context).hashtags)
     trunk, expert = build_on_meta(study.network, hashtags), build_on_meta(wide_network(cell, scale), hashtags)
-    size, own = study.data.image_size, multiply_adds(expert, study.data.image_size, after=cell.shared)
+    size = study.data.image_size
+    own = multiply_adds(expert, size, after=0 if whole else cell.shared)
     if gate != "branch":
         return multiply_adds(trunk, size) + own
     shared = multiply_adds(trunk, size) - multiply_adds(trunk, size, after=cell.shared)

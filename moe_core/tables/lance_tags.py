@@ -35,21 +35,24 @@ def lance_tags(table: Table) -> dict[str, int]:
     return {name: int(tag["version"]) for name, tag in tags_of(table, table.open()).items()}
 
 
-def put_lance_tag(table: Table, data: Any, lance_tag: str, files: Sequence[str]) -> None:
+def put_lance_tag(table: Table, data: Any, lance_tag: str, files: Sequence[str]) -> bool:
     """Creates or moves a tag to the version `data`, with a hash of the rows in `files`; a reader sees the old or the
-    new one.
+    new one. Returns whether it is new.
 
     Other tags are not read, so the cost does not grow with their number.
     """
+    is_new = False
     for attempt in range(TRIES):
         with _unless(MISSING):
             table.ask(lambda: data.tags.update(lance_tag, data.version))
             break
         with _unless(THERE):
             table.ask(lambda: data.tags.create(lance_tag, data.version))
+            is_new = True
             break
         time.sleep(random.uniform(0, 0.1 * attempt))  # in a bucket another process was about to create it
     table.ask(lambda: data.tags.replace_metadata(lance_tag, {"rows": content_of(files)}))
+    return is_new
 
 
 def delete_lance_tag(table: Table, lance_tag: str) -> None:

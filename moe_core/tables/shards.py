@@ -5,6 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 from moe_core.errors import LockHeld, MissingInput, Overtaken
 from moe_core.failpoints import failpoint
 from moe_core.store.hashing import file_hash
-from moe_core.tables.lance_tags import put_lance_tag
+from moe_core.tables.lance_tags import delete_lance_tag, put_lance_tag
 from moe_core.tables.location import Check, Table
 from moe_core.tables.memory import copied, passed_on
 from moe_core.tables.paths import open_path
@@ -132,24 +133,32 @@ def swap(table: Table, new: Mapping[str, list[Any]], lance_tags: Mapping[str, st
     with table.committing():
         data = retried(table, commit)
         failpoint("rows.committed", table)
-        _check_commit(table, data.version, check)
-        failpoint("rows.tagging", table)
-        for lance_tag, shard in lance_tags.items():
-            try:
-                put_lance_tag(table, data, lance_tag, files[shard])
-            except ValueError:  # the version is no more, where this process was taken for dead
-                check()
-                raise
+        with _taken_back(table, data.version) as new_tags:
+            check()
+            failpoint("rows.tagging", table)
+            for lance_tag, shard in lance_tags.items():
+                try:
+                    if put_lance_tag(table, data, lance_tag, files[shard]):
+                        new_tags.append(lance_tag)
+                except ValueError:  # the version is no more, where this process was taken for dead
+                    check()
+                    raise
+            check()
         failpoint("rows.tagged", table)
         return int(data.version)
 
 
-def _check_commit(table: Table, version: int, check: Check) -> None:
-    """Takes a version back where this process was taken for dead before it committed: others had removed its number."""
+@contextmanager
+def _taken_back(table: Table, version: int) -> Iterator[list[str]]:
+    """Takes back a version, and the tags in the list, where this process was taken for dead before it had put them:
+    else rows that were removed meanwhile would stay."""
+    new_tags: list[str] = []
     try:
-        check()
+        yield new_tags
     except Overtaken:
         newest = table.open()
+        for lance_tag in new_tags:
+            delete_lance_tag(table, lance_tag)
         if version < newest.version:
             table.ask(lambda: newest.cleanup_old_versions(versions=[version], error_if_tagged_old_versions=False))
         raise

@@ -39,6 +39,7 @@ from moe_core.training.loop import learning_rate, steps_of
 from moe_core.training.losses import hashtag_loss
 from moe_core.training.order import moves_of
 from moe_core.training.posts import Posts
+from moe_core.weights import load_weights
 
 TEMPERATURE = 2.0  # of the teacher
 Weights = dict[str, Tensor]
@@ -108,7 +109,9 @@ def teacher_of(cell: Cell, gate: str, path: Path) -> np.ndarray:
     if gate == "trunk":
         weight_NK = bundle.gate.weights(trunk_ND, context.study.evaluation.topk, bundle.temperature)
     name = {"trunk": "expert", "random": "random_expert"}[gate]
-    decoder = reading.last_layer(context.need({"trunk": "shared_decoder", "random": "random_decoder"}[gate]))
+    decoder = reading.last_layer(context.need("trunk"))
+    fitted = context.need({"trunk": "shared_decoder", "random": "random_decoder"}[gate])
+    decoder.load_state_dict(load_weights(fitted.file("decoder.safetensors"))[0])
     p_NV = np.zeros((len(images), decoder.out_features), np.float16)
     rows = max(1, PART_BYTES // (4 * decoder.out_features))
     for number, key in enumerate(experts):

@@ -299,12 +299,6 @@ class Expert(Strict):
     branch_at: int = Field(
         0, ge=0, description="The trunk's stem and first stages that experts share unchanged; 0: a whole network each."
     )
-    widths: tuple[Width, ...] = Field(
-        (),
-        strict=False,
-        description="Channels of each stage of an expert; empty: the trunk's. Wider ones start from what the trunk "
-        "computes, and an answer costs more.",
-    )
     use_trunk_where_better: bool = Field(
         True, description="The trunk answers where its expert does not beat it on validation posts."
     )
@@ -549,29 +543,6 @@ class Study(Strict):
         if at and self.expert.start == "scratch":
             raise ValueError(f"expert.branch_at = {at} shares stages of the trunk: it needs expert.start = 'branch'")
         return self
-
-    @model_validator(mode="after")
-    def _experts_fit_the_trunk(self) -> "Study":
-        wide, trunk, at = self.expert.widths, self.network.widths, self.expert.branch_at
-        if not wide:
-            return self
-        name = f"expert.widths = {list(wide)}"
-        if len(wide) != len(trunk):
-            raise ValueError(f"{name}: wanted {len(trunk)} numbers, one for each stage of network.widths")
-        if wide[:at] != trunk[:at]:
-            raise ValueError(f"{name}: the first {at} are shared (expert.branch_at): wanted {list(trunk[:at])} there")
-        if not self.network.embedding and wide[-1] != trunk[-1]:
-            raise ValueError(f"{name}: the decoder reads the last: wanted {trunk[-1]} there, or network.embedding > 0")
-        if self.expert.start == "branch" and any(own < its for own, its in zip(wide, trunk, strict=True)):
-            raise ValueError(f"{name}: an expert starts from the trunk: wanted at least {list(trunk)}")
-        if self.expert.start == "branch" and self.network.stem == "imagenet" and wide[0] != trunk[0]:
-            raise ValueError(f"{name}: the first stage reads the stem: wanted the trunk's {trunk[0]} there")
-        return self
-
-    @property
-    def expert_network(self) -> Network:
-        """Shape of an expert."""
-        return self.network.model_copy(update={"widths": self.expert.widths or self.network.widths})
 
     @model_validator(mode="after")
     def _name_is_plain(self) -> "Study":

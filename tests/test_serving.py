@@ -202,6 +202,18 @@ def test_images_that_pass_a_network_together_are_bounded_by_their_activations(
     assert torch.allclose(found.probabilities_BV, wanted.probabilities_BV, atol=1e-5)
 
 
+def test_images_that_pass_a_network_together_are_bounded_by_its_widest_stage(tmp_path, monkeypatch):
+    """The second stage has a quarter of the pixels, and ten times the channels."""
+    network = NETWORK.model_copy(update={"widths": (4, 40)})
+    parts = random_parts(tmp_path, 0, network=network)
+    folder = bundle_at(tmp_path / "bundle", parts, precision="float32", network=network)
+    passed, stem = [], ResNet.forward_stem
+    monkeypatch.setattr(ResNet, "forward_stem", lambda self, x, at: passed.append(len(x)) or stem(self, x, at))
+    monkeypatch.setattr("moe_core.serving.routed.ACTIVATION_BYTES", 3 * 4 * 4 * 40 * 4 * 4)
+    list(routed(Bundle(folder), [images(20)]))
+    assert max(passed) == 3
+
+
 def test_images_of_another_size_are_refused(folder):
     with pytest.raises(ValueError, match=r"images of uint8 and shape \(1, 9, 9, 3\): wanted uint8 and \(B, 8, 8, 3\)"):
         list(routed(Bundle(folder), [np.zeros((1, 9, 9, 3), np.uint8)]))

@@ -57,31 +57,6 @@ def test_an_expert_cannot_share_all_stages_nor_share_them_from_scratch(expert, s
 
 
 @pytest.mark.parametrize(
-    ("expert", "network", "said"),
-    [
-        ({"widths": (8,)}, {}, r"expert.widths = \[8\]: wanted 2 numbers"),
-        ({"widths": (6, 8), "branch_at": 1}, {}, r"the first 1 are shared \(expert.branch_at\): wanted \[4\] there"),
-        ({"widths": (4, 6)}, {}, r"an expert starts from the trunk: wanted at least \[4, 8\]"),
-        (
-            {"widths": (4, 9)},
-            {"embedding": 0},
-            r"the decoder reads the last: wanted 8 there",
-        ),
-        ({"widths": (6, 8)}, {"stem": "imagenet"}, r"the first stage reads the stem: wanted the trunk's 4 there"),
-    ],
-)
-def test_wider_experts_must_fit_the_trunk(expert, network, said):
-    with pytest.raises(ValueError, match=said):
-        Study(network=Network(widths=(4, 8), depths=(1, 1), **network), expert=expert)
-
-
-def test_experts_from_scratch_may_be_of_any_width():
-    study = Study(network=Network(widths=(4, 8), depths=(1, 1)), expert={"start": "scratch", "widths": (2, 5)})
-    assert study.expert_network.widths == (2, 5)
-    assert Study(network=study.network).expert_network == study.network
-
-
-@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[expert]\nbranch_at = 3\n", "branch_at"),

@@ -105,8 +105,6 @@ def write_bundle(
         "precision": study.expert_training.precision,
         "vocabulary": {"file": "hashtags.json", "sha256": file_hash(folder / "hashtags.json")},
     }
-    if study.expert.widths:
-        manifest["expert_network"] = study.expert_network.model_dump(mode="json")
     if curves is not None:
         manifest["thresholds"] = write_thresholds(folder, curves)
     if calibration_temperature is not None:
@@ -147,7 +145,6 @@ class Bundle:
         self.branch_at = manifest.branch_at
         self.published = {key: part.published for key, part in manifest.experts.items()}
         self.network = manifest.network
-        self.expert_network = manifest.expert_network or manifest.network
         self.image_size = manifest.image_size
         self.loss = manifest.loss
         self.precision = manifest.precision
@@ -164,18 +161,14 @@ class Bundle:
                     f"{manifest.router.version}: materialize mixture again"
                 )
         # The manifest's sizes must be those of the files: nothing is built, read or given memory before.
-        for shape in (self.network, self.expert_network):
-            if sum(shape.depths) > len(router.shapes):
-                raise CorruptArtifact(
-                    f"{router.path} holds {len(router.shapes):,} tensors: the manifest's network has "
-                    f"{sum(shape.depths):,} blocks, each with several"
-                )
+        if sum(self.network.depths) > len(router.shapes):
+            raise CorruptArtifact(
+                f"{router.path} holds {len(router.shapes):,} tensors: the manifest's network has "
+                f"{sum(self.network.depths):,} blocks, each with several"
+            )
         network = build_on_meta(self.network, len(self.hashtags))
         whole = shapes_of(network.state_dict())
-        expert = build_on_meta(self.expert_network, hashtags=1)
-        if expert.width != network.width:
-            raise CorruptArtifact(f"{folder}: experts give {expert.width} features, the decoder reads {network.width}")
-        own = own_shapes(shapes_of(expert.state_dict()), self.branch_at)
+        own = own_shapes(whole, self.branch_at)
         check_shapes(router.path, router.shapes, whole)
         check_shapes(decoder.path, decoder.shapes, {name: whole[f"fc.{name}"] for name in ("weight", "bias")})
         check_gate_shapes(gate.path, gate.shapes, whole["fc.weight"][1][1])
@@ -205,8 +198,7 @@ class Bundle:
         self.decoder = decoder_of(read_weights(decoder.path, manifest.decoder.sha256))
         for path, sha256 in experts.values():
             read_weights(path, sha256)
-        template = ExpertTemplate(self.expert_network, self.router, self.branch_at)
-        self._idle = {"cpu": [template]}  # unused ones, by device
+        self._idle = {"cpu": [ExpertTemplate(self.network, self.router, self.branch_at)]}  # unused ones, by device
         self._routers, self._decoders = {"cpu": self.router}, {"cpu": self.decoder}  # by device
         self._experts = {"cpu": self.experts}
         self._to_device = threading.Lock()
@@ -266,7 +258,7 @@ class Bundle:
         try:
             template = idle.pop()
         except IndexError:
-            template = ExpertTemplate(self.expert_network, self.router_on(device), self.branch_at)
+            template = ExpertTemplate(self.network, self.router_on(device), self.branch_at)
         try:
             with template.filled(state) as network:
                 yield network

@@ -86,15 +86,11 @@ class Manifest:
     thresholds: Annotated[Entry | None, table(Entry)] = None  # of each hashtag; none without validation posts
     # by which p says how often the first hashtag is right; none without validation posts
     calibration_temperature: Annotated[float | None, number(above=0)] = None
-    expert_network: Annotated[Network | None, table(Network, more_keys=False)] = None  # where it is not `network`
 
     def __post_init__(self) -> None:
-        """An expert has stages of its own, and shares those before them."""
+        """An expert has stages of its own."""
         if self.branch_at >= len(self.network.widths):
             raise ValueError(f"branch_at {self.branch_at} of {len(self.network.widths)} stages leaves experts none")
-        shared = [shape.widths[: self.branch_at] for shape in (self.network, self.expert_network) if shape]
-        if shared[0] != shared[-1]:
-            raise ValueError(f"branch_at {self.branch_at}: experts share stages {shared[0]}, and have {shared[-1]}")
 
 
 MANIFEST = table(Manifest)

@@ -136,16 +136,12 @@ def _filled_up(rows_B: np.ndarray, at_once: int) -> np.ndarray:
 
 def _at_once(bundle: Bundle) -> int:
     """Images that pass a network together: BATCH, fewer where their largest activations would not fit into memory."""
-    side, imagenet = bundle.image_size, bundle.network.stem == "imagenet"
-    outputs = 4 if bundle.network.block == "bottleneck" else 1
+    network, side = bundle.network, bundle.image_size
+    imagenet, outputs = network.stem == "imagenet", 4 if network.block == "bottleneck" else 1
     first = side // 4 if imagenet else side  # that stem halves the side, and its pooling again; so does each stage
     largest = max(
         (side // 2) ** 2 * 64 if imagenet else 0,
-        *(
-            max(1, first >> stage) ** 2 * outputs * width
-            for network in (bundle.network, bundle.expert_network)
-            for stage, width in enumerate(network.widths)
-        ),
+        *(max(1, first >> stage) ** 2 * outputs * width for stage, width in enumerate(network.widths)),
     )
     return min(BATCH, max(1, ACTIVATION_BYTES // (largest * 4 * 4)))  # four of them at a time, float32
 

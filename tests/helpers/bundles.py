@@ -24,22 +24,22 @@ def images(count, seed=0):
     return coarse.repeat(4, 1).repeat(4, 2)
 
 
-def random_parts(folder, branch_at, count=EXPERTS, hashtags=TAGS, expert_network=NETWORK):
+def random_parts(folder, branch_at, count=EXPERTS, hashtags=TAGS, network=NETWORK):
     """Files of a bundle whose experts and decoder all differ but for the first stages; e003 is not published."""
 
     def part(name, state, **about):
         save_weights(folder / f"{name}.safetensors", state, {"version": "1"} | about)
         return BundlePart(folder / f"{name}.safetensors", "1")
 
-    trunk = used(build(NETWORK, hashtags, 0))
+    trunk = used(build(network, hashtags, 0))
     features_ND = features_of(trunk, ImagesInMemory(images(64))).numpy()
     whitening = Whitening(features_ND.mean(0), np.diag(1 / features_ND.std(0).clip(1e-3)).astype(np.float32))
     gate = Gate(whitening, whitening.apply(features_ND[CENTROIDS[:count]]), np.arange(count))
     gate.save(folder / "gate.safetensors", {"version": "1", "asset": "partition", "trunk": "1"})
-    decoder = build(NETWORK, hashtags, 99).fc
+    decoder = build(network, hashtags, 99).fc
     experts = {}
     for n in range(count):
-        expert, key = used(build(expert_network, hashtags, n + 1)), f"e{n:03d}"
+        expert, key = used(build(network, hashtags, n + 1)), f"e{n:03d}"
         for mine, router in zip(expert.shared_layers(branch_at), trunk.shared_layers(branch_at), strict=True):
             mine.load_state_dict(router.state_dict())
         experts[key] = part(key, expert.state_dict(), asset="expert", key=key)
@@ -64,12 +64,12 @@ def bundle_at(
     branch_at=0,
     precision="auto",
     tags=("a", "b", "c", "d", "é"),
-    widths=(),
+    network=NETWORK,
     **measured,
 ):
     folder.mkdir()
-    expert, training = Expert(branch_at=branch_at, widths=widths), Training(precision=precision)
-    study = Study(network=NETWORK, data=Data(image_size=SIDE), expert=expert, expert_training=training)
+    expert, training = Expert(branch_at=branch_at), Training(precision=precision)
+    study = Study(network=network, data=Data(image_size=SIDE), expert=expert, expert_training=training)
     published = {key: key != "e003" for key in parts.experts}
     files = (parts.router, parts.gate, parts.decoder, parts.experts)
     write_bundle(folder, study, list(tags), *files, published, answer, router_weight=0.25, temperature=0.5, **measured)

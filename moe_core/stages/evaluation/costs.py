@@ -3,7 +3,6 @@
 from moe_core.engine.context import Context
 from moe_core.evaluation.measures import COSTS
 from moe_core.models.cost import multiply_adds, parameters
-from moe_core.models.resnet import build_on_meta
 from moe_core.serving.bundle import Bundle
 from moe_core.stages.experts.experts import images_of
 from moe_core.stages.experts.modes import mode_of
@@ -21,11 +20,10 @@ class Costs:
         self.topk: int = min(context.study.evaluation.topk, self.experts)
         self.network = parameters(bundle.router)
         self.decoder = parameters(bundle.router.fc)
-        expert = build_on_meta(bundle.expert_network, len(bundle.hashtags))
-        self.own = parameters(expert) - self.decoder - sum(map(parameters, expert.shared_layers(shared)))
+        self.own = self.network - self.decoder - sum(map(parameters, bundle.router.shared_layers(shared)))
         self.shared_decoder = self.decoder if mode_of(context.study).own_layer else 0  # beside the router's own
         self.trunk_adds = multiply_adds(bundle.router, bundle.image_size)
-        self.expert_adds = multiply_adds(expert, bundle.image_size, after=shared)
+        self.expert_adds = multiply_adds(bundle.router, bundle.image_size, after=shared)
 
     @property
     def nothing(self) -> RowCost:

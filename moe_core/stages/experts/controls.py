@@ -2,9 +2,9 @@
 
 dense_same_cost is one wider network, as dear as the mixture at test time and in training.
 
-A mixture's image passes the trunk and one expert. So this network may cost as many multiply-adds as both together
-(twice the trunk's, where experts are no wider), and its training as many in all as that of the trunk and all the
-experts. It is trained from the start on one schedule, the trunk's, which trunk_same_budget is not.
+A mixture's image passes the trunk and one expert. So this network may cost twice the trunk's multiply-adds, and its
+training as many in all as that of the trunk and all the experts. It is trained from the start on one schedule, the
+trunk's, which trunk_same_budget is not.
 """
 
 from pathlib import Path
@@ -43,10 +43,9 @@ def widened(network: Network, hashtags: int, image_size: int, times: float) -> N
     return scaled(low)
 
 
-def training_of(study: Study, times: float, expert: float = 1.0) -> Training:
-    """The trunk's, for as many multiply-adds as trunk and experts take, of a network that costs `times` the trunk's;
-    an expert costs `expert` times the trunk's."""
-    epochs = (study.trunk.epochs + study.expert_training.epochs * expert) / times
+def training_of(study: Study, times: float) -> Training:
+    """The trunk's, for as many multiply-adds as trunk and experts take, of a network that costs `times` the trunk's."""
+    epochs = (study.trunk.epochs + study.expert_training.epochs) / times
     together = study.trunk.accumulate * study.trunk_setup.ranks  # the trunk's ranks share a step, here one does all
     return study.trunk.model_copy(update={"epochs": epochs, "accumulate": together})
 
@@ -56,13 +55,10 @@ def make_dense_same_cost(context: Context, spec: Spec, folder: Path) -> StageOut
     device = device_and_threads(study, parallel=True)
     posts = reading.training_posts(context)
     hashtags, size = len(reading.vocabulary(context).hashtags), study.data.image_size
-    trunk, expert = (
-        multiply_adds(build_on_meta(shape, hashtags), size) for shape in (study.network, study.expert_network)
-    )
-    network = widened(study.network, hashtags, size, times=1 + expert / trunk)
+    network = widened(study.network, hashtags, size, times=2)
     model = build(network, hashtags, study.trunk.seed)
     costs = {"parameters": parameters(model), "multiply_adds": multiply_adds(model, size)}
-    training = training_of(study, costs["multiply_adds"] / trunk, expert / trunk)
+    training = training_of(study, costs["multiply_adds"] / multiply_adds(build_on_meta(study.network, hashtags), size))
     written = fit(context, spec, folder, model, posts, training, device)
     shape = {"network": network.model_dump(mode="json"), "epochs": round(training.epochs, 3)}
     return StageOutput(dict(written.metadata) | costs | shape, written.content)

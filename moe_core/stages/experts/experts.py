@@ -4,14 +4,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from moe_core.engine.context import Context
 from moe_core.errors import MissingInput
 from moe_core.models.resnet import ResNet, build
-from moe_core.models.widening import fill_wider
 from moe_core.stages import reading
 from moe_core.stages.experts.groups import MEMBERS, Group, group_of
 from moe_core.stages.experts.modes import mode_of
@@ -44,15 +42,10 @@ def _train(context: Context, spec: Spec, column: str, folder: Path, own_decoder:
     model = start(context, spec.key, own_decoder, before)
     training = context.study.expert_training
     done = fit(context, spec, folder, model, posts, training, device, train_decoder=own_decoder)
-    more = shape_recorded(context)
-    if before is not None:
-        more |= {"continued_from": before.version, "images_before": images_of(before)}
-    return StageOutput(dict(done.metadata) | more, done.content)
-
-
-def shape_recorded(context: Context) -> dict[str, Any]:
-    """What metadata say of the shape of an expert that has not the trunk's."""
-    return {"network": context.study.expert_network.model_dump(mode="json")} if context.study.expert.widths else {}
+    if before is None:
+        return done
+    continuation = {"continued_from": before.version, "images_before": images_of(before)}
+    return StageOutput(dict(done.metadata) | continuation, done.content)
 
 
 def training_posts(context: Context, column: str, keys: Sequence[str], folder: Path) -> dict[str, Posts]:
@@ -101,15 +94,11 @@ def start(context: Context, key: str, own_decoder: bool, before: Artifact | None
     with one of its own."""
     study = context.study
     model = reading.network(context, before or context.need("trunk"))
-    seed = study.expert_training.seed + 1 + int(key[1:])
     if before is None and study.expert.start == "scratch":
         decoder = model.fc.state_dict()
-        model = build(study.expert_network, model.fc.out_features, seed)
+        model = build(study.network, model.fc.out_features, study.expert_training.seed + 1 + int(key[1:]))
         if not own_decoder:
             model.fc.load_state_dict(decoder)
-    elif before is None and study.expert.widths:
-        trunk, model = model, build(study.expert_network, model.fc.out_features, seed)
-        fill_wider(trunk.state_dict(), trunk, model, seed)
     model.freeze_stages(study.expert.branch_at)
     return model
 
@@ -124,6 +113,6 @@ def _extract(context: Context, spec: Spec, group: Group, folder: Path) -> StageO
     save_weights(weights, state, about | {"generation": artifact.version})
     shutil.copyfile(artifact.file(f"logs/{key}.jsonl"), folder / "log.jsonl")
     return StageOutput(
-        metadata=artifact.metadata["trained"][key] | {"generation": artifact.version} | shape_recorded(context),
+        metadata=artifact.metadata["trained"][key] | {"generation": artifact.version},
         content={"weights": file_hash(weights)},
     )

@@ -18,11 +18,10 @@ from moe_core.store.artifact import Artifact, Spec
 
 
 def _expert_settings(study: Study) -> dict[str, Any]:
-    used = {"start", "branch_at", *(["widths"] if study.expert.widths else [])}  # as before there were any
     return {
         "network": study.network.model_dump(),
         "expert_training": study.expert_training.counted(),
-        "expert": study.expert.model_dump(include=used),
+        "expert": study.expert.model_dump(include={"start", "branch_at"}),
         **study.data.counted_in_training(),
     }
 
@@ -137,7 +136,6 @@ def _dense_settings(study: Study) -> dict[str, Any]:
         "trunk": study.trunk.counted(),
         "trunk_setup": {"ranks": study.trunk_setup.ranks},
         "expert_training": {"epochs": study.expert_training.epochs},
-        **({"expert": study.expert.model_dump(include={"widths"})} if study.expert.widths else {}),
         "data": {"image_size": study.data.image_size} | study.data.counted_in_training().get("data", {}),
     }
 

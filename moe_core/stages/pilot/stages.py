@@ -8,12 +8,11 @@ from moe_core.settings import Study
 
 
 def _settings(study: Study) -> dict[str, Any]:
-    expert = {"start", "branch_at", "router_weight", *(["widths"] if study.expert.widths else [])}
     return {
         "pilot": study.pilot.model_dump(mode="json"),
         "network": study.network.model_dump(),
         "expert_training": study.expert_training.counted(),
-        "expert": study.expert.model_dump(include=expert),
+        "expert": study.expert.model_dump(include={"start", "branch_at", "router_weight"}),
         "publish": study.publish.model_dump(include={"measure"}),
         "partition": study.partition.model_dump(exclude={"experts"}),
         **study.data.counted_in_training(),

@@ -185,16 +185,11 @@ def wake_up(process):
 def test_a_writer_that_was_taken_for_dead_brings_nothing_back_when_it_wakes_up(point, cleaned, table, tmp_path):
     """Else a takedown would be undone."""
     put(table, "a", ["x"], "posts.a.1")
+    left = data_files(table)
     late = stopped_at(point, table, tmp_path)
     rewrite(table, "a", keep=lambda batch: np.array([one in "xy" for one in batch["id"].to_pylist()]))
-    if cleaned:
-        clean(table)
-        left = data_files(table)
-        wake_up(late)
-    else:
-        wake_up(late)
-        clean(table)
-        left = data_files(table)[:1]
+    for step in (clean, wake_up) if cleaned else (wake_up, clean):
+        step(table if step is clean else late)
     assert (set(lance_tags(table)), data_files(table)) == ({"posts.a.1"}, left)
     assert ids(table, "posts.a.1", "a") == ["x"]
     assert shards_in(table) == ({"a": 1} if point == "rows.checked" else {})

@@ -40,7 +40,7 @@ from moe_core.stages.evaluation.predictions import control_predictions, mixture_
 from moe_core.stages.evaluation.rows import controls_of
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.files import write_text
+from moe_core.store.files import part_of, write_text
 
 POSTS = (16_000, 59_000, 235_000)
 VALIDATION, TRAINING_SAMPLE = 5_000, 5_000
@@ -61,7 +61,7 @@ def table_of(source: Path, posts: int, to: Path) -> None:
     order = pl.col("id").hash(seed=0)
     train = table.filter(pl.col("split") == "train").sort(order)
     held = train.head(VALIDATION).with_columns(split=pl.lit("validation"))
-    part = to.with_suffix(".part")
+    part = part_of(to)  # several processes may write the same
     pl.concat([train.slice(VALIDATION, posts), held, table.filter(pl.col("split") == "test")]).write_parquet(part)
     part.rename(to)
 

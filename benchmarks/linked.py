@@ -9,7 +9,7 @@ from pathlib import Path
 from moe_core.engine.build import build
 from moe_core.engine.context import Context
 from moe_core.settings import Study
-from moe_core.store.files import write_text
+from moe_core.store.files import temporary_folder, write_text
 from moe_core.study_file import dump_study
 from moe_core.workspace import open_study
 
@@ -19,18 +19,21 @@ LABELLED = (*INGESTED, "splits", "vocabulary")  # all before the first network
 
 def link(source: Path, root: Path, names: Iterable[str]) -> None:
     """Assets and tables of one study for another on the same disk, those that it has not yet; each whole or not at all.
+    Several processes may link the same at once.
 
     Raises FileNotFoundError for one that the source has not.
     """
-    root.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (root / name).exists():
             continue
-        part = root / f".linking-{name}"
-        shutil.rmtree(part, ignore_errors=True)
-        unfinished = shutil.ignore_patterns(".part-*", ".lock-*", ".work-*")
-        shutil.copytree(source / name, part, copy_function=os.link, ignore=unfinished)
-        part.rename(root / name)
+        with temporary_folder(root) as part:
+            unfinished = shutil.ignore_patterns(".part-*", ".lock-*", ".work-*")
+            shutil.copytree(source / name, part / name, copy_function=os.link, ignore=unfinished)
+            try:
+                (part / name).rename(root / name)
+            except OSError:
+                if not (root / name).exists():  # else another process was first
+                    raise
 
 
 def make(study: Study, root: Path, names: Sequence[str], until: float = float("inf")) -> Context:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,6 +35,22 @@ def test_a_link_is_the_same_file_and_leaves_out_what_is_not_finished(tmp_path):
     assert (tmp_path / "two" / "trunk" / "abc" / "weights").read_text() == "w"
     with pytest.raises(FileNotFoundError):
         linked.link(tmp_path / "one", tmp_path / "two", ["splits"])
+
+
+def test_two_processes_may_link_the_same_at_once(tmp_path, monkeypatch):
+    (tmp_path / "one" / "trunk" / "abc").mkdir(parents=True)
+    (tmp_path / "one" / "trunk" / "abc" / "weights").write_text("w")
+    copy = shutil.copytree
+
+    def the_other_first(*args, **options):
+        monkeypatch.undo()
+        linked.link(tmp_path / "one", tmp_path / "two", ["trunk"])
+        return copy(*args, **options)
+
+    monkeypatch.setattr(shutil, "copytree", the_other_first)
+    linked.link(tmp_path / "one", tmp_path / "two", ["trunk"])
+    found = [path.relative_to(tmp_path / "two").as_posix() for path in (tmp_path / "two").rglob("*")]
+    assert sorted(found) == ["trunk", "trunk/abc", "trunk/abc/weights"]
 
 
 def test_a_study_of_a_seed_has_it_everywhere_and_the_settings_that_were_said():

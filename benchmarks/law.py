@@ -18,8 +18,10 @@ docs/explanation/results.md shows are in benchmarks/law-cells.
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, product
+from itertools import chain, cycle, product
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -259,24 +261,31 @@ def printed(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(cells: Sequence[Mapping[str, Any]], control: str) -> str:
-    """Gain over a control in points of P@1 by posts an expert, a line for each width and K: the mean over seeds, and
-    the intervals over test posts of each."""
-    from math import log2
+    """Gain over a control in points of P@1 by posts an expert, means over seeds: a line for each width, at the number
+    of experts that it has most cells of; a pale one from these to other numbers of experts at the same posts. Each
+    cell has its interval over test posts."""
+
+    def over(some: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+        gains: dict[float, list[float]] = {}
+        for cell in some:
+            at = round(log2(cell["training_posts"] / cell["experts"]), 2)
+            gains.setdefault(at, []).append(100 * cell["less"][control]["gain"])
+        means = [(at, float(np.mean(values))) for at, values in sorted(gains.items())]
+        return means if len(means) > 1 else [(at + aside, gain) for at, gain in means for aside in (-0.08, 0.08)]
 
     each = [log2(cell["training_posts"] / cell["experts"]) for cell in cells]
     curves = [Line("", [(min(each) - 0.2, 0), (max(each) + 0.2, 0)], GREY, 1)]
-    for number, (width, experts) in enumerate(sorted({(cell["width"], cell["experts"]) for cell in cells})):
-        colour = COLOURS[number % len(COLOURS)]
-        points: dict[float, list[float]] = {}
-        for cell, at in zip(cells, each, strict=True):
-            if (cell["width"], cell["experts"]) == (width, experts):
-                pair = cell["less"][control]
-                points.setdefault(round(at, 2), []).append(100 * pair["gain"])
-                curves.append(Line("", [(at, 100 * bound) for bound in pair["gain_ci95"]], colour, 1))
-        means = [(at, float(np.mean(values))) for at, values in sorted(points.items())]
-        if len(means) == 1:  # a mark
-            means = [(means[0][0] - 0.08, means[0][1]), (means[0][0] + 0.08, means[0][1])]
-        curves.append(Line(f"w={width}, K={experts}", means, colour))
+    for colour, width in zip(cycle(COLOURS), sorted({cell["width"] for cell in cells})):
+        of_width = [cell for cell in cells if cell["width"] == width]
+        most, _ = Counter(sorted((cell["experts"] for cell in of_width), reverse=True)).most_common(1)[0]
+        for cell in of_width:
+            at = log2(cell["training_posts"] / cell["experts"])
+            curves.append(Line("", [(at, 100 * bound) for bound in cell["less"][control]["gain_ci95"]], colour, 1))
+        for posts in sorted({cell["training_posts"] for cell in of_width}):
+            same = [cell for cell in of_width if cell["training_posts"] == posts]
+            if len({cell["experts"] for cell in same}) > 1:
+                curves.append(Line("", over(same), colour, 4, 0.3))
+        curves.append(Line(f"w={width}, K={most}", over([c for c in of_width if c["experts"] == most]), colour))
     doublings = range(round(min(each) - log2(1000)), round(max(each) - log2(1000)) + 1)  # of 1,000 posts
     marks = [(log2(1000) + n, f"{2.0**n:g}k") for n in doublings]
     return lines(curves, "training posts an expert", "points of P@1", marks)

@@ -1,5 +1,9 @@
 """benchmarks/law.py: parts of a table that lie in each other, hashtags that name a source, gains and their plot."""
 
+import io
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import law
+
+FOLDER = Path(law.__file__).parent
 
 
 @pytest.fixture
@@ -81,3 +88,37 @@ def test_cells_are_a_table_and_a_line_for_each_width():
     assert [f">w={width}, K={experts}<" in drawn for width, experts in ((4, 8), (8, 8), (8, 16))] == [True, False, True]
     assert drawn.count('stroke-opacity="0.3"') == 1  # from 8 to 16 experts of width 8
     assert ">8k<" in drawn
+
+
+def test_cells_are_made_by_the_script_of_a_gpu_day_and_once(tmp_path):
+    """The whole benchmark, small, on the CPU."""
+    drawn = np.random.default_rng(0)
+    colors = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "grey": (120, 120, 120)}
+    rows = []
+    for number in range(law.VALIDATION + 2000):
+        tag, image = list(colors)[number % 4], io.BytesIO()
+        pixels = np.clip(drawn.normal(colors[tag], 60, (8, 8, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(image, "PNG")
+        split, source = "test" if number % 10 == 0 else "train", "ab"[number // 4 % 2]
+        rows.append({"id": f"p{number}", "image": image.getvalue(), "tags": [tag], "split": split, "source": source})
+    pl.DataFrame(rows).write_parquet(tmp_path / "photos.parquet")
+    graph = tmp_path / "graph"
+    graph.mkdir()
+    (graph / ".ready").touch()  # the packages are here
+    (tmp_path / "site" / "faiss").mkdir(parents=True)
+    options = ["--posts", "600", "--widths", "4", "--experts", "2", "--seeds", "0", "--epochs", "0.5", "0.2"]
+    command = ["bash", FOLDER / "gpu" / "g_law.sh", "300", tmp_path / "photos.parquet", *options]
+    variables = {"OUT": str(tmp_path), "GRAPH": str(graph), "SITE": str(tmp_path / "site")}
+    variables["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for _ in range(2):
+        done = subprocess.run(command, cwd=FOLDER.parent, env=os.environ | variables, capture_output=True, text=True)
+        assert "law: exit code 0" in done.stdout, done.stdout + done.stderr
+    log = (tmp_path / "law.txt").read_text()
+    assert log.count("600-w4-s0  dense_same_cost") == 1  # not again by the second
+    (cell,) = (tmp_path / "law-cells").iterdir()
+    found = json.loads(cell.read_text())
+    assert 550 < found["training_posts"] <= 600  # less near-duplicates
+    assert found["naming"] == []
+    assert set(found["by_source"]) == {"a", "b"}
+    assert set(found["less"]) == {*law.LESS[:3], "trunk"}
+    assert found["p_at_1"]["trunk"] > 0.4  # of four colors

@@ -86,10 +86,11 @@ def materialize(context: dg.AssetExecutionContext, config: Work) -> dg.Materiali
 def describe(
     work: Context, artifact: Artifact, instance: dg.DagsterInstance
 ) -> tuple[dict[str, Any], tuple[dg.AssetCheckResult, ...]]:
-    """(metadata, results of checks) of an artifact, as Dagster shows them."""
+    """(metadata, results of checks) of an artifact, as Dagster shows them: first what is for the asset alone."""
     shown = ASSETS[artifact.asset].look(work, artifact, instance)
     drawn = curves(artifact) if GRAPH[artifact.asset].trains and "log.jsonl" in artifact.files else {}
-    metadata = about(artifact) | drawn | dict(shown.metadata) | origin(artifact, work)
+    plain = about(artifact) | drawn | dict(shown.metadata) | origin(artifact, work)
+    metadata = dict(shown.metadata) | drawn | plain
     return {name: value for name, value in metadata.items() if value is not None}, shown.checks
 
 

@@ -175,6 +175,14 @@ def test_no_asset_shows_raw_json(metadata):
     assert {place[0] for place in metadata} == made | {"expert_shard"}
 
 
+def test_an_evaluation_shows_first_whether_the_mixture_is_better(events):
+    materialized = next(e for e in events["evaluation", None] if isinstance(e, dg.AssetMaterialization))
+    names = list(materialized.metadata)
+    assert names[:2] == ["comparison by P@1", "worth its cost"]
+    assert names.index("threads") > names.index("table")  # what every asset has comes after
+    assert "p at 1" not in names
+
+
 def test_an_expert_shows_its_curves_its_cluster_and_its_gain(metadata):
     said = metadata["expert", "e001"]
     for name in ("loss curve", "learning rate curve"):

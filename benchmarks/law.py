@@ -263,29 +263,32 @@ def printed(cells: Sequence[Mapping[str, Any]]) -> str:
 def plot(cells: Sequence[Mapping[str, Any]], control: str) -> str:
     """Gain over a control in points of P@1 by posts an expert, means over seeds: a line for each width, at the number
     of experts that it has most cells of; a pale one from these to other numbers of experts at the same posts. Each
-    cell has its interval over test posts."""
+    cell has its interval over test posts. Widths stand a little aside of each other, so that none hides another."""
 
-    def over(some: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    def over(some: Sequence[Mapping[str, Any]], aside: float) -> list[tuple[float, float]]:
         gains: dict[float, list[float]] = {}
         for cell in some:
             at = round(log2(cell["training_posts"] / cell["experts"]), 2)
             gains.setdefault(at, []).append(100 * cell["less"][control]["gain"])
-        means = [(at, float(np.mean(values))) for at, values in sorted(gains.items())]
-        return means if len(means) > 1 else [(at + aside, gain) for at, gain in means for aside in (-0.08, 0.08)]
+        means = [(at + aside, float(np.mean(values))) for at, values in sorted(gains.items())]
+        return means if len(means) > 1 else [(at + end, gain) for at, gain in means for end in (-0.08, 0.08)]
 
     each = [log2(cell["training_posts"] / cell["experts"]) for cell in cells]
     curves = [Line("", [(min(each) - 0.2, 0), (max(each) + 0.2, 0)], GREY, 1)]
-    for colour, width in zip(cycle(COLOURS), sorted({cell["width"] for cell in cells})):
+    widths = sorted({cell["width"] for cell in cells})
+    for number, (colour, width) in enumerate(zip(cycle(COLOURS), widths)):
+        aside = 0.06 * (number - (len(widths) - 1) / 2)
         of_width = [cell for cell in cells if cell["width"] == width]
         most, _ = Counter(sorted((cell["experts"] for cell in of_width), reverse=True)).most_common(1)[0]
         for cell in of_width:
-            at = log2(cell["training_posts"] / cell["experts"])
+            at = log2(cell["training_posts"] / cell["experts"]) + aside
             curves.append(Line("", [(at, 100 * bound) for bound in cell["less"][control]["gain_ci95"]], colour, 1))
         for posts in sorted({cell["training_posts"] for cell in of_width}):
             same = [cell for cell in of_width if cell["training_posts"] == posts]
             if len({cell["experts"] for cell in same}) > 1:
-                curves.append(Line("", over(same), colour, 4, 0.3))
-        curves.append(Line(f"w={width}, K={most}", over([c for c in of_width if c["experts"] == most]), colour))
+                curves.append(Line("", over(same, aside), colour, 4, 0.3))
+        at_most = [cell for cell in of_width if cell["experts"] == most]
+        curves.append(Line(f"w={width}, K={most}", over(at_most, aside), colour))
     doublings = range(round(min(each) - log2(1000)), round(max(each) - log2(1000)) + 1)  # of 1,000 posts
     marks = [(log2(1000) + n, f"{2.0**n:g}k") for n in doublings]
     return lines(curves, "training posts an expert", "points of P@1", marks)

@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,6 @@ def table_of(cells: Mapping[str, Mapping[str, Any]]) -> str:
 
 def plot(cells: Mapping[str, Mapping[str, Any]], control: str) -> str:
     """The gain over a control in points of P@1 by the number of posts, a curve for each K, with its intervals."""
-    from math import log2
-
     posts = sorted({cell["posts"] for cell in cells.values()})
     curves = [Line("", [(log2(posts[0]) - 0.2, 0), (log2(posts[-1]) + 0.2, 0)], GREY, 1)]
     for number, k in enumerate(sorted({cell["experts"] for cell in cells.values()})):

@@ -121,6 +121,10 @@ def test_wicked_text_stays_text_on_the_page():
     assert [tag for tag in WICKED if wicked.words.count(tag) < 2 * 3 + 3] == []
 
 
+def test_the_name_of_a_row_may_break_after_an_underscore():
+    assert "P@1 of<br>mixture_<wbr>top1</small>" in rendered()
+
+
 def test_a_gain_is_colored_only_where_its_interval_excludes_zero():
     text = rendered()
     assert '<span class="down">−0.080</span>' in text  # -0.1 to -0.02

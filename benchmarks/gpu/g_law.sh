@@ -5,9 +5,9 @@
 # done into $OUT/law-cells, whose place is benchmarks/law-cells; benchmarks/law.py draws them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/graph_site.sh"
-limit=$1 photos=$2
+limit=${1:?wanted SECONDS PHOTOS} photos=${2:?wanted SECONDS PHOTOS}
 shift 2
+. "$here/graph_site.sh"
 timeout "$limit" python3 "$here/../law.py" --source "$photos" --root "$graph/law" --cells "$OUT/law-cells" \
     --posts 235000 --widths 32 64 --experts 16 --seeds 0 1 2 "$@" >>"$OUT/law.txt" 2>&1
 echo "law: exit code $?"

@@ -45,8 +45,8 @@ def refuse_bytes(path: Path | str, what: str) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """Such as 12 s, 3 min, 1 h 20 min."""
+    """Such as 0.3 s, 12 s, 3 min, 1 h 20 min: what took time is never 0 s."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"

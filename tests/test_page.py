@@ -90,7 +90,17 @@ def test_tags_that_an_expert_lifted_and_lowered_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(42, "42 s"), (119, "119 s"), (120, "2 min"), (5400, "90 min"), (200_000, "55 h 33 min")]
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.04, "0.04 s"),
+        (0.97, "1 s"),
+        (42, "42 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (5400, "90 min"),
+        (200_000, "55 h 33 min"),
+    ],
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text

@@ -50,7 +50,7 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
             "training_images": sum(one["training_images"] for one in trained.values()),
             "loss": round(sum(one["loss"] for one in trained.values()) / len(trained), 4),
             "rounds": study.decoder.rounds,
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": round(time.monotonic() - began, 3),
             "processes": len(helpers.places) + 1,
             "killed": helpers.killed,
             "device": device,

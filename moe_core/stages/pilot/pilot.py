@@ -87,9 +87,9 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     costs = _costs(plan, clusters, experts, onward, budget, _bytes_of(start(context, "e000", own_decoder=False)))
     costs["training_on"]["bytes"] = _bytes_of(reading.network(context, trunk))
     images, seconds = sum(run.images for run in runs), sum(run.seconds for run in runs)
-    spent = {"images": images, "seconds": round(seconds, 1), "budgets": round(images / budget, 3)}
+    spent = {"images": images, "seconds": round(seconds, 3), "budgets": round(images / budget, 3)}
     (folder / "pilot.json").write_text(json.dumps({**law, "costs": costs, "pilot": spent}, indent=1))
-    about = {"training_images": images, "seconds": round(seconds, 1), "device": device, "trainings": len(runs)}
+    about = {"training_images": images, "seconds": round(seconds, 3), "device": device, "trainings": len(runs)}
     return StageOutput(
         about | {"chosen": law["chosen"], "measure": measure, "validation_posts": len(posts)},
         content={"law": content_hash(law)},  # without times
@@ -207,8 +207,8 @@ def _costs(
         hours = budget / (sum(run.images for run in runs) / sum(run.seconds for run in runs)) / 3600
         return {
             "images": round(budget),
-            "device_hours": round(hours, 4),
-            "hours": round(hours * math.ceil(networks / devices) / networks, 4),
+            "device_hours": hours,
+            "hours": hours * math.ceil(networks / devices) / networks,
             "bytes": networks * expert_bytes,
         }
 

@@ -25,5 +25,5 @@ def training_cost(context: Context) -> list[TrainingCost]:
         networks = [a.metadata for a in context.store.everything(name) if "generation" not in a.metadata]
         if networks:
             seconds, images = (sum(network[total] for network in networks) for total in ("seconds", "training_images"))
-            costs.append(TrainingCost(name, len(networks), round(seconds, 1), images))
+            costs.append(TrainingCost(name, len(networks), round(seconds, 3), images))
     return costs

@@ -50,7 +50,7 @@ def fit(
     weights = folder / "weights.safetensors"
     save_weights(weights, model.state_dict(), {"asset": spec.asset, "key": spec.key or "", "version": spec.version})
     return StageOutput(
-        recorded | {"seconds": round(time.monotonic() - started, 1), "device": device},
+        recorded | {"seconds": round(time.monotonic() - started, 3), "device": device},
         content={"weights": file_hash(weights)},
     )
 

@@ -4,7 +4,7 @@
 for the experts of the random partition.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moe_core import threads
 from moe_core.engine.context import Context
+from moe_core.models.resnet import ResNet
+from moe_core.settings import Study
 from moe_core.stages import reading
 from moe_core.stages.experts.groups import RANDOM, Group, group_of
 from moe_core.stages.experts.modes import mode_of
@@ -27,7 +29,7 @@ from moe_core.training.last_layer import BATCH as FIT_BATCH
 from moe_core.training.last_layer import refit
 from moe_core.training.moves import Moves
 from moe_core.training.order import moves_of
-from moe_core.training.posts import Images
+from moe_core.training.posts import Images, Posts
 from moe_core.weights import load_weights, save_weights
 
 Fit = Callable[[Context, nn.Linear, Group, str], dict[str, Any]]
@@ -87,7 +89,6 @@ def take_generations(context: Context, decoder: nn.Linear, group: Group, device:
 def refit_on_posts(context: Context, decoder: nn.Linear, group: Group, device: str) -> dict[str, Any]:
     """Fits the layer once, from the trunk's, on the experts' features of augmented training posts: those of clean ones
     are cleaner than the features of unseen posts."""
-    study, training = context.study, context.study.expert_training
     index = reading.index(context)
     use_N = index.use("train")
     posts = reading.posts_where(context, index, use_N)
@@ -96,12 +97,25 @@ def refit_on_posts(context: Context, decoder: nn.Linear, group: Group, device: s
     for number, key in enumerate(context.experts):
         rows = np.flatnonzero(expert_N == number)
         model = reading.embedder(context, context.need(group.stage, key))
-        images = Moved(posts.images.subset(rows), moves_of((len(rows),), training, number))
-        for first, some_BD in features_in_parts(model, images, training.precision, device):  # reads ahead
+        images = posts.images.subset(rows)
+        for first, some_BD in augmented_features(context.study, model, images, number, device):  # reads ahead
             features_ND[rows[first : first + len(some_BD)]] = some_BD
         context.report({"experts": number + 1})
+    return {"loss": round(refit_by_settings(context.study, decoder, features_ND, posts, device), 4)}
+
+
+def augmented_features(
+    study: Study, model: ResNet, images: Images, number: int, device: str
+) -> Iterator[tuple[int, Tensor]]:
+    """(place of the first, (B, D) float32 on the CPU), of images that are moved as in training, by seed and number."""
+    training = study.expert_training
+    moved = Moved(images, moves_of((len(images),), training, number))
+    return features_in_parts(model, moved, training.precision, device)
+
+
+def refit_by_settings(study: Study, decoder: nn.Linear, features_ND: Tensor, posts: Posts, device: str) -> float:
+    """Fits the layer in place on features of posts, row for row; returns the mean loss of the last steps."""
     threads.use(threads.TRAINING * FIT_BATCH * decoder.weight.numel())  # many hashtags are more work than the networks
-    refitting = study.decoder
-    how = refitting.refit_epochs, refitting.refit_lr, training.loss, training.seed
-    loss = refit(decoder, features_ND, posts, *how, device=device)
-    return {"loss": round(loss, 4)}
+    training = study.expert_training
+    how = study.decoder.refit_epochs, study.decoder.refit_lr, training.loss, training.seed
+    return refit(decoder, features_ND, posts, *how, device=device)

@@ -64,10 +64,10 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     budget = study.expert_training.epochs * training
     with context.store.work(spec) as work:
         clusters = drawn_clusters(context, plan, table, validation_N, work.folder / "clusters.safetensors")
-        trainings = Trainings(context, work, judge, plan.budgets * budget)
+        trainings = Trainings(context, index, work, judge, plan.budgets * budget)
         every = reading.training_posts(context)
         onward = [trainings.of_trunk(share, every) for share in plan.shares]
-        experts = [_of_cluster(context, index, trainings, cluster, plan) for cluster in clusters]
+        experts = _of_clusters(trainings, clusters, plan)
     runs = [*onward, *(run for each in experts for run in each)]
     found = {
         name: _gains(plan, judge, clusters, experts, onward, name, study.pilot.seed)
@@ -96,15 +96,13 @@ def make(context: Context, spec: Spec, folder: Path) -> StageOutput:
     )
 
 
-def _of_cluster(
-    context: Context, index: reading.Index, trainings: Trainings, cluster: Cluster, plan: PilotPlan
-) -> list[Measured]:
-    """The experts of a cluster, one a share: each share's posts are among those of the next."""
-    found = []
-    for share in plan.shares:
-        mine_N = np.zeros(len(index.split_N), bool)
-        mine_N[cluster.training_rows[: max(1, round(share * cluster.posts))]] = True
-        found.append(trainings.of_expert(cluster, share, reading.posts_where(context, index, mine_N)))
+def _of_clusters(trainings: Trainings, clusters: Sequence[Cluster], plan: PilotPlan) -> list[list[Measured]]:
+    """The experts of each cluster, one a share: each share's posts are among those of the next."""
+    found: list[list[Measured]] = []
+    for number in plan.experts:
+        mine = [cluster for cluster in clusters if cluster.experts == number]
+        of_shares = [trainings.of_experts(mine, share) for share in plan.shares]
+        found += map(list, zip(*of_shares, strict=True))
     return found
 
 

@@ -14,6 +14,7 @@ def _settings(study: Study) -> dict[str, Any]:
         "expert_training": study.expert_training.counted(),
         "expert": study.expert.model_dump(include={"start", "branch_at", "router_weight"}),
         "publish": study.publish.model_dump(include={"measure"}),
+        "decoder": study.decoder.model_dump(include={"mode", "refit_epochs", "refit_lr"}),
         "partition": study.partition.model_dump(exclude={"experts"}),
         **study.data.counted_in_training(),
     }
@@ -26,7 +27,7 @@ def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 
 PILOT = Stage(
     name="pilot",
-    code="1",
+    code="2",
     reads=("trunk_features", "trunk", "splits", "vocabulary", "posts"),
     settings=_settings,
     inputs=_inputs,

@@ -98,7 +98,10 @@ def test_the_mean_over_hashtags_lies_in_its_interval_and_resamples_are_the_same_
         ([20, 60, 20, 30, 20, 30], [2, 0, 2, 1, 2, 1]),
         ([5, 5, 5], [1, 1, 1]),  # equally frequent: neither head nor tail
         ([7], [1]),
-        ([1000, 1, 1], [1, 2, 2]),  # the first is all of it, its middle at a half
+        ([1000, 1, 1], [0, 2, 2]),  # the first is nearly all of it
+        ([1000, 300, 60, 50, 40], [0, 2, 2, 2, 2]),
+        ([10, *[1] * 100], [0, *[2] * 100]),
+        ([5, 5, 4], [0, 0, 2]),
         ([], []),
     ],
 )

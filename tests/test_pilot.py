@@ -27,7 +27,9 @@ def with_pilot(file, **more):
     """The study file, with settings of a pilot for its few posts; experts train on small batches."""
     study = load_study(file)
     pilot = Pilot(experts=(4, 2, 90), share=0.5, clusters=2)
-    return write(file.parent, study.changed(pilot=pilot.model_dump() | more, expert_training={"batch_size": 8}))
+    return write(
+        file.parent, study.changed(pilot=pilot.model_dump() | more, expert_training={"batch_size": 8, "epochs": 8.0})
+    )
 
 
 @pytest.fixture
@@ -68,8 +70,14 @@ def test_a_pilot_is_made_by_its_command_and_shown_and_no_run_makes_it(ready):
     assert pilot["chosen"] in (None, 2, 4)
     assert pilot["pilot"]["budgets"] == pytest.approx(0.875 * (1 + 2 / 2 + 2 / 4), rel=0.15)
     assert f"Choice: {pilot['choice']}" in hardmoe("status", "--study", ready).stdout
+    again = json.loads(hardmoe("pilot", "--study", ready, "--dry-run", "--force", "--json").stdout)
+    assert [step["asset"] for step in again["will_run"]] == ["pilot"]
+    fresh = hardmoe("pilot", "--study", ready)
+    assert "Cost: " not in fresh.stdout
+    assert "0 made, 6 fresh" in fresh.stdout
     hardmoe("pilot", "--study", with_pilot(ready, seed=1), "--dry-run")
     stale = status(ready)
+    assert "The last pilot, which is not of the study as it is now:" in hardmoe("status", "--study", ready).stdout
     assert [row["why"] for row in stale["assets"] if row["asset"] == "pilot"] == [
         "setting pilot.seed changed from 0 to 1"
     ]
@@ -128,6 +136,31 @@ def test_the_report_shows_a_pilot_that_was_made_and_waits_for_none(built):
     assert "Choice: training the trunk on" in page or "Choice: K = 2" in page
 
 
+@pytest.mark.slow
+def test_experts_answer_through_a_decoder_made_as_the_study_makes_it_and_see_as_many_images_as_their_share(ready):
+    """As many as the share says: of a small one the last posts of an epoch, too few for a batch, were left out."""
+    gains, images = [], []
+    for mode in ("frozen", "refit"):
+        how = {"mode": mode, "refit_epochs": 6.0, "refit_lr": 0.2}
+        file = write(ready.parent, load_study(ready).changed(decoder=how, expert_training={"batch_size": 7}))
+        build(context_of(file), "pilot")
+        result = json.loads(context_of(file).need("pilot").file("pilot.json").read_text("utf-8"))
+        gains.append([row["gains"] for row in result["rows"]])
+        images.append(result["pilot"]["budgets"])
+    assert gains[0] != gains[1]
+    assert images[0] == images[1] == pytest.approx(0.875 * (1 + 2 / 2 + 2 / 4), rel=0.05)
+
+
+def test_a_pilot_that_failed_is_in_the_status(ready):
+    write(ready.parent, load_study(ready).changed(data={"validation": 0.0}))
+    failed = hardmoe("pilot", "--study", ready, check=False)
+    assert failed.returncode == 1
+    found = status(ready)
+    assert [row["state"] for row in found["assets"] if row["asset"] == "pilot"] == ["failed"]
+    assert found["pilot"] is None
+    assert "measures on validation posts, and there is none" in hardmoe("status", "--study", ready).stdout
+
+
 def test_posts_that_come_later_leave_a_pilot_as_it_is_while_the_trunk_is_kept(study_of):
     study, root = study_of()
     before = opened(study, root).version("pilot")
@@ -145,7 +178,7 @@ def test_the_number_of_experts_that_is_chosen_leaves_the_pilot_fresh(three):
 
 
 def test_numbers_of_experts_that_are_too_large_are_left_out_with_a_word():
-    plan = plan_of(demo().changed(expert_training={"batch_size": 128}), train=16_800, validation=150)
+    plan = plan_of(demo().changed(expert_training={"batch_size": 128, "epochs": 8.0}), train=16_800, validation=150)
     assert plan.experts == (4, 8)
     assert plan.left_out == {
         16: "0.0625 of the 1,050 training posts an expert is less than a batch of 128",
@@ -154,6 +187,10 @@ def test_numbers_of_experts_that_are_too_large_are_left_out_with_a_word():
     assert plan.clusters == {4: 3, 8: 3}
     assert plan.trainings == 3 * 7
     assert plan.budgets == pytest.approx(7 / 16 * (1 + 3 / 4 + 3 / 8))
+    quick = plan_of(demo().changed(expert_training={"batch_size": 128, "epochs": 4.0}), train=16_800, validation=150)
+    assert quick.left_out[8] == "0.0625 of the 2,100 training posts an expert is trained for 4.1 steps, wanted 8"
+    fine = plan_of(demo().changed(partition={"fine": 8}), train=168_000, validation=1500)
+    assert fine.left_out[16] == "partition.fine is 8: so many centroids cannot be packed into more experts"
     few = plan_of(demo().changed(expert_training={"batch_size": 8}), train=16_800, validation=150)
     assert few.left_out == {
         16: "150 validation posts, wanted 160: 10 each",

@@ -45,7 +45,11 @@ def found(*rows, chosen=None, why="too few posts"):
         ([row(4, 0.01, 0.03), row(8, 0.02, 0.05)], 8, "K = 8: it would gain +0.035 (+0.020 to +0.050) over training"),
         ([row(4, -0.01, 0.03)], None, "includes zero: the pilot cannot tell; more validation posts (data.validation)"),
         ([row(4, -0.01, 0.03, "clusters")], None, "cannot tell; experts of more clusters (pilot.clusters)"),
-        ([row(4, -0.05, -0.03), row(8, -0.03, -0.01)], None, "with any K, least with K = 8, -0.020 (-0.030 to -0.010)"),
+        (
+            [row(4, -0.05, -0.03), row(8, -0.03, -0.01)],
+            None,
+            "below zero with any K, least with K = 8, -0.020 (-0.03",
+        ),
         (
             [row(4, -0.05, 0.2), row(8, -0.03, -0.01)],
             None,
@@ -71,7 +75,8 @@ def test_the_notes_name_every_doubt_and_what_was_left_out():
     notes = list(pilot.notes(found(row(4, -0.01, 0.03), chosen=None)))
     assert "The pilot took 60 s of training, 90 % of the images of one mixture's experts" in notes[0]
     assert notes[1].endswith("would give: posts 0.020, clusters 0.001, seeds 0.001, fit 0.001, form 0.001")
-    assert notes[2] == "K = 32 was left out: too few posts"
+    assert notes[2].startswith("Gain over the trunk: of training on by all validation posts")
+    assert notes[3] == "K = 32 was left out: too few posts"
 
 
 def test_the_plot_has_a_color_for_each_number_of_experts_and_both_forms_of_the_law():

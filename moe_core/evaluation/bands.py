@@ -12,7 +12,7 @@ import numpy as np
 BANDS = ("head", "middle", "tail")
 DEFINITION = (
     "by training posts: the most frequent hashtags that make up a third of all tag occurrences are the head, the "
-    "rarest that make up a third the tail; hashtags on equally many posts are in one band"
+    "rarest that make up a third the tail; hashtags on equally many posts are in one band, the middle where all are"
 )
 
 
@@ -22,6 +22,8 @@ def band_of(posts_V: np.ndarray) -> np.ndarray:
     mass_C = np.bincount(group_V, weights=posts_V, minlength=len(counts_C))[::-1].astype(float)  # most frequent first
     middle_C = (mass_C.cumsum() - mass_C / 2) / max(mass_C.sum(), 1)
     number_C = np.minimum((middle_C * len(BANDS)).astype(np.int8), len(BANDS) - 1)[::-1]
+    if len(counts_C) > 1:  # also where one group is more than a third by itself
+        number_C[0], number_C[-1] = len(BANDS) - 1, 0
     return np.asarray(number_C[group_V], np.int8)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_core.evaluation.measures import MEASURES
-from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED, Line, lines
+from moe_core.evaluation.plots import BLUE, GREEN, GREY, OLIVE, ORANGE, PINK, PURPLE, RED, TEAL, Line, lines
 from moe_core.text import format_duration
 
 HEAD = ("K", "over training on", "95 %", "", "gain over the trunk", "device time", "time", "experts on disk")
-COLORS = (BLUE, ORANGE, GREEN, RED)
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL, OLIVE, PINK)
 ADVICE = {
     "posts": "more validation posts (data.validation) narrow it most",
     "clusters": "experts of more clusters (pilot.clusters) narrow it most",
@@ -32,7 +32,7 @@ def choice(result: Mapping[str, Any]) -> str:
         return f"K = {row['experts']}: it would gain {_gain(row)} over training the trunk on for the same budget"
     nearest = max(rows.values(), key=lambda row: row["gain_ci95"][0])
     if all(row["gain_ci95"][1] < 0 for row in rows.values()):
-        return f"training the trunk on: a mixture would lose to it with any K, least with {_named(nearest)}"
+        return f"training the trunk on: the interval lies below zero with any K, least with {_named(nearest)}"
     text = f"training the trunk on: no interval lies above zero. Nearest is {_named(nearest)}"
     if nearest["gain_ci95"][1] < 0:
         return f"{text}, which lies below zero"
@@ -64,6 +64,8 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
     for row in result["rows"]:
         parts = ", ".join(f"{name} {half:.3f}" for name, half in row["parts"].items())
         yield f"K = {row['experts']}: half the interval that each doubt alone would give: {parts}"
+    if any(row["clusters"] < row["experts"] for row in result["rows"]):
+        yield "Gain over the trunk: of training on by all validation posts, of a K by those of the clusters drawn"
     yield from (f"K = {experts} was left out: {why}" for experts, why in result["left_out"].items())
     for name, other in result["others"].items():
         gains = "; ".join(_named(row) for row in other["rows"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 GREY, BLUE, ORANGE, GREEN, RED = "#7d8590", "#3f7fbf", "#c8792b", "#3a9362", "#c4524d"
+PURPLE, TEAL, OLIVE, PINK = "#8264b5", "#2f9391", "#8a8232", "#b85a92"
 WIDTH, HEIGHT = 460, 220  # units of a plot with axes; a phone shows it at three quarters of that
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 14, 34  # margins
 POINTS = 160  # of a line at most

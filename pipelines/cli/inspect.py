@@ -45,7 +45,8 @@ def status(study_file: Path, as_json: bool) -> None:
     """
     context = study_at(study_file)
     pilot, posts = last_pilot(context), posts_of(context)
-    states = [*states_of(context), *(states_of(context, "pilot") if pilot else ())]
+    of_pilot = [state for state in states_of(context, "pilot") if pilot or state.state != "missing"]
+    states = [*states_of(context), *of_pilot]
     if as_json:
         unready = {file.path: file.why for file in context.planner.state.unready}
         assets = [asdict(state) for state in states]
@@ -64,6 +65,8 @@ def status(study_file: Path, as_json: bool) -> None:
         name = name_of(state.asset, state.key)
         echo(f"{name:28} ", (f"{state.state:8}", colors[state.state]), f" {state.why}".rstrip())
     if pilot:
+        if not pilot.is_current:
+            echo("The last pilot, which is not of the study as it is now:")
         show_pilot(pilot.artifact)
 
 

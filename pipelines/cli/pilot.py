@@ -46,16 +46,16 @@ def pilot(
         raise BadSetting("--json goes with --dry-run; `hardmoe status --json` has what the pilot found")
     context = changed_study(study_file, settings, dry_run)
     cluster = chosen_cluster(context.study, engine, address)
-    for line in cost_lines(context):
-        echo(line, err=as_json)
+    again = force and context.find("pilot") is not None  # of what it needs nothing is made again
+    only = [("pilot", None)] if again else None
+    if again or context.find("pilot") is None:
+        for line in cost_lines(context):
+            echo(line, err=as_json)
     if dry_run:
-        planned = planned_tasks(context, "pilot")
-        show_run_plan(context, planned, force, worker_count(workers, context.study, cluster), as_json)
+        planned = planned_tasks(context, "pilot", only)
+        show_run_plan(context, planned, again, worker_count(workers, context.study, cluster), as_json)
         return
-    if again := force and context.find("pilot") is not None:  # of what it needs nothing is made again
-        summary = run_shown(context, only=[("pilot", None)], workers=workers, cluster=cluster, force=again)
-    else:
-        summary = run_shown(context, until="pilot", workers=workers, cluster=cluster)
+    summary = run_shown(context, until="pilot", only=only, workers=workers, cluster=cluster, force=again)
     if not (summary.failed or summary.interrupted or summary.blocked):
         show_pilot(study_at(study_file).need("pilot"))
     finish(summary)

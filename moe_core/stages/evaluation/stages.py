@@ -34,7 +34,7 @@ def _evaluation_settings(study: Study) -> Any:
 
 EVALUATION = Stage(
     name="evaluation",
-    code="8",
+    code="9",
     reads=("mixture", *CONTROL_STAGES, "posts", "splits"),
     settings=_evaluation_settings,
     inputs=_evaluation_inputs,

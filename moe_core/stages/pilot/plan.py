@@ -1,5 +1,6 @@
 """What a pilot trains, and what that costs: by the settings and the number of posts, before anything is trained."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from moe_core.store.artifact import Artifact
 from moe_core.text import format_duration
 
 HALVINGS = 2  # of the largest share
+STEPS = 8  # of the smallest training, below which a number of experts is left out: fewer tell nothing of its end
 VALIDATION = 10  # validation posts an expert, on average, below which a number of experts is left out
 MOST_VALIDATION = 100_000  # validation posts measured on, drawn where there are more
 
@@ -51,12 +53,17 @@ def plan_of(study: Study, train: int | None, validation: int | None) -> PilotPla
             f"the pilot measures on validation posts, and there is none that carries a hashtag: wanted at least "
             f"{VALIDATION * wanted[0]:,} for {wanted[0]} experts; raise data.validation, or give a split column"
         )
-    batch, left_out = study.expert_training.batch_size, dict[int, str]()
+    training, fine, left_out = study.expert_training, study.partition.fine, dict[int, str]()
     for experts in wanted:
-        if train is not None and train / experts * shares[0] < batch:
-            left_out[experts] = (
-                f"{shares[0]:.3g} of the {train // experts:,} training posts an expert is less than a batch of {batch}"
-            )
+        each = math.inf if train is None else train / experts * shares[0]
+        steps = training.epochs * each / training.batch_size / training.accumulate
+        of_posts = f"{shares[0]:.3g} of the {(train or 0) // experts:,} training posts an expert is"
+        if fine and experts > fine:
+            left_out[experts] = f"partition.fine is {fine}: so many centroids cannot be packed into more experts"
+        elif each < training.batch_size:
+            left_out[experts] = f"{of_posts} less than a batch of {training.batch_size}"
+        elif steps < STEPS:
+            left_out[experts] = f"{of_posts} trained for {steps:.1f} steps, wanted {STEPS}"
         elif validation is not None and validation < VALIDATION * experts:
             left_out[experts] = f"{validation:,} validation posts, wanted {VALIDATION * experts:,}: {VALIDATION} each"
     kept = tuple(experts for experts in wanted if experts not in left_out)
@@ -102,10 +109,14 @@ def cost_lines(context: Context) -> list[str]:
         "the trunk on",
         f"Cost: {100 * plan.budgets:.0f} % of the images that the experts of one mixture are trained on"
         + (f", {images:,.0f} images{how_long}" if train else ""),
-        f"(to train {len(plan.experts)} mixtures and the trunk on for their budget would be "
+        f"(to train {_mixtures(len(plan.experts))} and the trunk on for the budget of one would be "
         f"{100 * (len(plan.experts) + 1)} %; pilot.share and pilot.experts make it less)",
     ]
     return found + [f"Left out: K = {experts}: {why}" for experts, why in plan.left_out.items()]
+
+
+def _mixtures(number: int) -> str:
+    return "a mixture" if number == 1 else f"{number} mixtures"
 
 
 def _speed(trunk: Artifact | None) -> float:

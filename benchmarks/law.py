@@ -3,16 +3,19 @@
     python benchmarks/law.py --source photos.parquet --root DIR [--posts 16000 59000 235000] [--widths 8] [--experts 16]
         [--seeds 0] [--epochs 8 4] [--hours 1] [--cells FOLDER] [--plot FOLDER]
 
-The table has the columns id, image, tags, split (train or test) and, optionally, source. VALIDATION of its training
-posts are set apart for choices, and each number of posts is a part of the next larger one. The recipe is `small`;
---epochs are those of trunk and experts for the most posts, and grow with the square root of the posts that are left
-out. In a cell the published mixture meets, post by post, the trunk trained further for the same budget, one wider
-network of the mixture's cost, and a random partition with the router's answer; also within each source, and without the
-hashtags that name a source. The trunk and the controls are the same for every K.
+The table has the columns id, image, tags (lists), split (train or test; other rows are left out) and, optionally,
+source. VALIDATION of its training posts are set apart for choices, and each number of posts is a part of the next
+larger one. Where fewer are left than --posts wants, all are taken: photos.parquet has 229,637 for 235000. But ENOUGH of
+that number, which names the cell, must be there. The recipe is `small`; --epochs are those of trunk and experts for the
+most posts, and grow with the square root of the posts that are left out. In a cell the published mixture meets, post by
+post, the trunk trained further for the same budget, one wider network of the mixture's cost, and a random partition
+with the router's answer; also within each source, and without the hashtags that name a source. The trunk and the
+controls are the same for every K.
 
 A cell is kept in --cells (DIR/cells) as soon as it is done, and every network before in DIR: stopped, or after --hours,
-it goes on there. Several processes may work on one DIR. Printed at the end: all the cells that there are; those that
-docs/explanation/results.md shows are in benchmarks/law-cells.
+it goes on there. Another table wants another DIR, other epochs or settings another --label. Several processes may work
+on one DIR. Printed at the end: all the cells that there are; those that docs/explanation/results.md shows are in
+benchmarks/law-cells.
 """
 
 import argparse
@@ -27,11 +30,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import torch
 from linked import LABELLED, link, make
 from seeds import with_settings
 
 from moe_core.engine.context import Context
+from moe_core.errors import HardmoeError
 from moe_core.evaluation.metrics import best_hashtags, bootstrap, paired_difference
 from moe_core.evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED, Line, lines
 from moe_core.recipes import small
@@ -46,6 +51,7 @@ from moe_core.store.files import part_of, write_text
 
 POSTS = (16_000, 59_000, 235_000)
 VALIDATION, TRAINING_SAMPLE = 5_000, 5_000
+ENOUGH = 0.85  # of --posts
 RESAMPLES = 2_000
 LABELLED_STAGES = ("posts", "splits", "vocabulary")
 OF_TRUNK = ("trunk", "trunk_features", "trunk_same_budget", "dense_same_cost")
@@ -55,17 +61,66 @@ COLOURS = (BLUE, ORANGE, GREEN, RED)
 NAMING = 0.9  # of a source's posts carry a hashtag that names it, and of that hashtag's posts are from the source
 
 
-def table_of(source: Path, posts: int, to: Path) -> None:
-    """The part of the table with so many training posts, and with VALIDATION more; all test posts."""
-    if to.exists():
-        return
-    table = pl.read_parquet(source, glob=False)
-    order = pl.col("id").hash(seed=0)
-    train = table.filter(pl.col("split") == "train").sort(order)
+def rows_of(source: Path) -> pl.LazyFrame:
+    """The table with ids, splits and sources as text; a source that is not given is "none"."""
+    table = pl.scan_parquet(source, glob=False)
+    text = pl.col([name for name in ("id", "split", "source") if name in table.collect_schema()]).cast(pl.String)
+    return table.with_columns(text).with_columns(cs.by_name("source", require_all=False).fill_null("none"))
+
+
+def labels_of(source: Path, numbers: Sequence[int]) -> pl.DataFrame:
+    """The table without its images.
+
+    Raises SystemExit for what is no such table, or has too few training posts for one of the numbers, or none to test.
+    """
+    try:
+        labels = rows_of(source).select("id", "tags", "split", cs.by_name("source", require_all=False)).collect()
+        pl.scan_parquet(source, glob=False).select("image", pl.col("tags").list.len()).collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise SystemExit(
+            f"--source {source}: {why}; wanted a Parquet file with the columns id, image, tags (lists), split"
+        ) from None
+    twice = labels.filter(pl.col("id").is_duplicated() | pl.col("id").is_null())["id"]
+    if len(twice):
+        raise SystemExit(f"{source} has {len(twice):,} rows without an id of their own, such as {twice[0]}: mend them")
+    train, test = ((labels["split"] == split).sum() for split in ("train", "test"))
+    if not test:
+        raise SystemExit(f"{source} has no row of split test: wanted some, which the networks are judged by")
+    for posts in numbers:
+        if train - VALIDATION < ENOUGH * posts:
+            raise SystemExit(
+                f"--posts {posts}: wanted {posts:,} + {VALIDATION:,} rows of split train, {source} has {train:,}: "
+                "lower --posts, or give a larger table"
+            )
+    return labels
+
+
+def part(rows: pl.DataFrame, posts: int) -> pl.DataFrame:
+    """So many training posts, and VALIDATION more; all test posts."""
+    train = rows.filter(pl.col("split") == "train").sort(pl.col("id").hash(seed=0))
     held = train.head(VALIDATION).with_columns(split=pl.lit("validation"))
-    part = part_of(to)  # several processes may write the same
-    pl.concat([train.slice(VALIDATION, posts), held, table.filter(pl.col("split") == "test")]).write_parquet(part)
-    part.rename(to)
+    return pl.concat([train.slice(VALIDATION, posts), held, rows.filter(pl.col("split") == "test")])
+
+
+def table_of(source: Path, posts: int, to: Path) -> None:
+    """The part of the table with so many training posts. Raises SystemExit where another table's part is there."""
+    if not to.exists():
+        unfinished = part_of(to)  # several processes may write the same
+        part(rows_of(source).collect(), posts).write_parquet(unfinished)
+        unfinished.rename(to)
+    wanted, kept = (table.with_columns(pl.col("image").hash()) for table in (rows_of(source), rows_of(to)))
+    wanted_rows, kept_rows = part(wanted.collect(), posts), kept.collect()
+    others = [
+        name
+        for name in wanted_rows.columns
+        if name not in kept_rows.columns or not wanted_rows[[name]].equals(kept_rows[[name]])
+    ]
+    if others:
+        raise SystemExit(
+            f"{to} ({len(kept_rows):,} rows) was made from another table: {source} gives {len(wanted_rows):,} rows "
+            f"that differ in {', '.join(others)}; give another --root, or the table that it was made from"
+        )
 
 
 def study_of(table: Path, times: float, width: int, experts: int, seed: int, epochs: Sequence[float]) -> Study:
@@ -85,7 +140,7 @@ def study_of(table: Path, times: float, width: int, experts: int, seed: int, epo
 
 
 def naming_tags(context: Context, bundle: Bundle, source: pl.DataFrame) -> list[int]:
-    """Numbers of the hashtags that name a source."""
+    """Numbers of the hashtags that name a source: in the whole table, so the same whatever part is trained on."""
     if "source" not in source.columns:
         return []
     number = {tag: place for place, tag in enumerate(bundle.hashtags)}
@@ -148,18 +203,15 @@ def training_sample(context: Context) -> RoutedPosts:
     return RoutedPosts(reading.posts_where(context, index, use_N), features_ND, expert_N, random_N)
 
 
-def cell_of(context: Context, source: Path, separate: bool) -> dict[str, Any]:
+def cell_of(context: Context, labels: pl.DataFrame, separate: bool) -> dict[str, Any]:
     study = context.study
     device = device_and_threads(study, parallel=False)
     bundle = Bundle(context.need("mixture"))
     test, validation = read_routed_posts(context, "test"), read_routed_posts(context, "validation")
-    table = pl.read_parquet(source, glob=False, columns=["id", "tags", "split"])
-    if "source" in pl.read_parquet_schema(source):
-        table = table.with_columns(pl.read_parquet(source, glob=False, columns=["source"])["source"])
     wanted = ["trunk_same_budget", "dense_same_cost", "random_partition", *["separate_decoders_top1"] * separate]
     networks = controls_of(context.planner.graph)
     controls = {row: open_control(context, bundle, networks[row], validation, device) for row in wanted}
-    naming = naming_tags(context, bundle, table)
+    naming = naming_tags(context, bundle, labels)
     found = first_hits(context, bundle, controls, test, naming, device)
     trained = first_hits(context, bundle, controls, training_sample(context), naming, device)
     partition, published = context.need("partition").metadata, bundle.answer
@@ -181,8 +233,8 @@ def cell_of(context: Context, source: Path, separate: bool) -> dict[str, Any]:
         "unnamed": summary(published, {name: values_2N[1] for name, values_2N in found.items()}, every_N),
         "training": summary(published, {name: values_2N[0] for name, values_2N in trained.items()}, trained_N),
     }
-    if "source" in table.columns:
-        of_id = dict(table.select("id", "source").iter_rows())
+    if "source" in labels.columns:
+        of_id = dict(labels.select("id", "source").iter_rows())
         source_N = np.array([of_id[name] for name, used in zip(ids, use_N, strict=True) if used])
         cell["by_source"] = {str(name): summary(published, plain, source_N == name) for name in np.unique(source_N)}
         cell["mean_of_sources"] = {
@@ -192,19 +244,50 @@ def cell_of(context: Context, source: Path, separate: bool) -> dict[str, Any]:
     return cell
 
 
+def check_kept(cell: Path, epochs: Sequence[float], said: Sequence[str]) -> None:
+    """Raises SystemExit where a cell has other epochs or settings; old cells do not say their settings."""
+    kept = json.loads(cell.read_text())
+    if kept["epochs"] == epochs and kept.get("said", said) == said:
+        return
+
+    def told(epochs: Sequence[float], said: Sequence[str]) -> str:
+        return f"epochs {epochs[0]:g} + {epochs[1]:g}, settings {' '.join(said) or 'of the recipe'}"
+
+    raise SystemExit(
+        f"{cell} is kept with {told(kept['epochs'], kept.get('said', ['unknown']))}; wanted was one with "
+        f"{told(epochs, said)}: give --label NAME, or another --root or --cells"
+    )
+
+
 def measure(args: argparse.Namespace) -> None:
-    """Makes the cells that are wanted and not there yet."""
+    """Makes the cells that are wanted and not there yet.
+
+    Raises SystemExit, before the first training, for settings or a table that none can be made of, or where the table
+    or cells that are there were made of others.
+    """
+    if not args.posts:
+        return
     until = time.monotonic() + 3600 * args.hours
+    planned = []
     for posts, width, seed, experts in product(args.posts, args.widths, args.seeds, args.experts):
-        separate = experts in args.separate
         to = args.cells / f"{posts}-w{width}-k{experts}-s{seed}{args.label and f'-{args.label}'}.json"
+        table, times = args.root / f"{posts}.parquet", (max(POSTS) / posts) ** 0.5
+        try:
+            study = with_settings(study_of(table, times, width, experts, seed, args.epochs), args.said)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        if to.exists():
+            check_kept(to, [study.trunk.epochs, study.expert_training.epochs], args.said)
+        planned.append((posts, width, seed, experts, to, study))
+    labels = labels_of(args.source, args.posts)
+    args.root.mkdir(parents=True, exist_ok=True)
+    for posts, table in {posts: args.root / f"{posts}.parquet" for posts in args.posts}.items():
+        if table.exists() or not all(to.exists() for number, *_, to, _ in planned if number == posts):
+            table_of(args.source, posts, table)
+    for posts, width, seed, experts, to, study in planned:
         if to.exists():
             continue
-        table = args.root / f"{posts}.parquet"
-        args.root.mkdir(parents=True, exist_ok=True)
-        table_of(args.source, posts, table)
-        study = study_of(table, (max(POSTS) / posts) ** 0.5, width, experts, seed, args.epochs)
-        study = with_settings(study, args.said)
+        separate = experts in args.separate
         labelled = args.root / f"{posts}"
         make(study, labelled, LABELLED_STAGES, until)
         of_trunk = args.root / f"{posts}-w{width}-s{seed}"  # for all labels: versions lie side by side
@@ -212,10 +295,10 @@ def measure(args: argparse.Namespace) -> None:
         make(study, of_trunk, OF_TRUNK, until)
         root = args.root / to.stem
         link(of_trunk, root, (*LABELLED, *OF_TRUNK))
-        found = cell_of(make(study, root, [*CUT, *["separate_expert"] * separate], until), args.source, separate)
+        found = cell_of(make(study, root, [*CUT, *["separate_expert"] * separate], until), labels, separate)
         about = {"posts": posts, "width": width, "experts": experts, "seed": seed, "label": args.label}
         to.parent.mkdir(parents=True, exist_ok=True)
-        write_text(to, json.dumps(about | found, indent=1))
+        write_text(to, json.dumps(about | {"said": args.said} | found, indent=1))
 
 
 def cells_of(folder: Path) -> list[dict[str, Any]]:
@@ -296,14 +379,21 @@ def plot(cells: Sequence[Mapping[str, Any]], control: str) -> str:
     return lines(curves, "training posts an expert", "points of P@1", marks)
 
 
+def whole(text: str) -> int:
+    """Raises argparse.ArgumentTypeError for what is no whole number above zero."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {text}")
+    return int(text)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--source", type=Path, required=True)
     options.add_argument("--root", type=Path, required=True)
     options.add_argument("--cells", type=Path, help="folder of the cells, where not DIR/cells")
-    options.add_argument("--posts", type=int, nargs="*", default=POSTS, help="none: only print and plot")
-    options.add_argument("--widths", type=int, nargs="+", default=[8])
-    options.add_argument("--experts", type=int, nargs="+", default=[16])
+    options.add_argument("--posts", type=whole, nargs="*", default=POSTS, help="none: only print and plot")
+    options.add_argument("--widths", type=whole, nargs="+", default=[8])
+    options.add_argument("--experts", type=whole, nargs="+", default=[16])
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--epochs", type=float, nargs=2, default=(8.0, 4.0), help="of trunk and experts")
     options.add_argument("--separate", type=int, nargs="*", default=[], help="K with decoders of their own as well")
@@ -312,14 +402,19 @@ def main() -> None:
     options.add_argument("--hours", type=float, default=1e6)
     options.add_argument("--plot", type=Path, help="folder for SVG")
     args = options.parse_args()
-    args.cells = args.cells or args.root / "cells"
-    measure(args)
-    cells = cells_of(args.cells)
-    print(printed(cells))
-    if args.plot:
+    args.cells, args.said = args.cells or args.root / "cells", sorted(args.said)
+    try:
+        measure(args)
+        cells = cells_of(args.cells)
+        print(printed(cells))
         plain = [cell for cell in cells if not cell["label"]]
-        for control in LESS[:2]:
+        if args.plot and not plain:
+            raise SystemExit(f"no cell without a label in {args.cells}: --plot wants one; --posts N makes it")
+        for control in LESS[:2] if args.plot else ():
+            args.plot.mkdir(parents=True, exist_ok=True)
             (args.plot / f"law-{control}.svg").write_text(plot(plain, control))
+    except (HardmoeError, OSError) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -99,8 +99,8 @@ def test_cells_are_made_by_the_script_of_a_gpu_day_and_once(tmp_path):
         tag, image = list(colors)[number % 4], io.BytesIO()
         pixels = np.clip(drawn.normal(colors[tag], 60, (8, 8, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(image, "PNG")
-        split, source = "test" if number % 10 == 0 else "train", "ab"[number // 4 % 2]
-        rows.append({"id": f"p{number}", "image": image.getvalue(), "tags": [tag], "split": split, "source": source})
+        split, source = "test" if number % 10 == 0 else "train", ("a", None)[number // 4 % 2]
+        rows.append({"id": number, "image": image.getvalue(), "tags": [tag], "split": split, "source": source})
     pl.DataFrame(rows).write_parquet(tmp_path / "photos.parquet")
     graph = tmp_path / "graph"
     graph.mkdir()
@@ -118,7 +118,7 @@ def test_cells_are_made_by_the_script_of_a_gpu_day_and_once(tmp_path):
     (cell,) = (tmp_path / "law-cells").iterdir()
     found = json.loads(cell.read_text())
     assert 550 < found["training_posts"] <= 600  # less near-duplicates
-    assert found["naming"] == []
-    assert set(found["by_source"]) == {"a", "b"}
+    assert found["naming"] == found["said"] == []
+    assert set(found["by_source"]) == {"a", "none"}
     assert set(found["less"]) == {*law.LESS[:3], "trunk"}
     assert found["p_at_1"]["trunk"] > 0.4  # of four colors

@@ -132,7 +132,7 @@ def events(tmp_path_factory):
             "data": Data(image_size=16, min_posts_per_tag=5, test=0.2, validation=0.1),
             "network": Network(widths=(4,), depths=(1,), embedding=8),
             "trunk": training,
-            "expert_training": training.model_copy(update={"batch_size": 8}),
+            "expert_training": training.model_copy(update={"batch_size": 8, "epochs": 8.0}),
             "partition": Partition(experts=2, pca=4),
             "pilot": Pilot(experts=(2,), share=0.5),
             "evaluation": demo().evaluation.model_copy(update={"controls": False, "bootstrap": 50}),

@@ -12,7 +12,8 @@ from html import escape
 GREY, BLUE, ORANGE, GREEN, RED = "#7d8590", "#3f7fbf", "#c8792b", "#3a9362", "#c4524d"
 PURPLE, TEAL, OLIVE, PINK = "#8264b5", "#2f9391", "#8a8232", "#b85a92"
 WIDTH, HEIGHT = 460, 220  # units of a plot with axes; a phone shows it at three quarters of that
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 14, 34  # margins
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 26, 34  # margins; names stand in the upper one, at HEAD
+HEAD = 12
 POINTS = 160  # of a line at most
 ROW = 20  # height of a row of `bars` and `intervals`
 
@@ -57,9 +58,9 @@ def lines(curves: Sequence[Line], x: str, y: str, marks: Sequence[tuple[float, s
         )
     at = right
     for name, color in reversed({c.name: c.color for c in curves if c.name}.items()):
-        parts.append(_text(at, TOP + 4, name, "end", color))
+        parts.append(_text(at, HEAD, name, "end", color))
         at -= 7 * len(name) + 14
-    return _svg(WIDTH, HEIGHT, f"{y} over {x}", [_text(2, TOP - 3, y, "start"), *parts])
+    return _svg(WIDTH, HEIGHT, f"{y} over {x}", [_text(2, HEAD, y, "start"), *parts])
 
 
 def intervals(rows: Sequence[tuple[str, float, Sequence[float], bool]], about: str) -> str:

@@ -60,7 +60,9 @@ def study_of(text: str, path: Path) -> Study:
     try:
         return _with_absolute_paths(Study.model_validate(tomllib.loads(text)), path.absolute().parent)
     except ValidationError as error:
-        mistakes = [_explain(e) for e in error.errors()]
+        places = {e["loc"][:-1] for e in error.errors()}
+        # a list whose items are wrong is too short only without them
+        mistakes = [_explain(e) for e in error.errors() if e["type"] != "too_short" or e["loc"] not in places]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if len(mistakes) > MAX_MISTAKES else []
         raise BadSetting(f"{path}: " + "; ".join(mistakes[:MAX_MISTAKES] + more)) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's

@@ -28,6 +28,12 @@ def test_wrong_value_is_shown(tmp_path):
         load_study(tmp_path / "study.toml")
 
 
+def test_a_list_whose_items_are_wrong_is_not_called_empty(tmp_path):
+    (tmp_path / "study.toml").write_text("[pilot]\nexperts = [1]\n")
+    with pytest.raises(ValueError, match=r"pilot\.experts\.0 = 1: Input should be greater than or equal to 2$"):
+        load_study(tmp_path / "study.toml")
+
+
 @pytest.mark.parametrize(
     "text", ["[data]\nstore = 'raw'\nstore = 'png'\n", "[data]\n[data]\n", "a = " + "[" * 10_000, "name = 'a\x00b'"]
 )

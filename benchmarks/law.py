@@ -4,9 +4,7 @@
         [--seeds 0] [--epochs 8 4] [--hours 1] [--cells FOLDER] [--plot FOLDER]
 
 The table has the columns id, image, tags (lists), split (train or test; other rows are left out) and, optionally,
-source. VALIDATION of its training posts are set apart for choices, and each number of posts is a part of the next
-larger one. Where fewer are left than --posts wants, all are taken: photos.parquet has 229,637 for 235000. But ENOUGH of
-that number, which names the cell, must be there. The recipe is `small`; --epochs are those of trunk and experts for the
+source; law_table.py takes so many posts of it. The recipe is `small`; --epochs are those of trunk and experts for the
 most posts, and grow with the square root of the posts that are left out. In a cell the published mixture meets, post by
 post, the trunk trained further for the same budget, one wider network of the mixture's cost, and a random partition
 with the router's answer; also within each source, and without the hashtags that name a source. The trunk and the
@@ -30,8 +28,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import polars.selectors as cs
 import torch
+from law_table import labels_of, table_of
 from linked import LABELLED, link, make
 from seeds import with_settings
 
@@ -47,11 +45,10 @@ from moe_core.stages.evaluation.predictions import control_predictions, mixture_
 from moe_core.stages.evaluation.rows import controls_of
 from moe_core.stages.reading import RoutedPosts, read_routed_posts
 from moe_core.stages.training.device import device_and_threads
-from moe_core.store.files import part_of, write_text
+from moe_core.store.files import write_text
 
 POSTS = (16_000, 59_000, 235_000)
-VALIDATION, TRAINING_SAMPLE = 5_000, 5_000
-ENOUGH = 0.85  # of --posts
+TRAINING_SAMPLE = 5_000
 RESAMPLES = 2_000
 LABELLED_STAGES = ("posts", "splits", "vocabulary")
 OF_TRUNK = ("trunk", "trunk_features", "trunk_same_budget", "dense_same_cost")
@@ -59,68 +56,6 @@ CUT = ("partition", "expert", "random_expert", "shared_decoder", "random_decoder
 LESS = ("trunk_same_budget", "dense_same_cost", "random_partition_router", "separate_decoders_top1_router", "trunk")
 COLOURS = (BLUE, ORANGE, GREEN, RED)
 NAMING = 0.9  # of a source's posts carry a hashtag that names it, and of that hashtag's posts are from the source
-
-
-def rows_of(source: Path) -> pl.LazyFrame:
-    """The table with ids, splits and sources as text; a source that is not given is "none"."""
-    table = pl.scan_parquet(source, glob=False)
-    text = pl.col([name for name in ("id", "split", "source") if name in table.collect_schema()]).cast(pl.String)
-    return table.with_columns(text).with_columns(cs.by_name("source", require_all=False).fill_null("none"))
-
-
-def labels_of(source: Path, numbers: Sequence[int]) -> pl.DataFrame:
-    """The table without its images.
-
-    Raises SystemExit for what is no such table, or has too few training posts for one of the numbers, or none to test.
-    """
-    try:
-        labels = rows_of(source).select("id", "tags", "split", cs.by_name("source", require_all=False)).collect()
-        pl.scan_parquet(source, glob=False).select("image", pl.col("tags").list.len()).collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        why = str(error).splitlines()[0]
-        raise SystemExit(
-            f"--source {source}: {why}; wanted a Parquet file with the columns id, image, tags (lists), split"
-        ) from None
-    twice = labels.filter(pl.col("id").is_duplicated() | pl.col("id").is_null())["id"]
-    if len(twice):
-        raise SystemExit(f"{source} has {len(twice):,} rows without an id of their own, such as {twice[0]}: mend them")
-    train, test = ((labels["split"] == split).sum() for split in ("train", "test"))
-    if not test:
-        raise SystemExit(f"{source} has no row of split test: wanted some, which the networks are judged by")
-    for posts in numbers:
-        if train - VALIDATION < ENOUGH * posts:
-            raise SystemExit(
-                f"--posts {posts}: wanted {posts:,} + {VALIDATION:,} rows of split train, {source} has {train:,}: "
-                "lower --posts, or give a larger table"
-            )
-    return labels
-
-
-def part(rows: pl.DataFrame, posts: int) -> pl.DataFrame:
-    """So many training posts, and VALIDATION more; all test posts."""
-    train = rows.filter(pl.col("split") == "train").sort(pl.col("id").hash(seed=0))
-    held = train.head(VALIDATION).with_columns(split=pl.lit("validation"))
-    return pl.concat([train.slice(VALIDATION, posts), held, rows.filter(pl.col("split") == "test")])
-
-
-def table_of(source: Path, posts: int, to: Path) -> None:
-    """The part of the table with so many training posts. Raises SystemExit where another table's part is there."""
-    if not to.exists():
-        unfinished = part_of(to)  # several processes may write the same
-        part(rows_of(source).collect(), posts).write_parquet(unfinished)
-        unfinished.rename(to)
-    wanted, kept = (table.with_columns(pl.col("image").hash()) for table in (rows_of(source), rows_of(to)))
-    wanted_rows, kept_rows = part(wanted.collect(), posts), kept.collect()
-    others = [
-        name
-        for name in wanted_rows.columns
-        if name not in kept_rows.columns or not wanted_rows[[name]].equals(kept_rows[[name]])
-    ]
-    if others:
-        raise SystemExit(
-            f"{to} ({len(kept_rows):,} rows) was made from another table: {source} gives {len(wanted_rows):,} rows "
-            f"that differ in {', '.join(others)}; give another --root, or the table that it was made from"
-        )
 
 
 def study_of(table: Path, times: float, width: int, experts: int, seed: int, epochs: Sequence[float]) -> Study:

@@ -15,13 +15,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import law
+import law_table
 
 FOLDER = Path(law.__file__).parent
 
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    monkeypatch.setattr(law, "VALIDATION", 10)
+    monkeypatch.setattr(law_table, "VALIDATION", 10)
     rows = [
         {"id": f"p{n:03d}", "image": b"", "tags": ["cat"], "split": "test" if n % 10 == 0 else "train"}
         for n in range(200)
@@ -33,7 +34,7 @@ def table(tmp_path, monkeypatch):
 def test_fewer_posts_are_a_part_of_more_and_are_judged_by_the_same(table, tmp_path):
     parts = []
     for posts in (50, 100):
-        law.table_of(table, posts, tmp_path / f"{posts}.parquet")
+        law_table.table_of(table, posts, tmp_path / f"{posts}.parquet")
         part = pl.read_parquet(tmp_path / f"{posts}.parquet")
         parts.append({split: set(part.filter(pl.col("split") == split)["id"]) for split in part["split"].unique()})
     assert [len(part["train"]) for part in parts] == [50, 100]
@@ -95,7 +96,7 @@ def test_cells_are_made_by_the_script_of_a_gpu_day_and_once(tmp_path):
     drawn = np.random.default_rng(0)
     colors = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "grey": (120, 120, 120)}
     rows = []
-    for number in range(law.VALIDATION + 2000):
+    for number in range(law_table.VALIDATION + 2000):
         tag, image = list(colors)[number % 4], io.BytesIO()
         pixels = np.clip(drawn.normal(colors[tag], 60, (8, 8, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(image, "PNG")

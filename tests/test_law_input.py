@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import law
+import law_table
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def run(tmp_path, monkeypatch):
             law.main()
         return stopped.value.code
 
-    monkeypatch.setattr(law, "VALIDATION", 10)
+    monkeypatch.setattr(law_table, "VALIDATION", 10)
     monkeypatch.setattr(law, "make", begun)
     return run
 

@@ -109,14 +109,10 @@ def cost_lines(context: Context) -> list[str]:
         "the trunk on",
         f"Cost: {100 * plan.budgets:.0f} % of the images that the experts of one mixture are trained on"
         + (f", {images:,.0f} images{how_long}" if train else ""),
-        f"(to train {_mixtures(len(plan.experts))} and the trunk on for the budget of one would be "
+        "(to train a mixture of each K, and the trunk on for the budget of one, would be "
         f"{100 * (len(plan.experts) + 1)} %; pilot.share and pilot.experts make it less)",
     ]
     return found + [f"Left out: K = {experts}: {why}" for experts, why in plan.left_out.items()]
-
-
-def _mixtures(number: int) -> str:
-    return "a mixture" if number == 1 else f"{number} mixtures"
 
 
 def _speed(trunk: Artifact | None) -> float:

@@ -301,10 +301,17 @@ def test_a_bundle_alone_shows_what_it_can(chromium, tmp_path):
 def test_a_server_with_a_token_asks_for_it(made, chromium):
     page = chromium.new_page()
     page.set_default_timeout(LONG)
+    held = []
     with serving("--study", made, HARDMOE_TOKEN=TOKEN) as server:
         page.goto(f"http://127.0.0.1:{server.port}/")
+        page.get_by_text("This server wants its token.").wait_for()
+        page.route("**/look/about", lambda route: held.append(route), times=1)
         page.get_by_label("Token").fill("wrong")
-        page.get_by_role("button", name="Enter").click()
+        with page.expect_request("**/look/about"):
+            page.get_by_role("button", name="Enter").click()
+        assert page.get_by_label("Token").count() == 0  # what is typed while it asks would be lost
+        held.pop().continue_()
+        page.get_by_text("This token is wrong.").wait_for()
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Enter").click()
         page.locator(".cluster").first.wait_for()
@@ -312,6 +319,48 @@ def test_a_server_with_a_token_asks_for_it(made, chromium):
         page.reload()
         page.locator(".cluster").first.wait_for()
         page.close()
+
+
+# The body of the first answer whose address holds a word is there only once `late()` is called.
+LATE = """(word) => {
+  const whole = Response.prototype.json;
+  let waits = new Promise((done) => (window.late = done));
+  Response.prototype.json = async function () {
+    const body = await whole.call(this).catch(() => ({}));
+    if (!this.url.includes(word)) return body;
+    const until = waits;
+    waits = null;
+    await until;
+    return body;
+  };
+}"""
+
+
+def test_the_view_is_of_what_was_asked_last(server, seen):
+    page = at(seen, server)
+    page.evaluate(LATE, "order=stored")
+    with page.expect_response("**/look/posts?*order=stored*"):
+        page.evaluate("location.hash = '#/posts'")
+    page.evaluate("location.hash = '#/tags'")
+    page.get_by_role("heading", name="Hashtags").wait_for()
+    page.evaluate("late()")
+    page.wait_for_timeout(100)
+    assert page.locator("h1").all_inner_texts() == ["Hashtags"]
+
+
+def test_of_two_images_the_last_is_answered(server, seen):
+    page = at(seen, server)
+    page.evaluate(LATE, "look/image")
+    for seed in (0, 1):
+        with page.expect_response("**/look/image?*"):
+            page.locator("#file").set_input_files(
+                {"name": f"{seed}.png", "mimeType": "image/png", "buffer": png(seed=seed)}
+            )
+    page.get_by_text("1.png", exact=True).wait_for()
+    page.evaluate("late()")
+    page.wait_for_timeout(100)
+    assert page.get_by_text("1.png", exact=True).is_visible()
+    assert page.get_by_text("0.png", exact=True).count() == 0
 
 
 @pytest.mark.skipif(not (SCREENSHOTS and SHOWN_STUDY), reason="pictures for the docs: make screenshots")

@@ -28,8 +28,9 @@ async function answer(path, query, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer: was `hardmoe serve` ended?");
   }
-  if (response.status === 401) throw new Refused("This server wants its token.");
+  if (response.status === 401) throw new Refused(token ? "This token is wrong." : "This server wants its token.");
   const document = await response.json().catch(() => ({}));
+  options.signal?.throwIfAborted(); // while the body was read
   if (response.ok) return document;
   const error = new Error(document.error || document.detail || `The server answers ${response.status}.`);
   error.near = document.near || [];
@@ -38,7 +39,7 @@ async function answer(path, query, options = {}) {
 
 export const get = (path, query, signal) => answer(path, query, { signal });
 
-export const send = (path, query, body) => answer(path, query, { method: "POST", body });
+export const send = (path, query, body, signal) => answer(path, query, { method: "POST", body, signal });
 
 /** Shows the picture of a post in an <img>; with a token, which an address cannot carry, by way of a blob. */
 export function show(img, id) {

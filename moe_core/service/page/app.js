@@ -14,7 +14,7 @@ const TABS = { clusters: "Clusters", posts: "Posts", worst: "Worst", suspects: "
 const SLOW = "Judging the posts: the first time this takes seconds, with many hashtags up to a minute…";
 let about = null;
 let image = null; // the one that was dropped: its file, and what is said of it
-let asked = null;
+let asked = null; // what the view waits for: the next thing that is asked ends it
 let shown = ""; // the view, without the post beside it
 
 const open = (post) => change({ post });
@@ -63,11 +63,11 @@ function ofImage() {
 }
 
 async function ask(file) {
-  if (!file) return;
-  busy("Asking…");
+  if (!file || about === null) return;
   shown = "";
+  const signal = next("Asking…");
   try {
-    image = { file, found: await send("image", { top: 48 }, file) };
+    image = { file, found: await send("image", { top: 48 }, file, signal) };
     if (here()[0] === "image") await draw();
     else go("image");
   } catch (error) {
@@ -75,24 +75,31 @@ async function ask(file) {
   }
 }
 
-const busy = (text) => byId("view").replaceChildren(el("p", { class: "soft busy" }, text));
+/** Says that the view waits, no longer for what was asked before, and gives the signal of what is asked now. */
+function next(text) {
+  asked?.abort();
+  asked = new AbortController();
+  byId("view").replaceChildren(el("p", { class: "soft busy" }, text));
+  return asked.signal;
+}
 
 function fail(error) {
   if (error.name === "AbortError") return;
-  byId("view").replaceChildren(error instanceof Refused ? login() : problem(error));
+  byId("view").replaceChildren(error instanceof Refused ? login(error.message) : problem(error));
 }
 
-function login() {
+function login(why) {
   const token = el("input", { type: "password", "aria-label": "Token", autocomplete: "current-password" });
   const enter = (event) => {
     event.preventDefault();
     useToken(token.value.trim());
     start();
   };
-  return el("form", { class: "login", onsubmit: enter }, el("p", {}, "This server wants its token."), token, el("button", {}, "Enter"));
+  return el("form", { class: "login", onsubmit: enter }, el("p", {}, why), token, el("button", {}, "Enter"));
 }
 
 async function draw() {
+  if (about === null) return;
   const [name, parameters] = here();
   const { post, ...rest } = parameters;
   detail(about.posts === null ? null : post, about.experts);
@@ -101,11 +108,9 @@ async function draw() {
   shown = where;
   tabs(name);
   byId("query").value = name === "search" ? rest.q || "" : "";
-  asked?.abort();
-  asked = new AbortController();
-  busy(name === "worst" || name === "suspects" ? SLOW : "Loading…");
+  const signal = next(name === "worst" || name === "suspects" ? SLOW : "Loading…");
   try {
-    byId("view").replaceChildren(...(await view(name, rest, asked.signal)).filter(Boolean));
+    byId("view").replaceChildren(...(await view(name, rest, signal)).filter(Boolean));
     scrollTo(0, 0);
   } catch (error) {
     if (error.name !== "AbortError") shown = "";
@@ -123,7 +128,7 @@ function tabs(name) {
 
 async function start() {
   try {
-    about = await get("about");
+    about = await get("about", {}, next("Loading…"));
   } catch (error) {
     return fail(error);
   }
@@ -138,13 +143,17 @@ async function start() {
 }
 
 let suggesting = null;
+let suggested = null;
 byId("query").addEventListener("input", (event) => {
   clearTimeout(suggesting);
+  suggested?.abort();
   const word = event.target.value.split(/\s+/).at(-1).replace(/^-?#*/, "");
   const before = event.target.value.slice(0, event.target.value.length - word.length);
   if (word) suggesting = setTimeout(async () => {
-    const { tags } = await get("tags", { match: word, top: 12 }).catch(() => ({ tags: [] }));
-    byId("hashtags").replaceChildren(...tags.map((tag) => el("option", { value: before + tag })));
+    suggested = new AbortController();
+    const { signal } = suggested;
+    const { tags } = await get("tags", { match: word, top: 12 }, signal).catch(() => ({ tags: [] }));
+    if (!signal.aborted) byId("hashtags").replaceChildren(...tags.map((tag) => el("option", { value: before + tag })));
   }, 150);
 });
 byId("ask").addEventListener("submit", (event) => {

@@ -23,10 +23,10 @@ def test_a_law_is_met_where_the_gains_obey_it(form, gains, whole):
     assert curve(form, SHARES, np.array(gains), at_M) == pytest.approx([gains[1], whole])
 
 
-def drawn(draw, form, experts, posts, spread):
+def drawn(draw, form, experts, posts, spread, gains_of=(-0.01, 0.03)):
     """(gains of three clusters, the true gain of all): a law of this form, clusters that differ by `spread`, posts that
     differ, and seeds."""
-    at_one, slope, place_S = draw.uniform(-0.01, 0.03), draw.uniform(0.002, 0.01), FORMS[form](SHARES)
+    at_one, slope, place_S = draw.uniform(*gains_of), draw.uniform(0.002, 0.01), FORMS[form](SHARES)
     law_S = at_one + slope * (place_S - FORMS[form](np.ones(1)))
     size_K = draw.integers(posts // experts // 2, 2 * posts // experts, experts)
     of_cluster_K = draw.normal(0, spread, experts)
@@ -52,6 +52,20 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_drawn_curves(form, spr
         widths += [one.high - one.low for one in found]
     assert 0.92 <= np.mean(covered) <= 0.995  # 200 of them
     assert 0.02 < np.mean(widths) < 0.2  # and it is not by saying nothing
+
+
+def test_of_gains_that_are_above_zero_in_some_of_100_resamples_as_many_are():
+    draw, above, truly = np.random.default_rng(3), [], []
+    for _ in range(60):
+        drawn_of = (drawn(draw, "logarithm", k, 1500, 0.01, (-0.06, 0.06)) for k in (4, 8, 16, 32))
+        sampled, truth = zip(*drawn_of, strict=True)
+        above += [one.above_zero for one in estimates(sampled, SHARES, seed=0, resamples=400)]
+        truly += [true > 0 for true in truth]
+    above, truly = np.array(above), np.array(truly)
+    for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.0)):
+        some = (above >= low) & (above <= high)
+        assert some.sum() > 40
+        assert truly[some].mean() == pytest.approx(above[some].mean(), abs=0.1)
 
 
 def test_more_posts_and_clusters_narrow_the_interval_and_seeds_leave_a_rest():
@@ -96,14 +110,16 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def estimate(low, high):
-    return Estimate((low + high) / 2, low, high, {}, {})
+    return Estimate((low + high) / 2, low, high, 0.5, {}, {})
 
 
-def test_the_highest_lower_end_is_chosen_and_none_below_zero():
+def test_of_those_that_are_estimated_to_gain_the_highest_lower_end_is_chosen():
     rows = {4: estimate(0.01, 0.02), 8: estimate(0.005, 0.09), 16: estimate(-0.01, 0.2)}
     assert chosen(rows) == 4
-    assert chosen({16: rows[16]}) is None
-    assert chosen({16: estimate(0.0, 0.1)}) is None
+    assert chosen({16: rows[16]}) == 16
+    assert chosen({16: rows[16], 32: estimate(-0.03, 0.02)}) == 16
+    assert chosen({16: rows[16], 32: estimate(-0.009, 0.005)}) == 16, "32 is nearer to zero, and below it"
+    assert chosen({16: estimate(-0.1, 0.1), 32: estimate(-0.2, -0.1)}) is None
     assert chosen({}) is None
 
 

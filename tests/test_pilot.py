@@ -17,6 +17,7 @@ from moe_core.errors import TooFewPosts
 from moe_core.recipes import demo
 from moe_core.settings import Pilot
 from moe_core.stages.pilot.plan import cost_lines, plan_of
+from moe_core.store.artifact import Spec, StageOutput
 from moe_core.study_file import load_study
 from moe_core.workspace import open_study
 
@@ -82,6 +83,14 @@ def test_a_pilot_is_made_by_its_command_and_shown_and_no_run_makes_it(ready):
         "setting pilot.seed changed from 0 to 1"
     ]
     assert stale["pilot"]["is_current"] is False
+
+
+def test_a_pilot_of_an_older_version_of_the_code_is_as_none(ready):
+    context = context_of(ready)
+    older = Spec("pilot", None, "1", {}, {})
+    context.store.make(older, lambda folder: StageOutput({"bytes": (folder / "pilot.json").write_text("{}")}))
+    assert context.store.versions("pilot", None)
+    assert status(ready)["pilot"] is None
 
 
 @pytest.mark.slow

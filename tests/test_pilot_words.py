@@ -17,6 +17,7 @@ def row(experts, low, high, doubt="posts"):
         "over_training_on": [-0.02, -0.01, 0.0],
         "gain": (low + high) / 2,
         "gain_ci95": [low, high],
+        "above_zero": 1.0 if low > 0 else 0.0 if high < 0 else 0.713,
         "parts": parts,
     }
 
@@ -43,15 +44,17 @@ def found(*rows, chosen=None, why="too few posts"):
     ("rows", "chosen", "words"),
     [
         ([row(4, 0.01, 0.03), row(8, 0.02, 0.05)], 8, "K = 8: it would gain +0.035 (+0.020 to +0.050) over training"),
-        ([row(4, -0.01, 0.03)], None, "includes zero: the pilot cannot tell; more validation posts (data.validation)"),
-        ([row(4, -0.01, 0.03, "clusters")], None, "cannot tell; experts of more clusters (pilot.clusters)"),
+        ([row(4, -0.01, 0.03)], 4, "K = 4: it would gain +0.010 (-0.010 to +0.030) over training the trunk on for the"),
+        ([row(4, -0.01, 0.03)], 4, "same budget. The pilot is not sure: 71 of 100 resamples lie above zero; more valid"),
+        ([row(4, -0.03, 0.01, "clusters")], None, "no K is estimated to gain. Nearest is K = 4, -0.010 (-0.030 to"),
+        ([row(4, -0.03, 0.01, "clusters")], None, "not sure: 71 of 100 resamples lie above zero; experts of more clusters"),
         (
             [row(4, -0.05, -0.03), row(8, -0.03, -0.01)],
             None,
             "below zero with any K, least with K = 8, -0.020 (-0.03",
         ),
         (
-            [row(4, -0.05, 0.2), row(8, -0.03, -0.01)],
+            [row(4, -0.05, 0.02), row(8, -0.03, -0.01)],
             None,
             "Nearest is K = 8, -0.020 (-0.030 to -0.010), which lies below",
         ),
@@ -66,7 +69,7 @@ def test_the_choice_is_told_plainly(rows, chosen, words):
 def test_each_number_of_experts_has_its_interval_whether_zero_is_in_it_and_its_cost():
     onward, *rows = pilot.rows_of(found(row(4, -0.01, 0.03), row(8, 0.02, 0.05), row(16, -0.3, -0.1), chosen=8))
     assert onward == ("training on", "", "", "", "+0.040", "2 h 0 min", "30 min", "3.0 MiB")
-    assert rows[0] == ("4", "+0.010", "-0.010 to +0.030", "undecided: zero is in it", "+0.025", *onward[5:])
+    assert rows[0] == ("4", "+0.010", "-0.010 to +0.030", "undecided: 71 of 100 gain", "+0.025", *onward[5:])
     assert [cells[3] for cells in rows[1:]] == ["gains", "loses"]
     assert {len(cells) for cells in (onward, *rows)} == {len(pilot.HEAD)}
 

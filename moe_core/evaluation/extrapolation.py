@@ -47,6 +47,7 @@ class Estimate:
     mean: float
     low: float
     high: float
+    above_zero: float  # share of the resamples
     forms: Mapping[str, float]  # by each form alone
     parts: Mapping[str, float]  # half the 95 % interval that each source of doubt alone would give
 
@@ -132,13 +133,17 @@ def _estimate(mean_R: np.ndarray, values: Mapping[str, float], parts: Sequence[M
     low, high = np.quantile(mean_R, [0.025, 0.975])
     half = {name: NORMAL * float(np.mean([part[name] for part in parts])) for name in parts[0]}
     half["form"] = (max(values.values()) - min(values.values())) / 2
-    return Estimate(float(np.mean(list(values.values()))), float(low), float(high), dict(values), half)
+    above = float((mean_R > 0).mean())
+    return Estimate(float(np.mean(list(values.values()))), float(low), float(high), above, dict(values), half)
 
 
 def chosen(rows: Mapping[int, Estimate]) -> int | None:
-    """The K with the highest lower end of its interval; None where none is above zero."""
-    best = max(rows, key=lambda experts: rows[experts].low, default=None)
-    return best if best is not None and rows[best].low > 0 else None
+    """Of the K that are estimated to gain, the one whose interval has the highest lower end; None where none is.
+
+    Zero may be in its interval: training the trunk on costs the same, so the better estimate is the better choice.
+    """
+    gaining = [experts for experts, one in rows.items() if one.mean > 0]
+    return max(gaining, key=lambda experts: rows[experts].low, default=None)
 
 
 def draw_clusters(size_K: np.ndarray, count: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

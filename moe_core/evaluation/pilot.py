@@ -29,15 +29,23 @@ def choice(result: Mapping[str, Any]) -> str:
     rows = {row["experts"]: row for row in result["rows"]}
     if result["chosen"] is not None:
         row = rows[result["chosen"]]
-        return f"K = {row['experts']}: it would gain {_gain(row)} over training the trunk on for the same budget"
+        text = f"K = {row['experts']}: it would gain {_gain(row)} over training the trunk on for the same budget"
+        return text if row["gain_ci95"][0] > 0 else f"{text}. {_doubt(row)}"
     nearest = max(rows.values(), key=lambda row: row["gain_ci95"][0])
     if all(row["gain_ci95"][1] < 0 for row in rows.values()):
         return f"training the trunk on: the interval lies below zero with any K, least with {_named(nearest)}"
-    text = f"training the trunk on: no interval lies above zero. Nearest is {_named(nearest)}"
-    if nearest["gain_ci95"][1] < 0:
-        return f"{text}, which lies below zero"
-    doubt = max(nearest["parts"], key=lambda part: nearest["parts"][part])
-    return f"{text}, which includes zero: the pilot cannot tell; {ADVICE[doubt]}"
+    text = f"training the trunk on: no K is estimated to gain. Nearest is {_named(nearest)}"
+    return f"{text}, which lies below zero" if nearest["gain_ci95"][1] < 0 else f"{text}. {_doubt(nearest)}"
+
+
+def _doubt(row: Mapping[str, Any]) -> str:
+    """How sure a row is whose interval includes zero, and what would make it surer."""
+    largest = max(row["parts"], key=lambda part: row["parts"][part])
+    return f"The pilot is not sure: {_of_100(row)} resamples lie above zero; {ADVICE[largest]}"
+
+
+def _of_100(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['above_zero']:.0f} of 100"
 
 
 def rows_of(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -46,7 +54,7 @@ def rows_of(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     found = [("training on", "", "", "", f"{_whole(onward):+.3f}", *_cost(costs["training_on"]))]
     for row in result["rows"]:
         low, high = row["gain_ci95"]
-        outcome = "gains" if low > 0 else "loses" if high < 0 else "undecided: zero is in it"
+        outcome = "gains" if low > 0 else "loses" if high < 0 else f"undecided: {_of_100(row)} gain"
         figures = (f"{row['gain']:+.3f}", f"{low:+.3f} to {high:+.3f}", outcome, f"{_whole(row):+.3f}")
         found.append((str(row["experts"]), *figures, *_cost(costs["experts"][str(row["experts"])])))
     return found

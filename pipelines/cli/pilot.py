@@ -13,6 +13,7 @@ from moe_core.engine.context import Context
 from moe_core.errors import BadSetting
 from moe_core.evaluation.pilot import HEAD, choice, notes, rows_of, title_of
 from moe_core.stages.pilot.plan import cost_lines
+from moe_core.stages.pilot.stages import PILOT
 from moe_core.store.artifact import Artifact
 from moe_core.text import shown
 from pipelines.cli.common import changed_study, chosen_cluster, finish, run_shown, show_run_plan, study_at
@@ -70,11 +71,11 @@ class LastPilot:
 
 
 def last_pilot(context: Context) -> LastPilot | None:
-    """None where none was made."""
+    """None where none was made, or only by another version of the code, whose result has other fields."""
     if found := context.find("pilot"):
         return LastPilot(found, True)
-    older = max(context.store.versions("pilot", None), key=lambda artifact: artifact.made_at, default=None)
-    return LastPilot(older, False) if older else None
+    older = [one for one in context.store.versions("pilot", None) if one.code == PILOT.code]
+    return LastPilot(max(older, key=lambda one: one.made_at), False) if older else None
 
 
 def pilot_as_json(last: LastPilot | None) -> dict[str, Any] | None:

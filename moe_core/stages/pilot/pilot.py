@@ -166,6 +166,7 @@ def _row(share_S: np.ndarray, mixture: Sampled, difference: Sampled, estimate: E
         "over_training_on": _rounded(difference.mean_S),
         "gain": round(estimate.mean, 5),
         "gain_ci95": [round(estimate.low, 5), round(estimate.high, 5)],
+        "above_zero": round(estimate.above_zero, 3),
         "forms": {name: round(value, 5) for name, value in estimate.forms.items()},
         "parts": {name: round(half, 5) for name, half in estimate.parts.items()},
     }

@@ -27,7 +27,7 @@ def _inputs(planner: Planner, key: str | None) -> dict[str, Ref]:
 
 PILOT = Stage(
     name="pilot",
-    code="2",
+    code="3",
     reads=("trunk_features", "trunk", "splits", "vocabulary", "posts"),
     settings=_settings,
     inputs=_inputs,

@@ -103,6 +103,15 @@ def test_where_all_clusters_were_drawn_none_is_left_to_differ():
     assert every.mean == some.mean == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_part_of_the_doubt_is_more_than_the_whole(seed):
+    """With two degrees of freedom a few resamples lie far out: they are in no interval."""
+    draw = np.random.default_rng(seed)
+    gains = [draw.normal(gain, 0.3, (3, 500)) for gain in draw.normal(0, 0.05, 3)]
+    (one,) = estimates([Sampled(8, gains, np.full(3, 1 / 3))], SHARES, seed=seed)
+    assert max(one.parts.values()) <= 1.05 * (one.high - one.low) / 2
+
+
 def test_the_same_seed_gives_the_same_interval():
     sampled = [drawn(np.random.default_rng(1), "root", 8, 800, 0.01)[0]]
     assert estimates(sampled, SHARES, seed=3) == estimates(sampled, SHARES, seed=3)

@@ -45,9 +45,9 @@ def found(*rows, chosen=None, why="too few posts"):
     [
         ([row(4, 0.01, 0.03), row(8, 0.02, 0.05)], 8, "K = 8: it would gain +0.035 (+0.020 to +0.050) over training"),
         ([row(4, -0.01, 0.03)], 4, "K = 4: it would gain +0.010 (-0.010 to +0.030) over training the trunk on for the"),
-        ([row(4, -0.01, 0.03)], 4, "same budget. The pilot is not sure: 71 of 100 resamples lie above zero; more valid"),
+        ([row(4, -0.01, 0.03)], 4, "The pilot is not sure: 71 of 100 resamples lie above zero; more validation"),
         ([row(4, -0.03, 0.01, "clusters")], None, "no K is estimated to gain. Nearest is K = 4, -0.010 (-0.030 to"),
-        ([row(4, -0.03, 0.01, "clusters")], None, "not sure: 71 of 100 resamples lie above zero; experts of more clusters"),
+        ([row(4, -0.03, 0.01, "clusters")], None, "71 of 100 resamples lie above zero; experts of more clusters"),
         (
             [row(4, -0.05, -0.03), row(8, -0.03, -0.01)],
             None,
@@ -69,7 +69,7 @@ def test_the_choice_is_told_plainly(rows, chosen, words):
 def test_each_number_of_experts_has_its_interval_whether_zero_is_in_it_and_its_cost():
     onward, *rows = pilot.rows_of(found(row(4, -0.01, 0.03), row(8, 0.02, 0.05), row(16, -0.3, -0.1), chosen=8))
     assert onward == ("training on", "", "", "", "+0.040", "2 h 0 min", "30 min", "3.0 MiB")
-    assert rows[0] == ("4", "+0.010", "-0.010 to +0.030", "undecided: 71 of 100 gain", "+0.025", *onward[5:])
+    assert rows[0] == ("4", "+0.010", "-0.010 to +0.030", "undecided: 71 of 100 above zero", "+0.025", *onward[5:])
     assert [cells[3] for cells in rows[1:]] == ["gains", "loses"]
     assert {len(cells) for cells in (onward, *rows)} == {len(pilot.HEAD)}
 

@@ -95,8 +95,8 @@ def estimates(sampled: Sequence[Sampled], share_S: np.ndarray, seed: int, resamp
             rest_R = float(np.hypot(of_seeds, of_fit)) * draw.standard_normal(each)
             means[number].append(mean_R + cluster_R + rest_R)
             values[number][form] = float(weight_S @ one.mean_S)
-            doubts = {"posts": mean_R.std(), "clusters": cluster_R.std(), "seeds": of_seeds, "fit": of_fit}
-            parts[number].append(doubts)
+            drawn = {"posts": _half(mean_R), "clusters": _half(cluster_R)}
+            parts[number].append({**drawn, "seeds": NORMAL * of_seeds, "fit": NORMAL * of_fit})
     return [_estimate(np.concatenate(m), v, p) for m, v, p in zip(means, values, parts, strict=True)]
 
 
@@ -129,12 +129,23 @@ def _between(of_posts: Sequence[Sequence[np.ndarray]], resamples: int, draw: np.
     return spread_R
 
 
+def _ends(values_R: np.ndarray) -> tuple[float, float]:
+    """Of the 95 % interval."""
+    low, high = np.quantile(values_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _half(values_R: np.ndarray) -> float:
+    low, high = _ends(values_R)
+    return (high - low) / 2
+
+
 def _estimate(mean_R: np.ndarray, values: Mapping[str, float], parts: Sequence[Mapping[str, float]]) -> Estimate:
-    low, high = np.quantile(mean_R, [0.025, 0.975])
-    half = {name: NORMAL * float(np.mean([part[name] for part in parts])) for name in parts[0]}
+    low, high = _ends(mean_R)
+    half = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
     half["form"] = (max(values.values()) - min(values.values())) / 2
     above = float((mean_R > 0).mean())
-    return Estimate(float(np.mean(list(values.values()))), float(low), float(high), above, dict(values), half)
+    return Estimate(float(np.mean(list(values.values()))), low, high, above, dict(values), half)
 
 
 def chosen(rows: Mapping[int, Estimate]) -> int | None:

@@ -54,7 +54,7 @@ def rows_of(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     found = [("training on", "", "", "", f"{_whole(onward):+.3f}", *_cost(costs["training_on"]))]
     for row in result["rows"]:
         low, high = row["gain_ci95"]
-        outcome = "gains" if low > 0 else "loses" if high < 0 else f"undecided: {_of_100(row)} gain"
+        outcome = "gains" if low > 0 else "loses" if high < 0 else f"undecided: {_of_100(row)} above zero"
         figures = (f"{row['gain']:+.3f}", f"{low:+.3f} to {high:+.3f}", outcome, f"{_whole(row):+.3f}")
         found.append((str(row["experts"]), *figures, *_cost(costs["experts"][str(row["experts"])])))
     return found
